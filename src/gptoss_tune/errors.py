@@ -1,0 +1,47 @@
+"""The errors a user can meet: one tree, each with the exit code its cause deserves.
+
+A message says what was got, what was expected and what to do, and names file and line where there
+is one: ``data/train.jsonl:17: last message has role 'user'; training needs an assistant reply at
+the end``. The commands print the message alone; ``--debug`` adds the traceback.
+
+Exit codes: 0 done, 2 the user's input, 3 the environment, 75 stopped and resumable (the number that
+``sysexits.h`` calls EX_TEMPFAIL, which batch schedulers requeue on).
+"""
+
+from __future__ import annotations
+
+
+class GptossTuneError(Exception):
+    """Base of every error that gptoss-tune raises on purpose."""
+
+    exit_code = 2
+
+
+class RecipeError(GptossTuneError, ValueError):
+    """A recipe cannot be run as written; the message lists every mistake in it."""
+
+
+class DataError(GptossTuneError, ValueError):
+    """A data file or row cannot be trained on; the message names file and line."""
+
+
+class CheckpointError(GptossTuneError, RuntimeError):
+    """A base, adapter or training checkpoint is missing, damaged, or not what was asked for."""
+
+
+class HubError(GptossTuneError, RuntimeError):
+    """The Hugging Face Hub did not give or take what was asked."""
+
+    exit_code = 3
+
+
+class MachineError(GptossTuneError, RuntimeError):
+    """This machine lacks what the run needs: disk space, a GPU, a library, a free port."""
+
+    exit_code = 3
+
+
+class RunInterrupted(GptossTuneError):  # noqa: N818 - it is a stop, not a fault
+    """The run stopped before its end and left a complete checkpoint to resume from."""
+
+    exit_code = 75
