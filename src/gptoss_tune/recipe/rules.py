@@ -1,0 +1,221 @@
+"""Settings that contradict each other, and settings that would have no effect.
+
+Every rule looks at values alone, never at whether a key was written: a resolved recipe, which
+spells out every default, must pass the same rules as the sparse one that it came from. So a default
+value beside a setting that idles it is accepted, and any other value is refused.
+
+Validators on the sections were the alternative: pydantic skips them as soon as one field of the
+section is wrong, and the user meets the contradiction only on the second try. Here the loader runs
+the rules on whatever fields are sound and reports everything at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from pydantic_core import PydanticCustomError
+
+from gptoss_tune.recipe.values import is_hub_name
+
+if TYPE_CHECKING:
+    from gptoss_tune.recipe.schema import (
+        DataSection,
+        DataSource,
+        LoraSection,
+        ModelSection,
+        Recipe,
+        TrackingSection,
+        TrainSection,
+    )
+
+_FILE_SUFFIXES = {".jsonl", ".json", ".parquet", ".csv"}
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Two or more settings that cannot stand together.
+
+    Attributes:
+        keys: The settings involved, dotted; the message points at the first that was written.
+        got: What the recipe says, expected: what would be sound, todo: how to get there.
+    """
+
+    keys: tuple[str, ...]
+    got: str
+    expected: str
+    todo: str
+
+    def __str__(self) -> str:
+        """Return ``key: got, expected, what to do`` on one line."""
+        return f"{self.keys[0]}: got {self.got}, expected {self.expected}; {self.todo}"
+
+
+def contradiction_error(found: list[Contradiction]) -> PydanticCustomError:
+    """Return the error that carries contradictions through pydantic (the caller raises it)."""
+    return PydanticCustomError(
+        "recipe_contradiction",
+        "{text}",
+        {"text": "\n".join(map(str, found)), "contradictions": found},
+    )
+
+
+def contradictions(recipe: Recipe) -> list[Contradiction]:
+    """Return every contradiction in a recipe whose fields are each sound."""
+    return [
+        *_model_rules(recipe.model),
+        *_lora_rules(recipe.lora, recipe.model),
+        *_data_rules(recipe.data),
+        *_train_rules(recipe.train, recipe.data),
+        *_tracking_rules(recipe.tracking),
+    ]
+
+
+def _model_rules(model: ModelSection) -> Iterator[Contradiction]:
+    if model.revision is not None and not is_hub_name(model.name_or_path):
+        yield Contradiction(
+            ("model.revision", "model.name_or_path"),
+            f"a revision for the folder {model.name_or_path!r}",
+            "one for a name on the Hub only",
+            "remove model.revision",
+        )
+
+
+def _lora_rules(lora: LoraSection, model: ModelSection) -> Iterator[Contradiction]:
+    if not lora.target_modules and not lora.target_parameters:
+        yield Contradiction(
+            ("lora.target_modules", "lora.target_parameters"),
+            "no target at all",
+            "something to train",
+            "name targets in lora.target_modules or lora.target_parameters",
+        )
+        return
+    if not lora.target_parameters:
+        for key, value in (("expert_rank", lora.expert_rank), ("expert_alpha", lora.expert_alpha)):
+            if value is not None:
+                yield Contradiction(
+                    (f"lora.{key}", "lora.target_parameters"),
+                    f"{value} while lora.target_parameters is empty",
+                    "adapters on the experts",
+                    f"remove lora.{key}, or name gate_up_proj and down_proj",
+                )
+    if lora.merge_aware and not lora.target_parameters:
+        yield Contradiction(
+            ("lora.merge_aware", "lora.target_parameters"),
+            "true while lora.target_parameters is empty",
+            "adapters on the experts, which alone are exported in MXFP4",
+            "set lora.merge_aware to false",
+        )
+    if lora.merge_aware and model.experts_precision != "mxfp4":
+        yield Contradiction(
+            ("lora.merge_aware", "model.experts_precision"),
+            f"true with model.experts_precision {model.experts_precision}",
+            "experts held as mxfp4",
+            "set model.experts_precision to mxfp4, or lora.merge_aware to false",
+        )
+
+
+def _source_rules(key: str, sources: list[DataSource] | None) -> Iterator[Contradiction]:
+    for index, source in enumerate(sources or []):
+        if PurePath(source.path).suffix.lower() not in _FILE_SUFFIXES and is_hub_name(source.path):
+            continue
+        for name in ("name", "split", "revision"):
+            if getattr(source, name) is not None:
+                yield Contradiction(
+                    (f"{key}[{index}].{name}", f"{key}[{index}].path"),
+                    f"a {name} for the file {source.path!r}",
+                    "one for a dataset on the Hub only",
+                    f"remove {name}",
+                )
+
+
+def _data_rules(data: DataSection) -> Iterator[Contradiction]:
+    yield from _source_rules("data.train", data.train)
+    yield from _source_rules("data.eval", data.eval)
+    if data.eval is not None and data.eval_fraction is not None:
+        yield Contradiction(
+            ("data.eval_fraction", "data.eval"),
+            f"{data.eval_fraction} beside data.eval",
+            "one of the two",
+            "remove data.eval_fraction or data.eval",
+        )
+    weights = data.channel_weights
+    if weights.analysis == weights.commentary == weights.final == 0:
+        yield Contradiction(
+            (
+                "data.channel_weights",
+                "data.channel_weights.analysis",
+                "data.channel_weights.commentary",
+                "data.channel_weights.final",
+            ),
+            "0 for every channel",
+            "something to train",
+            "give at least one channel a weight above 0",
+        )
+    if data.on_error == "stop" and data.max_errors != 100:
+        yield Contradiction(
+            ("data.max_errors", "data.on_error"),
+            f"{data.max_errors} while data.on_error is stop",
+            "a cap on skipped rows only where rows are skipped",
+            "remove data.max_errors, or set data.on_error to skip",
+        )
+
+
+def _train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradiction]:
+    length_keys = ("train.max_steps", "train.num_train_epochs")
+    if train.max_steps is not None and train.num_train_epochs is not None:
+        yield Contradiction(
+            length_keys,
+            f"{train.max_steps} beside train.num_train_epochs {train.num_train_epochs}",
+            "one of the two",
+            "remove one, or set it to null in an override",
+        )
+    if train.max_steps is None and train.num_train_epochs is None:
+        yield Contradiction(
+            length_keys,
+            "neither max_steps nor num_train_epochs",
+            "one of the two",
+            "write for example num_train_epochs: 1 under 'train:'",
+        )
+    warmup = "warmup_steps" if train.warmup_steps is not None else "warmup_ratio"
+    if train.warmup_steps is not None and train.warmup_ratio is not None:
+        yield Contradiction(
+            ("train.warmup_ratio", "train.warmup_steps"),
+            f"{train.warmup_ratio} beside train.warmup_steps {train.warmup_steps}",
+            "one of the two",
+            "remove train.warmup_ratio or train.warmup_steps",
+        )
+    elif train.lr_scheduler_type == "constant" and getattr(train, warmup):
+        yield Contradiction(
+            (f"train.{warmup}", "train.lr_scheduler_type"),
+            f"{getattr(train, warmup)} with lr_scheduler_type constant",
+            "a schedule that warms up",
+            f"set train.lr_scheduler_type to constant_with_warmup, or remove train.{warmup}",
+        )
+    if train.warmup_steps and train.max_steps and train.warmup_steps >= train.max_steps:
+        yield Contradiction(
+            ("train.warmup_steps", "train.max_steps"),
+            f"{train.warmup_steps} of {train.max_steps} steps",
+            "a warm-up that ends before the run does",
+            "lower train.warmup_steps, or raise train.max_steps",
+        )
+    if train.eval_steps is not None and data.eval is None and data.eval_fraction is None:
+        yield Contradiction(
+            ("train.eval_steps", "data.eval", "data.eval_fraction"),
+            f"{train.eval_steps} without data to evaluate on",
+            "held-out data",
+            "set data.eval or data.eval_fraction, or remove train.eval_steps",
+        )
+
+
+def _tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
+    for key, value in (("project", tracking.project), ("run_name", tracking.run_name)):
+        if value is not None and tracking.wandb == "disabled":
+            yield Contradiction(
+                (f"tracking.{key}", "tracking.wandb"),
+                f"{value!r} while tracking.wandb is disabled",
+                "wandb offline or online",
+                f"set tracking.wandb, or remove tracking.{key}",
+            )

@@ -1,0 +1,93 @@
+"""The types of a recipe's values: what a number, a text, a path and a date may look like.
+
+YAML and shells hand over more than was meant: ``1e-5`` arrives as text from some parsers, nobody
+expands ``~/runs``, a text can hold control characters. Each type says here once what it takes, so
+the sections in ``schema.py`` stay a list of names, ranges and defaults. Coercion in
+pydantic's lax mode was the alternative: it also turns ``"yes"`` into True and ``1.0`` into 1, and a
+recipe that says something else than it does is what this room is there to prevent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_SWITCH_WORDS = {"no", "off", "false", "yes", "on", "true"}
+
+T = TypeVar("T")
+
+
+def refuse(expected: str, todo: str) -> PydanticCustomError:
+    """Return the error for one value: what was expected and what to do (the caller raises it)."""
+    return PydanticCustomError(
+        "recipe_value", "expected {expected}; {todo}", {"expected": expected, "todo": todo}
+    )
+
+
+def is_hub_name(name_or_path: str) -> bool:
+    """Return whether a text can be a name on the Hugging Face Hub: ``name`` or ``owner/name``."""
+    return _HUB_NAME.fullmatch(name_or_path) is not None
+
+
+def _number(value: object) -> object:
+    """Read number-like text as the number it spells; leave the rest to the strict check."""
+    if isinstance(value, str) and len(value) <= 40 and NUMBER.fullmatch(value):
+        return float(value)
+    return value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise refuse("text without control characters", "remove them")
+    if value != value.strip():
+        raise refuse("text without spaces around it", f"write {value.strip()!r}")
+    return value
+
+
+def _path(value: str) -> str:
+    if value.startswith("~"):
+        raise refuse("a path written out", "'~' is not expanded: write the whole path")
+    if "${" in value or value.startswith("$"):
+        raise refuse(
+            "a path written out",
+            "variables are not expanded in a recipe: let the shell do it in an override",
+        )
+    return value
+
+
+def _date(value: str) -> str:
+    try:
+        datetime.date.fromisoformat(value)
+    except ValueError:
+        raise refuse("a day of the calendar, YYYY-MM-DD", "write for example 2025-06-28") from None
+    return value
+
+
+def _resume(value: str) -> str:
+    if value.lower() in _SWITCH_WORDS:
+        raise refuse("auto, never or the path of a checkpoint", "write auto or never")
+    return value
+
+
+def _unique(values: list[T]) -> list[T]:
+    repeated = [value for index, value in enumerate(values) if value in values[:index]]
+    if repeated:
+        raise refuse("every entry once", f"remove the second {repeated[0]!r}")
+    return values
+
+
+FromText = BeforeValidator(_number)
+"""Last in a number's annotation: number-like text such as ``"1e-5"`` is read as the number."""
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+PathText = Annotated[Text, AfterValidator(_path)]
+Resume = Annotated[PathText, AfterValidator(_resume)]
+Date = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_date)]
+Unique = AfterValidator(_unique)
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
