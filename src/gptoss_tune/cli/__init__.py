@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from gptoss_tune import __version__
+from gptoss_tune.cli import tiny
 from gptoss_tune.errors import GptossTuneError
 
 app = typer.Typer(
@@ -38,6 +39,9 @@ def _root(
     ] = False,
 ) -> None:
     """Options that every command shares."""
+
+
+app.command("tiny")(tiny.tiny)
 
 
 def main() -> None:
