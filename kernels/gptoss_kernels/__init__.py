@@ -4,6 +4,38 @@ Shape legend of the whole package: T tokens, K experts per token, M = T*K routed
 I intermediate, E experts, R adapter rank.
 """
 
-from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize_reference, quantize_reference
+from gptoss_kernels.combine import combine_reference
+from gptoss_kernels.experts import experts, experts_reference
+from gptoss_kernels.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+)
+from gptoss_kernels.lora import merged_expert_reference
+from gptoss_kernels.mxfp4 import (
+    MXFP4_BLOCK,
+    Mxfp4Weight,
+    dequantize,
+    dequantize_reference,
+    quantize_reference,
+)
+from gptoss_kernels.projection import ExpertProjection
+from gptoss_kernels.routing import Routing, route_reference
+from gptoss_kernels.swiglu import swiglu_reference
 
-__all__ = ["MXFP4_BLOCK", "Mxfp4Weight", "dequantize_reference", "quantize_reference"]
+__all__ = [
+    "MXFP4_BLOCK",
+    "ExpertProjection",
+    "Mxfp4Weight",
+    "Routing",
+    "combine_reference",
+    "dequantize",
+    "dequantize_reference",
+    "experts",
+    "experts_reference",
+    "linear_cross_entropy",
+    "linear_cross_entropy_reference",
+    "merged_expert_reference",
+    "quantize_reference",
+    "route_reference",
+    "swiglu_reference",
+]

@@ -13,6 +13,7 @@ and -1.5; the first byte is ``0x0 | 0xB << 4 = 0xB0``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -58,6 +59,40 @@ class Mxfp4Weight:
     def nbytes(self) -> int:
         """Bytes held."""
         return self.blocks.nbytes + self.scales.nbytes
+
+
+def dequantize(blocks: Tensor, scales: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return ``e2m1(nibble) * 2^(scale - 127)``, two values per table look-up.
+
+    The values are those of ``dequantize_reference`` bit for bit; this one reads a table of 256 byte
+    values instead of splitting nibbles first, which is several times faster in plain torch.
+
+    Args:
+        blocks: ``[..., n, 16]`` uint8, low nibble first.
+        scales: ``[..., n]`` uint8.
+        dtype: A floating dtype.
+
+    Returns:
+        ``[..., n * 32]`` in ``dtype``; NaN where a scale byte is 255.
+    """
+    pairs = _pair_table(blocks.device)[blocks.int()].flatten(-2)
+    return pairs.mul_(_scale_table(blocks.device)[scales.int()].unsqueeze(-1)).flatten(-2).to(dtype)
+
+
+def _pair_table(device: torch.device) -> Tensor:
+    """Return the two values of every byte, ``[256, 2]`` fp32."""
+    signed = torch.tensor((*_VALUES, *(-value for value in _VALUES)), device=device)
+    byte = torch.arange(256, device=device)
+    return torch.stack((signed[byte & 0xF], signed[byte >> 4]), dim=-1)
+
+
+def _scale_table(device: torch.device) -> Tensor:
+    """Return the value of every scale byte, ``[256]`` fp32; byte 255 is NaN."""
+    bits = torch.arange(256, device=device, dtype=torch.int32) << 23
+    bits[0] = 1 << 22  # 2^-127 is subnormal in fp32
+    table = bits.view(torch.float32)
+    table[_NAN_SCALE] = float("nan")
+    return table
 
 
 def dequantize_reference(
@@ -121,7 +156,7 @@ def _nearest_codes(scaled: Tensor) -> Tensor:
     magnitude = scaled.abs()
     # Between codes c and c + 1 lies a midpoint; it belongs to whichever of the two is even.
     code = torch.zeros_like(magnitude, dtype=torch.uint8)
-    for low, (left, right) in enumerate(zip(_VALUES, _VALUES[1:], strict=False)):
+    for low, (left, right) in enumerate(pairwise(_VALUES)):
         midpoint = (left + right) / 2
         above = magnitude > midpoint if low % 2 == 0 else magnitude >= midpoint
         code += above.to(torch.uint8)
