@@ -3,9 +3,9 @@
 The released checkpoint's tensor names, dtypes, MXFP4 packing, configuration keys, special tokens
 and chat format, with a hidden size of 64. Two things are unlike the release on purpose: the hidden
 and the intermediate size differ, because ``down_proj`` of the real model is square and hides a
-wrong transpose, and the weights are random but scaled (embeddings 1, ``lm_head`` 0.25, the rest 0.08) so
-that the logits of a trained adapter can become sharp; at the usual 0.02 a frozen random base can
-hardly be taught anything.
+wrong transpose, and the weights are random but scaled (embeddings 1, ``lm_head`` 0.25, the rest
+0.08) so that the logits of a trained adapter can become sharp; at the usual 0.02 a frozen random
+base can hardly be taught anything.
 
 The rejected alternative is a small tokenizer to match the small model: it would make the files
 quicker to write and leave untested what breaks most often, the special tokens and their ids.

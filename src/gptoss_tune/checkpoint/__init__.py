@@ -3,3 +3,7 @@
 Nothing here knows what an adapter or a loss is. A checkpoint is opened once, checked whole, and
 then read tensor by tensor.
 """
+
+from gptoss_tune.checkpoint.read import Checkpoint, open_checkpoint
+
+__all__ = ["Checkpoint", "open_checkpoint"]

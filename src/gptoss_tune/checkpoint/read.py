@@ -1,0 +1,336 @@
+"""Opening a gpt-oss checkpoint: every reason not to trust it is found before a tensor is used.
+
+A checkpoint is a folder (or a name on the Hub, which becomes a folder) with ``config.json`` and
+safetensors files. Opening reads the headers only, so a truncated shard of a 60 GB model is found in
+milliseconds and not after ten minutes of loading. Pickle files are never read, code from a
+repository is never run, and an index cannot make us read outside its folder.
+
+The rejected alternative is to let ``from_pretrained`` find out: it reports missing tensors as a
+warning and fills them with random numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptoss_tune.checkpoint.names import ExpertFormat, expected_shapes
+from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile, TensorSpec
+from gptoss_tune.checkpoint.write import INDEX_NAME, SINGLE_NAME, natural_order
+from gptoss_tune.errors import CheckpointError, HubError
+
+ARCHITECTURE = "GptOssForCausalLM"
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"]
+_HUB_OTHER_LAYOUTS = ["original/*", "metal/*"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_FINGERPRINT_BYTES = 4096  # of each tensor: enough to tell weights apart, quick for 120b
+_NEEDED_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_local_experts",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
+
+
+class Checkpoint:
+    """A checked gpt-oss checkpoint whose tensors are read one at a time.
+
+    Attributes:
+        path: Its folder.
+        config: ``config.json`` as a dictionary.
+        expert_format: ``"mxfp4"`` when the experts are packed (``_blocks``, ``_scales``), else
+            ``"bf16"`` (dense, in transformers' layout ``[E, in, out]``).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the folder ``path``; see ``open_checkpoint`` for what is refused."""
+        self.path = path
+        self.config = read_config(path)
+        self.files = _open_files(path)
+        self._file_of = {name: file for file in self.files for name in file.entries}
+        self.expert_format: ExpertFormat = _expert_format(path, self.config, self._file_of)
+        self._check_tensors()
+
+    def names(self) -> list[str]:
+        """Return every tensor's name in the order of the model."""
+        return sorted(self._file_of, key=natural_order)
+
+    def spec(self, name: str) -> TensorSpec:
+        """Return name, dtype and shape of a tensor without reading it.
+
+        Raises:
+            CheckpointError: No such tensor.
+        """
+        return self._file(name).entries[name].spec
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return self.spec(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's dtype on disk."""
+        return self.spec(name).dtype
+
+    def read(self, name: str) -> Tensor:
+        """Return the tensor ``name`` on the CPU, as stored, in memory of its own."""
+        return self._file(name).read(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return ``tensor[start:stop]`` along the first axis (for an expert stack: experts)."""
+        return self._file(name).read_rows(name, start, stop)
+
+    def file_of(self, name: str) -> SafetensorsFile:
+        """Return the file that holds ``name``, to copy its bytes as they are."""
+        return self._file(name)
+
+    def prefetch(self, name: str) -> None:
+        """Let the kernel read ``name`` ahead of its use."""
+        self._file(name).prefetch(name)
+
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors on disk."""
+        return sum(self.spec(name).nbytes for name in self._file_of)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what tells this base from another: one hash of the configuration, one of weights.
+
+        The hash of the weights covers every tensor's name, dtype, shape and first 4 KiB. It does
+        not depend on how tensors are divided over files, and reading it costs 2 MB for 20b.
+        """
+        digest = hashlib.sha256()
+        for name in self.names():
+            file, spec = self._file_of[name], self.spec(name)
+            digest.update(f"{name} {spec.dtype} {spec.shape}\n".encode())
+            digest.update(file.first_bytes(name, _FINGERPRINT_BYTES))
+        config = hashlib.sha256((self.path / "config.json").read_bytes())
+        return {"config": config.hexdigest(), "weights": digest.hexdigest()}
+
+    def close(self) -> None:
+        """Close the files; a later read opens them again."""
+        for file in self.files:
+            file.close()
+
+    def _file(self, name: str) -> SafetensorsFile:
+        if name not in self._file_of:
+            raise CheckpointError(
+                f"{self.path}: has no tensor '{name}'; its experts are in {self.expert_format} "
+                f"format and it has {self.config['num_hidden_layers']} layers"
+            )
+        return self._file_of[name]
+
+    def _check_tensors(self) -> None:
+        """Refuse missing tensors, wrong shapes and wrong dtypes."""
+        expected = expected_shapes(self.config, self.expert_format)
+        missing = [name for name in expected if name not in self._file_of]
+        if missing:
+            raise CheckpointError(
+                f"{self.path}: {len(missing)} of {len(expected)} tensors are missing, first "
+                f"'{missing[0]}'; copy or download the checkpoint again"
+            )
+        for name, shape in expected.items():
+            spec = self.spec(name)
+            if spec.shape != shape:
+                raise CheckpointError(
+                    f"{self._file(name).path}: '{name}' has shape {list(spec.shape)}, config.json "
+                    f"says {list(shape)}; config and weights are of different models"
+                )
+            packed = name.endswith(("_blocks", "_scales"))
+            if packed != (spec.dtype == torch.uint8) or not (
+                packed or spec.dtype.is_floating_point
+            ):
+                raise CheckpointError(
+                    f"{self._file(name).path}: '{name}' has dtype {spec.dtype}, expected "
+                    f"{'uint8' if packed else 'a floating dtype'}"
+                )
+
+
+def open_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Checkpoint:
+    """Open a gpt-oss checkpoint from a folder or from the Hub and check that it is whole.
+
+    Args:
+        name_or_path: A folder, or ``owner/name`` on the Hub.
+        revision: Branch, tag or commit on the Hub; the default branch when None.
+
+    Raises:
+        CheckpointError: No such folder; another architecture; an unknown quantisation; files
+            missing, truncated or outside the folder; tensors missing or of another shape; pickle
+            files instead of safetensors.
+        HubError: The Hub cannot be reached, or refuses.
+    """
+    return Checkpoint(resolve(name_or_path, revision))
+
+
+def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """Return the local folder of a checkpoint, downloading it when it is a name on the Hub."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"{path} is a folder, which has no revision '{revision}'; remove the revision or "
+                "name a repository on the Hub"
+            )
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path}: is a file; expected the folder that holds config.json")
+    if not _HUB_NAME.fullmatch(str(name_or_path)):
+        raise CheckpointError(
+            f"{path}: no such folder; expected a folder with config.json or a name on the Hub "
+            "such as openai/gpt-oss-20b"
+        )
+    return _download(str(name_or_path), revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Return the folder of a Hub repository's safetensors, tokenizer and configuration."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=_HUB_FILES,
+            ignore_patterns=_HUB_OTHER_LAYOUTS,
+        )
+    except GatedRepoError as error:
+        reason = "it is gated: accept its licence on the Hub and log in with `hf auth login`"
+        raise HubError(f"cannot download '{name}': {reason}") from error
+    except RepositoryNotFoundError as error:
+        reason = "no folder and no repository has this name, or it is private and you are not "
+        raise HubError(f"cannot download '{name}': {reason}logged in (`hf auth login`)") from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"'{name}' has no revision '{revision}' on the Hub") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = "no folder has this name, it is not in the cache and the Hub did not answer"
+        raise HubError(f"cannot download '{name}': {reason} ({type(error).__name__})") from error
+    return Path(folder)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return ``config.json`` of a gpt-oss checkpoint.
+
+    Raises:
+        CheckpointError: Missing, not JSON, another architecture, a size missing, or a quantisation
+            other than MXFP4.
+    """
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file}: no such file; expected the folder of a gpt-oss checkpoint"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
+    found = config.get("architectures") if isinstance(config, dict) else None
+    if not isinstance(found, list) or ARCHITECTURE not in found:
+        raise CheckpointError(f"{file}: architectures is {found}; expected ['{ARCHITECTURE}']")
+    for key in _NEEDED_SIZES:
+        if not isinstance(config.get(key), int):
+            raise CheckpointError(f"{file}: {key} is {config.get(key)!r}; expected a whole number")
+    quantization = config.get("quantization_config")
+    if quantization is not None and quantization.get("quant_method") != "mxfp4":
+        raise CheckpointError(
+            f"{file}: quant_method is {quantization.get('quant_method')!r}; expected 'mxfp4' (as "
+            "released) or no quantization_config (bf16); start from one of these"
+        )
+    return config
+
+
+def _open_files(path: Path) -> list[SafetensorsFile]:
+    """Open the safetensors files that the index, or the lone file, names."""
+    index = path / INDEX_NAME
+    if not index.exists():
+        if not (path / SINGLE_NAME).exists():
+            raise CheckpointError(_no_weights(path))
+        return [SafetensorsFile(_inside(path, SINGLE_NAME))]
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: cannot be read ({error!r}); copy it again") from None
+    files = {name: SafetensorsFile(_inside(path, name, index)) for name in names}
+    for tensor, name in weight_map.items():
+        if tensor not in files[name].entries:
+            raise CheckpointError(
+                f"{index}: says '{tensor}' is in {name}, which does not hold it; the index is of "
+                "another download, copy the checkpoint again"
+            )
+    for name, file in files.items():
+        for tensor in file.entries:
+            if weight_map.get(tensor) != name:
+                raise CheckpointError(
+                    f"{index}: places '{tensor}' in {weight_map.get(tensor)}, but {name} holds "
+                    "it; the index is of another download, copy the checkpoint again"
+                )
+    return list(files.values())
+
+
+def _no_weights(path: Path) -> str:
+    """Return why a folder without safetensors cannot be used."""
+    pickles = sorted(p.name for pattern in _PICKLES for p in path.glob(pattern))
+    if pickles:
+        return (
+            f"{path}: holds pickle files ({pickles[0]}), which can run code when they are read; "
+            "expected safetensors, convert the checkpoint first"
+        )
+    return f"{path}: holds neither {SINGLE_NAME} nor {INDEX_NAME}; expected safetensors weights"
+
+
+def _inside(path: Path, name: str, index: Path | None = None) -> Path:
+    """Return the file ``name`` of the folder ``path``, refusing names and links that leave it."""
+    pure = PurePosixPath(name)
+    where = f"{index}: names" if index else f"{path}: has"
+    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise CheckpointError(f"{where} '{name}', which leaves the folder; refused")
+    if not name.endswith(".safetensors"):
+        raise CheckpointError(f"{where} '{name}'; expected a .safetensors file")
+    file = path / name
+    # The Hub's cache is made of links from snapshots/REVISION/ to blobs/ of the same repository.
+    root = path.absolute()
+    allowed = root.parents[1] if root.parent.name == "snapshots" else root
+    if not file.resolve().is_relative_to(allowed.resolve()):
+        raise CheckpointError(
+            f"{where} '{name}', a link to {file.resolve()} outside the folder; refused, copy the "
+            "file into the folder"
+        )
+    if not file.exists():
+        raise CheckpointError(f"{where} '{name}', which is missing; copy or download it again")
+    return file
+
+
+def _expert_format(
+    path: Path, config: dict[str, Any], names: dict[str, SafetensorsFile]
+) -> ExpertFormat:
+    """Return the experts' layout, which config and tensors must agree on."""
+    packed = any(name.endswith("_blocks") for name in names)
+    declared = config.get("quantization_config") is not None
+    if packed and not declared:
+        raise CheckpointError(
+            f"{path}: holds MXFP4 experts, but config.json has no quantization_config; take "
+            "config.json from the release"
+        )
+    if declared and not packed:
+        raise CheckpointError(
+            f"{path}: config.json says MXFP4, but the experts are not packed; remove "
+            "quantization_config from config.json"
+        )
+    return "mxfp4" if packed else "bf16"
