@@ -1,0 +1,375 @@
+"""Conversation -> Examples: token ids, the weight of predicting each, and where each came from.
+
+Each trained turn is rendered in the context the model sees when it is served: the chain of thought
+(and the built-in tool calls) of earlier turns is gone, that of the turn itself stays through its
+calls. A turn whose thoughts must go for the next one closes a sample; turns without thoughts share
+the row of the next, since nothing is dropped between them. So n turns give up to n Examples.
+
+What is trained is what the model writes: from the channel (or recipient) to the end token, and
+``<|start|>assistant`` only where the model itself goes on to a next message after ``<|end|>``; the
+one that opens a generation is the server's. The last answer ends in ``<|return|>``, a call in
+``<|call|>``. In a shared row an earlier answer ends in ``<|end|>``, as history does, and the
+prediction of that token has weight 0, for served the model writes ``<|return|>`` there.
+
+Headers, system and developer messages are rendered by openai-harmony, once for each that differs;
+text is encoded by ``Vocabulary.encode``. The tests compare the result with the library's own
+rendering of the whole conversation. Its ``render_conversation_for_training`` is not used: by
+default it drops the chain of thought of the very turn to be trained, and with the dropping off it
+keeps those of all earlier ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.conversation import (
+    BUILTIN_TOOLS,
+    CHANNELS,
+    IDENTITY,
+    KNOWLEDGE_CUTOFF,
+    Conversation,
+    Effort,
+    Header,
+    Message,
+)
+from gptoss_tune.harmony.vocabulary import END, MESSAGE, RETURN, Vocabulary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NO_CHANNEL: Final = 0
+CHANNEL_NUMBERS: Final = {channel: number for number, channel in enumerate(CHANNELS, start=1)}
+
+LONGEST_WHITE_SPACE: Final = 100_000
+"""Longest run of white space the tokenizer takes; its regular expression overflows past it."""
+
+_WHITE_SPACE = re.compile(r"\s+")
+_SERVER_TOKENS: Final = 2
+"""``<|start|>assistant``: written by the server at the start of a generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One message in an Example: its tokens are ``[start, end)``, its text ``[body, end - 1)``."""
+
+    start: int
+    body: int
+    end: int
+    role: str
+    label: str
+    channel: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sample, ready to be padded or packed.
+
+    For a question and a trained answer ``4`` of length n::
+
+        input_ids     <|start|> user <|message|> 2+2 <|end|> <|start|> assistant <|channel|> ...
+        loss_weights      0      0       0        0     0        0         0          1      ...
+        channels          0      0       0        0     0        3         3          3      ...
+
+    Attributes:
+        input_ids: ``[n]`` int32.
+        loss_weights: ``[n]`` float32, the weight of PREDICTING token i; 0 for context.
+        channels: ``[n]`` int8; 1 analysis, 2 commentary, 3 final for the assistant, else 0.
+        spans: The messages, in order.
+        source: ``file:line`` of the row.
+    """
+
+    input_ids: NDArray[np.int32]
+    loss_weights: NDArray[np.float32]
+    channels: NDArray[np.int8]
+    spans: tuple[Span, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenderSettings:
+    """What the recipe says about rendering; its data section has the same names."""
+
+    reasoning_effort: Effort = "medium"
+    date: str = "2025-06-28"
+    channel_weights: Mapping[str, float] = field(
+        default_factory=lambda: dict.fromkeys(CHANNELS, 1.0)
+    )
+    turns: Literal["all", "last"] = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A rendered message: ids, where its text starts, and what it is."""
+
+    ids: list[int]
+    body: int
+    header: Header
+    weight: float
+    opens: bool
+    """Whether the server wrote ``<|start|>assistant`` before it."""
+
+
+class Renderer:
+    """Renders conversations with one vocabulary and one set of settings.
+
+    It keeps the headers and the system and developer messages it has seen, because a dataset has
+    few of them and the library takes longer for one than for a page of text.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, settings: RenderSettings) -> None:
+        """Keep the vocabulary and the settings; nothing is rendered yet."""
+        self.vocabulary = vocabulary
+        self.settings = settings
+        self._render_json = lru_cache(maxsize=4096)(self._library_render)
+
+    def render(self, conversation: Conversation) -> list[Example]:
+        """Return the Examples of a conversation, one per turn or group of turns.
+
+        Turns with nothing to train give no Example: the list can be empty.
+
+        Raises:
+            DataError: openai-harmony refuses the tools, or a text cannot be tokenised.
+        """
+        pieces = self._pieces(conversation)
+        prefix = self._prefix(conversation)
+        turns = _turns(pieces)
+        if self.settings.turns == "last":
+            groups = [range(len(turns) - 1, len(turns))]
+        else:
+            groups = _groups(pieces, turns)
+        examples: list[Example] = []
+        for group in groups:
+            context = [
+                piece
+                for turn in turns[: group.start]
+                for piece in pieces[turn.start : turn.stop]
+                if piece.header.channel != "analysis"
+            ]
+            trained = pieces[turns[group.start].start : turns[group.stop - 1].stop]
+            example = self._assemble(conversation, [*prefix, *context], trained)
+            if example is not None:
+                examples.append(example)
+        return examples
+
+    def render_prompt(self, conversation: Conversation) -> list[int]:
+        """Return the ids a server would send: the conversation and ``<|start|>assistant``.
+
+        The chain of thought of finished turns is dropped, that of a turn in progress stays.
+
+        Raises:
+            DataError: As ``render``.
+        """
+        pieces = self._pieces(conversation)
+        turns = _turns(pieces)
+        going_on = bool(pieces) and pieces[-1].header.role in ("tool", "assistant")
+        finished = turns[:-1] if going_on else turns
+        dropped = {
+            index
+            for turn in finished
+            for index in turn
+            if pieces[index].header.channel == "analysis"
+        }
+        kept = [piece for index, piece in enumerate(pieces) if index not in dropped]
+        opening = self._header(Header("assistant"))[:_SERVER_TOKENS]
+        ids = [token for piece in [*self._prefix(conversation), *kept] for token in piece.ids]
+        return [*ids, *opening]
+
+    def _pieces(self, conversation: Conversation) -> list[_Piece]:
+        pieces: list[_Piece] = []
+        before: Message | None = None
+        for message in conversation.messages:
+            header = self._header(message.header)
+            ids = [*header[:-1], *self._encode(message.text, conversation.source), header[-1]]
+            goes_on = before is not None and before.is_assistant and not before.is_call
+            pieces.append(
+                _Piece(
+                    ids=ids,
+                    body=len(header) - 1,
+                    header=message.header,
+                    weight=message.weight if message.is_assistant else 0.0,
+                    opens=message.is_assistant and not goes_on,
+                )
+            )
+            before = message
+        return pieces
+
+    def _prefix(self, conversation: Conversation) -> list[_Piece]:
+        functions = conversation.namespaces.get("functions")
+        has_functions = functions is not None and bool(functions["tools"])
+        effort = conversation.effort or self.settings.reasoning_effort
+        system = system_content(effort, self.settings.date, conversation.builtin_tools)
+        pieces = [self._block("system", [system], has_functions, conversation.source)]
+        contents = developer_contents(conversation)
+        if contents:
+            pieces.append(self._block("developer", contents, has_functions, conversation.source))
+        return pieces
+
+    def _block(
+        self, role: Literal["system", "developer"], contents: list[Any], functions: bool, at: str
+    ) -> _Piece:
+        ids = self._from_library({"role": role, "content": contents}, functions, at)
+        # A system message is context as the developer's is; only its label differs.
+        header = Header("developer", name=role)
+        return _Piece(list(ids), ids.index(MESSAGE) + 1, header, 0.0, opens=False)
+
+    def _header(self, header: Header) -> Sequence[int]:
+        message: dict[str, Any] = {"role": header.role, "content": ""}
+        if header.name is not None:
+            message["name"] = header.name
+        for name in ("recipient", "channel", "content_type"):
+            if getattr(header, name) is not None:
+                message[name] = getattr(header, name)
+        return self._from_library(message, False, "")
+
+    def _from_library(self, message: dict[str, Any], functions: bool, at: str) -> tuple[int, ...]:
+        try:
+            return self._render_json(json.dumps(message), functions)
+        except ValueError as error:
+            raise DataError(
+                f"{at}: openai-harmony cannot render the {message['role']} message ({error}); "
+                "check the declared tools"
+            ) from None
+
+    def _library_render(self, message_json: str, functions: bool) -> tuple[int, ...]:
+        # The library's own class would parse the JSON into pydantic objects and dump it again.
+        options = {"conversation_has_function_tools": functions}
+        inner = self.vocabulary.encoding._inner
+        return tuple(inner.render(message_json=message_json, render_options=options))
+
+    def _encode(self, text: str, at: str) -> list[int]:
+        if len(text) > LONGEST_WHITE_SPACE and _has_long_white_space(text):
+            raise DataError(
+                f"{at}: a text holds over {LONGEST_WHITE_SPACE:,} white-space characters in a row, "
+                "more than the tokenizer takes; remove them"
+            )
+        return self.vocabulary.encode(text)
+
+    def _assemble(
+        self, conversation: Conversation, context: list[_Piece], trained: list[_Piece]
+    ) -> Example | None:
+        weights = {**self.settings.channel_weights, **conversation.channel_weights}
+        ids: list[int] = []
+        spans: list[Span] = []
+        weighted: list[tuple[int, int, float]] = []
+        for position, piece in enumerate([*context, *trained]):
+            start = len(ids)
+            ids += piece.ids
+            channel = piece.header.channel
+            assistant = piece.header.role == "assistant"
+            spans.append(
+                Span(start, start + piece.body, len(ids), *_describe(piece.header), channel)
+            )
+            if assistant and position >= len(context):
+                weight = piece.weight * conversation.weight * weights[channel or "final"]
+                is_last = position == len(context) + len(trained) - 1
+                first = start + (_SERVER_TOKENS if piece.opens else 0)
+                last = len(ids) if channel != "final" or is_last else len(ids) - 1
+                if weight:
+                    weighted.append((first, last, weight))
+        if not weighted:
+            return None
+        if ids[-1] == END and trained[-1].header.channel == "final":
+            ids[-1] = RETURN
+        return _example(ids, spans, weighted, conversation.source)
+
+
+def system_content(effort: Effort, date: str, builtin_tools: Sequence[str]) -> dict[str, Any]:
+    """Return openai-harmony's JSON of the system message, identity and cutoff as released."""
+    content: dict[str, Any] = {
+        "type": "system_content",
+        "model_identity": IDENTITY,
+        "reasoning_effort": effort.capitalize(),
+        "conversation_start_date": date,
+        "knowledge_cutoff": KNOWLEDGE_CUTOFF,
+        "channel_config": {"valid_channels": list(CHANNELS), "channel_required": True},
+    }
+    if builtin_tools:
+        content["tools"] = {name: _builtin_namespace(name) for name in builtin_tools}
+    return content
+
+
+def developer_contents(conversation: Conversation) -> list[dict[str, Any]]:
+    """Return openai-harmony's JSON of the developer message's contents; empty for none."""
+    contents: list[dict[str, Any]] = []
+    if conversation.instructions is not None or conversation.namespaces:
+        content: dict[str, Any] = {"type": "developer_content"}
+        if conversation.instructions is not None:
+            content["instructions"] = conversation.instructions
+        if conversation.namespaces:
+            content["tools"] = conversation.namespaces
+        contents.append(content)
+    if conversation.response_formats is not None:
+        gap = "\n\n" if contents else ""
+        contents.append({"type": "text", "text": gap + conversation.response_formats})
+    return contents
+
+
+@lru_cache(maxsize=len(BUILTIN_TOOLS))
+def _builtin_namespace(name: str) -> dict[str, Any]:
+    from openai_harmony import ToolNamespaceConfig
+
+    factory = {"browser": ToolNamespaceConfig.browser, "python": ToolNamespaceConfig.python}
+    return factory[name]().model_dump(exclude_none=True)
+
+
+def _turns(pieces: Sequence[_Piece]) -> list[range]:
+    """Cut messages into turns: what precedes the assistant's messages, then all of these."""
+    starts = [0]
+    for index in range(1, len(pieces)):
+        answered = pieces[index - 1].header.role in ("assistant", "tool")
+        if answered and pieces[index].header.role in ("user", "developer"):
+            starts.append(index)
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(pieces)], strict=True)]
+
+
+def _groups(pieces: Sequence[_Piece], turns: Sequence[range]) -> list[range]:
+    """Join turns into samples: one ends at each turn with thoughts that the next would drop."""
+    groups: list[range] = []
+    start = 0
+    for number, turn in enumerate(turns):
+        thinks = any(pieces[index].header.channel == "analysis" for index in turn)
+        if thinks or number == len(turns) - 1:
+            groups.append(range(start, number + 1))
+            start = number + 1
+    return groups
+
+
+def _describe(header: Header) -> tuple[str, str]:
+    """Return role and label of a message for people."""
+    if header.role == "developer" and header.name is not None:
+        return header.name, header.name
+    if header.role == "tool":
+        return "tool", f"{header.name} to assistant"
+    label = header.role if header.name is None else f"{header.role}:{header.name}"
+    if header.channel is not None:
+        label += f" {header.channel}"
+    return header.role, label if header.recipient is None else f"{label} to {header.recipient}"
+
+
+def _example(
+    ids: list[int],
+    spans: list[Span],
+    weighted: list[tuple[int, int, float]],
+    source: str,
+) -> Example:
+    loss_weights = np.zeros(len(ids), dtype=np.float32)
+    channels = np.zeros(len(ids), dtype=np.int8)
+    for first, last, weight in weighted:
+        loss_weights[first:last] = weight
+    for span in spans:
+        if span.role == "assistant":
+            channels[span.start : span.end] = CHANNEL_NUMBERS.get(span.channel or "", NO_CHANNEL)
+    return Example(np.array(ids, dtype=np.int32), loss_weights, channels, tuple(spans), source)
+
+
+def _has_long_white_space(text: str) -> bool:
+    runs = (match.end() - match.start() for match in _WHITE_SPACE.finditer(text))
+    return max(runs, default=0) > LONGEST_WHITE_SPACE
