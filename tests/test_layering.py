@@ -13,8 +13,8 @@ KERNELS = ROOT / "kernels" / "gptoss_kernels"
 
 LEVELS = {
     "gptoss_kernels": 0,
-    "errors": 1,
-    "shipped": 1,
+    "errors": 0,
+    "shipped": 0,
     "recipe": 1,
     "harmony": 2,
     "checkpoint": 2.5,

@@ -1,5 +1,9 @@
 """What the user asked for: YAML and ``key=value`` overrides in, one frozen Recipe out; no torch."""
 
+from gptoss_tune.recipe.json_schema import recipe_json_schema
+from gptoss_tune.recipe.load import load_recipe
+from gptoss_tune.recipe.mistakes import Mistake, RecipeMistakes
+from gptoss_tune.recipe.resolved import ResolvedLine, recipe_yaml, resolved_lines
 from gptoss_tune.recipe.schema import (
     ChannelWeights,
     DataSection,
@@ -17,9 +21,16 @@ __all__ = [
     "DataSection",
     "DataSource",
     "LoraSection",
+    "Mistake",
     "ModelSection",
     "Recipe",
+    "RecipeMistakes",
+    "ResolvedLine",
     "TrackingSection",
     "TrainSection",
     "WorldSection",
+    "load_recipe",
+    "recipe_json_schema",
+    "recipe_yaml",
+    "resolved_lines",
 ]

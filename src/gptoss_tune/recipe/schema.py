@@ -27,6 +27,7 @@ from gptoss_tune.recipe.values import (
     Resume,
     Text,
     Unique,
+    refuse,
 )
 
 
@@ -108,13 +109,14 @@ class DataSource(Section):
 
 def _sources(value: Any) -> Any:
     """Read ``a.jsonl`` and ``{path: ...}`` as the list of one source that they are short for."""
+    if value == []:
+        raise refuse("at least one file or dataset", "name one")
     listed = value if isinstance(value, list) else [value]
     return [{"path": entry} if isinstance(entry, str) else entry for entry in listed]
 
 
 Sources = Annotated[
     list[DataSource],
-    Field(min_length=1),
     BeforeValidator(_sources, json_schema_input_type=str | DataSource | list[str | DataSource]),
 ]
 
@@ -248,3 +250,15 @@ class Recipe(Section):
         if found:
             raise contradiction_error(found)
         return self
+
+
+SECTIONS: dict[tuple[str, ...], type[Section]] = {
+    ("model",): ModelSection,
+    ("lora",): LoraSection,
+    ("data",): DataSection,
+    ("data", "channel_weights"): ChannelWeights,
+    ("train",): TrainSection,
+    ("tracking",): TrackingSection,
+    ("world",): WorldSection,
+}
+"""Every mapping of settings by its place in a recipe, outer ones first."""

@@ -16,7 +16,9 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+# No leading zeros: 017 is 15 to one YAML and 17 to the next, so here it is no number at all.
+NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+LONGEST_NUMBER = 40
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SWITCH_WORDS = {"no", "off", "false", "yes", "on", "true"}
 
@@ -37,7 +39,7 @@ def is_hub_name(name_or_path: str) -> bool:
 
 def _number(value: object) -> object:
     """Read number-like text as the number it spells; leave the rest to the strict check."""
-    if isinstance(value, str) and len(value) <= 40 and NUMBER.fullmatch(value):
+    if isinstance(value, str) and len(value) <= LONGEST_NUMBER and NUMBER.fullmatch(value):
         return float(value)
     return value
 
@@ -88,6 +90,10 @@ FromText = BeforeValidator(_number)
 Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 PathText = Annotated[Text, AfterValidator(_path)]
 Resume = Annotated[PathText, AfterValidator(_resume)]
-Date = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_date)]
+Date = Annotated[
+    str,
+    Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", examples=["2025-06-28"]),
+    AfterValidator(_date),
+]
 Unique = AfterValidator(_unique)
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]

@@ -1,0 +1,120 @@
+"""``gptoss-tune check | schema | recipes``: look at a recipe before anything expensive starts.
+
+These commands import no torch, so a mistake in a recipe costs a keystroke. What ``check`` prints is
+itself a recipe: each line that differs from the default says so in a comment, which survives a pipe
+where colour does not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gptoss_tune.recipe import Recipe
+
+_WIDEST_COMMENT_COLUMN = 44
+
+
+def check(
+    recipe: Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings laid over the file, such as train.max_steps=10.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, mistakes included.")
+    ] = False,
+) -> None:
+    """Print a recipe with every default filled in, or every mistake in it.
+
+    Exit code 0 for a sound recipe, 2 for one with mistakes. Paths in a recipe are relative to the
+    current directory.
+    """
+    from gptoss_tune.recipe import RecipeMistakes, load_recipe, resolved_lines
+
+    try:
+        resolved = load_recipe(recipe, overrides or [])
+    except RecipeMistakes as error:
+        if not as_json:
+            raise
+        mistakes = [mistake.as_json() for mistake in error.mistakes]
+        typer.echo(json.dumps({"ok": False, "mistakes": mistakes}, indent=2))
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        changed = [line.setting for line in resolved_lines(resolved) if line.changed]
+        body = {"ok": True, "recipe": resolved.model_dump(mode="json"), "changed": changed}
+        typer.echo(json.dumps(body, indent=2))
+        return
+    _print_resolved(resolved, str(recipe), len(overrides or []))
+
+
+def _print_resolved(resolved: Recipe, name: str, overrides: int) -> None:
+    """Print the resolved recipe as YAML, changed lines bold and with their default beside them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from gptoss_tune.recipe import resolved_lines
+
+    lines = list(resolved_lines(resolved))
+    marked = [line for line in lines if line.changed]
+    column = min(max(len(line.text) for line in marked) + 2, _WIDEST_COMMENT_COLUMN)
+    console = Console(highlight=False, soft_wrap=True)
+    over = "" if not overrides else f" with {overrides} override{'s' if overrides > 1 else ''}"
+    console.print(Text(f"# {name}{over}: sound", style="green"))
+    for line in lines:
+        if not line.changed:
+            console.print(Text(line.text, style="bold cyan" if line.is_section else "dim"))
+            continue
+        text = Text(line.text.ljust(column - 2) + "  ", style="bold")
+        text.append(
+            "# required" if line.default is None else f"# default {line.default}", style="yellow"
+        )
+        console.print(text)
+
+
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors: completion, ranges and documentation."""
+    from gptoss_tune.recipe import recipe_json_schema
+
+    typer.echo(json.dumps(recipe_json_schema(), indent=2, ensure_ascii=False))
+
+
+def recipes(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """List the shipped recipes, each with what its first line says."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from gptoss_tune.shipped import shipped
+
+    folder = shipped("recipes")
+    found = []
+    for path in sorted(folder.rglob("*.yaml")):
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        found.append((_shortest(path), first.removeprefix("#").strip()))
+    if as_json:
+        listed = [{"path": path, "description": text} for path, text in found]
+        typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for path, text in found:
+        console.print(Text(path, style="bold"))
+        console.print(Text(f"    {text}"))
+    if sys.stdout.isatty():
+        console.print(Text("\nLook inside one: gptoss-tune check PATH", style="dim"))
+
+
+def _shortest(path: Path) -> str:
+    """Return a path relative to the current directory where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,0 +1,126 @@
+"""The recipe's JSON Schema: for editors, and as the source of the "expected ..." in messages.
+
+One description of every setting serves the checks, the editor's completion and the messages, so
+the three cannot disagree. Hand-written phrases beside each field were the alternative; they go
+stale at the first changed bound.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from gptoss_tune.recipe.mistakes import KeyPath
+from gptoss_tune.recipe.schema import Recipe
+
+_MOST_NAMES = 8
+
+
+@functools.cache
+def recipe_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a recipe file; the same object on each call."""
+    schema = Recipe.model_json_schema()
+    schema.pop("title", None)
+    schema.pop("description", None)
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "gptoss-tune recipe",
+        "description": "What is trained, on what, how, and where it goes. Paths are relative to "
+        "the current directory; what a recipe does not say has the default.",
+    }
+    return head | {key: _without_titles(value) for key, value in schema.items()}
+
+
+def _without_titles(node: Any) -> Any:
+    """Drop pydantic's titles ("Max Length"): an editor shows the key itself."""
+    if isinstance(node, dict):
+        return {
+            key: _without_titles(value)
+            for key, value in node.items()
+            if not (key == "title" and isinstance(value, str))
+        }
+    return [_without_titles(entry) for entry in node] if isinstance(node, list) else node
+
+
+def node_at(path: KeyPath) -> dict[str, Any] | None:
+    """Return the schema of the value at ``path``, references resolved; None: no such setting."""
+    node: dict[str, Any] = recipe_json_schema()
+    for part in path:
+        for variant in _variants(node):
+            if isinstance(part, int) and "items" in variant:
+                node = variant["items"]
+                break
+            if isinstance(part, str) and part in variant.get("properties", {}):
+                node = variant["properties"][part]
+                break
+        else:
+            return None
+    return _resolved(node)
+
+
+def settings_below(path: KeyPath) -> list[str]:
+    """Return the keys that the mapping at ``path`` can have, in their order; [] for a scalar."""
+    node = node_at(path) or {}
+    return next((list(v["properties"]) for v in _variants(node) if "properties" in v), [])
+
+
+def expected_phrase(node: dict[str, Any], *, plural: bool = False) -> str:
+    """Return what a schema takes, in words: ``a whole number from 1 to 1024, or null``."""
+    variants = _variants(node)
+    for variant in variants:
+        one_of_them = [v for v in variants if v is not variant and v.get("type") != "null"]
+        if variant.get("type") == "array" and _variants(variant["items"]) == one_of_them:
+            single = expected_phrase({"anyOf": one_of_them}, plural=plural)
+            return f"{single}, or a list of them"
+    phrases = [_phrase(v, plural=plural) for v in variants if v.get("type") != "null"]
+    text = " or ".join(dict.fromkeys(phrases))
+    return text if len(phrases) == len(variants) else f"{text}, or null"
+
+
+def _resolved(node: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in node:
+        return node
+    target = recipe_json_schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return target | {key: value for key, value in node.items() if key != "$ref"}
+
+
+def _variants(node: dict[str, Any]) -> list[dict[str, Any]]:
+    node = _resolved(node)
+    return [_resolved(variant) for variant in node["anyOf"]] if "anyOf" in node else [node]
+
+
+def _phrase(node: dict[str, Any], *, plural: bool) -> str:
+    if "enum" in node:
+        *others, last = (str(word) for word in node["enum"])
+        return f"{', '.join(others)} or {last}"
+    one = "" if plural else "a "
+    s = "s" if plural else ""
+    match node.get("type"):
+        case "integer":
+            return f"{one}whole number{s}{_bounds(node)}"
+        case "number":
+            return f"{one}number{s}{_bounds(node)}"
+        case "boolean":
+            return "true or false"
+        case "array":
+            size = " of at least one entry:" if node.get("minItems") else " of"
+            return f"{one}list{s}{size} {expected_phrase(node['items'], plural=True)}"
+        case "object":
+            names = list(node.get("properties", {}))
+            more = ", ..." if len(names) > _MOST_NAMES else ""
+            return f"{one}mapping{s} with {', '.join(names[:_MOST_NAMES])}{more}"
+        case _:
+            like = f" like {node['examples'][0]}" if "pattern" in node else ""
+            return f"{one}text{s}{like}"
+
+
+def _bounds(node: dict[str, Any]) -> str:
+    low = f"from {node['minimum']}" if "minimum" in node else ""
+    if "exclusiveMinimum" in node:
+        low = f"above {node['exclusiveMinimum']}"
+    high = f"to {node['maximum']}" if "maximum" in node else ""
+    if "exclusiveMaximum" in node:
+        high = f"and below {node['exclusiveMaximum']}"
+    elif high and low.startswith("above"):
+        high = f"and at most {node['maximum']}"
+    return "".join(f" {part}" for part in (low, high) if part)

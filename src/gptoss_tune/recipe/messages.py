@@ -1,0 +1,201 @@
+"""From pydantic's findings to mistakes a recipe's author can act on.
+
+What was expected comes from the JSON Schema, what to do from the value: a near miss of a known
+word, the number without its quotes, the setting's new place, or the reason why a setting that
+other tools have is refused here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from typing import Any
+
+from gptoss_tune.recipe.document import scalar
+from gptoss_tune.recipe.json_schema import expected_phrase, node_at, settings_below
+from gptoss_tune.recipe.mistakes import KeyPath, dotted, plain
+
+_EXPERTS_CANNOT = "is not possible for adapters on expert weights: PEFT refuses it there"
+_NO_CODE = "a recipe cannot enable or name code to run; remove it"
+_NO_TOKEN = "a recipe holds no credentials: log in with 'hf auth login' or 'wandb login'"
+_PER_DEVICE = "train.per_device_train_batch_size"
+
+# What people bring from other tools: the setting's name here, ...
+_CALLED_HERE: dict[str, str] = {
+    "base_model": "model.name_or_path",
+    "batch_size": _PER_DEVICE,
+    "chat_date": "data.date",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "epochs": "train.num_train_epochs",
+    "eval_batch_size": _PER_DEVICE,
+    "grad_accum": "train.gradient_accumulation_steps",
+    "gradient_checkpointing": "train.checkpointing",
+    "load_in_4bit": "model.linear_precision",
+    "lora_alpha": "lora.alpha",
+    "lora_r": "lora.rank",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "max_seq_length": "data.max_length",
+    "micro_batch_size": _PER_DEVICE,
+    "model_name": "model.name_or_path",
+    "model_name_or_path": "model.name_or_path",
+    "num_epochs": "train.num_train_epochs",
+    "optimizer": "train.optim",
+    "output": "train.output_dir",
+    "path": "model.name_or_path",
+    "r": "lora.rank",
+    "report_to": "tracking.wandb",
+    "resume_from_checkpoint": "train.resume",
+    "scheduler": "train.lr_scheduler_type",
+    "seq_length": "data.max_length",
+    "sequence_length": "data.max_length",
+    "torch_dtype": "model.dtype",
+    "wandb_project": "tracking.project",
+    "warmup": "train.warmup_ratio",
+}
+# ... or the reason why it does not exist.
+_REFUSED: dict[str, str] = {
+    "dropout": f"dropout {_EXPERTS_CANNOT}; remove it",
+    "lora_dropout": f"dropout {_EXPERTS_CANNOT}; remove it",
+    "use_dora": f"DoRA {_EXPERTS_CANNOT}, and servers refuse it; remove it",
+    "bias": f"training biases {_EXPERTS_CANNOT}, and servers refuse it; remove it",
+    "lora_bias": f"a bias in the adapter {_EXPERTS_CANNOT}, and servers refuse it; remove it",
+    "modules_to_save": "servers refuse adapters that hold whole modules; remove it",
+    "trust_remote_code": _NO_CODE,
+    "auto_map": _NO_CODE,
+    "import_path": _NO_CODE,
+    "custom_code": _NO_CODE,
+    "token": _NO_TOKEN,
+    "hub_token": _NO_TOKEN,
+    "hf_token": _NO_TOKEN,
+    "api_key": _NO_TOKEN,
+    "wandb_api_key": _NO_TOKEN,
+    "<<": "merge keys are not read in recipes; write the settings out",
+}
+_SWITCHES = {
+    **dict.fromkeys(("yes", "on", "true", "1"), "true"),
+    **dict.fromkeys(("no", "off", "false", "0"), "false"),
+}
+
+
+def _all_settings() -> dict[str, list[str]]:
+    """Return every setting's dotted name by its last part: ``{"rank": ["lora.rank"], ...}``."""
+    names: dict[str, list[str]] = {}
+    for section in settings_below(()):
+        for key in settings_below((section,)):
+            names.setdefault(key, []).append(f"{section}.{key}")
+    return names
+
+
+def meant_by(path: KeyPath) -> str | None:
+    """Return the dotted setting that an unknown key most likely stands for; None: no idea.
+
+    Looked for in this order: the name in other tools, the same key in another section, the nearest
+    spelling in its own section, then anywhere.
+    """
+    *parents, key = (str(part) for part in path)
+    word = key.strip().lower().replace("-", "_")
+    here = settings_below(path[:-1])
+    if parents and word in here:
+        return dotted((*path[:-1], word))
+    if word in _CALLED_HERE and len(path) <= 2:
+        return _CALLED_HERE[word]
+    everywhere = _all_settings()
+    if word in everywhere:
+        return everywhere[word][0]
+    for known in (here, everywhere):
+        if near := difflib.get_close_matches(word, known, n=1, cutoff=0.7):
+            return dotted((*path[:-1], near[0])) if known is here else everywhere[near[0]][0]
+    return None
+
+
+def unknown_key(path: KeyPath) -> tuple[str, str]:
+    """Return what was expected instead of an unknown key, and what to do; its value is not shown.
+
+    A value under a wrong key may be anything, a credential too.
+    """
+    word = str(path[-1]).strip().lower().replace("-", "_")
+    parent = dotted(path[:-1])
+    expected = f"a setting of '{parent}'" if parent else "a section"
+    if word in _REFUSED:
+        return expected, _REFUSED[word]
+    if meant := meant_by(path):
+        return expected, f"did you mean {meant}?"
+    names = settings_below(path[:-1])
+    if len(names) <= 8:
+        expected = f"one of {', '.join(names)}" if len(names) > 1 else f"'{names[0]}'"
+    return expected, "remove it; 'gptoss-tune schema' lists every setting"
+
+
+def expected_and_todo(path: KeyPath, value: Any, spelled: str | None) -> tuple[str, str]:
+    """Return what the setting at ``path`` takes, and what to write instead of ``value``."""
+    node = node_at(path)
+    assert node is not None, path
+    return expected_phrase(node), (
+        _nearest_reading(node, value, spelled) or example_or_default(path, value)
+    )
+
+
+def example_or_default(path: KeyPath, value: Any = None) -> str:
+    """Return advice that needs no look at the value: an example, or the default."""
+    node = node_at(path) or {}
+    if isinstance(path[-1], int):
+        return "correct or remove the entry"
+    if "default" in node:
+        default = node["default"]
+        if isinstance(default, list | dict):
+            return "remove it to keep the default"
+        text = default if isinstance(default, str) else json.dumps(default)
+        return f"remove it to keep {text}" if value is None else f"the default is {text}"
+    line = f"{path[-1]}: {node['examples'][0]}" if node.get("examples") else str(path[-1])
+    section = f" under '{path[0]}:'" if len(path) == 2 else ""
+    return f"write for example '{line}'{section}"
+
+
+def _nearest_reading(node: dict[str, Any], value: Any, spelled: str | None) -> str | None:
+    """Return what the author most likely wanted to write; None: no idea."""
+    variants = node.get("anyOf", [node])
+    kinds = {variant.get("type") for variant in variants}
+    words = [str(word) for variant in variants for word in variant.get("enum", ())]
+    if value is False or (isinstance(value, str) and _SWITCHES.get(value.lower()) == "false"):
+        for nothing in ("disabled", "none"):
+            if nothing in words:
+                return f"write {nothing}"
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if words:
+            near = difflib.get_close_matches(
+                word.replace("-", "_"), words, n=1, cutoff=0.6
+            ) or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+            return f"did you mean {near[0]}?" if near else None
+        if "boolean" in kinds:
+            return f"write {_SWITCHES[word]}" if word in _SWITCHES else None
+        if (
+            kinds & {"integer", "number"}
+            and isinstance(number := scalar(word.replace("_", "").replace(",", "")), int | float)
+            and _in_range(number, node)
+        ):
+            return f"write {plain(str(number))}"
+        if "array" in kinds and value:
+            return f"write [{plain(value)}]"
+        return None
+    if isinstance(value, bool | int | float) and "string" in kinds and not words:
+        return f'put it in quotes: "{plain(spelled or str(value).lower())}"'
+    if "boolean" in kinds and value in (0, 1) and isinstance(value, int):
+        return f"write {str(bool(value)).lower()}"
+    if isinstance(value, float) and "integer" in kinds and _in_range(value, node):
+        return f"write {plain(str(int(value)))}"
+    return None
+
+
+def _in_range(number: float, node: dict[str, Any]) -> bool:
+    """Return whether an integer setting can hold ``number``, or a number setting may."""
+    for variant in node.get("anyOf", [node]):
+        if variant.get("type") == "number":
+            return math.isfinite(number)
+        if variant.get("type") == "integer" and math.isfinite(number):
+            low, high = variant.get("minimum", -math.inf), variant.get("maximum", math.inf)
+            return low <= number <= high and float(number).is_integer()
+    return False
