@@ -1,0 +1,134 @@
+"""Which keys a query may see besides the causal rule: the documents that share a row.
+
+Packing puts several conversations into one row; padding puts nothing into a part of it. Both are
+the same fact for attention: a row is cut into runs, and a token sees its own run only. Two integers
+per token say it all, they are made on the device without telling the host how many runs there are,
+and every kernel can skip blocks by them. Padding is a run like any other, so no query is ever left
+without a key and no row is NaN.
+
+Rejected: a mask ``[S, S]`` (16 GiB of booleans at 131,072), and only ``cu_seqlens``, whose length
+is the number of documents: deriving it on the device makes the host wait in every layer.
+
+Worked example, a row of 8 with documents of 3 and 4 tokens and one token of padding::
+
+    position_ids      0 1 2 0 1 2 3 0
+    attention_mask    1 1 1 1 1 1 1 0
+    first_key         0 0 0 3 3 3 3 7
+    last_query        2 2 2 6 6 6 6 7
+    cu_seqlens        0 3 7 8
+
+B rows, S tokens of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The runs of tokens that see each other; the module's docstring has an example.
+
+    Attributes:
+        first_key: ``[B, S]`` int32, the first token of the run that a token belongs to.
+        last_query: ``[B, S]`` int32, the last token of that run.
+        known_cu_seqlens: ``[n + 1]`` int32 over the ``B * S`` tokens in row order, where the caller
+            has it; ``cu_seqlens()`` makes it otherwise.
+        known_max_length: The longest run, where the caller knows it; ``S`` serves as its bound.
+    """
+
+    first_key: Tensor
+    last_query: Tensor
+    known_cu_seqlens: Tensor | None = None
+    known_max_length: int | None = None
+    made: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What engines derive from the runs once and use in every layer, by their own keys."""
+
+    @property
+    def max_length(self) -> int:
+        """A bound on the length of a run."""
+        return self.known_max_length or self.first_key.shape[1]
+
+    def cu_seqlens(self) -> Tensor:
+        """Return the starts of all runs and the end, ``[n + 1]`` int32, over ``B * S`` tokens.
+
+        On a GPU, runs that nobody gave as ``cu_seqlens`` have to be counted, and the host waits for
+        the count: once per object.
+        """
+        if self.known_cu_seqlens is not None:
+            return self.known_cu_seqlens
+        if "cu_seqlens" not in self.made:
+            tokens = torch.arange(self.first_key.shape[1], device=self.first_key.device)
+            starts = (self.first_key == tokens).flatten().nonzero().flatten()
+            end = torch.full_like(starts[:1], self.first_key.numel())
+            self.made["cu_seqlens"] = torch.cat((starts, end)).to(torch.int32)
+        return self.made["cu_seqlens"]
+
+
+def find_documents(
+    batch: int,
+    length: int,
+    device: torch.device,
+    *,
+    position_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_length: int | None = None,
+) -> Documents:
+    """Return the runs that the given facts imply; a boundary in any of them is a boundary.
+
+    A run starts where ``position_ids`` do not continue by one, where ``attention_mask`` changes
+    between 0 and 1, and at every entry of ``cu_seqlens``. No facts: every row is one run.
+
+    Args:
+        batch: B.
+        length: S.
+        device: Where the result is to live.
+        position_ids: ``[B, S]`` or ``[1, S]``, integers that restart in every document.
+        attention_mask: ``[B, S]``, 0 or False at padding, left or right.
+        cu_seqlens: ``[n + 1]`` integers over the ``B * S`` tokens, first 0, last ``B * S``; it must
+            name every boundary that the other facts show, and is handed to varlen kernels as it is.
+        max_length: The longest run by ``cu_seqlens``.
+
+    Returns:
+        The runs.
+
+    Raises:
+        ValueError: A shape does not fit ``[batch, length]``.
+    """
+    boundary = torch.zeros(batch, length, dtype=torch.bool, device=device)
+    boundary[:, :1] = True
+    if position_ids is not None:
+        _require_shape("position_ids", position_ids, batch, length)
+        boundary[:, 1:] |= position_ids.to(device).diff(dim=-1) != 1
+    if attention_mask is not None:
+        _require_shape("attention_mask", attention_mask, batch, length)
+        boundary[:, 1:] |= (attention_mask.to(device) != 0).int().diff(dim=-1) != 0
+    if cu_seqlens is not None:
+        if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
+            raise ValueError(f"cu_seqlens needs shape [n + 1], got {tuple(cu_seqlens.shape)}")
+        cu_seqlens = cu_seqlens.to(device, torch.int32)
+        boundary = boundary.flatten().index_fill(0, cu_seqlens[:-1].long(), True)
+        boundary = boundary.view(batch, length)
+    tokens = torch.arange(length, device=device, dtype=torch.int32).expand(batch, length)
+    first_key = tokens.where(boundary, 0).cummax(dim=-1).values
+    ends = torch.cat((boundary[:, 1:], boundary.new_ones(batch, 1)), dim=-1)
+    backwards = tokens.where(ends, length).flip(-1).cummin(dim=-1).values
+    return Documents(
+        first_key.to(torch.int32).contiguous(),
+        backwards.flip(-1).to(torch.int32).contiguous(),
+        cu_seqlens,
+        max_length if cu_seqlens is not None else None,
+    )
+
+
+def _require_shape(name: str, value: Tensor, batch: int, length: int) -> None:
+    if value.ndim != 2 or value.shape[1] != length or value.shape[0] not in (1, batch):
+        raise ValueError(
+            f"{name} needs shape [{batch}, {length}], got {tuple(value.shape)}; a 4-d mask is not "
+            f"a set of documents"
+        )

@@ -1,0 +1,156 @@
+"""Who computes attention: what can run where, and the proof that its gradients are right.
+
+An engine is picked by a plain function of the device, the dtype and the head size, said once by the
+caller, and believed only after it has computed a small problem in front of us: two documents, a
+window, grouped heads, outputs and all four gradients against the exact engine in fp32. Libraries
+with a sink forward and no sink backward exist in several versions under one name; the proof costs
+milliseconds and asks what the library computes instead of what its version promises.
+
+Rejected: trying the next engine when one fails in the middle of a run. A choice is made before the
+first step, and a later failure is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptoss_kernels.attention import (
+    AttentionEngine,
+    DifferentiableEngine,
+    attention,
+    find_documents,
+)
+from gptoss_kernels.attention_eager import EagerEngine
+from gptoss_kernels.attention_flash import TorchFlashEngine
+
+ENGINE_NAMES = ("fa4", "torch_flash", "triton", "flex", "eager")
+"""In the order in which ``auto`` tries them on a GPU: published rates at head size 64."""
+
+_PROOF_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-5}
+"""Relative RMS. Inputs rounded to bf16 (2^-9) alone move the gradients by about 4e-3."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine and why it was taken.
+
+    Attributes:
+        name: One of ``ENGINE_NAMES``.
+        engine: What computes.
+        reason: One sentence for the log, naming engines that were passed over and why.
+    """
+
+    name: str
+    engine: AttentionEngine | DifferentiableEngine
+    reason: str
+
+
+def choose_engine(
+    wanted: str, device: torch.device, dtype: torch.dtype, head_size: int
+) -> EngineChoice:
+    """Return the engine to use.
+
+    Args:
+        wanted: ``auto``, or one of ``ENGINE_NAMES``.
+        device: Where attention will run.
+        dtype: Of query, key and value.
+        head_size: D.
+
+    Returns:
+        The choice, proven on ``device``. ``auto`` on anything but a GPU is ``eager``.
+
+    Raises:
+        ValueError: ``wanted`` is unknown, cannot run here, or fails the proof.
+    """
+    if wanted == "auto":
+        return _first_that_works(device, dtype, head_size)
+    if wanted not in ENGINE_NAMES:
+        raise ValueError(
+            f"attention must be auto or one of {', '.join(ENGINE_NAMES)}, got {wanted}"
+        )
+    obstacle = find_obstacle(wanted, device, dtype, head_size)
+    if obstacle is None:
+        engine = _FACTORIES[wanted]()
+        obstacle = find_fault(engine, device, dtype, head_size)
+        if obstacle is None:
+            return EngineChoice(wanted, engine, f"attention: {wanted}, as asked")
+    raise ValueError(f"attention {wanted} cannot be used: {obstacle}; use auto or another engine")
+
+
+def _first_that_works(device: torch.device, dtype: torch.dtype, head_size: int) -> EngineChoice:
+    names = ENGINE_NAMES if device.type == "cuda" else ("eager",)
+    passed_over = []
+    for name in names:
+        obstacle = find_obstacle(name, device, dtype, head_size)
+        if obstacle is None:
+            engine = _FACTORIES[name]()
+            obstacle = find_fault(engine, device, dtype, head_size)
+            if obstacle is None:
+                rest = f" (passed over: {'; '.join(passed_over)})" if passed_over else ""
+                return EngineChoice(name, engine, f"attention: {name}{rest}")
+        passed_over.append(f"{name}: {obstacle}")
+    raise ValueError(f"no attention engine works on {device}: {'; '.join(passed_over)}")
+
+
+def find_obstacle(
+    name: str, device: torch.device, dtype: torch.dtype, head_size: int
+) -> str | None:
+    """Return why engine ``name`` cannot run here, or ``None`` when nothing speaks against it."""
+    if name == "eager":
+        return None
+    if device.type != "cuda":
+        return f"it needs a GPU, the model is on {device.type}"
+    if name == "torch_flash" and dtype not in (torch.bfloat16, torch.float16):
+        return f"torch's flash kernels need bf16 or fp16, got {dtype}"
+    return None
+
+
+def find_fault(
+    engine: AttentionEngine | DifferentiableEngine,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_size: int,
+) -> str | None:
+    """Return what ``engine`` computes wrongly on a small problem, or ``None``.
+
+    The problem: 2 rows of 192 tokens, documents of 70, 1 and 121 tokens, 4 query heads on 2
+    key-value heads, once with a window of 64 and once without.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 192, head_size), (2, 2, 192, head_size), (2, 2, 192, head_size), (4,))
+    inputs = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+    grad = torch.randn(2, 192, 4, head_size, generator=generator).to(device, dtype)
+    positions = torch.cat([torch.arange(n, device=device) for n in (70, 1, 121)])[None]
+    documents = find_documents(2, 192, device, position_ids=positions)
+    tolerance = _PROOF_TOLERANCE.get(dtype, 1e-5)
+    for window in (64, None):
+        settings = {"scaling": head_size**-0.5, "window": window, "documents": documents}
+
+        def results(
+            leaves: list[Tensor],
+            engine: AttentionEngine | DifferentiableEngine,
+            settings: dict = settings,
+        ) -> list[Tensor]:
+            leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+            with torch.enable_grad():
+                out = attention(*leaves, engine=engine, **settings)
+            return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+        expected = results([leaf.float() for leaf in inputs], EagerEngine())
+        actual = results(inputs, engine)
+        for name, got, truth in zip(_RESULTS, actual, expected, strict=True):
+            error = float((got.float() - truth).norm() / truth.norm())
+            if not error <= tolerance:
+                return f"its {name} is wrong by {error:.1e} with window {window} on {device}"
+    return None
+
+
+_RESULTS = ("output", "query gradient", "key gradient", "value gradient", "sink gradient")
+_FACTORIES: dict[str, Callable[[], AttentionEngine | DifferentiableEngine]] = {
+    "eager": EagerEngine,
+    "torch_flash": TorchFlashEngine,
+}

@@ -1,0 +1,107 @@
+"""The flash kernels that come with torch as an engine of attention with sinks.
+
+They know causal, window and documents, give the log-sum-exp in fp32 and run a backward from any
+(O, LSE) pair, which is all that sinks need; what torch offers in Python on top of them (``sdpa``,
+``varlen_attn``) hides one of the two. Everything goes through the varlen form: a padded batch is a
+row of documents as well, and there is one path to prove.
+
+B rows, S tokens of a row, Hq query heads, Hkv key-value heads, D head size, T = B * S.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gptoss_kernels.attention import AttentionRule
+
+
+class TorchFlashEngine:
+    """torch's ``_flash_attention_forward`` and ``_flash_attention_backward`` with LSE'."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, rule: AttentionRule
+    ) -> tuple[Tensor, Tensor]:
+        """See ``AttentionEngine``."""
+        batch, heads, length, _ = query.shape
+        cu_seqlens, longest = rule.documents.cu_seqlens(), rule.documents.max_length
+        flash = torch.ops.aten._flash_attention_forward
+        out, lse, *_ = flash(
+            _rows(query),
+            _rows(key),
+            _rows(value),
+            cu_seqlens,
+            cu_seqlens,
+            longest,
+            longest,
+            0.0,
+            True,
+            False,
+            scale=rule.scaling,
+            **_window(rule),
+        )
+        lse = lse.view(heads, batch, length).transpose(0, 1)
+        with_sink = torch.logaddexp(lse, sinks.float().view(1, heads, 1))
+        share = torch.exp(lse - with_sink).transpose(1, 2).unsqueeze(-1)
+        return _scaled(out.view(batch, length, heads, -1), share), with_sink.contiguous()
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        delta: Tensor,
+        rule: AttentionRule,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``AttentionEngine``; the kernel makes ``delta`` itself, from O'."""
+        batch, heads, length, _ = query.shape
+        cu_seqlens, longest = rule.documents.cu_seqlens(), rule.documents.max_length
+        unused = torch.empty(0, dtype=torch.uint64, device=query.device)  # dropout's random state
+        flash = torch.ops.aten._flash_attention_backward
+        grads = flash(
+            grad_out.reshape(batch * length, heads, -1),
+            _rows(query),
+            _rows(key),
+            _rows(value),
+            out.view(batch * length, heads, -1),
+            lse.transpose(0, 1).reshape(heads, batch * length),
+            cu_seqlens,
+            cu_seqlens,
+            longest,
+            longest,
+            0.0,
+            True,
+            unused,
+            unused,
+            scale=rule.scaling,
+            **_window(rule),
+        )
+        grad_query, grad_key, grad_value = (
+            grad.view(batch, length, -1, query.shape[-1]).transpose(1, 2) for grad in grads
+        )
+        return grad_query, grad_key, grad_value
+
+
+def _rows(heads_first: Tensor) -> Tensor:
+    """Return ``[B, heads, S, D]`` as ``[T, heads, D]``, a view where B is 1."""
+    return heads_first.transpose(1, 2).flatten(0, 1)
+
+
+def _window(rule: AttentionRule) -> dict[str, int]:
+    """Return the window in the flash libraries' counting, which leaves the token itself out."""
+    if rule.window is None:
+        return {}
+    return {"window_size_left": rule.window - 1, "window_size_right": 0}
+
+
+def _scaled(out: Tensor, share: Tensor) -> Tensor:
+    """Return ``out * share`` rounded once, in pieces: widened whole, O takes 2 GiB at 128k."""
+    scaled = torch.empty_like(out)
+    for target, rows, factor in zip(
+        scaled.split(4096, dim=1), out.split(4096, dim=1), share.split(4096, dim=1), strict=True
+    ):
+        target.copy_(rows.float() * factor)
+    return scaled

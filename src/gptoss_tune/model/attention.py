@@ -1,0 +1,218 @@
+"""Attention with sinks in transformers' gpt-oss, packing and padding included.
+
+transformers dispatches attention by name; this module adds the name ``gptoss_tune`` to its two
+interfaces (the function and the mask) and patches nothing. Two facts make the detour necessary.
+transformers' gpt-oss does not hand ``position_ids`` to its mask functions, so with every stock
+implementation but varlen flash the documents of a packed row see each other. And its engines either
+build S x S scores, or round or drop the gradient of the sinks.
+
+Documents are told apart by whatever the caller gives: ``position_ids`` that restart, a 2-d
+``attention_mask``, or ``cu_seq_lens_q``. They are found once per forward pass by a hook that
+``set_attention`` puts on the decoder, openly: ``model.attention_handle.remove()`` takes it away,
+and the attention function then finds them itself in every layer.
+
+B rows, S tokens of a row, Hq query heads, Hkv key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from gptoss_kernels.attention import Documents, attention, find_documents
+from gptoss_kernels.attention_engines import EngineChoice, choose_engine
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION_IMPLEMENTATION = "gptoss_tune"
+
+
+def set_attention(model: nn.Module, wanted: str = "auto") -> EngineChoice:
+    """Let every attention layer of ``model`` run on the engine ``wanted``; return what was chosen.
+
+    Args:
+        model: A gpt-oss model, bare or inside PEFT, on the device it will run on.
+        wanted: ``auto`` or an engine's name, as in the recipe's ``model.attention``.
+
+    Returns:
+        The choice; its ``reason`` is a sentence for the log.
+
+    Raises:
+        ValueError: ``model`` is not gpt-oss, or the engine asked for cannot run here or fails its
+            proof of gradients.
+    """
+    layers = [m for m in model.modules() if type(m).__name__ == "GptOssAttention"]
+    decoders = [m for m in model.modules() if type(m).__name__ == "GptOssModel"]
+    if not layers or len(decoders) != 1:
+        raise ValueError(
+            f"{type(model).__name__} holds no GptOssModel; attention with sinks is its"
+        )
+    (decoder,) = decoders
+    sinks = layers[0].sinks
+    choice = choose_engine(wanted, sinks.device, _compute_dtype(decoder), layers[0].head_dim)
+    for layer in layers:
+        layer.attention_engine = choice.engine
+    decoder.set_attn_implementation(ATTENTION_IMPLEMENTATION)  # pyright: ignore[reportCallIssue]
+    if not hasattr(decoder, "attention_handle"):
+        decoder.attention_handle = decoder.register_forward_pre_hook(
+            _find_documents_once, with_kwargs=True
+        )
+    return choice
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    s_aux: Tensor,
+    sliding_window: int | None = None,
+    dropout: float = 0.0,
+    documents: Documents | None = None,
+    position_ids: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Return the attention output of one layer, as transformers' ``AttentionInterface`` asks.
+
+    Args:
+        module: The layer; its ``attention_engine`` computes where it has one.
+        query: ``[B, Hq, S, D]`` after rotation.
+        key: ``[B, Hkv, S, D]``, or longer than the query where a cache precedes it.
+        value: As ``key``.
+        attention_mask: ``None``, the 2-d mask ``[B, S]``, or a 4-d boolean one from a cache.
+        scaling: Factor of the scores.
+        s_aux: The sinks ``[Hq]``.
+        sliding_window: Keys a query sees, itself included; ``None`` in full layers.
+        dropout: Must be 0, as gpt-oss was trained.
+        documents: The runs of tokens, where they were found before.
+        position_ids: ``[B, S]``, restarting in every document.
+        cu_seq_lens_q: Starts of the documents over all tokens, from a padding-free collator.
+        max_length_q: The longest document by ``cu_seq_lens_q``.
+        kwargs: ``output_attentions`` and ``is_causal=False`` are refused, the rest is ignored.
+
+    Returns:
+        ``[B, S, Hq, D]`` and no attention weights.
+
+    Raises:
+        ValueError: Something is asked for that this attention does not compute.
+    """
+    _refuse(dropout, kwargs)
+    if attention_mask is not None and attention_mask.ndim == 4:
+        return _masked_attention(query, key, value, s_aux, attention_mask, scaling), None
+    if documents is None:
+        documents = find_documents(
+            query.shape[0],
+            query.shape[2],
+            query.device,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            cu_seqlens=cu_seq_lens_q,
+            max_length=max_length_q,
+        )
+    out = attention(
+        query,
+        key,
+        value,
+        s_aux,
+        scaling=scaling,
+        window=sliding_window,
+        documents=documents,
+        engine=getattr(module, "attention_engine", None),
+    )
+    return out, None
+
+
+def attention_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    **kwargs: Any,
+) -> Tensor | None:
+    """Return the 2-d mask as it is, or a 4-d boolean one where a cache or custom rule needs it."""
+    fresh = isinstance(q_offset, int) and q_offset == 0 and kv_offset == 0
+    if fresh and q_length == kv_length and not use_vmap:
+        return attention_mask
+    kwargs["allow_is_causal_skip"] = False
+    return sdpa_mask(
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,  # pyright: ignore[reportArgumentType]
+        kv_offset=kv_offset,
+        attention_mask=attention_mask,
+        use_vmap=use_vmap,
+        **kwargs,
+    )
+
+
+def _find_documents_once(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Add ``documents`` to the decoder's keyword arguments when it runs without a cache."""
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    if tokens is None:
+        tokens = kwargs.get("inputs_embeds")
+    mask = kwargs.get("attention_mask")
+    if tokens is None or kwargs.get("past_key_values") is not None or isinstance(mask, Mapping):
+        return None
+    if isinstance(mask, Tensor) and (mask.ndim != 2 or mask.shape[1] != tokens.shape[1]):
+        return None
+    documents = find_documents(
+        tokens.shape[0],
+        tokens.shape[1],
+        tokens.device,
+        position_ids=kwargs.get("position_ids"),
+        attention_mask=mask,
+        cu_seqlens=kwargs.get("cu_seq_lens_q"),
+        max_length=kwargs.get("max_length_q"),
+    )
+    return args, {**kwargs, "documents": documents}
+
+
+def _masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, visible: Tensor, scaling: float
+) -> Tensor:
+    """Return attention under an explicit mask: the path of decoding, a few queries at a time.
+
+    ``visible`` is boolean, or additive as somebody else's 4-d mask may be.
+    """
+    groups = key.shape[1]
+    part = query.float().unflatten(1, (groups, -1))
+    scores = part @ key.float().unsqueeze(2).mT * scaling
+    if visible.dtype == torch.bool:
+        scores = scores.masked_fill(~visible.unsqueeze(2), float("-inf"))
+    else:
+        scores = scores + visible.unsqueeze(2)
+    sink = sinks.float().view(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    weights = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
+    out = weights @ value.float().unsqueeze(2)
+    return out.flatten(1, 2).transpose(1, 2).to(query.dtype).contiguous()
+
+
+def _refuse(dropout: float, kwargs: Mapping[str, Any]) -> None:
+    if dropout:
+        raise ValueError(f"attention_dropout is {dropout}; gpt-oss has none, set it to 0")
+    if kwargs.get("output_attentions"):
+        raise ValueError("output_attentions needs S x S weights; load with attention 'eager'")
+    if kwargs.get("is_causal") is False:
+        raise ValueError("gpt-oss attends causally; is_causal=False is not supported")
+
+
+def _compute_dtype(decoder: nn.Module) -> torch.dtype:
+    """Return the dtype of the attention projections' inputs; packed weights are passed over."""
+    embedding = decoder.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    return embedding.weight.dtype
+
+
+AttentionInterface.register(ATTENTION_IMPLEMENTATION, attention_forward)
+AttentionMaskInterface.register(ATTENTION_IMPLEMENTATION, attention_mask)
