@@ -43,18 +43,16 @@ def set_attention(model: nn.Module, wanted: str = "auto") -> EngineChoice:
         ValueError: ``model`` is not gpt-oss, or the engine asked for cannot run here or fails its
             proof of gradients.
     """
-    layers = [m for m in model.modules() if type(m).__name__ == "GptOssAttention"]
-    decoders = [m for m in model.modules() if type(m).__name__ == "GptOssModel"]
+    layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "GptOssAttention"]
+    decoders: list[Any] = [m for m in model.modules() if type(m).__name__ == "GptOssModel"]
     if not layers or len(decoders) != 1:
-        raise ValueError(
-            f"{type(model).__name__} holds no GptOssModel; attention with sinks is its"
-        )
+        raise ValueError(f"{type(model).__name__} holds no GptOssModel; only gpt-oss has sinks")
     (decoder,) = decoders
     sinks = layers[0].sinks
     choice = choose_engine(wanted, sinks.device, _compute_dtype(decoder), layers[0].head_dim)
     for layer in layers:
         layer.attention_engine = choice.engine
-    decoder.set_attn_implementation(ATTENTION_IMPLEMENTATION)  # pyright: ignore[reportCallIssue]
+    decoder.set_attn_implementation(ATTENTION_IMPLEMENTATION)
     if not hasattr(decoder, "attention_handle"):
         decoder.attention_handle = decoder.register_forward_pre_hook(
             _find_documents_once, with_kwargs=True
@@ -208,10 +206,9 @@ def _refuse(dropout: float, kwargs: Mapping[str, Any]) -> None:
         raise ValueError("gpt-oss attends causally; is_causal=False is not supported")
 
 
-def _compute_dtype(decoder: nn.Module) -> torch.dtype:
-    """Return the dtype of the attention projections' inputs; packed weights are passed over."""
-    embedding = decoder.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-    return embedding.weight.dtype
+def _compute_dtype(decoder: Any) -> torch.dtype:
+    """Return the dtype of the hidden states: that of the embeddings, which are never packed."""
+    return decoder.get_input_embeddings().weight.dtype
 
 
 AttentionInterface.register(ATTENTION_IMPLEMENTATION, attention_forward)
