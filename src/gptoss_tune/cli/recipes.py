@@ -8,7 +8,6 @@ where colour does not.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,27 +90,34 @@ def schema() -> None:
 def recipes(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
-    """List the shipped recipes, each with what its first line says."""
+    """List the shipped recipes and accelerate configurations, each with its first line."""
     from rich.console import Console
     from rich.text import Text
 
     from gptoss_tune.shipped import shipped
 
     folder = shipped("recipes")
-    found = []
+    found: dict[str, list[tuple[str, str]]] = {"recipe": [], "accelerate": []}
     for path in sorted(folder.rglob("*.yaml")):
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        found.append((_shortest(path), first.removeprefix("#").strip()))
+        kind = "accelerate" if path.parent.name == "accelerate" else "recipe"
+        found[kind].append((_shortest(path), first.removeprefix("#").strip()))
     if as_json:
-        listed = [{"path": path, "description": text} for path, text in found]
+        listed = [
+            {"kind": kind, "path": path, "description": text}
+            for kind, entries in found.items()
+            for path, text in entries
+        ]
         typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False, soft_wrap=True)
-    for path, text in found:
-        console.print(Text(path, style="bold"))
-        console.print(Text(f"    {text}"))
-    if sys.stdout.isatty():
-        console.print(Text("\nLook inside one: gptoss-tune check PATH", style="dim"))
+    for kind, heading in (
+        ("recipe", "Recipes: gptoss-tune check PATH, gptoss-tune train PATH"),
+        ("accelerate", "For accelerate launch --config_file PATH -m gptoss_tune.train RECIPE"),
+    ):
+        console.print(Text(heading, style="bold cyan"))
+        for path, text in found[kind]:
+            console.print(Text.assemble("  ", (path, "bold"), f"\n    {text}"))
 
 
 def _shortest(path: Path) -> str:
