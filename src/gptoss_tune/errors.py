@@ -10,6 +10,10 @@ Exit codes: 0 done, 2 the user's input, 3 the environment, 75 stopped and resuma
 
 from __future__ import annotations
 
+import sys
+import traceback
+from collections.abc import Callable
+
 
 class GptossTuneError(Exception):
     """Base of every error that gptoss-tune raises on purpose."""
@@ -41,7 +45,30 @@ class MachineError(GptossTuneError, RuntimeError):
     exit_code = 3
 
 
-class RunInterrupted(GptossTuneError):  # noqa: N818 - it is a stop, not a fault
+class RunInterrupted(GptossTuneError):
     """The run stopped before its end and left a complete checkpoint to resume from."""
 
     exit_code = 75
+
+
+def run_command(command: Callable[[], object], *, debug: bool) -> None:
+    """Run ``command``; turn the project's own errors into one message and an exit code.
+
+    Args:
+        command: Does the work; its return value is ignored.
+        debug: Print the traceback before the message.
+
+    Raises:
+        SystemExit: With the error's exit code, or 130 after Ctrl-C.
+    """
+    try:
+        command()
+    except GptossTuneError as error:
+        if debug:
+            traceback.print_exc()
+        label = "stopped" if isinstance(error, RunInterrupted) else "error"
+        sys.stderr.write(f"{label}: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C; nothing half-written was left behind\n")
+        raise SystemExit(130) from None

@@ -49,14 +49,16 @@ class Checkpoint:
 
     Attributes:
         path: Its folder.
+        name: What the user called it: a folder, or a name on the Hub.
         config: ``config.json`` as a dictionary.
         expert_format: ``"mxfp4"`` when the experts are packed (``_blocks``, ``_scales``), else
             ``"bf16"`` (dense, in transformers' layout ``[E, in, out]``).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         """Open the folder ``path``; see ``open_checkpoint`` for what is refused."""
         self.path = path
+        self.name = name or str(path)
         self.config = read_config(path)
         self.files = _open_files(path)
         self._file_of = {name: file for file in self.files for name in file.entries}
@@ -169,7 +171,7 @@ def open_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Ch
             files instead of safetensors.
         HubError: The Hub cannot be reached, or refuses.
     """
-    return Checkpoint(resolve(name_or_path, revision))
+    return Checkpoint(resolve(name_or_path, revision), str(name_or_path))
 
 
 def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:

@@ -7,14 +7,13 @@ environment, 75 stopped and resumable) and shows a message, not a traceback, unl
 from __future__ import annotations
 
 import sys
-import traceback
 from typing import Annotated
 
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli import tiny
-from gptoss_tune.errors import GptossTuneError
+from gptoss_tune.cli import recipes, tiny
+from gptoss_tune.errors import run_command
 
 app = typer.Typer(
     name="gptoss-tune",
@@ -33,6 +32,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    # Read by main() before typer sees it; declared for the help page.
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
@@ -41,21 +41,14 @@ def _root(
     """Options that every command shares."""
 
 
+app.command("check")(recipes.check)
+app.command("schema")(recipes.schema)
+app.command("recipes")(recipes.recipes)
 app.command("tiny")(tiny.tiny)
 
 
 def main() -> None:
-    """Run the command line; turn the project's own errors into one message and an exit code."""
-    debug = "--debug" in sys.argv[1:]
-    if debug:  # accepted before and after the command's name
-        sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
-    try:
-        app()
-    except GptossTuneError as error:
-        if debug:
-            traceback.print_exc()
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.secho("stopped by Ctrl-C; nothing half-written was left behind", err=True)
-        raise SystemExit(130) from None
+    """Run the command line."""
+    debug = "--debug" in sys.argv[1:]  # accepted before and after the command's name
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    run_command(app, debug=debug)

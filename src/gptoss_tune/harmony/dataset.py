@@ -7,6 +7,7 @@ loss is, from ids and weights.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -36,14 +37,22 @@ class Report:
 
 
 def load_dataset(
-    data: DataSection, *, split: Literal["train", "eval"], vocabulary: Vocabulary
+    data: DataSection,
+    *,
+    split: Literal["train", "eval"],
+    vocabulary: Vocabulary,
+    seed: int = 0,
 ) -> Dataset:
     """Return the rendered samples of a split.
+
+    With ``eval_fraction`` the training sources serve both splits; a row is held out with all its
+    turns, by a hash of the seed and its place, so both calls agree and nothing is shuffled.
 
     Raises:
         DataError: A row cannot be trained on and ``on_error`` is stop, or nothing is left.
     """
-    sources = data.train if split == "train" else data.eval
+    held_out = data.eval_fraction
+    sources = data.train if split == "train" or held_out is not None else data.eval
     if sources is None:
         raise DataError(f"the recipe names no data.{split}; add it")
     settings = RenderSettings(
@@ -54,6 +63,9 @@ def load_dataset(
     )
     report = Report()
     rows = (located for source in sources for located in _read(source))
+    if held_out is not None:
+        wanted = split == "eval"
+        rows = (row for row in rows if (_draw(row[0], seed) < held_out) == wanted)
     examples = list(_examples(rows, Renderer(vocabulary, settings), data, report))
     if not examples:
         names = ", ".join(source.path for source in sources)
@@ -80,6 +92,12 @@ def to_dataset(examples: list[Example]) -> Dataset:
         for name in ("input_ids", "loss_weights", "channels")
     }
     return Dataset(InMemoryTable(pa.table({**columns, "length": pa.array(lengths)})))
+
+
+def _draw(at: str, seed: int) -> float:
+    """Return a number in [0, 1) that depends on the row's place and the seed alone."""
+    digest = hashlib.blake2b(f"{seed}:{at}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def _read(source: DataSource) -> Iterator[Located]:

@@ -1,0 +1,38 @@
+"""``gptoss-tune train``: the same run as ``accelerate launch -m gptoss_tune.train``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, nested keys with dots.")
+    ] = None,
+) -> None:
+    """Train a recipe here, or print the accelerate command when it asks for more processes."""
+    from gptoss_tune.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    processes = loaded.world.processes
+    if processes > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        typer.echo(f"# {processes} processes: run this")
+        typer.echo(accelerate_command(recipe, overrides or [], processes))
+        return
+    from gptoss_tune.train.run import train as run
+
+    run(loaded)
+
+
+def accelerate_command(recipe: Path, overrides: list[str], processes: int) -> str:
+    """Return the command line that starts ``processes`` processes of the run."""
+    words = ["accelerate", "launch", "--num_processes", str(processes)]
+    if processes > 1:
+        words.append("--multi_gpu")
+    return shlex.join([*words, "-m", "gptoss_tune.train", str(recipe), *overrides])

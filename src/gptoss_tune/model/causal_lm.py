@@ -1,0 +1,71 @@
+"""gpt-oss with a training forward that returns losses instead of logits.
+
+The released vocabulary has 201,088 entries, so logits of 4,096 tokens are 1.5 GiB and their
+cross-entropy peaks at eight times that. The training forward therefore ends in the hidden states
+and hands them, with ``lm_head``, to the fused linear cross-entropy. It is a subclass, so the losses
+come out of the same ``model(...)`` call that DDP and FSDP wrap, and without targets the class is
+plain ``GptOssForCausalLM``: generation and evaluation of logits are untouched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_kernels import linear_cross_entropy
+from torch import Tensor
+from transformers import GptOssForCausalLM
+from transformers.utils.generic import ModelOutput
+
+
+@dataclass
+class TokenLossOutput(ModelOutput):
+    """What a training forward returns.
+
+    Attributes:
+        loss_sum: Scalar fp32, the sum of ``loss_weights * token_losses`` over the micro-batch; the
+            caller divides by the weight of the whole optimizer step.
+        token_losses: ``[B, S]`` fp32 without gradient, 0 where the weight is 0.
+    """
+
+    loss_sum: Tensor | None = None
+    token_losses: Tensor | None = None
+
+
+class GptOssForTuning(GptOssForCausalLM):
+    """``GptOssForCausalLM`` that answers targets and loss weights with losses."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *args: Any,
+        shift_labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        selected_rows: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return a ``TokenLossOutput`` when ``loss_weights`` are given, else plain logits.
+
+        Args:
+            input_ids: ``[B, S]`` int64.
+            args: As in ``GptOssForCausalLM.forward``.
+            shift_labels: ``[B, S]`` int64, the token that position s has to predict (already
+                shifted, unlike ``labels``).
+            loss_weights: ``[B, S]`` fp32, the weight of that prediction; 0 leaves it out, and such
+                rows never reach ``lm_head``.
+            selected_rows: How many weights are not 0, where the caller knows.
+            kwargs: As in ``GptOssForCausalLM.forward``.
+        """
+        if loss_weights is None:
+            return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+        if shift_labels is None:
+            raise ValueError("loss_weights came without shift_labels; pass both or neither")
+        hidden = self.model(input_ids, *args, **kwargs).last_hidden_state
+        loss_sum, token_losses = linear_cross_entropy(
+            hidden.flatten(0, 1),
+            self.lm_head.weight,
+            shift_labels.flatten(),
+            loss_weights.flatten(),
+            selected_rows=selected_rows,
+        )
+        return TokenLossOutput(loss_sum=loss_sum, token_losses=token_losses.view_as(loss_weights))

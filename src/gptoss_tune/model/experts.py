@@ -1,0 +1,103 @@
+"""The expert forward of gpt-oss, registered with transformers as ``gptoss_tune``.
+
+Legend: T tokens, K experts per token, H hidden, I intermediate, E experts, R rank.
+
+transformers dispatches ``GptOssExperts.forward`` through its ``ExpertsInterface``; this module adds
+one name to it and patches nothing. The function only translates: it reads the layer's two stacks
+(packed or dense, adapted or not) and calls ``gptoss_kernels.experts``, which owns the maths and the
+backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from gptoss_kernels import ExpertProjection, experts
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+
+from gptoss_tune.model.expert_weight import ExpertWeight, LowRankExpertWeight
+
+EXPERTS_IMPLEMENTATION = "gptoss_tune"
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """How the expert layers of one model compute.
+
+    Attributes:
+        backend: Which kernels run.
+        merge_aware: Compute with the weights that an MXFP4 export of the adapter will hold.
+        recompute_gate_up: Drop the gate_up output after the forward and compute it again in the
+            backward, for memory.
+    """
+
+    backend: Literal["torch", "triton"] = "torch"
+    merge_aware: bool = False
+    recompute_gate_up: bool = False
+
+
+def set_expert_settings(model: nn.Module, settings: ExpertSettings) -> None:
+    """Give every expert layer of ``model`` its settings.
+
+    Raises:
+        ValueError: The model has no layer whose experts run through this module.
+    """
+    layers = [m for m in model.modules() if isinstance(m, cast(type, GptOssExperts))]
+    if not layers:
+        raise ValueError("the model has no GptOssExperts layer; only gpt-oss models are supported")
+    for layer in layers:
+        layer.expert_settings = settings  # pyright: ignore[reportArgumentType]
+
+
+def experts_forward(
+    self: nn.Module, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
+) -> Tensor:
+    """Return the weighted sum of each token's K experts.
+
+    Args:
+        self: A ``GptOssExperts`` layer; its stacks may be plain parameters, ``ExpertWeight`` or,
+            while PEFT applies an adapter, ``LowRankExpertWeight``.
+        hidden_states: ``[T, H]``.
+        router_indices: ``[T, K]`` int64.
+        routing_weights: ``[T, K]``.
+
+    Returns:
+        ``[T, H]``, dtype of ``hidden_states``.
+    """
+    layer = cast(Any, self)  # a GptOssExperts, whose decorator hides its type
+    settings = getattr(self, "expert_settings", ExpertSettings())
+    # The merge-aware weights are those of an export, which adds the unrounded factors.
+    factor_dtype = torch.float32 if settings.merge_aware else hidden_states.dtype
+    return experts(
+        hidden_states,
+        router_indices,
+        routing_weights,
+        _projection(layer.gate_up_proj, layer.gate_up_proj_bias, factor_dtype),
+        _projection(layer.down_proj, layer.down_proj_bias, factor_dtype),
+        limit=layer.limit,
+        alpha=layer.alpha,
+        backend=settings.backend,
+        merge_aware=settings.merge_aware,
+        recompute_gate_up=settings.recompute_gate_up,
+    )
+
+
+def _projection(weight: Tensor, bias: Tensor, factor_dtype: torch.dtype) -> ExpertProjection:
+    if isinstance(weight, LowRankExpertWeight):
+        return ExpertProjection(
+            weight.base.stored,
+            bias,
+            lora_A=weight.lhs.transpose(1, 2).to(factor_dtype),
+            lora_B=weight.rhs.transpose(1, 2).to(factor_dtype),
+            scaling=weight.scaling,
+        )
+    if isinstance(weight, ExpertWeight):
+        return ExpertProjection(weight.stored, bias)
+    return ExpertProjection(weight, bias)
+
+
+ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, experts_forward)

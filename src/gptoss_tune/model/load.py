@@ -1,0 +1,166 @@
+"""A checkpoint to a module, tensor by tensor, with the experts left as released.
+
+transformers' own MXFP4 loader either keeps the experts in a form it calls not trainable or expands
+them to bf16 (three times the bytes); this one builds the module without storage and assigns each
+tensor of the file once, so the peak is the model itself. The opened checkpoint has proven that no
+tensor is missing or of another shape (one missing expert tensor would train a random expert); here
+every tensor of the file also has to find its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from gptoss_kernels import Mxfp4Weight, dequantize_reference
+from torch import Tensor, nn
+from transformers import GptOssConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
+
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
+from gptoss_tune.model.causal_lm import GptOssForTuning
+from gptoss_tune.model.expert_weight import ExpertWeight
+from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
+from gptoss_tune.recipe.schema import ModelSection
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_STACKS = ("gate_up_proj", "down_proj")
+
+
+def load_base(
+    checkpoint: Checkpoint, section: ModelSection, *, device: torch.device | str = "cpu"
+) -> GptOssForTuning:
+    """Return the frozen base model of ``checkpoint`` on ``device``, in the recipe's precision.
+
+    Args:
+        checkpoint: An opened base checkpoint, MXFP4 or bf16.
+        section: ``experts_precision``, ``linear_precision`` and ``dtype`` decide what is held how.
+        device: Where the weights go; tensors are read straight to it.
+
+    Returns:
+        The model in evaluation mode, no parameter requiring gradients.
+
+    Raises:
+        CheckpointError: The checkpoint holds tensors that the model has no place for.
+        RecipeError: MXFP4 experts are asked for, but the checkpoint stores bf16.
+        MachineError: NF4 is asked for, but bitsandbytes cannot be used here.
+    """
+    if section.experts_precision == "mxfp4" and checkpoint.expert_format != "mxfp4":
+        raise RecipeError(
+            f"model.experts_precision is mxfp4, but {checkpoint.path} stores its experts in "
+            f"{checkpoint.expert_format}; set model.experts_precision: bf16, or start from a "
+            "checkpoint released in MXFP4"
+        )
+    dtype = DTYPES[section.dtype]
+    model = _without_storage(checkpoint, dtype)
+    _check_unknown(model, checkpoint)
+    loaded = _tensors(checkpoint, section.experts_precision, dtype, torch.device(device))
+    for name, tensor in loaded:
+        _assign(model, name, tensor)
+    # The rotary frequencies are computed, not stored, and were computed without storage above.
+    model.model.rotary_emb = GptOssRotaryEmbedding(model.config).to(device)
+    model.generation_config.pad_token_id = model.config.pad_token_id
+    if section.linear_precision == "nf4":
+        _quantize_attention(model, dtype, torch.device(device))
+    return model.requires_grad_(False).eval()
+
+
+def model_config(checkpoint: Checkpoint, dtype: torch.dtype) -> GptOssConfig:
+    """Return the checkpoint's config for training: no quantiser, no auxiliary router loss.
+
+    The released config carries ``router_aux_loss_coef: 0.9``; a run with a frozen router must not
+    inherit it.
+    """
+    values = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
+    config = GptOssConfig.from_dict(values)
+    config.dtype = dtype
+    config.output_router_logits = False
+    config.router_aux_loss_coef = 0.0
+    config.use_cache = False
+    return config
+
+
+def _without_storage(checkpoint: Checkpoint, dtype: torch.dtype) -> GptOssForTuning:
+    config = model_config(checkpoint, dtype)
+    with torch.device("meta"):
+        model = GptOssForTuning._from_config(
+            config, dtype=dtype, experts_implementation=EXPERTS_IMPLEMENTATION
+        )
+    model.config._name_or_path = checkpoint.name
+    model.name_or_path = checkpoint.name
+    return model
+
+
+def _check_unknown(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse tensors that the model has no place for; missing ones the checkpoint refused."""
+    known = {name for name, _ in model.named_parameters()}
+    known |= {f"{name}_{part}" for name in known for part in ("blocks", "scales")}
+    unknown = [name for name in checkpoint.names() if name not in known]
+    if unknown:
+        shown = ", ".join(unknown[:6]) + (" ..." if len(unknown) > 6 else "")
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(unknown)} tensors have no place in the model of config.json: "
+            f"{shown}; the file and the config are of different models"
+        )
+
+
+def _tensors(
+    checkpoint: Checkpoint, experts_precision: str, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameter names with their tensors as they are to be held."""
+    for name in sorted(checkpoint.names()):
+        if name.endswith("_scales"):
+            continue  # read together with its blocks
+        if name.endswith("_blocks"):
+            name = name.removesuffix("_blocks")
+            blocks = checkpoint.read(f"{name}_blocks").to(device)
+            scales = checkpoint.read(f"{name}_scales").to(device)
+            stored: Mxfp4Weight | Tensor = Mxfp4Weight(blocks, scales)
+            if experts_precision == "bf16":
+                dense = dequantize_reference(blocks, scales, dtype=dtype)
+                stored = dense.transpose(1, 2).contiguous()
+            yield name, ExpertWeight(stored)
+        elif name.endswith(_STACKS):
+            yield name, ExpertWeight(checkpoint.read(name).to(device, dtype))
+        else:
+            yield name, checkpoint.read(name).to(device, dtype)
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner_name, _, parameter_name = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    assert getattr(owner, parameter_name).shape == tensor.shape, name  # the checkpoint checked it
+    setattr(owner, parameter_name, nn.Parameter(tensor, requires_grad=False))
+
+
+def _quantize_attention(model: GptOssForTuning, dtype: torch.dtype, device: torch.device) -> None:
+    """Replace the attention projections by bitsandbytes' NF4 layers, in place, on ``device``.
+
+    Only attention: ``lm_head`` and the embeddings decide the logits directly, the router decides
+    which experts train, and the experts are in MXFP4 already.
+    """
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise MachineError(
+            "model.linear_precision: nf4 needs bitsandbytes, which is not installed here; "
+            "`pip install bitsandbytes`, or set model.linear_precision: bf16"
+        ) from error
+    for layer in model.model.layers:
+        for name, linear in list(cast(nn.Module, layer.self_attn).named_children()):
+            if not isinstance(linear, nn.Linear):
+                continue
+            quantized = bnb.nn.Linear4bit(
+                linear.in_features,
+                linear.out_features,
+                bias=linear.bias is not None,
+                compute_dtype=dtype,
+                quant_type="nf4",
+                device="meta",
+            )
+            options: dict[str, Any] = {"quant_type": "nf4", "module": quantized}
+            quantized.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, **options)
+            quantized.bias = linear.bias
+            setattr(layer.self_attn, name, quantized.to(device))

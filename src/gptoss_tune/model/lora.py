@@ -1,0 +1,83 @@
+"""Adapters on attention and on all experts, created by PEFT in PEFT's own format.
+
+The expert adapters use PEFT's ``target_parameters``: one A and one B matrix per layer and
+projection, in which every expert has its own ``rank`` rows and columns. ``expert_rank`` may differ
+from ``rank``, because at 120b a rank of 16 on 128 experts is already a billion parameters; the
+scaling stays alpha / rank unless ``expert_alpha`` says otherwise, so that changing the rank of the
+experts does not change the size of their update.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import GptOssForCausalLM
+
+from gptoss_tune.errors import RecipeError
+from gptoss_tune.recipe.schema import LoraSection
+
+ADAPTER_NAME = "default"
+
+
+def lora_config(section: LoraSection, num_layers: int) -> LoraConfig:
+    """Return PEFT's configuration for the recipe's ``lora`` section.
+
+    Args:
+        section: What to adapt, and at which rank.
+        num_layers: Layers of the base; the section's ``layers`` must lie below it.
+
+    Raises:
+        RecipeError: A named layer does not exist.
+    """
+    layers = list(range(num_layers)) if section.layers is None else list(section.layers)
+    unknown = [layer for layer in layers if layer >= num_layers]
+    if unknown:
+        raise RecipeError(
+            f"lora.layers: got {unknown}, but the base has {num_layers} layers, 0 to "
+            f"{num_layers - 1}; name layers within that range"
+        )
+    expert_rank = section.expert_rank or section.rank
+    expert_alpha = section.expert_alpha or section.alpha * expert_rank / section.rank
+    parameters = [f"mlp.experts.{name}" for name in section.target_parameters]
+    differs = bool(parameters) and (expert_rank, expert_alpha) != (section.rank, section.alpha)
+    if section.layers is not None:
+        parameters = [f"layers.{layer}.{name}" for layer in layers for name in parameters]
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=section.rank,
+        lora_alpha=section.alpha,  # pyright: ignore[reportArgumentType] - PEFT divides, so a float is exact
+        target_modules=list(section.target_modules),
+        target_parameters=parameters,
+        layers_to_transform=None if section.layers is None else layers,
+        layers_pattern=None if section.layers is None else "layers",
+        rank_pattern=dict.fromkeys(parameters, expert_rank) if differs else {},
+        alpha_pattern=dict.fromkeys(parameters, expert_alpha) if differs else {},
+    )
+
+
+def add_adapters(model: GptOssForCausalLM, section: LoraSection) -> PeftModel:
+    """Wrap ``model`` with fresh adapters: A random, B zero, both fp32, everything else frozen.
+
+    Raises:
+        RecipeError: The section names layers or modules that the model does not have.
+    """
+    config = lora_config(section, model.config.num_hidden_layers)
+    # PEFT picks its 4-bit layer only where the model declares 4-bit layers. The mark is taken off
+    # again because TRL reads it as "hold the adapters in bf16", and we train them in fp32.
+    holds_nf4 = any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    if holds_nf4:
+        model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType]
+    try:
+        with warnings.catch_warnings():
+            # PEFT 0.21 looks for these patterns among modules only and calls ours ignored, while it
+            # applies them to parameters.
+            warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not")
+            adapted = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
+    except ValueError as error:
+        raise RecipeError(f"lora: PEFT refused the adapter: {error}") from error
+    finally:
+        if holds_nf4:
+            del model.is_loaded_in_4bit
+    assert isinstance(adapted, PeftModel)
+    return adapted

@@ -1,0 +1,201 @@
+"""What a run shows and records while it runs: a progress bar, ``metrics.jsonl``, wandb.
+
+Only rank 0 speaks. In a terminal the progress is a bar with the figures of the last step; elsewhere
+it is one plain line per logging step, which survives in a job's log.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gptoss_tune.recipe.schema import TrackingSection
+
+
+class MetricsFile(TrainerCallback):
+    """Append every logged line to ``RUN/metrics.jsonl``, flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Write to ``path``; a resumed run continues the file."""
+        self._path = path
+        self._stream: TextIO | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop lines past the resumed step, which are about to be written again."""
+        if state.is_world_process_zero:
+            _keep_lines_until(self._path, state.global_step)
+            self._stream = self._path.open("a", encoding="utf-8")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write one line: the step, and every figure of it."""
+        if self._stream is not None and logs:
+            row = {"step": state.global_step, "epoch": state.epoch, **logs}
+            self._stream.write(json.dumps(row) + "\n")
+            self._stream.flush()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the file open: the last evaluation comes after the last step."""
+
+
+def _keep_lines_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # the torn last line of a killed run
+    replacement = path.with_name(path.name + ".partial")
+    replacement.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    replacement.replace(path)
+
+
+class ProgressDisplay(TrainerCallback):
+    """Show loss, tokens/s and memory: a bar in a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        """Draw on ``console``."""
+        self._console = console
+        self._progress: Progress | None = None
+        self._task: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the bar at the resumed step."""
+        if not state.is_world_process_zero or not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("train"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+        )
+        self._task = self._progress.add_task(
+            "train", total=state.max_steps, completed=state.global_step, figures=""
+        )
+        self._progress.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the figures of the last logged step."""
+        if not logs or not state.is_world_process_zero:
+            return
+        if "eval_loss" in logs:
+            self._console.print(f"step {state.global_step}: eval loss {logs['eval_loss']:.4f}")
+        elif "loss" in logs:
+            figures = (
+                f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tok/s  "
+                f"{logs['memory_gib']:.1f} GiB"
+            )
+            if self._progress is not None:
+                self._progress.update(self._task, figures=figures)
+            else:
+                self._console.print(f"step {state.global_step}/{state.max_steps}  {figures}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the finished bar on the screen."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also when training ended in an error."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class WandbMetrics(TrainerCallback):
+    """Send the metrics to Weights & Biases, online or into the run's folder.
+
+    Only figures and the resolved recipe are sent: not the command line, where people put tokens,
+    and not the source code.
+    """
+
+    def __init__(self, tracking: TrackingSection, run: Path, config: dict[str, Any]) -> None:
+        """Track the run in ``run`` under the names of the recipe."""
+        self._tracking = tracking
+        self._run_folder = run
+        self._config = config
+        self._run: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the tracked run; if the service cannot be reached, say so and train on offline."""
+        if not state.is_world_process_zero:
+            return
+        import wandb
+        from wandb.errors import CommError, UsageError
+
+        settings = wandb.Settings(
+            disable_code=True, disable_git=True, save_code=False, x_disable_meta=True, silent=True
+        )
+        options: dict[str, Any] = {
+            "project": self._tracking.project or "gptoss-tune",
+            "name": self._tracking.run_name or self._run_folder.name,
+            "dir": str(self._run_folder),
+            "config": self._config,
+            "settings": settings,
+        }
+        try:
+            self._run = wandb.init(mode=self._tracking.wandb, **options)  # pyright: ignore[reportArgumentType]
+        except (CommError, UsageError) as error:
+            sys.stderr.write(
+                f"wandb cannot be reached ({error}); metrics are kept offline in "
+                f"{self._run_folder / 'wandb'}, `wandb sync` sends them later\n"
+            )
+            self._run = wandb.init(mode="offline", **options)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Send one line of metrics."""
+        if self._run is not None and logs:
+            self._run.log(logs, step=state.global_step)
+
+    def close(self) -> None:
+        """Finish the tracked run."""
+        if self._run is not None:
+            self._run.finish()
+            self._run = None

@@ -1,0 +1,87 @@
+"""Examples to batches: pad on the right, shift the targets once, on the CPU.
+
+Targets are shifted here (``shift_labels[s]`` is the token after position s) rather than in the
+model, so that loss weights, channels and targets stay aligned whatever the model drops or packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turn dataset rows into one batch.
+
+    Attributes:
+        pad_token_id: Fills rows to the length of the longest, rounded up to a multiple of 8.
+        packed: Rows hold several documents, told apart by ``position_ids`` that restart at 0.
+    """
+
+    pad_token_id: int
+    packed: bool = False
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch of ``rows``.
+
+        Args:
+            rows: Each with ``input_ids``, ``loss_weights`` (of predicting token i), ``channels``
+                and, when packed, ``position_ids``; all of one length per row.
+
+        Returns:
+            ``input_ids``, ``shift_labels``, ``channels`` ``[B, S]`` int64, ``loss_weights``
+            ``[B, S]`` fp32, ``attention_mask`` ``[B, S]`` int64 (or ``position_ids`` when packed),
+            and two counts known here on the host, so that no GPU has to be asked for them:
+            ``num_tokens`` (without padding) and ``selected_rows`` (with a loss weight).
+        """
+        length = max(len(row["input_ids"]) for row in rows)
+        length = -(-length // _MULTIPLE) * _MULTIPLE
+        ids = self._stack(rows, "input_ids", length, self.pad_token_id)
+        weights = _shifted(self._stack(rows, "loss_weights", length, 0.0), 0.0)
+        batch: dict[str, Any] = {
+            "input_ids": ids,
+            "shift_labels": _shifted(self._stack(rows, "input_ids", length, IGNORED), IGNORED),
+            "loss_weights": weights,
+            "selected_rows": int((weights != 0).sum()),
+            "channels": _shifted(self._stack(rows, "channels", length, 0), 0),
+            "num_tokens": sum(len(row["input_ids"]) for row in rows),
+        }
+        if self.packed:
+            batch["position_ids"] = self._positions(rows, length)
+        else:
+            lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+            batch["attention_mask"] = (torch.arange(length) < lengths[:, None]).long()
+        return batch
+
+    @staticmethod
+    def _stack(rows: Sequence[dict[str, Any]], column: str, length: int, fill: float) -> Tensor:
+        dtype = torch.float32 if isinstance(fill, float) else torch.int64
+        stacked = torch.full((len(rows), length), fill, dtype=dtype)
+        for index, row in enumerate(rows):
+            values = torch.as_tensor(row[column], dtype=dtype)
+            stacked[index, : len(values)] = values
+        return stacked
+
+    @staticmethod
+    def _positions(rows: Sequence[dict[str, Any]], length: int) -> Tensor:
+        positions = torch.empty((len(rows), length), dtype=torch.int64)
+        for index, row in enumerate(rows):
+            values = torch.as_tensor(row["position_ids"], dtype=torch.int64)
+            positions[index, : len(values)] = values
+            # Padding is a document of its own: it restarts at 0 and attends to itself alone.
+            positions[index, len(values) :] = torch.arange(length - len(values))
+        return positions
+
+
+def _shifted(values: Tensor, fill: float) -> Tensor:
+    shifted = torch.full_like(values, fill)
+    shifted[:, :-1] = values[:, 1:]
+    return shifted

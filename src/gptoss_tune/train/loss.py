@@ -1,0 +1,72 @@
+"""The loss of an optimizer step, averaged over everything that is trained in it.
+
+Micro-batches and ranks hold different numbers of trained tokens. Averaging each on its own and then
+averaging the averages, as is usual, weights a token by how little company it had; here every
+micro-batch contributes its weighted *sum* over the weight of the whole step: all micro-batches, all
+ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHANNELS = ("other", "analysis", "commentary", "final")
+"""Names of the channel numbers that a dataset's ``channels`` column holds."""
+
+
+def step_weight(batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
+    """Return the summed loss weight of one rank's micro-batches, a scalar fp64 on ``device``."""
+    weights = [batch["loss_weights"].to(device, torch.float64).sum() for batch in batches]
+    return torch.stack(weights).sum()
+
+
+class LossMeter:
+    """Running loss sums by channel, kept on the device and read only when something is logged.
+
+    Attributes:
+        totals: ``[2, 4]`` fp64 by channel: the summed losses, and the number of tokens they are of.
+        weighted: ``[2]`` fp64: the weighted loss sum, and the summed weights.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Start at zero on ``device``."""
+        self.totals = torch.zeros(2, len(CHANNELS), dtype=torch.float64, device=device)
+        self.weighted = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def add(self, token_losses: Tensor, loss_weights: Tensor, channels: Tensor) -> None:
+        """Count one micro-batch; all three ``[B, S]``, the losses without gradient."""
+        losses = token_losses.detach().double().flatten()
+        weights = loss_weights.double().flatten()
+        trained = (weights != 0).double()
+        index = channels.flatten()
+        self.totals[0].index_add_(0, index, losses * trained)
+        self.totals[1].index_add_(0, index, trained)
+        self.weighted += torch.stack(((losses * weights).sum(), weights.sum()))
+
+    def read(self, reduced: Tensor | None = None) -> dict[str, float]:
+        """Return the mean losses and token counts, and start again at zero.
+
+        Args:
+            reduced: The meter's ``state()`` summed over all ranks; ``None``: this rank alone.
+        """
+        state = (self.state() if reduced is None else reduced).cpu()
+        self.totals.zero_()
+        self.weighted.zero_()
+        sums, counts, weighted = state[:4], state[4:8], state[8:]
+        logs = {
+            f"loss_{name}": float(total / count)
+            for name, total, count in zip(CHANNELS, sums, counts, strict=True)
+            if count > 0
+        }
+        logs["trained_tokens"] = float(counts.sum())
+        if weighted[1] > 0:
+            logs["mean_loss"] = float(weighted[0] / weighted[1])
+        return logs
+
+    def state(self) -> Tensor:
+        """Return ``[10]`` fp64, which may be summed over ranks."""
+        return torch.cat((self.totals.flatten(), self.weighted))

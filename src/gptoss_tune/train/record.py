@@ -1,0 +1,75 @@
+"""The record beside the outputs: what was run, on what, with which versions.
+
+``RUN/recipe.yaml`` is the resolved recipe, which is a recipe again; ``RUN/run.json`` holds the
+facts around it: versions, commit, hardware, the base's fingerprint, and how the run ended.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptoss_tune import __version__
+from gptoss_tune.checkpoint.write import write_text
+
+RECORD = "run.json"
+RECIPE = "recipe.yaml"
+_LIBRARIES = (
+    "torch",
+    "triton",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "openai-harmony",
+    "safetensors",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, commit and hardware of this process."""
+    return {
+        "gptoss_tune": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "git_commit": _git_commit(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def update_record(run: Path, **facts: Any) -> dict[str, Any]:
+    """Merge ``facts`` into ``RUN/run.json`` and return the whole record."""
+    path = run / RECORD
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    record.update(facts, updated=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    write_text(path, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the current directory's checkout, with ``-dirty`` when it is changed."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None  # not a checkout, or no git: nothing to record
+    return found.stdout.strip()

@@ -1,0 +1,252 @@
+"""One run from recipe to adapter: the order in which the rooms are called.
+
+What can be refused is refused early: the folder is claimed and the data rendered before a gigabyte
+of weights is read, and nothing is written into the folder before the recipe is known to fit it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, set_seed
+from rich.console import Console
+
+from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
+from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.errors import GptossTuneError, RunInterrupted
+from gptoss_tune.harmony.dataset import load_dataset
+from gptoss_tune.harmony.vocabulary import load_vocabulary
+from gptoss_tune.model.holdings import describe_holdings
+from gptoss_tune.model.load import load_base
+from gptoss_tune.model.lora import add_adapters
+from gptoss_tune.recipe import Recipe, recipe_yaml
+from gptoss_tune.train import checkpoints, folder
+from gptoss_tune.train.callbacks import MetricsFile, ProgressDisplay, WandbMetrics
+from gptoss_tune.train.collator import Collator
+from gptoss_tune.train.record import RECIPE, environment, update_record
+from gptoss_tune.train.settings import sft_config
+from gptoss_tune.train.sft import WeightedSftTrainer, peak_memory_bytes, save_adapter
+from gptoss_tune.train.stopping import StopOnSignal
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended.
+
+    Attributes:
+        folder: The run's folder.
+        adapter: The folder of the trained adapter.
+        steps: Optimizer steps in total, those before a resume included.
+        loss: Mean training loss of the last logged step.
+        eval_loss: Mean loss on the held-out data at the end; ``None`` without such data.
+        seconds: Wall time of this process.
+        peak_memory_bytes: Peak GPU allocation, or the process's peak resident size on a CPU.
+    """
+
+    folder: Path
+    adapter: Path
+    steps: int
+    loss: float
+    eval_loss: float | None
+    seconds: float
+    peak_memory_bytes: int
+
+
+def train(recipe: Recipe) -> RunSummary:
+    """Train what ``recipe`` asks for and return how it went.
+
+    Under ``accelerate launch`` every process calls this; rank 0 writes and speaks.
+
+    Raises:
+        RecipeError: The recipe cannot be run, or its folder holds something else.
+        DataError: A row or file cannot be trained on.
+        CheckpointError: The base or a checkpoint to resume is damaged.
+        MachineError: Disk, GPU or library is missing.
+        RunInterrupted: A signal stopped the run; a checkpoint was saved.
+    """
+    started = time.monotonic()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    console = Console(quiet=not state.is_main_process)
+    start = _claim(recipe, state)
+    for note in start.notes:
+        console.print(note)
+    base = open_checkpoint(recipe.model.name_or_path, recipe.model.revision)
+    train_set, eval_set = _datasets(recipe, base, state)
+    console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
+    set_seed(recipe.train.seed)
+    model = _model(recipe, base, state, console)
+    trainer = _trainer(recipe, base, model, train_set, eval_set)
+    stop = StopOnSignal()
+    displays = _callbacks(recipe, start.folder, console)
+    for callback in (*displays, stop):
+        trainer.add_callback(callback)
+    if state.is_main_process:
+        _open_record(recipe, base, model, start.folder)
+    state.wait_for_everyone()
+    try:
+        trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+        if stop.stopped:
+            _interrupted(trainer, start.folder)
+        eval_loss = trainer.evaluate()["eval_loss"] if eval_set is not None else None
+    finally:
+        stop.close()
+        for callback in displays:
+            if not isinstance(callback, MetricsFile):
+                callback.close()
+    return _finish(trainer, start.folder, eval_loss, started, console)
+
+
+def _claim(recipe: Recipe, state: PartialState) -> folder.Start:
+    """Let rank 0 claim the folder; every rank gets its answer, or its error."""
+    answer: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            answer[0] = folder.claim(recipe)
+        except GptossTuneError as error:
+            answer[0] = error
+    if state.num_processes > 1:
+        broadcast_object_list(answer)
+    if isinstance(answer[0], GptossTuneError):
+        raise answer[0]
+    return answer[0]
+
+
+def _datasets(
+    recipe: Recipe, base: Checkpoint, state: PartialState
+) -> tuple[Dataset, Dataset | None]:
+    """Render the data on rank 0 first, so that the others read its cache."""
+    vocabulary = load_vocabulary(base.path)
+    held_out = recipe.data.eval is not None or recipe.data.eval_fraction is not None
+    with state.main_process_first():
+        train_set = load_dataset(
+            recipe.data, split="train", vocabulary=vocabulary, seed=recipe.train.seed
+        )
+        eval_set = None
+        if held_out:
+            eval_set = load_dataset(
+                recipe.data, split="eval", vocabulary=vocabulary, seed=recipe.train.seed
+            )
+    return train_set, eval_set
+
+
+def _model(recipe: Recipe, base: Checkpoint, state: PartialState, console: Console) -> PeftModel:
+    model = load_base(base, recipe.model, device=state.device or "cpu")
+    adapted = add_adapters(model, recipe.lora)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    console.print(f"model: {base.name} {describe_holdings(adapted)}; {trained:,} parameters train")
+    # Every rank read the same files: DDP has only the adapters to keep equal.
+    torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        adapted, [name for name, p in adapted.named_parameters() if not p.requires_grad]
+    )
+    return adapted
+
+
+def _trainer(
+    recipe: Recipe,
+    base: Checkpoint,
+    model: PeftModel,
+    train_set: Dataset,
+    eval_set: Dataset | None,
+) -> WeightedSftTrainer:
+    tokenizer = _tokenizer(base)
+    return WeightedSftTrainer(
+        model=model,
+        args=sft_config(recipe),
+        data_collator=Collator(model.config.pad_token_id, packed=recipe.data.packing),
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=tokenizer,
+    )
+
+
+def _tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
+
+
+def _callbacks(
+    recipe: Recipe, run: Path, console: Console
+) -> list[MetricsFile | ProgressDisplay | WandbMetrics]:
+    callbacks: list[MetricsFile | ProgressDisplay | WandbMetrics] = [
+        MetricsFile(run / "metrics.jsonl"),
+        ProgressDisplay(console),
+    ]
+    if recipe.tracking.wandb != "disabled":
+        callbacks.append(WandbMetrics(recipe.tracking, run, recipe.model_dump(mode="json")))
+    return callbacks
+
+
+def _open_record(recipe: Recipe, base: Checkpoint, model: PeftModel, run: Path) -> None:
+    adapter_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    folder.check_disk(run, adapter_bytes, recipe.train.save_total_limit)
+    write_text(run / RECIPE, recipe_yaml(recipe))
+    update_record(
+        run,
+        status="running",
+        recipe=recipe.model_dump(mode="json"),
+        base={"name": base.name, "fingerprint": base.fingerprint()},
+        environment=environment(),
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _interrupted(trainer: WeightedSftTrainer, run: Path) -> None:
+    step = trainer.state.global_step
+    if trainer.args.should_save:
+        update_record(run, status="stopped", steps=step)
+    raise RunInterrupted(
+        f"a signal ended the run after step {step} of {trainer.state.max_steps}; "
+        f"{run / f'checkpoint-{step}'} is complete, the same command continues from it"
+    )
+
+
+def _finish(
+    trainer: WeightedSftTrainer,
+    run: Path,
+    eval_loss: float | None,
+    started: float,
+    console: Console,
+) -> RunSummary:
+    adapter = run / folder.ADAPTER
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        staging = checkpoints.stage(run)
+        save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging)
+        checkpoints.publish(staging, adapter)
+    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    summary = RunSummary(
+        folder=run,
+        adapter=adapter,
+        steps=trainer.state.global_step,
+        loss=logged[-1] if logged else float("nan"),
+        eval_loss=eval_loss,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=peak_memory_bytes(trainer.accelerator.device),
+    )
+    if trainer.args.should_save:
+        update_record(
+            run,
+            status="finished",
+            steps=summary.steps,
+            loss=summary.loss,
+            eval_loss=eval_loss,
+            seconds=round(summary.seconds, 2),
+            peak_memory_bytes=summary.peak_memory_bytes,
+        )
+    trainer.accelerator.wait_for_everyone()
+    console.print(
+        f"done: {summary.steps} steps in {summary.seconds:.1f} s, loss {summary.loss:.4f}; "
+        f"adapter in {adapter}"
+    )
+    return summary

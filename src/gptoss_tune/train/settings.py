@@ -1,0 +1,74 @@
+"""The recipe's ``train`` section in the words of TRL's ``SFTConfig``."""
+
+from __future__ import annotations
+
+import torch
+from trl import SFTConfig
+
+from gptoss_tune.errors import MachineError
+from gptoss_tune.recipe.schema import Recipe
+
+_OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
+
+def sft_config(recipe: Recipe) -> SFTConfig:
+    """Return the trainer's arguments for ``recipe``.
+
+    Mixed precision is on where the compute dtype is bf16, so that the fp32 adapters multiply in
+    bf16; with dtype float32 everything is fp32.
+
+    Raises:
+        MachineError: An optimizer needs a GPU, and there is none.
+    """
+    train = recipe.train
+    if train.optim == "paged_adamw_8bit" and not torch.cuda.is_available():
+        raise MachineError(
+            "train.optim: paged_adamw_8bit pages optimizer state between GPU and CPU, and there is "
+            "no GPU here; use adamw or adamw_8bit"
+        )
+    evaluates = recipe.data.eval is not None or recipe.data.eval_fraction is not None
+    return SFTConfig(
+        output_dir=train.output_dir,
+        max_steps=train.max_steps or -1,
+        num_train_epochs=train.num_train_epochs or 1.0,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        per_device_eval_batch_size=train.per_device_train_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        # A number below 1 is a share of all steps, which is what transformers 5 calls the ratio.
+        warmup_steps=train.warmup_steps or train.warmup_ratio or 0,  # pyright: ignore[reportArgumentType]
+        optim=_OPTIMIZERS[train.optim],
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        adam_epsilon=train.adam_epsilon,
+        max_grad_norm=train.max_grad_norm,
+        # Checkpointing is switched on by model.memory, which keeps the router's choice.
+        gradient_checkpointing=False,
+        bf16=recipe.model.dtype == "bfloat16",
+        logging_strategy="steps",
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates and train.eval_steps else "no",
+        eval_steps=train.eval_steps,
+        save_strategy="steps" if train.save_steps else "no",
+        save_steps=train.save_steps or 500,
+        save_total_limit=train.save_total_limit,
+        seed=train.seed,
+        data_seed=train.seed,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        max_length=None,
+        router_aux_loss_coef=0.0,
+        average_tokens_across_devices=True,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )

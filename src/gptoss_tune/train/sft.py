@@ -1,0 +1,155 @@
+"""Supervised fine-tuning on TRL's ``SFTTrainer``.
+
+The loop, distribution, schedule and optimizers are TRL's and Transformers'. Ours is what they lack
+for gpt-oss: loss weights per token averaged over the whole optimizer step, losses by channel,
+checkpoints that are complete or absent, and adapters saved without a pickle beside them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from trl import SFTTrainer
+
+from gptoss_tune.train import checkpoints
+from gptoss_tune.train.loss import LossMeter, step_weight
+
+_BATCH_ONLY = ("channels", "num_tokens")
+
+
+class WeightedSftTrainer(SFTTrainer):
+    """``SFTTrainer`` for batches of ``train.collator``: weighted losses, staged checkpoints."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what ``SFTTrainer`` takes; the model is a ``GptOssForTuning`` with adapters."""
+        super().__init__(*args, **kwargs)
+        # compute_loss divides by the weight of the whole step, so nothing else may divide again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._meters = {mode: LossMeter(self.accelerator.device) for mode in ("train", "eval")}
+        self._tokens = 0
+        self._tokens_since_log = 0
+        self._logged_at: float | None = None
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+        if not batch_samples:
+            return None
+        weight = step_weight(batch_samples, device)
+        return self.accelerator.reduce(weight, reduction="sum")  # pyright: ignore[reportReturnType]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return this micro-batch's share of the step's mean loss, scalar fp32."""
+        training = model.training
+        channels, num_tokens = (inputs.pop(name) for name in _BATCH_ONLY)
+        outputs = model(**inputs, use_cache=False)
+        meter = self._meters["train" if training else "eval"]
+        meter.add(outputs.token_losses, inputs["loss_weights"], channels)
+        if num_items_in_batch is None:
+            num_items_in_batch = inputs["loss_weights"].double().sum()
+        weight = torch.as_tensor(num_items_in_batch).clamp(min=1e-12)
+        loss = outputs.loss_sum / weight.to(outputs.loss_sum)
+        if training:
+            self._count(num_tokens)
+            # DDP and FSDP average gradients over ranks; the denominator is already that of all.
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; the loss is the mean over all weights of the set, not over its batches."""
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output = super().evaluation_loop(*args, **kwargs)
+        logs = self._read_meter("eval")
+        assert output.metrics is not None
+        if "mean_loss" in logs:
+            output.metrics[f"{prefix}_loss"] = logs.pop("mean_loss")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in logs.items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add losses by channel, throughput and memory to a line of training metrics."""
+        if "loss" in logs:
+            channels = self._read_meter("train")
+            channels.pop("mean_loss", None)
+            logs.update(channels)
+            logs.update(self._throughput())
+        Trainer.log(self, logs, start_time)
+
+    def _read_meter(self, mode: str) -> dict[str, float]:
+        meter = self._meters[mode]
+        reduced = self.accelerator.reduce(meter.state(), reduction="sum")
+        return meter.read(reduced)  # pyright: ignore[reportArgumentType]
+
+    def _count(self, num_tokens: int) -> None:
+        self._tokens_since_log += num_tokens
+        if self._logged_at is None:
+            self._logged_at = time.monotonic()
+
+    def _throughput(self) -> dict[str, float]:
+        counted = torch.tensor(self._tokens_since_log, device=self.accelerator.device)
+        tokens = int(self.accelerator.reduce(counted, reduction="sum"))  # pyright: ignore[reportArgumentType]
+        now = time.monotonic()
+        seconds = max(now - (self._logged_at or now), 1e-9)
+        self._tokens += tokens
+        self._tokens_since_log, self._logged_at = 0, now
+        return {
+            "tokens": float(self._tokens),
+            "tokens_per_second": tokens / seconds,
+            "memory_gib": peak_memory_bytes(self.accelerator.device) / 2**30,
+        }
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the adapter alone: the tokenizer is the base's, and arguments are in the recipe."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_adapter(self.accelerator.unwrap_model(self.model), folder, state_dict)
+
+    def _get_output_dir(self, trial: object) -> str:
+        return str(Path(str(self.args.output_dir)) / checkpoints.STAGING)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        """Stage, hash and rename a checkpoint, then drop the oldest ones."""
+        run = Path(str(self.args.output_dir))
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.stage(run)
+        self.accelerator.wait_for_everyone()
+        Trainer._save_checkpoint(self, model, trial)  # pyright: ignore[reportArgumentType]
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.publish(run / checkpoints.STAGING / name, run / name)
+            checkpoints.prune(run, self.args.save_total_limit or 1)
+        self.accelerator.wait_for_everyone()
+
+
+def save_adapter(model: Any, folder: Path, state_dict: dict | None = None) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` in PEFT's format."""
+    model.save_pretrained(
+        str(folder),
+        state_dict=state_dict,
+        safe_serialization=True,
+        # Nothing of the vocabulary is trained; "auto" would ask the Hub about the base's.
+        save_embedding_layers=False,
+    )
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours comes with a push
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak bytes allocated on a GPU, or the process's peak resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
