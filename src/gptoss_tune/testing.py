@@ -39,6 +39,7 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.shipped import shipped
 
 FIRST_SPECIAL_ID = 199_998
+LAST_SPECIAL_ID = 200_018
 VOCAB_SIZE = 201_088
 
 _NAMED_SPECIAL_TOKENS = {
@@ -51,6 +52,7 @@ _NAMED_SPECIAL_TOKENS = {
     200_007: "<|end|>",
     200_008: "<|message|>",
     200_012: "<|call|>",
+    200_018: "<|endofprompt|>",
 }
 _EMBEDDING_STD, _LM_HEAD_STD, _STD = 1.0, 0.25, 0.08
 _HEAD_DIM = 64
@@ -256,10 +258,14 @@ def _weights(config: dict[str, Any], seed: int, *, packed: bool) -> Iterator[tup
 
 
 def special_tokens() -> dict[str, int]:
-    """Return the special tokens of o200k_harmony with their ids, reserved ones included."""
+    """Return the special tokens of the released tokenizer with their ids, reserved ones included.
+
+    The embedding has rows up to 201,087, which no token of the released files names; id 200018 has
+    the name it has in o200k_base, where openai-harmony calls it reserved.
+    """
     return {
         _NAMED_SPECIAL_TOKENS.get(i, f"<|reserved_{i}|>"): i
-        for i in range(FIRST_SPECIAL_ID, VOCAB_SIZE)
+        for i in range(FIRST_SPECIAL_ID, LAST_SPECIAL_ID + 1)
     }
 
 

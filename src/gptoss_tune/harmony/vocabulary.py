@@ -88,7 +88,7 @@ PROBES = (
     "e\u0301 \u200b\ufeff 👩‍👩‍👧‍👦🏳️‍🌈 \x00\x07 \ue000 DON'T CamelCaseHTTPServer snake_case",
     'def f(x):\n    return {"a": [1, 2.5e-3, None]}  # ok\n',
     "<|start|>system<|message|>x<|end|><|return|><|call|><|channel|><|constrain|><|endoftext|>",
-    "<|reserved_200000|><|endofprompt|> 200006 <|START|> <| end |>",
+    "<|reserved_200000|> 200006 <|START|> <| end |>",
 )
 
 _LOADING = threading.Lock()
@@ -142,9 +142,7 @@ class Vocabulary:
                     f"{expected}; use the tokenizer released with gpt-oss"
                 )
         for probe in PROBES:
-            expected_ids = self.encoding.encode(
-                probe, allowed_special=set(NAMED_SPECIAL_TOKENS), disallowed_special=()
-            )
+            expected_ids = self.encoding.encode(probe, allowed_special="all")
             actual_ids = encode(probe)
             if list(actual_ids) != expected_ids:
                 raise DataError(
