@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli import recipes, tiny, train
+from gptoss_tune.cli import demo, recipes, tiny, train
 from gptoss_tune.errors import run_command
 
 app = typer.Typer(
@@ -45,7 +45,9 @@ app.command("check")(recipes.check)
 app.command("schema")(recipes.schema)
 app.command("recipes")(recipes.recipes)
 app.command("tiny")(tiny.tiny)
+app.command("merge")(export.merge)
 app.command("train")(train.train)
+app.command("demo")(demo.demo)
 
 
 def main() -> None:

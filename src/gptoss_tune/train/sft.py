@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
 
 from gptoss_tune.train import checkpoints
@@ -31,6 +31,8 @@ class WeightedSftTrainer(SFTTrainer):
         # compute_loss divides by the weight of the whole step, so nothing else may divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+        # Our display speaks; the trainer would print the same figures as a dictionary.
+        self.remove_callback(PrinterCallback)
         self._meters = {mode: LossMeter(self.accelerator.device) for mode in ("train", "eval")}
         self._tokens = 0
         self._tokens_since_log = 0

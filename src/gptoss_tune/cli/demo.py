@@ -1,0 +1,23 @@
+"""``gptoss-tune demo``: the main job on an embedded tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    folder: Annotated[
+        Path, typer.Option(help="Where to work; what an earlier demo left there is replaced.")
+    ] = Path("runs/demo"),
+) -> None:
+    """Tune, merge and reload a tiny random gpt-oss on this machine's CPU, in a minute or two."""
+    from rich.console import Console
+
+    from gptoss_tune.demo import run_demo
+
+    if not run_demo(folder, Console()):
+        typer.echo("the demo did not reach its marks (see the table above)", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,279 @@
+"""The whole product on one screen: tiny gpt-oss -> recipe -> adapter -> merged file -> answers.
+
+Every step runs what a user would run, in the way a user would run it: the training is a real
+``accelerate launch``, and the model is judged through plain transformers, which knows nothing of
+this package. The base is random, so whatever the merged file answers it has learnt here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gptoss_tune.errors import MachineError
+from gptoss_tune.recipe import Recipe, load_recipe
+from gptoss_tune.shipped import shipped
+
+if TYPE_CHECKING:
+    from transformers import GptOssForCausalLM
+
+    from gptoss_tune.harmony.render import Example
+
+_ROOM_FOR_ANSWER = 48
+_LEARNT = 0.8
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a model does on the training rows.
+
+    Attributes:
+        loss: Mean cross-entropy over the trained tokens, in nats.
+        exact: Share of prompts answered with the row's final text, word for word.
+        answers: The final channel of each answer; empty where there is none.
+        logits: ``[N, V]`` fp32, the logits at the last prompt token of each row.
+    """
+
+    loss: float
+    exact: float
+    answers: list[str]
+    logits: Any
+
+
+def run_demo(folder: Path, console: Console) -> bool:
+    """Run the demo in ``folder``, which is made anew, and print its table.
+
+    Returns:
+        Whether the model learnt at least 80 % of its answers and the merged file gives the
+        adapter's logits.
+
+    Raises:
+        MachineError: The training process failed.
+    """
+    started = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    base, run, merged = folder / "base", folder / "run", folder / "merged"
+    recipe_path = shipped("recipes") / "tiny" / "qlora.yaml"
+    overrides = [
+        f"model.name_or_path={base}",
+        f"train.output_dir={run}",
+        f"data.train={shipped('data') / 'tiny' / 'train.jsonl'}",
+    ]
+    recipe = load_recipe(recipe_path, overrides)
+    console.rule("1 of 4  a tiny random gpt-oss in the released layout")
+    _write_base(base, console)
+    examples, texts = _rows(recipe, base)
+    before = judge(_plain(base), examples, texts)
+    console.rule("2 of 4  fine-tuning, experts resident in MXFP4")
+    trained_s = _launch(recipe_path, overrides, console)
+    console.rule("3 of 4  merging into bf16 safetensors")
+    merged_s = _merge(run / "adapter", merged, console)
+    console.rule("4 of 4  reloading with plain transformers")
+    adapted = judge(_plain(base, run / "adapter"), examples, texts)
+    after = judge(_plain(merged), examples, texts)
+    _show_answers(examples, texts, before, after, console)
+    largest, scale = _difference(adapted, after)
+    rows = [
+        ("loss on the training rows", f"{before.loss:.2f}", f"{after.loss:.2f}"),
+        ("answered word for word", f"{before.exact:.0%}", f"{after.exact:.0%}"),
+        ("bytes of weights", _mb(base), _mb(merged)),
+    ]
+    facts = [
+        ("max logit difference, adapter vs merged", f"{largest:.3f} (logits reach {scale:.1f})"),
+        ("adapter", _mb(run / "adapter")),
+        ("training", f"{trained_s:.0f} s"),
+        ("merge", f"{merged_s:.1f} s"),
+        ("whole demo", f"{time.monotonic() - started:.0f} s"),
+        ("peak memory", f"{_peak_gib():.1f} GiB"),
+    ]
+    _print_tables(rows, facts, console)
+    return after.exact >= _LEARNT and before.exact == 0 and largest < 0.05 * scale
+
+
+def judge(model: Any, examples: Sequence[Example], texts: Sequence[str]) -> Judgement:
+    """Return loss, answers and prompt logits of a plain transformers model on single-turn rows."""
+    import torch
+
+    losses, weights, answers, logits = 0.0, 0.0, [], []
+    for example in examples:
+        ids = torch.as_tensor(example.input_ids, dtype=torch.int64)
+        trained = torch.as_tensor(example.loss_weights) > 0
+        start = int(trained.nonzero()[0])
+        with torch.no_grad():
+            scores = model(ids[None]).logits[0].float()
+        token_losses = torch.nn.functional.cross_entropy(scores[:-1], ids[1:], reduction="none")
+        losses += float(token_losses[trained[1:]].sum())
+        weights += int(trained.sum())
+        logits.append(scores[start - 1])
+        answers.append(_answer(model, ids[:start]))
+    exact = sum(a == t for a, t in zip(answers, texts, strict=True)) / len(texts)
+    return Judgement(losses / weights, exact, answers, torch.stack(logits))
+
+
+def _answer(model: Any, prompt: Any) -> str:
+    """Return the final channel of the greedy answer to ``prompt``; empty when there is none."""
+    import torch
+    from openai_harmony import HarmonyError, Role
+
+    from gptoss_tune.harmony.vocabulary import load_vocabulary
+
+    generated = model.generate(
+        prompt[None],
+        attention_mask=torch.ones_like(prompt[None]),
+        max_new_tokens=_ROOM_FOR_ANSWER,
+        do_sample=False,
+    )[0, len(prompt) :]
+    encoding = load_vocabulary().encoding
+    try:
+        messages = encoding.parse_messages_from_completion_tokens(
+            generated.tolist(), role=Role.ASSISTANT
+        )
+    except HarmonyError:
+        return ""  # an untrained model writes no harmony
+    finals = [message for message in messages if message.channel == "final"]
+    return finals[-1].content[0].text if finals else ""  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _write_base(base: Path, console: Console) -> None:
+    from gptoss_tune.testing import tiny_checkpoint
+
+    tiny_checkpoint(base, seed=0)
+    console.print(f"{base}: MXFP4 experts, random weights, the real tokenizer; {_mb(base)}")
+
+
+def _rows(recipe: Recipe, base: Path) -> tuple[list[Example], list[str]]:
+    """Return the training rows as rendered for training, and the final text of each."""
+    import json
+
+    from gptoss_tune.harmony.chat import read_chat
+    from gptoss_tune.harmony.render import Renderer, RenderSettings
+    from gptoss_tune.harmony.vocabulary import load_vocabulary
+
+    settings = RenderSettings(
+        reasoning_effort=recipe.data.reasoning_effort,
+        date=recipe.data.date,
+        channel_weights=recipe.data.channel_weights.model_dump(),
+        turns=recipe.data.turns,
+    )
+    renderer = Renderer(load_vocabulary(base), settings)
+    examples, texts = [], []
+    source = recipe.data.train[0].path
+    lines = Path(source).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        row = json.loads(line)
+        examples += renderer.render(read_chat(row, f"{source}:{number}"))
+        texts.append(row["messages"][-1]["content"])
+    return examples, texts
+
+
+def _plain(base: Path, adapter: Path | None = None) -> GptOssForCausalLM:
+    """Load a checkpoint as any user of transformers would, fp32 on the CPU."""
+    import json
+
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, Mxfp4Config
+
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    options = {}
+    if "quantization_config" in config:
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter))
+    return model.eval()
+
+
+def _launch(recipe: Path, overrides: list[str], console: Console) -> float:
+    """Train through ``accelerate launch`` and return the seconds it took."""
+    config = shipped("recipes") / "accelerate" / "cpu.yaml"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+    arguments = ["-m", "gptoss_tune.train", str(recipe), *overrides]
+    shown = " ".join(["accelerate launch --config_file", str(config), *arguments])
+    return _run([*launcher, *arguments], shown, console)
+
+
+def _merge(adapter: Path, merged: Path, console: Console) -> float:
+    arguments = ["merge", str(adapter), "--format", "bf16", "--out", str(merged)]
+    return _run(
+        ["-m", "gptoss_tune.cli", *arguments], f"gptoss-tune {' '.join(arguments)}", console
+    )
+
+
+def _run(arguments: list[str], shown: str, console: Console) -> float:
+    console.print(f"[bold]$ {shown}[/bold]", highlight=False)
+    started = time.monotonic()
+    finished = subprocess.run([sys.executable, *arguments], check=False)
+    if finished.returncode != 0:
+        raise MachineError(f"`{shown}` ended with exit code {finished.returncode}; see above")
+    return time.monotonic() - started
+
+
+def _difference(adapted: Judgement, merged: Judgement) -> tuple[float, float]:
+    """Return the largest logit difference of the two, and the largest logit."""
+    difference = (adapted.logits - merged.logits).abs().max()
+    return float(difference), float(adapted.logits.abs().max())
+
+
+def _show_answers(
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    before: Judgement,
+    after: Judgement,
+    console: Console,
+) -> None:
+    import json
+
+    table = Table(title="what it answers", title_justify="left")
+    for heading in ("row", "should answer", "before", "after"):
+        table.add_column(heading)
+    for index in range(min(5, len(texts))):
+        first, then = before.answers[index], after.answers[index]
+        table.add_row(
+            examples[index].source.rpartition("/")[2],
+            texts[index],
+            json.dumps(first) if first else "(no harmony)",
+            then or "(no harmony)",
+        )
+    console.print(table)
+
+
+def _print_tables(
+    rows: list[tuple[str, str, str]], facts: list[tuple[str, str]], console: Console
+) -> None:
+    table = Table(title="the demo in figures", title_justify="left")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts:
+        grid.add_row(name, value)
+    console.print(grid)
+
+
+def _mb(folder: Path) -> str:
+    nbytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    return f"{nbytes / 1e6:.1f} MB"
+
+
+def _peak_gib() -> float:
+    """Return the largest resident size that this process or a child of it reached."""
+    import resource
+
+    sizes = [
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    return max(sizes) / 2**20 if sys.platform != "darwin" else max(sizes) / 2**30
