@@ -69,6 +69,10 @@ class Checkpoint:
         """Return every tensor's name in the order of the model."""
         return sorted(self._file_of, key=natural_order)
 
+    def has(self, name: str) -> bool:
+        """Return whether the checkpoint holds a tensor of this name."""
+        return name in self._file_of
+
     def spec(self, name: str) -> TensorSpec:
         """Return name, dtype and shape of a tensor without reading it.
 

@@ -19,11 +19,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gptoss_tune.checkpoint.safetensors_file import TensorSpec, header_bytes, tensor_bytes
+from gptoss_tune.checkpoint.safetensors_file import (
+    SafetensorsFile,
+    TensorSpec,
+    header_bytes,
+    tensor_bytes,
+)
 from gptoss_tune.errors import CheckpointError, MachineError
 
 MAX_SHARD_SIZE = 5_000_000_000
 """Bytes of tensors in one file at most, as on the Hub (one tensor may be larger)."""
+
+_LARGEST_WRITE = 1 << 30
+_COPY_BUFFER = 16 << 20
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -75,23 +83,127 @@ def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
     return (first, *((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts))
 
 
+class ShardWriter:
+    """One shard being written: tensors come in any order and in parts, the name appears when whole.
+
+    Used as a context manager. Leaving it with an error removes what was written; leaving it without
+    one makes the file durable and gives it its name.
+    """
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        """Prepare to write ``shard`` into ``folder``."""
+        self.path = folder / shard.name
+        self._part = folder / f"{shard.name}.part"
+        self._specs = {spec.name: spec for spec in shard.specs}
+        self._start, self._offsets = header_bytes(shard.specs)
+        self._missing = sum(spec.nbytes for spec in shard.specs)
+        self._descriptor = -1
+
+    def __enter__(self) -> ShardWriter:
+        """Create the file and write its header."""
+        with disk_errors(self.path):
+            self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            _write_at(self._descriptor, memoryview(self._start), 0)
+        return self
+
+    def write(self, name: str, tensor: Tensor, first_row: int = 0) -> None:
+        """Write ``tensor`` as the rows of ``name`` that begin at ``first_row``.
+
+        Raises:
+            MachineError: The disk is full or cannot be written.
+        """
+        spec = self._specs[name]
+        assert tensor.dtype == spec.dtype and tensor.shape[1:] == spec.shape[1:], name
+        row = spec.nbytes // max(1, spec.shape[0]) if spec.shape else spec.nbytes
+        with disk_errors(self.path):
+            _write_at(self._descriptor, tensor_bytes(tensor), self._offsets[name] + first_row * row)
+        self._missing -= tensor.nbytes
+
+    def copy(self, name: str, source: SafetensorsFile) -> None:
+        """Copy the bytes of ``name`` from another file, inside the kernel where it can.
+
+        Raises:
+            CheckpointError: The source was cut since it was opened.
+            MachineError: The disk is full or cannot be written.
+        """
+        entry = source.entries[name]
+        with disk_errors(self.path):
+            copied = _copy_range(
+                source.descriptor,
+                entry.offset,
+                self._descriptor,
+                self._offsets[name],
+                entry.spec.nbytes,
+            )
+        if copied < entry.spec.nbytes:
+            raise CheckpointError(
+                f"{source.path}: ends inside '{name}'; the file was cut while it was read, copy "
+                "it again"
+            )
+        self._missing -= copied
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Name the file, or remove it when an error passes through."""
+        try:
+            if kind is None:
+                assert self._missing == 0, f"{self.path}: {self._missing} bytes were never written"
+                with disk_errors(self.path):
+                    os.fsync(self._descriptor)
+                    self._part.replace(self.path)
+        finally:
+            os.close(self._descriptor)
+            self._part.unlink(missing_ok=True)
+
+
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done : done + _LARGEST_WRITE], offset + done)
+
+
+def _copy_range(source: int, start: int, target: int, offset: int, count: int) -> int:
+    """Copy ``count`` bytes between files; return how many there were."""
+    done = 0
+    if hasattr(os, "copy_file_range"):
+        try:
+            while done < count:
+                moved = os.copy_file_range(
+                    source, target, count - done, start + done, offset + done
+                )
+                if moved == 0:
+                    return done
+                done += moved
+            return done
+        except OSError as error:
+            # Between some file systems the kernel cannot copy; it says so before the first byte.
+            if done or error.errno not in (
+                errno.EXDEV,
+                errno.EINVAL,
+                errno.ENOSYS,
+                errno.EOPNOTSUPP,
+            ):
+                raise
+    buffer = bytearray(min(count, _COPY_BUFFER))
+    view = memoryview(buffer)
+    while done < count:
+        read = os.preadv(source, [view[: min(len(view), count - done)]], start + done)
+        if read == 0:
+            break
+        _write_at(target, view[:read], offset + done)
+        done += read
+    return done
+
+
 def write_shard(folder: Path, shard: Shard, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write one shard from ``tensors``, which come in any order; the name appears when it is whole.
+    """Write one shard from whole ``tensors``, which come in any order.
 
     Raises:
         MachineError: The disk is full or the folder cannot be written.
     """
-    start, offsets = header_bytes(shard.specs)
-    part = folder / f"{shard.name}.part"
-    with disk_errors(part), part.open("wb") as file:
-        file.write(start)
+    with ShardWriter(folder, shard) as writer:
         for name, tensor in tensors:
-            file.seek(offsets.pop(name))
-            file.write(tensor_bytes(tensor))
-        assert not offsets, f"tensors planned but not written: {sorted(offsets)}"
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / shard.name)
+            writer.write(name, tensor)
 
 
 def index_json(shards: Sequence[Shard]) -> str | None:

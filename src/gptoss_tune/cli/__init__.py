@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli import demo, recipes, tiny, train
+from gptoss_tune.cli import demo, export, recipes, tiny, train
 from gptoss_tune.errors import run_command
 
 app = typer.Typer(

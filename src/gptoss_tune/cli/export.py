@@ -1,0 +1,131 @@
+"""``gptoss-tune merge`` and its neighbours: what is done with a finished run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptoss_tune.cli.tiny import ExpertFormat
+
+if TYPE_CHECKING:
+    from gptoss_tune.checkpoint import Checkpoint
+    from gptoss_tune.export.plan import WeightedAdapter
+
+AdapterPath = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN_OR_ADAPTER...",
+        help="A run, or an adapter's folder; several are summed, each as PATH or PATH=WEIGHT.",
+    ),
+]
+BasePath = Annotated[
+    str | None, typer.Option("--base", help="The base checkpoint; default: the adapter's own.")
+]
+OtherBase = Annotated[
+    bool, typer.Option("--other-base", help="Accept a base with other weights than trained on.")
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of a base on the Hub.")]
+
+
+def merge(
+    adapters: AdapterPath,
+    out: Annotated[Path, typer.Option(help="Folder to create.")],
+    format: Annotated[
+        ExpertFormat, typer.Option(help="Layout of the experts in the result.")
+    ] = ExpertFormat.bf16,
+    base: BasePath = None,
+    revision: Revision = None,
+    other_base: OtherBase = False,
+    max_shard_size: Annotated[int, typer.Option(help="Bytes of one file.")] = 5_000_000_000,
+    device: Annotated[str, typer.Option(help="Where the arithmetic runs: cpu, cuda.")] = "cpu",
+    min_survival: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the change MXFP4 must keep.")
+    ] = 0.9,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Write MXFP4 even where less survives.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Merge an adapter into its base and write a checkpoint that needs no adapter."""
+    from gptoss_tune.checkpoint.write import to_json
+    from gptoss_tune.export.merge import MergeOptions
+    from gptoss_tune.export.merge import merge as run_merge
+
+    checkpoint, weighted = open_all(adapters, base, revision, other_base)
+    options = MergeOptions(
+        expert_format=format.value,
+        max_shard_size=max_shard_size,
+        device=device,
+        min_survival=min_survival,
+        accept_loss=accept_loss,
+    )
+    report = run_merge(checkpoint, weighted, out, options, progress=show_progress)
+    if json:
+        sys.stdout.write(to_json(report))
+        return
+    survival = report["survival"]
+    if survival["stacks"]:
+        print_survival(survival)
+    typer.echo(f"{out}: {format.value}, {report['bytes'] / 1e9:.2f} GB")
+
+
+def open_all(
+    adapters: list[str], base: str | None, revision: str | None, other_base: bool
+) -> tuple[Checkpoint, list[WeightedAdapter]]:
+    """Open the base and the adapters named on the command line, each as ``PATH[=WEIGHT]``."""
+    from gptoss_tune.checkpoint import open_checkpoint
+    from gptoss_tune.export.factors import base_name, open_adapter
+    from gptoss_tune.export.plan import WeightedAdapter
+
+    parsed = [_path_and_weight(text) for text in adapters]
+    if base is None:
+        base, revision = base_name(path for path, _ in parsed)
+    checkpoint = open_checkpoint(base, revision)
+    return checkpoint, [
+        WeightedAdapter(open_adapter(path, checkpoint, other_base=other_base), weight)
+        for path, weight in parsed
+    ]
+
+
+def _path_and_weight(text: str) -> tuple[str, float]:
+    path, separator, weight = text.rpartition("=")
+    if not separator or Path(text).exists():
+        return text, 1.0
+    try:
+        return path, float(weight)
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{text}': '{weight}' is no number; expected PATH=WEIGHT"
+        ) from None
+
+
+def show_progress(done: int, total: int) -> None:
+    """Show progress on a terminal; stay silent in a pipe."""
+    if sys.stderr.isatty():
+        end = "\n" if done >= total else "\r"
+        sys.stderr.write(f"{done / 1e9:8.2f} of {total / 1e9:.2f} GB{end}")
+        sys.stderr.flush()
+
+
+def print_survival(survival: dict) -> None:
+    """Print which share of each stack's change MXFP4 kept."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "projection", "|change|", "survived", "worst experts")
+    for stack in survival["stacks"]:
+        worst = ", ".join(f"{w['expert']}: {w['survived']:.1%}" for w in stack["worst_experts"])
+        projection = stack["module"].rpartition(".")[2]
+        table.add_row(
+            str(stack["layer"]),
+            projection,
+            f"{stack['delta_norm']:.4g}",
+            f"{stack['survived']:.1%}",
+            worst,
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"of the whole change of the experts {survival['total']:.1%} survived MXFP4")

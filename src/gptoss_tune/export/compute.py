@@ -1,0 +1,84 @@
+"""The arithmetic of a merge: fp32, rounded once, a few experts or rows at a time.
+
+Legend: E experts, H hidden, I intermediate; ``in`` and ``out`` of a projection. Released experts
+lie as ``[E, out, in]``, transformers' dense ones as ``[E, in, out]``.
+
+Attention and dense experts add ``scaling * B @ A`` as a matrix product. Experts that go to MXFP4
+use ``merged_expert_reference`` of the kernels instead, whose fixed order of sums is the one that
+merge-aware training rounds: the exported bytes are then the weights that were trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from gptoss_kernels import dequantize, merged_expert_reference
+from torch import Tensor
+
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.checkpoint.safetensors_file import TensorSpec
+from gptoss_tune.export.factors import LowRank
+
+_CHUNK_VALUES = 1 << 24
+"""Values in flight: 64 MiB in fp32, one expert of the released models."""
+
+
+def chunks(spec: TensorSpec) -> Iterator[tuple[int, int]]:
+    """Yield ranges of the first axis that hold about ``_CHUNK_VALUES`` values each."""
+    total = spec.shape[0]
+    rows = max(1, _CHUNK_VALUES * total // max(1, spec.nbytes // spec.dtype.itemsize))
+    for start in range(0, total, rows):
+        yield start, min(start + rows, total)
+
+
+def added(
+    base: Checkpoint, spec: TensorSpec, changes: Sequence[LowRank], device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield ``(first row, W + sum of changes)`` of a dense tensor, rounded to its dtype once.
+
+    A linear weight is ``[out, in]``; a dense expert stack ``[E, in, out]``.
+    """
+    for start, stop in chunks(spec):
+        weight = base.read_rows(spec.name, start, stop).to(device).float()
+        for change in changes:
+            if len(spec.shape) == 2:
+                part = change.B[0, start:stop].to(device) @ change.A[0].to(device)
+                weight += part.mul_(change.scaling)
+            else:
+                weight += _delta(change, start, stop, device).transpose(1, 2)
+        yield start, weight.to(spec.dtype).cpu()
+
+
+def unpacked(
+    base: Checkpoint, spec: TensorSpec, changes: Sequence[LowRank], device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield ``(first expert, decode(W) + sum of changes)`` as ``[E, in, out]`` in the new dtype."""
+    for start, stop in chunks(spec):
+        weight = decoded(base, spec.name, start, stop, device)
+        for change in changes:
+            weight += _delta(change, start, stop, device)
+        yield start, weight.to(spec.dtype).transpose(1, 2).contiguous().cpu()
+
+
+def decoded(base: Checkpoint, key: str, start: int, stop: int, device: torch.device) -> Tensor:
+    """Return experts ``start`` to ``stop`` of a stack as ``[E, out, in]`` fp32."""
+    if base.expert_format == "bf16":
+        return base.read_rows(key, start, stop).to(device).float().transpose(1, 2).contiguous()
+    blocks = base.read_rows(f"{key}_blocks", start, stop).to(device)
+    scales = base.read_rows(f"{key}_scales", start, stop).to(device)
+    return dequantize(blocks, scales, dtype=torch.float32)
+
+
+def merged_expert(weight: Tensor, changes: Sequence[LowRank], expert: int) -> Tensor:
+    """Return ``weight`` ``[out, in]`` fp32 with all changes of one expert, in the fixed order."""
+    for change in changes:
+        a, b = (factor[expert].to(weight.device) for factor in (change.A, change.B))
+        weight = merged_expert_reference(weight, a, b, change.scaling)
+    return weight
+
+
+def _delta(change: LowRank, start: int, stop: int, device: torch.device) -> Tensor:
+    """Return ``[experts, out, in]`` fp32 on ``device``."""
+    a, b = change.A[start:stop].to(device), change.B[start:stop].to(device)
+    return torch.matmul(b, a).mul_(change.scaling)

@@ -1,0 +1,305 @@
+"""A LoRA adapter on disk: checked against its base, read one target at a time.
+
+Every tensor of the file must be wanted by the configuration and every wanted tensor must be there,
+with the right shape and without NaN. Merging code can then trust what it reads.
+
+The layout of expert factors is PEFT's: A ``[E*r, in]`` has its rows expert by expert, B
+``[out, r*E]`` has its columns rank by rank. Reading B as expert-major gives a model that runs and
+is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.targets import Target, targets_of
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_SWAPPING_PEFT = "0.19.0"
+_REFUSED = {
+    "use_dora": "DoRA rescales the merged weight and no server reads it for experts",
+    "lora_bias": "a bias on B belongs to no tensor of the base",
+    "modules_to_save": "whole modules are no low-rank change; merge them yourself first",
+    "trainable_token_indices": "new token rows are no low-rank change of the experts",
+    "layer_replication": "replicated layers make another architecture",
+    "fan_in_fan_out": "gpt-oss stores its linear weights as [out, in]",
+}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change ``scaling * B @ A`` of one weight, factors in fp32.
+
+    Attributes:
+        A: ``[E, r, in]``; E is 1 for a linear layer.
+        B: ``[E, out, r]``.
+        scaling: alpha / rank, times the adapter's weight.
+    """
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+
+    def apply(self, inputs: Tensor, expert: int = 0) -> Tensor:
+        """Return ``scaling * (x A^T) B^T`` for ``inputs [..., in]``, without forming the change."""
+        return (inputs @ self.A[expert].T) @ self.B[expert].T * self.scaling
+
+
+class Adapter:
+    """A checked PEFT adapter for one base.
+
+    Attributes:
+        path: Its folder.
+        config: ``adapter_config.json``.
+        targets: What it changes, by module.
+    """
+
+    def __init__(self, path: Path, base: Checkpoint) -> None:
+        """Open the adapter in the folder ``path`` for ``base``; see ``open_adapter``."""
+        self.path = path
+        self.config = read_adapter_config(path)
+        where = str(path / ADAPTER_CONFIG)
+        self.targets = targets_of(self.config, base, where)
+        self.file = SafetensorsFile(path / ADAPTER_WEIGHTS)
+        self._check_names()
+        self.swapped = self._check_shapes()
+
+    def read(self, module: str, weight: float = 1.0) -> LowRank:
+        """Return the factors of a target, repaired when the file has them swapped.
+
+        Raises:
+            CheckpointError: A factor holds NaN or infinity.
+        """
+        target = self.targets[module]
+        a, b = (self.file.read(name).float() for name in self._names(target))
+        for name, factor in zip(self._names(target), (a, b), strict=True):
+            if not torch.isfinite(factor).all():
+                raise CheckpointError(
+                    f"{self.file.path}: '{name}' holds NaN or infinity; the training diverged, "
+                    "export an earlier checkpoint"
+                )
+        experts = target.experts or 1
+        if self.swapped and target.experts:
+            # As saved: A [E*r, out], B [in, r*E]; their roles are exchanged.
+            stacked_b = a.unflatten(0, (experts, target.rank)).transpose(1, 2)
+            stacked_a = b.unflatten(1, (target.rank, experts)).permute(2, 1, 0)
+        else:
+            stacked_a = a.unflatten(0, (experts, target.rank))
+            stacked_b = b.unflatten(1, (target.rank, experts)).permute(2, 0, 1)
+        return LowRank(stacked_a.contiguous(), stacked_b.contiguous(), target.scaling * weight)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights' file, with the configuration's."""
+        digest = hashlib.sha256((self.path / ADAPTER_CONFIG).read_bytes())
+        with self.file.path.open("rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    @staticmethod
+    def _names(target: Target) -> tuple[str, str]:
+        return f"{target.key}.lora_A.weight", f"{target.key}.lora_B.weight"
+
+    def _check_names(self) -> None:
+        """Refuse a file that lacks a wanted factor or holds one that nothing reads."""
+        wanted = {name for target in self.targets.values() for name in self._names(target)}
+        missing = sorted(wanted - set(self.file.entries))
+        unread = sorted(set(self.file.entries) - wanted)
+        if missing:
+            experts = sum(".mlp.experts." in name for name in missing)
+            raise CheckpointError(
+                f"{self.file.path}: {len(missing)} of {len(wanted)} factors that "
+                f"{ADAPTER_CONFIG} promises are missing ({experts} of experts), first "
+                f"'{missing[0]}'; the adapter was saved incompletely, save it again"
+            )
+        if unread:
+            raise CheckpointError(
+                f"{self.file.path}: {len(unread)} tensors are targeted by nothing in "
+                f"{ADAPTER_CONFIG} and would be dropped, first '{unread[0]}'; the two files are "
+                "of different adapters, or the adapter is of another base"
+            )
+
+    def _check_shapes(self) -> bool:
+        """Return whether expert factors are swapped; refuse shapes that fit in neither way."""
+        straight, swapped = [], []
+        for target in self.targets.values():
+            found = tuple(self.file.entries[name].spec.shape for name in self._names(target))
+            expected = target.shapes
+            exchanged = (expected[0][0], expected[1][0]), (expected[0][1], expected[1][1])
+            if found == expected and target.experts and expected == exchanged:
+                continue  # a square weight fits both ways and says nothing
+            if found == expected:
+                straight += [target] if target.experts else []
+            elif target.experts and found == exchanged:
+                swapped.append(target)
+            else:
+                raise self._shape_error(target, found)
+        if straight and swapped:
+            raise CheckpointError(
+                f"{self.file.path}: the factors of {swapped[0].module} are swapped, those of "
+                f"{straight[0].module} are not; the file was put together from two adapters"
+            )
+        only_square = not straight and any(t.experts for t in self.targets.values())
+        return bool(swapped) or (only_square and self.config.get("peft_version") == _SWAPPING_PEFT)
+
+    def _shape_error(self, target: Target, found: tuple[tuple[int, ...], ...]) -> CheckpointError:
+        rows, columns = target.shapes
+        a, b = found
+        if a[1:] == rows[1:] and b[:1] == columns[:1]:
+            return CheckpointError(
+                f"{self.file.path}: {target.module} has factors of rank "
+                f"{a[0] / (target.experts or 1):g}, {ADAPTER_CONFIG} says {target.rank}; the two "
+                "files are of different adapters"
+            )
+        return CheckpointError(
+            f"{self.file.path}: {target.module} has factors {list(a)} and {list(b)}, expected "
+            f"{list(rows)} and {list(columns)}; the adapter is of another base"
+        )
+
+
+def open_adapter(
+    path: str | Path, base: Checkpoint, *, other_base: bool = False, repair: bool = False
+) -> Adapter:
+    """Open the adapter of a run, or an adapter's own folder, and check it against ``base``.
+
+    Args:
+        path: ``RUN/`` or a folder with ``adapter_config.json``.
+        base: The base to use it on.
+        other_base: Accept a base whose weights differ from those it was trained on.
+        repair: Read expert factors that were saved swapped as if they were not.
+
+    Raises:
+        CheckpointError: No adapter there, pickle files, a kind of adapter that cannot be merged,
+            tensors missing or unread or of another shape, swapped factors, or another base.
+    """
+    folder = adapter_folder(path)
+    adapter = Adapter(folder, base)
+    if adapter.swapped and not repair:
+        raise CheckpointError(
+            f"{folder}: its expert factors have in and out swapped, as PEFT {_SWAPPING_PEFT} wrote "
+            f"them; write a repaired copy with `gptoss-tune adapter {folder} --for peft --repair "
+            "--out DIR` and use that"
+        )
+    trained_on = recorded(folder, "base").get("fingerprint", {}).get("weights")
+    if trained_on and not other_base and trained_on != base.fingerprint()["weights"]:
+        raise CheckpointError(
+            f"{folder}: was trained on a base whose weights differ from those in {base.path}; give "
+            "the base of the training with --base, or accept this one with --other-base"
+        )
+    return adapter
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """Return the folder with ``adapter_config.json`` for a run or an adapter.
+
+    Raises:
+        CheckpointError: Neither is there.
+    """
+    path = Path(path).expanduser()
+    for folder in (path, path / "adapter"):
+        if (folder / ADAPTER_CONFIG).is_file():
+            return folder
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; expected a run or an adapter")
+    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda p: p.stat().st_mtime)
+    if checkpoints:
+        raise CheckpointError(
+            f"{path}: the run has not finished and has no adapter yet; resume it, or name its "
+            f"newest checkpoint {checkpoints[-1]}"
+        )
+    raise CheckpointError(
+        f"{path}: holds no {ADAPTER_CONFIG}, nor does its folder adapter/; expected a run of "
+        "gptoss-tune or a PEFT adapter"
+    )
+
+
+def base_name(adapters: Iterable[str | Path]) -> tuple[str, str | None]:
+    """Return name and revision of the base that the adapters were trained on.
+
+    Raises:
+        CheckpointError: The adapters name no base, or different ones.
+    """
+    named: dict[tuple[str, str | None], Path] = {}
+    for path in adapters:
+        folder = adapter_folder(path)
+        config = read_adapter_config(folder)
+        name = recorded(folder, "base").get("name") or config.get("base_model_name_or_path")
+        if not name:
+            raise CheckpointError(f"{folder / ADAPTER_CONFIG}: names no base; give it with --base")
+        named[(name, config.get("revision"))] = folder
+    if len(named) != 1:
+        listed = ", ".join(f"{folder}: {name}" for (name, _), folder in named.items())
+        raise CheckpointError(
+            f"the adapters were trained on different bases ({listed}); give --base"
+        )
+    return next(iter(named))
+
+
+def recorded(folder: Path, part: str) -> Mapping[str, Any]:
+    """Return a part of ``run.json`` beside or above an adapter; empty where there is none."""
+    for record in (folder / "run.json", folder.absolute().parent / "run.json"):
+        if record.is_file():
+            try:
+                found = json.loads(record.read_text(encoding="utf-8")).get(part, {})
+            except ValueError as error:
+                raise CheckpointError(f"{record}: cannot be read as JSON ({error})") from None
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return ``adapter_config.json``, refusing kinds of adapters that no export can hold.
+
+    Raises:
+        CheckpointError: Not JSON, not LoRA, pickled weights, or a refused option.
+    """
+    file = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise CheckpointError(f"{file}: peft_type is {found!r}; expected 'LORA'")
+    for option, reason in _REFUSED.items():
+        if config.get(option):
+            raise CheckpointError(f"{file}: {option} is {config[option]!r}: {reason}; refused")
+    if config.get("bias", "none") != "none":
+        raise CheckpointError(f"{file}: bias is {config['bias']!r}; expected 'none'")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float) or config[key] <= 0:
+            raise CheckpointError(
+                f"{file}: {key} is {config.get(key)!r}; expected a positive number"
+            )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickle = folder / "adapter_model.bin"
+        if pickle.exists():
+            raise CheckpointError(
+                f"{pickle}: is a pickle file, which can run code when it is read; expected "
+                f"{ADAPTER_WEIGHTS}, save the adapter with safe_serialization"
+            )
+        raise CheckpointError(
+            f"{folder / ADAPTER_WEIGHTS}: no such file; the adapter is incomplete"
+        )
+    return config
+
+
+def trained_merge_aware(folder: Path) -> bool:
+    """Return whether ``run.json`` says that the rounded weights were trained."""
+    recipe = recorded(folder, "recipe")
+    return bool(recipe.get("lora", {}).get("merge_aware", False))

@@ -1,0 +1,297 @@
+"""Adapter + base -> merged checkpoint: streamed, exact, resumable, named only when complete.
+
+The result is prepared in a hidden folder beside its final place, one shard at a time. A shard takes
+its name when it is whole and on the disk, so after a kill at any point the next run keeps the whole
+shards, writes the others and ends with the same bytes as a run that was never stopped: nothing in
+the result depends on time, order or what was there before. The hidden folder also holds what the
+merge was made of; another base, adapter or format does not continue it but starts again.
+
+The rejected alternative is PEFT's ``merge_and_unload`` on a loaded model: it needs the whole model
+in memory in bf16, adds bf16 to bf16, and cannot write MXFP4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gptoss_kernels import dequantize
+
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.checkpoint.names import ExpertFormat
+from gptoss_tune.checkpoint.write import (
+    INDEX_NAME,
+    MAX_SHARD_SIZE,
+    Shard,
+    ShardWriter,
+    disk_errors,
+    index_json,
+    plan_shards,
+    publish,
+    refuse_existing,
+    staging_folder,
+    to_json,
+    write_text,
+)
+from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.export.compute import added, unpacked
+from gptoss_tune.export.factors import trained_merge_aware
+from gptoss_tune.export.mxfp4 import ScaleRule, Survival, packed, total_share
+from gptoss_tune.export.plan import Step, WeightedAdapter, low_ranks, merged_config, plan_steps
+from gptoss_tune.export.travel import copy_companions
+
+REPORT = "merge_report.json"
+_PLAN = "plan.json"
+_SURVIVAL = ".survival.json"
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge.
+
+    Attributes:
+        expert_format: ``"bf16"``: dense; ``"mxfp4"``: the released layout.
+        max_shard_size: Bytes of one file at most.
+        device: Where the arithmetic runs.
+        min_survival: Stop when less than this share of the change of the experts survives MXFP4.
+        accept_loss: Do not stop.
+    """
+
+    expert_format: ExpertFormat = "bf16"
+    max_shard_size: int = MAX_SHARD_SIZE
+    device: str = "cpu"
+    min_survival: float = 0.9
+    accept_loss: bool = False
+
+
+def merge(
+    base: Checkpoint,
+    adapters: Sequence[WeightedAdapter],
+    out: Path,
+    options: MergeOptions,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    inspect: Callable[[Path], None] = lambda folder: None,
+) -> dict[str, Any]:
+    """Write ``base`` plus the weighted sum of ``adapters`` to the new folder ``out``.
+
+    Args:
+        base: The checkpoint that the adapters were trained on.
+        adapters: At least one.
+        out: Folder to create. A merge that was stopped is continued from the folder
+            ``.OUT.incomplete`` beside it.
+        options: Format, shard size, device, and what loss to accept.
+        progress: Called with bytes done and bytes in all.
+        inspect: Called with the complete folder before it gets its name; an error it raises keeps
+            the name from appearing.
+
+    Returns:
+        The report, which is also in ``OUT/merge_report.json``.
+
+    Raises:
+        CheckpointError: ``out`` exists; an adapter holds NaN; too little of the change survives.
+        MachineError: No room on the disk, or it cannot be written; another merge is at work.
+    """
+    refuse_existing(out)
+    steps = plan_steps(base, adapters, options.expert_format)
+    shards = plan_shards((s for step in steps for s in step.outputs), options.max_shard_size)
+    job = _Job(base, adapters, options, _scale_rule(base, adapters), staging_folder(out))
+    identity = job.identity()
+    with _staging(job.folder, identity):
+        _check_room(job.folder, shards)
+        total, done = sum(shard.nbytes for shard in shards), 0
+        for shard in shards:
+            if not (job.folder / shard.name).exists():
+                job.write(shard, steps)
+            done += shard.nbytes
+            progress(done, total)
+        survivals = job.survivals()
+        report = {**identity, "bytes": total, "survival": _survival_report(survivals)}
+        _refuse_loss(report["survival"], options, job.folder)
+        if index := index_json(shards):
+            write_text(job.folder / INDEX_NAME, index)
+        write_text(job.folder / "config.json", to_json(merged_config(base, options.expert_format)))
+        write_text(job.folder / REPORT, to_json(report))
+        copy_companions(base, [each.adapter for each in adapters], job.folder)
+        inspect(job.folder)
+        _remove_notes(job.folder)
+        refuse_existing(out)
+        with disk_errors(out):
+            publish(job.folder, out)
+    return report
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A merge at work: where everything comes from and goes to."""
+
+    base: Checkpoint
+    adapters: Sequence[WeightedAdapter]
+    options: MergeOptions
+    scale_rule: ScaleRule
+    folder: Path
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything the resulting bytes depend on."""
+        return {
+            "base": {"fingerprint": self.base.fingerprint(), "format": self.base.expert_format},
+            "adapters": [
+                {"sha256": each.adapter.digest, "weight": each.weight} for each in self.adapters
+            ],
+            "format": self.options.expert_format,
+            "max_shard_size": self.options.max_shard_size,
+            "device": torch.device(self.options.device).type,
+            "scale_rule": self.scale_rule,
+            "merge_aware": self.scale_rule == "ocp",
+        }
+
+    def write(self, shard: Shard, steps: Sequence[Step]) -> None:
+        """Write one shard and note what of the changes in it survived."""
+        names = {spec.name for spec in shard.specs}
+        mine = [step for step in steps if any(out.name in names for out in step.outputs)]
+        survivals: list[Survival] = []
+        with ShardWriter(self.folder, shard) as writer:
+            for position, step in enumerate(mine):
+                if position + 1 < len(mine):
+                    self._prefetch(mine[position + 1])
+                self._run(step, writer, names, survivals)
+            # Written before the shard takes its name: a named shard always has its note.
+            states = [survival.state() for survival in survivals]
+            write_text(self.folder / f"{shard.name}{_SURVIVAL}", to_json(states))
+
+    def survivals(self) -> list[Survival]:
+        """Return the notes of all shards in the order of the model."""
+        found = []
+        for note in sorted(self.folder.glob(f"*{_SURVIVAL}")):
+            states = json.loads(note.read_text(encoding="utf-8"))
+            found += [Survival.from_state(state) for state in states]
+        return found
+
+    def _prefetch(self, step: Step) -> None:
+        suffixes = ("", "_blocks", "_scales")
+        for name in (f"{step.source}{suffix}" for suffix in suffixes):
+            if self.base.has(name):
+                self.base.prefetch(name)
+
+    def _run(
+        self, step: Step, writer: ShardWriter, names: set[str], survivals: list[Survival]
+    ) -> None:
+        """Write those outputs of ``step`` that are among ``names``."""
+        device = torch.device(self.options.device)
+        if step.kind == "copy":
+            writer.copy(step.source, self.base.file_of(step.source))
+            return
+        changes = low_ranks(self.adapters, step.module) if step.module else []
+        spec = step.outputs[0]
+        if step.kind == "pack" or (changes and self.scale_rule == "ocp" and len(spec.shape) == 3):
+            survival = Survival(step.source)
+            stacks = packed(
+                self.base,
+                step.source,
+                changes,
+                scale_rule=self.scale_rule,
+                survival=survival,
+                device=device,
+            )
+            for expert, stack in stacks:
+                if step.kind == "pack":
+                    for out, part in zip(step.outputs, (stack.blocks, stack.scales), strict=True):
+                        if out.name in names:
+                            writer.write(out.name, part.unsqueeze(0), expert)
+                else:  # what merge-aware training used: the rounded weights, exact in bf16
+                    dense = dequantize(stack.blocks, stack.scales, dtype=spec.dtype)
+                    writer.write(spec.name, dense.T.contiguous().unsqueeze(0), expert)
+            if changes and spec.name in names:
+                survivals.append(survival)
+            return
+        compute = added if step.kind == "add" else unpacked
+        for row, part in compute(self.base, spec, changes, device):
+            writer.write(spec.name, part, row)
+
+
+def _scale_rule(base: Checkpoint, adapters: Sequence[WeightedAdapter]) -> ScaleRule:
+    """Return ``"ocp"`` when the rounded weights themselves were trained, else ``"search"``."""
+    alone = len(adapters) == 1 and adapters[0].weight == 1.0
+    if alone and base.expert_format == "mxfp4" and trained_merge_aware(adapters[0].adapter.path):
+        return "ocp"
+    return "search"
+
+
+@contextlib.contextmanager
+def _staging(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Hold the staging folder, emptied unless it belongs to this very merge.
+
+    Raises:
+        MachineError: Another process is writing it.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MachineError(
+                f"{folder}: another merge is writing it; wait for it or choose another output"
+            ) from None
+        text = to_json(identity)
+        plan = folder / _PLAN
+        if not plan.exists() or plan.read_text(encoding="utf-8") != text:
+            for old in folder.iterdir():
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+            write_text(plan, text)
+        for part in folder.glob("*.part"):
+            part.unlink()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_room(folder: Path, shards: Sequence[Shard]) -> None:
+    """Refuse to start what cannot end.
+
+    Raises:
+        MachineError: The disk has less room than the missing shards need.
+    """
+    needed = sum(shard.nbytes for shard in shards if not (folder / shard.name).exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MachineError(
+            f"{folder.parent}: the merge needs {needed / 1e9:.1f} GB more, the disk has "
+            f"{free / 1e9:.1f} GB free; free space or choose a folder on another disk"
+        )
+
+
+def _survival_report(survivals: Sequence[Survival]) -> dict[str, Any]:
+    """Return the survival of every changed stack and of all together."""
+    return {
+        "total": total_share(survivals),
+        "stacks": [survival.as_dict() for survival in survivals],
+    }
+
+
+def _refuse_loss(survival: dict[str, Any], options: MergeOptions, folder: Path) -> None:
+    """Stop when the result would be the base in disguise."""
+    if not survival["stacks"] or options.accept_loss or survival["total"] >= options.min_survival:
+        return
+    worst = min(survival["stacks"], key=lambda stack: stack["survived"])
+    raise CheckpointError(
+        f"only {survival['total']:.1%} of the experts' change survives MXFP4 (least: "
+        f"{worst['survived']:.1%} in {worst['module']}), {options.min_survival:.0%} is wanted; the "
+        "result would act like the base. Train with lora.merge_aware=true, export with --format "
+        f"bf16, or take it as it is with --accept-loss. What was computed is kept in {folder}"
+    )
+
+
+def _remove_notes(folder: Path) -> None:
+    """Remove what only a resumed merge needs."""
+    for note in [*folder.glob(f"*{_SURVIVAL}"), folder / _PLAN]:
+        note.unlink()

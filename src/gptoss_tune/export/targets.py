@@ -1,0 +1,159 @@
+"""Which base tensors an adapter's configuration targets, and at which rank and scaling.
+
+PEFT decides this by suffixes, patterns and regular expressions while it wraps modules. The same
+rules are applied here to the names of a checkpoint, so that a merge knows what an adapter must
+contain before it looks inside: a key that is missing, or that nothing would read, is an error and
+not a model that is quietly the base.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.checkpoint.names import (
+    ATTENTION_PROJECTIONS,
+    EXPERT_PROJECTIONS,
+    expert_key,
+    expert_shape,
+)
+from gptoss_tune.errors import CheckpointError
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight of the base that an adapter changes.
+
+    Attributes:
+        module: ``model.layers.0.self_attn.q_proj`` or ``model.layers.0.mlp.experts.gate_up_proj``.
+        key: What PEFT writes before ``.lora_A.weight``.
+        experts: E for a stack of experts, None for a linear layer.
+        features: ``(in, out)`` of the weight.
+        rank: Rank of one expert or of the layer.
+        scaling: What ``B A`` is multiplied by.
+    """
+
+    module: str
+    key: str
+    experts: int | None
+    features: tuple[int, int]
+    rank: int
+    scaling: float
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of A and B as PEFT stores them: ``[E*r, in]`` and ``[out, r*E]``."""
+        rows = self.rank * (self.experts or 1)
+        return (rows, self.features[0]), (self.features[1], rows)
+
+
+def targets_of(config: Mapping[str, Any], base: Checkpoint, where: str) -> dict[str, Target]:
+    """Return every target of ``adapter_config.json`` on ``base``, by module.
+
+    Args:
+        config: The adapter's configuration.
+        base: The checkpoint it adapts.
+        where: The configuration's file, for messages.
+
+    Raises:
+        CheckpointError: Nothing is targeted, or something that cannot be merged.
+    """
+    targets = [*_linear_targets(config, base, where), *_expert_targets(config, base)]
+    if not targets:
+        raise CheckpointError(
+            f"{where}: target_modules {config.get('target_modules')} and target_parameters "
+            f"{config.get('target_parameters')} match nothing in {base.path}; it is an adapter of "
+            "another architecture"
+        )
+    return {target.module: target for target in targets}
+
+
+def _linear_targets(config: Mapping[str, Any], base: Checkpoint, where: str) -> Iterable[Target]:
+    """Yield the linear layers that ``target_modules`` matches."""
+    layers = base.config["num_hidden_layers"]
+    attention = [
+        f"model.layers.{i}.self_attn.{name}"
+        for i in range(layers)
+        for name in ATTENTION_PROJECTIONS
+    ]
+    refused = ["model.embed_tokens", *(f"model.layers.{i}.mlp.router" for i in range(layers))]
+    for module in [*refused, *attention, "lm_head"]:
+        if not _module_matches(config, module):
+            continue
+        if module in refused:
+            raise CheckpointError(
+                f"{where}: targets '{module}', which cannot be merged; expected attention "
+                "projections, lm_head and experts"
+            )
+        weight = f"{module}.weight"
+        out, into = base.shape(weight)
+        yield Target(module, _PREFIX + module, None, (into, out), *_rank(config, module))
+
+
+def _expert_targets(config: Mapping[str, Any], base: Checkpoint) -> Iterable[Target]:
+    """Yield the expert stacks that ``target_parameters`` matches.
+
+    PEFT wraps parameters in the order of the module, gate_up_proj first; the second wraps the
+    first, whose factors then carry ``base_layer`` in their names.
+    """
+    for layer in range(base.config["num_hidden_layers"]):
+        keys = [expert_key(layer, projection) for projection in EXPERT_PROJECTIONS]
+        matched = [
+            (key, projection)
+            for key, projection in zip(keys, EXPERT_PROJECTIONS, strict=True)
+            if _ends_with(key, config.get("target_parameters") or [])
+        ]
+        for depth, (key, projection) in enumerate(reversed(matched)):
+            experts, into, out = expert_shape(base.config, projection)
+            wrapper = f"{_PREFIX}model.layers.{layer}.mlp.experts" + ".base_layer" * depth
+            yield Target(key, wrapper, experts, (into, out), *_rank(config, key))
+
+
+def _module_matches(config: Mapping[str, Any], module: str) -> bool:
+    """Return whether ``target_modules`` selects ``module``, by PEFT's rules."""
+    wanted, excluded = config.get("target_modules") or [], config.get("exclude_modules") or []
+    if isinstance(excluded, str):
+        excluded = [module] if re.fullmatch(excluded, module) else []
+    if _ends_with(module, excluded):
+        return False
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, module) is not None
+    return _ends_with(module, wanted) and _in_layers(config, module)
+
+
+def _in_layers(config: Mapping[str, Any], module: str) -> bool:
+    """Return whether ``layers_to_transform`` allows ``module``."""
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == []:
+        return True
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    matches = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
+    layer = next((int(match[1]) for match in matches if match), None)
+    return layer in ([layers] if isinstance(layers, int) else layers)
+
+
+def _ends_with(name: str, suffixes: Iterable[str]) -> bool:
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
+
+
+def _rank(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+    """Return rank and scaling of ``module`` from the configuration and its patterns."""
+    rank = _pattern(config.get("rank_pattern"), module, config["r"])
+    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    divisor = math.sqrt(rank) if config.get("use_rslora") else rank
+    return int(rank), alpha / divisor
+
+
+def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """Return the value of the first pattern that matches the end of ``module``."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

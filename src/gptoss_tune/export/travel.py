@@ -1,0 +1,56 @@
+"""What comes along with weights: tokenizer, chat template, generation settings, licence, notice.
+
+A merged model without its chat template is prompted wrongly by every server, and the licence asks
+that changes be stated (Apache-2.0, section 4b).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.checkpoint.write import disk_errors, write_text
+from gptoss_tune.export.factors import Adapter
+
+NOTICE = "NOTICE"
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "generation_config.json",
+    "LICENSE*",
+    "USAGE_POLICY*",
+)
+
+
+def companions(folder: Path) -> list[Path]:
+    """Return the files of a checkpoint folder that travel with its weights, sorted by name."""
+    found = {file for pattern in _COMPANIONS for file in folder.glob(pattern) if file.is_file()}
+    return sorted(found)
+
+
+def copy_companions(base: Checkpoint, adapters: Sequence[Adapter], out: Path) -> None:
+    """Copy the base's companions to ``out`` and state the change in ``NOTICE``.
+
+    Raises:
+        MachineError: The disk is full or cannot be written.
+    """
+    with disk_errors(out):
+        for file in companions(base.path):
+            shutil.copyfile(file, out / file.name)
+    before = base.path / NOTICE
+    text = before.read_text(encoding="utf-8").rstrip() + "\n\n" if before.is_file() else ""
+    write_text(out / NOTICE, text + change_notice(base, adapters))
+
+
+def change_notice(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
+    """Return the statement of changes that the licence asks for."""
+    name = next((n for a in adapters if (n := a.config.get("base_model_name_or_path"))), None)
+    modules = sorted({module.rpartition(".")[2] for a in adapters for module in a.targets})
+    return (
+        f"The weights in this folder are those of {name or base.path.name}, changed by fine-tuning "
+        f"({', '.join(modules)}) and merged with gptoss-tune.\n"
+    )
