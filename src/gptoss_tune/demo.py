@@ -24,8 +24,6 @@ from gptoss_tune.recipe import Recipe, load_recipe
 from gptoss_tune.shipped import shipped
 
 if TYPE_CHECKING:
-    from transformers import GptOssForCausalLM
-
     from gptoss_tune.harmony.render import Example
 
 _ROOM_FOR_ANSWER = 48
@@ -175,13 +173,14 @@ def _rows(recipe: Recipe, base: Path) -> tuple[list[Example], list[str]]:
     return examples, texts
 
 
-def _plain(base: Path, adapter: Path | None = None) -> GptOssForCausalLM:
+def _plain(base: Path, adapter: Path | None = None) -> Any:
     """Load a checkpoint as any user of transformers would, fp32 on the CPU."""
     import json
 
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, Mxfp4Config
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.quantization_config import Mxfp4Config
 
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     options = {}
