@@ -50,6 +50,11 @@ def scalar(text: str) -> Any:
     return text
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written at all: a lone half of a surrogate pair cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @dataclass(slots=True)
 class Document:
     """Nested plain values, and for each path in them where its key and its value stand.
@@ -216,6 +221,9 @@ class _Reader:
         if isinstance(event, yaml.SequenceStartEvent):
             return self._sequence(path, depth)
         assert isinstance(event, yaml.ScalarEvent)
+        if not is_unicode(event.value):
+            self._refuse(event, path, "half a surrogate pair", "text", "write the character itself")
+            return None
         self._document.spelled[path] = event.value
         return scalar(event.value) if event.style is None else event.value
 
@@ -244,6 +252,12 @@ class _Reader:
                 )
                 raise _Stop
             key_path = (*path, event.value)
+            if not is_unicode(event.value):
+                self._refuse(
+                    event, path, "half a surrogate pair in a key", "text", "remove the key"
+                )
+                self._skip(path, depth)
+                continue
             if event.anchor is not None or event.tag is not None:
                 self._refuse(
                     event, key_path, "a key with an anchor or a tag", "a plain key", "remove it"

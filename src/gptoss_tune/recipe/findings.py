@@ -45,6 +45,8 @@ def findings(
     faulty: list[KeyPath] = []
     for item in error.errors(include_url=False):
         location, kind = item["loc"], item["type"]
+        if location[-1:] == ("[key]",):  # how pydantic says that a mapping's key is wrong
+            location, kind = location[:-1], "extra_forbidden"
         if kind == "recipe_contradiction":
             continue
         faulty.append(location)

@@ -13,7 +13,7 @@ from typing import Any
 from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.schema import Recipe
 
-_MOST_NAMES = 8
+_MOST_NAMES = 3
 
 
 @functools.cache
@@ -53,6 +53,9 @@ def node_at(path: KeyPath) -> dict[str, Any] | None:
             if isinstance(part, str) and part in variant.get("properties", {}):
                 node = variant["properties"][part]
                 break
+            if isinstance(part, str) and part in variant.get("propertyNames", {}).get("enum", ()):
+                node = variant["additionalProperties"]
+                break
         else:
             return None
     return _resolved(node)
@@ -61,7 +64,12 @@ def node_at(path: KeyPath) -> dict[str, Any] | None:
 def settings_below(path: KeyPath) -> list[str]:
     """Return the keys that the mapping at ``path`` can have, in their order; [] for a scalar."""
     node = node_at(path) or {}
-    return next((list(v["properties"]) for v in _variants(node) if "properties" in v), [])
+    for variant in _variants(node):
+        if "properties" in variant:
+            return list(variant["properties"])
+        if "propertyNames" in variant:
+            return list(variant["propertyNames"]["enum"])
+    return []
 
 
 def expected_phrase(node: dict[str, Any], *, plural: bool = False) -> str:
@@ -106,7 +114,7 @@ def _phrase(node: dict[str, Any], *, plural: bool) -> str:
             size = " of at least one entry:" if node.get("minItems") else " of"
             return f"{one}list{s}{size} {expected_phrase(node['items'], plural=True)}"
         case "object":
-            names = list(node.get("properties", {}))
+            names = list(node.get("properties", node.get("propertyNames", {}).get("enum", ())))
             more = ", ..." if len(names) > _MOST_NAMES else ""
             return f"{one}mapping{s} with {', '.join(names[:_MOST_NAMES])}{more}"
         case _:

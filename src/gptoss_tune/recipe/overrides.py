@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gptoss_tune.recipe.document import Document, read_value
+from gptoss_tune.recipe.document import Document, is_unicode, read_value
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, dotted
 from gptoss_tune.recipe.schema import SECTIONS
 
@@ -28,6 +28,8 @@ def _lay_over_one(
     document: Document, override: str, place: Place
 ) -> tuple[str, str, str, str] | None:
     """Put one value into the document, or return key, got, expected, todo of why it cannot be."""
+    if not is_unicode(override):
+        return "", "bytes that are no UTF-8", "text", "check the terminal's encoding"
     key, equals, text = (part.strip() for part in override.partition("="))
     path: KeyPath = tuple(key.split("."))
     if not equals or not all(path):
@@ -35,14 +37,6 @@ def _lay_over_one(
     name = dotted(path)
     if not text:
         return name, "no value", "key=value", f"write {name}=null, or {name}='\"\"' for no text"
-    earlier = document.value_places.get(path)
-    if earlier is not None and earlier.override:
-        return (
-            name,
-            "the key a second time",
-            "each key once",
-            f"remove this or override {earlier.override}",
-        )
     if path in SECTIONS:
         example = next(iter(SECTIONS[path].model_fields))
         return (
@@ -51,13 +45,21 @@ def _lay_over_one(
             "one setting at a time",
             f"write for example {name}.{example}=...",
         )
+    earlier = document.value_places.get(path)
+    if earlier is not None and earlier.override:
+        return (
+            name,
+            "the key a second time",
+            "each key once",
+            f"remove this or override {earlier.override}",
+        )
     blocked = _put(document, path, place)
     if blocked is not None:
         whole = dotted(blocked)
         return name, f"a key below {whole}", "a setting, replaced whole", f"write {whole}=..."
     read, value = read_value(text, place)
     for found in read.mistakes:
-        below = f"{name}.{found.key}" if found.key else name
+        below = f"{name}{'.' if found.key[:1] not in {'', '['} else ''}{found.key}"
         document.mistakes.append(Mistake(place, below, found.got, found.expected, found.todo))
     for below in [*read.key_places, *read.value_places]:
         document.key_places.setdefault(path + below, place)

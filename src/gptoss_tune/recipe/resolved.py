@@ -76,10 +76,10 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"
     if isinstance(value, DataSource):
-        settings = {k: v for k, v in value.model_dump().items() if v is not None}
-        if list(settings) == ["path"]:
-            return _text(value.path)
-        return "{" + ", ".join(f"{k}: {_text(v)}" for k, v in settings.items()) + "}"
+        settings = value.model_dump(exclude_defaults=True)
+        return _text(value.path if list(settings) == ["path"] else settings)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_text(k)}: {_text(v)}" for k, v in value.items()) + "}"
     if not isinstance(value, str):
         return str(value)
     bare = _BARE.fullmatch(value) and value.lower() not in _SWITCH_WORDS

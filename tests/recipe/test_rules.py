@@ -1,0 +1,114 @@
+"""Settings that contradict each other or would have no effect."""
+
+import pytest
+
+# Overrides on a sound recipe -> the beginning of each mistake, by the rule that they break.
+BROKEN = {
+    ("train.num_train_epochs=1",): ["train.max_steps: got 10 beside train.num_train_epochs 1.0"],
+    ("train.max_steps=null",): ["train.max_steps: got neither max_steps nor num_train_epochs"],
+    ("train.warmup_steps=1", "train.warmup_ratio=0.1"): [
+        "train.warmup_ratio: got 0.1 beside train.warmup_steps 1"
+    ],
+    ("train.warmup_steps=10",): ["train.warmup_steps: got 10 of 10 steps"],
+    ("train.warmup_steps=1", "train.lr_scheduler_type=constant"): [
+        "train.warmup_steps: got 1 with lr_scheduler_type constant"
+    ],
+    ("train.warmup_ratio=0.1", "train.lr_scheduler_type=constant"): [
+        "train.warmup_ratio: got 0.1 with lr_scheduler_type constant"
+    ],
+    ("train.eval_steps=5",): ["train.eval_steps: got 5 without data to evaluate on"],
+    ("data.eval=b.jsonl", "data.eval_fraction=0.1"): [
+        "data.eval_fraction: got 0.1 beside data.eval"
+    ],
+    ("tracking.project=p",): ["tracking.project: got 'p' while tracking.wandb is disabled"],
+    ("tracking.run_name=r",): ["tracking.run_name: got 'r' while tracking.wandb is disabled"],
+    ("lora.expert_rank=4", "lora.target_parameters=[]"): [
+        "lora.expert_rank: got 4 while lora.target_parameters is empty"
+    ],
+    ("lora.expert_alpha=4", "lora.target_parameters=[]"): [
+        "lora.expert_alpha: got 4.0 while lora.target_parameters is empty"
+    ],
+    ("lora.target_modules=[]", "lora.target_parameters=[]"): [
+        "lora.target_modules: got no target at all"
+    ],
+    ("lora.merge_aware=true", "lora.target_parameters=[]"): [
+        "lora.merge_aware: got true while lora.target_parameters is empty"
+    ],
+    ("lora.merge_aware=true", "model.experts_precision=bf16"): [
+        "lora.merge_aware: got true with model.experts_precision bf16"
+    ],
+    ("model.name_or_path=./base", "model.revision=main"): [
+        "model.revision: got a revision for the folder './base'"
+    ],
+    ("data.max_errors=5",): ["data.max_errors: got 5 while data.on_error is stop"],
+    (
+        "data.channel_weights.analysis=0",
+        "data.channel_weights.commentary=0",
+        "data.channel_weights.final=0",
+    ): ["data.channel_weights: got 0 for every channel"],
+    ("data.train={path: a.jsonl, split: test}",): [
+        "data.train.split: got a split for the file 'a.jsonl'"
+    ],
+    ("data.eval=[b.jsonl, {path: ./c, revision: r, name: n}]",): [
+        "data.eval[1].name: got a name for the file './c'",
+        "data.eval[1].revision: got a revision for the file './c'",
+    ],
+}
+
+
+@pytest.mark.parametrize("overrides", BROKEN, ids=" ".join)
+def test_a_contradiction_is_a_mistake(mistakes, sound, overrides):
+    found = mistakes(sound, *overrides)
+    assert len(found) == len(BROKEN[overrides])
+    for line, beginning in zip(found, BROKEN[overrides], strict=True):
+        assert beginning in line
+        assert ", expected " in line
+        assert "; " in line
+
+
+# The neighbours of the broken ones, each with an effect.
+WITH_EFFECT = [
+    ("train.warmup_steps=9",),
+    ("train.warmup_steps=0", "train.lr_scheduler_type=constant"),
+    ("train.warmup_ratio=0.1", "train.lr_scheduler_type=constant_with_warmup"),
+    ("train.eval_steps=5", "data.eval=b.jsonl"),
+    ("train.eval_steps=5", "data.eval_fraction=0.1"),
+    ("tracking.project=p", "tracking.wandb=offline"),
+    ("lora.expert_rank=4",),
+    ("lora.target_modules=[]",),
+    ("lora.target_parameters=[]",),
+    ("lora.merge_aware=true",),
+    ("model.revision=main",),
+    ("data.max_errors=5", "data.on_error=skip"),
+    ("data.channel_weights.final=0", "data.channel_weights.commentary=0"),
+    ("data.train={path: owner/name, name: n, split: s, revision: r}",),
+]
+
+
+@pytest.mark.parametrize("overrides", WITH_EFFECT, ids=" ".join)
+def test_settings_with_an_effect_are_accepted(load, sound, overrides):
+    load(sound, *overrides)
+
+
+def test_a_contradiction_points_at_the_line_that_was_written(mistakes, sound):
+    assert mistakes(sound + "  num_train_epochs: 1\ntracking:\n  project: p\n") == [
+        "a.yaml:7:3: train.max_steps: got 10 beside train.num_train_epochs 1.0, expected one of "
+        "the two; remove one, or set it to null in an override",
+        "a.yaml:10:3: tracking.project: got 'p' while tracking.wandb is disabled, expected wandb "
+        "offline or online; set tracking.wandb, or remove tracking.project",
+    ]
+
+
+def test_rules_run_beside_wrong_fields_of_the_same_section(mistakes, sound):
+    lines = mistakes(sound + "  num_train_epochs: 1\n  seed: x\n")
+    assert [line.split(" got ")[0] for line in lines] == [
+        "a.yaml:7:3: train.max_steps:",
+        "a.yaml:9:9: train.seed:",
+    ]
+
+
+def test_no_contradiction_follows_from_a_wrong_field(mistakes, sound):
+    (line,) = mistakes(sound.replace("max_steps: 10", "max_steps: ten"))
+    assert "train.max_steps: got 'ten'" in line
+    (line,) = mistakes(sound, "tracking.wandb=onlin", "tracking.project=p")
+    assert "did you mean online?" in line
