@@ -20,20 +20,23 @@ from typing import Any, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import (
     BUILTIN_TOOLS,
-    MOST_NESTED,
     Conversation,
     Header,
     Message,
-    add_builtin_tools,
     check_structure,
+    take_settings,
+)
+from gptoss_tune.harmony.fields import (
+    MOST_NESTED,
+    join_parts,
     kind,
     nested,
     shown,
     take_name,
-    take_settings,
     take_text,
     take_weight,
 )
+from gptoss_tune.harmony.tools import response_formats, take_tools
 
 _THINKING_KEYS: Final = ("thinking", "reasoning_content", "reasoning")
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
@@ -261,114 +264,3 @@ class _ChatReader:
 
 def _called(call: _Call) -> str:
     return (call.header.recipient or "").removeprefix("functions.")
-
-
-def join_parts(content: object, at: str, where: str) -> str:
-    """Return text content, joining ``[{"type": "text", "text": ...}]`` parts.
-
-    Raises:
-        DataError: Null, an object, or a part that is not text (gpt-oss reads text only).
-    """
-    if not isinstance(content, list):
-        return take_text(content, at, where)
-    texts: list[str] = []
-    for index, part in enumerate(content):
-        here = f"{where}[{index}]"
-        if not isinstance(part, dict) or part.get("type") not in (
-            "text",
-            "input_text",
-            "output_text",
-        ):
-            got = shown(part.get("type")) if isinstance(part, dict) else kind(part)
-            raise DataError(f"{at}: {here} is a part of type {got}; gpt-oss reads text parts only")
-        texts.append(take_text(part.get("text"), at, f"{here}.text"))
-    if not texts:
-        raise DataError(f"{at}: {where} is an empty list; expected at least one text part")
-    return "".join(texts)
-
-
-def take_tools(row: dict[str, Any], conversation: Conversation) -> None:
-    """Read ``tools`` (or the older ``functions``) into the conversation's namespaces.
-
-    Raises:
-        DataError: A declaration that is not a function's, or two of one name.
-    """
-    at = conversation.source
-    listed = row.get("tools") if row.get("tools") is not None else row.get("functions")
-    if listed is None:
-        return
-    if isinstance(listed, str):
-        try:
-            listed = json.loads(listed)
-        except (ValueError, RecursionError):
-            raise DataError(f"{at}: tools is text that is not JSON; expected a list") from None
-    if not isinstance(listed, list):
-        raise DataError(f"{at}: tools is {kind(listed)}; expected a list of declarations")
-    tools: list[dict[str, Any]] = []
-    for index, entry in enumerate(listed):
-        if isinstance(entry, dict) and entry.get("type") in BUILTIN_TOOLS:
-            add_builtin_tools(conversation, [entry["type"]])
-            continue
-        tools.append(read_tool(entry, at, f"tools[{index}]"))
-    names = [tool["name"] for tool in tools]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{at}: the tool {twice!r} is declared twice; keep one declaration")
-    if tools:
-        conversation.namespaces["functions"] = {"name": "functions", "tools": tools}
-
-
-def read_tool(entry: object, at: str, where: str) -> dict[str, Any]:
-    """Return one function declaration as openai-harmony's JSON.
-
-    Raises:
-        DataError: It has no usable name, description or JSON schema.
-    """
-    function = entry.get("function", entry) if isinstance(entry, dict) else entry
-    if not isinstance(function, dict):
-        raise DataError(f"{at}: {where} is {kind(function)}; expected a function declaration")
-    name = take_name(function.get("name"), at, f"{where}.name")
-    description = function.get("description")
-    tool: dict[str, Any] = {
-        "name": name,
-        "description": ""
-        if description is None
-        else take_text(description, at, f"{where}.description"),
-    }
-    parameters = function.get("parameters")
-    if parameters is not None:
-        if not isinstance(parameters, dict):
-            raise DataError(
-                f"{at}: {where}.parameters is {kind(parameters)}; expected a JSON schema"
-            )
-        if nested(parameters) > MOST_NESTED:
-            raise DataError(f"{at}: {where}.parameters is nested over {MOST_NESTED} levels deep")
-        take_text(json.dumps(parameters, ensure_ascii=False), at, f"{where}.parameters")
-        tool["parameters"] = parameters
-    return tool
-
-
-def response_formats(response_format: object, at: str) -> str | None:
-    """Return the developer message's section for a JSON schema that the answer must follow.
-
-    Raises:
-        DataError: It is not OpenAI's ``{"type": "json_schema", "json_schema": {...}}``.
-    """
-    if response_format is None or response_format == {"type": "text"}:
-        return None
-    inner = response_format.get("json_schema") if isinstance(response_format, dict) else None
-    if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
-        raise DataError(
-            f"{at}: response_format is not understood; expected "
-            '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
-        )
-    if nested(inner["schema"]) > MOST_NESTED:
-        raise DataError(f"{at}: response_format is nested over {MOST_NESTED} levels deep")
-    name = take_name(inner.get("name"), at, "response_format.json_schema.name")
-    lines = ["# Response Formats", "", f"## {name}", ""]
-    if inner.get("description") is not None:
-        described = take_text(inner["description"], at, "response_format.json_schema.description")
-        lines += [f"// {line}" for line in described.splitlines()]
-    schema = json.dumps(inner["schema"], ensure_ascii=False, separators=(",", ":"))
-    lines.append(take_text(schema, at, "response_format.json_schema.schema"))
-    return "\n".join(lines)

@@ -15,17 +15,18 @@ they are not used here; ``render.py`` hands the library the JSON that they would
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.fields import Effort, shown, take_effort, take_weight
 
 Role = Literal["user", "assistant", "tool", "developer"]
-Effort = Literal["low", "medium", "high"]
 
-EFFORTS: Final = ("low", "medium", "high")
 CHANNELS: Final = ("analysis", "commentary", "final")
 CONTENT_TYPES: Final = ("json", "code", "text", "<|constrain|>json", "<|constrain|>code")
 BUILTIN_TOOLS: Final = {
@@ -34,10 +35,7 @@ BUILTIN_TOOLS: Final = {
 }
 IDENTITY: Final = "You are ChatGPT, a large language model trained by OpenAI."
 KNOWLEDGE_CUTOFF: Final = "2024-06"
-MOST_NESTED: Final = 64
-"""Deepest JSON taken in tools and schemas; openai-harmony stops at 128."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _SPECIAL_TEXT = re.compile(r"<\|[a-z0-9_]{1,32}\|>")
 
 
@@ -109,6 +107,33 @@ class Conversation:
             declared.update(f"{namespace}.{tool['name']}" for tool in content["tools"])
         return declared
 
+    def turn_count(self) -> int:
+        """Return how many turns the assistant has: one per run of messages it answers."""
+        return len(cut_turns([message.header for message in self.messages]))
+
+    def keys(self) -> tuple[int, int]:
+        """Return 64-bit hashes of the whole row and of its prompt.
+
+        Two rows with equal hashes hold the same conversation, or ask the same; the line they stand
+        on, the recipe's settings and their loss weights do not count.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        about = (self.instructions, self.namespaces, self.response_formats, self.builtin_tools)
+        digest.update(json.dumps([*about, self.effort], sort_keys=True).encode())
+        prompt = digest.copy()
+        asking = True
+        for message in self.messages:
+            header = message.header
+            asking = asking and not message.is_assistant
+            told = f"\0{header.role}\0{header.channel}\0{header.recipient}\0{message.text}".encode()
+            digest.update(told)
+            if asking:
+                prompt.update(told)
+        return (
+            int.from_bytes(digest.digest(), "little"),
+            int.from_bytes(prompt.digest(), "little"),
+        )
+
     def texts(self) -> list[str]:
         """Return all free text of the row, for counting what was injected."""
         texts = [message.text for message in self.messages]
@@ -116,6 +141,16 @@ class Conversation:
         if self.namespaces:
             texts.append(json.dumps(self.namespaces, ensure_ascii=False))
         return texts
+
+
+def cut_turns(headers: Sequence[Header]) -> list[range]:
+    """Cut messages into turns: what precedes the assistant's messages, then all of these."""
+    starts = [0]
+    for index in range(1, len(headers)):
+        answered = headers[index - 1].role in ("assistant", "tool")
+        if answered and headers[index].role in ("user", "developer"):
+            starts.append(index)
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(headers)], strict=True)]
 
 
 def count_special_text(text: str) -> int:
@@ -211,60 +246,6 @@ def _refuse_ending(at: str, last: Message) -> None:
     )
 
 
-def take_text(value: object, at: str, what: str) -> str:
-    """Return ``value`` when it is text that has a UTF-8 form.
-
-    Raises:
-        DataError: It is something else, or holds half a surrogate pair.
-    """
-    if not isinstance(value, str):
-        raise DataError(f"{at}: {what} is {kind(value)}; expected text")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{at}: {what} holds half a surrogate pair at character {error.start} "
-                f"(\\u{ord(value[error.start]):04x}); write the whole character"
-            ) from None
-    return value
-
-
-def take_name(value: object, at: str, what: str) -> str:
-    """Return ``value`` when it may stand in a header: letters, digits, ``_``, ``-``, at most 64.
-
-    Raises:
-        DataError: It is not such a name.
-    """
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise DataError(
-            f"{at}: {what} is {shown(value)}; expected 1 to 64 of the characters A-Z a-z 0-9 _ -"
-        )
-    return value
-
-
-def take_weight(value: object, at: str, what: str) -> float:
-    """Return ``value`` as a loss weight between 0 and 100.
-
-    Raises:
-        DataError: It is not such a number.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100:
-        return float(value)
-    raise DataError(f"{at}: {what} is {shown(value)}; expected a number from 0 to 100")
-
-
-def take_effort(value: object, at: str) -> Effort:
-    """Return ``value`` as a reasoning effort, whatever its case.
-
-    Raises:
-        DataError: It is none of low, medium, high.
-    """
-    if isinstance(value, str) and value.lower() in EFFORTS:
-        return value.lower()  # pyright: ignore[reportReturnType]
-    raise DataError(f"{at}: reasoning_effort is {shown(value)}; expected low, medium or high")
-
-
 def take_settings(row: dict[str, Any], conversation: Conversation) -> None:
     """Read a row's ``reasoning_effort``, ``weight``, ``channel_weights`` and ``builtin_tools``.
 
@@ -308,43 +289,3 @@ def add_builtin_tools(conversation: Conversation, names: object) -> None:
         )
     merged = {*conversation.builtin_tools, *names}
     conversation.builtin_tools = tuple(name for name in BUILTIN_TOOLS if name in merged)
-
-
-def nested(value: object) -> int:
-    """Return how deeply lists and objects are nested, without recursion; stops past the limit."""
-    level, depth = [value], 0
-    while level and depth <= MOST_NESTED:
-        inner: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-        depth += any(isinstance(item, (dict, list)) for item in level)
-        level = inner
-    return depth
-
-
-def kind(value: object) -> str:
-    """Return what a JSON value is, in the words of JSON."""
-    names = {bool: "true/false", int: "a number", float: "a number", str: "text"}
-    if value is None:
-        return "null"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, (list, tuple)):
-        return "a list"
-    return names.get(type(value), type(value).__name__)
-
-
-def shown(value: object) -> str:
-    """Return a value as a message shows it: short, and with everything unprintable spelled out."""
-    if isinstance(value, str):
-        text = ascii(value) if not value.isprintable() else repr(value)
-    elif isinstance(value, (int, float)) or value is None:
-        text = (
-            json.dumps(value) if not isinstance(value, int) or abs(value) < 10**18 else "a number"
-        )
-    else:
-        return kind(value)
-    return text if len(text) <= 60 else text[:56] + "...'"

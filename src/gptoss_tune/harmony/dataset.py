@@ -1,138 +1,306 @@
 """Data sections of a recipe -> datasets that a trainer can read.
 
 ``load_dataset`` is the seam to training: rows of ``input_ids``, ``loss_weights``, ``channels`` and
-``length`` (and ``position_ids`` in packed rows), as Arrow columns. The labels are derived where the
-loss is, from ids and weights.
+``length`` (and ``position_ids`` in packed rows), as Arrow columns on disk, mapped into memory. The
+labels are derived where the loss is, from ids and weights.
+
+Each source is rendered once, row by row, into an Arrow file in the cache under the hash of its
+content and of every setting that shapes it; splitting, mixing and packing work on the lengths and
+hashes of the samples and copy tokens only for packed rows. ``datasets.map`` over a loaded dataset
+was the alternative: no line numbers in its errors, its cache keyed by pickled code, and a row that
+becomes several samples costs a Python list per token.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.chat import read_chat
-from gptoss_tune.harmony.conversation import count_special_text
-from gptoss_tune.harmony.render import Example, Renderer, RenderSettings
-from gptoss_tune.harmony.rows import Located, local_file, read_jsonl
-from gptoss_tune.harmony.vocabulary import Vocabulary
+from gptoss_tune.harmony import arrow
+from gptoss_tune.harmony.cache import built_once, cache_key
+from gptoss_tune.harmony.packing import PackedRows, efficiency, pack
+from gptoss_tune.harmony.render import RenderSettings
+from gptoss_tune.harmony.report import Report
+from gptoss_tune.harmony.sources import OpenedSource, open_source
+from gptoss_tune.harmony.vocabulary import RANKS_SHA256, Vocabulary
+from gptoss_tune.harmony.workers import SampleSettings, default_processes, render_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
 
     from gptoss_tune.recipe import DataSection, DataSource
 
+RENDERING: Final = 1
+"""Number of the rendering; raised when the same row would give other tokens or weights."""
+MOST_SHOWN: Final = 20
+"""Rejected rows that one message lists."""
+STOP_AFTER: Final = 100
+"""With on_error: stop, rejected rows after which the rest is not read."""
 
-@dataclass(slots=True)
-class Report:
-    """What happened to the rows on their way to a dataset."""
+Split = Literal["train", "eval"]
 
-    counts: Counter[str] = field(default_factory=Counter)
-    rejected: list[str] = field(default_factory=list)
+
+@dataclass(frozen=True, slots=True)
+class RenderedSource:
+    """The samples of one source, on disk.
+
+    Attributes:
+        source: What the recipe says.
+        key: Name of the cached rendering.
+        samples: ``arrow.SampleFile`` of it.
+        report: What happened to its rows.
+    """
+
+    source: DataSource
+    key: str
+    samples: arrow.SampleFile
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which samples make up a split.
+
+    Attributes:
+        samples: ``[n]`` int64 indices into the sources' samples, laid end to end.
+        lengths: ``[n]`` int32 tokens of each.
+        efforts: ``[n]`` int8, 0 low, 1 medium, 2 high.
+    """
+
+    samples: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    efforts: NDArray[np.int8]
 
 
 def load_dataset(
-    data: DataSection,
-    *,
-    split: Literal["train", "eval"],
-    vocabulary: Vocabulary,
-    seed: int = 0,
+    data: DataSection, *, split: Split, vocabulary: Vocabulary, seed: int = 0
 ) -> Dataset:
-    """Return the rendered samples of a split.
+    """Return the rendered samples of a split, packed when the recipe says so.
 
-    With ``eval_fraction`` the training sources serve both splits; a row is held out with all its
-    turns, by a hash of the seed and its place, so both calls agree and nothing is shuffled.
+    With ``curriculum: reasoning_effort`` the dataset has a column ``phase`` (0 to 2) besides, for
+    ``order.EpochOrder``.
+
+    Args:
+        data: The recipe's data section.
+        split: ``eval`` is ``data.eval``, or the held-out share of ``data.train``.
+        vocabulary: To render with.
+        seed: Of the held-out share, of drawn halves, and of packing.
 
     Raises:
-        DataError: A row cannot be trained on and ``on_error`` is stop, or nothing is left.
+        DataError: Rows cannot be trained on, or nothing is left to train on.
+        HubError: A dataset on the Hub cannot be had.
+        MachineError: The cache cannot be written, or a worker died.
     """
-    held_out = data.eval_fraction
-    sources = data.train if split == "train" or held_out is not None else data.eval
-    if sources is None:
-        raise DataError(f"the recipe names no data.{split}; add it")
-    settings = RenderSettings(
+    sources = split_sources(data, split)
+    rendered = [render_source(source, data, vocabulary) for source in sources]
+    refuse_rejected(rendered, data)
+    selection = select(rendered, data, split=split, seed=seed)
+    if not data.packing:
+        return _unpacked(rendered, selection, data)
+    packed = pack_selection(selection, data, seed=seed)
+    parts = [[one.key for one in rendered], data.max_length, seed, split, data.curriculum]
+    digest = hashlib.sha256(selection.samples.tobytes()).hexdigest()
+    key = cache_key(["packed", RENDERING, parts, digest])
+
+    def build(folder: Path) -> None:
+        files = [one.samples for one in rendered]
+        phases = _phases(packed, selection) if data.curriculum != "none" else None
+        arrow.write_packed(folder, files, selection.samples, packed, phases)
+
+    return arrow.read_packed(built_once(key, build))
+
+
+def split_sources(data: DataSection, split: Split) -> list[DataSource]:
+    """Return the sources a split is read from.
+
+    Raises:
+        DataError: The recipe names no held-out data.
+    """
+    if split == "train" or data.eval_fraction is not None:
+        return list(data.train)
+    if data.eval is None:
+        raise DataError("the recipe holds nothing out; set data.eval or data.eval_fraction")
+    return list(data.eval)
+
+
+def render_source(source: DataSource, data: DataSection, vocabulary: Vocabulary) -> RenderedSource:
+    """Return the rendering of a source, from the cache when it is there.
+
+    Raises:
+        DataError: The source cannot be read, or, with ``on_error: stop``, over 100 rows of it
+            cannot be trained on.
+    """
+    opened = open_source(source)
+    settings = sample_settings(data)
+    most = data.max_errors if data.on_error == "skip" else STOP_AFTER
+    versions = [RENDERING, RANKS_SHA256, version("openai-harmony"), version("tiktoken")]
+    key = cache_key(["samples", versions, opened.fingerprint, asdict(settings)])
+
+    def build(folder: Path) -> None:
+        report = Report()
+        processes = data.dataset_num_proc or default_processes(opened.size)
+        with arrow.SampleWriter(folder) as writer:
+            for columns in render_rows(opened.rows(), vocabulary, settings, processes):
+                report.add(columns.report)
+                _stop_when_over(most, report, opened, data)
+                writer.write(columns)
+        arrow.write_report(folder, report)
+
+    folder = built_once(key, build)
+    return RenderedSource(source, key, arrow.SampleFile(folder), arrow.read_report(folder))
+
+
+def sample_settings(data: DataSection) -> SampleSettings:
+    """Return what shapes the samples of a row."""
+    render = RenderSettings(
         reasoning_effort=data.reasoning_effort,
         date=data.date,
-        channel_weights=data.channel_weights.model_dump(),
+        channel_weights=tuple(data.channel_weights.model_dump().items()),
         turns=data.turns,
     )
+    return SampleSettings(render, data.max_length, data.too_long, data.nothing_to_train)
+
+
+def refuse_rejected(rendered: Sequence[RenderedSource], data: DataSection) -> None:
+    """Stop when rows were rejected and the recipe does not skip them.
+
+    Raises:
+        DataError: Lists the first of them.
+    """
     report = Report()
-    rows = (located for source in sources for located in _read(source))
-    if held_out is not None:
-        wanted = split == "eval"
-        rows = (row for row in rows if (_draw(row[0], seed) < held_out) == wanted)
-    examples = list(_examples(rows, Renderer(vocabulary, settings), data, report))
-    if not examples:
-        names = ", ".join(source.path for source in sources)
-        raise DataError(
-            f"{names}: no sample to train on ({report.counts['rows']} rows read, "
-            f"{report.counts['too_long']} samples over {data.max_length} tokens dropped); add rows "
-            "that end with an assistant reply"
-        )
-    return to_dataset(examples)
+    for one in rendered:
+        report.add(one.report)
+    rejected = report.counts["rejected"]
+    if rejected and data.on_error == "stop":
+        raise DataError(rejected_message(report, "mend them, or set data.on_error to skip"))
+    if rejected > data.max_errors:
+        raise DataError(rejected_message(report, "mend them, or raise data.max_errors"))
 
 
-def to_dataset(examples: list[Example]) -> Dataset:
-    """Return the examples as Arrow columns, without going through Python lists."""
-    import pyarrow as pa
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int32)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    columns = {
-        name: pa.ListArray.from_arrays(
-            offsets, pa.array(np.concatenate([getattr(example, name) for example in examples]))
-        )
-        for name in ("input_ids", "loss_weights", "channels")
-    }
-    return Dataset(InMemoryTable(pa.table({**columns, "length": pa.array(lengths)})))
+def rejected_message(report: Report, todo: str) -> str:
+    """Return the message for rejected rows: the first ones, one a line."""
+    rejected = report.counts["rejected"]
+    shown = report.rejected[:MOST_SHOWN]
+    if rejected == 1:
+        return shown[0]
+    more = [f"... and {rejected - len(shown)} more"] if rejected > len(shown) else []
+    return "\n  ".join([f"{rejected} rows cannot be trained on; {todo}:", *shown, *more])
 
 
-def _draw(at: str, seed: int) -> float:
-    """Return a number in [0, 1) that depends on the row's place and the seed alone."""
-    digest = hashlib.blake2b(f"{seed}:{at}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+def _stop_when_over(most: int, report: Report, opened: OpenedSource, data: DataSection) -> None:
+    if report.counts["rejected"] <= most:
+        return
+    todo = (
+        f"reading {opened.label} stopped here; mend them, or set data.on_error to skip"
+        if data.on_error == "stop"
+        else f"that is over data.max_errors {data.max_errors}; mend them, or raise it"
+    )
+    raise DataError(rejected_message(report, todo))
 
 
-def _read(source: DataSource) -> Iterator[Located]:
-    path = local_file(source.path)
-    with path.open("rb") as file:
-        yield from read_jsonl(file, source.path)
+def select(
+    rendered: Sequence[RenderedSource], data: DataSection, *, split: Split, seed: int
+) -> Selection:
+    """Return the samples of a split: without what is held out, each as often as its weight says.
+
+    Raises:
+        DataError: No sample is left.
+    """
+    chosen: list[NDArray[np.int64]] = []
+    start = 0
+    held_out = _held_out(rendered, data, seed)
+    for number, one in enumerate(rendered):
+        indices = np.arange(len(one.samples.lengths), dtype=np.int64)
+        if held_out is not None:
+            is_held_out = np.isin(one.samples.row_keys, held_out)
+            indices = indices[is_held_out if split == "eval" else ~is_held_out]
+        if split == "train":
+            indices = _repeated(indices, one.source.weight, seed=seed, number=number)
+        chosen.append(indices + start)
+        start += len(one.samples.lengths)
+    samples = np.concatenate(chosen)
+    if not len(samples):
+        raise DataError(_nothing_left(rendered, data, split))
+    lengths = np.concatenate([one.samples.lengths for one in rendered])[samples]
+    efforts = np.concatenate([one.samples.efforts for one in rendered])[samples]
+    if data.curriculum != "none":
+        by_effort = np.argsort(efforts, kind="stable")
+        samples, lengths, efforts = samples[by_effort], lengths[by_effort], efforts[by_effort]
+    return Selection(samples, lengths, efforts)
 
 
-def _examples(
-    rows: Iterable[Located], renderer: Renderer, data: DataSection, report: Report
-) -> Iterator[Example]:
-    for at, row in rows:
-        report.counts["rows"] += 1
-        try:
-            if isinstance(row, DataError):
-                raise row
-            conversation = read_chat(row, at)
-            examples = renderer.render(conversation)
-        except DataError as error:
-            if data.on_error == "stop":
-                raise
-            report.rejected.append(str(error))
-            if len(report.rejected) > data.max_errors:
-                raise DataError(
-                    f"over {data.max_errors} rows were rejected, the last: {error}; mend the data "
-                    "or raise data.max_errors"
-                ) from None
-            continue
-        report.counts["special_text"] += sum(map(count_special_text, conversation.texts()))
-        for example in examples:
-            if len(example.input_ids) <= data.max_length:
-                yield example
-            elif data.too_long == "error":
-                raise DataError(
-                    f"{at}: {len(example.input_ids)} tokens, data.max_length is {data.max_length}"
-                )
-            else:
-                report.counts["too_long"] += 1
+def pack_selection(selection: Selection, data: DataSection, *, seed: int) -> PackedRows:
+    """Return which samples share a row; phases of a curriculum never share one."""
+    phases = selection.efforts if data.curriculum != "none" else np.zeros_like(selection.efforts)
+    samples: list[NDArray[np.int64]] = []
+    offsets: list[NDArray[np.int64]] = [np.zeros(1, dtype=np.int64)]
+    for phase in np.unique(phases):
+        members = np.flatnonzero(phases == phase)
+        rows = pack(selection.lengths[members], data.max_length, seed=seed)
+        samples.append(members[rows.samples])
+        offsets.append(rows.offsets[1:] + offsets[-1][-1])
+    return PackedRows(np.concatenate(samples), np.concatenate(offsets))
+
+
+def packing_efficiency(selection: Selection, packed: PackedRows, data: DataSection) -> float:
+    """Return the share of the packed rows' tokens that is filled, 0 to 1."""
+    return efficiency(selection.lengths, len(packed), data.max_length)
+
+
+def _phases(packed: PackedRows, selection: Selection) -> NDArray[np.int8]:
+    return selection.efforts[packed.samples[packed.offsets[:-1]]]
+
+
+def _held_out(
+    rendered: Sequence[RenderedSource], data: DataSection, seed: int
+) -> NDArray[np.uint64] | None:
+    """Return the hashes of the rows that are held out: equal rows are always on one side."""
+    if data.eval_fraction is None:
+        return None
+    keys = np.unique(np.concatenate([one.samples.row_keys for one in rendered]))
+    count = max(1, round(len(keys) * data.eval_fraction))
+    generator = np.random.Generator(np.random.PCG64([seed, 1]))
+    return keys[np.sort(generator.permutation(len(keys))[:count])]
+
+
+def _repeated(
+    indices: NDArray[np.int64], weight: float, *, seed: int, number: int
+) -> NDArray[np.int64]:
+    whole = int(weight)
+    part = round((weight - whole) * len(indices))
+    generator = np.random.Generator(np.random.PCG64([seed, 2, number]))
+    drawn = np.sort(generator.permutation(len(indices))[:part])
+    return np.concatenate([*[indices] * whole, indices[drawn]])
+
+
+def _nothing_left(rendered: Sequence[RenderedSource], data: DataSection, split: Split) -> str:
+    report = Report()
+    for one in rendered:
+        report.add(one.report)
+    counts = report.counts
+    names = ", ".join(one.source.path for one in rendered)
+    return (
+        f"{names}: no sample for {split} ({counts['rows']} rows read, {counts['rejected']} "
+        f"rejected, {counts['too_long']} samples over {data.max_length} tokens, "
+        f"{counts['nothing_to_train']} rows with nothing to train); add rows that end with an "
+        "assistant reply"
+    )
+
+
+def _unpacked(
+    rendered: Sequence[RenderedSource], selection: Selection, data: DataSection
+) -> Dataset:
+    dataset: Any = arrow.joined([one.samples for one in rendered])
+    if not np.array_equal(selection.samples, np.arange(len(dataset))):
+        dataset = dataset.select(selection.samples)
+    if data.curriculum != "none":
+        dataset = dataset.add_column("phase", selection.efforts)
+    return dataset

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -31,15 +31,14 @@ import numpy as np
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import (
-    BUILTIN_TOOLS,
     CHANNELS,
-    IDENTITY,
-    KNOWLEDGE_CUTOFF,
     Conversation,
-    Effort,
     Header,
     Message,
+    cut_turns,
 )
+from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.tools import developer_contents, system_content
 from gptoss_tune.harmony.vocabulary import END, MESSAGE, RETURN, Vocabulary
 
 if TYPE_CHECKING:
@@ -99,9 +98,7 @@ class RenderSettings:
 
     reasoning_effort: Effort = "medium"
     date: str = "2025-06-28"
-    channel_weights: Mapping[str, float] = field(
-        default_factory=lambda: dict.fromkeys(CHANNELS, 1.0)
-    )
+    channel_weights: tuple[tuple[str, float], ...] = tuple((name, 1.0) for name in CHANNELS)
     turns: Literal["all", "last"] = "all"
 
 
@@ -140,7 +137,7 @@ class Renderer:
         """
         pieces = self._pieces(conversation)
         prefix = self._prefix(conversation)
-        turns = _turns(pieces)
+        turns = cut_turns([piece.header for piece in pieces])
         if self.settings.turns == "last":
             groups = [range(len(turns) - 1, len(turns))]
         else:
@@ -168,7 +165,7 @@ class Renderer:
             DataError: As ``render``.
         """
         pieces = self._pieces(conversation)
-        turns = _turns(pieces)
+        turns = cut_turns([piece.header for piece in pieces])
         going_on = bool(pieces) and pieces[-1].header.role in ("tool", "assistant")
         finished = turns[:-1] if going_on else turns
         dropped = {
@@ -255,7 +252,7 @@ class Renderer:
     def _assemble(
         self, conversation: Conversation, context: list[_Piece], trained: list[_Piece]
     ) -> Example | None:
-        weights = {**self.settings.channel_weights, **conversation.channel_weights}
+        weights = {**dict(self.settings.channel_weights), **conversation.channel_weights}
         ids: list[int] = []
         spans: list[Span] = []
         weighted: list[tuple[int, int, float]] = []
@@ -281,53 +278,30 @@ class Renderer:
         return _example(ids, spans, weighted, conversation.source)
 
 
-def system_content(effort: Effort, date: str, builtin_tools: Sequence[str]) -> dict[str, Any]:
-    """Return openai-harmony's JSON of the system message, identity and cutoff as released."""
-    content: dict[str, Any] = {
-        "type": "system_content",
-        "model_identity": IDENTITY,
-        "reasoning_effort": effort.capitalize(),
-        "conversation_start_date": date,
-        "knowledge_cutoff": KNOWLEDGE_CUTOFF,
-        "channel_config": {"valid_channels": list(CHANNELS), "channel_required": True},
-    }
-    if builtin_tools:
-        content["tools"] = {name: _builtin_namespace(name) for name in builtin_tools}
-    return content
+def truncate(example: Example, max_length: int) -> Example | None:
+    """Return an example cut to ``max_length`` tokens, never inside a message's header.
 
-
-def developer_contents(conversation: Conversation) -> list[dict[str, Any]]:
-    """Return openai-harmony's JSON of the developer message's contents; empty for none."""
-    contents: list[dict[str, Any]] = []
-    if conversation.instructions is not None or conversation.namespaces:
-        content: dict[str, Any] = {"type": "developer_content"}
-        if conversation.instructions is not None:
-            content["instructions"] = conversation.instructions
-        if conversation.namespaces:
-            content["tools"] = conversation.namespaces
-        contents.append(content)
-    if conversation.response_formats is not None:
-        gap = "\n\n" if contents else ""
-        contents.append({"type": "text", "text": gap + conversation.response_formats})
-    return contents
-
-
-@lru_cache(maxsize=len(BUILTIN_TOOLS))
-def _builtin_namespace(name: str) -> dict[str, Any]:
-    from openai_harmony import ToolNamespaceConfig
-
-    factory = {"browser": ToolNamespaceConfig.browser, "python": ToolNamespaceConfig.python}
-    return factory[name]().model_dump(exclude_none=True)
-
-
-def _turns(pieces: Sequence[_Piece]) -> list[range]:
-    """Cut messages into turns: what precedes the assistant's messages, then all of these."""
-    starts = [0]
-    for index in range(1, len(pieces)):
-        answered = pieces[index - 1].header.role in ("assistant", "tool")
-        if answered and pieces[index].header.role in ("user", "developer"):
-            starts.append(index)
-    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(pieces)], strict=True)]
+    Returns:
+        The shorter example, without an end token; None when nothing trained would be left.
+    """
+    cut = max_length
+    for span in example.spans:
+        if span.start < cut <= span.body:
+            cut = span.start
+    if not example.loss_weights[:cut].any():
+        return None
+    spans = tuple(
+        span if span.end <= cut else replace(span, end=cut)
+        for span in example.spans
+        if span.start < cut
+    )
+    return Example(
+        example.input_ids[:cut],
+        example.loss_weights[:cut],
+        example.channels[:cut],
+        spans,
+        example.source,
+    )
 
 
 def _groups(pieces: Sequence[_Piece], turns: Sequence[range]) -> list[range]:

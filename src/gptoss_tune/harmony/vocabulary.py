@@ -198,6 +198,15 @@ def load_vocabulary(checkpoint: str | Path | None = None) -> Vocabulary:
     return vocabulary
 
 
+def vocabulary_from(ranks_file: Path) -> Vocabulary:
+    """Return the vocabulary of a known ranks file, for worker processes.
+
+    Raises:
+        DataError: The file is missing, or its sha256 is not that of o200k_base.
+    """
+    return _load(str(ranks_file))
+
+
 def tokenizer_ranks(path: Path | None = None) -> dict[bytes, int]:
     """Return the byte-pair ranks ``{token bytes: id}``, for building a tokenizer from them.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         TrainSection,
     )
 
-_FILE_SUFFIXES = {".jsonl", ".json", ".parquet", ".csv"}
+_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".gz", ".zst"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,8 @@ def _source_rules(key: str, sources: list[DataSource] | None) -> Iterator[Contra
     for index, source in enumerate(sources or []):
         if PurePath(source.path).suffix.lower() not in _FILE_SUFFIXES and is_hub_name(source.path):
             continue
-        for name in ("name", "split", "revision"):
-            if getattr(source, name) is not None:
+        for name in ("name", "split", "revision", "streaming"):
+            if getattr(source, name):
                 yield Contradiction(
                     (f"{key}[{index}].{name}", f"{key}[{index}].path"),
                     f"a {name} for the file {source.path!r}",

@@ -94,17 +94,39 @@ class LoraSection(Section):
     """Train through the rounding of the MXFP4 export, so that nothing is lost in it."""
 
 
+ColumnName = Literal[
+    "prompt",
+    "completion",
+    "system",
+    "thinking",
+    "messages",
+    "conversations",
+    "tools",
+    "reasoning_effort",
+    "weight",
+]
+"""A field that a template of a source can write."""
+
+
 class DataSource(Section):
     """One place to read conversations from; a text in a recipe is short for its path."""
 
     path: PathText = Field(examples=["data/conversations/reasoning.jsonl"])
-    """A local file (.jsonl, .json, .parquet, .csv), or a dataset on the Hugging Face Hub."""
+    """A .jsonl, .json, .parquet or .csv file (or .gz, .zst of it), folder, glob, or Hub dataset."""
     name: Text | None = None
     """Configuration of a dataset on the Hub."""
     split: Text | None = None
     """Split of a dataset on the Hub; null: train."""
     revision: Text | None = None
     """Commit, tag or branch of a dataset on the Hub; null: its default branch."""
+    streaming: bool = False
+    """Read a dataset on the Hub row by row instead of downloading it; revision is a commit."""
+    limit: Count | None = None
+    """Read this many rows from the start; null: all."""
+    weight: Annotated[float, Field(gt=0, le=1000), FromText] = 1.0
+    """Times each sample is used in an epoch: 2 is twice, 0.5 is a drawn half of them."""
+    columns: Annotated[dict[ColumnName, Text], Field(min_length=1)] | None = None
+    """Fields of a row, written from the columns by Jinja templates; null: the columns are known."""
 
 
 def _sources(value: Any) -> Any:
@@ -155,6 +177,12 @@ class DataSection(Section):
     """Loss weight of each channel of the assistant."""
     turns: Literal["all", "last"] = "all"
     """Train every turn of the assistant, each in the context it is served in, or the last."""
+    nothing_to_train: Literal["skip", "error"] = "skip"
+    """What happens to a row whose every token has loss weight 0; skipped ones are counted."""
+    curriculum: Literal["none", "reasoning_effort"] = "none"
+    """Order of an epoch: drawn by the seed, or rows of low, then medium, then high effort."""
+    dataset_num_proc: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Processes that render; null: what the size of the data and the machine's cores give."""
     on_error: Literal["stop", "skip"] = "stop"
     """What happens when a row cannot be trained on; skipped rows are counted."""
     max_errors: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100

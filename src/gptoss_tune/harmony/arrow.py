@@ -1,0 +1,189 @@
+"""Samples as Arrow files: written chunk by chunk, mapped into memory, never lists of Python ints.
+
+A rendered source is a folder: ``tokens.arrow`` holds what training reads (``input_ids``,
+``loss_weights``, ``channels``, ``length``), ``about.npz`` what splitting, mixing and packing need
+to know of each sample, ``sources.json`` the places they came from, ``report.json`` the counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from gptoss_tune.harmony.report import Report
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from numpy.typing import NDArray
+
+    from gptoss_tune.harmony.packing import PackedRows
+    from gptoss_tune.harmony.workers import Columns
+
+TOKEN_COLUMNS: Final = {
+    "input_ids": pa.int32(),
+    "loss_weights": pa.float32(),
+    "channels": pa.int8(),
+}
+ROWS_A_BATCH: Final = 256
+_ABOUT: Final = ("lengths", "efforts", "row_keys", "prompt_keys")
+
+
+class SampleWriter:
+    """Writes the chunks of a source into its folder; use it in a ``with`` statement."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open ``tokens.arrow`` in an empty folder."""
+        self._folder = folder
+        columns = {name: pa.list_(kind) for name, kind in TOKEN_COLUMNS.items()}
+        self._schema = pa.schema({**columns, "length": pa.int32()})
+        self._sink = pa.OSFile(str(folder / "tokens.arrow"), "wb")
+        self._writer = pa.ipc.new_stream(self._sink, self._schema)
+        self._about: dict[str, list[NDArray]] = {name: [] for name in _ABOUT}
+        self._sources: list[str] = []
+
+    def __enter__(self) -> SampleWriter:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the file; write what is known of the samples unless an error is on its way."""
+        self._writer.close()
+        self._sink.close()
+        if kind is not None:
+            return
+        np.savez(
+            self._folder / "about.npz",
+            allow_pickle=False,
+            **{name: np.concatenate(parts) for name, parts in self._about.items() if parts},
+        )
+        (self._folder / "sources.json").write_text(json.dumps(self._sources), encoding="utf-8")
+
+    def write(self, columns: Columns) -> None:
+        """Append the samples of a chunk."""
+        for name in _ABOUT:
+            self._about[name].append(getattr(columns, name))
+        self._sources += columns.sources
+        if len(columns.lengths):
+            tokens = {name: getattr(columns, name) for name in TOKEN_COLUMNS}
+            self._writer.write_batch(_batch(tokens, columns.lengths, {"length": columns.lengths}))
+
+
+class SampleFile:
+    """The samples of a rendered source, read when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is known of the samples; the tokens stay on disk."""
+        self.folder = folder
+        with np.load(folder / "about.npz", allow_pickle=False) as about:
+            known = {name: about[name] for name in about.files}
+        self.lengths: NDArray[np.int32] = known.get("lengths", np.empty(0, np.int32))
+        self.efforts: NDArray[np.int8] = known.get("efforts", np.empty(0, np.int8))
+        self.row_keys: NDArray[np.uint64] = known.get("row_keys", np.empty(0, np.uint64))
+        self.prompt_keys: NDArray[np.uint64] = known.get("prompt_keys", np.empty(0, np.uint64))
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """``file:line`` of each sample's row."""
+        return json.loads((self.folder / "sources.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The token columns, mapped into memory."""
+        with pa.memory_map(str(self.folder / "tokens.arrow")) as source:
+            return pa.ipc.open_stream(source).read_all()
+
+
+def joined(files: Sequence[SampleFile]) -> Dataset:
+    """Return the samples of several sources as one dataset, without copying them."""
+    from datasets import Dataset, concatenate_datasets
+
+    parts = [Dataset.from_file(str(file.folder / "tokens.arrow")) for file in files]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def write_packed(
+    folder: Path,
+    files: Sequence[SampleFile],
+    samples: NDArray[np.int64],
+    packed: PackedRows,
+    phases: NDArray[np.int8] | None,
+) -> None:
+    """Write packed rows into a folder.
+
+    Args:
+        folder: An empty folder.
+        files: The rendered sources that ``samples`` counts through.
+        samples: ``[n]`` indices into the samples of all files, laid end to end.
+        packed: Rows of indices into ``samples``.
+        phases: ``[rows]`` phase of the curriculum, or None.
+    """
+    tokens = pa.concat_tables([file.table for file in files])
+    writer = None
+    with pa.OSFile(str(folder / "tokens.arrow"), "wb") as sink:
+        for first in range(0, len(packed), ROWS_A_BATCH):
+            last = min(first + ROWS_A_BATCH, len(packed))
+            batch = _packed_batch(tokens, samples, packed, phases, first, last)
+            if writer is None:
+                writer = pa.ipc.new_stream(sink, batch.schema)
+            writer.write_batch(batch)
+        if writer is not None:
+            writer.close()
+
+
+def read_packed(folder: Path) -> Dataset:
+    """Return what ``write_packed`` wrote."""
+    from datasets import Dataset
+
+    return Dataset.from_file(str(folder / "tokens.arrow"))
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Keep a report beside the samples it is about."""
+    (folder / "report.json").write_text(json.dumps(report.to_json()), encoding="utf-8")
+
+
+def read_report(folder: Path) -> Report:
+    """Return the report kept in a folder."""
+    return Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def _packed_batch(
+    tokens: pa.Table,
+    samples: NDArray[np.int64],
+    packed: PackedRows,
+    phases: NDArray[np.int8] | None,
+    first: int,
+    last: int,
+) -> pa.RecordBatch:
+    members = packed.samples[packed.offsets[first] : packed.offsets[last]]
+    taken = tokens.take(pa.array(samples[members]))
+    lengths = taken["length"].to_numpy()
+    starts = packed.offsets[first:last] - packed.offsets[first]
+    row_lengths = np.add.reduceat(lengths, starts).astype(np.int32)
+    columns = {name: taken[name].combine_chunks().flatten().to_numpy() for name in TOKEN_COLUMNS}
+    # 0, 1, ... in each document: the place in the batch less the place where the document starts.
+    document_starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    columns["position_ids"] = (np.arange(int(lengths.sum())) - document_starts).astype(np.int32)
+    about: dict[str, NDArray] = {"length": row_lengths}
+    if phases is not None:
+        about["phase"] = phases[first:last]
+    return _batch(columns, row_lengths, about)
+
+
+def _batch(
+    tokens: dict[str, NDArray], lengths: NDArray[np.int32], about: dict[str, NDArray]
+) -> pa.RecordBatch:
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    lists: dict[str, Any] = {
+        name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+        for name, values in tokens.items()
+    }
+    scalars = {name: pa.array(values) for name, values in about.items()}
+    return pa.RecordBatch.from_pydict({**lists, **scalars})

@@ -1,0 +1,150 @@
+"""What stands before the messages: declared tools, answer formats, and the two blocks of them.
+
+Declarations become openai-harmony's JSON, which the library turns into the TypeScript-like text
+that gpt-oss was trained on. An answer format has no class in the library: its section ends the
+developer message as the harmony guide lays it out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.conversation import (
+    BUILTIN_TOOLS,
+    CHANNELS,
+    IDENTITY,
+    KNOWLEDGE_CUTOFF,
+    Conversation,
+    add_builtin_tools,
+)
+from gptoss_tune.harmony.fields import MOST_NESTED, Effort, kind, nested, take_name, take_text
+
+
+def take_tools(row: dict[str, Any], conversation: Conversation) -> None:
+    """Read ``tools`` (or the older ``functions``) into the conversation's namespaces.
+
+    Raises:
+        DataError: A declaration that is not a function's, or two of one name.
+    """
+    at = conversation.source
+    listed = row.get("tools") if row.get("tools") is not None else row.get("functions")
+    if listed is None:
+        return
+    if isinstance(listed, str):
+        try:
+            listed = json.loads(listed)
+        except (ValueError, RecursionError):
+            raise DataError(f"{at}: tools is text that is not JSON; expected a list") from None
+    if not isinstance(listed, list):
+        raise DataError(f"{at}: tools is {kind(listed)}; expected a list of declarations")
+    tools: list[dict[str, Any]] = []
+    for index, entry in enumerate(listed):
+        if isinstance(entry, dict) and entry.get("type") in tuple(BUILTIN_TOOLS):
+            add_builtin_tools(conversation, [entry["type"]])
+            continue
+        tools.append(read_tool(entry, at, f"tools[{index}]"))
+    names = [tool["name"] for tool in tools]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{at}: the tool {twice!r} is declared twice; keep one declaration")
+    if tools:
+        conversation.namespaces["functions"] = {"name": "functions", "tools": tools}
+
+
+def read_tool(entry: object, at: str, where: str) -> dict[str, Any]:
+    """Return one function declaration as openai-harmony's JSON.
+
+    Raises:
+        DataError: It has no usable name, description or JSON schema.
+    """
+    function = entry.get("function", entry) if isinstance(entry, dict) else entry
+    if not isinstance(function, dict):
+        raise DataError(f"{at}: {where} is {kind(function)}; expected a function declaration")
+    name = take_name(function.get("name"), at, f"{where}.name")
+    description = function.get("description")
+    tool: dict[str, Any] = {
+        "name": name,
+        "description": ""
+        if description is None
+        else take_text(description, at, f"{where}.description"),
+    }
+    parameters = function.get("parameters")
+    if parameters is not None:
+        if not isinstance(parameters, dict):
+            raise DataError(
+                f"{at}: {where}.parameters is {kind(parameters)}; expected a JSON schema"
+            )
+        if nested(parameters) > MOST_NESTED:
+            raise DataError(f"{at}: {where}.parameters is nested over {MOST_NESTED} levels deep")
+        take_text(json.dumps(parameters, ensure_ascii=False), at, f"{where}.parameters")
+        tool["parameters"] = parameters
+    return tool
+
+
+def response_formats(response_format: object, at: str) -> str | None:
+    """Return the developer message's section for a JSON schema that the answer must follow.
+
+    Raises:
+        DataError: It is not OpenAI's ``{"type": "json_schema", "json_schema": {...}}``.
+    """
+    if response_format is None or response_format == {"type": "text"}:
+        return None
+    inner = response_format.get("json_schema") if isinstance(response_format, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
+        raise DataError(
+            f"{at}: response_format is not understood; expected "
+            '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
+        )
+    if nested(inner["schema"]) > MOST_NESTED:
+        raise DataError(f"{at}: response_format is nested over {MOST_NESTED} levels deep")
+    name = take_name(inner.get("name"), at, "response_format.json_schema.name")
+    lines = ["# Response Formats", "", f"## {name}", ""]
+    if inner.get("description") is not None:
+        described = take_text(inner["description"], at, "response_format.json_schema.description")
+        lines += [f"// {line}" for line in described.splitlines()]
+    schema = json.dumps(inner["schema"], ensure_ascii=False, separators=(",", ":"))
+    lines.append(take_text(schema, at, "response_format.json_schema.schema"))
+    return "\n".join(lines)
+
+
+def system_content(effort: Effort, date: str, builtin_tools: Sequence[str]) -> dict[str, Any]:
+    """Return openai-harmony's JSON of the system message, identity and cutoff as released."""
+    content: dict[str, Any] = {
+        "type": "system_content",
+        "model_identity": IDENTITY,
+        "reasoning_effort": effort.capitalize(),
+        "conversation_start_date": date,
+        "knowledge_cutoff": KNOWLEDGE_CUTOFF,
+        "channel_config": {"valid_channels": list(CHANNELS), "channel_required": True},
+    }
+    if builtin_tools:
+        content["tools"] = {name: _builtin_namespace(name) for name in builtin_tools}
+    return content
+
+
+def developer_contents(conversation: Conversation) -> list[dict[str, Any]]:
+    """Return openai-harmony's JSON of the developer message's contents; empty for none."""
+    contents: list[dict[str, Any]] = []
+    if conversation.instructions is not None or conversation.namespaces:
+        content: dict[str, Any] = {"type": "developer_content"}
+        if conversation.instructions is not None:
+            content["instructions"] = conversation.instructions
+        if conversation.namespaces:
+            content["tools"] = conversation.namespaces
+        contents.append(content)
+    if conversation.response_formats is not None:
+        gap = "\n\n" if contents else ""
+        contents.append({"type": "text", "text": gap + conversation.response_formats})
+    return contents
+
+
+@lru_cache(maxsize=len(BUILTIN_TOOLS))
+def _builtin_namespace(name: str) -> dict[str, Any]:
+    from openai_harmony import ToolNamespaceConfig
+
+    factory = {"browser": ToolNamespaceConfig.browser, "python": ToolNamespaceConfig.python}
+    return factory[name]().model_dump(exclude_none=True)

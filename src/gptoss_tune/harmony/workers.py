@@ -1,0 +1,270 @@
+"""Chunks of rows -> columns of samples, in this process or in several.
+
+A chunk is about a megabyte of rows as they stand in the file; a worker parses, renders and
+tokenises it and sends arrays back, which pickle as memory. Chunks come back in the order they went
+out and only a few are under way at a time, so the result does not depend on the number of processes
+and memory does not depend on the size of the file.
+
+Processes are spawned, not forked: training has threads and perhaps a GPU open, and a forked copy of
+either hangs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptoss_tune.errors import DataError, MachineError
+from gptoss_tune.harmony.conversation import CHANNELS, Conversation, count_special_text
+from gptoss_tune.harmony.fields import EFFORTS
+from gptoss_tune.harmony.formats import format_of, read_row
+from gptoss_tune.harmony.render import Example, Renderer, RenderSettings, truncate
+from gptoss_tune.harmony.report import MOST_LISTED, Report
+from gptoss_tune.harmony.rows import Located, parse_object
+from gptoss_tune.harmony.vocabulary import LONGEST_TOKEN_BYTES, Vocabulary, vocabulary_from
+
+CHUNK_BYTES: Final = 1 << 20
+CHUNK_ROWS: Final = 1024
+WORTH_A_PROCESS: Final = 8 << 20
+"""Bytes of source for which another process pays for its start (about two seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSettings:
+    """What decides how a row becomes samples; part of the key of the cache."""
+
+    render: RenderSettings
+    max_length: int
+    too_long: Literal["drop", "truncate", "error"]
+    nothing_to_train: Literal["skip", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The samples of a chunk; sample i is ``[offsets[i]:offsets[i + 1]]`` of the token columns."""
+
+    input_ids: NDArray[np.int32]
+    loss_weights: NDArray[np.float32]
+    channels: NDArray[np.int8]
+    lengths: NDArray[np.int32]
+    efforts: NDArray[np.int8]
+    row_keys: NDArray[np.uint64]
+    prompt_keys: NDArray[np.uint64]
+    sources: list[str]
+    report: Report
+
+
+class RowRenderer:
+    """Turns rows into samples and counts what happens to them."""
+
+    def __init__(self, vocabulary: Vocabulary, settings: SampleSettings) -> None:
+        """Keep the settings and prepare a renderer."""
+        self.settings = settings
+        self.renderer = Renderer(vocabulary, settings.render)
+
+    def columns(self, chunk: list[Located]) -> Columns:
+        """Return the samples of a chunk; rows that cannot be used are in its report."""
+        report = Report()
+        examples: list[Example] = []
+        efforts: list[int] = []
+        keys: list[tuple[int, int]] = []
+        for at, raw in chunk:
+            report.counts["rows"] += 1
+            try:
+                if isinstance(raw, DataError):
+                    raise raw
+                row = parse_object(raw, at) if isinstance(raw, bytes) else raw
+                report.formats[format_of(row, at)] += 1
+                conversation = read_row(row, at)
+                kept = self._samples(conversation, report)
+            except DataError as error:
+                report.reject(str(error))
+                continue
+            examples += kept
+            effort = conversation.effort or self.settings.render.reasoning_effort
+            efforts += [EFFORTS.index(effort)] * len(kept)
+            report.efforts[effort] += len(kept)
+            keys += [conversation.keys()] * len(kept)
+        return _columns(examples, efforts, keys, report)
+
+    def _samples(self, conversation: Conversation, report: Report) -> list[Example]:
+        at, settings = conversation.source, self.settings
+        self._count_special_text(conversation, report)
+        if settings.too_long == "drop" and _surely_longer(conversation, settings.max_length):
+            return self._drop(at, report)
+        examples = self.renderer.render(conversation)
+        if not examples:
+            if settings.nothing_to_train == "error":
+                raise DataError(
+                    f"{at}: every token has loss weight 0; give a message or its channel a weight, "
+                    "or set data.nothing_to_train to skip"
+                )
+            report.counts["nothing_to_train"] += 1
+            return []
+        report.counts["repeated_tokens"] += _repeated_tokens(examples)
+        if settings.render.turns == "all":
+            report.counts["shared_turns"] += conversation.turn_count() - len(examples)
+        kept: list[Example] = []
+        for example in examples:
+            kept += self._fitted(example, report)
+        return kept
+
+    def _fitted(self, example: Example, report: Report) -> list[Example]:
+        limit = self.settings.max_length
+        if len(example.input_ids) <= limit:
+            return [example]
+        if self.settings.too_long == "error":
+            raise DataError(
+                f"{example.source}: a sample has {len(example.input_ids):,} tokens, over "
+                f"data.max_length {limit:,}; raise it, shorten the row, or set "
+                "data.too_long to drop"
+            )
+        if self.settings.too_long == "drop":
+            return self._drop(example.source, report)
+        shorter = truncate(example, limit)
+        if shorter is None:
+            return self._drop(example.source, report)
+        report.counts["truncated"] += 1
+        return [shorter]
+
+    def _drop(self, at: str, report: Report) -> list[Example]:
+        report.counts["too_long"] += 1
+        if len(report.too_long) < MOST_LISTED:
+            report.too_long.append(at)
+        return []
+
+    def _count_special_text(self, conversation: Conversation, report: Report) -> None:
+        found = sum(map(count_special_text, conversation.texts()))
+        if found:
+            report.counts["special_text"] += found
+            if len(report.special_text) < MOST_LISTED:
+                report.special_text.append(conversation.source)
+
+
+def render_rows(
+    rows: Iterable[Located], vocabulary: Vocabulary, settings: SampleSettings, processes: int
+) -> Iterator[Columns]:
+    """Yield the columns of every chunk, in the order of the rows.
+
+    Args:
+        rows: From a source.
+        vocabulary: To render with.
+        settings: How rows become samples.
+        processes: 1 renders here.
+
+    Raises:
+        MachineError: A worker process died.
+    """
+    if processes == 1:
+        renderer = RowRenderer(vocabulary, settings)
+        yield from map(renderer.columns, chunks(rows))
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    executor = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    under_way: deque = deque()
+    try:
+        for chunk in chunks(rows):
+            under_way.append(
+                executor.submit(_render_in_worker, str(vocabulary.ranks_file), settings, chunk)
+            )
+            if len(under_way) > 2 * processes:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool:
+        raise MachineError(
+            "a rendering process died, most likely for want of memory; set data.dataset_num_proc "
+            "to fewer processes"
+        ) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def default_processes(size: int) -> int:
+    """Return how many processes a source of ``size`` bytes is worth on this machine."""
+    return max(1, min(len(os.sched_getaffinity(0)), size // WORTH_A_PROCESS))
+
+
+def chunks(rows: Iterable[Located]) -> Iterator[list[Located]]:
+    """Yield the rows in lists of about a megabyte."""
+    chunk: list[Located] = []
+    size = 0
+    for at, raw in rows:
+        chunk.append((at, raw))
+        size += len(raw) if isinstance(raw, bytes) else CHUNK_BYTES // CHUNK_ROWS
+        if size >= CHUNK_BYTES or len(chunk) == CHUNK_ROWS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _render_in_worker(ranks_file: str, settings: SampleSettings, chunk: list[Located]) -> Columns:
+    return _worker_renderer(ranks_file, settings).columns(chunk)
+
+
+@lru_cache(maxsize=1)
+def _worker_renderer(ranks_file: str, settings: SampleSettings) -> RowRenderer:
+    return RowRenderer(vocabulary_from(Path(ranks_file)), settings)
+
+
+def _surely_longer(conversation: Conversation, max_length: int) -> bool:
+    """Whether the last turn alone is too long, known from its bytes: nothing need be tokenised.
+
+    A token is at most 128 bytes and a character at least one.
+    """
+    if not conversation.messages:
+        return False
+    characters = sum(len(message.text) for message in conversation.messages)
+    single = conversation.turn_count() == 1
+    return single and characters > LONGEST_TOKEN_BYTES * max_length
+
+
+def _repeated_tokens(examples: list[Example]) -> int:
+    repeated = 0
+    for before, after in pairwise(examples):
+        shortest = min(len(before.input_ids), len(after.input_ids))
+        differs = before.input_ids[:shortest] != after.input_ids[:shortest]
+        repeated += int(differs.argmax()) if differs.any() else shortest
+    return repeated
+
+
+def _columns(
+    examples: list[Example], efforts: list[int], keys: list[tuple[int, int]], report: Report
+) -> Columns:
+    def joined(name: str, dtype: type) -> NDArray:
+        parts = [getattr(example, name) for example in examples]
+        return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+    input_ids = joined("input_ids", np.int32)
+    loss_weights = joined("loss_weights", np.float32)
+    channels = joined("channels", np.int8)
+    trained = np.bincount(channels[loss_weights > 0], minlength=len(CHANNELS) + 1)
+    report.counts["samples"] += len(examples)
+    report.counts["tokens"] += len(input_ids)
+    report.counts["trained_tokens"] += int((loss_weights > 0).sum())
+    for number, channel in enumerate(CHANNELS, start=1):
+        report.channels[channel] += int(trained[number])
+    return Columns(
+        input_ids=input_ids,
+        loss_weights=loss_weights,
+        channels=channels,
+        lengths=np.array([len(example.input_ids) for example in examples], dtype=np.int32),
+        efforts=np.array(efforts, dtype=np.int8),
+        row_keys=np.array([row for row, _ in keys], dtype=np.uint64),
+        prompt_keys=np.array([prompt for _, prompt in keys], dtype=np.uint64),
+        sources=[example.source for example in examples],
+        report=report,
+    )
