@@ -42,7 +42,7 @@ def test_a_recipe_is_sparse_and_introduces_itself(path):
     assert re.fullmatch(r"# .{20,74}", lines[0]), "the first line says what the recipe is"
     assert lines[1] == "# yaml-language-server: $schema=../recipe.schema.json"
     written = {line.strip().split(":")[0] for line in lines if re.match(r"  \w+:", line)}
-    changed = {line.setting for line in resolved_lines(load_recipe(path)) if line.changed}
+    changed = {line.setting for line in resolved_lines(load_recipe(path)) if line.note}
     assert written == {setting.split(".")[1] for setting in changed}, "a default is spelled out"
 
 

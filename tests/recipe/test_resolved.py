@@ -64,11 +64,11 @@ def test_the_order_is_the_schema_s(load, sound):
 
 def test_changed_values_are_marked_by_value_not_by_having_been_written(load, sound):
     recipe = load(sound + "  seed: 0\n  logging_steps: 5\n  max_grad_norm: 1\n")
-    changed = {line.setting: line.default for line in resolved_lines(recipe) if line.changed}
+    changed = {x.setting: x.note for x in resolved_lines(recipe) if x.kind == "changed"}
     assert changed == {
-        "model.name_or_path": None,
-        "data.train": None,
-        "train.output_dir": None,
-        "train.max_steps": "null",
-        "train.logging_steps": "1",
+        "model.name_or_path": "required",
+        "data.train": "required",
+        "train.output_dir": "required",
+        "train.max_steps": "default null",
+        "train.logging_steps": "default 1",
     }

@@ -16,6 +16,9 @@ BROKEN = {
     ("train.warmup_ratio=0.1", "train.lr_scheduler_type=constant"): [
         "train.warmup_ratio: got 0.1 with lr_scheduler_type constant"
     ],
+    ("train.lr_scheduler_type=constant_with_warmup",): [
+        "train.lr_scheduler_type: got constant_with_warmup without a warm-up"
+    ],
     ("train.eval_steps=5",): ["train.eval_steps: got 5 without data to evaluate on"],
     ("data.eval=b.jsonl", "data.eval_fraction=0.1"): [
         "data.eval_fraction: got 0.1 beside data.eval"

@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from gptoss_tune.recipe import Recipe
 
-_WIDEST_COMMENT_COLUMN = 44
+_WIDEST_NOTED_LINE = 44
 
 
 def check(
@@ -49,7 +49,7 @@ def check(
         typer.echo(json.dumps({"ok": False, "mistakes": mistakes}, indent=2))
         raise typer.Exit(error.exit_code) from None
     if as_json:
-        changed = [line.setting for line in resolved_lines(resolved) if line.changed]
+        changed = [line.setting for line in resolved_lines(resolved) if line.note]
         body = {"ok": True, "recipe": resolved.model_dump(mode="json"), "changed": changed}
         typer.echo(json.dumps(body, indent=2))
         return
@@ -64,19 +64,17 @@ def _print_resolved(resolved: Recipe, name: str, overrides: int) -> None:
     from gptoss_tune.recipe import resolved_lines
 
     lines = list(resolved_lines(resolved))
-    marked = [line for line in lines if line.changed]
-    column = min(max(len(line.text) for line in marked) + 2, _WIDEST_COMMENT_COLUMN)
+    widest = max(len(line.text) for line in lines if line.note)
+    column = min(widest, _WIDEST_NOTED_LINE)
     console = Console(highlight=False, soft_wrap=True)
     over = "" if not overrides else f" with {overrides} override{'s' if overrides > 1 else ''}"
     console.print(Text(f"# {name}{over}: sound", style="green"))
+    styles = {"section": "bold cyan", "default": "dim", "changed": "bold"}
     for line in lines:
-        if not line.changed:
-            console.print(Text(line.text, style="bold cyan" if line.is_section else "dim"))
-            continue
-        text = Text(line.text.ljust(column - 2) + "  ", style="bold")
-        text.append(
-            "# required" if line.default is None else f"# default {line.default}", style="yellow"
-        )
+        text = Text(line.text, style=styles[line.kind])
+        if line.note:
+            text.pad_right(column - len(line.text))
+            text.append(f"  # {line.note}", style="not bold yellow")
         console.print(text)
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gptoss_tune.recipe.document import scalar
 from gptoss_tune.recipe.schema import DataSource, Recipe, Section
@@ -21,16 +21,15 @@ _SWITCH_WORDS = {"y", "n", "yes", "no", "on", "off"}  # bools to YAML 1.1
 
 @dataclass(frozen=True, slots=True)
 class ResolvedLine:
-    """One line of a resolved recipe: ``  rank: 32`` with what it differs from."""
+    """One line of a resolved recipe, such as ``  rank: 32`` of ``lora.rank``."""
 
     text: str
     setting: str
-    """Dotted name, ``lora.rank``; a section's own name on its line."""
-    is_section: bool
-    changed: bool
-    """True for a value that is not the default, and for a setting that has none."""
-    default: str | None
-    """The default as YAML; None for a section's line and for a setting without one."""
+    """Dotted name of the setting that the line belongs to, or of the section that it opens."""
+    kind: Literal["section", "default", "changed"]
+    """A setting is changed when its value is not the default, or when it has none."""
+    note: str | None = None
+    """On the first line of a changed setting: ``default 16``, or ``required``."""
 
 
 def recipe_yaml(recipe: Recipe) -> str:
@@ -52,18 +51,27 @@ def _section_lines(section: Section, path: tuple[str, ...]) -> Iterator[Resolved
         value = getattr(section, name)
         setting = ".".join((*path, name))
         if isinstance(value, Section):
-            yield ResolvedLine(f"{indent}{name}:", setting, True, False, None)
+            yield ResolvedLine(f"{indent}{name}:", setting, "section")
             yield from _section_lines(value, (*path, name))
             continue
-        required = field.is_required()
-        default = None if required else field.get_default(call_default_factory=True)
-        yield ResolvedLine(
-            f"{indent}{name}: {_text(value)}",
-            setting,
-            False,
-            required or value != default,
-            None if required else _text(default),
-        )
+        kind, note = "default", None
+        if field.is_required():
+            kind, note = "changed", "required"
+        elif value != (default := field.get_default(call_default_factory=True)):
+            kind, note = "changed", f"default {_text(default)}"
+        first, *rest = _value_lines(value)
+        yield ResolvedLine(f"{indent}{name}:{first}", setting, kind, note)
+        for line in rest:
+            yield ResolvedLine(f"{indent}{line}", setting, kind)
+
+
+def _value_lines(value: Any) -> list[str]:
+    """Return what follows ``name:``, and the lines below it for several sources."""
+    if isinstance(value, list) and value and isinstance(value[0], DataSource):
+        if len(value) == 1:
+            return [f" {_text(value[0])}"]
+        return ["", *(f"  - {_text(source)}" for source in value)]
+    return [f" {_text(value)}"]
 
 
 def _text(value: Any) -> str:

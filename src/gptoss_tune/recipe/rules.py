@@ -194,6 +194,13 @@ def _train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradicti
             "a schedule that warms up",
             f"set train.lr_scheduler_type to constant_with_warmup, or remove train.{warmup}",
         )
+    if train.lr_scheduler_type == "constant_with_warmup" and not getattr(train, warmup):
+        yield Contradiction(
+            ("train.lr_scheduler_type", "train.warmup_steps", "train.warmup_ratio"),
+            "constant_with_warmup without a warm-up",
+            "train.warmup_steps or train.warmup_ratio",
+            "set one of the two, or set train.lr_scheduler_type to constant",
+        )
     if train.warmup_steps and train.max_steps and train.warmup_steps >= train.max_steps:
         yield Contradiction(
             ("train.warmup_steps", "train.max_steps"),

@@ -227,9 +227,9 @@ class TrainSection(Section):
     logging_steps: Count = 1
     """Steps between two lines of metrics."""
     eval_steps: Count | None = None
-    """Steps between two evaluations; null: only at the end."""
+    """Steps between two evaluations; there is always one at the end."""
     save_steps: Count | None = None
-    """Steps between two checkpoints; null: only at the end."""
+    """Steps between two checkpoints; null: none, unless the run is stopped."""
     save_total_limit: Annotated[int, Field(ge=1, le=100_000)] = 2
     """How many checkpoints are kept."""
     resume: Resume = "auto"
