@@ -18,20 +18,22 @@ letting autograd differentiate the plain formula, which keeps every decoded weig
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gptoss_kernels.experts_torch import backward as torch_backward
-from gptoss_kernels.experts_torch import forward as torch_forward
+from gptoss_kernels import experts_torch, experts_triton
+from gptoss_kernels.backend import Backend, on_device, require_backend, require_triton
+from gptoss_kernels.grouped_mm import grouped_mm_obstacle
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize_reference
 from gptoss_kernels.projection import ExpertProjection
 from gptoss_kernels.stages import ExpertLayer, Needs, Saved
 from gptoss_kernels.swiglu import swiglu_reference
 
-Backend = Literal["torch", "triton"]
+ExpertEngine = Literal["auto", "fused", "grouped_mm", "packed"]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -48,6 +50,8 @@ def experts(
     backend: Backend = "torch",
     merge_aware: bool = False,
     recompute_gate_up: bool = False,
+    engine: ExpertEngine = "auto",
+    scratch_bytes: int = 2**31,
 ) -> Tensor:
     """Return ``sum_k g_k * down_{e_k}(swiglu(gate_up_{e_k}(x)))`` for every token x.
 
@@ -70,6 +74,11 @@ def experts(
             dtype they come in: hand them over in fp32 if that is how they are stored.
         recompute_gate_up: Drop Z after forward and compute it again in backward: 2*M*I values less,
             one product more.
+        engine: On Triton, how the large products run: "fused" is our kernel on a decoded scratch,
+            "grouped_mm" torch's on the same scratch, "packed" decodes in the loop (forward, bf16);
+            "auto" chooses by shape.
+        scratch_bytes: On Triton, bound of the decoded scratch; a larger weight is served in groups
+            of experts ("grouped_mm" takes all at once).
 
     Returns:
         ``[T, H]`` in the dtype of ``hidden_states``. Bit-identical from run to run.
@@ -81,8 +90,7 @@ def experts(
     See ``experts_reference``; openai/gpt-oss, gpt_oss/torch/model.py; LoRA, arXiv:2106.09685.
     """
     _check_inputs(hidden_states, router_indices, routing_weights, gate_up, down)
-    if backend != "torch":
-        raise ValueError(f'backend must be "torch" or "triton", got {backend!r}')
+    _check_backend(hidden_states, backend, engine)
     layer = ExpertLayer(
         gate_up=gate_up,
         down=down,
@@ -90,7 +98,11 @@ def experts(
         limit=limit,
         merge_aware=merge_aware,
         recompute_gate_up=recompute_gate_up,
+        engine=engine,
+        scratch_bytes=scratch_bytes,
     )
+    # Without tokens there is nothing to launch; the torch engine returns the empty results.
+    stages = experts_triton if backend == "triton" and hidden_states.shape[0] else experts_torch
     return _Experts.apply(
         hidden_states,
         routing_weights,
@@ -100,6 +112,7 @@ def experts(
         down.lora_B,
         router_indices,
         layer,
+        stages,
     )
 
 
@@ -174,14 +187,15 @@ class _Experts(torch.autograd.Function):
         down_B: Tensor | None,
         router_indices: Tensor,
         layer: ExpertLayer,
+        stages: ModuleType,
     ) -> Tensor:
         """Run the forward stages and keep what backward needs."""
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            out, saved = torch_forward(layer, hidden_states, router_indices, routing_weights)
+        with torch.autocast(hidden_states.device.type, enabled=False), on_device(hidden_states):
+            out, saved = stages.forward(layer, hidden_states, router_indices, routing_weights)
         # Through save_for_backward, so that checkpointing and offloading see the activations; the
         # base weights stay outside of it, so that neither copies or moves them.
         ctx.save_for_backward(*saved, gate_up_A, gate_up_B, down_A, down_B)
-        ctx.layer = layer.without_factors()
+        ctx.layer, ctx.stages = layer.without_factors(), stages
         return out
 
     @staticmethod
@@ -194,9 +208,9 @@ class _Experts(torch.autograd.Function):
         layer = ctx.layer.with_factors(gate_up_A, gate_up_B, down_A, down_B)
         hidden_states, routing_weights, a1, b1, a2, b2, *_ = ctx.needs_input_grad
         needs = Needs(hidden_states, routing_weights, gate_up=a1 or b1, down=a2 or b2)
-        with torch.autocast(d_out.device.type, enabled=False):
-            gradients = torch_backward(layer, Saved(*saved), d_out, needs)
-        return (*gradients, None, None)
+        with torch.autocast(d_out.device.type, enabled=False), on_device(d_out):
+            gradients = ctx.stages.backward(layer, Saved(*saved), d_out, needs)
+        return (*gradients, None, None, None)
 
 
 def _check_inputs(
@@ -255,6 +269,25 @@ def _check_inputs(
             f"{sorted(map(str, devices))}"
         )
     _check_indices(router_indices)
+
+
+def _check_backend(hidden_states: Tensor, backend: Backend, engine: ExpertEngine) -> None:
+    """Raise ValueError for a backend or an engine that cannot run on these tensors."""
+    require_backend(backend)
+    if engine not in ("auto", "fused", "grouped_mm", "packed"):
+        raise ValueError(f"unknown engine {engine!r}; use auto, fused, grouped_mm or packed")
+    if backend == "torch":
+        if engine != "auto":
+            raise ValueError(f'engine {engine!r} belongs to backend "triton", got "torch"')
+        return
+    require_triton("experts", hidden_states)
+    obstacle = None
+    if engine == "packed" and hidden_states.dtype != torch.bfloat16:
+        obstacle = f"it needs bfloat16, got {hidden_states.dtype}"
+    if engine == "grouped_mm":
+        obstacle = grouped_mm_obstacle(hidden_states.device, hidden_states.dtype)
+    if obstacle:
+        raise ValueError(f'engine {engine!r} cannot run: {obstacle}; use engine "fused"')
 
 
 def _check_indices(router_indices: Tensor) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.combine import combine_reference
-from gptoss_kernels.grouped_matmul import LowRankTerm, grouped_matmul_reference
-from gptoss_kernels.lora import ragged_outer_reference
+from gptoss_kernels.grouped_matmul import grouped_matmul_reference
+from gptoss_kernels.lora import LowRankTerm, ragged_outer_reference
 from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
 from gptoss_kernels.routing import Routing, route_reference
 from gptoss_kernels.stages import ExpertLayer, Gradients, Needs, Saved

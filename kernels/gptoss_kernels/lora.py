@@ -13,13 +13,31 @@ operations is fixed so that every device that follows it gets the same bits.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
+
 _CHUNK_ROWS = 512
 """Rows of a weight merged at a time: the R passes over them stay in the cache."""
+
+
+@dataclass(frozen=True)
+class LowRankTerm:
+    """``scaling * rows @ factor[e]^T``, added to a grouped product.
+
+    Attributes:
+        rows: ``[M, R]``, in the order of the sorted rows.
+        factor: ``[E, N, R]``, any strides.
+        scaling: A plain number.
+    """
+
+    rows: Tensor
+    factor: Tensor
+    scaling: float
 
 
 def merged_expert_reference(
@@ -49,6 +67,105 @@ def merged_expert_reference(
             delta += factor_b[part, index, None] * factor_a[index]
         merged[part] = weight[part].float() + delta * scaling
     return merged
+
+
+def ragged_outer(
+    skinny: Tensor,
+    wide: Tensor,
+    expert_offsets: Tensor,
+    *,
+    wide_indices: Tensor | None = None,
+    gates: Tensor | None = None,
+    scaling: float = 1.0,
+    transposed: bool = False,
+    backend: Backend = "torch",
+) -> Tensor:
+    """Return ``out[e] = scaling * (gates * skinny)[rows of e]^T wide[rows of e]``.
+
+    The gradient of a LoRA factor: with skinny = ``dZB`` and wide = X it is that of A, with skinny =
+    XA and wide = dZ and ``transposed`` that of B. Not differentiable itself.
+
+    Args:
+        skinny: ``[M, R]`` floating, columns contiguous.
+        wide: ``[M, Q]`` floating, columns contiguous, or ``[T, Q]`` with ``wide_indices``.
+        expert_offsets: ``[E + 1]`` int32.
+        wide_indices: ``[M]`` int32, the row of ``wide`` that belongs to each sorted row.
+        gates: ``[M]`` floating or None.
+        scaling: A plain number.
+        transposed: Return ``[E, Q, R]``.
+        backend: "torch" or "triton".
+
+    Returns:
+        ``[E, R, Q]`` (or ``[E, Q, R]``) fp32, fp64 for fp64; zero for an expert without rows.
+
+    Raises:
+        ValueError: Columns that are not contiguous, another dtype of the two, a rank above 256, or
+            a backend that cannot run.
+
+    See ``ragged_outer_reference``.
+    """
+    require_backend(backend)
+    if skinny.dtype != wide.dtype:
+        raise ValueError(f"ragged_outer needs one dtype, got {skinny.dtype} and {wide.dtype}")
+    if skinny.stride(-1) != 1 or wide.stride(-1) != 1:
+        raise ValueError("ragged_outer needs contiguous columns; call .contiguous()")
+    if skinny.shape[1] > 256:
+        raise ValueError(f"ragged_outer needs a rank of at most 256, got {skinny.shape[1]}")
+    if backend == "torch":
+        if gates is not None:
+            skinny = (skinny * gates[:, None]).to(skinny.dtype)
+        out = ragged_outer_reference(skinny, wide, expert_offsets, right_indices=wide_indices)
+        out.mul_(scaling)
+        return out.mT.contiguous() if transposed else out
+    require_triton("ragged_outer", skinny, wide, expert_offsets, wide_indices, gates)
+    return _launch_ragged_outer(
+        skinny, wide, expert_offsets, wide_indices, gates, scaling, transposed
+    )
+
+
+def _launch_ragged_outer(
+    skinny: Tensor,
+    wide: Tensor,
+    expert_offsets: Tensor,
+    wide_indices: Tensor | None,
+    gates: Tensor | None,
+    scaling: float,
+    transposed: bool,
+) -> Tensor:
+    from gptoss_kernels._triton import _lora
+
+    num_experts, rank, columns = expert_offsets.shape[0] - 1, skinny.shape[1], wide.shape[1]
+    shape = (num_experts, columns, rank) if transposed else (num_experts, rank, columns)
+    out = torch.empty(shape, dtype=torch.float32, device=wide.device)
+    logical = out.mT if transposed else out
+    rank_pad = max(16, 1 << (rank - 1).bit_length())
+    # A wider rank takes the registers that columns would have.
+    block_q = 128 if rank_pad <= 64 else 64
+    with on_device(wide):
+        launch(
+            _lora._ragged_outer_kernel,
+            (-(-columns // block_q), num_experts),
+            skinny,
+            skinny.stride(0),
+            wide,
+            wide.stride(0),
+            wide_indices,
+            gates,
+            expert_offsets,
+            out,
+            *logical.stride(),
+            scaling,
+            Q=columns,
+            R=rank,
+            R_PAD=rank_pad,
+            GATHER=wide_indices is not None,
+            GATED=gates is not None,
+            BLOCK_Q=block_q,
+            BLOCK_M=64 if wide.dtype != torch.float32 else 32,
+            num_warps=4,
+            num_stages=3 if wide.dtype != torch.float32 else 2,
+        )
+    return out
 
 
 def ragged_outer_reference(

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
 
 MXFP4_BLOCK = 32
 """Values that share one scale."""
@@ -25,6 +28,7 @@ _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _SCALE_BIAS = 127
 _LARGEST_EXPONENT = 2  # of 6.0 = 1.5 * 2^2
 _NAN_SCALE = 255  # E8M0 has no infinity; 255 is NaN
+_BLOCKS_PER_PROGRAM = 128  # 4,096 values
 
 
 @dataclass(frozen=True)
@@ -61,22 +65,116 @@ class Mxfp4Weight:
         return self.blocks.nbytes + self.scales.nbytes
 
 
-def dequantize(blocks: Tensor, scales: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return ``e2m1(nibble) * 2^(scale - 127)``, two values per table look-up.
+def dequantize(
+    blocks: Tensor,
+    scales: Tensor,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    out: Tensor | None = None,
+    backend: Backend = "torch",
+) -> Tensor:
+    """Return ``e2m1(nibble) * 2^(scale - 127)``; both backends give the bits of the reference.
 
-    The values are those of ``dequantize_reference`` bit for bit; this one reads a table of 256 byte
-    values instead of splitting nibbles first, which is several times faster in plain torch.
+    The torch backend reads two values per look-up from a table of 256 bytes instead of splitting
+    nibbles first, which is several times faster.
 
     Args:
-        blocks: ``[..., n, 16]`` uint8, low nibble first.
-        scales: ``[..., n]`` uint8.
-        dtype: A floating dtype.
+        blocks: ``[..., n, 16]`` uint8, contiguous, low nibble first.
+        scales: ``[..., n]`` uint8, contiguous.
+        dtype: A floating dtype; that of ``out`` where there is one.
+        out: ``[..., n * 32]``, contiguous: a scratch to decode into.
+        backend: "torch" or "triton".
 
     Returns:
-        ``[..., n * 32]`` in ``dtype``; NaN where a scale byte is 255.
+        ``[..., n * 32]`` in ``dtype``, ``out`` if given; NaN where a scale byte is 255.
+
+    Raises:
+        ValueError: Shapes, dtypes or layouts that do not fit, or a backend that cannot run.
+
+    See ``dequantize_reference``.
     """
-    pairs = _pair_table(blocks.device)[blocks.int()].flatten(-2)
-    return pairs.mul_(_scale_table(blocks.device)[scales.int()].unsqueeze(-1)).flatten(-2).to(dtype)
+    require_backend(backend)
+    packed = Mxfp4Weight(blocks, scales)
+    if out is not None and (out.shape != packed.shape or not out.is_contiguous()):
+        raise ValueError(
+            f"out needs to be contiguous with shape {tuple(packed.shape)}, got {tuple(out.shape)} "
+            f"with strides {out.stride()}"
+        )
+    if backend == "torch":
+        pairs = _pair_table(blocks.device)[blocks.int()].flatten(-2)
+        pairs *= _scale_table(blocks.device)[scales.int()].unsqueeze(-1)
+        values = pairs.flatten(-2)
+        return values.to(dtype) if out is None else out.copy_(values)
+    if not blocks.is_contiguous() or not scales.is_contiguous():
+        raise ValueError("blocks and scales need to be contiguous; call .contiguous()")
+    if out is None:
+        out = torch.empty(packed.shape, dtype=dtype, device=blocks.device)
+    # The bits are right in every dtype, even where the interpreter's arithmetic is not.
+    require_triton("dequantize", blocks, scales)
+    return _launch_dequantize(blocks, scales, out)
+
+
+def quantize(weight: Tensor, *, backend: Backend = "torch") -> Mxfp4Weight:
+    """Return the MXFP4 weight nearest to ``weight`` under the OCP scale rule.
+
+    Both backends give the bits of ``quantize_reference``, which says what the rule is.
+
+    Args:
+        weight: ``[..., in]``, bf16, fp16 or fp32 (torch: any floating), ``in`` divisible by 32.
+        backend: "torch" or "triton".
+
+    Returns:
+        Blocks ``[..., in/32, 16]`` and scales ``[..., in/32]``.
+
+    Raises:
+        ValueError: The last dimension is not divisible by 32, a value is not finite, or the backend
+            cannot run.
+    """
+    require_backend(backend)
+    if backend == "torch":
+        return quantize_reference(weight)
+    require_triton("quantize", weight)
+    _check_quantizable(weight)
+    return _launch_quantize(weight.contiguous())
+
+
+def _launch_dequantize(blocks: Tensor, scales: Tensor, out: Tensor) -> Tensor:
+    from gptoss_kernels._triton import _mxfp4
+
+    count = scales.numel()
+    if count:
+        with on_device(blocks):
+            launch(
+                _mxfp4._dequantize_kernel,
+                (-(-count // _BLOCKS_PER_PROGRAM),),
+                blocks,
+                scales,
+                out,
+                count,
+                BLOCK=_BLOCKS_PER_PROGRAM,
+            )
+    return out
+
+
+def _launch_quantize(weight: Tensor) -> Mxfp4Weight:
+    from gptoss_kernels._triton import _mxfp4
+
+    shape = (*weight.shape[:-1], weight.shape[-1] // MXFP4_BLOCK)
+    blocks = torch.empty((*shape, MXFP4_BLOCK // 2), dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(shape, dtype=torch.uint8, device=weight.device)
+    count = scales.numel()
+    if count:
+        with on_device(weight):
+            launch(
+                _mxfp4._quantize_kernel,
+                (-(-count // _BLOCKS_PER_PROGRAM),),
+                weight,
+                blocks,
+                scales,
+                count,
+                BLOCK=_BLOCKS_PER_PROGRAM,
+            )
+    return Mxfp4Weight(blocks, scales)
 
 
 def _pair_table(device: torch.device) -> Tensor:
@@ -120,14 +218,19 @@ def dequantize_reference(
     return values.flatten(-2).to(dtype)
 
 
-def quantize_reference(weight: Tensor) -> Mxfp4Weight:
-    """Return the MXFP4 weight nearest to ``weight`` under the OCP scale rule.
+def quantize_reference(
+    weight: Tensor, *, scale_rule: Literal["ocp", "search"] = "ocp"
+) -> Mxfp4Weight:
+    """Return the MXFP4 weight nearest to ``weight`` under a rule for the scales.
 
-    The scale of a block is ``2^(floor(log2(amax)) - 2)`` and values round to the nearest code, ties
-    to the even code; a block's largest values may saturate at 6 times the scale.
+    Under ``"ocp"`` the scale of a block is ``2^(floor(log2(amax)) - 2)``; its largest values may
+    saturate at 6 times the scale. ``"search"`` takes, of that scale, its double and its half, the
+    one with the least squared error (the first of equals). Values round to the nearest code, ties
+    to the even code. Merge-aware training rounds under ``"ocp"``.
 
     Args:
         weight: ``[..., in]``, floating, ``in`` divisible by 32.
+        scale_rule: How a block's scale is chosen.
 
     Returns:
         Blocks ``[..., in/32, 16]`` and scales ``[..., in/32]``.
@@ -137,18 +240,43 @@ def quantize_reference(weight: Tensor) -> Mxfp4Weight:
 
     See OCP Microscaling Formats v1.0, section 6.3.
     """
-    if weight.shape[-1] % MXFP4_BLOCK:
-        raise ValueError(f"MXFP4 needs a last dimension divisible by 32, got {weight.shape[-1]}")
-    if not torch.isfinite(weight).all():
-        raise ValueError("MXFP4 cannot hold NaN or infinity; the weight contains such values")
+    _check_quantizable(weight)
     grouped = weight.float().unflatten(-1, (-1, MXFP4_BLOCK))
     amax = grouped.abs().amax(-1)
     _, exponent = torch.frexp(amax)  # amax = m * 2^exponent with m in [0.5, 1)
     exponent = torch.where(amax > 0, exponent - 1 - _LARGEST_EXPONENT, -_SCALE_BIAS)
     exponent = exponent.clamp(-_SCALE_BIAS, _NAN_SCALE - 1 - _SCALE_BIAS)
+    if scale_rule == "search":
+        exponent = _least_error_exponent(grouped, exponent)
     codes = _nearest_codes(torch.ldexp(grouped, -exponent.unsqueeze(-1)))
     blocks = codes[..., 0::2] | (codes[..., 1::2] << 4)
     return Mxfp4Weight(blocks.contiguous(), (exponent + _SCALE_BIAS).to(torch.uint8))
+
+
+def _least_error_exponent(grouped: Tensor, exponent: Tensor) -> Tensor:
+    """Return, of ``exponent``, one more and one less, each block's with the least squared error.
+
+    Args:
+        grouped: ``[..., n, 32]`` fp32.
+        exponent: ``[..., n]`` int32, the OCP rule's.
+    """
+    table = torch.tensor((*_VALUES, *(-v for v in _VALUES)), device=grouped.device)
+    best, least = exponent, torch.full_like(grouped[..., 0], float("inf"))
+    for shift in (0, 1, -1):
+        candidate = (exponent + shift).clamp(-_SCALE_BIAS, _NAN_SCALE - 1 - _SCALE_BIAS)
+        scale = candidate.unsqueeze(-1)
+        rounded = torch.ldexp(table[_nearest_codes(torch.ldexp(grouped, -scale)).int()], scale)
+        error = (rounded - grouped).square_().sum(-1)
+        better = error < least
+        best, least = torch.where(better, candidate, best), torch.where(better, error, least)
+    return best
+
+
+def _check_quantizable(weight: Tensor) -> None:
+    if weight.shape[-1] % MXFP4_BLOCK:
+        raise ValueError(f"MXFP4 needs a last dimension divisible by 32, got {weight.shape[-1]}")
+    if not torch.isfinite(weight).all():
+        raise ValueError("MXFP4 cannot hold NaN or infinity; the weight contains such values")
 
 
 def _nearest_codes(scaled: Tensor) -> Tensor:

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
+
+_BLOCK = 64
+"""Slots (or tiles) a program of the routing kernels handles."""
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -81,3 +86,145 @@ def route_reference(router_indices: Tensor, num_experts: int) -> Routing:
         row_indices=row_indices.view(router_indices.shape),
         expert_offsets=torch.searchsorted(sorted_experts, edges).to(torch.int32),
     )
+
+
+@dataclass(frozen=True)
+class TileMap:
+    """Which rows each tile of a grouped product covers; made on the device, read on the device.
+
+    With BLOCK_M = 2 and ``expert_offsets = [0, 3, 3, 5, 6]`` there are four tiles: rows 0:2 and 2:3
+    of expert 0, 3:5 of expert 2 and 5:6 of expert 3.
+
+    Attributes:
+        expert: ``[bound]`` int32.
+        start: ``[bound]`` int32, first row.
+        stop: ``[bound]`` int32, end of the expert's rows.
+        count: ``[1]`` int32, tiles in use.
+    """
+
+    expert: Tensor
+    start: Tensor
+    stop: Tensor
+    count: Tensor
+
+
+def route(router_indices: Tensor, num_experts: int, *, backend: Backend = "torch") -> Routing:
+    """Sort the (token, choice) pairs of ``router_indices`` by expert, stably.
+
+    Args:
+        router_indices: ``[T, K]`` int32 or int64, contiguous, not negative; E or more means absent.
+        num_experts: E.
+        backend: "torch" sorts; "triton" counts, in three small kernels.
+
+    Returns:
+        The ``Routing``; both backends give the same one. The host is never waited for.
+
+    Raises:
+        ValueError: A dtype, shape or layout that does not fit, or 2^31 rows and more.
+    """
+    require_backend(backend)
+    if router_indices.dim() != 2 or router_indices.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"router_indices needs int32 or int64 [T, K], got {router_indices.dtype} "
+            f"{tuple(router_indices.shape)}"
+        )
+    if not router_indices.is_contiguous():
+        raise ValueError("router_indices needs to be contiguous; call .contiguous()")
+    if num_experts < 1 or router_indices.numel() >= 2**31:
+        raise ValueError(
+            f"routing needs at least one expert and fewer than 2^31 rows, got {num_experts} "
+            f"experts and {router_indices.numel()} rows"
+        )
+    if backend == "torch" or router_indices.numel() == 0:
+        return route_reference(router_indices, num_experts)
+    require_triton("route", router_indices)
+    with on_device(router_indices):
+        return _route_triton(router_indices, num_experts)
+
+
+def _route_triton(router_indices: Tensor, num_experts: int) -> Routing:
+    from gptoss_kernels._triton import _routing
+
+    rows = router_indices.numel()
+    blocks = -(-rows // _BLOCK)
+    bins = _power_of_two(num_experts + 1)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=router_indices.device)
+
+    counts, totals = empty(num_experts + 1, blocks), empty(num_experts + 1)
+    routing = Routing(
+        empty(rows), empty(rows), empty(*router_indices.shape), empty(num_experts + 1)
+    )
+    launch(
+        _routing._routing_count_kernel,
+        (blocks,),
+        router_indices,
+        counts,
+        rows,
+        blocks,
+        E=num_experts,
+        E_PAD=bins,
+        BLOCK=_BLOCK,
+    )
+    launch(_routing._routing_scan_kernel, (num_experts + 1,), counts, totals, blocks, BLOCK=1024)
+    launch(
+        _routing._routing_scatter_kernel,
+        (blocks,),
+        router_indices,
+        counts,
+        totals,
+        routing.expert_offsets,
+        routing.token_indices,
+        routing.slot_indices,
+        routing.row_indices,
+        rows,
+        blocks,
+        K=router_indices.shape[1],
+        E=num_experts,
+        E_PAD=bins,
+        BLOCK=_BLOCK,
+    )
+    return routing
+
+
+def make_tile_map(expert_offsets: Tensor, block_m: int, num_rows: int) -> TileMap:
+    """Return the ``TileMap`` of a product whose tiles have ``block_m`` rows.
+
+    Args:
+        expert_offsets: ``[E + 1]`` int32, or a contiguous piece of it for a group of experts.
+        block_m: Rows of a tile.
+        num_rows: A bound of the rows that the experts have together.
+
+    Returns:
+        The map, with room for ``ceil(num_rows / block_m) + E`` tiles: the host knows the bound
+        without asking the device for the counts.
+    """
+    from gptoss_kernels._triton import _routing
+
+    num_experts = expert_offsets.shape[0] - 1
+    bound = -(-num_rows // block_m) + num_experts
+    expert, start, stop = torch.empty(
+        (3, bound), dtype=torch.int32, device=expert_offsets.device
+    ).unbind()
+    count = torch.empty((1,), dtype=torch.int32, device=expert_offsets.device)
+    launch(
+        _routing._tile_map_kernel,
+        (-(-bound // _BLOCK),),
+        expert_offsets,
+        expert,
+        start,
+        stop,
+        count,
+        bound,
+        E=num_experts,
+        E_PAD=_power_of_two(num_experts),
+        BLOCK_M=block_m,
+        BLOCK=_BLOCK,
+    )
+    return TileMap(expert, start, stop, count)
+
+
+def _power_of_two(value: int) -> int:
+    """Return the smallest power of two that is at least ``value``."""
+    return 1 << (value - 1).bit_length()

@@ -9,7 +9,7 @@ autograd node in ``experts`` is the same for both and the engines can be compare
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -28,6 +28,8 @@ class ExpertLayer:
         limit: Bound of its clamps.
         merge_aware: Serve ``Q(W + s B A)`` to the products.
         recompute_gate_up: Keep no Z.
+        engine: How the large products run on Triton.
+        scratch_bytes: Bound of the decoded scratch.
     """
 
     gate_up: ExpertProjection
@@ -36,6 +38,8 @@ class ExpertLayer:
     limit: float
     merge_aware: bool
     recompute_gate_up: bool
+    engine: Literal["auto", "fused", "grouped_mm", "packed"]
+    scratch_bytes: int
 
     def without_factors(self) -> ExpertLayer:
         """Return the frozen part, which may outlive the graph."""

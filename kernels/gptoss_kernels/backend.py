@@ -1,0 +1,130 @@
+"""Which backend can run here, asked once and said once.
+
+An op never falls back by itself: it is told ``backend="torch"`` or ``backend="triton"`` and raises
+when that cannot be. ``choose_backend`` is where "auto" becomes one of the two.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Backend = Literal["torch", "triton"]
+
+_LOGGER = logging.getLogger("gptoss_kernels")
+_OLDEST_NVIDIA = (8, 0)
+
+
+def choose_backend(
+    requested: Literal["auto", "torch", "triton"], device: torch.device, dtype: torch.dtype
+) -> Backend:
+    """Return the backend for tensors of ``dtype`` on ``device``; the choice is logged once.
+
+    Args:
+        requested: "auto" takes Triton where it can run compiled, torch otherwise.
+        device: Where the model is.
+        dtype: Of the activations.
+
+    Returns:
+        "torch" or "triton".
+
+    Raises:
+        ValueError: "triton" was asked for and cannot run; the message says why.
+    """
+    if requested not in ("auto", "torch", "triton"):
+        raise ValueError(f'backend must be "auto", "torch" or "triton", got {requested!r}')
+    if requested == "torch":
+        return "torch"
+    obstacle = triton_obstacle(device, dtype)
+    if requested == "triton":
+        if obstacle:
+            raise ValueError(f'backend "triton" cannot run here: {obstacle}; use backend "torch"')
+        return "triton"
+    if obstacle is None and device.type == "cpu":
+        obstacle = "on a CPU Triton only has its interpreter, which is for tests"
+    say_once(f"expert backend: {'torch, because ' + obstacle if obstacle else 'triton'}")
+    return "torch" if obstacle else "triton"
+
+
+def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why Triton cannot run on ``device`` with ``dtype``, or None when it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"it needs bfloat16, float16 or float32, got {dtype}"
+    if device.type == "cpu":
+        if not interpreted():
+            return "the tensors are on a CPU and TRITON_INTERPRET=1 was not set before the start"
+        if dtype != torch.float32:
+            return f"Triton's interpreter is wrong in {dtype}; use float32"
+        return None
+    if device.type != "cuda":
+        return f"it runs on NVIDIA and AMD GPUs, got device {device}"
+    if torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _OLDEST_NVIDIA:
+            return (
+                f"it needs compute capability {_OLDEST_NVIDIA[0]}.{_OLDEST_NVIDIA[1]} or later, "
+                f"got {capability[0]}.{capability[1]} ({torch.cuda.get_device_name(device)})"
+            )
+    return None
+
+
+def require_triton(name: str, *tensors: Tensor | None) -> None:
+    """Raise ValueError unless Triton can run on every given tensor and all are on one device."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    for tensor in given:
+        dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
+        obstacle = triton_obstacle(tensor.device, dtype)
+        if obstacle:
+            raise ValueError(f'{name}: backend "triton" cannot run: {obstacle}')
+        if tensor.device != given[0].device:
+            raise ValueError(
+                f"{name}: needs all tensors on one device, got {given[0].device} and "
+                f"{tensor.device}"
+            )
+
+
+def require_backend(backend: str) -> None:
+    """Raise ValueError unless ``backend`` is a name we know."""
+    if backend not in ("torch", "triton"):
+        raise ValueError(f'backend must be "torch" or "triton", got {backend!r}')
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Return whether the kernels of this process run in Triton's interpreter."""
+    import triton
+
+    from gptoss_kernels._triton import _combine
+
+    return not isinstance(_combine._combine_kernel, triton.JITFunction)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Make the tensor's GPU the current one, where Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:
+    """Start a Triton kernel; the one place where type checkers meet its call syntax.
+
+    Args:
+        kernel: A ``triton.jit`` function.
+        grid: Programs, up to three dimensions.
+        arguments: Of the kernel, in order.
+        options: Its ``constexpr`` parameters and the compiler's options.
+    """
+    kernel[grid](*arguments, **options)
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Log ``message`` at level INFO the first time it comes up in this process."""
+    _LOGGER.info(message)

@@ -1,0 +1,349 @@
+"""The expert layer on Triton: the same stages as ``experts_torch``, fused where it pays.
+
+Bias, rank-r term and activation ride in the tile loop of the product that they follow. The gradient
+of the activation is a pass of its own: fused into the product before it, it spills registers on
+every architecture, and the pass moves about one hundredth of what the layer computes.
+"""
+
+# Legend: T tokens, K experts per token, M rows, H hidden, I intermediate, E experts, R rank.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptoss_kernels.backend import say_once
+from gptoss_kernels.combine import launch_combine
+from gptoss_kernels.decode import expert_groups
+from gptoss_kernels.grouped_mm import grouped_mm, grouped_mm_obstacle
+from gptoss_kernels.lora import LowRankTerm, ragged_outer
+from gptoss_kernels.mxfp4 import Mxfp4Weight
+from gptoss_kernels.persistent import TileMaps, launch_product
+from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
+from gptoss_kernels.routing import Routing, route
+from gptoss_kernels.stages import ExpertLayer, Gradients, Needs, Saved
+from gptoss_kernels.swiglu import launch_gated_swiglu_backward
+from gptoss_kernels.tiles import Engine, Product, choose_engine, choose_tiles, gpu_of
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One direction of one layer call: the layer, its routing and the tile maps made so far."""
+
+    layer: ExpertLayer
+    routing: Routing
+    maps: TileMaps
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, layer: ExpertLayer, routing: Routing, dtype: torch.dtype) -> _Pass:
+        """Return a pass without any map yet."""
+        return cls(layer, routing, TileMaps(routing.expert_offsets, routing.num_rows), dtype)
+
+
+def forward(
+    layer: ExpertLayer, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
+) -> tuple[Tensor, Saved]:
+    """Return the layer's output ``[T, H]`` and what ``backward`` needs."""
+    num_experts = layer.gate_up.logical_shape[0]
+    routing = route(router_indices.contiguous(), num_experts, backend="triton")
+    this = _Pass.of(layer, routing, hidden_states.dtype)
+    gate_up_lora_rows, gate_up_rows, activation = _gate_up(this, hidden_states)
+    down_lora_rows = _lora_rows(this, layer.down, activation)
+    rows = _product(
+        this,
+        activation,
+        ExpertMatrices(layer.down, this.dtype, merged=layer.merge_aware),
+        bias=layer.down.bias,
+        low_rank=_term(layer.down, down_lora_rows, layer.down.lora_B),
+    )
+    out = launch_combine(rows, routing.row_indices, routing_weights.contiguous())
+    return out, Saved(
+        hidden_states=hidden_states,
+        routing_weights=routing_weights,
+        gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
+        gate_up_lora_rows=gate_up_lora_rows,
+        down_lora_rows=down_lora_rows,
+        token_indices=routing.token_indices,
+        slot_indices=routing.slot_indices,
+        row_indices=routing.row_indices,
+        expert_offsets=routing.expert_offsets,
+    )
+
+
+def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> Gradients:
+    """Return the gradients that ``needs`` asks for, by the formulas of ``experts``."""
+    routing, tokens, d_out = saved.routing, saved.token_indices, d_out.contiguous()
+    this = _Pass.of(layer, routing, d_out.dtype)
+    gate_up_rows = saved.gate_up_rows
+    if gate_up_rows is None:
+        _, gate_up_rows, _ = _gate_up(this, saved.hidden_states)
+    gates = saved.routing_weights.flatten()[saved.slot_indices].float()
+    d_down_lora_rows, against_bias = _down_skinny(this, d_out, needs.routing_weights)
+    d_activation = _product(
+        this,
+        d_out,
+        ExpertMatrices(layer.down, this.dtype, transposed=True, merged=layer.merge_aware),
+        indices=tokens,
+        low_rank=_term(layer.down, _unmerged(layer, d_down_lora_rows), _turned(layer.down.lora_A)),
+    )
+    gated = launch_gated_swiglu_backward(
+        gate_up_rows,
+        d_activation,
+        gates,
+        routing.expert_offsets[-1:],
+        layer.alpha,
+        layer.limit,
+    )
+    del d_activation
+    d_routing = None
+    if needs.routing_weights:
+        d_routing = _d_routing_weights(saved, gated.share, against_bias)
+    down = (None, None)
+    if needs.down:
+        lora_rows = saved.down_lora_rows
+        if lora_rows is None:
+            lora_rows = _skinny(this, gated.activation, layer.down.lora_A)
+        down = _d_factors(
+            layer.down,
+            routing,
+            rows=(gated.activation, None),
+            d_rows=(d_out, tokens),
+            lora_rows=lora_rows,
+            d_lora_rows=d_down_lora_rows,
+            gates=gates,
+        )
+    hidden, gate_up = _gate_up_gradients(this, saved, gated.gate_up, needs)
+    return Gradients(hidden, d_routing, *gate_up, *down)
+
+
+def _gate_up(this: _Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return XA, Z and swiglu(Z)."""
+    projection, tokens = this.layer.gate_up, this.routing.token_indices
+    lora_rows = _lora_rows(this, projection, hidden_states, tokens)
+    shape = (this.routing.num_rows, projection.logical_shape[1] // 2)
+    activation = torch.empty(shape, dtype=this.dtype, device=hidden_states.device)
+    gate_up_rows = _product(
+        this,
+        hidden_states,
+        ExpertMatrices(projection, this.dtype, merged=this.layer.merge_aware),
+        indices=tokens,
+        bias=projection.bias,
+        low_rank=_term(projection, lora_rows, projection.lora_B),
+        activation=activation,
+    )
+    return lora_rows, gate_up_rows, activation
+
+
+def _gate_up_gradients(
+    this: _Pass, saved: Saved, d_gate_up_rows: Tensor, needs: Needs
+) -> tuple[Tensor | None, tuple[Tensor | None, Tensor | None]]:
+    """Return the gradients of X and of the first LoRA pair from dZ."""
+    layer, routing = this.layer, saved.routing
+    projection = layer.gate_up
+    d_lora_rows = None
+    if projection.lora_B is not None and (needs.gate_up or needs.hidden_states):
+        d_lora_rows = _skinny(this, d_gate_up_rows, _turned(projection.lora_B))
+    d_hidden = None
+    if needs.hidden_states:
+        d_rows = _product(
+            this,
+            d_gate_up_rows,
+            ExpertMatrices(projection, this.dtype, transposed=True, merged=layer.merge_aware),
+            low_rank=_term(projection, _unmerged(layer, d_lora_rows), _turned(projection.lora_A)),
+        )
+        d_hidden = launch_combine(d_rows, routing.row_indices)
+    if not needs.gate_up or d_lora_rows is None:
+        return d_hidden, (None, None)
+    lora_rows = saved.gate_up_lora_rows
+    if lora_rows is None:
+        lora_rows = _skinny(this, saved.hidden_states, projection.lora_A, saved.token_indices)
+    return d_hidden, _d_factors(
+        projection,
+        routing,
+        rows=(saved.hidden_states, saved.token_indices),
+        d_rows=(d_gate_up_rows, None),
+        lora_rows=lora_rows,
+        d_lora_rows=d_lora_rows,
+    )
+
+
+def _product(
+    this: _Pass,
+    rows: Tensor,
+    matrices: ExpertMatrices,
+    *,
+    indices: Tensor | None = None,
+    bias: Tensor | None = None,
+    low_rank: LowRankTerm | None = None,
+    activation: Tensor | None = None,
+) -> Tensor:
+    """Return a projection's product ``[M, N]`` by the engine that suits it."""
+    layer, gpu = this.layer, gpu_of(rows.device)
+    columns, inner = matrices.shape
+    num_rows = this.routing.num_rows
+    out = torch.empty((num_rows, columns), dtype=this.dtype, device=rows.device)
+    engine = _engine(this, matrices)
+    product: Product = "store" if activation is None else "swiglu"
+    if engine == "packed":
+        product = "packed" if activation is None else "packed_swiglu"
+    rank = 0 if low_rank is None else low_rank.rows.shape[1]
+    tiles = choose_tiles(product, n=columns, k=inner, dtype=this.dtype, gpu=gpu, rank=rank)
+    say_once(f"expert product {product} [{columns}, {inner}] on {gpu.name}: {engine}, {tiles}")
+
+    def launch(first: int, last: int, source: Tensor | Mxfp4Weight | None, given: Tensor) -> None:
+        part = low_rank
+        if part is not None:
+            part = LowRankTerm(part.rows, part.factor[first:last], part.scaling)
+        launch_product(
+            given,
+            source,
+            this.maps.get(tiles.block_m, first, last),
+            tiles,
+            out,
+            indices=None if source is None else indices,
+            bias=None if bias is None else bias[first:last],
+            low_rank=part,
+            activation=activation,
+            alpha=layer.alpha,
+            limit=layer.limit,
+        )
+
+    weight = matrices.projection.weight
+    if engine == "packed":
+        assert isinstance(weight, Mxfp4Weight)  # or the engine would be another
+        launch(0, matrices.num_experts, weight, rows)
+        return out
+    if engine == "grouped_mm":
+        gathered = rows if indices is None else rows[indices]
+        everything = expert_groups(matrices, scratch_bytes=2**63)
+        for group in everything:
+            out = grouped_mm(gathered, group.matrices, this.routing.expert_offsets)
+            if bias is not None or low_rank is not None or activation is not None:
+                launch(group.first, group.last, None, out)
+        return out
+    for group in expert_groups(matrices, layer.scratch_bytes):
+        launch(group.first, group.last, group.matrices, rows)
+    return out
+
+
+def _engine(this: _Pass, matrices: ExpertMatrices) -> Engine:
+    """Return the engine asked for, or the one that suits the shape."""
+    packed = isinstance(matrices.projection.weight, Mxfp4Weight) and not matrices.merged
+    usable = packed and not matrices.transposed and this.dtype == torch.bfloat16
+    engine = this.layer.engine
+    if engine == "packed":
+        # The gradient's inner axis is not the packed one, so backward decodes first.
+        return "packed" if usable else "fused"
+    if engine != "auto":
+        return engine
+    engine = choose_engine(
+        this.routing.num_rows,
+        packed=usable,
+        forward=not matrices.transposed,
+        gpu=gpu_of(this.routing.token_indices.device),
+    )
+    obstacle = None
+    if engine == "grouped_mm":
+        obstacle = grouped_mm_obstacle(this.routing.token_indices.device, this.dtype)
+    if obstacle:
+        say_once(f"expert products do not take torch's grouped_mm: {obstacle}")
+        return "fused"
+    return engine
+
+
+def _skinny(
+    this: _Pass, rows: Tensor, factor: Tensor | None, indices: Tensor | None = None
+) -> Tensor:
+    """Return ``rows factor_e^T``, ``[M, R]``, for a factor ``[E, R, K]``."""
+    assert factor is not None  # callers ask only with a pair
+    factor = factor.to(this.dtype).contiguous()
+    num_experts, rank, inner = factor.shape
+    gpu = gpu_of(rows.device)
+    tiles = choose_tiles("skinny", n=rank, k=inner, dtype=this.dtype, gpu=gpu)
+    # Rows start at multiples of 16 bytes, whatever the rank.
+    shape = (this.routing.num_rows, -(-rank // 8) * 8)
+    out = torch.empty(shape, dtype=this.dtype, device=rows.device)[:, :rank]
+    tile_map = this.maps.get(tiles.block_m, 0, num_experts)
+    launch_product(rows, factor, tile_map, tiles, out, indices=indices)
+    return out
+
+
+def _lora_rows(
+    this: _Pass, projection: ExpertProjection, rows: Tensor, indices: Tensor | None = None
+) -> Tensor | None:
+    """Return ``rows A^T``; None without a pair, or merged, where the forward needs none."""
+    if projection.lora_A is None or this.layer.merge_aware:
+        return None
+    return _skinny(this, rows, projection.lora_A, indices)
+
+
+def _down_skinny(
+    this: _Pass, d_out: Tensor, routing_gradient: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return dYB ``[M, R]`` and <dO, b_d> ``[M]`` from one read of dO.
+
+    The bias rides along as one more column of the factor.
+    """
+    projection = this.layer.down
+    columns = []
+    if projection.lora_B is not None:
+        columns.append(projection.lora_B.mT.to(this.dtype))
+    if projection.bias is not None and routing_gradient:
+        columns.append(projection.bias.to(this.dtype)[:, None, :])
+    if not columns:
+        return None, None
+    both = _skinny(this, d_out, torch.cat(columns, dim=1), this.routing.token_indices)
+    rank = projection.rank
+    return both[:, :rank] if rank else None, both[:, rank] if both.shape[1] > rank else None
+
+
+def _d_routing_weights(saved: Saved, share: Tensor, against_bias: Tensor | None) -> Tensor:
+    """Return ``dg = <dHu, H> + <dO, b_d>`` for every (token, choice), zero where absent."""
+    total = share if against_bias is None else share + against_bias.float()
+    picked = total[saved.row_indices.clamp(min=0)]
+    present = saved.row_indices >= 0
+    return torch.where(present, picked, 0.0).to(saved.routing_weights.dtype)
+
+
+def _d_factors(
+    projection: ExpertProjection,
+    routing: Routing,
+    *,
+    rows: tuple[Tensor, Tensor | None],
+    d_rows: tuple[Tensor, Tensor | None],
+    lora_rows: Tensor,
+    d_lora_rows: Tensor | None,
+    gates: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of A and B in their dtype; rows come with their indices."""
+    lora_A = projection.lora_A
+    assert lora_A is not None and d_lora_rows is not None  # asked for only with a pair
+    options = {"gates": gates, "scaling": projection.scaling, "backend": "triton"}
+    offsets = routing.expert_offsets
+    d_A = ragged_outer(d_lora_rows, rows[0], offsets, wide_indices=rows[1], **options)
+    d_B = ragged_outer(
+        lora_rows, d_rows[0], offsets, wide_indices=d_rows[1], transposed=True, **options
+    )
+    return d_A.to(lora_A.dtype), d_B.to(lora_A.dtype)
+
+
+def _term(
+    projection: ExpertProjection, lora_rows: Tensor | None, factor: Tensor | None
+) -> LowRankTerm | None:
+    """Return the rank-r term of a product; None without a pair, or merged."""
+    if lora_rows is None or factor is None:
+        return None
+    return LowRankTerm(lora_rows, factor.to(lora_rows.dtype).contiguous(), projection.scaling)
+
+
+def _unmerged(layer: ExpertLayer, lora_rows: Tensor | None) -> Tensor | None:
+    """Return None in merge-aware mode, where the pair is inside the matrix already."""
+    return None if layer.merge_aware else lora_rows
+
+
+def _turned(factor: Tensor | None) -> Tensor | None:
+    """Return ``[E, K, R]`` of ``[E, R, K]``."""
+    return None if factor is None else factor.mT

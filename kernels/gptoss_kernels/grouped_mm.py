@@ -1,0 +1,50 @@
+"""torch's own grouped product as an engine, behind a probe.
+
+``torch.nn.functional.grouped_mm`` is CUTLASS on NVIDIA GPUs. Some builds of torch return wrong
+numbers for transposed views (pytorch issue 186365), so each device is asked once, on a small
+problem whose answer is known, before a layer trusts it.
+"""
+
+# Legend: M rows, E experts, N columns out, K columns in.
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+_TOLERANCE = 0.02
+"""Relative error of one bf16 rounding of the result is 0.004; a wrong product is off by about 1."""
+
+
+def grouped_mm(rows: Tensor, matrices: Tensor, expert_offsets: Tensor) -> Tensor:
+    """Return ``rows W_e^T`` by torch's grouped product.
+
+    Args:
+        rows: ``[M, K]`` bf16, contiguous, sorted by expert.
+        matrices: ``[E, N, K]`` bf16, either of the last two dimensions contiguous.
+        expert_offsets: ``[E + 1]`` int32.
+
+    Returns:
+        ``[M, N]``; rows past the last expert's hold anything.
+    """
+    return torch.nn.functional.grouped_mm(rows, matrices.mT, offs=expert_offsets[1:])
+
+
+@functools.cache
+def grouped_mm_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why torch's grouped product cannot be trusted on ``device``, None when it can."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return f"it needs bfloat16 on a CUDA device, got {dtype} on {device.type}"
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn((96, 64), generator=generator).to(device, dtype)
+    stored = torch.randn((3, 128, 64), generator=generator).to(device, dtype)
+    offsets = torch.tensor([0, 16, 16, 96], dtype=torch.int32, device=device)
+    expected = torch.cat((rows[:16] @ stored[0].mT, rows[16:] @ stored[2].mT)).float()
+    for name, matrices in (("packed", stored), ("transposed", stored.mT.contiguous().mT)):
+        actual = grouped_mm(rows, matrices, offsets).float()
+        error = float((actual - expected).norm() / expected.norm())
+        if not error < _TOLERANCE:
+            return f"this torch, {torch.__version__}, multiplies {name} matrices wrongly ({error})"
+    return None

@@ -1,0 +1,176 @@
+"""Tile sizes and engines: plain functions of shape, dtype and GPU, with a table behind them.
+
+The defaults are those that compile without spills for every supported architecture (see
+``bench/compile_report.py``); ``bench/tune.py`` measures on a GPU and writes ``tuned/<gpu>.json``,
+which then wins. Rejected: ``triton.autotune``, whose search runs inside somebody's first step and
+may choose differently from run to run.
+"""
+
+# Legend: M rows, N columns out, K columns in, R rank.
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import torch
+
+from gptoss_kernels.backend import interpreted
+
+Product = Literal["store", "swiglu", "packed", "packed_swiglu", "skinny"]
+Engine = Literal["fused", "grouped_mm", "packed"]
+
+PACKED_MAX_ROWS = 4096
+"""Rows up to which decoding in the loop is taken: one pass over four-bit weights costs less than
+writing and reading them in bf16 while an expert has about one tile of rows. Not measured yet."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a product is cut.
+
+    Attributes:
+        block_m: Rows of a tile.
+        block_n: Columns of a tile.
+        block_k: Columns of the inner dimension per step.
+        warps: Warps of a program.
+        stages: Steps of the inner loop in flight.
+        group: Row tiles that are walked before the next column tile.
+        flatten: Let the pipeline run on from one tile into the next.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    group: int = 8
+    flatten: bool = True
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the choice depends on.
+
+    Attributes:
+        name: A file name, like ``nvidia-h200``; ``interpreter`` on a CPU.
+        architecture: ``sm_90``, ``gfx942``, ``interpreter``.
+        processors: Streaming multiprocessors (compute units), the programs of a persistent grid.
+    """
+
+    name: str
+    architecture: str
+    processors: int
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    """Return the ``Gpu`` behind a device."""
+    if device.type == "cpu" and interpreted():
+        # Fewer programs than tiles, so that tests walk the persistent loop.
+        return Gpu("interpreter", "interpreter", 3)
+    properties = torch.cuda.get_device_properties(device)
+    name = re.sub(r"[^a-z0-9]+", "-", properties.name.lower()).strip("-")
+    architecture = (
+        properties.gcnArchName.split(":")[0]
+        if torch.version.hip
+        else f"sm_{properties.major}{properties.minor}"
+    )
+    return Gpu(name, architecture, properties.multi_processor_count)
+
+
+_WIDE = {
+    # architecture: (store, swiglu), half precision
+    "sm_80": (Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3, flatten=False)),
+    "sm_90": (Tiles(128, 256, 64, 8, 3), Tiles(128, 256, 64, 8, 3, flatten=False)),
+    "sm_100": (Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 64, 8, 4, flatten=False)),
+    "sm_120": (Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3, flatten=False)),
+    "gfx": (Tiles(128, 128, 32, 8, 2, flatten=False), Tiles(128, 128, 32, 8, 2, flatten=False)),
+    "interpreter": (Tiles(16, 32, 32, 4, 1, group=2), Tiles(16, 32, 32, 4, 1, group=2)),
+}
+_SAME_FAMILY = {"sm_86": "sm_120", "sm_89": "sm_120", "sm_103": "sm_100", "sm_121": "sm_120"}
+_FLOAT32 = Tiles(64, 64, 32, 4, 2, flatten=False)
+
+
+def choose_tiles(
+    product: Product, *, n: int, k: int, dtype: torch.dtype, gpu: Gpu, rank: int = 0
+) -> Tiles:
+    """Return the tiles of a grouped product: the measured ones where there are any.
+
+    Args:
+        product: "store" and "swiglu" by their epilogue; "packed" and "packed_swiglu" decode in the
+            loop; "skinny" has N = rank.
+        n: N.
+        k: K.
+        dtype: Of the activations.
+        gpu: From ``gpu_of``.
+        rank: R of the low-rank term, 0 without one.
+
+    Returns:
+        The tiles.
+    """
+    tuned = _tuned_entries(gpu.name).get((product, n, k, str(dtype).removeprefix("torch.")))
+    if tuned is not None:
+        return tuned
+    if gpu.architecture == "interpreter":
+        store, swiglu = _WIDE["interpreter"]
+        return swiglu if product.endswith("swiglu") else store
+    if product == "skinny":
+        return Tiles(64, max(16, _power_of_two(n)), 64, 4, 3, flatten=False)
+    if product.startswith("packed"):
+        return Tiles(16, 128, 128, 4, 3, flatten=False)
+    if dtype == torch.float32 or rank > 64:
+        # A larger rank means a larger first step of the tile: stay small.
+        return _FLOAT32
+    store, swiglu = _WIDE[_family(gpu.architecture)]
+    return swiglu if product == "swiglu" else store
+
+
+def choose_engine(rows: int, *, packed: bool, forward: bool, gpu: Gpu) -> Engine:
+    """Return the engine for a projection of ``rows`` rows.
+
+    Args:
+        rows: M.
+        packed: Whether the weight is MXFP4 and served as it is.
+        forward: False for the gradient, whose inner axis is not the packed one.
+        gpu: From ``gpu_of``.
+
+    Returns:
+        "packed" for few rows, else "fused", or "grouped_mm" where that measured faster.
+    """
+    limits = _tuned_file(gpu.name).get("engines", {})
+    if packed and forward and rows <= limits.get("packed_max_rows", PACKED_MAX_ROWS):
+        return "packed"
+    if rows >= limits.get("grouped_mm_min_rows", rows + 1):
+        return "grouped_mm"
+    return "fused"
+
+
+def _family(architecture: str) -> str:
+    if architecture.startswith("gfx"):
+        return "gfx"
+    return architecture if architecture in _WIDE else _SAME_FAMILY.get(architecture, "sm_80")
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+@functools.cache
+def _tuned_file(name: str) -> dict[str, Any]:
+    """Return the measured table of a GPU, empty where none was measured."""
+    file = resources.files("gptoss_kernels").joinpath("tuned", f"{name}.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+@functools.cache
+def _tuned_entries(name: str) -> dict[tuple[str, int, int, str], Tiles]:
+    entries = _tuned_file(name).get("tiles", [])
+    return {
+        (entry["product"], entry["n"], entry["k"], entry["dtype"]): Tiles(**entry["tiles"])
+        for entry in entries
+    }
