@@ -292,6 +292,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         advice = {
             errno.ENOSPC: "the disk is full; free space or choose a folder on another disk",
             errno.EDQUOT: "the disk quota is used up; free space or choose another folder",
+            errno.EFBIG: "a file of this size is not allowed here; lower the largest shard size",
             errno.EROFS: "the file system is read-only; choose another folder",
             errno.EACCES: "permission denied; choose a folder you may write to",
             errno.EPERM: "permission denied; choose a folder you may write to",

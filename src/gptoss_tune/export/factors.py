@@ -75,23 +75,14 @@ class Adapter:
         where = str(path / ADAPTER_CONFIG)
         self.targets = targets_of(self.config, base, where)
         self.file = SafetensorsFile(path / ADAPTER_WEIGHTS)
-        self._check_names()
+        self._check_names(base)
         self.swapped = self._check_shapes()
+        self._check_finite()
 
     def read(self, module: str, weight: float = 1.0) -> LowRank:
-        """Return the factors of a target, repaired when the file has them swapped.
-
-        Raises:
-            CheckpointError: A factor holds NaN or infinity.
-        """
+        """Return the factors of a target, repaired when the file has them swapped."""
         target = self.targets[module]
         a, b = (self.file.read(name).float() for name in self._names(target))
-        for name, factor in zip(self._names(target), (a, b), strict=True):
-            if not torch.isfinite(factor).all():
-                raise CheckpointError(
-                    f"{self.file.path}: '{name}' holds NaN or infinity; the training diverged, "
-                    "export an earlier checkpoint"
-                )
         experts = target.experts or 1
         if self.swapped and target.experts:
             # As saved: A [E*r, out], B [in, r*E]; their roles are exchanged.
@@ -115,11 +106,18 @@ class Adapter:
     def _names(target: Target) -> tuple[str, str]:
         return f"{target.key}.lora_A.weight", f"{target.key}.lora_B.weight"
 
-    def _check_names(self) -> None:
-        """Refuse a file that lacks a wanted factor or holds one that nothing reads."""
+    def _check_names(self, base: Checkpoint) -> None:
+        """Refuse a file that lacks a wanted factor or holds one that nothing reads.
+
+        PEFT stores a copy of a targeted ``lm_head``; it is allowed while it is the base's own.
+        """
         wanted = {name for target in self.targets.values() for name in self._names(target)}
         missing = sorted(wanted - set(self.file.entries))
-        unread = sorted(set(self.file.entries) - wanted)
+        unread = sorted(
+            name
+            for name in set(self.file.entries) - wanted
+            if not self._is_copy_of_base(name, base)
+        )
         if missing:
             experts = sum(".mlp.experts." in name for name in missing)
             raise CheckpointError(
@@ -133,6 +131,23 @@ class Adapter:
                 f"{ADAPTER_CONFIG} and would be dropped, first '{unread[0]}'; the two files are "
                 "of different adapters, or the adapter is of another base"
             )
+
+    def _check_finite(self) -> None:
+        """Refuse NaN and infinity, reading one factor at a time."""
+        for target in self.targets.values():
+            for name in self._names(target):
+                if not torch.isfinite(self.file.read(name)).all():
+                    raise CheckpointError(
+                        f"{self.file.path}: '{name}' holds NaN or infinity; the training "
+                        "diverged, export an earlier checkpoint"
+                    )
+
+    def _is_copy_of_base(self, name: str, base: Checkpoint) -> bool:
+        module = name.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
+        target = self.targets.get(module)
+        if target is None or target.experts or name != f"{target.key}.base_layer.weight":
+            return False
+        return torch.equal(self.file.read(name), base.read(f"{module}.weight"))
 
     def _check_shapes(self) -> bool:
         """Return whether expert factors are swapped; refuse shapes that fit in neither way."""

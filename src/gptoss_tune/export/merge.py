@@ -242,17 +242,27 @@ def _staging(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
             raise MachineError(
                 f"{folder}: another merge is writing it; wait for it or choose another output"
             ) from None
-        text = to_json(identity)
-        plan = folder / _PLAN
-        if not plan.exists() or plan.read_text(encoding="utf-8") != text:
-            for old in folder.iterdir():
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-            write_text(plan, text)
-        for part in folder.glob("*.part"):
-            part.unlink()
-        yield
+        _keep_only_this_merge(folder, to_json(identity))
+        try:
+            yield
+        except BaseException:
+            if not any(folder.glob("*.safetensors")):  # nothing that a next run could keep
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     finally:
         os.close(descriptor)
+
+
+def _keep_only_this_merge(folder: Path, identity: str) -> None:
+    """Empty the folder unless it was begun by a merge of the same identity."""
+    plan = folder / _PLAN
+    with disk_errors(folder):
+        if not plan.exists() or plan.read_text(encoding="utf-8") != identity:
+            for old in folder.iterdir():
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+            write_text(plan, identity)
+        for part in folder.glob("*.part"):
+            part.unlink()
 
 
 def _check_room(folder: Path, shards: Sequence[Shard]) -> None:

@@ -118,7 +118,8 @@ def packed(
         base: Where W comes from, packed or dense.
         key: The stack, ``model.layers.N.mlp.experts.gate_up_proj``.
         changes: One for each adapter that targets the stack.
-        scale_rule: ``"ocp"`` as in merge-aware training, ``"search"`` for the least error.
+        scale_rule: ``"ocp"`` as in merge-aware training, whose rounded change is then the one that
+            has to survive; ``"search"`` for the least error.
         survival: Receives the sums of every expert.
         device: Where the arithmetic runs.
     """
@@ -135,6 +136,8 @@ def packed(
             blocks = torch.where(untouched.unsqueeze(-1), old_blocks, blocks)
             scales = torch.where(untouched, old_scales, scales)
         if changes:
+            if scale_rule == "ocp":  # the change that was trained is the rounded one
+                merged = dequantize(coded.blocks, coded.scales, dtype=torch.float32)
             held = dequantize(blocks, scales, dtype=torch.float32).sub_(weight)
             survival.add(expert, merged.sub_(weight), held)
         yield expert, Mxfp4Weight(blocks.cpu(), scales.cpu())
