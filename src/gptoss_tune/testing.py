@@ -74,6 +74,48 @@ _SPLIT_PATTERN = "|".join(
 )
 
 
+_RELEASED_SETTINGS: dict[str, Any] = {
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": 200_002,
+    "head_dim": _HEAD_DIM,
+    "hidden_act": "silu",
+    "initial_context_length": 4096,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 131_072,
+    "model_type": "gpt_oss",
+    "output_router_logits": False,
+    "pad_token_id": 199_999,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150_000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.55.0.dev0",
+    "use_cache": True,
+    "vocab_size": VOCAB_SIZE,
+}
+_RELEASED_QUANTIZATION = {
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+    "quant_method": "mxfp4",
+}
+
+
 def tiny_config(
     *,
     layers: int = 4,
@@ -90,77 +132,38 @@ def tiny_config(
         CheckpointError: A size is below one, or not divisible by what it must be divisible by.
     """
     sizes = {
-        "layers": layers,
-        "experts": experts,
-        "hidden": hidden,
-        "intermediate": intermediate,
-        "heads": heads,
-        "key_value_heads": key_value_heads,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": key_value_heads,
+        "num_local_experts": experts,
     }
     for name, size in sizes.items():
         if size < 1:
             raise CheckpointError(f"{name} is {size}; expected at least 1")
-    for name in ("hidden", "intermediate"):
-        if sizes[name] % MXFP4_BLOCK:
-            raise CheckpointError(
-                f"{name} is {sizes[name]}; MXFP4 needs a multiple of {MXFP4_BLOCK}"
-            )
-    if heads % key_value_heads:
-        raise CheckpointError(f"heads ({heads}) must be a multiple of {key_value_heads} groups")
+    _check_multiple("hidden_size", hidden, MXFP4_BLOCK)
+    _check_multiple("intermediate_size", intermediate, MXFP4_BLOCK)
+    _check_multiple("num_attention_heads", heads, key_value_heads)
     kinds = ("sliding_attention", "full_attention")
-    config: dict[str, Any] = {
-        "architectures": ["GptOssForCausalLM"],
-        "attention_bias": True,
-        "attention_dropout": 0.0,
-        "eos_token_id": 200_002,
+    storage: dict[str, Any] = (
+        {"quantization_config": _RELEASED_QUANTIZATION}
+        if format == "mxfp4"
+        else {"torch_dtype": "bfloat16"}
+    )
+    return {
+        **_RELEASED_SETTINGS,
+        **sizes,
+        **storage,
         "experts_per_token": min(4, experts),
-        "head_dim": _HEAD_DIM,
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "initial_context_length": 4096,
-        "initializer_range": 0.02,
-        "intermediate_size": intermediate,
         "layer_types": [kinds[i % 2] for i in range(layers)],
-        "max_position_embeddings": 131_072,
-        "model_type": "gpt_oss",
-        "num_attention_heads": heads,
         "num_experts_per_tok": min(4, experts),
-        "num_hidden_layers": layers,
-        "num_key_value_heads": key_value_heads,
-        "num_local_experts": experts,
-        "output_router_logits": False,
-        "pad_token_id": 199_999,
-        "rms_norm_eps": 1e-5,
-        "rope_scaling": {
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "factor": 32.0,
-            "original_max_position_embeddings": 4096,
-            "rope_type": "yarn",
-            "truncate": False,
-        },
-        "rope_theta": 150_000,
-        "router_aux_loss_coef": 0.9,
-        "sliding_window": 128,
-        "swiglu_limit": 7.0,
-        "tie_word_embeddings": False,
-        "transformers_version": "4.55.0.dev0",
-        "use_cache": True,
-        "vocab_size": VOCAB_SIZE,
     }
-    if format == "mxfp4":
-        config["quantization_config"] = {
-            "modules_to_not_convert": [
-                "model.layers.*.self_attn",
-                "model.layers.*.mlp.router",
-                "model.embed_tokens",
-                "lm_head",
-            ],
-            "quant_method": "mxfp4",
-        }
-    else:
-        config["torch_dtype"] = "bfloat16"
-    return config
+
+
+def _check_multiple(name: str, size: int, divisor: int) -> None:
+    if size % divisor:
+        raise CheckpointError(f"{name} is {size}; expected a multiple of {divisor}")
 
 
 def tiny_checkpoint(
@@ -225,13 +228,17 @@ def _weights(config: dict[str, Any], seed: int, *, packed: bool) -> Iterator[tup
         return (torch.randn(shape, generator=generator) * std).bfloat16()
 
     def expert_weight(name: str, out: int, into: int) -> Iterator[tuple[str, Tensor]]:
-        stack = quantize_reference(torch.randn((experts, out, into), generator=generator) * _STD)
+        each = [
+            quantize_reference(torch.randn((out, into), generator=generator) * _STD)
+            for _ in range(experts)
+        ]
+        blocks = torch.stack([expert.blocks for expert in each])
+        scales = torch.stack([expert.scales for expert in each])
         if packed:
-            yield f"{name}_blocks", stack.blocks
-            yield f"{name}_scales", stack.scales
+            yield f"{name}_blocks", blocks
+            yield f"{name}_scales", scales
         else:
-            dense = dequantize_reference(stack.blocks, stack.scales)
-            yield name, dense.transpose(1, 2).contiguous()
+            yield name, dequantize_reference(blocks, scales).transpose(1, 2).contiguous()
 
     yield "model.embed_tokens.weight", normal(VOCAB_SIZE, hidden, std=_EMBEDDING_STD)
     for layer in range(config["num_hidden_layers"]):
