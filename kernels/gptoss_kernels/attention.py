@@ -75,10 +75,9 @@ class AttentionEngine(Protocol):
         value: Tensor,
         out: Tensor,
         lse: Tensor,
-        delta: Tensor,
         rule: AttentionRule,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return dQ, dK, dV as ``[B, heads, S, D]``; ``delta [B, Hq, S]`` is rowsum(dO * O')."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return dQ, dK, dV as ``[B, heads, S, D]`` and ``rowsum(dO * O') [B, Hq, S]``."""
         ...
 
 
@@ -225,11 +224,8 @@ class _SinkAttention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key, value and sinks."""
         query, key, value, sinks, out, lse = ctx.saved_tensors
-        delta = _row_sums(grad_out, out, lse.dtype)
-        grads: tuple[Tensor | None, ...] = (None, None, None)
-        if any(ctx.needs_input_grad[:3]):
-            with without_autocast(query.device):
-                grads = ctx.engine.backward(grad_out, query, key, value, out, lse, delta, ctx.rule)
+        with without_autocast(query.device):
+            *grads, delta = ctx.engine.backward(grad_out, query, key, value, out, lse, ctx.rule)
         grad_sinks = None
         if ctx.needs_input_grad[3]:
             weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse)
@@ -247,7 +243,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 _ROWS_AT_A_TIME = 4096
 
 
-def _row_sums(grad_out: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
+def row_sums(grad_out: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``rowsum(dO * O') [B, Hq, S]`` without rounding the products to bf16.
 
     In pieces of the sequence: widened whole, both factors take 4 GiB at 131,072 tokens.

@@ -25,7 +25,10 @@ from gptoss_kernels.attention import (
     find_documents,
 )
 from gptoss_kernels.attention_eager import EagerEngine
+from gptoss_kernels.attention_fa4 import CAPABILITIES, FlashAttention4Engine, installed
 from gptoss_kernels.attention_flash import TorchFlashEngine
+from gptoss_kernels.attention_flex import FlexEngine
+from gptoss_kernels.attention_triton import HEAD_SIZES, TritonEngine
 
 ENGINE_NAMES = ("fa4", "torch_flash", "triton", "flex", "eager")
 """In the order in which ``auto`` tries them on a GPU: published rates at head size 64."""
@@ -69,9 +72,8 @@ def choose_engine(
     if wanted == "auto":
         return _first_that_works(device, dtype, head_size)
     if wanted not in ENGINE_NAMES:
-        raise ValueError(
-            f"attention must be auto or one of {', '.join(ENGINE_NAMES)}, got {wanted}"
-        )
+        names = ", ".join(ENGINE_NAMES)
+        raise ValueError(f"attention must be auto or one of {names}, got {wanted!r}")
     obstacle = find_obstacle(wanted, device, dtype, head_size)
     if obstacle is None:
         engine = _FACTORIES[wanted]()
@@ -104,8 +106,18 @@ def find_obstacle(
         return None
     if device.type != "cuda":
         return f"it needs a GPU, the model is on {device.type}"
-    if name == "torch_flash" and dtype not in (torch.bfloat16, torch.float16):
-        return f"torch's flash kernels need bf16 or fp16, got {dtype}"
+    half = dtype in (torch.bfloat16, torch.float16)
+    major, minor = torch.cuda.get_device_capability(device)
+    if name in ("fa4", "torch_flash") and not half:
+        return f"it needs bf16 or fp16, got {dtype}"
+    if name in ("torch_flash", "triton") and torch.version.hip is None and major < 8:
+        return f"it needs compute capability 8.0, this GPU has {major}.{minor}"
+    if name == "triton" and head_size not in HEAD_SIZES:
+        return f"it has head sizes {HEAD_SIZES}, got {head_size}"
+    if name == "fa4" and not installed():
+        return "flash_attn.cute is not installed"
+    if name == "fa4" and major not in CAPABILITIES:
+        return f"it needs compute capability 9, 10 or 11, this GPU has {major}.{minor}"
     return None
 
 
@@ -141,7 +153,10 @@ def find_fault(
             return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
         expected = results([leaf.float() for leaf in inputs], EagerEngine())
-        actual = results(inputs, engine)
+        try:
+            actual = results(inputs, engine)
+        except _REFUSALS as error:
+            return f"it raised {type(error).__name__}: {error}"
         for name, got, truth in zip(_RESULTS, actual, expected, strict=True):
             error = float((got.float() - truth).norm() / truth.norm())
             if not error <= tolerance:
@@ -149,8 +164,20 @@ def find_fault(
     return None
 
 
+# How libraries say that they lack a kernel, an argument or a card.
+_REFUSALS = (
+    RuntimeError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    ImportError,
+)
 _RESULTS = ("output", "query gradient", "key gradient", "value gradient", "sink gradient")
 _FACTORIES: dict[str, Callable[[], AttentionEngine | DifferentiableEngine]] = {
     "eager": EagerEngine,
     "torch_flash": TorchFlashEngine,
+    "triton": TritonEngine,
+    "flex": FlexEngine,
+    "fa4": FlashAttention4Engine,
 }

@@ -13,7 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule
+from gptoss_kernels.attention import AttentionRule, row_sums
+
+_ROWS_AT_A_TIME = 4096
 
 
 class TorchFlashEngine:
@@ -27,9 +29,9 @@ class TorchFlashEngine:
         cu_seqlens, longest = rule.documents.cu_seqlens(), rule.documents.max_length
         flash = torch.ops.aten._flash_attention_forward
         out, lse, *_ = flash(
-            _rows(query),
-            _rows(key),
-            _rows(value),
+            to_rows(query),
+            to_rows(key),
+            to_rows(value),
             cu_seqlens,
             cu_seqlens,
             longest,
@@ -40,10 +42,7 @@ class TorchFlashEngine:
             scale=rule.scaling,
             **_window(rule),
         )
-        lse = lse.view(heads, batch, length).transpose(0, 1)
-        with_sink = torch.logaddexp(lse, sinks.float().view(1, heads, 1))
-        share = torch.exp(lse - with_sink).transpose(1, 2).unsqueeze(-1)
-        return _scaled(out.view(batch, length, heads, -1), share), with_sink.contiguous()
+        return scaled_by_share(out, lse, sinks, batch, length, heads)
 
     def backward(
         self,
@@ -53,19 +52,18 @@ class TorchFlashEngine:
         value: Tensor,
         out: Tensor,
         lse: Tensor,
-        delta: Tensor,
         rule: AttentionRule,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``AttentionEngine``; the kernel makes ``delta`` itself, from O'."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See ``AttentionEngine``."""
         batch, heads, length, _ = query.shape
         cu_seqlens, longest = rule.documents.cu_seqlens(), rule.documents.max_length
         unused = torch.empty(0, dtype=torch.uint64, device=query.device)  # dropout's random state
         flash = torch.ops.aten._flash_attention_backward
         grads = flash(
             grad_out.reshape(batch * length, heads, -1),
-            _rows(query),
-            _rows(key),
-            _rows(value),
+            to_rows(query),
+            to_rows(key),
+            to_rows(value),
             out.view(batch * length, heads, -1),
             lse.transpose(0, 1).reshape(heads, batch * length),
             cu_seqlens,
@@ -82,10 +80,10 @@ class TorchFlashEngine:
         grad_query, grad_key, grad_value = (
             grad.view(batch, length, -1, query.shape[-1]).transpose(1, 2) for grad in grads
         )
-        return grad_query, grad_key, grad_value
+        return grad_query, grad_key, grad_value, row_sums(grad_out, out, lse.dtype)
 
 
-def _rows(heads_first: Tensor) -> Tensor:
+def to_rows(heads_first: Tensor) -> Tensor:
     """Return ``[B, heads, S, D]`` as ``[T, heads, D]``, a view where B is 1."""
     return heads_first.transpose(1, 2).flatten(0, 1)
 
@@ -97,11 +95,23 @@ def _window(rule: AttentionRule) -> dict[str, int]:
     return {"window_size_left": rule.window - 1, "window_size_right": 0}
 
 
-def _scaled(out: Tensor, share: Tensor) -> Tensor:
-    """Return ``out * share`` rounded once, in pieces: widened whole, O takes 2 GiB at 128k."""
+def scaled_by_share(
+    out: Tensor, lse: Tensor, sinks: Tensor, batch: int, length: int, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Return O' and LSE' from the O ``[T, Hq, D]`` and LSE ``[Hq, T]`` of a kernel without sinks.
+
+    Rounded once, and in pieces: widened whole, O takes 2 GiB at 131,072 tokens.
+    """
+    out = out.view(batch, length, heads, -1)
+    lse = lse.float().view(heads, batch, length).transpose(0, 1)
+    with_sink = torch.logaddexp(lse, sinks.float().view(1, heads, 1))
+    share = torch.exp(lse - with_sink).transpose(1, 2).unsqueeze(-1)
     scaled = torch.empty_like(out)
     for target, rows, factor in zip(
-        scaled.split(4096, dim=1), out.split(4096, dim=1), share.split(4096, dim=1), strict=True
+        scaled.split(_ROWS_AT_A_TIME, dim=1),
+        out.split(_ROWS_AT_A_TIME, dim=1),
+        share.split(_ROWS_AT_A_TIME, dim=1),
+        strict=True,
     ):
         target.copy_(rows.float() * factor)
-    return scaled
+    return scaled, with_sink.contiguous()

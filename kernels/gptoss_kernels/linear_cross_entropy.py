@@ -223,14 +223,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_loss: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         if ctx.walked:
             raise RuntimeError(
                 "linear_cross_entropy: the gradient was handed over by the first backward pass; "
                 "call the function again instead of walking one graph twice"
             )
         ctx.walked = True
-        grad_loss, _ = grad_outputs
         grads = []
         for grad in (ctx.grad_hidden, ctx.grad_weight):
             # In place: at 128k tokens a copy of the hidden states' gradient is 0.7 GiB.
@@ -327,7 +328,8 @@ def _losses_and_grad_triton_(
     losses = torch.empty_like(scales)
     lse = torch.empty_like(scales)
     rows, columns = logits.shape
-    _cross_entropy_kernel[(rows,)](
+    kernel: Any = _cross_entropy_kernel  # the options of a launch are no parameters of it
+    kernel[(rows,)](
         logits,
         targets,
         scales,
@@ -338,7 +340,7 @@ def _losses_and_grad_triton_(
         z_loss,
         WITH_GRAD=with_grad,
         BLOCK_V=min(_TILE_COLUMNS, 1 << (columns - 1).bit_length()),
-        num_warps=8,  # pyright: ignore[reportCallIssue]  an option of the launch
+        num_warps=8,
     )
     return losses, lse
 

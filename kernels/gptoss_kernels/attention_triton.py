@@ -1,0 +1,277 @@
+"""Our own flash kernels as an engine of attention with sinks: consumer cards, AMD, and CPU tests.
+
+Unlike the stock kernels these take the runs of a row as two integers per token, so a packed batch
+needs neither ``cu_seqlens`` nor its size on the host, and they fold the sink into the online
+softmax. fp32 inputs are multiplied in fp32, which is what lets the interpreter's results be held
+against float64.
+
+B rows, S tokens of a row, Hq query heads, Hkv key-value heads, G = Hq / Hkv, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptoss_kernels.attention import AttentionRule
+
+HEAD_SIZES = (16, 32, 64)
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Block sizes and launch options of one kernel: M queries by N keys.
+
+    Attributes:
+        queries: M, a power of two from 16.
+        keys: N, a power of two from 16.
+        warps: Warps of a program.
+        stages: Loop iterations that are loaded ahead.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class AttentionTiles:
+    """The tiles of the three kernels."""
+
+    forward: Tile
+    key_value: Tile
+    query: Tile
+
+
+def choose_attention_tiles(dtype: torch.dtype, shared_memory_kib: int) -> AttentionTiles:
+    """Return tiles that fit: no register spills and the shared memory of the card.
+
+    Args:
+        dtype: Of query, key and value.
+        shared_memory_kib: What one program may use: 99 on sm_86, sm_89 and sm_120, 163 on sm_80,
+            227 on sm_90 and sm_100.
+
+    Returns:
+        The tiles; compiled and inspected for sm_80, sm_90, sm_100 and sm_120, not yet timed.
+    """
+    if dtype == torch.float32:  # exact products run on the ordinary cores: for tests, not for speed
+        small = Tile(32, 32, 4, 1)
+        return AttentionTiles(small, small, small)
+    deep = 3 if shared_memory_kib >= 160 else 2
+    return AttentionTiles(Tile(128, 64, 8, deep), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2))
+
+
+class TritonEngine:
+    """Forward and backward in Triton; deterministic, no host synchronisation."""
+
+    def __init__(self, tiles: AttentionTiles | None = None) -> None:
+        """Use ``tiles``; ``None`` chooses by shape, dtype and card."""
+        self.tiles = tiles
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, rule: AttentionRule
+    ) -> tuple[Tensor, Tensor]:
+        """See ``AttentionEngine``."""
+        from gptoss_kernels._triton._attention import _attention_forward_kernel
+
+        _require_support(query)
+        query, key, value = (_unit_stride(t) for t in (query, key, value))
+        batch, heads, length, size = query.shape
+        tile = self._tiles(query).forward
+        out = torch.empty(batch, length, heads, size, dtype=query.dtype, device=query.device)
+        lse = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
+        if length == 0 or batch == 0:
+            return out, lse
+        blocks = -(-length // tile.queries)
+        kernel: Any = _attention_forward_kernel  # the options of a launch are no parameters of it
+        kernel[(blocks * batch * heads,)](
+            query,
+            key,
+            value,
+            sinks,
+            rule.documents.first_key,
+            out,
+            lse,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            length,
+            heads,
+            batch * heads,
+            rule.window or 0,
+            rule.scaling * math.log2(math.e),
+            GROUP=heads // key.shape[1],
+            HAS_WINDOW=rule.window is not None,
+            HEAD_SIZE=size,
+            BLOCK_M=tile.queries,
+            BLOCK_N=tile.keys,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        return out, lse
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        rule: AttentionRule,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See ``AttentionEngine``."""
+        query, key, value, grad_out = (_unit_stride(t) for t in (query, key, value, grad_out))
+        delta = row_sums_triton(grad_out, out)
+        if query.numel() == 0:
+            return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), delta
+        grad_key, grad_value = self._key_value(grad_out, query, key, value, lse, delta, rule)
+        grad_query = self._query(grad_out, query, key, value, lse, delta, rule)
+        return grad_query, grad_key, grad_value, delta
+
+    def _key_value(
+        self,
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lse: Tensor,
+        delta: Tensor,
+        rule: AttentionRule,
+    ) -> tuple[Tensor, Tensor]:
+        from gptoss_kernels._triton._attention_backward import _attention_key_value_kernel
+
+        batch, heads, length, size = query.shape
+        groups = key.shape[1]
+        tile = self._tiles(query).key_value
+        grad_key = key.new_empty(batch, length, groups, size)
+        grad_value = torch.empty_like(grad_key)
+        blocks = -(-length // tile.keys)
+        kernel: Any = _attention_key_value_kernel  # the options of a launch are no parameters of it
+        kernel[(blocks * batch * groups,)](
+            query,
+            key,
+            value,
+            grad_out,
+            lse,
+            delta,
+            rule.documents.first_key,
+            rule.documents.last_query,
+            grad_key,
+            grad_value,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            *grad_out.stride()[:3],
+            length,
+            heads,
+            rule.window or 0,
+            rule.scaling,
+            rule.scaling * math.log2(math.e),
+            batch * groups,
+            GROUP=heads // groups,
+            HAS_WINDOW=rule.window is not None,
+            HEAD_SIZE=size,
+            BLOCK_M=tile.queries,
+            BLOCK_N=tile.keys,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        return grad_key.transpose(1, 2), grad_value.transpose(1, 2)
+
+    def _query(
+        self,
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lse: Tensor,
+        delta: Tensor,
+        rule: AttentionRule,
+    ) -> Tensor:
+        from gptoss_kernels._triton._attention_backward import _attention_query_kernel
+
+        batch, heads, length, size = query.shape
+        tile = self._tiles(query).query
+        grad_query = query.new_empty(batch, length, heads, size)
+        blocks = -(-length // tile.queries)
+        kernel: Any = _attention_query_kernel  # the options of a launch are no parameters of it
+        kernel[(blocks * batch * heads,)](
+            query,
+            key,
+            value,
+            grad_out,
+            lse,
+            delta,
+            rule.documents.first_key,
+            grad_query,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            *grad_out.stride()[:3],
+            length,
+            heads,
+            batch * heads,
+            rule.window or 0,
+            rule.scaling,
+            rule.scaling * math.log2(math.e),
+            GROUP=heads // key.shape[1],
+            HAS_WINDOW=rule.window is not None,
+            HEAD_SIZE=size,
+            BLOCK_M=tile.queries,
+            BLOCK_N=tile.keys,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        return grad_query.transpose(1, 2)
+
+    def _tiles(self, query: Tensor) -> AttentionTiles:
+        if self.tiles is not None:
+            return self.tiles
+        kib = 227
+        if query.device.type == "cuda":
+            properties = torch.cuda.get_device_properties(query.device)
+            kib = properties.shared_memory_per_block_optin // 1024
+        return choose_attention_tiles(query.dtype, kib)
+
+
+def row_sums_triton(grad_out: Tensor, out: Tensor) -> Tensor:
+    """Return ``rowsum(dO * O) [B, Hq, S]`` in fp32 from two ``[B, S, Hq, D]``."""
+    from gptoss_kernels._triton._attention_backward import _attention_delta_kernel
+
+    batch, length, heads, size = out.shape
+    delta = torch.empty(batch, heads, length, dtype=torch.float32, device=out.device)
+    if delta.numel() == 0:
+        return delta
+    rows = 128
+    kernel: Any = _attention_delta_kernel  # the options of a launch are no parameters of it
+    kernel[(-(-length // rows) * batch * heads,)](
+        grad_out,
+        out,
+        delta,
+        *grad_out.stride()[:3],
+        length,
+        heads,
+        batch * heads,
+        HEAD_SIZE=size,
+        BLOCK_M=rows,
+    )
+    return delta
+
+
+def _require_support(query: Tensor) -> None:
+    if query.shape[-1] not in HEAD_SIZES or query.dtype not in _DTYPES:
+        raise ValueError(
+            f"the Triton attention needs a head size of {HEAD_SIZES} and bf16, fp16 or fp32, got "
+            f"{query.shape[-1]} and {query.dtype}; the eager engine takes any"
+        )
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
