@@ -21,6 +21,8 @@ FILES = [*CONVERSATIONS, EVAL, *TINY]
 # was written); a row with exchanged numbers or names shares more than 0.5.
 NEAR_DUPLICATE = 0.25
 
+# Chinese and Japanese are written without spaces: there a character counts as a word.
+WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W\u3040-\u30ff\u4e00-\u9fff]+")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 JSON_TYPES = {
     "string": str,
@@ -139,10 +141,7 @@ def shingles(row):
     text = " ".join(
         f"{message.get('thinking', '')} {message['content'] or ''}" for message in row["messages"]
     )
-    # Chinese and Japanese are written without spaces: there a character counts as a word.
-    words = re.findall(
-        r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W\u3040-\u30ff\u4e00-\u9fff]+", text.lower()
-    )
+    words = WORD.findall(text.lower())
     return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
 
 
