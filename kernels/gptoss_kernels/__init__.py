@@ -4,38 +4,56 @@ Shape legend of the whole package: T tokens, K experts per token, M = T*K routed
 I intermediate, E experts, R adapter rank.
 """
 
-from gptoss_kernels.combine import combine_reference
+from gptoss_kernels.backend import choose_backend
+from gptoss_kernels.combine import combine, combine_reference
 from gptoss_kernels.experts import experts, experts_reference
+from gptoss_kernels.grouped_matmul import grouped_matmul, grouped_matmul_reference
 from gptoss_kernels.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )
-from gptoss_kernels.lora import merged_expert_reference
+from gptoss_kernels.lora import (
+    LowRankTerm,
+    merged_expert_reference,
+    ragged_outer,
+    ragged_outer_reference,
+)
 from gptoss_kernels.mxfp4 import (
     MXFP4_BLOCK,
     Mxfp4Weight,
     dequantize,
     dequantize_reference,
+    quantize,
     quantize_reference,
 )
 from gptoss_kernels.projection import ExpertProjection
-from gptoss_kernels.routing import Routing, route_reference
-from gptoss_kernels.swiglu import swiglu_reference
+from gptoss_kernels.routing import Routing, route, route_reference
+from gptoss_kernels.swiglu import swiglu, swiglu_reference
 
 __all__ = [
     "MXFP4_BLOCK",
     "ExpertProjection",
+    "LowRankTerm",
     "Mxfp4Weight",
     "Routing",
+    "choose_backend",
+    "combine",
     "combine_reference",
     "dequantize",
     "dequantize_reference",
     "experts",
     "experts_reference",
+    "grouped_matmul",
+    "grouped_matmul_reference",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "merged_expert_reference",
+    "quantize",
     "quantize_reference",
+    "ragged_outer",
+    "ragged_outer_reference",
+    "route",
     "route_reference",
+    "swiglu",
     "swiglu_reference",
 ]

@@ -34,9 +34,17 @@ def grouped_mm(rows: Tensor, matrices: Tensor, expert_offsets: Tensor) -> Tensor
 
 @functools.cache
 def grouped_mm_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why torch's grouped product cannot be trusted on ``device``, None when it can."""
-    if device.type != "cuda" or dtype != torch.bfloat16:
-        return f"it needs bfloat16 on a CUDA device, got {dtype} on {device.type}"
+    """Return why torch's grouped product cannot be trusted on ``device``, None when it can.
+
+    Args:
+        device: A GPU, where it takes bf16; or a CPU, where it is a loop in torch (bf16 and fp32).
+        dtype: Of rows and matrices.
+
+    Returns:
+        The reason, for a message.
+    """
+    if dtype != torch.bfloat16 and (device.type != "cpu" or dtype != torch.float32):
+        return f"it needs bfloat16, got {dtype}"
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((96, 64), generator=generator).to(device, dtype)
     stored = torch.randn((3, 128, 64), generator=generator).to(device, dtype)

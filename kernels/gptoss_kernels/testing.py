@@ -86,26 +86,30 @@ class LayerInputs:
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def to(self, dtype: torch.dtype) -> LayerInputs:
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> LayerInputs:
         """Return a copy in ``dtype`` with fresh leaves; packed weights stay packed."""
 
         def leaf(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(dtype).clone().requires_grad_()
+            return tensor.detach().to(device, dtype).clone().requires_grad_()
 
         def convert(projection: ExpertProjection) -> ExpertProjection:
             weight = projection.weight
             lora_A, lora_B = projection.lora_A, projection.lora_B
+            if isinstance(weight, Mxfp4Weight):
+                weight = Mxfp4Weight(weight.blocks.to(device), weight.scales.to(device))
+            else:
+                weight = weight.to(device, dtype)
             return replace(
                 projection,
-                weight=weight if isinstance(weight, Mxfp4Weight) else weight.to(dtype),
-                bias=None if projection.bias is None else projection.bias.to(dtype),
+                weight=weight,
+                bias=None if projection.bias is None else projection.bias.to(device, dtype),
                 lora_A=None if lora_A is None else leaf(lora_A),
                 lora_B=None if lora_B is None else leaf(lora_B),
             )
 
         return LayerInputs(
             leaf(self.hidden_states),
-            self.router_indices,
+            self.router_indices.to(device),
             leaf(self.routing_weights),
             convert(self.gate_up),
             convert(self.down),

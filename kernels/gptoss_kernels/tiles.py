@@ -90,7 +90,7 @@ _WIDE = {
     "sm_100": (Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 64, 8, 4, flatten=False)),
     "sm_120": (Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3, flatten=False)),
     "gfx": (Tiles(128, 128, 32, 8, 2, flatten=False), Tiles(128, 128, 32, 8, 2, flatten=False)),
-    "interpreter": (Tiles(16, 32, 32, 4, 1, group=2), Tiles(16, 32, 32, 4, 1, group=2)),
+    "interpreter": (Tiles(16, 64, 64, 4, 1, group=2), Tiles(16, 64, 64, 4, 1, group=2)),
 }
 _SAME_FAMILY = {"sm_86": "sm_120", "sm_89": "sm_120", "sm_103": "sm_100", "sm_121": "sm_120"}
 _FLOAT32 = Tiles(64, 64, 32, 4, 2, flatten=False)
