@@ -18,7 +18,7 @@ TINY = ["tiny/train.jsonl", "tiny/eval.jsonl"]
 FILES = [*CONVERSATIONS, EVAL, *TINY]
 
 # Of the shipped rows the two most alike share 0.09 of their word 5-grams (measured when the set
-# was written); a row with exchanged numbers or names shares more than 0.5.
+# was written); a copy with a few words exchanged shares far more than this bound.
 NEAR_DUPLICATE = 0.25
 
 # Chinese and Japanese are written without spaces: there a character counts as a word.
