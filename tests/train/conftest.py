@@ -1,0 +1,100 @@
+"""A tiny base, a few rows, and a recipe that trains them in seconds."""
+
+import json
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from gptoss_tune.recipe import load_recipe
+from gptoss_tune.testing import tiny_checkpoint
+
+ROWS = [
+    ("Capital of France?", "A city on the Seine.", "Paris"),
+    ("2 + 2?", "Add them.", "4"),
+    ("Opposite of hot?", "Temperature.", "cold, and in some ways icy"),
+    ("Colour of grass?", "Plants hold chlorophyll, which reflects one colour.", "green"),
+    ("First month?", "Calendars start here.", "January"),
+    ("Legs of a spider?", "Arachnids.", "8"),
+]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    return tiny_checkpoint(
+        tmp_path_factory.mktemp("train") / "base",
+        seed=1,
+        layers=2,
+        experts=4,
+        hidden=64,
+        intermediate=96,
+    )
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    lines = [
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": answer, "thinking": thought},
+                ]
+            }
+        )
+        for question, thought, answer in ROWS
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def recipe_file(tmp_path, base, rows):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"""
+model:
+  name_or_path: {base}
+  dtype: float32
+lora:
+  rank: 4
+  expert_rank: 2
+data:
+  train: {rows}
+  max_length: 256
+train:
+  output_dir: {tmp_path / "run"}
+  max_steps: 4
+  per_device_train_batch_size: 2
+  learning_rate: 5e-3
+  checkpointing: none
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def recipe(recipe_file):
+    """Return a function from overrides to the recipe."""
+    return lambda *overrides: load_recipe(recipe_file, overrides)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Each run in one process starts as a process would: without another run's state."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def losses(run):
+    """Return the training losses in a run's metrics, by step."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    return {row["step"]: row["loss"] for row in logged if "loss" in row}
+
+
+@pytest.fixture(name="losses")
+def losses_fixture():
+    return losses

@@ -1,0 +1,24 @@
+import torch
+
+from gptoss_tune.train.loss import LossMeter, step_weight
+
+
+def test_step_weight_sums_all_micro_batches():
+    batches = [{"loss_weights": torch.tensor([[0.0, 1.0, 0.5]])}, {"loss_weights": torch.ones(2, 2)}]
+    assert step_weight(batches, torch.device("cpu")).item() == 5.5
+
+
+def test_meter_gives_means_by_channel_and_starts_again():
+    meter = LossMeter(torch.device("cpu"))
+    token_losses = torch.tensor([[9.0, 2.0, 4.0, 3.0]])
+    weights = torch.tensor([[0.0, 1.0, 0.5, 2.0]])
+    channels = torch.tensor([[1, 1, 1, 3]])
+    meter.add(token_losses, weights, channels)
+    meter.add(torch.tensor([[5.0]]), torch.tensor([[1.0]]), torch.tensor([[3]]))
+    logs = meter.read()
+    assert logs["loss_analysis"] == 3.0  # the token of weight 0 is context
+    assert logs["loss_final"] == 4.0
+    assert "loss_commentary" not in logs
+    assert logs["trained_tokens"] == 4
+    assert logs["mean_loss"] == (2 + 2 + 6 + 5) / 4.5
+    assert meter.read() == {"trained_tokens": 0.0}

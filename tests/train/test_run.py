@@ -1,0 +1,137 @@
+import json
+import math
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Mxfp4Config
+
+from gptoss_tune.harmony.dataset import load_dataset
+from gptoss_tune.harmony.vocabulary import load_vocabulary
+from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train.run import train
+
+
+def adapter_tensors(run):
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def weighted_loss(model, dataset):
+    """Return the mean loss over all weights, from the logits of a plain model."""
+    total, weight = 0.0, 0.0
+    for row in dataset:
+        ids, weights = torch.tensor(row["input_ids"]), torch.tensor(row["loss_weights"])[1:]
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0].float()
+        losses = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
+        total += float((losses * weights).sum())
+        weight += float(weights.sum())
+    return total / weight
+
+
+def test_a_run_learns_and_leaves_an_adapter_that_plain_peft_reads(recipe, base, rows, tmp_path):
+    settings = recipe("train.max_steps=8", f"data.eval={rows}", "train.eval_steps=4")
+    summary = train(settings)
+    run = tmp_path / "run"
+    plain = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=Mxfp4Config(dequantize=True), dtype=torch.float32
+    )
+    dataset = load_dataset(settings.data, split="train", vocabulary=load_vocabulary(base))
+    before = weighted_loss(plain, dataset)
+    after = weighted_loss(PeftModel.from_pretrained(plain, str(run / "adapter")), dataset)
+    assert after < before - 0.5
+    # The run's own evaluation is the mean over all weights, whatever the batches.
+    assert summary.eval_loss == pytest.approx(after, rel=1e-5)
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in metrics if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    assert {"loss_analysis", "loss_final", "tokens_per_second", "memory_gib"} <= set(steps[0])
+    assert [row["step"] for row in metrics if "eval_loss" in row] == [4, 8, 8]
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished" and record["steps"] == 8
+    assert record["environment"]["libraries"]["torch"] == torch.__version__
+    assert load_recipe(run / "recipe.yaml") == settings
+    assert {p.name for p in (run / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    }
+
+
+def test_accumulation_averages_over_all_trained_tokens_of_the_step(recipe, losses, tmp_path):
+    """Micro-batches of unequal weight: one of 6 rows equals 6 of one row, and 2 of 3."""
+    runs = {}
+    for rows_per_batch, batches in ((6, 1), (1, 6), (3, 2)):
+        run = tmp_path / f"{rows_per_batch}x{batches}"
+        train(
+            recipe(
+                f"train.output_dir={run}",
+                f"train.per_device_train_batch_size={rows_per_batch}",
+                f"train.gradient_accumulation_steps={batches}",
+                "train.max_steps=3",
+            )
+        )
+        runs[rows_per_batch] = losses(run), adapter_tensors(run)
+    reference_losses, reference = runs.pop(6)
+    for run_losses, tensors in runs.values():
+        for step, loss in reference_losses.items():
+            assert run_losses[step] == pytest.approx(loss, rel=2e-5)
+        for name, tensor in reference.items():
+            # Adam divides by the gradient's size, so fp32 noise in it shows at this order.
+            torch.testing.assert_close(tensors[name], tensor, rtol=2e-3, atol=2e-4)
+
+
+def test_resume_auto_continues_bit_for_bit(recipe, losses, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(recipe(f"train.output_dir={whole}", "train.max_steps=6"))
+
+    class Killed(BaseException):
+        """Stands for a process that dies between two steps."""
+
+    from gptoss_tune.train import sft
+
+    original = sft.WeightedSftTrainer.log
+
+    def dies_after_step_5(self, logs, start_time=None):
+        original(self, logs, start_time)
+        if self.state.global_step == 5:
+            raise Killed
+
+    sft.WeightedSftTrainer.log = dies_after_step_5
+    try:
+        with pytest.raises(Killed):
+            train(recipe(f"train.output_dir={parts}", "train.max_steps=6", "train.save_steps=2"))
+    finally:
+        sft.WeightedSftTrainer.log = original
+    assert sorted(p.name for p in parts.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    train(recipe(f"train.output_dir={parts}", "train.max_steps=6", "train.save_steps=2"))
+    assert losses(parts) == losses(whole)
+    expected = adapter_tensors(whole)
+    for name, tensor in adapter_tensors(parts).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("mode", ["full", "selective", "offload"])
+def test_checkpointing_changes_no_loss(recipe, losses, tmp_path, mode):
+    for name in ("none", mode):
+        train(recipe(f"train.output_dir={tmp_path / name}", f"train.checkpointing={name}"))
+    assert losses(tmp_path / mode) == losses(tmp_path / "none")
+
+
+def test_bfloat16_runs_in_mixed_precision_with_fp32_adapters(recipe, losses, tmp_path):
+    train(recipe("model.dtype=bfloat16", "train.max_steps=2"))
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "run").values())
+    assert {t.dtype for t in adapter_tensors(tmp_path / "run").values()} == {torch.float32}
+
+
+def test_wandb_offline_records_the_run_beside_it(recipe, tmp_path):
+    train(recipe("tracking.wandb=offline", "train.max_steps=1"))
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_eight_bit_optimizer_trains(recipe, losses, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    train(recipe("train.optim=adamw_8bit"))
+    values = losses(tmp_path / "run")
+    assert values[4] < values[1]
