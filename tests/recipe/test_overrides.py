@@ -39,6 +39,12 @@ def test_an_override_repairs_what_the_file_has_wrong(load, mistakes, sound):
     assert load(text, "train.seed=1", "lora.layers=null").train.seed == 1
 
 
+def test_nothing_of_a_replaced_value_is_reported_any_more(mistakes, sound):
+    text = sound + "lora:\n  layers: [1, x]\n"
+    (line,) = mistakes(text, "lora.layers=[1, y]")
+    assert line.startswith("override 1: 'lora.layers=[1, y]': lora.layers[1]: got 'y'")
+
+
 def test_null_takes_the_place_of_the_other_of_two_settings(load, sound):
     recipe = load(sound, "train.num_train_epochs=2", "train.max_steps=null")
     assert (recipe.train.max_steps, recipe.train.num_train_epochs) == (None, 2.0)

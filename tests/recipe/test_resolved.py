@@ -34,7 +34,9 @@ def same_to_every_reader(recipe, path):
     text = recipe_yaml(recipe)
     path.write_text(text, encoding="utf-8")
     assert load_recipe(path) == recipe
-    assert Recipe.model_validate(yaml.safe_load(text)) == recipe
+    by_pyyaml = yaml.safe_load(text)
+    assert Recipe.model_validate(by_pyyaml) == recipe
+    assert isinstance(by_pyyaml["train"]["learning_rate"], float)
     assert recipe_yaml(load_recipe(path)) == text
 
 

@@ -75,7 +75,7 @@ def _text_of(name: str) -> str:
     if len(raw) > LARGEST_FILE:
         raise refusal(f"over {LARGEST_FILE} bytes", "a recipe", "name the recipe, not the data")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         before = raw[: error.start]
         line = before.count(b"\n") + 1
