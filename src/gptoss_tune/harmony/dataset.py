@@ -182,7 +182,7 @@ def refuse_rejected(rendered: Sequence[RenderedSource], data: DataSection) -> No
     if rejected and data.on_error == "stop":
         raise DataError(rejected_message(report, "mend them, or set data.on_error to skip"))
     if rejected > data.max_errors:
-        raise DataError(rejected_message(report, "mend them, or raise data.max_errors"))
+        raise DataError(rejected_message(report, _over(data)))
 
 
 def rejected_message(report: Report, todo: str) -> str:
@@ -201,9 +201,13 @@ def _stop_when_over(most: int, report: Report, opened: OpenedSource, data: DataS
     todo = (
         f"reading {opened.label} stopped here; mend them, or set data.on_error to skip"
         if data.on_error == "stop"
-        else f"that is over data.max_errors {data.max_errors}; mend them, or raise it"
+        else _over(data)
     )
     raise DataError(rejected_message(report, todo))
+
+
+def _over(data: DataSection) -> str:
+    return f"that is over data.max_errors {data.max_errors}; mend them, or raise it"
 
 
 def select(

@@ -158,9 +158,13 @@ def _read_csv(file: IO[bytes], name: str) -> Iterator[Located]:
     csv.field_size_limit(sys.maxsize)  # a message may be longer than the module's 128 KiB
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     reader = csv.DictReader(text, strict=True)
+    header_read = False
     while True:
         at = f"{name}:{reader.line_num + 1}"
         try:
+            if not header_read:
+                header_read = reader.fieldnames is not None
+                continue
             row = next(reader)
         except StopIteration:
             return

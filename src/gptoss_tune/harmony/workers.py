@@ -34,8 +34,8 @@ from gptoss_tune.harmony.vocabulary import LONGEST_TOKEN_BYTES, Vocabulary, voca
 
 CHUNK_BYTES: Final = 1 << 20
 CHUNK_ROWS: Final = 1024
-WORTH_A_PROCESS: Final = 8 << 20
-"""Bytes of source for which another process pays for its start (about two seconds)."""
+WORTH_A_PROCESS: Final = 32 << 20
+"""Bytes of source, about ten seconds of work, for which another process pays for its start."""
 
 
 @dataclass(frozen=True, slots=True)

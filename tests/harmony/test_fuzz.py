@@ -1,0 +1,207 @@
+"""Whatever a row holds, reading and rendering it raises DataError or nothing."""
+
+import contextlib
+import json
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.formats import read_preference, read_prompt, read_row
+from gptoss_tune.harmony.render import Renderer, RenderSettings
+from gptoss_tune.harmony.rows import parse_object
+from gptoss_tune.harmony.vocabulary import ORDINARY_TOKENS, load_vocabulary
+
+SETTINGS = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**20)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["<|end|>", "user", "assistant", "final", "f", "functions.f", "\ud800", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def maybe(strategy):
+    return st.one_of(strategy, strategy, strategy, anything)
+
+
+roles = st.sampled_from(["system", "developer", "user", "assistant", "tool", "function"])
+names = st.sampled_from(["f", "g", "python", "browser.search", "functions.f"])
+schemas = st.recursive(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": maybe(st.sampled_from(["object", "string", "array", "integer", "null"])),
+            "enum": maybe(st.lists(st.text(max_size=3), max_size=2)),
+            "default": anything,
+            "description": maybe(st.text(max_size=5)),
+            "nullable": maybe(st.booleans()),
+            "title": anything,
+            "examples": anything,
+        },
+    ),
+    lambda inner: st.fixed_dictionaries(
+        {"type": maybe(st.sampled_from(["object", "array"]))},
+        optional={
+            "properties": maybe(st.dictionaries(st.text(max_size=4), inner, max_size=3)),
+            "items": maybe(inner),
+            "oneOf": maybe(st.lists(inner, max_size=3)),
+            "anyOf": maybe(st.lists(inner, max_size=2)),
+            "required": maybe(st.lists(st.text(max_size=4), max_size=2)),
+        },
+    ),
+    max_leaves=5,
+)
+functions = st.fixed_dictionaries(
+    {"name": maybe(names)},
+    optional={"description": maybe(st.text(max_size=9)), "parameters": maybe(schemas)},
+)
+tools = st.lists(
+    maybe(
+        st.builds(lambda f: {"type": "function", "function": f}, functions)
+        | functions
+        | st.sampled_from([{"type": "python"}, {"type": "browser"}])
+    ),
+    max_size=2,
+)
+calls = st.fixed_dictionaries(
+    {
+        "function": maybe(
+            st.fixed_dictionaries(
+                {
+                    "name": maybe(names),
+                    "arguments": maybe(st.sampled_from(["{}", '{"a": 1}', "[]", "{", {"a": 1}])),
+                }
+            )
+        )
+    },
+    optional={"id": maybe(st.sampled_from(["1", "2"]))},
+)
+contents = st.text(max_size=9) | st.lists(
+    st.fixed_dictionaries({"type": st.just("text"), "text": maybe(st.text(max_size=4))}), max_size=2
+)
+messages = st.fixed_dictionaries(
+    {"role": maybe(roles), "content": maybe(contents)},
+    optional={
+        "name": maybe(names),
+        "thinking": maybe(st.text(max_size=5)),
+        "reasoning_content": maybe(st.text(max_size=5)),
+        "tool_calls": maybe(st.lists(calls, max_size=2)),
+        "function_call": anything,
+        "tool_call_id": maybe(st.sampled_from(["1", "2"])),
+        "weight": maybe(st.integers(0, 1)),
+    },
+)
+natives = st.fixed_dictionaries(
+    {
+        "role": maybe(roles),
+        "content": maybe(
+            contents
+            | st.lists(
+                st.fixed_dictionaries(
+                    {"type": st.sampled_from(["system_content", "developer_content"])},
+                    optional={
+                        "instructions": anything,
+                        "tools": maybe(st.dictionaries(names, anything, max_size=2)),
+                        "reasoning_effort": anything,
+                        "channel_config": anything,
+                    },
+                ),
+                max_size=1,
+            )
+        ),
+        "channel": maybe(st.sampled_from(["analysis", "commentary", "final"])),
+    },
+    optional={
+        "recipient": maybe(names),
+        "content_type": maybe(st.sampled_from(["json", "code", "<|constrain|>json"])),
+        "name": maybe(names),
+        "author": anything,
+    },
+)
+extras = {
+    "tools": maybe(tools),
+    "response_format": anything,
+    "reasoning_effort": maybe(st.sampled_from(["low", "high"])),
+    "weight": maybe(st.floats(0, 2)),
+    "channel_weights": maybe(st.fixed_dictionaries({}, optional={"final": anything})),
+    "builtin_tools": maybe(st.just(["python"])),
+}
+rows = st.one_of(
+    st.fixed_dictionaries(
+        {"messages": maybe(st.lists(maybe(messages), max_size=5))}, optional=extras
+    ),
+    st.fixed_dictionaries({"messages": st.lists(maybe(natives), max_size=5)}, optional=extras),
+    st.fixed_dictionaries(
+        {
+            "conversations": st.lists(
+                maybe(
+                    st.fixed_dictionaries(
+                        {
+                            "from": maybe(
+                                st.sampled_from(["human", "gpt", "function_call", "tool"])
+                            ),
+                            "value": maybe(st.text(max_size=5)),
+                        }
+                    )
+                ),
+                max_size=4,
+            )
+        },
+        optional=extras,
+    ),
+    st.fixed_dictionaries(
+        {"prompt": maybe(st.text(max_size=5)), "completion": maybe(st.text(max_size=5))},
+        optional={**extras, "system": anything, "thinking": anything, "chosen": anything},
+    ),
+    st.dictionaries(st.text(max_size=5), anything, max_size=3),
+)
+
+
+@SETTINGS
+@given(rows)
+def test_reading_and_rendering_a_row_raise_nothing_but_data_errors(row):
+    vocabulary = load_vocabulary()
+    with contextlib.suppress(DataError):
+        conversation = read_row(row, "row:1")
+        for example in Renderer(vocabulary, RenderSettings()).render(conversation):
+            specials = example.input_ids[example.input_ids >= ORDINARY_TOKENS]
+            assert specials[0] == 200_006 and specials[-1] in (200_002, 200_012)
+            vocabulary.encoding.decode(example.input_ids.tolist())
+
+
+@SETTINGS
+@given(
+    st.dictionaries(
+        st.sampled_from(["prompt", "chosen", "rejected", "messages", "tools", "system"]), anything
+    )
+)
+def test_reading_pairs_and_prompts_raises_nothing_but_data_errors(row):
+    for read in (read_preference, read_prompt):
+        with contextlib.suppress(DataError):
+            read(row, "row:1")
+
+
+@SETTINGS
+@given(
+    st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
+)
+def test_parsing_a_line_raises_nothing_but_data_errors(line):
+    with contextlib.suppress(DataError):
+        assert isinstance(parse_object(line, "row:1"), dict)
+
+
+@SETTINGS
+@given(anything)
+def test_parsing_gives_back_what_json_wrote(value):
+    line = json.dumps({"row": value}, allow_nan=True).encode()
+    with contextlib.suppress(DataError):
+        parsed = parse_object(line, "row:1")
+        assert json.dumps(parsed) == json.dumps({"row": value})
