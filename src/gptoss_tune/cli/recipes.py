@@ -24,7 +24,7 @@ def check(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help="Settings laid over the file, such as train.max_steps=10.",
             show_default=False,
         ),
@@ -35,8 +35,9 @@ def check(
 ) -> None:
     """Print a recipe with every default filled in, or every mistake in it.
 
-    Exit code 0 for a sound recipe, 2 for one with mistakes. Paths in a recipe are relative to the
-    current directory.
+    Exit code 0 for a sound recipe, 2 for one with mistakes.
+
+    Paths in a recipe are relative to the current directory.
     """
     from gptoss_tune.recipe import RecipeMistakes, load_recipe, resolved_lines
 
