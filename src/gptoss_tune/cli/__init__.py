@@ -46,6 +46,7 @@ app.command("schema")(recipes.schema)
 app.command("recipes")(recipes.recipes)
 app.command("tiny")(tiny.tiny)
 app.command("merge")(export.merge)
+app.command("verify")(export.verify)
 app.command("train")(train.train)
 app.command("demo")(demo.demo)
 

@@ -13,6 +13,7 @@ from gptoss_tune.cli.tiny import ExpertFormat
 if TYPE_CHECKING:
     from gptoss_tune.checkpoint import Checkpoint
     from gptoss_tune.export.plan import WeightedAdapter
+    from gptoss_tune.export.verify import Verification
 
 AdapterPath = Annotated[
     list[str],
@@ -27,6 +28,7 @@ BasePath = Annotated[
 OtherBase = Annotated[
     bool, typer.Option("--other-base", help="Accept a base with other weights than trained on.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a base on the Hub.")]
 
 
@@ -47,12 +49,19 @@ def merge(
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Write MXFP4 even where less survives.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    verified: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Verify before the folder gets its name.")
+    ] = True,
+    json: AsJson = False,
 ) -> None:
-    """Merge an adapter into its base and write a checkpoint that needs no adapter."""
+    """Merge an adapter into its base and write a checkpoint that needs no adapter.
+
+    A merge that was stopped goes on where it was when the same command is given again.
+    """
     from gptoss_tune.checkpoint.write import to_json
     from gptoss_tune.export.merge import MergeOptions
     from gptoss_tune.export.merge import merge as run_merge
+    from gptoss_tune.export.verify import verify as run_verify
 
     checkpoint, weighted = open_all(adapters, base, revision, other_base)
     options = MergeOptions(
@@ -62,14 +71,76 @@ def merge(
         min_survival=min_survival,
         accept_loss=accept_loss,
     )
-    report = run_merge(checkpoint, weighted, out, options, progress=show_progress)
+    verification: list[Verification] = []
+
+    def inspect(folder: Path) -> None:
+        if not verified:
+            return
+        # What a loss does to the logits was accepted; that the weights are right was not.
+        result = run_verify(folder, checkpoint, weighted, logits=not accept_loss, device=device)
+        verification.append(result)
+        result.require()
+
+    report = run_merge(checkpoint, weighted, out, options, progress=show_progress, inspect=inspect)
     if json:
-        sys.stdout.write(to_json(report))
+        checked = verification[0].as_dict() if verification else None
+        sys.stdout.write(to_json({**report, "out": str(out), "verification": checked}))
         return
-    survival = report["survival"]
-    if survival["stacks"]:
-        print_survival(survival)
+    if report["survival"]["stacks"]:
+        print_survival(report["survival"])
+    for result in verification:
+        print_checks(result)
     typer.echo(f"{out}: {format.value}, {report['bytes'] / 1e9:.2f} GB")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A merged checkpoint.")],
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="What was merged: a run or an adapter, PATH or PATH=WEIGHT; repeatable."),
+    ] = None,
+    base: BasePath = None,
+    revision: Revision = None,
+    other_base: OtherBase = False,
+    logits: Annotated[bool, typer.Option(help="Compare logits too.")] = True,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
+    json: AsJson = False,
+) -> None:
+    """Check that a merged checkpoint holds what was trained."""
+    from gptoss_tune.checkpoint.write import to_json
+    from gptoss_tune.export.verify import verify as run_verify
+
+    checkpoint, weighted = None, []
+    if adapter:
+        checkpoint, weighted = open_all(adapter, base, revision, other_base)
+    result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
+    if json:
+        sys.stdout.write(to_json(result.as_dict()))
+    else:
+        print_checks(result)
+    result.require()
+
+
+def print_checks(result: Verification) -> None:
+    """Print a verification as a table: one line for each check, one for each changed weight."""
+    from rich.console import Console
+    from rich.table import Table
+
+    words = {True: "ok", False: "RED", None: "not done"}
+    colours = {True: "green", False: "bold red", None: "yellow"}
+    console = Console()
+    if result.targets:
+        table = Table("weight", "|change|", "held", "can be held", "probe")
+        for target in result.targets:
+            numbers = (target.held, target.holdable, target.probe)
+            shares = [f"{share:.1%}" for share in numbers]
+            table.add_row(target.module, f"{target.delta_norm:.4g}", *shares)
+        console.print(table)
+    table = Table("check", "", "")
+    for check in result.checks:
+        answer = f"[{colours[check.passed]}]{words[check.passed]}[/]"
+        table.add_row(check.name, answer, check.detail)
+    console.print(table)
 
 
 def open_all(

@@ -54,6 +54,10 @@ class LowRank:
     B: Tensor
     scaling: float
 
+    def to(self, device: torch.device) -> LowRank:
+        """Return the same change with its factors on ``device``."""
+        return LowRank(self.A.to(device), self.B.to(device), self.scaling)
+
     def apply(self, inputs: Tensor, expert: int = 0) -> Tensor:
         """Return ``scaling * (x A^T) B^T`` for ``inputs [..., in]``, without forming the change."""
         return (inputs @ self.A[expert].T) @ self.B[expert].T * self.scaling

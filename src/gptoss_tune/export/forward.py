@@ -1,0 +1,188 @@
+"""Logits of a checkpoint, layer by layer, with or without adapters beside it.
+
+A merged 120b does not fit in the memory of the machine that merged it, so a forward pass for
+verification holds one layer at a time. Adapters are applied the way training applies them, as low-
+rank terms beside the base and never inside a weight; the merged file is read as any program would
+read it. That the two agree is then a statement about the file, not about one function.
+
+Attention is transformers' own eager attention in fp32; experts run through ``gptoss_kernels``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from gptoss_kernels import ExpertProjection, Mxfp4Weight, experts
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GptOssConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import (
+    GptOssAttention,
+    GptOssRotaryEmbedding,
+)
+
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.checkpoint.names import ATTENTION_PROJECTIONS, expert_key
+from gptoss_tune.export.factors import LowRank
+from gptoss_tune.export.plan import WeightedAdapter, low_ranks
+
+_HEAD_ROWS = 1 << 14
+"""Rows of the embedding's shape read at once for the logits."""
+
+
+class LayerwiseModel:
+    """A checkpoint, maybe with adapters, that computes logits one layer at a time in fp32."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        adapters: Sequence[WeightedAdapter] = (),
+        *,
+        merge_aware: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        """Prepare to read from ``checkpoint``.
+
+        Args:
+            checkpoint: Where the weights come from.
+            adapters: Low-rank changes to add beside the weights.
+            merge_aware: Round the changed experts to MXFP4 as merge-aware training does; needs
+                exactly one adapter.
+            device: Where to compute.
+        """
+        values = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
+        self.config = GptOssConfig.from_dict(values)
+        self.config._attn_implementation = "eager"
+        self._checkpoint, self._adapters = checkpoint, adapters
+        self._merge_aware, self._device = merge_aware, torch.device(device)
+
+    @torch.no_grad()
+    def logits(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the logits ``[tokens, V]`` fp32 of every prompt, on the CPU."""
+        states = [self._embed(prompt) for prompt in prompts]
+        rotary = GptOssRotaryEmbedding(self.config).to(self._device)
+        for layer in range(self.config.num_hidden_layers):
+            self._layer_pass(layer, states, rotary)
+        norm = self._read("model.norm.weight")
+        states = [self._normalized(state, norm) for state in states]
+        return self._head(states)
+
+    def _layer_pass(self, layer: int, states: list[Tensor], rotary: nn.Module) -> None:
+        """Replace ``states`` by the output of one decoder layer, read for this pass alone."""
+        prefix = f"model.layers.{layer}"
+        attention = self._attention(layer)
+        norms = [
+            self._read(f"{prefix}.{name}_layernorm.weight") for name in ("input", "post_attention")
+        ]
+        router = [self._read(f"{prefix}.mlp.router.{name}") for name in ("weight", "bias")]
+        projections = [self._projection(layer, name) for name in ("gate_up_proj", "down_proj")]
+        sliding = attention.layer_type == "sliding_attention"
+        window = self.config.sliding_window if sliding else None
+        for i, state in enumerate(states):
+            hidden = self._normalized(state, norms[0])
+            positions = torch.arange(hidden.shape[0], device=self._device)[None]
+            mask = _mask(hidden.shape[0], window, self._device)
+            mixed, _ = attention(hidden[None], rotary(hidden[None], positions), mask)
+            state = state + mixed[0]
+            hidden = self._normalized(state, norms[1])
+            scores, chosen = functional.linear(hidden, *router).topk(
+                self.config.num_experts_per_tok, dim=-1
+            )
+            states[i] = state + experts(
+                hidden,
+                chosen,
+                scores.softmax(-1),
+                projections[0],
+                projections[1],
+                limit=self.config.swiglu_limit,
+                merge_aware=self._merge_aware,
+            )
+
+    def _embed(self, prompt: Sequence[int]) -> Tensor:
+        rows = [self._checkpoint.read_rows("model.embed_tokens.weight", t, t + 1) for t in prompt]
+        return torch.cat(rows).float().to(self._device)
+
+    def _normalized(self, state: Tensor, weight: Tensor) -> Tensor:
+        scale = torch.rsqrt(state.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
+        return weight * (state * scale)
+
+    def _attention(self, layer: int) -> GptOssAttention:
+        """Return transformers' attention of one layer with its weights, adapters beside them."""
+        with torch.device("meta"):
+            module = GptOssAttention(self.config, layer)
+        module = module.to_empty(device=self._device).eval()
+        prefix = f"model.layers.{layer}.self_attn"
+        module.load_state_dict({n: self._read(f"{prefix}.{n}") for n in module.state_dict()})
+        for name in ATTENTION_PROJECTIONS:
+            changes = [
+                change.to(self._device) for change in low_ranks(self._adapters, f"{prefix}.{name}")
+            ]
+            if changes:
+                setattr(module, name, _Beside(getattr(module, name), changes))
+        return module
+
+    def _projection(self, layer: int, name: str) -> ExpertProjection:
+        """Return the experts of one projection as stored, with the adapters' factors."""
+        key = expert_key(layer, name)
+        if self._checkpoint.expert_format == "mxfp4":
+            parts = (self._checkpoint.read(f"{key}_{p}").to(self._device) for p in _PARTS)
+            weight: Mxfp4Weight | Tensor = Mxfp4Weight(*parts)
+        else:
+            weight = self._checkpoint.read(key).to(self._device)
+        changes = low_ranks(self._adapters, key)
+        bias = self._read(f"{key}_bias")
+        if not changes:
+            return ExpertProjection(weight, bias)
+        # A sum of low-rank changes is one of the summed rank; the scalings go into B.
+        lora_a = torch.cat([change.A for change in changes], dim=1).to(self._device)
+        scaled = [change.B * (change.scaling / changes[0].scaling) for change in changes]
+        lora_b = torch.cat(scaled, dim=2).to(self._device)
+        return ExpertProjection(weight, bias, lora_a, lora_b, changes[0].scaling)
+
+    def _head(self, states: list[Tensor]) -> list[Tensor]:
+        """Return the logits of the final states, reading the head in bands of rows."""
+        tied = self.config.tie_word_embeddings
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        rows = self._checkpoint.shape(name)[0]
+        parts: list[list[Tensor]] = [[] for _ in states]
+        for start in range(0, rows, _HEAD_ROWS):
+            band = self._checkpoint.read_rows(name, start, min(rows, start + _HEAD_ROWS))
+            band = band.float().to(self._device)
+            for part, state in zip(parts, states, strict=True):
+                part.append((state @ band.T).cpu())
+        logits = [torch.cat(part, dim=1) for part in parts]
+        for change in low_ranks(self._adapters, "lm_head"):
+            for i, state in enumerate(states):
+                logits[i] += change.apply(state.cpu())
+        return logits
+
+    def _read(self, name: str) -> Tensor:
+        return self._checkpoint.read(name).float().to(self._device)
+
+
+_PARTS = ("blocks", "scales")
+
+
+class _Beside(nn.Module):
+    """A linear layer with low-rank changes beside it."""
+
+    def __init__(self, linear: nn.Linear, changes: Sequence[LowRank]) -> None:
+        super().__init__()
+        self.linear, self.changes = linear, changes
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out = self.linear(inputs)
+        for change in self.changes:
+            out = out + change.apply(inputs)
+        return out
+
+
+def _mask(tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """Return the additive causal mask ``[1, 1, T, T]``, -inf beyond ``window`` tokens back."""
+    position = torch.arange(tokens, device=device)
+    distance = position[:, None] - position
+    unseen = distance < 0
+    if window is not None:
+        unseen = unseen | (distance >= window)
+    return torch.zeros(unseen.shape, device=device).masked_fill(unseen, float("-inf"))[None, None]

@@ -1,0 +1,286 @@
+"""Do the weights of a merged file hold base + change? Answered from files, one expert at a time.
+
+The change is computed here from the adapter's tensors as PEFT documents them, in one line, and by
+none of the code that merges: a wrong transpose there is not repeated here. Whether it is in the
+file is asked in three ways that fail differently:
+
+* element by element, or block by block for MXFP4, the file is as near to ``W + d`` as rounding can
+  bring it;
+* the share ``<M - W, d> / <d, d>`` of the change that the file M holds is the share that correct
+  rounding would hold: bf16 and MXFP4 may lose a small change, but a dropped one is seen here even
+  where it is smaller than a rounding step;
+* ``(M - W) x`` is ``s B (A x)`` for a random x: the probe for transposed or permuted factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from gptoss_kernels import ExpertProjection, Mxfp4Weight, dequantize, quantize_reference
+from gptoss_kernels.mxfp4 import MXFP4_BLOCK
+from gptoss_kernels.projection import merged_mxfp4_expert
+from torch import Tensor
+
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.checkpoint.names import layer_of
+from gptoss_tune.export.compute import chunks, decoded
+from gptoss_tune.export.factors import Adapter
+from gptoss_tune.export.plan import WeightedAdapter
+
+_BF16_ROUNDING = 2.0**-8 * 1.01  # half a step, and the last bits of two sums in fp32
+_SHARE_TOLERANCE = 0.05  # measured 0.000 for our merges, 0.02 for PEFT's bf16 + bf16
+_BLOCK_TOLERANCE = 1.01
+
+
+@dataclass
+class TargetReport:
+    """What the file holds of one weight's change.
+
+    Attributes:
+        module: The adapters' name of the weight.
+        delta_norm: |d|.
+        held: ``<M - W, d> / <d, d>`` over all experts.
+        holdable: The same for correctly rounded weights.
+        probe: ``<(M - W) x, s B (A x)> / <s B (A x), s B (A x)>``; near ``held`` in a right file.
+        faults: What is wrong, one short sentence for each expert or tensor; empty in a right file.
+    """
+
+    module: str
+    delta_norm: float = 0.0
+    held: float = 0.0
+    holdable: float = 0.0
+    probe: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+
+def raw_change(each: WeightedAdapter, module: str, expert: int, device: torch.device) -> Tensor:
+    """Return ``[out, in]`` fp32: one expert's change by PEFT's own definition.
+
+    ``delta[e] = scaling * einsum("o r e, e r i -> e o i", B, A)`` with A ``[E*r, in]`` seen as
+    ``[E, r, in]`` and B ``[out, r*E]`` seen as ``[out, r, E]``.
+
+    See peft, ``ParamWrapper.get_delta_weight``.
+    """
+    a, b = _raw_factors(each.adapter, module, expert, device)
+    return (b @ a) * (each.adapter.targets[module].scaling * each.weight)
+
+
+def _raw_factors(
+    adapter: Adapter, module: str, expert: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return A ``[r, in]`` and B ``[out, r]`` of one expert, straight from the file."""
+    target = adapter.targets[module]
+    rank = target.rank
+    rows = adapter.file.read_rows(f"{target.key}.lora_A.weight", expert * rank, (expert + 1) * rank)
+    columns = adapter.file.read(f"{target.key}.lora_B.weight")[:, expert :: target.experts or 1]
+    return rows.float().to(device), columns.float().to(device)
+
+
+def inspect_target(
+    base: Checkpoint,
+    merged: Checkpoint,
+    adapters: Sequence[WeightedAdapter],
+    module: str,
+    *,
+    merge_aware: bool,
+    device: torch.device,
+) -> TargetReport:
+    """Return what ``merged`` holds of the change of one weight.
+
+    Args:
+        base: What was merged into.
+        merged: The file in question.
+        adapters: What was merged.
+        module: A target of at least one adapter.
+        merge_aware: The rounded weights were trained: the file must hold exactly those.
+        device: Where to compute.
+    """
+    mine = [each for each in adapters if module in each.adapter.targets]
+    experts = mine[0].adapter.targets[module].experts
+    report = TargetReport(module)
+    sums = _Sums()
+    generator = torch.Generator().manual_seed(0)
+    for expert in range(experts or 1):
+        weight = _matrix(base, module, expert, experts, device)
+        found = _matrix(merged, module, expert, experts, device)
+        change = torch.zeros_like(weight)
+        probe = torch.randn(weight.shape[1], generator=generator).to(device)
+        expected_probe = torch.zeros(weight.shape[0], device=device)
+        for each in mine:
+            change += raw_change(each, module, expert, device)
+            a, b = _raw_factors(each.adapter, module, expert, device)
+            scaling = each.adapter.targets[module].scaling * each.weight
+            expected_probe += scaling * (b @ (a @ probe))
+        where = module if experts is None else f"{module} expert {expert}"
+        if merge_aware and experts is not None:
+            trained = _trained_expert(base, mine[0].adapter, module, expert)
+            _compare_with_training(report, where, found, trained.to(device))
+            rounded = trained.to(device)
+        else:
+            rounded = _rounded(weight + change, merged, experts)
+            _compare_with_rounding(report, where, found, weight, change, rounded, merged, experts)
+        sums.add(change, found - weight, rounded - weight, expected_probe, probe)
+    sums.fill(report)
+    if report.delta_norm == 0:
+        report.faults.append(f"{module}: the adapter's change is zero; nothing was trained there")
+    return report
+
+
+def _matrix(
+    checkpoint: Checkpoint, module: str, expert: int, experts: int | None, device: torch.device
+) -> Tensor:
+    """Return ``[out, in]`` fp32 of one expert, or of a linear layer."""
+    if experts is None:
+        return checkpoint.read(f"{module}.weight").to(device).float()
+    return decoded(checkpoint, module, expert, expert + 1, device)[0]
+
+
+def _trained_expert(base: Checkpoint, adapter: Adapter, module: str, expert: int) -> Tensor:
+    """Return the rounded expert ``[out, in]`` as merge-aware training computed it."""
+    change = adapter.read(module)
+    packed = Mxfp4Weight(
+        base.read_rows(f"{module}_blocks", expert, expert + 1),
+        base.read_rows(f"{module}_scales", expert, expert + 1),
+    )
+    one = slice(expert, expert + 1)
+    projection = ExpertProjection(packed, None, change.A[one], change.B[one], change.scaling)
+    return merged_mxfp4_expert(projection, 0)
+
+
+def _rounded(wanted: Tensor, merged: Checkpoint, experts: int | None) -> Tensor:
+    """Return ``wanted`` as the merged format can hold it."""
+    if experts is not None and merged.expert_format == "mxfp4":
+        coded = quantize_reference(wanted)
+        return dequantize(coded.blocks, coded.scales, dtype=torch.float32)
+    return wanted.bfloat16().float()
+
+
+def _compare_with_training(
+    report: TargetReport, where: str, found: Tensor, trained: Tensor
+) -> None:
+    different = int((found != trained).sum())
+    if different:
+        report.faults.append(
+            f"{where}: {different} of {found.numel()} weights differ from those of training"
+        )
+
+
+def _compare_with_rounding(
+    report: TargetReport,
+    where: str,
+    found: Tensor,
+    weight: Tensor,
+    change: Tensor,
+    rounded: Tensor,
+    merged: Checkpoint,
+    experts: int | None,
+) -> None:
+    """Add a fault where ``found`` is farther from ``weight + change`` than rounding explains."""
+    wanted = weight + change
+    if experts is not None and merged.expert_format == "mxfp4":
+        error = _block_errors(found - wanted)
+        allowed = _block_errors(rounded - wanted) * _BLOCK_TOLERANCE
+        # Not <=, so that NaN is far.
+        far = int((~(error <= allowed + 1e-6 * _block_errors(wanted))).sum())
+        unit = f"of {error.numel()} blocks"
+    else:
+        allowed = _BF16_ROUNDING * (wanted.abs() + change.abs())
+        far = int((~((found - wanted).abs() <= allowed)).sum())
+        unit = f"of {found.numel()} weights"
+        squared = change.double().square().sum()
+        held = ((found - rounded).double() * change.double()).sum() / squared.clamp(min=1e-30)
+        if squared > 0 and held.abs() > _SHARE_TOLERANCE:
+            report.faults.append(
+                f"{where}: holds {held:+.0%} of the change more or less than bf16 could"
+            )
+    if far:
+        report.faults.append(f"{where}: {far} {unit} are not base + change")
+
+
+def _block_errors(difference: Tensor) -> Tensor:
+    return difference.square().unflatten(-1, (-1, MXFP4_BLOCK)).sum(-1)
+
+
+class _Sums:
+    """Inner products over all experts of a target, in double."""
+
+    def __init__(self) -> None:
+        self.squared = self.held = self.holdable = self.probe_squared = self.probe = 0.0
+
+    def add(
+        self, change: Tensor, held: Tensor, holdable: Tensor, expected: Tensor, probe: Tensor
+    ) -> None:
+        wide = change.double()
+        self.squared += wide.square().sum().item()
+        self.held += (held.double() * wide).sum().item()
+        self.holdable += (holdable.double() * wide).sum().item()
+        self.probe_squared += expected.double().square().sum().item()
+        self.probe += ((held @ probe).double() * expected.double()).sum().item()
+
+    def fill(self, report: TargetReport) -> None:
+        report.delta_norm = self.squared**0.5
+        if self.squared > 0:
+            report.held, report.holdable = self.held / self.squared, self.holdable / self.squared
+        if self.probe_squared > 0:
+            report.probe = self.probe / self.probe_squared
+
+
+def inspect_untouched(base: Checkpoint, merged: Checkpoint, targets: set[str]) -> list[str]:
+    """Return faults of the tensors that no adapter targets: they must be the base's, exactly."""
+    faults = []
+    for name in merged.names():
+        stack = name.removesuffix("_blocks").removesuffix("_scales")
+        if stack in targets or name.removesuffix(".weight") in targets:
+            continue
+        if base.has(name):
+            if not _equal_bytes(base, merged, name):
+                faults.append(f"{name}: differs from the base, and no adapter targets it")
+        elif name != f"{stack}_scales" and not _equal_stacks(base, merged, stack):
+            faults.append(f"{stack}: differs from the base's values, and no adapter targets it")
+    return faults
+
+
+def _equal_bytes(base: Checkpoint, merged: Checkpoint, name: str) -> bool:
+    spec = merged.spec(name)
+    if base.spec(name) != spec:
+        return False
+    return all(
+        torch.equal(
+            base.read_rows(name, start, stop).view(torch.uint8),
+            merged.read_rows(name, start, stop).view(torch.uint8),
+        )
+        for start, stop in chunks(spec)
+    )
+
+
+def _equal_stacks(base: Checkpoint, merged: Checkpoint, stack: str) -> bool:
+    """Return whether a stack that changed its format has the base's values, as far as it can."""
+    cpu = torch.device("cpu")
+    for expert in range(merged.config["num_local_experts"]):
+        weight = decoded(base, stack, expert, expert + 1, cpu)[0]
+        found = decoded(merged, stack, expert, expert + 1, cpu)[0]
+        if merged.expert_format == "bf16":
+            if not torch.equal(weight, found):
+                return False
+        else:
+            allowed = _block_errors(_rounded(weight, merged, 1) - weight) * _BLOCK_TOLERANCE
+            if (_block_errors(found - weight) > allowed + 1e-6 * _block_errors(weight)).any():
+                return False
+    return True
+
+
+def find_nonfinite(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of tensors with NaN or infinity; an E8M0 scale of 255 is NaN."""
+    bad = []
+    for name in checkpoint.names():
+        spec = checkpoint.spec(name)
+        for start, stop in chunks(spec):
+            part = checkpoint.read_rows(name, start, stop)
+            broken = part == 255 if name.endswith("_scales") else ~torch.isfinite(part.float())
+            if not name.endswith("_blocks") and broken.any():
+                layer = layer_of(name)
+                bad.append(f"{name} (layer {layer})" if layer is not None else name)
+                break
+    return bad
