@@ -29,7 +29,8 @@ anything = st.recursive(
 
 
 def maybe(strategy):
-    return st.one_of(strategy, strategy, strategy, anything)
+    """The strategy, and now and then anything at all."""
+    return st.one_of(*[strategy] * 15, anything)
 
 
 roles = st.sampled_from(["system", "developer", "user", "assistant", "tool", "function"])
@@ -175,6 +176,100 @@ def test_reading_and_rendering_a_row_raise_nothing_but_data_errors(row):
             specials = example.input_ids[example.input_ids >= ORDINARY_TOKENS]
             assert specials[0] == 200_006 and specials[-1] in (200_002, 200_012)
             vocabulary.encoding.decode(example.input_ids.tolist())
+
+
+def valid_row():
+    call = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
+    tool = {"type": "function", "function": {"name": "f", "description": "F.", "parameters": {}}}
+    return {
+        "tools": [tool, {"type": "python"}],
+        "reasoning_effort": "low",
+        "weight": 1,
+        "channel_weights": {"final": 2},
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "x"}], "name": "u"},
+            {"role": "assistant", "thinking": "t", "content": "p", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "r"},
+            {"role": "assistant", "content": "a", "weight": 1},
+        ],
+    }
+
+
+def valid_native_row():
+    tools = {"functions": {"name": "functions", "tools": [{"name": "f", "description": ""}]}}
+    return {
+        "messages": [
+            {"role": "system", "content": [{"type": "system_content", "reasoning_effort": "Low"}]},
+            {
+                "role": "developer",
+                "content": [{"type": "developer_content", "instructions": "i", "tools": tools}],
+            },
+            {"role": "user", "content": "x"},
+            {
+                "role": "assistant",
+                "channel": "commentary",
+                "recipient": "functions.f",
+                "content_type": "json",
+                "content": "{}",
+            },
+            {"author": {"role": "tool", "name": "functions.f"}, "content": "r"},
+            {"role": "assistant", "channel": "final", "content": "a"},
+        ],
+    }
+
+
+def places(value, path=()):
+    """Every path into a row, to a value or a key."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items if isinstance(value, (dict, list)) else ():
+        if isinstance(inner, (dict, list)):
+            yield from places(inner, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@st.composite
+def nearly_valid_rows(draw):
+    """A row that can be trained on, with one thing replaced, removed or added."""
+    row = draw(st.sampled_from([valid_row, valid_native_row]))()
+    path = draw(st.sampled_from([path for path in places(row) if path]))
+    holder = row
+    for key in path[:-1]:
+        holder = holder[key]
+    change = draw(st.sampled_from(["replace", "remove", "add", "repeat"]))
+    if change == "replace":
+        holder[path[-1]] = draw(anything)
+    elif change == "remove":
+        del holder[path[-1]]
+    elif change == "repeat" and isinstance(holder, list):
+        holder.insert(path[-1], holder[path[-1]])
+    elif isinstance(holder, dict):
+        holder[draw(st.text(max_size=4))] = draw(anything)
+    return row
+
+
+@SETTINGS
+@given(nearly_valid_rows())
+def test_one_change_in_a_good_row_raises_nothing_but_data_errors(row):
+    with contextlib.suppress(DataError):
+        Renderer(load_vocabulary(), RenderSettings()).render(read_row(row, "row:1"))
+
+
+def test_the_rows_that_are_changed_can_be_trained_on():
+    renderer = Renderer(load_vocabulary(), RenderSettings())
+    assert renderer.render(read_row(valid_row(), "row:1"))
+    assert renderer.render(read_row(valid_native_row(), "row:1"))
+
+
+@SETTINGS
+@given(schemas)
+def test_any_schema_of_a_tool_raises_nothing_but_data_errors(schema):
+    row = valid_row()
+    row["tools"][0]["function"]["parameters"] = schema
+    with contextlib.suppress(DataError):
+        Renderer(load_vocabulary(), RenderSettings()).render(read_row(row, "row:1"))
 
 
 @SETTINGS
