@@ -47,6 +47,7 @@ app.command("recipes")(recipes.recipes)
 app.command("tiny")(tiny.tiny)
 app.command("merge")(export.merge)
 app.command("verify")(export.verify)
+app.command("adapter")(export.adapter)
 app.command("train")(train.train)
 app.command("demo")(demo.demo)
 

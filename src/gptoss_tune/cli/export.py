@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,6 +120,43 @@ def verify(
     else:
         print_checks(result)
     result.require()
+
+
+class Reader(StrEnum):
+    """Who will read an adapter."""
+
+    peft = "peft"
+    vllm = "vllm"
+    sglang = "sglang"
+
+
+def adapter(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run or an adapter.")],
+    out: Annotated[Path, typer.Option(help="Folder to create.")],
+    reader: Annotated[Reader, typer.Option("--for", help="Who will read it.")] = Reader.peft,
+    base: BasePath = None,
+    revision: Revision = None,
+    other_base: OtherBase = False,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="Fold the scale into B, pad to one rank.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read factors that PEFT 0.19.0 saved swapped.")
+    ] = False,
+) -> None:
+    """Write an adapter as PEFT or a server reads it, and print the command that serves it."""
+    from gptoss_tune.checkpoint import open_checkpoint
+    from gptoss_tune.export.adapter import serve_command, write_adapter
+    from gptoss_tune.export.factors import base_name, open_adapter
+
+    if base is None:
+        base, revision = base_name([source])
+    checkpoint = open_checkpoint(base, revision)
+    opened = open_adapter(source, checkpoint, other_base=other_base, repair=repair)
+    write_adapter(opened, out, reader.value, uniform=uniform)
+    if opened.swapped:
+        typer.echo("the factors were swapped, as PEFT 0.19.0 saved them; the copy is right")
+    typer.echo(serve_command(opened, out, reader.value))
 
 
 def print_checks(result: Verification) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -214,7 +214,7 @@ def open_adapter(
             f"them; write a repaired copy with `gptoss-tune adapter {folder} --for peft --repair "
             "--out DIR` and use that"
         )
-    trained_on = recorded(folder, "base").get("fingerprint", {}).get("weights")
+    trained_on = run_record(folder).get("base", {}).get("fingerprint", {}).get("weights")
     if trained_on and not other_base and trained_on != base.fingerprint()["weights"]:
         raise CheckpointError(
             f"{folder}: was trained on a base whose weights differ from those in {base.path}; give "
@@ -257,7 +257,9 @@ def base_name(adapters: Iterable[str | Path]) -> tuple[str, str | None]:
     for path in adapters:
         folder = adapter_folder(path)
         config = read_adapter_config(folder)
-        name = recorded(folder, "base").get("name") or config.get("base_model_name_or_path")
+        name = run_record(folder).get("base", {}).get("name") or config.get(
+            "base_model_name_or_path"
+        )
         if not name:
             raise CheckpointError(f"{folder / ADAPTER_CONFIG}: names no base; give it with --base")
         named[(name, config.get("revision"))] = folder
@@ -269,14 +271,18 @@ def base_name(adapters: Iterable[str | Path]) -> tuple[str, str | None]:
     return next(iter(named))
 
 
-def recorded(folder: Path, part: str) -> Mapping[str, Any]:
-    """Return a part of ``run.json`` beside or above an adapter; empty where there is none."""
-    for record in (folder / "run.json", folder.absolute().parent / "run.json"):
-        if record.is_file():
+def run_record(folder: Path) -> dict[str, Any]:
+    """Return ``run.json`` beside or above an adapter; empty where there is none.
+
+    Raises:
+        CheckpointError: It is not JSON.
+    """
+    for path in (folder / "run.json", folder.absolute().parent / "run.json"):
+        if path.is_file():
             try:
-                found = json.loads(record.read_text(encoding="utf-8")).get(part, {})
+                found = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise CheckpointError(f"{record}: cannot be read as JSON ({error})") from None
+                raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
             return found if isinstance(found, dict) else {}
     return {}
 
@@ -320,5 +326,5 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def trained_merge_aware(folder: Path) -> bool:
     """Return whether ``run.json`` says that the rounded weights were trained."""
-    recipe = recorded(folder, "recipe")
+    recipe = run_record(folder).get("recipe", {})
     return bool(recipe.get("lora", {}).get("merge_aware", False))

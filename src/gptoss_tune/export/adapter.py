@@ -1,0 +1,154 @@
+"""Adapter files as PEFT and as servers read them.
+
+PEFT and vLLM read the same keys. What differs is what they do with the rest: older vLLM ignores
+``rank_pattern`` and ``alpha_pattern`` (the experts then run at the wrong scale, without a word),
+drops keys that match nothing, needs both expert projections, and refuses several options of PEFT.
+So an adapter for vLLM is written in the plainest form: the scale folded into B, one rank for all
+layers, no patterns. SGLang does not read expert adapters of gpt-oss: for it, merge.
+
+The rejected alternative is to ship the training's files and a list of caveats.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gptoss_tune.checkpoint.safetensors_file import TensorSpec
+from gptoss_tune.checkpoint.write import Shard, staged, to_json, write_shard
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, LowRank, run_record
+from gptoss_tune.export.targets import Target
+
+Server = Literal["peft", "vllm", "sglang"]
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts for ``--max-lora-rank``; 16 when it is not given."""
+
+
+def write_adapter(adapter: Adapter, out: Path, server: Server, *, uniform: bool = False) -> None:
+    """Write ``adapter`` to the new folder ``out`` for one reader, factors in fp32.
+
+    Factors that PEFT 0.19.0 swapped are written the right way round.
+
+    Args:
+        adapter: An opened adapter.
+        out: Folder to create.
+        server: Who will read it.
+        uniform: Fold the scaling into B and pad to one rank; always done for vLLM.
+
+    Raises:
+        CheckpointError: The server cannot read such an adapter, or ``out`` exists.
+        MachineError: The disk is full or cannot be written.
+    """
+    refuse_unreadable(adapter, server)
+    rank = largest_rank(adapter) if uniform or server == "vllm" else None
+    shapes = {
+        name: shape
+        for target in adapter.targets.values()
+        for name, shape in _named_shapes(target, rank)
+    }
+    specs = tuple(TensorSpec(name, torch.float32, shapes[name]) for name in sorted(shapes))
+    with staged(out) as folder:
+        write_shard(folder, Shard(ADAPTER_WEIGHTS, specs), _factors(adapter, rank))
+        config = to_json(_config(adapter, rank))
+        (folder / ADAPTER_CONFIG).write_text(config, encoding="utf-8")
+        # The record of the run tells later exports the base and how the adapter was trained.
+        if record := run_record(adapter.path):
+            (folder / "run.json").write_text(to_json(record), encoding="utf-8")
+
+
+def refuse_unreadable(adapter: Adapter, server: Server) -> None:
+    """Refuse what ``server`` would refuse, or would drop without a word.
+
+    Raises:
+        CheckpointError: With the reason and what to do.
+    """
+    if server == "sglang":
+        raise CheckpointError(
+            f"{adapter.path}: SGLang does not read expert adapters of gpt-oss; merge instead: "
+            f"gptoss-tune merge {shlex.quote(str(adapter.path))} --format bf16 --out DIR"
+        )
+    if server == "peft":
+        return
+    for module in adapter.targets:
+        partner = _partner(module)
+        if partner is not None and partner not in adapter.targets:
+            raise CheckpointError(
+                f"{adapter.path}: has factors for {module} and none for {partner}; vLLM needs both "
+                "projections of the experts: train with both in lora.target_parameters, or merge"
+            )
+    if "lm_head" in adapter.targets:
+        raise CheckpointError(
+            f"{adapter.path}: changes lm_head, which vLLM does not adapt for gpt-oss; merge instead"
+        )
+    if largest_rank(adapter) > VLLM_RANKS[-1]:
+        raise CheckpointError(
+            f"{adapter.path}: has rank {largest_rank(adapter)}; vLLM reads at most {VLLM_RANKS[-1]}"
+        )
+
+
+def serve_command(adapter: Adapter, out: Path, server: Server) -> str:
+    """Return the command that serves the base with this adapter."""
+    base = adapter.config.get("base_model_name_or_path") or "BASE"
+    if server == "vllm":
+        rank = next(rank for rank in VLLM_RANKS if rank >= largest_rank(adapter))
+        return (
+            f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank} "
+            f"--lora-modules {shlex.quote(f'{out.name}={out.absolute()}')}"
+        )
+    return (
+        f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {str(out)!r})"
+    )
+
+
+def largest_rank(adapter: Adapter) -> int:
+    """Return the largest rank among the adapter's targets."""
+    return max(target.rank for target in adapter.targets.values())
+
+
+def _partner(module: str) -> str | None:
+    """Return the other expert projection of the same layer, or None for a linear layer."""
+    stem, _, name = module.rpartition(".")
+    return {"gate_up_proj": f"{stem}.down_proj", "down_proj": f"{stem}.gate_up_proj"}.get(name)
+
+
+def _named_shapes(target: Target, rank: int | None) -> Iterator[tuple[str, tuple[int, int]]]:
+    rows = (rank or target.rank) * (target.experts or 1)
+    yield f"{target.key}.lora_A.weight", (rows, target.features[0])
+    yield f"{target.key}.lora_B.weight", (target.features[1], rows)
+
+
+def _factors(adapter: Adapter, rank: int | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named factors in PEFT's layout, folded and padded to ``rank`` when it is given."""
+    for module, target in adapter.targets.items():
+        change = adapter.read(module)
+        a, b = change.A, change.B
+        if rank is not None:
+            a, b = _padded(change, rank)
+        yield f"{target.key}.lora_A.weight", a.flatten(0, 1)
+        # [E, out, r] -> [out, r, E] -> columns rank by rank
+        yield f"{target.key}.lora_B.weight", b.permute(1, 2, 0).flatten(1).contiguous()
+
+
+def _padded(change: LowRank, rank: int) -> tuple[Tensor, Tensor]:
+    """Return A and B at ``rank``, zeros beyond the old one, the scaling inside B."""
+    missing = rank - change.A.shape[1]
+    a = torch.nn.functional.pad(change.A, (0, 0, 0, missing))
+    b = torch.nn.functional.pad(change.B * change.scaling, (0, missing))
+    return a, b
+
+
+def _config(adapter: Adapter, rank: int | None) -> dict[str, Any]:
+    """Return ``adapter_config.json``; with ``rank``, one rank and a scaling of 1 everywhere."""
+    config = dict(adapter.config)
+    if adapter.swapped:
+        config.pop("peft_version", None)  # it would mark the repaired file as swapped again
+    if rank is not None:
+        config.update(r=rank, lora_alpha=rank, rank_pattern={}, alpha_pattern={}, use_rslora=False)
+    return config
