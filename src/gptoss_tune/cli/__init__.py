@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli import demo, export, recipes, tiny, train
+from gptoss_tune.cli import data, demo, export, recipes, tiny, train
 from gptoss_tune.errors import run_command
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ def _root(
 app.command("check")(recipes.check)
 app.command("schema")(recipes.schema)
 app.command("recipes")(recipes.recipes)
+app.command("preview")(data.preview)
+app.command("check-data")(data.check_data)
 app.command("tiny")(tiny.tiny)
 app.command("merge")(export.merge)
 app.command("verify")(export.verify)

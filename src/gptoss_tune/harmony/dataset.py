@@ -220,7 +220,7 @@ def select(
     """
     chosen: list[NDArray[np.int64]] = []
     start = 0
-    held_out = _held_out(rendered, data, seed)
+    held_out = held_out_rows(rendered, data, seed)
     for number, one in enumerate(rendered):
         indices = np.arange(len(one.samples.lengths), dtype=np.int64)
         if held_out is not None:
@@ -263,10 +263,10 @@ def _phases(packed: PackedRows, selection: Selection) -> NDArray[np.int8]:
     return selection.efforts[packed.samples[packed.offsets[:-1]]]
 
 
-def _held_out(
+def held_out_rows(
     rendered: Sequence[RenderedSource], data: DataSection, seed: int
 ) -> NDArray[np.uint64] | None:
-    """Return the hashes of the rows that are held out: equal rows are always on one side."""
+    """Return the hashes of the rows that are held out, None for none; equal rows stay together."""
     if data.eval_fraction is None:
         return None
     keys = np.unique(np.concatenate([one.samples.row_keys for one in rendered]))

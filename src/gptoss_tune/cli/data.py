@@ -1,0 +1,255 @@
+"""``gptoss-tune preview | check-data``: see what is trained, and whether all of it can be.
+
+Both read the cached rendering that training reads. Colour says the loss weight of a token; where
+there is no colour (a pipe, NO_COLOR) trained text stands between marks instead.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from gptoss_tune.harmony.census import Census, Overlap, SplitCensus
+    from gptoss_tune.harmony.pieces import Piece
+    from gptoss_tune.harmony.render import Example
+    from gptoss_tune.harmony.vocabulary import Vocabulary
+
+_WIDEST_BAR = 40
+_MOST_LISTED = 10
+_TRAINED_MARKS = ("\u27e6", "\u27e7")
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings laid over the file, such as data.max_length=2048.",
+        show_default=False,
+    ),
+]
+
+
+def preview(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("--n", min=0, max=1000, help="Samples to show.")] = 5,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write one self-contained page instead.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", help="Samples of train or eval.", metavar="train|eval")
+    ] = "train",
+) -> None:
+    """Show what a recipe trains, token by token, and what its data amount to.
+
+    Each token is coloured by its loss weight; special tokens are visible. Rows that cannot be
+    trained on are listed, not an error: check-data has the exit code.
+    """
+    from rich.console import Console
+
+    from gptoss_tune.errors import RecipeError
+    from gptoss_tune.harmony.census import take_census
+    from gptoss_tune.harmony.dataset import split_sources
+    from gptoss_tune.harmony.pieces import first_examples
+    from gptoss_tune.harmony.vocabulary import load_vocabulary
+    from gptoss_tune.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    if split not in ("train", "eval"):
+        raise RecipeError(f"--split is {split!r}; expected train or eval")
+    chosen: Literal["train", "eval"] = "eval" if split == "eval" else "train"
+    sources = split_sources(resolved.data, chosen)
+    vocabulary = load_vocabulary()
+    census = take_census(resolved.data, vocabulary, seed=resolved.train.seed)
+    examples = first_examples(resolved.data, sources, vocabulary, n)
+    console = Console(highlight=False, soft_wrap=True)
+    if html is not None:
+        _write_page(html, census, examples, vocabulary, str(recipe))
+        console.print(f"{html}: {len(examples)} samples, {html.stat().st_size:,} bytes")
+        return
+    for number, example in enumerate(examples, start=1):
+        _print_example(console, number, example, vocabulary)
+    _print_census(console, census)
+
+
+def check_data(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the JSON report to this file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON report.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail on warnings too: duplicates, leakage, drops.")
+    ] = False,
+) -> None:
+    """Check every row of a recipe's data; write a JSON report.
+
+    Exit code 0 when all rows can be trained on, 2 when not.
+    """
+    from rich.console import Console
+
+    from gptoss_tune.harmony.census import take_census
+    from gptoss_tune.harmony.vocabulary import load_vocabulary
+    from gptoss_tune.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or [])
+    census = take_census(resolved.data, load_vocabulary(), seed=resolved.train.seed)
+    report = {"recipe": str(recipe), **census.to_json()}
+    if strict:
+        report["ok"] = not (census.problems() or census.warnings())
+    text = json.dumps(report, indent=2)
+    if out is not None:
+        _write(out, text + "\n")
+    if as_json:
+        typer.echo(text)
+    else:
+        _print_census(Console(highlight=False, soft_wrap=True), census)
+    if not report["ok"]:
+        raise typer.Exit(2)
+
+
+def _write_page(
+    path: Path, census: Census, examples: list[Example], vocabulary: Vocabulary, title: str
+) -> None:
+    from gptoss_tune.harmony.page import preview_page
+
+    _write(path, preview_page(census, examples, vocabulary, title=title))
+
+
+def _write(path: Path, text: str) -> None:
+    from gptoss_tune.errors import MachineError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MachineError(
+            f"{path}: cannot be written ({error.strerror}); name a file in a folder that exists"
+        ) from None
+
+
+def _print_example(console: Console, number: int, example: Example, vocabulary: Vocabulary) -> None:
+    from rich.text import Text
+
+    from gptoss_tune.harmony.pieces import pieces, visible
+
+    trained = int((example.loss_weights > 0).sum())
+    size = f"{len(example.input_ids):,} tokens, {trained:,} trained"
+    title = f"Sample {number}  {visible(example.source)}  ({size})"
+    console.print(Text(title, style="bold"))
+    largest = float(example.loss_weights.max())
+    for span in example.spans:
+        console.print(Text(f"  {span.label}", style="bold cyan"))
+        text = _message(console, pieces(example, span, vocabulary), largest)
+        for line in text.split("\n", allow_blank=True):
+            console.print(Text("    ").append_text(line))
+    console.print()
+
+
+def _message(console: Console, message: object, largest: float) -> Text:
+    from collections.abc import Iterable
+    from typing import cast
+
+    from rich.text import Text
+
+    from gptoss_tune.harmony.pieces import visible
+
+    coloured = console.color_system is not None
+    text = Text()
+    marked = False
+    for piece in cast("Iterable[Piece]", message):
+        trained = piece.weight > 0
+        if not coloured and trained != marked:
+            text.append(_TRAINED_MARKS[marked])
+            marked = trained
+        text.append(visible(piece.text), style=_style(piece, largest))
+    if marked:
+        text.append(_TRAINED_MARKS[1])
+    return text
+
+
+def _style(piece: Piece, largest: float) -> str:
+    """Green for what is trained, the stronger the larger its weight; special tokens bold."""
+    bold = "bold " if piece.special else ""
+    if not piece.weight:
+        return f"{bold}magenta" if piece.special else "dim"
+    share = piece.weight / largest
+    ground = "#0f5132" if share > 0.99 else "#3b5323" if share > 0.4 else "#5c4a12"
+    return f"{bold}white on {ground}"
+
+
+def _print_census(console: Console, census: Census) -> None:
+    from rich.text import Text
+
+    for name, split in census.splits.items():
+        _print_split(console, name, split)
+    _print_overlap(console, "held-out rows that are trained on too", census.leaked)
+    _print_overlap(console, "held-out rows whose question is trained on", census.leaked_prompts)
+    for heading, style, lines in (
+        ("To know", "yellow", census.warnings()),
+        ("Problems", "bold red", census.problems()),
+    ):
+        if lines:
+            console.print(Text(heading, style=style))
+            for line in lines:
+                console.print(Text(f"  {line}"))
+    if not census.problems():
+        console.print(Text("All rows can be trained on.", style="green"))
+
+
+def _print_split(console: Console, name: str, split: SplitCensus) -> None:
+    from rich.text import Text
+
+    from gptoss_tune.harmony.pieces import visible
+
+    counts = split.report.counts
+    console.print(Text(name, style="bold cyan"))
+    again = f"{counts['repeated_tokens'] / max(1, counts['tokens']):.1%} of them context again"
+    facts = [
+        ("rows", f"{counts['rows']:,} read, {counts['rejected']:,} rejected"),
+        ("samples", f"{split.samples:,} with {split.tokens:,} tokens, {again}"),
+        ("trained", f"{split.trained_share:.1%} of the tokens: {_channels(split)}"),
+    ]
+    if split.filled is not None:
+        facts.append(("packed", f"{split.packed_rows:,} rows, {split.filled:.1%} filled"))
+    if len(split.sources) > 1:
+        facts += [
+            ("source", f"{visible(path)}: {report.counts['rows']:,} rows, weight {weight:g}")
+            for path, weight, report in split.sources
+        ]
+    for label, fact in facts:
+        console.print(Text.assemble((f"  {label:<9}", "dim"), fact))
+    highest = max((count for _, _, count in split.histogram), default=1)
+    widest = max((len(f"{high:,}") for _, high, _ in split.histogram), default=1)
+    for low, high, count in split.histogram:
+        bar = "\u2588" * round(_WIDEST_BAR * count / highest) if count else ""
+        label = f"  {low:>{widest},} to {high - 1:>{widest},} "
+        console.print(Text.assemble((label, "dim"), (bar, "blue"), f" {count:,}"))
+    for line in split.report.rejected[:_MOST_LISTED]:
+        console.print(Text(f"  rejected {visible(line)}", style="red"))
+    _print_overlap(console, "rows that repeat an earlier one", split.duplicates)
+
+
+def _channels(split: SplitCensus) -> str:
+    trained = max(1, split.report.counts["trained_tokens"])
+    return ", ".join(
+        f"{channel} {count / trained:.0%}" for channel, count in split.report.channels.items()
+    )
+
+
+def _print_overlap(console: Console, what: str, overlap: Overlap) -> None:
+    from rich.text import Text
+
+    from gptoss_tune.harmony.pieces import visible
+
+    if overlap.rows:
+        shown = ", ".join(map(visible, overlap.places[:_MOST_LISTED]))
+        more = ", ..." if overlap.rows > _MOST_LISTED else ""
+        console.print(Text(f"  {overlap.rows:,} {what}: {shown}{more}", style="yellow"))

@@ -1,0 +1,291 @@
+"""What a recipe's data amount to: the figures of ``preview`` and ``check-data``.
+
+Everything here is read from the cached renderings, which training reads too: the figures are those
+of the rows that are trained on, and a second look costs nothing. Rows are compared by the hash of
+their conversation, so a duplicate is found whatever file it stands in; nearly equal rows are not
+looked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.dataset import (
+    RenderedSource,
+    Selection,
+    Split,
+    held_out_rows,
+    pack_selection,
+    packing_efficiency,
+    render_source,
+    select,
+    split_sources,
+)
+from gptoss_tune.harmony.report import Report
+from gptoss_tune.harmony.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gptoss_tune.recipe import DataSection
+
+BARS: Final = 16
+MOST_NAMED: Final = 20
+
+
+@dataclass(slots=True)
+class Overlap:
+    """Rows that are there more than once: how many, and the first of them by place."""
+
+    rows: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the overlap as JSON values."""
+        return {"rows": self.rows, "places": self.places}
+
+
+@dataclass(slots=True)
+class SplitCensus:
+    """The figures of one split.
+
+    Attributes:
+        sources: Path, weight and report of each source.
+        report: Their reports added up, the whole of the sources.
+        samples: Samples of the split, after holding out and mixing.
+        tokens: Tokens of these samples.
+        lengths: Their smallest, median, mean, 95th percentile and largest length.
+        histogram: ``(from, to, samples)``, lengths from (included) to (excluded).
+        packed_rows: Rows after packing, None without it.
+        filled: Share of the packed rows that is filled, None without packing.
+        duplicates: Rows that repeat an earlier one.
+        same_prompts: Rows that ask what an earlier one asks, answered differently.
+        problem: Why the split is empty, None when it is not.
+    """
+
+    sources: list[tuple[str, float, Report]]
+    report: Report
+    samples: int = 0
+    tokens: int = 0
+    lengths: dict[str, float] = field(default_factory=dict)
+    histogram: list[tuple[int, int, int]] = field(default_factory=list)
+    packed_rows: int | None = None
+    filled: float | None = None
+    duplicates: Overlap = field(default_factory=Overlap)
+    same_prompts: Overlap = field(default_factory=Overlap)
+    problem: str | None = None
+
+    @property
+    def trained_share(self) -> float:
+        """Share of the rendered tokens that have a loss weight."""
+        tokens = self.report.counts["tokens"]
+        return self.report.counts["trained_tokens"] / tokens if tokens else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the census as JSON values."""
+        return {
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "trained_share": self.trained_share,
+            "lengths": self.lengths,
+            "histogram": [list(bar) for bar in self.histogram],
+            "packed_rows": self.packed_rows,
+            "filled": self.filled,
+            "duplicates": self.duplicates.to_json(),
+            "same_prompts": self.same_prompts.to_json(),
+            "problem": self.problem,
+            **self.report.to_json(),
+            "sources": [
+                {"path": path, "weight": weight, "counts": dict(report.counts)}
+                for path, weight, report in self.sources
+            ],
+        }
+
+
+@dataclass(slots=True)
+class Census:
+    """The figures of a recipe's data.
+
+    Attributes:
+        splits: By name; ``eval`` only where something is held out.
+        leaked: Held-out rows that are trained on too.
+        leaked_prompts: Held-out rows whose question is trained on, with another answer.
+    """
+
+    splits: dict[Split, SplitCensus]
+    leaked: Overlap = field(default_factory=Overlap)
+    leaked_prompts: Overlap = field(default_factory=Overlap)
+
+    def problems(self) -> list[str]:
+        """Return what stops a run: rows that cannot be trained on, empty splits."""
+        found: list[str] = []
+        for name, split in self.splits.items():
+            rejected = split.report.counts["rejected"]
+            if rejected:
+                found.append(f"{name}: {_rows(rejected)} cannot be trained on")
+            if split.problem is not None:
+                found.append(split.problem)
+        return found
+
+    def warnings(self) -> list[str]:
+        """Return what a run survives and its owner should know."""
+        found: list[str] = []
+        for name, split in self.splits.items():
+            counts = split.report.counts
+            said = {
+                "samples were too long and dropped": counts["too_long"],
+                "samples were cut": counts["truncated"],
+                "rows have nothing to train": counts["nothing_to_train"],
+                "special tokens are spelled out in text (encoded as text)": counts["special_text"],
+                "rows repeat an earlier one": split.duplicates.rows,
+                "rows ask what an earlier one asks": split.same_prompts.rows,
+            }
+            found += [f"{name}: {number:,} {what}" for what, number in said.items() if number]
+        if self.leaked.rows:
+            found.append(f"eval: {_rows(self.leaked.rows)} trained on too")
+        if self.leaked_prompts.rows:
+            found.append(f"eval: the question of {_rows(self.leaked_prompts.rows)} trained on too")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the census as JSON values."""
+        return {
+            "ok": not self.problems(),
+            "problems": self.problems(),
+            "warnings": self.warnings(),
+            "splits": {name: split.to_json() for name, split in self.splits.items()},
+            "leaked": self.leaked.to_json(),
+            "leaked_prompts": self.leaked_prompts.to_json(),
+        }
+
+
+def take_census(data: DataSection, vocabulary: Vocabulary, *, seed: int) -> Census:
+    """Return the figures of all data of a recipe; rejected rows are counted, never an error.
+
+    Raises:
+        DataError: A file as a whole cannot be read.
+        HubError: A dataset on the Hub cannot be had.
+    """
+    data = data.model_copy(update={"on_error": "skip", "max_errors": 1_000_000_000})
+    splits: dict[Split, SplitCensus] = {}
+    keys: dict[Split, _Rows] = {}
+    for split in _splits(data):
+        rendered = [
+            render_source(source, data, vocabulary) for source in split_sources(data, split)
+        ]
+        splits[split], keys[split] = _split_census(rendered, data, split=split, seed=seed)
+    census = Census(splits)
+    if "eval" in splits:
+        held_out, trained = keys["eval"], keys["train"]
+        same = np.isin(held_out.rows, trained.rows)
+        asked = np.isin(held_out.prompts, trained.prompts)
+        census.leaked = _overlap(held_out.places, same)
+        census.leaked_prompts = _overlap(held_out.places, asked & ~same)
+    return census
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of a split: hashes and places, one entry per row."""
+
+    rows: NDArray[np.uint64]
+    prompts: NDArray[np.uint64]
+    places: list[str]
+
+
+def _splits(data: DataSection) -> Sequence[Split]:
+    held_out = data.eval is not None or data.eval_fraction is not None
+    return ("train", "eval") if held_out else ("train",)
+
+
+def _split_census(
+    rendered: list[RenderedSource], data: DataSection, *, split: Split, seed: int
+) -> tuple[SplitCensus, _Rows]:
+    report = Report()
+    for one in rendered:
+        report.add(one.report)
+    sources = [(one.source.path, one.source.weight, one.report) for one in rendered]
+    census = SplitCensus(sources, report)
+    rows = _rows_of(rendered, data, split=split, seed=seed)
+    first = np.zeros(len(rows.rows), dtype=bool)
+    first[np.unique(rows.rows, return_index=True)[1]] = True
+    first_asking = np.zeros(len(rows.rows), dtype=bool)
+    first_asking[np.unique(rows.prompts, return_index=True)[1]] = True
+    census.duplicates = _overlap(rows.places, ~first)
+    census.same_prompts = _overlap(rows.places, ~first_asking & first)
+    try:
+        selection = select(rendered, data, split=split, seed=seed)
+    except DataError as error:
+        census.problem = str(error)
+        return census, rows
+    _measure(census, selection, data, seed=seed)
+    return census, rows
+
+
+def _measure(census: SplitCensus, selection: Selection, data: DataSection, *, seed: int) -> None:
+    lengths = selection.lengths
+    census.samples = len(lengths)
+    census.tokens = int(lengths.sum())
+    census.lengths = {
+        "min": int(lengths.min()),
+        "median": float(np.median(lengths)),
+        "mean": float(lengths.mean()),
+        "p95": float(np.percentile(lengths, 95)),
+        "max": int(lengths.max()),
+    }
+    census.histogram = histogram(lengths)
+    if data.packing:
+        packed = pack_selection(selection, data, seed=seed)
+        census.packed_rows = len(packed)
+        census.filled = packing_efficiency(selection, packed, data)
+
+
+def histogram(lengths: NDArray[np.integer], bars: int = BARS) -> list[tuple[int, int, int]]:
+    """Return ``(from, to, count)`` bars of equal, round width over the lengths."""
+    smallest, largest = int(lengths.min()), int(lengths.max())
+    steps = (step * 10**power for power in range(9) for step in (1, 2, 5))
+    width = next(step for step in steps if (largest - smallest) // step < bars)
+    start = smallest // width * width
+    edges = range(start, largest + 1, width)
+    counts = np.bincount((np.asarray(lengths) - start) // width, minlength=len(edges))
+    return [(low, low + width, int(count)) for low, count in zip(edges, counts, strict=True)]
+
+
+def _rows_of(
+    rendered: list[RenderedSource], data: DataSection, *, split: Split, seed: int
+) -> _Rows:
+    """Return each row once, though it may have given several samples."""
+    rows: list[NDArray[np.uint64]] = []
+    prompts: list[NDArray[np.uint64]] = []
+    places: list[str] = []
+    held_out = held_out_rows(rendered, data, seed)
+    for one in rendered:
+        samples = one.samples
+        first = np.ones(len(samples.sources), dtype=bool)
+        first[1:] = [a != b for a, b in zip(samples.sources, samples.sources[1:], strict=False)]
+        if held_out is not None:
+            first &= np.isin(samples.row_keys, held_out) == (split == "eval")
+        rows.append(samples.row_keys[first])
+        prompts.append(samples.prompt_keys[first])
+        places += [samples.sources[index] for index in np.flatnonzero(first)]
+    return _Rows(np.concatenate(rows), np.concatenate(prompts), places)
+
+
+def _overlap(places: list[str], mask: NDArray[np.bool_]) -> Overlap:
+    found = np.flatnonzero(mask)
+    return Overlap(len(found), [places[index] for index in found[:MOST_NAMED]])
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} row{'s are' if number != 1 else ' is'}"
+
+
+def reasons(rejected: Sequence[str]) -> Counter[str]:
+    """Return how often each reason occurs, without the places and what was got."""
+    return Counter(message.split(": ", 1)[-1].split(";")[0][:100] for message in rejected)
