@@ -189,8 +189,18 @@ def _product(
     product: Product = "store" if activation is None else "swiglu"
     if engine == "packed":
         product = "packed" if activation is None else "packed_swiglu"
+    elif engine == "grouped_mm":
+        product = "given"
     rank = 0 if low_rank is None else low_rank.rows.shape[1]
-    tiles = choose_tiles(product, n=columns, k=inner, dtype=this.dtype, gpu=gpu, rank=rank)
+    tiles = choose_tiles(
+        product,
+        n=columns,
+        k=inner,
+        dtype=this.dtype,
+        gpu=gpu,
+        rank=rank,
+        rows_per_expert=num_rows // matrices.num_experts,
+    )
     say_once(f"expert product {product} [{columns}, {inner}] on {gpu.name}: {engine}, {tiles}")
 
     def launch(first: int, last: int, source: Tensor | Mxfp4Weight | None, given: Tensor) -> None:

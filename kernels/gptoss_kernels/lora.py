@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
+from gptoss_kernels.tiles import choose_outer_tiles
 
 _CHUNK_ROWS = 512
 """Rows of a weight merged at a time: the R passes over them stay in the cache."""
@@ -138,13 +139,11 @@ def _launch_ragged_outer(
     shape = (num_experts, columns, rank) if transposed else (num_experts, rank, columns)
     out = torch.empty(shape, dtype=torch.float32, device=wide.device)
     logical = out.mT if transposed else out
-    rank_pad = max(16, 1 << (rank - 1).bit_length())
-    # A wider rank takes the registers that columns would have.
-    block_q = 128 if rank_pad <= 64 else 64
+    tiles = choose_outer_tiles(rank, wide.dtype)
     with on_device(wide):
         launch(
             _lora._ragged_outer_kernel,
-            (-(-columns // block_q), num_experts),
+            (-(-columns // tiles.block_n), num_experts),
             skinny,
             skinny.stride(0),
             wide,
@@ -157,13 +156,13 @@ def _launch_ragged_outer(
             scaling,
             Q=columns,
             R=rank,
-            R_PAD=rank_pad,
+            R_PAD=tiles.block_k,
             GATHER=wide_indices is not None,
             GATED=gates is not None,
-            BLOCK_Q=block_q,
-            BLOCK_M=64 if wide.dtype != torch.float32 else 32,
-            num_warps=4,
-            num_stages=3 if wide.dtype != torch.float32 else 2,
+            BLOCK_Q=tiles.block_n,
+            BLOCK_M=tiles.block_m,
+            num_warps=tiles.warps,
+            num_stages=tiles.stages,
         )
     return out
 

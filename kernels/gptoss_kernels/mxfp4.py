@@ -28,7 +28,8 @@ _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _SCALE_BIAS = 127
 _LARGEST_EXPONENT = 2  # of 6.0 = 1.5 * 2^2
 _NAN_SCALE = 255  # E8M0 has no infinity; 255 is NaN
-_BLOCKS_PER_PROGRAM = 128  # 4,096 values
+_DECODED_PER_PROGRAM = 128  # blocks, 4,096 values
+_QUANTIZED_PER_PROGRAM = 256  # blocks; with fewer, some architectures spill a few bytes
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,12 @@ def _launch_dequantize(blocks: Tensor, scales: Tensor, out: Tensor) -> Tensor:
         with on_device(blocks):
             launch(
                 _mxfp4._dequantize_kernel,
-                (-(-count // _BLOCKS_PER_PROGRAM),),
+                (-(-count // _DECODED_PER_PROGRAM),),
                 blocks,
                 scales,
                 out,
                 count,
-                BLOCK=_BLOCKS_PER_PROGRAM,
+                BLOCK=_DECODED_PER_PROGRAM,
             )
     return out
 
@@ -167,12 +168,12 @@ def _launch_quantize(weight: Tensor) -> Mxfp4Weight:
         with on_device(weight):
             launch(
                 _mxfp4._quantize_kernel,
-                (-(-count // _BLOCKS_PER_PROGRAM),),
+                (-(-count // _QUANTIZED_PER_PROGRAM),),
                 weight,
                 blocks,
                 scales,
                 count,
-                BLOCK=_BLOCKS_PER_PROGRAM,
+                BLOCK=_QUANTIZED_PER_PROGRAM,
             )
     return Mxfp4Weight(blocks, scales)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ import torch
 
 from gptoss_kernels.backend import interpreted
 
-Product = Literal["store", "swiglu", "packed", "packed_swiglu", "skinny"]
+Product = Literal["store", "swiglu", "given", "packed", "packed_swiglu", "skinny"]
 Engine = Literal["fused", "grouped_mm", "packed"]
 
 PACKED_MAX_ROWS = 4096
@@ -86,7 +86,7 @@ def gpu_of(device: torch.device) -> Gpu:
 _WIDE = {
     # architecture: (store, swiglu), half precision
     "sm_80": (Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3, flatten=False)),
-    "sm_90": (Tiles(128, 256, 64, 8, 3), Tiles(128, 256, 64, 8, 3, flatten=False)),
+    "sm_90": (Tiles(128, 256, 64, 8, 3), Tiles(256, 128, 64, 8, 3, flatten=False)),
     "sm_100": (Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 64, 8, 4, flatten=False)),
     "sm_120": (Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3, flatten=False)),
     "gfx": (Tiles(128, 128, 32, 8, 2, flatten=False), Tiles(128, 128, 32, 8, 2, flatten=False)),
@@ -94,21 +94,31 @@ _WIDE = {
 }
 _SAME_FAMILY = {"sm_86": "sm_120", "sm_89": "sm_120", "sm_103": "sm_100", "sm_121": "sm_120"}
 _FLOAT32 = Tiles(64, 64, 32, 4, 2, flatten=False)
+_MIDDLE_RANK = Tiles(128, 128, 64, 8, 3, flatten=False)
+_LARGE_RANK = Tiles(64, 64, 64, 4, 3, flatten=False)
 
 
 def choose_tiles(
-    product: Product, *, n: int, k: int, dtype: torch.dtype, gpu: Gpu, rank: int = 0
+    product: Product,
+    *,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    gpu: Gpu,
+    rank: int = 0,
+    rows_per_expert: int = 0,
 ) -> Tiles:
     """Return the tiles of a grouped product: the measured ones where there are any.
 
     Args:
         product: "store" and "swiglu" by their epilogue; "packed" and "packed_swiglu" decode in the
-            loop; "skinny" has N = rank.
+            loop; "given" adds to a product made elsewhere; "skinny" has N = rank.
         n: N.
         k: K.
         dtype: Of the activations.
         gpu: From ``gpu_of``.
         rank: R of the low-rank term, 0 without one.
+        rows_per_expert: M / E: a tall tile wastes half its rows on each expert's last tile.
 
     Returns:
         The tiles.
@@ -122,12 +132,36 @@ def choose_tiles(
     if product == "skinny":
         return Tiles(64, max(16, _power_of_two(n)), 64, 4, 3, flatten=False)
     if product.startswith("packed"):
-        return Tiles(16, 128, 128, 4, 3, flatten=False)
-    if dtype == torch.float32 or rank > 64:
-        # A larger rank means a larger first step of the tile: stay small.
+        return Tiles(16, 64, 128, 4, 3, flatten=False)
+    if product == "given":
+        return Tiles(64, 128, 32, 8, 1, flatten=False)
+    if dtype == torch.float32:
         return _FLOAT32
+    # The first step of a tile reads [M, R] and [R, N] at once: a larger rank takes smaller tiles.
+    if rank > 64:
+        return _LARGE_RANK
+    if rank > 32:
+        return _MIDDLE_RANK
     store, swiglu = _WIDE[_family(gpu.architecture)]
-    return swiglu if product == "swiglu" else store
+    tiles = swiglu if product == "swiglu" else store
+    if tiles.block_m > 128 and rows_per_expert < 4 * tiles.block_m:
+        return replace(tiles, block_m=128)
+    return tiles
+
+
+def choose_outer_tiles(rank: int, dtype: torch.dtype) -> Tiles:
+    """Return the tiles of ``ragged_outer``: rows a step, columns of the wide side, padded rank.
+
+    Args:
+        rank: R, at most 256.
+        dtype: Of both sides.
+
+    Returns:
+        The tiles; ``block_m`` counts rows, ``block_n`` wide columns, ``block_k`` is R padded.
+    """
+    padded = max(16, _power_of_two(rank))
+    rows, stages = (32, 2) if dtype == torch.float32 else (64, 3)
+    return Tiles(rows, 128 if padded <= 64 else 64, padded, 8 if padded > 128 else 4, stages)
 
 
 def choose_engine(rows: int, *, packed: bool, forward: bool, gpu: Gpu) -> Engine:

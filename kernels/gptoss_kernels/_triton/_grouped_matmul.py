@@ -75,6 +75,7 @@ def _dense_product(
     stride_n,
     stride_k,
     columns,
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -85,7 +86,10 @@ def _dense_product(
     matrix_ptrs = matrix_ptr + k[:, None] * stride_k + columns[None, :] * stride_n
     fits = columns[None, :] < N
     for start in range(0, K, BLOCK_K):
-        if K % BLOCK_K == 0:
+        if K % BLOCK_K == 0 and N % BLOCK_N == 0:
+            left = tl.load(row_ptrs)
+            right = tl.load(matrix_ptrs)
+        elif K % BLOCK_K == 0:
             left = tl.load(row_ptrs)
             right = tl.load(matrix_ptrs, fits, 0.0)
         else:
@@ -152,6 +156,7 @@ def _product(
     stride_mn,
     stride_mk,
     scales_ptr,
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -177,6 +182,7 @@ def _product(
                 stride_mn,
                 stride_mk,
                 columns,
+                BLOCK_N,
                 BLOCK_K,
                 N,
                 K,
@@ -292,6 +298,7 @@ def _grouped_matmul_kernel(
             stride_mn,
             stride_mk,
             scales_ptr,
+            BLOCK_N,
             BLOCK_K,
             N,
             K,

@@ -35,7 +35,8 @@ def _ragged_outer_kernel(
     stop = tl.load(expert_offsets_ptr + expert + 1)
     column = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     r = tl.arange(0, R_PAD)
-    acc = tl.zeros((R_PAD, BLOCK_Q), dtype=tl.float32)
+    # Columns of the wide side are the long axis of the tile: a tensor core wants 64 there.
+    acc = tl.zeros((BLOCK_Q, R_PAD), dtype=tl.float32)
     for first in range(start, stop, BLOCK_M):
         row = first + tl.arange(0, BLOCK_M)
         exists = row < stop
@@ -49,7 +50,7 @@ def _ragged_outer_kernel(
             skinny = (skinny.to(tl.float32) * gates[:, None]).to(skinny.dtype)
         wide_ptrs = wide_ptr + wide_row.to(tl.int64)[:, None] * stride_wide + column[None, :]
         wide = tl.load(wide_ptrs, exists[:, None] & (column < Q)[None, :], 0.0)
-        acc = tl.dot(tl.trans(skinny), wide, acc, input_precision="ieee")
-    out_ptrs = out_ptr + expert * stride_oe + r[:, None] * stride_or + column[None, :] * stride_oq
-    mask = (r < R)[:, None] & (column < Q)[None, :]
+        acc = tl.dot(tl.trans(wide), skinny, acc, input_precision="ieee")
+    out_ptrs = out_ptr + expert * stride_oe + column[:, None] * stride_oq + r[None, :] * stride_or
+    mask = (column < Q)[:, None] & (r < R)[None, :]
     tl.store(out_ptrs, (acc * scaling).to(out_ptr.dtype.element_ty), mask)

@@ -1,0 +1,293 @@
+"""Every kernel of the expert layer as it is launched for gpt-oss, to be compiled without a GPU.
+
+gpt-oss-20b and gpt-oss-120b share H = I = 2880 and K = 4; they differ in E, which reaches the
+products as data only. So one variant stands for both, except where a kernel is built for E.
+"""
+
+# Legend: E experts, R rank, N columns out and K columns in of a product.
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gptoss_kernels._triton import _combine, _grouped_matmul, _lora, _mxfp4, _routing, _swiglu
+from gptoss_kernels.tiles import Gpu, Product, choose_outer_tiles, choose_tiles
+
+HIDDEN = INTERMEDIATE = 2880
+PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188}
+ELEMENT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with its constants, as one launch would have it."""
+
+    name: str
+    kernel: Any
+    constants: dict[str, Any]
+    types: dict[str, str]
+    warps: int = 4
+    stages: int = 3
+    tensor_cores: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def variants(architecture: str) -> list[Variant]:
+    """Return every variant that is shipped for an architecture."""
+    gpu = Gpu("", architecture, PROCESSORS[architecture])
+    return [*products(gpu), *others(gpu)]
+
+
+def products(gpu: Gpu) -> list[Variant]:
+    """The grouped products: each projection, direction, source, rank and dtype in use."""
+    found = [
+        product(gpu, "gate_up", "swiglu", 2 * INTERMEDIATE, HIDDEN, gather=True, bias=True),
+        product(
+            gpu,
+            "gate_up, bf16 base",
+            "swiglu",
+            2 * INTERMEDIATE,
+            HIDDEN,
+            gather=True,
+            bias=True,
+            turned=True,
+        ),
+        product(
+            gpu,
+            "gate_up, no LoRA",
+            "swiglu",
+            2 * INTERMEDIATE,
+            HIDDEN,
+            rank=0,
+            gather=True,
+            bias=True,
+        ),
+        product(
+            gpu,
+            "gate_up, few rows",
+            "swiglu",
+            2 * INTERMEDIATE,
+            HIDDEN,
+            gather=True,
+            bias=True,
+            rows_per_expert=128,
+        ),
+        product(
+            gpu, "gate_up, grouped_mm", "given", 2 * INTERMEDIATE, HIDDEN, bias=True, swiglu=True
+        ),
+        product(
+            gpu,
+            "gate_up, in-loop",
+            "packed_swiglu",
+            2 * INTERMEDIATE,
+            HIDDEN,
+            gather=True,
+            bias=True,
+        ),
+        product(gpu, "down", "store", HIDDEN, INTERMEDIATE, bias=True),
+        product(gpu, "down, bf16 base", "store", HIDDEN, INTERMEDIATE, bias=True, turned=True),
+        product(gpu, "down, grouped_mm", "given", HIDDEN, INTERMEDIATE, bias=True),
+        product(gpu, "down, in-loop", "packed", HIDDEN, INTERMEDIATE, bias=True),
+        product(gpu, "d down", "store", INTERMEDIATE, HIDDEN, gather=True, turned=True),
+        product(gpu, "d down, bf16 base", "store", INTERMEDIATE, HIDDEN, gather=True),
+        product(gpu, "d gate_up", "store", HIDDEN, 2 * INTERMEDIATE, turned=True),
+        product(gpu, "d gate_up, bf16 base", "store", HIDDEN, 2 * INTERMEDIATE),
+        product(gpu, "XA", "skinny", 16, HIDDEN, rank=0, gather=True),
+        product(gpu, "HA", "skinny", 16, INTERMEDIATE, rank=0),
+        product(gpu, "dYB and bias", "skinny", 17, HIDDEN, rank=0, gather=True),
+        product(gpu, "dZB", "skinny", 16, 2 * INTERMEDIATE, rank=0),
+    ]
+    for rank in (64, 128, 256):
+        found += [
+            product(
+                gpu,
+                f"gate_up, r {rank}",
+                "swiglu",
+                2 * INTERMEDIATE,
+                HIDDEN,
+                rank,
+                gather=True,
+                bias=True,
+            ),
+            product(
+                gpu, f"d gate_up, r {rank}", "store", HIDDEN, 2 * INTERMEDIATE, rank, turned=True
+            ),
+            product(gpu, f"XA, r {rank}", "skinny", rank, HIDDEN, rank=0, gather=True),
+        ]
+    for dtype in (torch.float16, torch.float32):
+        name = f"gate_up, {ELEMENT[dtype]}"
+        found.append(
+            product(
+                gpu, name, "swiglu", 2 * INTERMEDIATE, HIDDEN, gather=True, bias=True, dtype=dtype
+            )
+        )
+    return found
+
+
+def product(
+    gpu: Gpu,
+    name: str,
+    kind: Product,
+    n: int,
+    k: int,
+    rank: int = 16,
+    *,
+    gather: bool = False,
+    bias: bool = False,
+    turned: bool = False,
+    swiglu: bool = False,
+    rows_per_expert: int = 2048,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Variant:
+    """Return one grouped product; ``turned`` has N contiguous in the matrix instead of K."""
+    tiles = choose_tiles(
+        kind, n=n, k=k, dtype=dtype, gpu=gpu, rank=rank, rows_per_expert=rows_per_expert
+    )
+    source = "given" if kind == "given" else "packed" if kind.startswith("packed") else "dense"
+    swiglu = swiglu or kind.endswith("swiglu")
+    element = "*" + ELEMENT[dtype]
+    constants: dict[str, Any] = {
+        "N": n,
+        "K": 32 if source == "given" else k,
+        "R": rank,
+        "R_PAD": max(16, 1 << max(rank - 1, 0).bit_length()),
+        "BIAS": bias,
+        "GATHER": gather,
+        "SOURCE": getattr(_grouped_matmul, source.upper()).value,
+        "EPILOGUE": "swiglu" if swiglu else "store",
+        "ALPHA": 1.702,
+        "LIMIT": 7.0,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_K": tiles.block_k,
+        "GROUP": tiles.group,
+        "PROGRAMS": gpu.processors,
+        "FLATTEN": tiles.flatten,
+        # Strides of 1 become constants at a launch.
+        "stride_mn" if turned else "stride_mk": 1,
+        "stride_fn" if turned else "stride_fr": 1,
+    }
+    types = {
+        "rows_ptr": element,
+        "indices_ptr": "*i32",
+        "matrix_ptr": "*u8" if source == "packed" else element,
+        "scales_ptr": "*u8",
+        "bias_ptr": element,
+        "low_ptr": element,
+        "factor_ptr": element,
+        "scaling": "fp32",
+        "out_ptr": element,
+        "activation_ptr": element,
+        "stride_me": "i64" if source == "dense" else "i32",
+    }
+    types |= {f"tile_{field}_ptr": "*i32" for field in ("expert", "start", "stop", "count")}
+    absent = {
+        "indices_ptr": not gather,
+        "matrix_ptr": source == "given",
+        "scales_ptr": source != "packed",
+        "bias_ptr": not bias,
+        "low_ptr": rank == 0,
+        "factor_ptr": rank == 0,
+        "activation_ptr": not swiglu,
+    }
+    constants |= {parameter: None for parameter, missing in absent.items() if missing}
+    return Variant(
+        name,
+        _grouped_matmul._grouped_matmul_kernel,
+        constants,
+        types,
+        tiles.warps,
+        tiles.stages,
+        tensor_cores=dtype != torch.float32 and (source != "given" or rank > 0),
+    )
+
+
+def others(gpu: Gpu) -> list[Variant]:
+    """The kernels around the products."""
+    half, ints = "*bf16", "*i32"
+    found = []
+    for name, q, rank, gather, gated in [
+        ("dA gate_up", HIDDEN, 16, True, False),
+        ("dB gate_up", 2 * INTERMEDIATE, 16, False, False),
+        ("dB down", HIDDEN, 16, True, True),
+        ("dA gate_up, r 64", HIDDEN, 64, True, False),
+        ("dA gate_up, r 256", HIDDEN, 256, True, False),
+    ]:
+        tiles = choose_outer_tiles(rank, torch.bfloat16)
+        constants = {"Q": q, "R": rank, "R_PAD": tiles.block_k, "GATHER": gather, "GATED": gated}
+        constants |= {"BLOCK_Q": tiles.block_n, "BLOCK_M": tiles.block_m, "stride_oq": 1}
+        constants |= {} if gated else {"gates_ptr": None}
+        constants |= {} if gather else {"indices_ptr": None}
+        types = {"skinny_ptr": half, "wide_ptr": half, "out_ptr": "*fp32", "gates_ptr": "*fp32"}
+        types |= {"indices_ptr": ints, "expert_offsets_ptr": ints, "scaling": "fp32"}
+        kernel = _lora._ragged_outer_kernel
+        sizes = (tiles.warps, tiles.stages)
+        found.append(Variant(name, kernel, constants, types, *sizes, tensor_cores=True))
+    activation = {"ALPHA": 1.702, "LIMIT": 7.0, "BLOCK": 1024}
+    row = {"gate_up_ptr": half, "d_activation_ptr": half, "d_gate_up_ptr": half}
+    row |= {"activation_ptr": half, "gates_ptr": "*fp32", "share_ptr": "*fp32", "count_ptr": ints}
+    backward = {"COLUMNS": INTERMEDIATE, "GATED": True} | activation
+    kernel = _swiglu._swiglu_backward_kernel
+    found.append(Variant("swiglu backward", kernel, backward, row))
+    types = {"gate_up_ptr": half, "out_ptr": half}
+    found.append(Variant("swiglu", _swiglu._swiglu_forward_kernel, activation, types))
+    types = {"rows_ptr": half, "row_indices_ptr": ints, "weights_ptr": half, "out_ptr": half}
+    constants = {"H": HIDDEN, "K": 4, "WEIGHTED": True, "BLOCK": 1024}
+    found.append(Variant("combine", _combine._combine_kernel, constants, types))
+    types = {"blocks_ptr": "*u8", "scales_ptr": "*u8", "out_ptr": half, "values_ptr": half}
+    decode, quantise = _mxfp4._dequantize_kernel, _mxfp4._quantize_kernel
+    found.append(Variant("decode", decode, {"BLOCK": 128}, types))
+    found.append(Variant("quantise", quantise, {"BLOCK": 256}, types))
+    merged = {
+        "N": 2 * INTERMEDIATE,
+        "K": HIDDEN,
+        "R": 16,
+        "PACKED": True,
+        "BLOCK_N": 16,
+        "BLOCK_K": 128,
+    }
+    merged |= {"dense_ptr": None}
+    types |= {"lora_a_ptr": "*fp32", "lora_b_ptr": "*fp32", "scaling": "fp32"}
+    found.append(
+        Variant(
+            "merge, quantise, decode",
+            _mxfp4._merged_kernel,
+            merged,
+            types,
+            options={"enable_fp_fusion": False},
+        )
+    )
+    return [*found, *routing(gpu)]
+
+
+def routing(gpu: Gpu) -> list[Variant]:
+    """The routing kernels, which are built for E."""
+    names = ("counts", "totals", "expert_offsets", "token_indices", "slot_indices", "row_indices")
+    types = {"router_indices_ptr": "*i64"} | {f"{name}_ptr": "*i32" for name in names}
+    types |= {f"tile_{field}_ptr": "*i32" for field in ("expert", "start", "stop", "count")}
+    found = [
+        Variant("routing scan", _routing._routing_scan_kernel, {"BLOCK": 1024}, types),
+    ]
+    for experts in (32, 128):
+        pad = {"E": experts, "E_PAD": 2 * experts, "BLOCK": 64}
+        tiles = choose_tiles(
+            "store", n=HIDDEN, k=INTERMEDIATE, dtype=torch.bfloat16, gpu=gpu, rank=16
+        )
+        found += [
+            Variant(f"routing count, E {experts}", _routing._routing_count_kernel, pad, types),
+            Variant(
+                f"routing scatter, E {experts}",
+                _routing._routing_scatter_kernel,
+                pad | {"K": 4},
+                types,
+            ),
+            Variant(
+                f"tile map, E {experts}",
+                _routing._tile_map_kernel,
+                pad | {"E_PAD": experts, "BLOCK_M": tiles.block_m},
+                types,
+            ),
+        ]
+    return found
