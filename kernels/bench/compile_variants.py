@@ -37,7 +37,7 @@ class Variant:
 def variants(architecture: str) -> list[Variant]:
     """Return every variant that is shipped for an architecture."""
     gpu = Gpu("", architecture, PROCESSORS[architecture])
-    return [*products(gpu), *others(gpu)]
+    return [*products(gpu), *reductions(), *passes(), *routing(gpu)]
 
 
 def products(gpu: Gpu) -> list[Variant]:
@@ -204,8 +204,8 @@ def product(
     )
 
 
-def others(gpu: Gpu) -> list[Variant]:
-    """The kernels around the products."""
+def reductions() -> list[Variant]:
+    """The gradients of the LoRA factors."""
     half, ints = "*bf16", "*i32"
     found = []
     for name, q, rank, gather, gated in [
@@ -225,6 +225,13 @@ def others(gpu: Gpu) -> list[Variant]:
         kernel = _lora._ragged_outer_kernel
         sizes = (tiles.warps, tiles.stages)
         found.append(Variant(name, kernel, constants, types, *sizes, tensor_cores=True))
+    return found
+
+
+def passes() -> list[Variant]:
+    """The kernels that only move and transform."""
+    half, ints = "*bf16", "*i32"
+    found = []
     activation = {"ALPHA": 1.702, "LIMIT": 7.0, "BLOCK": 1024}
     row = {"gate_up_ptr": half, "d_activation_ptr": half, "d_gate_up_ptr": half}
     row |= {"activation_ptr": half, "gates_ptr": "*fp32", "share_ptr": "*fp32", "count_ptr": ints}
@@ -259,7 +266,7 @@ def others(gpu: Gpu) -> list[Variant]:
             options={"enable_fp_fusion": False},
         )
     )
-    return [*found, *routing(gpu)]
+    return found
 
 
 def routing(gpu: Gpu) -> list[Variant]:
