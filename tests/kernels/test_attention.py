@@ -1,4 +1,4 @@
-"""Attention with sinks against float64 autograd, engine by engine, documents and windows included."""
+"""Attention with sinks against float64 autograd: every engine, documents and windows."""
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ def test_an_engine_that_needs_a_gpu_is_refused_by_name(name):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="must be auto or one of .*torch_flash.*got 'sdpa'"):
+    with pytest.raises(ValueError, match=r"must be auto or one of .*torch_flash.*got 'sdpa'"):
         choose_engine("sdpa", CPU, torch.bfloat16, 64)
 
 
