@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from gptoss_kernels._triton import _combine, _grouped_matmul, _lora, _mxfp4, _routing, _swiglu
-from gptoss_kernels.tiles import Gpu, Product, choose_outer_tiles, choose_tiles
+from gptoss_kernels.tiles import Gpu, Product, Tiles, choose_outer_tiles, choose_tiles
 
 HIDDEN = INTERMEDIATE = 2880
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188}
@@ -147,42 +147,16 @@ def product(
     )
     source = "given" if kind == "given" else "packed" if kind.startswith("packed") else "dense"
     swiglu = swiglu or kind.endswith("swiglu")
-    element = "*" + ELEMENT[dtype]
-    constants: dict[str, Any] = {
-        "N": n,
-        "K": 32 if source == "given" else k,
-        "R": rank,
-        "R_PAD": max(16, 1 << max(rank - 1, 0).bit_length()),
+    constants = product_constants(gpu, tiles, n, k, rank) | {
         "BIAS": bias,
         "GATHER": gather,
         "SOURCE": getattr(_grouped_matmul, source.upper()).value,
         "EPILOGUE": "swiglu" if swiglu else "store",
-        "ALPHA": 1.702,
-        "LIMIT": 7.0,
-        "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n,
-        "BLOCK_K": tiles.block_k,
-        "GROUP": tiles.group,
-        "PROGRAMS": gpu.processors,
-        "FLATTEN": tiles.flatten,
         # Strides of 1 become constants at a launch.
         "stride_mn" if turned else "stride_mk": 1,
         "stride_fn" if turned else "stride_fr": 1,
     }
-    types = {
-        "rows_ptr": element,
-        "indices_ptr": "*i32",
-        "matrix_ptr": "*u8" if source == "packed" else element,
-        "scales_ptr": "*u8",
-        "bias_ptr": element,
-        "low_ptr": element,
-        "factor_ptr": element,
-        "scaling": "fp32",
-        "out_ptr": element,
-        "activation_ptr": element,
-        "stride_me": "i64" if source == "dense" else "i32",
-    }
-    types |= {f"tile_{field}_ptr": "*i32" for field in ("expert", "start", "stop", "count")}
+    types = product_types("*" + ELEMENT[dtype], source)
     absent = {
         "indices_ptr": not gather,
         "matrix_ptr": source == "given",
@@ -202,6 +176,43 @@ def product(
         tiles.stages,
         tensor_cores=dtype != torch.float32 and (source != "given" or rank > 0),
     )
+
+
+def product_constants(gpu: Gpu, tiles: Tiles, n: int, k: int, rank: int) -> dict[str, Any]:
+    """The constants of a grouped product that follow from its shape."""
+    return {
+        "N": n,
+        "K": k,
+        "R": rank,
+        "R_PAD": max(16, 1 << max(rank - 1, 0).bit_length()),
+        "ALPHA": 1.702,
+        "LIMIT": 7.0,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_K": tiles.block_k,
+        "GROUP": tiles.group,
+        "PROGRAMS": gpu.processors,
+        "FLATTEN": tiles.flatten,
+    }
+
+
+def product_types(element: str, source: str) -> dict[str, str]:
+    """The types of a grouped product's arguments."""
+    types = {
+        "rows_ptr": element,
+        "indices_ptr": "*i32",
+        "matrix_ptr": "*u8" if source == "packed" else element,
+        "scales_ptr": "*u8",
+        "bias_ptr": element,
+        "low_ptr": element,
+        "factor_ptr": element,
+        "scaling": "fp32",
+        "out_ptr": element,
+        "activation_ptr": element,
+        "stride_me": "i64" if source == "dense" else "i32",
+    }
+    types |= {f"tile_{field}_ptr": "*i32" for field in ("expert", "start", "stop", "count")}
+    return types
 
 
 def reductions() -> list[Variant]:
