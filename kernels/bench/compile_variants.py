@@ -9,6 +9,7 @@ products as data only. So one variant stands for both, except where a kernel is 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,98 +43,50 @@ def variants(architecture: str) -> list[Variant]:
 
 def products(gpu: Gpu) -> list[Variant]:
     """The grouped products: each projection, direction, source, rank and dtype in use."""
+    of, wide = partial(product, gpu), 2 * INTERMEDIATE
+    up = partial(of, n=wide, k=HIDDEN, gather=True, bias=True)
+    down = partial(of, n=HIDDEN, k=INTERMEDIATE, bias=True)
+    d_down = partial(of, kind="store", n=INTERMEDIATE, k=HIDDEN, gather=True)
+    d_up = partial(of, kind="store", n=HIDDEN, k=wide)
     found = [
-        product(gpu, "gate_up", "swiglu", 2 * INTERMEDIATE, HIDDEN, gather=True, bias=True),
-        product(
-            gpu,
-            "gate_up, bf16 base",
-            "swiglu",
-            2 * INTERMEDIATE,
-            HIDDEN,
-            gather=True,
-            bias=True,
-            turned=True,
-        ),
-        product(
-            gpu,
-            "gate_up, no LoRA",
-            "swiglu",
-            2 * INTERMEDIATE,
-            HIDDEN,
-            rank=0,
-            gather=True,
-            bias=True,
-        ),
-        product(
-            gpu,
-            "gate_up, few rows",
-            "swiglu",
-            2 * INTERMEDIATE,
-            HIDDEN,
-            gather=True,
-            bias=True,
-            rows_per_expert=128,
-        ),
-        product(
-            gpu, "gate_up, grouped_mm", "given", 2 * INTERMEDIATE, HIDDEN, bias=True, swiglu=True
-        ),
-        product(
-            gpu,
-            "gate_up, in-loop",
-            "packed_swiglu",
-            2 * INTERMEDIATE,
-            HIDDEN,
-            gather=True,
-            bias=True,
-        ),
-        product(gpu, "down", "store", HIDDEN, INTERMEDIATE, bias=True),
-        product(gpu, "down, bf16 base", "store", HIDDEN, INTERMEDIATE, bias=True, turned=True),
-        product(gpu, "down, grouped_mm", "given", HIDDEN, INTERMEDIATE, bias=True),
-        product(gpu, "down, in-loop", "packed", HIDDEN, INTERMEDIATE, bias=True),
-        product(gpu, "d down", "store", INTERMEDIATE, HIDDEN, gather=True, turned=True),
-        product(gpu, "d down, bf16 base", "store", INTERMEDIATE, HIDDEN, gather=True),
-        product(gpu, "d gate_up", "store", HIDDEN, 2 * INTERMEDIATE, turned=True),
-        product(gpu, "d gate_up, bf16 base", "store", HIDDEN, 2 * INTERMEDIATE),
-        product(gpu, "XA", "skinny", 16, HIDDEN, rank=0, gather=True),
-        product(gpu, "HA", "skinny", 16, INTERMEDIATE, rank=0),
-        product(gpu, "dYB and bias", "skinny", 17, HIDDEN, rank=0, gather=True),
-        product(gpu, "dZB", "skinny", 16, 2 * INTERMEDIATE, rank=0),
+        up("gate_up", kind="swiglu"),
+        up("gate_up, bf16 base", kind="swiglu", turned=True),
+        up("gate_up, no LoRA", kind="swiglu", rank=0),
+        up("gate_up, few rows", kind="swiglu", rows_per_expert=128),
+        up("gate_up, grouped_mm", kind="given", gather=False, swiglu=True),
+        up("gate_up, in-loop", kind="packed_swiglu"),
+        down("down", kind="store"),
+        down("down, bf16 base", kind="store", turned=True),
+        down("down, grouped_mm", kind="given"),
+        down("down, in-loop", kind="packed"),
+        d_down("d down", turned=True),
+        d_down("d down, bf16 base"),
+        d_up("d gate_up", turned=True),
+        d_up("d gate_up, bf16 base"),
+        of("XA", kind="skinny", n=16, k=HIDDEN, rank=0, gather=True),
+        of("HA", kind="skinny", n=16, k=INTERMEDIATE, rank=0),
+        of("dYB and bias", kind="skinny", n=17, k=HIDDEN, rank=0, gather=True),
+        of("dZB", kind="skinny", n=16, k=wide, rank=0),
+        up("gate_up, fp16", kind="swiglu", dtype=torch.float16),
+        up("gate_up, fp32", kind="swiglu", dtype=torch.float32),
     ]
     for rank in (64, 128, 256):
         found += [
-            product(
-                gpu,
-                f"gate_up, r {rank}",
-                "swiglu",
-                2 * INTERMEDIATE,
-                HIDDEN,
-                rank,
-                gather=True,
-                bias=True,
-            ),
-            product(
-                gpu, f"d gate_up, r {rank}", "store", HIDDEN, 2 * INTERMEDIATE, rank, turned=True
-            ),
-            product(gpu, f"XA, r {rank}", "skinny", rank, HIDDEN, rank=0, gather=True),
+            up(f"gate_up, r {rank}", kind="swiglu", rank=rank),
+            d_up(f"d gate_up, r {rank}", turned=True, rank=rank),
+            of(f"XA, r {rank}", kind="skinny", n=rank, k=HIDDEN, rank=0, gather=True),
         ]
-    for dtype in (torch.float16, torch.float32):
-        name = f"gate_up, {ELEMENT[dtype]}"
-        found.append(
-            product(
-                gpu, name, "swiglu", 2 * INTERMEDIATE, HIDDEN, gather=True, bias=True, dtype=dtype
-            )
-        )
     return found
 
 
 def product(
     gpu: Gpu,
     name: str,
+    *,
     kind: Product,
     n: int,
     k: int,
     rank: int = 16,
-    *,
     gather: bool = False,
     bias: bool = False,
     turned: bool = False,
