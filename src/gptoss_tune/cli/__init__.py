@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli import data, demo, export, recipes, tiny, train
+from gptoss_tune.cli import data, demo, export, recipes, serve, tiny, train
 from gptoss_tune.errors import run_command
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.command("tiny")(tiny.tiny)
 app.command("merge")(export.merge)
 app.command("verify")(export.verify)
 app.command("adapter")(export.adapter)
+app.command("serve-config")(serve.serve_config)
 app.command("train")(train.train)
 app.command("demo")(demo.demo)
 

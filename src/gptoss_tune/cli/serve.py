@@ -1,0 +1,73 @@
+"""``gptoss-tune serve-config`` and ``gptoss-tune chat``: a finished model put to use."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptoss_tune.cli.export import BasePath, Revision
+
+
+class ServeTarget(StrEnum):
+    """Where a model can be served."""
+
+    vllm = "vllm"
+    sglang = "sglang"
+    transformers = "transformers"
+    triton_server = "triton-server"
+    azure_ml = "azure-ml"
+    nim = "nim"
+
+
+def serve_config(
+    source: Annotated[
+        Path, typer.Argument(metavar="MODEL_OR_RUN", help="A merged folder, a run or an adapter.")
+    ],
+    target: Annotated[ServeTarget, typer.Option(help="Where to serve.")],
+    out: Annotated[Path, typer.Option(help="Folder to create.")],
+    name: Annotated[str, typer.Option(help="Name that clients use.")] = "gpt-oss-tuned",
+    context: Annotated[int, typer.Option(min=1, help="Longest context in tokens.")] = 32_768,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the weights.")] = 1,
+    base: BasePath = None,
+    revision: Revision = None,
+) -> None:
+    """Write the commands and files that serve a model."""
+    from gptoss_tune.checkpoint import open_checkpoint
+    from gptoss_tune.export.serving import Served, write_bundle
+
+    if (source / "config.json").is_file():
+        open_checkpoint(source)  # a damaged folder is refused here and not by the server
+        served = Served(name, str(source), context, gpus)
+        files = write_bundle(served, target.value, out)
+    else:
+        files = _adapter_bundle(source, target, out, name, context, gpus, base, revision)
+    typer.echo(f"{out}: {', '.join(files)}")
+
+
+def _adapter_bundle(
+    source: Path,
+    target: ServeTarget,
+    out: Path,
+    name: str,
+    context: int,
+    gpus: int,
+    base: str | None,
+    revision: str | None,
+) -> list[str]:
+    """Write a bundle for base + adapter, with the adapter in the server's form inside it."""
+    from gptoss_tune.checkpoint import open_checkpoint
+    from gptoss_tune.export.adapter import VLLM_RANKS, largest_rank, write_adapter
+    from gptoss_tune.export.factors import base_name, open_adapter
+    from gptoss_tune.export.serving import Served, write_bundle
+
+    if base is None:
+        base, revision = base_name([source])
+    adapter = open_adapter(source, open_checkpoint(base, revision))
+    rank = next((r for r in VLLM_RANKS if r >= largest_rank(adapter)), VLLM_RANKS[-1])
+    served = Served(name, base, context, gpus, adapter=(out / "adapter", rank))
+    files = write_bundle(served, target.value, out)
+    write_adapter(adapter, out / "adapter", "vllm")
+    return [*files, "adapter/"]

@@ -1,0 +1,192 @@
+"""Serving bundles against the public schemas of their targets, as far as files alone can show."""
+
+import json
+import shlex
+
+import pytest
+import yaml
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from typer.testing import CliRunner
+
+from gptoss_tune.cli import app
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.serving import TARGETS, Served, write_bundle
+
+# Compose specification, services top-level element.
+COMPOSE = {"image", "ports", "volumes", "ipc", "deploy", "command", "environment"}
+# Azure ML CLI v2: reference-yaml-endpoint-online and reference-yaml-deployment-managed-online.
+ENDPOINT = {"$schema", "name", "description", "tags", "auth_mode", "identity", "traffic"}
+DEPLOYMENT = {
+    *("$schema", "name", "description", "tags", "endpoint_name", "model", "model_mount_path"),
+    *("environment", "environment_variables", "instance_type", "instance_count"),
+    *("app_insights_enabled", "scale_settings", "request_settings", "liveness_probe"),
+    *("readiness_probe", "egress_public_network_access", "data_collector", "code_configuration"),
+}
+PROBE = {"initial_delay", "period", "timeout", "success_threshold", "failure_threshold"}
+REQUEST = {"request_timeout_ms", "max_concurrent_requests_per_instance", "max_queue_wait_ms"}
+
+
+@pytest.fixture
+def served(merged):
+    return Served(name="my-model", path=str(merged), context=4096, gpus=2)
+
+
+def bundle(served, target, out):
+    names = write_bundle(served, target, out)
+    files = {name: (out / name).read_text() for name in names}
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == names
+    return files
+
+
+def words(script):
+    """The commands of a script as the shell would split them."""
+    lines = script.replace("\\\n", " ").splitlines()
+    assert lines[:2] == ["#!/bin/sh", "set -e"]
+    return [shlex.split(line) for line in lines[2:]]
+
+
+def option(command, name):
+    return command[command.index(name) + 1]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_names_the_model(served, target, tmp_path, merged):
+    files = bundle(served, target, tmp_path / "out")
+    text = "\n".join(files.values())
+    assert str(merged) in text
+    assert target == "transformers" or "my-model" in text
+    for name in files:
+        if name.endswith(".sh"):
+            assert (tmp_path / "out" / name).stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("target", ["vllm", "sglang", "triton-server", "nim"])
+def test_compose_files_follow_the_specification(served, target, tmp_path, merged):
+    compose = yaml.safe_load(bundle(served, target, tmp_path / "out")["compose.yaml"])
+    assert set(compose) == {"services"}
+    (service,) = compose["services"].values()
+    assert set(service) <= COMPOSE
+    assert f"{merged}:/models/my-model:ro" in service["volumes"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
+    assert "/models/my-model" in json.dumps(service.get("command") or service["environment"]) or (
+        target == "triton-server"
+    )
+
+
+def test_vllm_command(served, tmp_path, merged):
+    (command,) = words(bundle(served, "vllm", tmp_path / "out")["serve.sh"])
+    assert command[:3] == ["vllm", "serve", str(merged)]
+    assert option(command, "--served-model-name") == "my-model"
+    assert option(command, "--max-model-len") == "4096"
+    assert option(command, "--tensor-parallel-size") == "2"
+    assert option(command, "--tool-call-parser") == "openai"
+
+
+def test_sglang_and_transformers_commands(served, tmp_path, merged):
+    (command,) = words(bundle(served, "sglang", tmp_path / "a")["serve.sh"])
+    assert option(command, "--model-path") == str(merged)
+    assert option(command, "--reasoning-parser") == "gpt-oss"
+    (command,) = words(bundle(served, "transformers", tmp_path / "b")["serve.sh"])
+    assert command[:3] == ["transformers", "serve", str(merged)]
+    # Every option exists in the installed command.
+    import inspect
+
+    from transformers.cli.serve import Serve
+
+    known = inspect.signature(Serve.__init__).parameters
+    for word in command[3:]:
+        if word.startswith("--"):
+            assert word[2:].replace("-", "_") in known
+
+
+def model_config_class():
+    """The fields of Triton's ModelConfig that we write, with the numbers of model_config.proto."""
+    file = descriptor_pb2.FileDescriptorProto(name="triton.proto", syntax="proto3")
+    kinds = descriptor_pb2.FieldDescriptorProto
+
+    def field(message, name, number, kind, type_name=None, repeated=False):
+        label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+        message.field.add(name=name, number=number, type=kind, type_name=type_name, label=label)
+
+    group = file.message_type.add(name="ModelInstanceGroup")
+    kind = group.enum_type.add(name="Kind")
+    for number, name in enumerate(["KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"]):
+        kind.value.add(name=name, number=number)
+    field(group, "kind", 4, kinds.TYPE_ENUM, ".ModelInstanceGroup.Kind")
+    field(group, "count", 2, kinds.TYPE_INT32)
+    policy = file.message_type.add(name="ModelTransactionPolicy")
+    field(policy, "decoupled", 1, kinds.TYPE_BOOL)
+    config = file.message_type.add(name="ModelConfig")
+    field(config, "name", 1, kinds.TYPE_STRING)
+    field(config, "backend", 17, kinds.TYPE_STRING)
+    field(config, "instance_group", 7, kinds.TYPE_MESSAGE, ".ModelInstanceGroup", repeated=True)
+    field(config, "model_transaction_policy", 19, kinds.TYPE_MESSAGE, ".ModelTransactionPolicy")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("ModelConfig"))
+
+
+def test_triton_model_repository(served, tmp_path):
+    files = bundle(served, "triton-server", tmp_path / "out")
+    config = text_format.Parse(
+        files["model_repository/my-model/config.pbtxt"], model_config_class()()
+    )
+    assert (config.name, config.backend) == ("my-model", "vllm")
+    assert [(g.count, g.kind) for g in config.instance_group] == [(1, 3)]
+    assert config.model_transaction_policy.decoupled
+    engine = json.loads(files["model_repository/my-model/1/model.json"])
+    assert engine["model"] == "/models/my-model" and engine["tensor_parallel_size"] == 2
+
+
+def test_azure_endpoint_and_deployment(served, tmp_path, merged):
+    files = bundle(served, "azure-ml", tmp_path / "out")
+    endpoint, deployment = (yaml.safe_load(files[f"{n}.yaml"]) for n in ("endpoint", "deployment"))
+    assert set(endpoint) <= ENDPOINT and set(deployment) <= DEPLOYMENT
+    assert endpoint["$schema"].endswith("managedOnlineEndpoint.schema.json")
+    assert deployment["$schema"].endswith("managedOnlineDeployment.schema.json")
+    assert deployment["endpoint_name"] == endpoint["name"] == "my-model"
+    assert set(deployment["liveness_probe"]) <= PROBE
+    assert set(deployment["readiness_probe"]) <= PROBE
+    assert set(deployment["request_settings"]) <= REQUEST
+    assert deployment["request_settings"]["request_timeout_ms"] <= 180_000
+    routes = deployment["environment"]["inference_config"]
+    assert set(routes) == {"liveness_route", "readiness_route", "scoring_route"}
+    assert all(set(route) == {"port", "path"} for route in routes.values())
+    entry = files["environment/Dockerfile"].splitlines()[1].removeprefix("ENTRYPOINT ")
+    # Azure mounts the folder under its own name below model_mount_path.
+    assert json.loads(entry)[:3] == ["vllm", "serve", f"/models/{merged.name}"]
+
+
+def test_adapters_go_to_vllm_alone(merged, tmp_path):
+    adapter = Served("my-model", "openai/gpt-oss-20b", adapter=(tmp_path / "lora", 16))
+    (command,) = words(bundle(adapter, "vllm", tmp_path / "out")["serve.sh"])
+    assert command[2] == "openai/gpt-oss-20b"
+    assert option(command, "--max-lora-rank") == "16"
+    module = json.loads(option(command, "--lora-modules"))
+    assert module == {"name": "my-model", "path": str(tmp_path / "lora")}
+    with pytest.raises(CheckpointError, match="merge first"):
+        write_bundle(adapter, "sglang", tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["a", "has space", "1st", "x" * 40, "quote'", "-lead"])
+def test_names_that_a_target_would_refuse(name):
+    with pytest.raises(CheckpointError, match="letters, digits and dashes"):
+        Served(name, "model")
+
+
+def test_commands(base, adapter, merged, tmp_path):
+    run = CliRunner().invoke
+    arguments = ["serve-config", str(merged), "--target", "vllm", "--name", "tuned"]
+    result = run(app, [*arguments, "--out", str(tmp_path / "bundle")])
+    assert result.exit_code == 0, result.output
+    assert "serve.sh" in result.output
+    arguments = ["serve-config", str(adapter), "--target", "vllm", "--name", "tuned"]
+    result = run(app, [*arguments, "--base", str(base), "--out", str(tmp_path / "lora")])
+    assert result.exit_code == 0, result.output
+    (command,) = words((tmp_path / "lora" / "serve.sh").read_text())
+    assert json.loads(option(command, "--lora-modules"))["path"] == str(tmp_path / "lora/adapter")
+    config = json.loads((tmp_path / "lora/adapter/adapter_config.json").read_text())
+    assert config["rank_pattern"] == {}
+    refused = run(app, ["serve-config", str(tmp_path), "--target", "vllm", "--out", "x"])
+    assert isinstance(refused.exception, CheckpointError)
