@@ -25,6 +25,7 @@ import triton
 from compile_variants import PROCESSORS, Variant, variants
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from variants_attention import attention_variants
 
 # Shared memory one program may use, bytes (CUDA C++ Programming Guide, compute capabilities).
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
@@ -124,7 +125,7 @@ def main() -> int:
     print(f"{'arch':7}{'kernel':28}{'tile':14}{'warps':>6}{'stages':>7}", end="")
     print(f"{'regs':>6}{'spill':>6}{'KiB':>6}  tensor cores")
     for architecture in arguments.arch:
-        for variant in variants(architecture):
+        for variant in [*variants(architecture), *attention_variants(architecture, Variant)]:
             if arguments.only not in variant.name:
                 continue
             result = compile_variant(variant, architecture)

@@ -64,7 +64,9 @@ def choose_attention_tiles(dtype: torch.dtype, shared_memory_kib: int) -> Attent
         small = Tile(32, 32, 4, 1)
         return AttentionTiles(small, small, small)
     deep = 3 if shared_memory_kib >= 160 else 2
-    return AttentionTiles(Tile(128, 64, 8, deep), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2))
+    # From sm_90 on the accumulators do not compete with the addresses for registers.
+    rows = 64 if shared_memory_kib >= 200 else 32
+    return AttentionTiles(Tile(128, 64, 8, deep), Tile(rows, 128, 8, 2), Tile(64, 64, 4, 2))
 
 
 class TritonEngine:

@@ -2,9 +2,9 @@
 
 The swap is on the instance: ``model.model.layers[0].input_layernorm`` becomes another object with
 the same ``weight`` under the same name, so checkpoints and adapters do not notice, and the classes
-of transformers stay as they are. Rotary embeddings are left alone: autograd keeps nothing of size for them
-(cosines and sines are constants), and in transformers they are a function and not a module, which
-only a patch of the library could replace.
+of transformers stay as they are. Rotary embeddings are left alone: autograd keeps nothing of size
+for them (cosines and sines are constants), and in transformers they are a function and not a
+module, which only a patch of the library could replace.
 
 H hidden.
 """
