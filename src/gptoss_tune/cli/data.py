@@ -190,8 +190,8 @@ def _print_census(console: Console, census: Census) -> None:
 
     for name, split in census.splits.items():
         _print_split(console, name, split)
-    _print_overlap(console, "held-out rows that are trained on too", census.leaked)
-    _print_overlap(console, "held-out rows whose question is trained on", census.leaked_prompts)
+    _print_overlap(console, "held-out rows that training sees too", census.leaked)
+    _print_overlap(console, "held-out rows whose question training sees too", census.leaked_prompts)
     for heading, style, lines in (
         ("To know", "yellow", census.warnings()),
         ("Problems", "bold red", census.problems()),
@@ -234,7 +234,7 @@ def _print_split(console: Console, name: str, split: SplitCensus) -> None:
         console.print(Text.assemble((label, "dim"), (bar, "blue"), f" {count:,}"))
     for line in split.report.rejected[:_MOST_LISTED]:
         console.print(Text(f"  rejected {visible(line)}", style="red"))
-    _print_overlap(console, "rows that repeat an earlier one", split.duplicates)
+    _print_overlap(console, "rows equal to an earlier one", split.duplicates)
 
 
 def _channels(split: SplitCensus) -> str:

@@ -128,7 +128,7 @@ class Census:
         for name, split in self.splits.items():
             rejected = split.report.counts["rejected"]
             if rejected:
-                found.append(f"{name}: {_rows(rejected)} cannot be trained on")
+                found.append(f"{name}: {_counted(rejected, 'row')} cannot be trained on")
             if split.problem is not None:
                 found.append(split.problem)
         return found
@@ -138,19 +138,20 @@ class Census:
         found: list[str] = []
         for name, split in self.splits.items():
             counts = split.report.counts
-            said = {
-                "samples were too long and dropped": counts["too_long"],
-                "samples were cut": counts["truncated"],
-                "rows have nothing to train": counts["nothing_to_train"],
-                "special tokens are spelled out in text (encoded as text)": counts["special_text"],
-                "rows repeat an earlier one": split.duplicates.rows,
-                "rows ask what an earlier one asks": split.same_prompts.rows,
-            }
-            found += [f"{name}: {number:,} {what}" for what, number in said.items() if number]
-        if self.leaked.rows:
-            found.append(f"eval: {_rows(self.leaked.rows)} trained on too")
-        if self.leaked_prompts.rows:
-            found.append(f"eval: the question of {_rows(self.leaked_prompts.rows)} trained on too")
+            said = (
+                (counts["too_long"], "sample", "dropped, too long"),
+                (counts["truncated"], "sample", "cut, too long"),
+                (counts["nothing_to_train"], "row", "without anything to train"),
+                (counts["special_text"], "special token", "spelled out in text, encoded as text"),
+                (split.duplicates.rows, "row", "equal to an earlier one"),
+                (split.same_prompts.rows, "row", "with the question of an earlier one"),
+            )
+            found += [f"{name}: {_counted(number, *what)}" for number, *what in said if number]
+        leaked, asked = self.leaked.rows, self.leaked_prompts.rows
+        if leaked:
+            found.append(f"eval: {_counted(leaked, 'row', 'that training sees too')}")
+        if asked:
+            found.append(f"eval: {_counted(asked, 'row', 'whose question training sees too')}")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -282,8 +283,8 @@ def _overlap(places: list[str], mask: NDArray[np.bool_]) -> Overlap:
     return Overlap(len(found), [places[index] for index in found[:MOST_NAMED]])
 
 
-def _rows(number: int) -> str:
-    return f"{number:,} row{'s are' if number != 1 else ' is'}"
+def _counted(number: int, thing: str, what: str = "") -> str:
+    return f"{number:,} {thing}{'s' if number != 1 else ''} {what}".rstrip()
 
 
 def reasons(rejected: Sequence[str]) -> Counter[str]:

@@ -33,7 +33,8 @@ body { margin: 0 auto; max-width: 68rem; padding: 2rem 1.25rem 4rem; background:
 h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 h3 { font-size: .95rem; margin: 1.2rem 0 .4rem; }
-p.note, td.soft, .soft { color: var(--soft); }
+p.note, .soft { color: var(--soft); }
+a { color: var(--bar); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   padding: .6rem .8rem; }
@@ -45,8 +46,7 @@ th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
 th { font-weight: 600; color: var(--soft); }
 .histogram { display: grid; grid-template-columns: auto 1fr auto; gap: .15rem .6rem;
   align-items: center; font-size: .85rem; font-variant-numeric: tabular-nums; }
-.histogram i { display: block; height: .95rem; background: var(--bar); border-radius: .15rem;
-  min-width: 1px; }
+.histogram i { display: block; height: .95rem; background: var(--bar); border-radius: .15rem; }
 ul.rows { margin: .3rem 0; padding-left: 1.1rem; overflow-wrap: anywhere; }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   margin: .8rem 0; padding: .4rem .9rem .8rem; }
@@ -80,13 +80,15 @@ def preview_page(
     largest = max((float(example.loss_weights.max()) for example in examples), default=1.0)
     body = [
         f"<h1>{_text(title)}</h1>",
-        '<p class="note">What is trained, exactly as the model will see it when it is served.</p>',
+        '<p class="note">What is trained, exactly as the model will see it when it is served. '
+        + " ".join(f'<a href="#{name}">{name}</a>' for name in [*census.splits, "samples"])
+        + "</p>",
         *_findings(census),
         *(block for name, split in census.splits.items() for block in _split(name, split)),
-        *_overlap("Held-out rows that are trained on too", census.leaked),
-        *_overlap("Held-out rows whose question is trained on", census.leaked_prompts),
-        "<h2>Samples</h2>",
-        _legend(largest),
+        *_overlap("Held-out rows that training sees too", census.leaked),
+        *_overlap("Held-out rows whose question training sees too", census.leaked_prompts),
+        '<h2 id="samples">Samples</h2>',
+        _legend(examples, largest),
         *(_sample(number, one, vocabulary, largest) for number, one in enumerate(examples, 1)),
     ]
     return (
@@ -111,7 +113,7 @@ def _findings(census: Census) -> Iterable[str]:
 
 def _split(name: str, split: SplitCensus) -> Iterable[str]:
     counts = split.report.counts
-    yield f"<h2>{_text(name)}</h2>"
+    yield f'<h2 id="{_text(name)}">{_text(name)}</h2>'
     tiles = [
         ("rows read", f"{counts['rows']:,}", False),
         ("rejected", f"{counts['rejected']:,}", bool(counts["rejected"])),
@@ -144,8 +146,8 @@ def _split(name: str, split: SplitCensus) -> Iterable[str]:
         yield _listed(f"{counts['rejected']:,} rejected rows", rejected)
     yield from _places("Rows with special tokens spelled out in text", split.report.special_text)
     yield from _places("Samples that were too long", split.report.too_long)
-    yield from _overlap("Rows that repeat an earlier one", split.duplicates)
-    yield from _overlap("Rows that ask what an earlier one asks", split.same_prompts)
+    yield from _overlap("Rows equal to an earlier one", split.duplicates)
+    yield from _overlap("Rows with the question of an earlier one", split.same_prompts)
 
 
 def _sources(split: SplitCensus) -> str:
@@ -181,8 +183,10 @@ def _histogram(split: SplitCensus) -> str:
     return f'<div class="histogram">{bars}</div><p class="note">{about}</p>'
 
 
-def _legend(largest: float) -> str:
-    steps = [0.0, largest] if largest == 1 else [0.0, largest / 2, largest]
+def _legend(examples: Sequence[Example], largest: float) -> str:
+    weights = sorted({0.0, *(float(w) for one in examples for w in set(one.loss_weights.tolist()))})
+    # The smallest and the largest ones where there are many.
+    steps = weights if len(weights) <= 6 else [*weights[:2], *weights[-3:]]
     spans = "".join(
         f'<span style="{_colour(weight, largest)}">weight {weight:g}</span>' for weight in steps
     )
