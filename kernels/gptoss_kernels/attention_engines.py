@@ -44,7 +44,7 @@ class EngineChoice:
     Attributes:
         name: One of ``ENGINE_NAMES``.
         engine: What computes.
-        reason: One sentence for the log, naming engines that were passed over and why.
+        reason: The name, and engines that were passed over and why, for the log.
     """
 
     name: str
@@ -79,7 +79,7 @@ def choose_engine(
         engine = _FACTORIES[wanted]()
         obstacle = find_fault(engine, device, dtype, head_size)
         if obstacle is None:
-            return EngineChoice(wanted, engine, f"attention: {wanted}, as asked")
+            return EngineChoice(wanted, engine, f"{wanted}, as asked")
     raise ValueError(f"attention {wanted} cannot be used: {obstacle}; use auto or another engine")
 
 
@@ -93,7 +93,7 @@ def _first_that_works(device: torch.device, dtype: torch.dtype, head_size: int) 
             obstacle = find_fault(engine, device, dtype, head_size)
             if obstacle is None:
                 rest = f" (passed over: {'; '.join(passed_over)})" if passed_over else ""
-                return EngineChoice(name, engine, f"attention: {name}{rest}")
+                return EngineChoice(name, engine, f"{name}{rest}")
         passed_over.append(f"{name}: {obstacle}")
     raise ValueError(f"no attention engine works on {device}: {'; '.join(passed_over)}")
 

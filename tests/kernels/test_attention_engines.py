@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 def test_auto_on_a_cpu_is_exact():
     choice = choose_engine("auto", CPU, torch.float32, 16)
-    assert choice.name == "eager" and choice.reason == "attention: eager"
+    assert choice.name == "eager" and choice.reason == "eager"
 
 
 @pytest.mark.parametrize("name", [name for name in ENGINE_NAMES if name != "eager"])

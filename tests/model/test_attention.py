@@ -96,7 +96,7 @@ def test_documents_are_found_once_per_forward_pass(model, tokens, monkeypatch):
 def test_the_choice_is_said_and_stands_on_the_layers(small_model):
     model = small_model()
     choice = set_attention(model, "auto")
-    assert choice.reason == "attention: eager"
+    assert choice.reason == "eager"
     layers = model.get_base_model().model.layers
     assert all(layer.self_attn.attention_engine is choice.engine for layer in layers)
     assert model.config._attn_implementation == ATTENTION_IMPLEMENTATION

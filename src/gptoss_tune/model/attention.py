@@ -37,7 +37,7 @@ def set_attention(model: nn.Module, wanted: str = "auto") -> EngineChoice:
         wanted: ``auto`` or an engine's name, as in the recipe's ``model.attention``.
 
     Returns:
-        The choice; its ``reason`` is a sentence for the log.
+        The choice; its ``reason`` is the name and why, for the log.
 
     Raises:
         ValueError: ``model`` is not gpt-oss, or the engine asked for cannot run here or fails its
