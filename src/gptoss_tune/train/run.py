@@ -21,9 +21,7 @@ from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import GptossTuneError, RunInterrupted
 from gptoss_tune.harmony.dataset import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
-from gptoss_tune.model.holdings import describe_holdings
-from gptoss_tune.model.load import load_base
-from gptoss_tune.model.lora import add_adapters
+from gptoss_tune.model.build import build
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.train import checkpoints, folder
 from gptoss_tune.train.callbacks import MetricsFile, ProgressDisplay, WandbMetrics
@@ -140,15 +138,14 @@ def _datasets(
 
 
 def _model(recipe: Recipe, base: Checkpoint, state: PartialState, console: Console) -> PeftModel:
-    model = load_base(base, recipe.model, device=state.device or "cpu")
-    adapted = add_adapters(model, recipe.lora)
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    console.print(f"model: {base.name} {describe_holdings(adapted)}; {trained:,} parameters train")
+    built = build(recipe, base, state.device or "cpu")
+    for note in built.notes:
+        console.print(note)
     # Every rank read the same files: DDP has only the adapters to keep equal.
     torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-        adapted, [name for name, p in adapted.named_parameters() if not p.requires_grad]
+        built.model, [name for name, p in built.model.named_parameters() if not p.requires_grad]
     )
-    return adapted
+    return built.model
 
 
 def _trainer(

@@ -1,0 +1,70 @@
+"""The recipe's model, ready to train: base, adapters, and which code runs them.
+
+Every choice that a recipe leaves open (the expert backend, the attention engine) is made here once
+and said in ``notes``; a choice that cannot run on this machine stops the run with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from gptoss_kernels import choose_backend
+from peft import PeftModel
+
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.errors import MachineError
+from gptoss_tune.model.attention import set_attention
+from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
+from gptoss_tune.model.holdings import describe_holdings
+from gptoss_tune.model.load import DTYPES, load_base
+from gptoss_tune.model.lora import add_adapters
+from gptoss_tune.model.memory import set_checkpointing
+from gptoss_tune.model.norms import set_norms
+from gptoss_tune.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model to train, and what to tell about it.
+
+    Attributes:
+        model: The base with its adapters; only the adapters require gradients.
+        notes: One line each: what is held in which precision, and which code runs.
+    """
+
+    model: PeftModel
+    notes: tuple[str, ...]
+
+
+def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built:
+    """Return the model that ``recipe`` trains, on ``device``.
+
+    Raises:
+        RecipeError, CheckpointError, MachineError: See ``load_base`` and ``add_adapters``.
+        MachineError: A backend or engine was asked for by name and cannot run here.
+    """
+    device = torch.device(device)
+    model = add_adapters(load_base(base, recipe.model, device=device), recipe.lora)
+    try:
+        backend = choose_backend(recipe.model.backend, device, DTYPES[recipe.model.dtype])
+    except ValueError as error:
+        raise MachineError(f"model.backend: {error}") from error
+    merge_aware = recipe.lora.merge_aware
+    set_expert_settings(model, ExpertSettings(backend=backend, merge_aware=merge_aware))
+    try:
+        engine = set_attention(model, recipe.model.attention)
+    except ValueError as error:
+        raise MachineError(f"model.attention: {error}") from error
+    set_checkpointing(model, recipe.train.checkpointing)
+    set_norms(model, backend)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    aware = ", on the weights that an MXFP4 export will hold" if merge_aware else ""
+    return Built(
+        model,
+        (
+            f"model: {base.name} {describe_holdings(model)}; {trained:,} parameters train",
+            f"experts: {backend} backend{aware}; attention: {engine.reason}; "
+            f"checkpointing: {recipe.train.checkpointing}",
+        ),
+    )
