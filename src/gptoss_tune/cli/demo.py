@@ -16,6 +16,9 @@ def demo(
     """Tune, merge and reload a tiny random gpt-oss on this machine's CPU, in a minute or two."""
     from rich.console import Console
 
+    from gptoss_tune.train.hush import hush_libraries
+
+    hush_libraries()
     from gptoss_tune.demo import run_demo
 
     if not run_demo(folder, Console()):

@@ -25,6 +25,9 @@ def train(
         typer.echo(f"# {processes} processes: run this")
         typer.echo(accelerate_command(recipe, overrides or [], processes))
         return
+    from gptoss_tune.train.hush import hush_libraries
+
+    hush_libraries()
     from gptoss_tune.train.run import train as run
 
     run(loaded)

@@ -20,7 +20,8 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from functools import cached_property
+from typing import Any, Final, Literal, NamedTuple
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.fields import Effort, shown, take_effort, take_weight
@@ -39,8 +40,7 @@ KNOWLEDGE_CUTOFF: Final = "2024-06"
 _SPECIAL_TEXT = re.compile(r"<\|[a-z0-9_]{1,32}\|>")
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What stands between ``<|start|>`` and ``<|message|>``; every field is from an allow-list."""
 
     role: Role
@@ -50,8 +50,7 @@ class Header:
     content_type: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A header, its text, and the weight its tokens have in the loss when it is trained."""
 
     header: Header
@@ -74,7 +73,7 @@ class Message:
         return self.header.channel == "final"
 
 
-@dataclass(slots=True)
+@dataclass
 class Conversation:
     """A row of a dataset, read and checked.
 
@@ -100,6 +99,11 @@ class Conversation:
     weight: float = 1.0
     channel_weights: dict[str, float] = field(default_factory=dict)
 
+    @cached_property
+    def namespaces_json(self) -> str:
+        """The function tools as JSON text, empty for none; they do not change once read."""
+        return json.dumps(self.namespaces, ensure_ascii=False) if self.namespaces else ""
+
     def recipients(self) -> set[str]:
         """Return every recipient that a call may name."""
         declared = {name for tool in self.builtin_tools for name in BUILTIN_TOOLS[tool]}
@@ -117,29 +121,21 @@ class Conversation:
         Two rows with equal hashes hold the same conversation, or ask the same; the line they stand
         on, the recipe's settings and their loss weights do not count.
         """
-        digest = hashlib.blake2b(digest_size=8)
-        about = (self.instructions, self.namespaces, self.response_formats, self.builtin_tools)
-        digest.update(json.dumps([*about, self.effort], sort_keys=True).encode())
-        prompt = digest.copy()
-        asking = True
-        for message in self.messages:
-            header = message.header
-            asking = asking and not message.is_assistant
-            told = f"\0{header.role}\0{header.channel}\0{header.recipient}\0{message.text}".encode()
-            digest.update(told)
-            if asking:
-                prompt.update(told)
-        return (
-            int.from_bytes(digest.digest(), "little"),
-            int.from_bytes(prompt.digest(), "little"),
-        )
+        about = (self.instructions, self.namespaces_json, self.response_formats)
+        told = [repr((*about, self.builtin_tools, self.effort))]
+        asked = None
+        for header, text, _ in self.messages:
+            if asked is None and header.role == "assistant":
+                asked = _hashed(told)
+            told += (header.role, header.channel or "", header.recipient or "", text)
+        row = _hashed(told)
+        return row, row if asked is None else asked
 
     def texts(self) -> list[str]:
         """Return all free text of the row, for counting what was injected."""
         texts = [message.text for message in self.messages]
         texts += [text for text in (self.instructions, self.response_formats) if text]
-        if self.namespaces:
-            texts.append(json.dumps(self.namespaces, ensure_ascii=False))
+        texts.append(self.namespaces_json)
         return texts
 
 
@@ -151,6 +147,11 @@ def cut_turns(headers: Sequence[Header]) -> list[range]:
         if answered and headers[index].role in ("user", "developer"):
             starts.append(index)
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(headers)], strict=True)]
+
+
+def _hashed(told: list[str]) -> int:
+    digest = hashlib.blake2b("\0".join(told).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def count_special_text(text: str) -> int:

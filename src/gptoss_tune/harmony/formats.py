@@ -57,7 +57,15 @@ def read_row(row: dict[str, Any], source: str) -> Conversation:
     Raises:
         DataError: The row cannot be trained on; the message names file, line, reason and fix.
     """
-    name = format_of(row, source)
+    return read_as(format_of(row, source), row, source)
+
+
+def read_as(name: str, row: dict[str, Any], source: str) -> Conversation:
+    """Return the conversation of a row whose format is known.
+
+    Raises:
+        DataError: As ``read_row``.
+    """
     if name == "preference":
         raise DataError(
             f"{source}: the row is a preference pair (chosen, rejected); supervised fine-tuning "

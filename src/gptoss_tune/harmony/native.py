@@ -51,8 +51,9 @@ def is_native(messages: object) -> bool:
     for message in messages:
         if not isinstance(message, dict):
             continue
-        if any(message.get(key) is not None for key in NATIVE_KEYS):
-            return True
+        for key in NATIVE_KEYS:
+            if message.get(key) is not None:
+                return True
         content = message.get("content")
         if isinstance(content, list) and any(
             isinstance(part, dict) and part.get("type") in ("system_content", "developer_content")

@@ -23,9 +23,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,7 +33,6 @@ from gptoss_tune.harmony.conversation import (
     CHANNELS,
     Conversation,
     Header,
-    Message,
     cut_turns,
 )
 from gptoss_tune.harmony.fields import Effort
@@ -52,12 +50,16 @@ LONGEST_WHITE_SPACE: Final = 100_000
 
 # Looked for at the start of a run only, so that many long runs take no quadratic time.
 _TOO_MUCH_WHITE_SPACE = re.compile(rf"(?<!\s)\s{{{LONGEST_WHITE_SPACE + 1}}}")
+_MOST_KEPT: Final = 4096
+"""Headers, and system and developer messages, that are kept rendered."""
+
+_Value = TypeVar("_Value")
+
 _SERVER_TOKENS: Final = 2
 """``<|start|>assistant``: written by the server at the start of a generation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One message in an Example: its tokens are ``[start, end)``, its text ``[body, end - 1)``."""
 
     start: int
@@ -103,16 +105,25 @@ class RenderSettings:
     turns: Literal["all", "last"] = "all"
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A rendered message: ids, where its text starts, and what it is."""
+class _Heading(NamedTuple):
+    """A rendered header: the ids before the text, the one after it, and its names for people."""
+
+    ids: list[int]
+    end: int
+    role: str
+    label: str
+
+
+class _Piece(NamedTuple):
+    """A rendered message; ``opens``: the server wrote its ``<|start|>assistant``."""
 
     ids: list[int]
     body: int
     header: Header
-    weight: float
-    opens: bool
-    """Whether the server wrote ``<|start|>assistant`` before it."""
+    role: str
+    label: str
+    weight: float = 0.0
+    opens: bool = False
 
 
 class Renderer:
@@ -126,7 +137,8 @@ class Renderer:
         """Keep the vocabulary and the settings; nothing is rendered yet."""
         self.vocabulary = vocabulary
         self.settings = settings
-        self._render_json = lru_cache(maxsize=4096)(self._library_render)
+        self._headings: dict[Header, _Heading] = {}
+        self._prefixes: dict[tuple[object, ...], list[_Piece]] = {}
 
     def render(self, conversation: Conversation) -> list[Example]:
         """Return the Examples of a conversation, one per turn or group of turns.
@@ -176,71 +188,69 @@ class Renderer:
             if pieces[index].header.channel == "analysis"
         }
         kept = [piece for index, piece in enumerate(pieces) if index not in dropped]
-        opening = self._header(Header("assistant"))[:_SERVER_TOKENS]
+        opening = self._heading(Header("assistant")).ids[:_SERVER_TOKENS]
         ids = [token for piece in [*self._prefix(conversation), *kept] for token in piece.ids]
         return [*ids, *opening]
 
     def _pieces(self, conversation: Conversation) -> list[_Piece]:
         pieces: list[_Piece] = []
-        before: Message | None = None
-        for message in conversation.messages:
-            header = self._header(message.header)
-            ids = [*header[:-1], *self._encode(message.text, conversation.source), header[-1]]
-            goes_on = before is not None and before.is_assistant and not before.is_call
-            pieces.append(
-                _Piece(
-                    ids=ids,
-                    body=len(header) - 1,
-                    header=message.header,
-                    weight=message.weight if message.is_assistant else 0.0,
-                    opens=message.is_assistant and not goes_on,
-                )
-            )
-            before = message
+        goes_on = False
+        for header, text, weight in conversation.messages:
+            heading = self._heading(header)
+            ids = heading.ids + self._encode(text, conversation.source)
+            ids.append(heading.end)
+            body = len(heading.ids)
+            if header.role == "assistant":
+                known = (header, heading.role, heading.label, weight, not goes_on)
+                pieces.append(_Piece(ids, body, *known))
+                goes_on = header.recipient is None
+            else:
+                pieces.append(_Piece(ids, body, header, heading.role, heading.label))
+                goes_on = False
         return pieces
 
     def _prefix(self, conversation: Conversation) -> list[_Piece]:
+        effort = conversation.effort or self.settings.reasoning_effort
+        texts = (conversation.instructions, conversation.response_formats)
+        key = (effort, conversation.builtin_tools, conversation.namespaces_json, *texts)
+        known = self._prefixes.get(key)
+        if known is not None:
+            return known
         functions = conversation.namespaces.get("functions")
         has_functions = functions is not None and bool(functions["tools"])
-        effort = conversation.effort or self.settings.reasoning_effort
         system = system_content(effort, self.settings.date, conversation.builtin_tools)
         pieces = [self._block("system", [system], has_functions, conversation.source)]
         contents = developer_contents(conversation)
         if contents:
             pieces.append(self._block("developer", contents, has_functions, conversation.source))
-        return pieces
+        return _kept(self._prefixes, key, pieces)
 
     def _block(
         self, role: Literal["system", "developer"], contents: list[Any], functions: bool, at: str
     ) -> _Piece:
-        ids = self._from_library({"role": role, "content": contents}, functions, at)
-        # A system message is context as the developer's is; only its label differs.
-        header = Header("developer", name=role)
-        return _Piece(list(ids), ids.index(MESSAGE) + 1, header, 0.0, opens=False)
-
-    def _header(self, header: Header) -> Sequence[int]:
-        message: dict[str, Any] = {"role": header.role, "content": ""}
-        if header.name is not None:
-            message["name"] = header.name
-        for name in ("recipient", "channel", "content_type"):
-            if getattr(header, name) is not None:
-                message[name] = getattr(header, name)
-        return self._from_library(message, False, "")
-
-    def _from_library(self, message: dict[str, Any], functions: bool, at: str) -> tuple[int, ...]:
+        message = {"role": role, "content": contents}
         try:
-            return self._render_json(json.dumps(message), functions)
+            ids = self._library_render(message, functions)
         except ValueError as error:
             raise DataError(
-                f"{at}: openai-harmony cannot render the {message['role']} message ({error}); "
-                "check the declared tools"
+                f"{at}: openai-harmony cannot render the {role} message ({error}); check the "
+                "declared tools"
             ) from None
+        return _Piece(ids, ids.index(MESSAGE) + 1, Header("developer"), role, role)
 
-    def _library_render(self, message_json: str, functions: bool) -> tuple[int, ...]:
+    def _heading(self, header: Header) -> _Heading:
+        known = self._headings.get(header)
+        if known is not None:
+            return known
+        fields = {name: value for name, value in header._asdict().items() if value is not None}
+        *ids, end = self._library_render({**fields, "content": ""}, False)
+        return _kept(self._headings, header, _Heading(ids, end, header.role, _label(header)))
+
+    def _library_render(self, message: dict[str, Any], functions: bool) -> list[int]:
         # The library's own class would parse the JSON into pydantic objects and dump it again.
-        options = {"conversation_has_function_tools": functions}
         inner = self.vocabulary.encoding._inner
-        return tuple(inner.render(message_json=message_json, render_options=options))
+        options = {"conversation_has_function_tools": functions}
+        return inner.render(message_json=json.dumps(message), render_options=options)
 
     def _encode(self, text: str, at: str) -> list[int]:
         if len(text) > LONGEST_WHITE_SPACE and _TOO_MUCH_WHITE_SPACE.search(text):
@@ -256,22 +266,28 @@ class Renderer:
         weights = {**dict(self.settings.channel_weights), **conversation.channel_weights}
         ids: list[int] = []
         spans: list[Span] = []
-        weighted: list[tuple[int, int, float]] = []
-        for position, piece in enumerate([*context, *trained]):
+        for piece in context:
             start = len(ids)
             ids += piece.ids
             channel = piece.header.channel
-            assistant = piece.header.role == "assistant"
             spans.append(
-                Span(start, start + piece.body, len(ids), *_describe(piece.header), channel)
+                Span(start, start + piece.body, len(ids), piece.role, piece.label, channel)
             )
-            if assistant and position >= len(context):
+        weighted: list[tuple[int, int, float]] = []
+        for piece in trained:
+            start = len(ids)
+            ids += piece.ids
+            channel = piece.header.channel
+            spans.append(
+                Span(start, start + piece.body, len(ids), piece.role, piece.label, channel)
+            )
+            if piece.role == "assistant":
                 weight = piece.weight * conversation.weight * weights[channel or "final"]
-                is_last = position == len(context) + len(trained) - 1
                 first = start + (_SERVER_TOKENS if piece.opens else 0)
-                last = len(ids) if channel != "final" or is_last else len(ids) - 1
+                # An answer that history follows ends in <|end|>, which is not to be learned.
+                shared = channel == "final" and piece is not trained[-1]
                 if weight:
-                    weighted.append((first, last, weight))
+                    weighted.append((first, len(ids) - shared, weight))
         if not weighted:
             return None
         if ids[-1] == END and trained[-1].header.channel == "final":
@@ -292,7 +308,7 @@ def truncate(example: Example, max_length: int) -> Example | None:
     if not example.loss_weights[:cut].any():
         return None
     spans = tuple(
-        span if span.end <= cut else replace(span, end=cut)
+        span if span.end <= cut else span._replace(end=cut)
         for span in example.spans
         if span.start < cut
     )
@@ -317,16 +333,22 @@ def _groups(pieces: Sequence[_Piece], turns: Sequence[range]) -> list[range]:
     return groups
 
 
-def _describe(header: Header) -> tuple[str, str]:
-    """Return role and label of a message for people."""
-    if header.role == "developer" and header.name is not None:
-        return header.name, header.name
+def _label(header: Header) -> str:
+    """Return what people call a message."""
     if header.role == "tool":
-        return "tool", f"{header.name} to assistant"
+        return f"{header.name} to assistant"
     label = header.role if header.name is None else f"{header.role}:{header.name}"
     if header.channel is not None:
         label += f" {header.channel}"
-    return header.role, label if header.recipient is None else f"{label} to {header.recipient}"
+    return label if header.recipient is None else f"{label} to {header.recipient}"
+
+
+def _kept(known: dict[Any, _Value], key: object, value: _Value) -> _Value:
+    """Remember a value; a data set whose every row differs empties the store now and then."""
+    if len(known) >= _MOST_KEPT:
+        known.clear()
+    known[key] = value
+    return value
 
 
 def _example(

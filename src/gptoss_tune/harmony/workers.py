@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.harmony.conversation import CHANNELS, Conversation, count_special_text
 from gptoss_tune.harmony.fields import EFFORTS
-from gptoss_tune.harmony.formats import format_of, read_row
+from gptoss_tune.harmony.formats import format_of, read_as
 from gptoss_tune.harmony.render import Example, Renderer, RenderSettings, truncate
 from gptoss_tune.harmony.report import MOST_LISTED, Report
 from gptoss_tune.harmony.rows import Located, parse_object
@@ -83,8 +83,9 @@ class RowRenderer:
                 if isinstance(raw, DataError):
                     raise raw
                 row = parse_object(raw, at) if isinstance(raw, bytes) else raw
-                report.formats[format_of(row, at)] += 1
-                conversation = read_row(row, at)
+                name = format_of(row, at)
+                report.formats[name] += 1
+                conversation = read_as(name, row, at)
                 kept = self._samples(conversation, report)
             except DataError as error:
                 report.reject(str(error))
@@ -225,11 +226,8 @@ def _surely_longer(conversation: Conversation, max_length: int) -> bool:
 
     A token is at most 128 bytes and a character at least one.
     """
-    if not conversation.messages:
-        return False
     characters = sum(len(message.text) for message in conversation.messages)
-    single = conversation.turn_count() == 1
-    return single and characters > LONGEST_TOKEN_BYTES * max_length
+    return characters > LONGEST_TOKEN_BYTES * max_length and conversation.turn_count() == 1
 
 
 def _repeated_tokens(examples: list[Example]) -> int:

@@ -80,7 +80,8 @@ def attention_forward(
     """Return the attention output of one layer, as transformers' ``AttentionInterface`` asks.
 
     Args:
-        module: The layer; its ``attention_engine`` computes where it has one.
+        module: The layer; its ``attention_engine`` computes where it has one, and its
+            ``attention_kept`` spares a recomputation the scores.
         query: ``[B, Hq, S, D]`` after rotation.
         key: ``[B, Hkv, S, D]``, or longer than the query where a cache precedes it.
         value: As ``key``.
@@ -123,6 +124,7 @@ def attention_forward(
         window=sliding_window,
         documents=documents,
         engine=getattr(module, "attention_engine", None),
+        kept=getattr(module, "attention_kept", None),
     )
     return out, None
 

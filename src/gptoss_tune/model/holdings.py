@@ -51,8 +51,8 @@ def holdings(model: nn.Module) -> list[Holding]:
 def describe_holdings(model: nn.Module) -> str:
     """Return the holdings as one line, for the log."""
     rows = holdings(model)
-    parts = [f"{row.kind} {row.precision} {_gib(row.nbytes)}" for row in rows]
-    return f"holds {_gib(sum(row.nbytes for row in rows))}: " + ", ".join(parts)
+    parts = [f"{row.kind} {row.precision} {_size(row.nbytes)}" for row in rows]
+    return f"holds {_size(sum(row.nbytes for row in rows))}: " + ", ".join(parts)
 
 
 def _held(tensor: Tensor) -> tuple[str, int, int]:
@@ -81,5 +81,8 @@ def _kind(name: str) -> str:
     return "other"
 
 
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**29 else f"{nbytes / 2**20:.1f} MiB"
+def _size(nbytes: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes / 2**10:.1f} KiB"

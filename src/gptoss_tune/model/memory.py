@@ -3,7 +3,9 @@
 ``none`` keeps everything the kernels need (88 KB per token and layer at the released shapes),
 ``selective`` drops the largest piece, the gate_up output of every routed row, and multiplies again
 for it (42 KB), ``full`` keeps a layer's input and runs the layer again (5.8 KB), and ``offload``
-moves those inputs to pinned host memory while the next layer computes.
+moves those inputs to pinned host memory while the next layer computes. From 16,384 tokens on,
+``full`` also keeps what full attention computed (8.4 KB in every second layer): the scores grow with
+the square of the length, and by then they are most of what running a layer again would cost.
 
 Running a layer again must not choose other experts: two logits that differ by one rounding swap
 places, and then the gradients belong to rows that the forward never computed. The router's first
@@ -27,6 +29,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from gptoss_kernels.attention import KeptAttention
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -35,6 +38,8 @@ from torch.utils.checkpoint import checkpoint
 from gptoss_tune.model.experts import ExpertSettings
 
 Checkpointing = Literal["none", "selective", "full", "offload"]
+KEEP_ATTENTION_FROM = 16_384
+"""Tokens of a row from which ``full`` keeps the output of full attention layers."""
 
 
 def set_checkpointing(model: nn.Module, mode: Checkpointing) -> None:
@@ -76,11 +81,13 @@ def _run_again(
         offloader: Where the input waits; ``None``: where it is.
     """
     assert isinstance(forward, partial)
-    router = forward.args[0].mlp.router
+    layer = forward.args[0]
     choice = RouterChoice()
+    long = hidden_states.shape[1] >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
+    kept = KeptAttention() if long and offloader is None else None
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return _choosing(router, choice), _choosing(router, choice)
+        return _same_choices(layer, choice, kept), _same_choices(layer, choice, kept)
 
     run = partial(
         checkpoint,
@@ -124,12 +131,12 @@ class RouterChoice:
 
 
 @contextmanager
-def _choosing(router: Any, choice: RouterChoice) -> Iterator[None]:
-    router.choice = choice
+def _same_choices(layer: Any, choice: RouterChoice, kept: KeptAttention | None) -> Iterator[None]:
+    layer.mlp.router.choice, layer.self_attn.attention_kept = choice, kept
     try:
         yield
     finally:
-        router.choice = None
+        layer.mlp.router.choice = layer.self_attn.attention_kept = None
 
 
 def _set_router(router: Any, *, replayed: bool) -> None:

@@ -21,6 +21,9 @@ def _train(arguments: list[str]) -> None:
             "usage: accelerate launch -m gptoss_tune.train RECIPE [key=value ...]"
         )
     recipe = load_recipe(arguments[0], arguments[1:])
+    from gptoss_tune.train.hush import hush_libraries
+
+    hush_libraries()
     from gptoss_tune.train.run import train
 
     train(recipe)

@@ -140,7 +140,7 @@ def _datasets(
 def _model(recipe: Recipe, base: Checkpoint, state: PartialState, console: Console) -> PeftModel:
     built = build(recipe, base, state.device or "cpu")
     for note in built.notes:
-        console.print(note)
+        console.print(note, soft_wrap=True, highlight=False)
     # Every rank read the same files: DDP has only the adapters to keep equal.
     torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         built.model, [name for name, p in built.model.named_parameters() if not p.requires_grad]
