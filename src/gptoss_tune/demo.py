@@ -7,6 +7,7 @@ this package. The base is random, so whatever the merged file answers it has lea
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -209,9 +210,11 @@ def _merge(adapter: Path, merged: Path, console: Console) -> float:
 
 
 def _run(arguments: list[str], shown: str, console: Console) -> float:
-    console.print(f"[bold]$ {shown}[/bold]", highlight=False)
+    console.print(f"[bold]$ {shown}[/bold]", highlight=False, soft_wrap=True)
     started = time.monotonic()
-    finished = subprocess.run([sys.executable, *arguments], check=False)
+    # accelerate picks the same number itself, with three lines about having picked it.
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), **os.environ}
+    finished = subprocess.run([sys.executable, *arguments], check=False, env=environment)
     if finished.returncode != 0:
         raise MachineError(f"`{shown}` ended with exit code {finished.returncode}; see above")
     return time.monotonic() - started
