@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gptoss_kernels.attention_eager import EagerEngine
 from transformers import GptOssConfig
 
 from gptoss_tune.model.attention import set_attention
@@ -56,6 +57,30 @@ def test_modes_can_be_changed_and_evaluation_is_not_checkpointed(trainable, batc
     with torch.no_grad():
         trainable.eval()(**batch, use_cache=False)
     assert all(layer.mlp.router.choice is None for layer in layers)
+
+
+def test_long_rows_compute_the_scores_of_full_layers_once(trainable, batch, monkeypatch):
+    from gptoss_tune.model import memory
+
+    set_checkpointing(trainable, "full")
+    expected = gradients(trainable, batch)
+    monkeypatch.setattr(memory, "KEEP_ATTENTION_FROM", 21)
+    windows = []
+
+    class Counting(EagerEngine):
+        def forward(self, query, key, value, sinks, rule):
+            windows.append(rule.window)
+            return super().forward(query, key, value, sinks, rule)
+
+    for layer in trainable.get_base_model().model.layers:
+        layer.self_attn.attention_engine = Counting()
+    actual = gradients(trainable, batch)
+    assert windows == [8, None, 8], "the window layer is cheap and runs twice, the full one once"
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+    set_checkpointing(trainable, "offload")
+    windows.clear()
+    gradients(trainable, batch)
+    assert windows == [8, None, None, 8], "where memory is short nothing more is kept"
 
 
 class FlakyRouter:
