@@ -10,3 +10,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # The suite runs one process per core.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselect tests that need a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    needy = [item for item in items if item.get_closest_marker("gpu")]
+    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=needy)

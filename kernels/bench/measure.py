@@ -1,0 +1,146 @@
+"""Timing, memory and ceilings: what every benchmark of this folder measures with.
+
+Medians of device events; the two ceilings (a large copy, a large bf16 product) are measured in the
+same process, so that a fraction of the peak is a fraction of what this card does today. On a CPU
+the clock is the host's and the numbers say nothing about a GPU: that is for checking the scripts.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One expert layer of a released model.
+
+    T tokens, K experts per token, H hidden, I intermediate, E experts.
+    """
+
+    name: str
+    layers: int
+    num_experts: int
+    top_k: int
+    hidden: int
+    intermediate: int
+
+    def layer_flops(self, tokens: int, rank: int) -> float:
+        """Useful operations of forward and backward: dX but no dW for the frozen base."""
+        rows = tokens * self.top_k
+        base = 2 * rows * 3 * self.hidden * self.intermediate
+        lora = 2 * rows * rank * (2 * self.hidden + 3 * self.intermediate)
+        return 2 * base + 3 * lora
+
+    def layer_bytes(self, tokens: int) -> float:
+        """The fewest bytes of forward and backward with an MXFP4 base and bf16 activations.
+
+        Packed weights once each way; X, out, dO and dX; Z written once and read once.
+        """
+        weights = self.num_experts * 3 * self.hidden * self.intermediate * 17 / 32
+        rows = 2 * 2 * tokens * self.top_k * 2 * self.intermediate
+        return 2 * weights + 4 * 2 * tokens * self.hidden + rows
+
+
+SHAPES = {
+    "gpt-oss-20b": Shape("gpt-oss-20b", 24, 32, 4, 2880, 2880),
+    "gpt-oss-120b": Shape("gpt-oss-120b", 36, 128, 4, 2880, 2880),
+    "tiny": Shape("tiny", 2, 4, 2, 64, 32),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Time and memory of one candidate."""
+
+    milliseconds: float
+    spread: float
+    peak_bytes: int
+
+
+def device_of() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def median_ms(
+    call: Callable[[], object], *, warmup: int = 3, runs: int = 20
+) -> tuple[float, float]:
+    """Return the median time of a call and the distance between its quartiles, in milliseconds."""
+    for _ in range(warmup):
+        call()
+    synchronize()
+    times = []
+    for _ in range(runs):
+        if torch.cuda.is_available():
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            call()
+            last.record()
+            last.synchronize()
+            times.append(first.elapsed_time(last))
+        else:
+            started = time.perf_counter()
+            call()
+            times.append(1e3 * (time.perf_counter() - started))
+    times.sort()
+    return statistics.median(times), times[(3 * runs) // 4] - times[runs // 4]
+
+
+def measure(call: Callable[[], object], *, runs: int = 20) -> Measured:
+    """Return time, and the memory allocated on top of what was there before."""
+    milliseconds, spread = median_ms(call, warmup=min(3, runs), runs=runs)
+    if not torch.cuda.is_available():
+        return Measured(milliseconds, spread, 0)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    synchronize()
+    return Measured(milliseconds, spread, torch.cuda.max_memory_allocated() - before)
+
+
+def matmul_peak(size: int = 8192) -> float:
+    """Return the operations per second of a large bf16 product of random numbers."""
+    size = size if torch.cuda.is_available() else 256
+    left, right = (torch.randn((size, size), device=device_of()).bfloat16() for _ in range(2))
+    return 2 * size**3 / (1e-3 * median_ms(lambda: left @ right)[0])
+
+
+def copy_peak(size: int = 2**30) -> float:
+    """Return the bytes per second of a large copy, read plus written."""
+    size = size if torch.cuda.is_available() else 2**20
+    source = torch.empty(size, dtype=torch.uint8, device=device_of()).random_(256)
+    target = torch.empty_like(source)
+    return 2 * size / (1e-3 * median_ms(lambda: target.copy_(source))[0])
+
+
+def environment() -> str:
+    """Return one line: date, GPU, driver, torch, triton and commit."""
+    name, driver = platform.processor() or "CPU", "no GPU"
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+        driver = "driver " + _output(query)
+    commit = _output(["git", "rev-parse", "--short", "HEAD"])
+    today = time.strftime("%Y-%m-%d")
+    return (
+        f"{today}, {name}, {driver}, torch {torch.__version__}, triton {triton.__version__}, "
+        f"commit {commit}"
+    )
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unknown"
