@@ -4,8 +4,8 @@
 ``selective`` drops the largest piece, the gate_up output of every routed row, and multiplies again
 for it (42 KB), ``full`` keeps a layer's input and runs the layer again (5.8 KB), and ``offload``
 moves those inputs to pinned host memory while the next layer computes. From 16,384 tokens on,
-``full`` also keeps what full attention computed (8.4 KB in every second layer): scores grow with the
-square of the length, and by then they are most of what running a layer again would cost.
+``full`` also keeps what full attention computed (8.4 KB in every second layer): scores grow with
+the square of the length, and by then they are most of what running a layer again would cost.
 
 Running a layer again must not choose other experts: two logits that differ by one rounding swap
 places, and then the gradients belong to rows that the forward never computed. The router's first
