@@ -51,6 +51,7 @@ app.command("merge")(export.merge)
 app.command("verify")(export.verify)
 app.command("adapter")(export.adapter)
 app.command("serve-config")(serve.serve_config)
+app.command("push")(serve.push)
 app.command("train")(train.train)
 app.command("demo")(demo.demo)
 

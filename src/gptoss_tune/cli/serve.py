@@ -1,4 +1,4 @@
-"""``gptoss-tune serve-config`` and ``gptoss-tune chat``: a finished model put to use."""
+"""``gptoss-tune serve-config`` and ``gptoss-tune push``: a finished model leaves the house."""
 
 from __future__ import annotations
 
@@ -71,3 +71,34 @@ def _adapter_bundle(
     files = write_bundle(served, target.value, out)
     write_adapter(adapter, out / "adapter", "vllm")
     return [*files, "adapter/"]
+
+
+def push(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run or an adapter.")],
+    repo: Annotated[str, typer.Option(help="owner/name on the Hub.")],
+    merged: Annotated[
+        Path | None, typer.Option(help="Upload this merged folder instead of the adapter.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Public; private otherwise.")] = False,
+    base: BasePath = None,
+    revision: Revision = None,
+    base_name: Annotated[
+        str | None, typer.Option(help="The base's name on the Hub, when trained from a folder.")
+    ] = None,
+    logits: Annotated[bool, typer.Option(help="Compare logits of a merged folder first.")] = True,
+) -> None:
+    """Verify a run's adapter or merged model and upload it with a model card."""
+    from gptoss_tune.checkpoint import open_checkpoint
+    from gptoss_tune.export import hub
+    from gptoss_tune.export.factors import base_name as recorded_base
+    from gptoss_tune.export.factors import open_adapter
+    from gptoss_tune.export.upload import collect
+
+    if base is None:
+        base, revision = recorded_base([source])
+    checkpoint = open_checkpoint(base, revision)
+    adapter = open_adapter(source, checkpoint)
+    files = collect(adapter, checkpoint, repo, merged=merged, base_name=base_name, logits=logits)
+    kind = "merged model" if merged else "adapter"
+    done = hub.push(files, repo, public=public, message=f"Upload {kind} with gptoss-tune")
+    typer.echo(f"{done.url}: {len(files)} files, commit {done.commit}")

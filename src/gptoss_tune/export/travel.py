@@ -43,14 +43,17 @@ def copy_companions(base: Checkpoint, adapters: Sequence[Adapter], out: Path) ->
             shutil.copyfile(file, out / file.name)
     before = base.path / NOTICE
     text = before.read_text(encoding="utf-8").rstrip() + "\n\n" if before.is_file() else ""
-    write_text(out / NOTICE, text + change_notice(base, adapters))
+    names = (a.config.get("base_model_name_or_path") for a in adapters)
+    name = next((name for name in names if name), base.path.name)
+    # A local folder is named by its last part: the path of this machine is nobody's business.
+    public = Path(name).name if Path(name).is_absolute() else name
+    write_text(out / NOTICE, text + change_notice(public, adapters))
 
 
-def change_notice(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
+def change_notice(base_name: str, adapters: Sequence[Adapter]) -> str:
     """Return the statement of changes that the licence asks for."""
-    name = next((n for a in adapters if (n := a.config.get("base_model_name_or_path"))), None)
     modules = sorted({module.rpartition(".")[2] for a in adapters for module in a.targets})
     return (
-        f"The weights in this folder are those of {name or base.path.name}, changed by fine-tuning "
-        f"({', '.join(modules)}) and merged with gptoss-tune.\n"
+        f"The weights in this folder are those of {base_name}, changed by fine-tuning "
+        f"({', '.join(modules)}) with gptoss-tune.\n"
     )
