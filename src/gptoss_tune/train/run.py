@@ -156,6 +156,8 @@ def _trainer(
     eval_set: Dataset | None,
 ) -> WeightedSftTrainer:
     tokenizer = _tokenizer(base)
+    # Said here, or the trainer aligns the two itself and warns about it.
+    model.config.bos_token_id = tokenizer.bos_token_id
     return WeightedSftTrainer(
         model=model,
         args=sft_config(recipe),

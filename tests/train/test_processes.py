@@ -1,0 +1,112 @@
+"""Runs as users start them: other processes, signals, exit codes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def torchrun(processes, *arguments):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    address = ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    return [sys.executable, *launcher, *address, "-m", "gptoss_tune.train", *map(str, arguments)]
+
+
+def run(command, **options):
+    return subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def test_two_processes_give_the_losses_and_weights_of_one(recipe_file, losses, tmp_path):
+    """Each step sees the same rows; the ranks' shares hold different numbers of trained tokens."""
+    common = [recipe_file, "train.max_steps=3"]
+    one = run(
+        torchrun(
+            1,
+            *common,
+            f"train.output_dir={tmp_path / 'one'}",
+            "train.per_device_train_batch_size=2",
+            "train.gradient_accumulation_steps=2",
+        )
+    )
+    two = run(
+        torchrun(
+            2,
+            *common,
+            f"train.output_dir={tmp_path / 'two'}",
+            "train.per_device_train_batch_size=1",
+            "train.gradient_accumulation_steps=2",
+        )
+    )
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    expected, actual = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert actual.keys() == expected.keys() == {1, 2, 3}
+    for step, loss in expected.items():
+        assert actual[step] == pytest.approx(loss, rel=2e-5)
+    ours = load_file(tmp_path / "two" / "adapter" / "adapter_model.safetensors")
+    theirs = load_file(tmp_path / "one" / "adapter" / "adapter_model.safetensors")
+    for name, tensor in theirs.items():
+        # Adam divides by the gradient's size, so fp32 noise in it shows at this order.
+        torch.testing.assert_close(ours[name], tensor, rtol=2e-3, atol=2e-4)
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert record["environment"]["processes"] == 2
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_exactly(recipe_file, losses, tmp_path):
+    steps = "train.max_steps=30"
+    whole = tmp_path / "whole"
+    assert run(torchrun(1, recipe_file, steps, f"train.output_dir={whole}")).returncode == 0
+    stopped = tmp_path / "stopped"
+    command = [sys.executable, "-m", "gptoss_tune.train", str(recipe_file), steps]
+    command.append(f"train.output_dir={stopped}")
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = stopped / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "is complete, the same command continues from it" in errors
+    assert "Traceback" not in errors
+    done = len(losses(stopped))
+    assert 1 <= done < 30
+    assert [p.name for p in stopped.glob("checkpoint-*")] == [f"checkpoint-{done}"]
+    assert run(command).returncode == 0
+    assert losses(stopped) == losses(whole)
+
+
+def test_accelerate_launch_trains_and_a_mistake_ends_in_one_line(recipe_file, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    launch += ["recipes/accelerate/cpu.yaml", "-m", "gptoss_tune.train", str(recipe_file)]
+    good = run([*launch, "train.max_steps=1"])
+    assert good.returncode == 0, good.stderr
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    assert "experts MXFP4" in good.stdout
+    plain = [sys.executable, "-m", "gptoss_tune.train", str(recipe_file)]
+    bad = run([*plain, "train.max_steps=some"])
+    assert bad.returncode == 2
+    assert "train.max_steps" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_train_command_prints_the_accelerate_command_for_more_processes(recipe_file):
+    command = [sys.executable, "-m", "gptoss_tune.cli", "train", str(recipe_file)]
+    printed = run([*command, "world.processes=8"])
+    assert printed.returncode == 0
+    assert "accelerate launch --num_processes 8 --multi_gpu -m gptoss_tune.train" in printed.stdout
+    assert "world.processes=8" in printed.stdout
