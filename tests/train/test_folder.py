@@ -79,6 +79,6 @@ def test_no_room_for_checkpoints_is_said_before_the_first_step(recipe, tmp_path,
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: usage(10, 9, 1))
-    with pytest.raises(MachineError, match="needs .* GiB for its checkpoints"):
+    with pytest.raises(MachineError, match=r"needs .* GiB for its checkpoints"):
         train(recipe())
     assert not (tmp_path / "run" / "run.json").exists()
