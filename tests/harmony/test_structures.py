@@ -16,7 +16,6 @@ from openai_harmony import (
     RenderConversationConfig,
     Role,
     SystemContent,
-    TextContent,
     ToolDescription,
     ToolNamespaceConfig,
 )
@@ -226,28 +225,31 @@ STRUCTURES = {
 }
 
 
-def structured_output():
-    text = (
-        "\n\n# Response Formats\n\n## person\n\n// A person.\n// Only one.\n"
-        '{"type":"object","properties":{"name":{"type":"string"},"größe":{"type":"number"}}}'
-    )
-    message = developer("Extract.").adding_content(TextContent(text=text))
-    return [system(), message, user("Hi\n"), says("final", " Hello! ")]
+FORMAT_TEXT = (
+    "# Response Formats\n\n## person\n\n// A person.\n// Only one.\n"
+    '{"type":"object","properties":{"name":{"type":"string"},"größe":{"type":"number"}}}'
+)
+FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "person", "description": "A person.\nOnly one.", "schema": SCHEMA},
+}
 
-
+# The library has no class for answer formats; the guide puts their text at the end.
 STRUCTURES["structured output"] = (
     {
         "messages": [{"role": "system", "content": "Extract."}, *PLAIN],
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {
-                "name": "person",
-                "description": "A person.\nOnly one.",
-                "schema": SCHEMA,
-            },
-        },
+        "response_format": FORMAT,
     },
-    structured_output(),
+    [system(), developer(f"Extract.\n\n{FORMAT_TEXT}"), user("Hi\n"), says("final", " Hello! ")],
+)
+STRUCTURES["structured output alone"] = (
+    {"messages": PLAIN, "response_format": FORMAT},
+    [
+        system(),
+        Message.from_role_and_content(Role.DEVELOPER, FORMAT_TEXT),
+        user("Hi\n"),
+        says("final", " Hello! "),
+    ],
 )
 
 
@@ -280,11 +282,9 @@ def test_harmony_s_own_shape_of_a_structure_gives_the_same_tokens(name, render, 
     native = [message.to_dict() for message in messages]
     for block in native[0]["content"]:
         block.pop("conversation_start_date")
-    if name == "structured output":
-        native[1]["content"] = native[1]["content"][:1]
-        native_row = {"messages": native, "response_format": row["response_format"]}
-    else:
-        native_row = {"messages": native}
+    native_row = {"messages": native}
+    if name == "structured output alone":
+        native_row = {"messages": [native[0], *native[2:]], "response_format": FORMAT}
     native_row = json.loads(json.dumps(native_row))
     (native_example,) = render(native_row)
     (example,) = render(row)
@@ -302,6 +302,16 @@ def test_what_is_rendered_parses_back_into_the_messages(name, render, vocabulary
     for ours, theirs in zip(parsed, messages, strict=True):
         assert ours.author.role == theirs.author.role
         assert (ours.channel, ours.recipient) == (theirs.channel, theirs.recipient)
+
+
+def test_an_answer_format_stands_after_the_tools(render, vocabulary):
+    row = {**STRUCTURES["thoughts, preamble, parallel calls and results"][0]}
+    (example,) = render({**row, "response_format": FORMAT})
+    span = example.spans[1]
+    text = vocabulary.decode(example.input_ids[span.body : span.end - 1].tolist())
+    assert text.startswith("# Instructions\n\nUse tools.\n\n# Tools\n\n## functions\n\nnamespace ")
+    assert text.endswith(f"}} // namespace functions\n\n{FORMAT_TEXT}")
+    assert vocabulary.encode(text) == example.input_ids[span.body : span.end - 1].tolist()
 
 
 @pytest.mark.parametrize("effort", ["low", "medium", "high"])

@@ -11,8 +11,8 @@ one that opens a generation is the server's. The last answer ends in ``<|return|
 ``<|call|>``. In a shared row an earlier answer ends in ``<|end|>``, as history does, and the
 prediction of that token has weight 0, for served the model writes ``<|return|>`` there.
 
-Headers, system and developer messages are rendered by openai-harmony, once for each that differs;
-text is encoded by ``Vocabulary.encode``. The tests compare the result with the library's own
+Headers, system messages and tools are rendered by openai-harmony, once for each that differs; text
+is encoded by ``Vocabulary.encode``. The tests compare the result with the library's own
 rendering of the whole conversation. Its ``render_conversation_for_training`` is not used: by
 default it drops the chain of thought of the very turn to be trained, and with the dropping off it
 keeps those of all earlier ones.
@@ -36,7 +36,7 @@ from gptoss_tune.harmony.conversation import (
     cut_turns,
 )
 from gptoss_tune.harmony.fields import Effort
-from gptoss_tune.harmony.tools import developer_contents, system_content
+from gptoss_tune.harmony.tools import developer_text, system_content
 from gptoss_tune.harmony.vocabulary import END, MESSAGE, RETURN, Vocabulary
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ LONGEST_WHITE_SPACE: Final = 100_000
 # Looked for at the start of a run only, so that many long runs take no quadratic time.
 _TOO_MUCH_WHITE_SPACE = re.compile(rf"(?<!\s)\s{{{LONGEST_WHITE_SPACE + 1}}}")
 _MOST_KEPT: Final = 4096
-"""Headers, and system and developer messages, that are kept rendered."""
+"""Headers, and sets of tools, that are kept rendered."""
 
 _Value = TypeVar("_Value")
 
@@ -129,8 +129,8 @@ class _Piece(NamedTuple):
 class Renderer:
     """Renders conversations with one vocabulary and one set of settings.
 
-    It keeps the headers and the system and developer messages it has seen, because a dataset has
-    few of them and the library takes longer for one than for a page of text.
+    It keeps the headers, system messages and tools it has seen, because a dataset has few of them
+    and the library takes longer for one than for a page of text.
     """
 
     def __init__(self, vocabulary: Vocabulary, settings: RenderSettings) -> None:
@@ -138,7 +138,8 @@ class Renderer:
         self.vocabulary = vocabulary
         self.settings = settings
         self._headings: dict[Header, _Heading] = {}
-        self._prefixes: dict[tuple[object, ...], list[_Piece]] = {}
+        self._systems: dict[tuple[object, ...], _Piece] = {}
+        self._tools_texts: dict[str, str] = {}
 
     def render(self, conversation: Conversation) -> list[Example]:
         """Return the Examples of a conversation, one per turn or group of turns.
@@ -210,33 +211,43 @@ class Renderer:
         return pieces
 
     def _prefix(self, conversation: Conversation) -> list[_Piece]:
-        effort = conversation.effort or self.settings.reasoning_effort
-        texts = (conversation.instructions, conversation.response_formats)
-        key = (effort, conversation.builtin_tools, conversation.namespaces_json, *texts)
-        known = self._prefixes.get(key)
-        if known is not None:
-            return known
         functions = conversation.namespaces.get("functions")
         has_functions = functions is not None and bool(functions["tools"])
-        system = system_content(effort, self.settings.date, conversation.builtin_tools)
-        pieces = [self._block("system", [system], has_functions, conversation.source)]
-        contents = developer_contents(conversation)
-        if contents:
-            pieces.append(self._block("developer", contents, has_functions, conversation.source))
-        return _kept(self._prefixes, key, pieces)
+        effort = conversation.effort or self.settings.reasoning_effort
+        key = (effort, conversation.builtin_tools, has_functions)
+        system = self._systems.get(key)
+        if system is None:
+            content = system_content(effort, self.settings.date, conversation.builtin_tools)
+            ids = self._library_render({"role": "system", "content": [content]}, has_functions)
+            body = ids.index(MESSAGE) + 1
+            system = _Piece(ids, body, Header("developer"), "system", "system")
+            self._systems[key] = system
+        text = developer_text(conversation, self._tools_text(conversation))
+        if not text and conversation.instructions is None:
+            return [system]
+        header = Header("developer")
+        heading = self._heading(header)
+        ids = [*heading.ids, *self._encode(text, conversation.source), heading.end]
+        return [system, _Piece(ids, len(heading.ids), header, "developer", "developer")]
 
-    def _block(
-        self, role: Literal["system", "developer"], contents: list[Any], functions: bool, at: str
-    ) -> _Piece:
-        message = {"role": role, "content": contents}
+    def _tools_text(self, conversation: Conversation) -> str:
+        """Return the library's text for the function tools: its rendering, read back."""
+        key = conversation.namespaces_json
+        if not key:
+            return ""
+        known = self._tools_texts.get(key)
+        if known is not None:
+            return known
+        content = {"type": "developer_content", "tools": conversation.namespaces}
         try:
-            ids = self._library_render(message, functions)
+            ids = self._library_render({"role": "developer", "content": [content]}, True)
         except ValueError as error:
             raise DataError(
-                f"{at}: openai-harmony cannot render the {role} message ({error}); check the "
-                "declared tools"
+                f"{conversation.source}: openai-harmony cannot render the tools ({error}); check "
+                "their declarations"
             ) from None
-        return _Piece(ids, ids.index(MESSAGE) + 1, Header("developer"), role, role)
+        text = self.vocabulary.encoding.decode_utf8(ids[ids.index(MESSAGE) + 1 : -1])
+        return _kept(self._tools_texts, key, text)
 
     def _heading(self, header: Header) -> _Heading:
         known = self._headings.get(header)
@@ -364,4 +375,6 @@ def _example(
     for span in spans:
         if span.role == "assistant":
             channels[span.start : span.end] = CHANNEL_NUMBERS.get(span.channel or "", NO_CHANNEL)
-    return Example(np.array(ids, dtype=np.int32), loss_weights, channels, tuple(spans), source)
+    return Example(
+        np.fromiter(ids, np.int32, len(ids)), loss_weights, channels, tuple(spans), source
+    )

@@ -2,7 +2,7 @@
 
 Declarations become openai-harmony's JSON, which the library turns into the TypeScript-like text
 that gpt-oss was trained on. An answer format has no class in the library: its section ends the
-developer message as the harmony guide lays it out.
+developer message, as the harmony guide lays it out.
 """
 
 from __future__ import annotations
@@ -126,20 +126,20 @@ def system_content(effort: Effort, date: str, builtin_tools: Sequence[str]) -> d
     return content
 
 
-def developer_contents(conversation: Conversation) -> list[dict[str, Any]]:
-    """Return openai-harmony's JSON of the developer message's contents; empty for none."""
-    contents: list[dict[str, Any]] = []
-    if conversation.instructions is not None or conversation.namespaces:
-        content: dict[str, Any] = {"type": "developer_content"}
-        if conversation.instructions is not None:
-            content["instructions"] = conversation.instructions
-        if conversation.namespaces:
-            content["tools"] = conversation.namespaces
-        contents.append(content)
+def developer_text(conversation: Conversation, tools: str) -> str:
+    """Return the text of the developer message, empty for none.
+
+    The library joins the sections with empty lines and tokenises the whole, so that is done here;
+    only the section of the tools, ``tools``, is the library's own text.
+    """
+    sections: list[str] = []
+    if conversation.instructions is not None:
+        sections += ["# Instructions", conversation.instructions]
+    if tools:
+        sections.append(tools)
     if conversation.response_formats is not None:
-        gap = "\n\n" if contents else ""
-        contents.append({"type": "text", "text": gap + conversation.response_formats})
-    return contents
+        sections.append(conversation.response_formats)
+    return "\n\n".join(sections)
 
 
 @lru_cache(maxsize=len(BUILTIN_TOOLS))

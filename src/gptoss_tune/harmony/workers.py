@@ -1,9 +1,10 @@
 """Chunks of rows -> columns of samples, in this process or in several.
 
-A chunk is about a megabyte of rows as they stand in the file; a worker parses, renders and
-tokenises it and sends arrays back, which pickle as memory. Chunks come back in the order they went
-out and only a few are under way at a time, so the result does not depend on the number of processes
-and memory does not depend on the size of the file.
+A chunk is 128 rows at most, as they stand in the file (samples of more have left the processor's
+cache before they are put together); a worker parses, renders and tokenises it and sends arrays
+back, which pickle as memory. Chunks come back in the order they went out and only a few are under
+way at a time, so the result does not depend on the number of processes and memory does not depend
+on the size of the file.
 
 Processes are spawned, not forked: training has threads and perhaps a GPU open, and a forked copy of
 either hangs.
@@ -32,8 +33,8 @@ from gptoss_tune.harmony.report import MOST_LISTED, Report
 from gptoss_tune.harmony.rows import Located, parse_object
 from gptoss_tune.harmony.vocabulary import LONGEST_TOKEN_BYTES, Vocabulary, vocabulary_from
 
-CHUNK_BYTES: Final = 1 << 20
-CHUNK_ROWS: Final = 1024
+CHUNK_BYTES: Final = 1 << 18
+CHUNK_ROWS: Final = 128
 WORTH_A_PROCESS: Final = 32 << 20
 """Bytes of source, about ten seconds of work, for which another process pays for its start."""
 
@@ -199,7 +200,7 @@ def default_processes(size: int) -> int:
 
 
 def chunks(rows: Iterable[Located]) -> Iterator[list[Located]]:
-    """Yield the rows in lists of about a megabyte."""
+    """Yield the rows in lists of at most 128 rows and about 256 KiB."""
     chunk: list[Located] = []
     size = 0
     for at, raw in rows:
