@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli import data, demo, export, recipes, serve, tiny, train
+from gptoss_tune.cli import chat, data, demo, export, plan, recipes, serve, tiny, train
 from gptoss_tune.errors import run_command
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ def _root(
 app.command("check")(recipes.check)
 app.command("schema")(recipes.schema)
 app.command("recipes")(recipes.recipes)
+app.command("plan")(plan.plan)
 app.command("preview")(data.preview)
 app.command("check-data")(data.check_data)
 app.command("tiny")(tiny.tiny)
@@ -52,6 +53,7 @@ app.command("verify")(export.verify)
 app.command("adapter")(export.adapter)
 app.command("serve-config")(serve.serve_config)
 app.command("push")(serve.push)
+app.command("chat")(chat.chat)
 app.command("train")(train.train)
 app.command("demo")(demo.demo)
 
