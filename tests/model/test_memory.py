@@ -52,6 +52,7 @@ def test_modes_can_be_changed_and_evaluation_is_not_checkpointed(trainable, batc
         assert all(layer.gradient_checkpointing is again for layer in layers)
         settings = {layer.mlp.experts.base_layer.base_layer.expert_settings for layer in layers}
         assert {s.recompute_gate_up for s in settings} == {mode == "selective"}
+        assert {s.scratch_bytes for s in settings} == {2**26 if mode == "offload" else 2**31}
         assert all(len(layer.mlp.router._forward_hooks) == again for layer in layers)
     set_checkpointing(trainable, "full")
     with torch.no_grad():
@@ -213,3 +214,57 @@ def test_offloaded_tensors_leave_the_gpu_and_come_back_equal():
     assert all(copy.host.is_pinned() for copy in copies)
     for tensor, copy in zip(reversed(tensors), reversed(copies), strict=True):
         assert torch.equal(offloader.unpack(copy), tensor)
+
+
+def parameters_of(config, rank, expert_rank):
+    """Return the bytes of the base (experts in MXFP4, the rest bf16) and the trained values."""
+    hidden, inner, experts = config.hidden_size, config.intermediate_size, config.num_local_experts
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    stacks = experts * (3 * hidden * inner)
+    packed = stacks * 17 / 32
+    attention = hidden * (2 * queries + 2 * keys) + queries + 2 * keys + hidden
+    others = attention + experts * (2 * inner + hidden) + experts * hidden + 2 * hidden
+    base = config.num_hidden_layers * (packed + 2 * others) + 2 * 2 * config.vocab_size * hidden
+    per_layer = rank * (4 * hidden + 2 * queries + 2 * keys)
+    per_layer += expert_rank * experts * ((hidden + 2 * inner) + (inner + hidden))
+    return base, config.num_hidden_layers * per_layer
+
+
+LIMITS = {
+    "gpt-oss-20b/qlora-16gb": (14.5, 4096, {"num_hidden_layers": 24, "num_local_experts": 32}),
+    "gpt-oss-20b/qlora-128k": (48, 131_072, {"num_hidden_layers": 24, "num_local_experts": 32}),
+    "gpt-oss-120b/qlora-80gb": (75, 4096, {"num_hidden_layers": 36, "num_local_experts": 128}),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_recipes_stay_within_what_their_first_line_says(real_layer, name):
+    """Calculated from shapes and from what a layer was counted to keep; no GPU takes part."""
+    from gptoss_tune.model.memory import SCRATCH_BYTES
+    from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.shipped import shipped
+
+    limit, tokens, shape = LIMITS[name]
+    path = shipped("recipes") / f"{name}.yaml"
+    recipe = load_recipe(path)
+    assert recipe.train.checkpointing == "offload" and "8bit" in recipe.train.optim
+    assert recipe.data.max_length == tokens and recipe.train.per_device_train_batch_size == 1
+    config = GptOssConfig(**shape)
+    rank = recipe.lora.rank
+    base, trained = parameters_of(config, rank, recipe.lora.expert_rank or rank)
+    set_checkpointing(real_layer, "none")
+    kept = (kept_bytes(real_layer, 48) - kept_bytes(real_layer, 16)) / 32
+    # One layer run again, beside it the gradients of its largest product: dZ and dX of every row.
+    rows = config.num_experts_per_tok
+    gradients = 2 * rows * (2 * config.intermediate_size + config.hidden_size)
+    two_inputs = 2 * 2 * config.hidden_size
+    parts = {
+        "base": base,
+        "adapters, gradients, 8-bit Adam": trained * (4 + 4 + 2),
+        "one layer": tokens * (kept + gradients + two_inputs),
+        "decoded experts": SCRATCH_BYTES[True],
+    }
+    gib = sum(parts.values()) / 2**30
+    assert gib <= limit, {part: round(value / 2**30, 2) for part, value in parts.items()}
+    assert f"within {limit:g} GiB" in path.read_text().splitlines()[0]

@@ -33,11 +33,13 @@ class ExpertSettings:
         merge_aware: Compute with the weights that an MXFP4 export of the adapter will hold.
         recompute_gate_up: Drop the gate_up output after the forward and compute it again in the
             backward, for memory.
+        scratch_bytes: Bound of the decoded weights that exist at a time on Triton.
     """
 
     backend: Literal["torch", "triton"] = "torch"
     merge_aware: bool = False
     recompute_gate_up: bool = False
+    scratch_bytes: int = 2**31
 
 
 def set_expert_settings(model: nn.Module, settings: ExpertSettings) -> None:
@@ -83,6 +85,7 @@ def experts_forward(
         backend=settings.backend,
         merge_aware=settings.merge_aware,
         recompute_gate_up=settings.recompute_gate_up,
+        scratch_bytes=settings.scratch_bytes,
     )
 
 

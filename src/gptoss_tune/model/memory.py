@@ -3,7 +3,8 @@
 ``none`` keeps everything the kernels need (88 KB per token and layer at the released shapes),
 ``selective`` drops the largest piece, the gate_up output of every routed row, and multiplies again
 for it (42 KB), ``full`` keeps a layer's input and runs the layer again (5.8 KB), and ``offload``
-moves those inputs to pinned host memory while the next layer computes. From 16,384 tokens on,
+moves those inputs to pinned host memory while the next layer computes, and decodes one expert at a
+time. From 16,384 tokens on,
 ``full`` also keeps what full attention computed (8.4 KB in every second layer): scores grow with
 the square of the length, and by then they are most of what running a layer again would cost.
 
@@ -38,6 +39,9 @@ from torch.utils.checkpoint import checkpoint
 from gptoss_tune.model.experts import ExpertSettings
 
 Checkpointing = Literal["none", "selective", "full", "offload"]
+SCRATCH_BYTES = (2**31, 2**26)
+"""Decoded expert weights that exist at a time, usually and in ``offload``: a layer, or one expert
+(48 MB), which costs launches and no arithmetic."""
 KEEP_ATTENTION_FROM = 16_384
 """Tokens of a row from which ``full`` keeps the output of full attention layers."""
 
@@ -67,7 +71,11 @@ def set_checkpointing(model: nn.Module, mode: Checkpointing) -> None:
         # PEFT wraps the experts once per adapted stack.
         (experts,) = (m for m in layer.modules() if type(m).__name__ == "GptOssExperts")
         settings = getattr(experts, "expert_settings", ExpertSettings())
-        experts.expert_settings = replace(settings, recompute_gate_up=mode == "selective")
+        experts.expert_settings = replace(
+            settings,
+            recompute_gate_up=mode == "selective",
+            scratch_bytes=SCRATCH_BYTES[mode == "offload"],
+        )
 
 
 def _run_again(
