@@ -75,6 +75,7 @@ def products(gpu: Gpu) -> list[Variant]:
             up(f"gate_up, r {rank}", kind="swiglu", rank=rank),
             d_up(f"d gate_up, r {rank}", turned=True, rank=rank),
             of(f"XA, r {rank}", kind="skinny", n=rank, k=HIDDEN, rank=0, gather=True),
+            up(f"gate_up, r {rank}, fp32", kind="swiglu", rank=rank, dtype=torch.float32),
         ]
     return found
 
@@ -96,7 +97,14 @@ def product(
 ) -> Variant:
     """Return one grouped product; ``turned`` has N contiguous in the matrix instead of K."""
     tiles = choose_tiles(
-        kind, n=n, k=k, dtype=dtype, gpu=gpu, rank=rank, rows_per_expert=rows_per_expert
+        kind,
+        n=n,
+        k=k,
+        dtype=dtype,
+        gpu=gpu,
+        rank=rank,
+        rows_per_expert=rows_per_expert,
+        turned=turned,
     )
     source = "given" if kind == "given" else "packed" if kind.startswith("packed") else "dense"
     swiglu = swiglu or kind.endswith("swiglu")

@@ -68,6 +68,14 @@ def expert_groups(matrices: ExpertMatrices, scratch_bytes: int) -> Iterator[Expe
         yield ExpertGroup(first, last, stack.mT if matrices.transposed else stack)
 
 
+def is_turned(matrices: ExpertMatrices) -> bool:
+    """Return whether ``expert_groups`` yields matrices with N contiguous instead of K."""
+    weight = matrices.projection.weight
+    stored_as_is = isinstance(weight, Tensor) and weight.dtype == matrices.dtype
+    # A dense base is stored [E, in, out], the scratch [E, out, in].
+    return matrices.transposed != (stored_as_is and not matrices.merged)
+
+
 def _fill(stack: Tensor, projection: ExpertProjection, first: int, last: int, merged: bool) -> None:
     """Write experts ``first`` to ``last - 1`` into ``stack [n, out, in]``."""
     weight = projection.weight

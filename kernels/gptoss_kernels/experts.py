@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from gptoss_kernels import experts_torch, experts_triton
 from gptoss_kernels.backend import Backend, on_device, require_backend, require_triton
 from gptoss_kernels.grouped_mm import grouped_mm_obstacle
+from gptoss_kernels.lora import MAX_RANK
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize_reference
 from gptoss_kernels.projection import ExpertProjection
 from gptoss_kernels.stages import ExpertLayer, Needs, Saved
@@ -90,7 +91,7 @@ def experts(
     See ``experts_reference``; openai/gpt-oss, gpt_oss/torch/model.py; LoRA, arXiv:2106.09685.
     """
     _check_inputs(hidden_states, router_indices, routing_weights, gate_up, down)
-    _check_backend(hidden_states, backend, engine)
+    _check_backend(hidden_states, backend, engine, max(gate_up.rank, down.rank))
     layer = ExpertLayer(
         gate_up=gate_up,
         down=down,
@@ -271,7 +272,9 @@ def _check_inputs(
     _check_indices(router_indices)
 
 
-def _check_backend(hidden_states: Tensor, backend: Backend, engine: ExpertEngine) -> None:
+def _check_backend(
+    hidden_states: Tensor, backend: Backend, engine: ExpertEngine, rank: int
+) -> None:
     """Raise ValueError for a backend or an engine that cannot run on these tensors."""
     require_backend(backend)
     if engine not in ("auto", "fused", "grouped_mm", "packed"):
@@ -281,6 +284,11 @@ def _check_backend(hidden_states: Tensor, backend: Backend, engine: ExpertEngine
             raise ValueError(f'engine {engine!r} belongs to backend "triton", got "torch"')
         return
     require_triton("experts", hidden_states)
+    if rank > MAX_RANK:
+        raise ValueError(
+            f'backend "triton" takes a rank of at most {MAX_RANK} on experts, got {rank}; use '
+            f'backend "torch" or a smaller rank'
+        )
     obstacle = None
     if engine == "packed" and hidden_states.dtype != torch.bfloat16:
         obstacle = f"it needs bfloat16, got {hidden_states.dtype}"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptoss_kernels.backend import say_once
 from gptoss_kernels.combine import launch_combine
-from gptoss_kernels.decode import expert_groups
+from gptoss_kernels.decode import expert_groups, is_turned
 from gptoss_kernels.grouped_mm import grouped_mm, grouped_mm_obstacle
 from gptoss_kernels.lora import LowRankTerm, ragged_outer
 from gptoss_kernels.mxfp4 import Mxfp4Weight
@@ -200,6 +200,7 @@ def _product(
         gpu=gpu,
         rank=rank,
         rows_per_expert=num_rows // matrices.num_experts,
+        turned=engine == "fused" and is_turned(matrices),
     )
     say_once(f"expert product {product} [{columns}, {inner}] on {gpu.name}: {engine}, {tiles}")
 

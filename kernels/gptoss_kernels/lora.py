@@ -22,6 +22,8 @@ from torch import Tensor
 from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
 from gptoss_kernels.tiles import choose_outer_tiles
 
+MAX_RANK = 256
+"""The largest rank on Triton: a program holds the rank's side of a tile whole."""
 _CHUNK_ROWS = 512
 """Rows of a weight merged at a time: the R passes over them stay in the cache."""
 
@@ -100,8 +102,8 @@ def ragged_outer(
         ``[E, R, Q]`` (or ``[E, Q, R]``) fp32, fp64 for fp64; zero for an expert without rows.
 
     Raises:
-        ValueError: Columns that are not contiguous, another dtype of the two, a rank above 256, or
-            a backend that cannot run.
+        ValueError: Columns that are not contiguous, two dtypes, on Triton a rank above
+            ``MAX_RANK``, or a backend that cannot run.
 
     See ``ragged_outer_reference``.
     """
@@ -110,8 +112,10 @@ def ragged_outer(
         raise ValueError(f"ragged_outer needs one dtype, got {skinny.dtype} and {wide.dtype}")
     if skinny.stride(-1) != 1 or wide.stride(-1) != 1:
         raise ValueError("ragged_outer needs contiguous columns; call .contiguous()")
-    if skinny.shape[1] > 256:
-        raise ValueError(f"ragged_outer needs a rank of at most 256, got {skinny.shape[1]}")
+    if backend == "triton" and skinny.shape[1] > MAX_RANK:
+        raise ValueError(
+            f"ragged_outer on Triton needs a rank of at most {MAX_RANK}, got {skinny.shape[1]}"
+        )
     if backend == "torch":
         if gates is not None:
             skinny = (skinny * gates[:, None]).to(skinny.dtype)

@@ -226,5 +226,5 @@ def make_tile_map(expert_offsets: Tensor, block_m: int, num_rows: int) -> TileMa
 
 
 def _power_of_two(value: int) -> int:
-    """Return the smallest power of two that is at least ``value``."""
-    return 1 << (value - 1).bit_length()
+    """Return the smallest power of two that is at least ``value``, and at least 2."""
+    return max(2, 1 << (value - 1).bit_length())

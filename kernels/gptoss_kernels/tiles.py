@@ -14,7 +14,7 @@ import functools
 import json
 import re
 from dataclasses import dataclass, replace
-from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,8 @@ from gptoss_kernels.backend import interpreted
 
 Product = Literal["store", "swiglu", "given", "packed", "packed_swiglu", "skinny"]
 Engine = Literal["fused", "grouped_mm", "packed"]
+
+_TUNED = Path(__file__).parent / "tuned"
 
 PACKED_MAX_ROWS = 4096
 """Rows up to which decoding in the loop is taken: one pass over four-bit weights costs less than
@@ -94,6 +96,7 @@ _WIDE = {
 }
 _SAME_FAMILY = {"sm_86": "sm_120", "sm_89": "sm_120", "sm_103": "sm_100", "sm_121": "sm_120"}
 _FLOAT32 = Tiles(64, 64, 32, 4, 2, flatten=False)
+_FLOAT32_LARGE_RANK = Tiles(32, 32, 32, 4, 2, flatten=False)
 _MIDDLE_RANK = Tiles(128, 128, 64, 8, 3, flatten=False)
 _LARGE_RANK = Tiles(64, 64, 64, 4, 3, flatten=False)
 
@@ -107,6 +110,7 @@ def choose_tiles(
     gpu: Gpu,
     rank: int = 0,
     rows_per_expert: int = 0,
+    turned: bool = False,
 ) -> Tiles:
     """Return the tiles of a grouped product: the measured ones where there are any.
 
@@ -119,25 +123,29 @@ def choose_tiles(
         gpu: From ``gpu_of``.
         rank: R of the low-rank term, 0 without one.
         rows_per_expert: M / E: a tall tile wastes half its rows on each expert's last tile.
+        turned: The matrix has N contiguous in memory instead of K.
 
     Returns:
         The tiles.
     """
-    tuned = _tuned_entries(gpu.name).get((product, n, k, str(dtype).removeprefix("torch.")))
+    key = (product, n, k, turned, str(dtype).removeprefix("torch."))
+    tuned = _tuned_entries(gpu.name).get(key)
     if tuned is not None:
         return tuned
     if gpu.architecture == "interpreter":
         store, swiglu = _WIDE["interpreter"]
         return swiglu if product.endswith("swiglu") else store
+    if product == "skinny" and dtype == torch.float32:
+        return Tiles(64, max(16, _power_of_two(n)), 32, 4, 2, flatten=False)
     if product == "skinny":
         return Tiles(64, max(16, _power_of_two(n)), 64, 4, 3, flatten=False)
     if product.startswith("packed"):
         return Tiles(16, 64, 128, 4, 3, flatten=False)
     if product == "given":
         return Tiles(64, 128, 32, 8, 1, flatten=False)
-    if dtype == torch.float32:
-        return _FLOAT32
     # The first step of a tile reads [M, R] and [R, N] at once: a larger rank takes smaller tiles.
+    if dtype == torch.float32:
+        return _FLOAT32 if rank <= 64 else _FLOAT32_LARGE_RANK
     if rank > 64:
         return _LARGE_RANK
     if rank > 32:
@@ -197,14 +205,16 @@ def _power_of_two(value: int) -> int:
 @functools.cache
 def _tuned_file(name: str) -> dict[str, Any]:
     """Return the measured table of a GPU, empty where none was measured."""
-    file = resources.files("gptoss_kernels").joinpath("tuned", f"{name}.json")
+    file = _TUNED / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 @functools.cache
-def _tuned_entries(name: str) -> dict[tuple[str, int, int, str], Tiles]:
+def _tuned_entries(name: str) -> dict[tuple[str, int, int, bool, str], Tiles]:
     entries = _tuned_file(name).get("tiles", [])
     return {
-        (entry["product"], entry["n"], entry["k"], entry["dtype"]): Tiles(**entry["tiles"])
+        tuple(entry[name] for name in ("product", "n", "k", "turned", "dtype")): Tiles(
+            **entry["tiles"]
+        )
         for entry in entries
     }

@@ -11,8 +11,8 @@ def _bins(router_indices_ptr, count, block, E: tl.constexpr, BLOCK: tl.constexpr
     """Return the slots of a block, which of them exist, and their bins (E for absent experts)."""
     slots = block * BLOCK + tl.arange(0, BLOCK)
     exists = slots < count
-    bins = tl.load(router_indices_ptr + slots, exists, 0).to(tl.int32)
-    return slots, exists, tl.minimum(bins, E)
+    bins = tl.minimum(tl.load(router_indices_ptr + slots, exists, 0), E)
+    return slots, exists, bins.to(tl.int32)
 
 
 @triton.jit
