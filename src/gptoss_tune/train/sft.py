@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
 
+from gptoss_tune.harmony.order import EpochOrder
 from gptoss_tune.train import checkpoints
 from gptoss_tune.train.loss import LossMeter, step_weight
 
@@ -37,6 +39,12 @@ class WeightedSftTrainer(SFTTrainer):
         self._tokens = 0
         self._tokens_since_log = 0
         self._logged_at: float | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:  # pyright: ignore
+        """Return the order of the rows: seed, epoch and curriculum decide it, never the ranks."""
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        phases = np.array(dataset["phase"]) if "phase" in dataset.column_names else None
+        return EpochOrder(len(dataset), seed=self.args.data_seed or 0, phases=phases)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         if not batch_samples:
