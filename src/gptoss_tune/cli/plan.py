@@ -1,0 +1,195 @@
+"""``gptoss-tune plan``: what a recipe needs, before anything is downloaded or started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gptoss_tune.recipe.plan import Plan
+
+_GIB = 2**30
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings laid over the file, such as lora.expert_rank=4.",
+            show_default=False,
+        ),
+    ] = None,
+    gpu: Annotated[str, typer.Option("--gpu", help="The card, such as rtx4090-24gb.")] = (
+        "h100-80gb"
+    ),
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", help="How many; default: world.processes.", show_default=False),
+    ] = None,
+    spread: Annotated[
+        str,
+        typer.Option(
+            "--spread",
+            metavar="ddp|fsdp2",
+            help="With several: each holds the model (ddp), or a share of it (fsdp2).",
+        ),
+    ] = "ddp",
+    efficiency: Annotated[
+        float | None,
+        typer.Option(
+            "--efficiency",
+            help="Share of the card's rate that is assumed; default 0.35.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", min=1, help="Tokens of one epoch, if known.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a recipe needs: memory, disk, operations, hours; and what to change.
+
+    Reads no weights and asks no network. Exit code 0 when it fits, 3 when it does not.
+    """
+    from gptoss_tune.errors import MachineError
+    from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.recipe.plan import plan as make_plan
+    from gptoss_tune.recipe.plan_cards import card
+    from gptoss_tune.recipe.plan_work import DEFAULT_EFFICIENCY
+
+    made = make_plan(
+        load_recipe(recipe, overrides or []),
+        card(gpu),
+        gpus=gpus,
+        spread=_spread(spread),
+        efficiency=DEFAULT_EFFICIENCY if efficiency is None else efficiency,
+        epoch_tokens=tokens,
+    )
+    if as_json:
+        typer.echo(json.dumps(made.as_json(), indent=2))
+    else:
+        _print(made, str(recipe))
+    if not made.fits:
+        raise typer.Exit(MachineError.exit_code)
+
+
+def _spread(text: str) -> Literal["ddp", "fsdp2"]:
+    from gptoss_tune.errors import RecipeError
+
+    if text == "ddp" or text == "fsdp2":
+        return text
+    raise RecipeError(f"--spread: got {text!r}, expected ddp or fsdp2")
+
+
+def _print(made: Plan, name: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    count, card = made.recipe.world.processes, made.card
+    cards = card.name if count == 1 else f"{count} x {card.name}, {made.spread}"
+    console.print(Text(f"{name} on {cards}", style="bold"))
+    _print_parameters(made, console)
+    console.print(Text("memory of one GPU at its peak", style="bold cyan"))
+    for kind, size in made.memory.kinds.items():
+        if size:
+            console.print(f"  {kind:<18} {size / _GIB:8.2f} GiB")
+    style, verdict = ("green", "fits") if made.fits else ("red", "does not fit")
+    peak, room = made.memory.peak / _GIB, card.memory_gib
+    console.print(
+        Text.assemble(
+            (f"  {'peak':<18} {peak:8.2f} GiB", "bold"),
+            (f" of {room:.1f}: {verdict}", f"bold {style}"),
+        )
+    )
+    if made.host_bytes:
+        console.print(f"  in host memory     {made.host_bytes / _GIB:8.2f} GiB")
+    _print_disk(made, console)
+    _print_work(made, console)
+    _print_advice(made, console)
+
+
+def _print_parameters(made: Plan, console: Console) -> None:
+    from rich.text import Text
+
+    from gptoss_tune.recipe.plan import experts_per_rank, parameters, trained_by_target
+
+    layers = len({factor.layer for factor in made.factors})
+    console.print(Text("parameters", style="bold cyan"))
+    console.print(f"  base    {parameters(made.architecture):>15,}")
+    console.print(
+        f"  trained {made.trained:>15,} in {layers} of {made.architecture.layers} layers, "
+        f"{made.trained // layers:,} each"
+    )
+    for target, count in trained_by_target(made.factors).items():
+        console.print(f"    {target:<12} {count:>11,}")
+    per_rank = experts_per_rank(made.factors)
+    if per_rank:
+        console.print(f"    one more rank on the experts adds {per_rank:,}")
+
+
+def _print_disk(made: Plan, console: Console) -> None:
+    from rich.text import Text
+
+    disk = made.disk
+    console.print(Text("disk", style="bold cyan"))
+    rows = (
+        ("base checkpoint", disk.base),
+        ("training checkpoints", disk.checkpoints),
+        ("adapter", disk.adapter),
+        ("merged, MXFP4", disk.merged_mxfp4),
+        ("merged, bf16", disk.merged_bf16),
+    )
+    for kind, size in rows:
+        console.print(f"  {kind:<21} {size / _GIB:8.2f} GiB")
+
+
+def _print_work(made: Plan, console: Console) -> None:
+    from rich.text import Text
+
+    work = made.work
+    again = f", {work.flops.recomputed / 1e9:.1f} of it again" if work.flops.recomputed else ""
+    console.print(Text("time", style="bold cyan"))
+    console.print(f"  {work.flops.total / 1e9:.1f} GFLOP a token{again}")
+    console.print(
+        f"  {work.tokens_per_second:,.0f} tokens/s, if {work.efficiency:.0%} of "
+        f"{made.card.tflops:,.0f} TFLOP/s is reached (assumed, not measured)"
+    )
+    if work.tokens is None or work.hours is None:
+        console.print("  hours: not known before the data is read; give --tokens")
+        return
+    steps = "" if work.steps is None else f", optimizer steps: {work.steps:,}"
+    console.print(f"  {work.tokens:,} tokens ({work.tokens_from}){steps}")
+    console.print(f"  {_duration(work.hours)} of computing; loading, evaluation and saving on top")
+
+
+def _duration(hours: float) -> str:
+    for unit, length in (("hours", 1.0), ("minutes", 1 / 60)):
+        if hours >= length:
+            return f"{hours / length:.1f} {unit}"
+    return f"{hours * 3600:.0f} seconds"
+
+
+def _print_advice(made: Plan, console: Console) -> None:
+    from rich.text import Text
+
+    if made.fits:
+        return
+    heading = "to make it fit, cheapest first" if made.advice else "nothing here makes it fit"
+    console.print(Text(heading, style="bold cyan"))
+    for entry in made.advice:
+        mark = "enough" if entry.fits else "not enough"
+        words = " ".join(entry.overrides)
+        console.print(
+            f"  {entry.peak / _GIB:8.2f} GiB, {mark}: {words}{' - ' if words else ''}{entry.cost}"
+        )
+    if made.larger is not None:
+        console.print(f"  or a larger card: {made.larger.name}")

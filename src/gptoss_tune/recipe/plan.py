@@ -1,0 +1,225 @@
+"""What a run will need, from its recipe alone: memory, disk, operations, hours. No torch.
+
+A run that stops after ten minutes of download for want of memory has cost more than a plan, which
+takes a moment and no GPU. The parts: ``plan_model`` knows the sizes of the base, ``plan_weights``
+what is always held, ``plan_memory`` the rest of the peak, ``plan_work`` the operations, and
+``plan_advice`` what to change. Bytes are counted from shapes and checked against loaded models and
+autograd; hours rest on an assumed efficiency, which a plan always names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gptoss_tune.errors import RecipeError
+from gptoss_tune.recipe.plan_advice import Advice, advice, with_settings
+from gptoss_tune.recipe.plan_cards import Card, smallest_with
+from gptoss_tune.recipe.plan_memory import Memory, Spread, host_bytes, memory
+from gptoss_tune.recipe.plan_model import Architecture, architecture_of
+from gptoss_tune.recipe.plan_weights import (
+    FP32_BYTES,
+    Factors,
+    adapter_factors,
+    adapter_parameters,
+    base_bytes,
+    optimizer_bytes,
+    parameters,
+)
+from gptoss_tune.recipe.plan_work import DEFAULT_EFFICIENCY, Work, work
+from gptoss_tune.recipe.schema import ModelSection, Recipe
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes on disk.
+
+    Attributes:
+        base: The checkpoint itself, which a name on the Hub is downloaded to.
+        checkpoints: All that are kept, and the one being written.
+        adapter: The finished adapter.
+        merged_mxfp4: A merged model with its experts in MXFP4.
+        merged_bf16: A merged model in bf16.
+    """
+
+    base: int
+    checkpoints: int
+    adapter: int
+    merged_mxfp4: int
+    merged_bf16: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a plan says.
+
+    Attributes:
+        recipe: As planned, ``world.processes`` included.
+        architecture: Sizes of the base.
+        card: The GPU planned for.
+        spread: How several GPUs share the model.
+        factors: Every adapted weight.
+        memory: Peak of one GPU by kind.
+        host_bytes: Host memory of one process for what was moved there.
+        disk: Bytes on disk.
+        work: Operations, tokens, hours.
+        advice: What to change, when it does not fit.
+        larger: The smallest known card that fits, when this one does not.
+    """
+
+    recipe: Recipe
+    architecture: Architecture
+    card: Card
+    spread: Spread
+    factors: list[Factors]
+    memory: Memory
+    host_bytes: int
+    disk: Disk
+    work: Work
+    advice: list[Advice]
+    larger: Card | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak lies within the card's memory."""
+        return self.memory.peak <= self.card.memory_bytes
+
+    @property
+    def trained(self) -> int:
+        """Parameters trained."""
+        return adapter_parameters(self.factors)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan for a machine: bytes, counts and seconds, no rounded text."""
+        lora = self.recipe.lora
+        return {
+            "fits": self.fits,
+            "gpu": {**asdict(self.card), "count": self.recipe.world.processes},
+            "spread": self.spread,
+            "parameters": {
+                "base": parameters(self.architecture),
+                "trained": self.trained,
+                "trained_by_target": trained_by_target(self.factors),
+                "trained_per_layer": self.trained // len({f.layer for f in self.factors}),
+                "trained_per_expert_rank": experts_per_rank(self.factors),
+                "expert_rank": lora.expert_rank or lora.rank,
+            },
+            "memory_bytes": {**self.memory.kinds, "peak": self.memory.peak},
+            "host_bytes": self.host_bytes,
+            "disk_bytes": asdict(self.disk),
+            "flops_per_token": {**asdict(self.work.flops), "total": self.work.flops.total},
+            "tokens": self.work.tokens,
+            "tokens_from": self.work.tokens_from,
+            "steps": self.work.steps,
+            "tokens_per_second": self.work.tokens_per_second,
+            "efficiency_assumed": self.work.efficiency,
+            "hours": self.work.hours,
+            "advice": [asdict(entry) for entry in self.advice],
+            "smallest_gpu_that_fits": None if self.larger is None else self.larger.name,
+        }
+
+
+def plan(
+    recipe: Recipe,
+    card: Card,
+    *,
+    gpus: int | None = None,
+    spread: Spread = "ddp",
+    efficiency: float = DEFAULT_EFFICIENCY,
+    epoch_tokens: int | None = None,
+) -> Plan:
+    """Return what ``recipe`` needs on ``gpus`` cards.
+
+    Args:
+        recipe: What is trained.
+        card: The GPU.
+        gpus: How many; ``None``: ``world.processes``.
+        spread: With several: ``ddp`` (each holds the model) or ``fsdp2`` (each holds a share).
+        efficiency: Share of the data sheet's rate that is assumed, above 0 and at most 1.
+        epoch_tokens: Tokens of the training data, where known.
+
+    Raises:
+        RecipeError: The base is unknown here, a layer does not exist, or an argument is impossible.
+        CheckpointError: The base's ``config.json`` is not one of gpt-oss.
+    """
+    processes = recipe.world.processes if gpus is None else gpus
+    if not 0 < efficiency <= 1 or not 1 <= processes <= 65536:
+        raise RecipeError(
+            f"got an efficiency of {efficiency:g} and {processes} GPUs; expected above 0 and at "
+            "most 1, and 1 to 65536"
+        )
+    if spread == "fsdp2" and processes == 1:
+        raise RecipeError("--spread fsdp2 shares a model between GPUs; give --gpus 2 or more")
+    recipe = with_settings(recipe, {"world.processes": processes})
+    architecture = architecture_of(recipe.model.name_or_path)
+    _check(recipe, architecture)
+    factors = adapter_factors(architecture, recipe.lora)
+    needed = memory(architecture, recipe, spread)
+    fits = needed.peak <= card.memory_bytes
+    return Plan(
+        recipe=recipe,
+        architecture=architecture,
+        card=card,
+        spread=spread,
+        factors=factors,
+        memory=needed,
+        host_bytes=host_bytes(architecture, recipe),
+        disk=disk(architecture, recipe),
+        work=work(
+            architecture, recipe, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens
+        ),
+        advice=advice(architecture, recipe, card.memory_bytes, spread),
+        larger=None if fits else smallest_with(needed.peak),
+    )
+
+
+def _check(recipe: Recipe, architecture: Architecture) -> None:
+    """Refuse what the model's loader would refuse later."""
+    unknown = [n for n in recipe.lora.layers or () if n >= architecture.layers]
+    if unknown:
+        raise RecipeError(
+            f"lora.layers: got {unknown}, but the base has {architecture.layers} layers, 0 to "
+            f"{architecture.layers - 1}; name layers within that range"
+        )
+    if recipe.model.experts_precision == "mxfp4" and not architecture.packed:
+        raise RecipeError(
+            f"model.experts_precision is mxfp4, but {recipe.model.name_or_path} does not store its "
+            "experts so; set model.experts_precision: bf16, or start from a release in MXFP4"
+        )
+
+
+def disk(architecture: Architecture, recipe: Recipe) -> Disk:
+    """Return the bytes that files take: base, checkpoints, adapter, merged models."""
+    factors = adapter_factors(architecture, recipe.lora)
+    adapter = FP32_BYTES * adapter_parameters(factors)
+    one = adapter + optimizer_bytes(factors, recipe.train.optim)
+    saves = recipe.train.save_total_limit + 1 if recipe.train.save_steps else 1
+    packed = sum(_stored(architecture, "mxfp4").values())
+    dense = sum(_stored(architecture, "bf16").values())
+    return Disk(
+        base=packed if architecture.packed else dense,
+        checkpoints=saves * one,
+        adapter=adapter,
+        merged_mxfp4=packed,
+        merged_bf16=dense,
+    )
+
+
+def _stored(architecture: Architecture, precision: str) -> dict[str, int]:
+    section = ModelSection.model_validate(
+        {"name_or_path": "base", "experts_precision": precision, "dtype": "bfloat16"}
+    )
+    return base_bytes(architecture, section)
+
+
+def trained_by_target(factors: list[Factors]) -> dict[str, int]:
+    """Return the trained parameters of each adapted weight, over all layers."""
+    totals: dict[str, int] = {}
+    for factor in factors:
+        totals[factor.target] = totals.get(factor.target, 0) + factor.parameters
+    return totals
+
+
+def experts_per_rank(factors: list[Factors]) -> int:
+    """Return what one more rank on the experts adds, in parameters over all layers."""
+    return sum(factor.parameters // factor.rank for factor in factors if factor.on_experts)

@@ -1,0 +1,135 @@
+"""What to change when a plan does not fit, ranked by what the change costs.
+
+Every candidate is a list of ``key=value`` that can be typed behind the recipe, and is planned
+itself, so a piece of advice always comes with the peak it leads to. First come changes after which
+the same numbers are trained, only slower; then those that round or shrink something; then those
+that change what the model sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_tune.recipe.plan_memory import Spread, memory
+from gptoss_tune.recipe.plan_model import Architecture
+from gptoss_tune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One change.
+
+    Attributes:
+        overrides: To be typed behind the recipe; empty where only ``spread`` changes.
+        cost: What it costs, in words.
+        peak: Bytes of one GPU after it.
+        fits: Whether that is enough.
+        together: It holds the changes above it as well.
+    """
+
+    overrides: tuple[str, ...]
+    cost: str
+    peak: int
+    fits: bool
+    together: bool = False
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A candidate: settings by dotted key, and what they cost."""
+
+    settings: dict[str, Any]
+    cost: str
+
+
+def advice(
+    architecture: Architecture, recipe: Recipe, memory_bytes: int, spread: Spread
+) -> list[Advice]:
+    """Return what would help, cheapest first, and at last what is enough together.
+
+    Returns:
+        Single changes that lower the peak, in the order of their cost; when none of them is enough
+        alone, one entry with the shortest row of them that is. Empty when the plan fits.
+    """
+    peak = memory(architecture, recipe, spread).peak
+    if peak <= memory_bytes:
+        return []
+    found: list[Advice] = []
+    if spread == "ddp" and recipe.world.processes > 1:
+        sharded = memory(architecture, recipe, "fsdp2").peak
+        if sharded < peak:
+            cost = (
+                "the weights are spread over the GPUs and gathered layer by layer: "
+                "--spread fsdp2, and accelerate/fsdp2.yaml to launch"
+            )
+            found.append(Advice((), cost, sharded, sharded <= memory_bytes))
+    combined, gathered = recipe, []
+    for change in _changes(architecture, recipe):
+        single = memory(architecture, with_settings(recipe, change.settings), spread).peak
+        if single >= peak:
+            continue
+        found.append(Advice(_words(change.settings), change.cost, single, single <= memory_bytes))
+        candidate = with_settings(combined, change.settings)
+        before = memory(architecture, combined, spread).peak
+        after = memory(architecture, candidate, spread).peak
+        if before > memory_bytes and after < before:
+            combined = candidate
+            gathered.append(change.settings)
+    left = memory(architecture, combined, spread).peak
+    if not any(entry.fits for entry in found) and left <= memory_bytes:
+        settings: dict[str, Any] = {}
+        for entry in gathered:
+            settings |= entry
+        found.append(Advice(_words(settings), "all of these together", left, True, together=True))
+    return found
+
+
+def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """Return ``recipe`` with values replaced by dotted key, checked like any recipe."""
+    values = recipe.model_dump()
+    for key, value in settings.items():
+        section, name = key.split(".")
+        values[section][name] = value
+    return Recipe.model_validate(values)
+
+
+def _changes(architecture: Architecture, recipe: Recipe) -> Iterator[_Change]:
+    """Yield candidates that differ from the recipe, cheapest first."""
+    model, lora, data, train = recipe.model, recipe.lora, recipe.data, recipe.train
+    if model.experts_precision == "bf16" and architecture.packed:
+        yield _Change({"model.experts_precision": "mxfp4"}, "the same values, decoded when used")
+    batch, steps = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    if batch > 1:
+        fewer = {
+            "train.per_device_train_batch_size": 1,
+            "train.gradient_accumulation_steps": batch * steps,
+        }
+        yield _Change(fewer, "the same optimizer steps, in smaller pieces")
+    modes = ("none", "selective", "full", "offload")
+    costs = {
+        "selective": "one product of each layer is computed again",
+        "full": "each layer is computed again: about 40 % more work",
+        "offload": "as full, and the layers' inputs wait in host memory",
+    }
+    for mode in modes[modes.index(train.checkpointing) + 1 :]:
+        yield _Change({"train.checkpointing": mode}, costs[mode])
+    if train.optim == "adamw":
+        yield _Change({"train.optim": "adamw_8bit"}, "moments are rounded to 8 bits")
+    if train.optim != "paged_adamw_8bit":
+        yield _Change({"train.optim": "paged_adamw_8bit"}, "8-bit moments live in host memory")
+    if lora.target_parameters and not lora.merge_aware:
+        for rank in (8, 4):
+            if rank < (lora.expert_rank or lora.rank):
+                yield _Change({"lora.expert_rank": rank}, "the experts learn with a lower rank")
+    if model.linear_precision == "bf16":
+        yield _Change({"model.linear_precision": "nf4"}, "attention is rounded to 4 bits")
+    length = data.max_length // 2
+    while length >= 1024:
+        yield _Change({"data.max_length": length}, "longer samples are cut or dropped")
+        length //= 2
+
+
+def _words(settings: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{key}={value}" for key, value in settings.items())

@@ -1,0 +1,75 @@
+"""Cards a run may be planned for: memory as torch sees it, and the data sheet's bf16 rate.
+
+Memory is the total that a driver reports, rounded down, in GiB; a card sold as 80 GB has 79.1. The
+rate is dense bf16 with fp32 accumulation, which no training reaches: a plan multiplies it by a
+stated efficiency. Sources: NVIDIA's data sheets of A100, H100, H200, B200, L4, L40S, A10 and the
+Ada and Blackwell whitepapers; AMD's data sheet of MI300X. None of it was measured here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptoss_tune.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU.
+
+    Attributes:
+        name: What ``--gpu`` takes.
+        memory_gib: Memory a process can allocate on an idle card.
+        tflops: Dense bf16 TFLOP/s of the data sheet.
+    """
+
+    name: str
+    memory_gib: float
+    tflops: float
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory in bytes."""
+        return int(self.memory_gib * 2**30)
+
+
+CARDS = (
+    Card("rtx4080-16gb", 15.6, 97),
+    Card("l4-24gb", 22.0, 121),
+    Card("a10g-24gb", 22.0, 70),
+    Card("rtx3090-24gb", 23.5, 71),
+    Card("rtx4090-24gb", 23.5, 165),
+    Card("rtx5090-32gb", 31.3, 209),
+    Card("a100-40gb", 39.4, 312),
+    Card("l40s-48gb", 44.4, 362),
+    Card("a100-80gb", 79.1, 312),
+    Card("h100-80gb", 79.1, 989),
+    Card("rtxpro6000-96gb", 94.9, 503),
+    Card("h200-141gb", 139.8, 989),
+    Card("b200-180gb", 178.0, 2250),
+    Card("mi300x-192gb", 191.5, 1307),
+)
+"""Known cards by memory."""
+
+DEFAULT_CARD = "h100-80gb"
+
+
+def card(name: str) -> Card:
+    """Return the card ``name``.
+
+    Raises:
+        RecipeError: It is not known.
+    """
+    for known in CARDS:
+        if known.name == name.lower():
+            return known
+    raise RecipeError(
+        f"--gpu: got {name!r}, expected one of {', '.join(known.name for known in CARDS)}; choose "
+        "the one with the same memory if yours is not listed"
+    )
+
+
+def smallest_with(peak: int) -> Card | None:
+    """Return the card with the least memory that holds ``peak`` bytes, the fastest of equals."""
+    fitting = [known for known in CARDS if known.memory_bytes >= peak]
+    return min(fitting, key=lambda known: (known.memory_gib, -known.tflops), default=None)

@@ -1,0 +1,299 @@
+"""What a training step keeps, and the peak of one GPU.
+
+The tensors that a decoder layer saves for its backward pass are listed one by one, for every value
+of ``train.checkpointing``; the tests hook what autograd really saves and compare. Around them stand
+the buffers that live for a moment: the decoded experts, the rows of one layer's backward, a chunk
+of logits. The peak is what is always held, what is saved, and the largest of those moments.
+
+Measuring one step and scaling it was the alternative: it needs the GPU that the plan is to choose.
+"""
+
+# Legend: T tokens of a micro-batch, K experts per token, H hidden, I intermediate, E experts.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gptoss_tune.recipe.plan_model import Architecture
+from gptoss_tune.recipe.plan_weights import (
+    FP32_BYTES,
+    Factors,
+    adapter_factors,
+    adapter_parameters,
+    base_bytes,
+    compute_bytes,
+    layer_bytes,
+    optimizer_bytes,
+)
+from gptoss_tune.recipe.schema import Recipe
+
+Spread = Literal["ddp", "fsdp2"]
+
+LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
+SCRATCH_BYTES = (2**31, 2**26)
+"""Bound of the decoded experts' scratch, usually and with ``checkpointing: offload``; a larger
+weight is decoded in groups of experts."""
+KEEP_ATTENTION_FROM = 16_384
+"""Tokens of a row from which ``checkpointing: full`` keeps what full attention layers computed."""
+CONTEXT_BYTES = 3 * 2**28
+"""Driver, CUDA libraries and kernels outside torch's allocator: an allowance, not a measurement."""
+FRAGMENTATION = 0.03
+"""Share of the peak that the allocator cannot use: an allowance, not a measurement."""
+
+_INDEX_BYTES, _LONG_INDEX_BYTES = 4, 8
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Bytes kept between forward and backward: ``per_token * T + fixed``.
+
+    Attributes:
+        per_token: Grow with the tokens of the micro-batch.
+        fixed: Do not: the factors in the compute dtype.
+    """
+
+    per_token: int
+    fixed: int
+
+    def __add__(self, other: Saved) -> Saved:
+        """Add both parts."""
+        return Saved(self.per_token + other.per_token, self.fixed + other.fixed)
+
+    def bytes(self, tokens: int) -> int:
+        """Return the bytes for ``tokens`` tokens."""
+        return self.per_token * tokens + self.fixed
+
+
+def layer_saved(
+    architecture: Architecture,
+    factors: list[Factors],
+    recipe: Recipe,
+    *,
+    with_gate_up: bool = True,
+    lowest: bool = False,
+) -> Saved:
+    """Return what one layer saves when it is not run again.
+
+    Args:
+        architecture: Sizes.
+        factors: The layer's adapters.
+        recipe: ``model.dtype`` and ``lora.merge_aware`` decide.
+        with_gate_up: Keep the gate_up output of every routed row (``checkpointing: none``).
+        lowest: The lowest layer with adapters: nothing below it asks for a gradient, so it keeps
+            neither its first norm's input nor copies of the lowest A.
+    """
+    a, value = architecture, compute_bytes(recipe.model)
+    merged, mixed = recipe.lora.merge_aware, recipe.model.dtype == "bfloat16"
+    inputs = [f for f in factors if f.target in ("q_proj", "k_proj", "v_proj")]
+    attention = [f for f in factors if not f.on_experts]
+    experts = [f for f in factors if f.on_experts]
+    token = fixed = 0
+    if not lowest:
+        token += a.hidden * value + FP32_BYTES  # the first norm: its input and 1 / rms
+    if inputs:
+        token += a.hidden * value  # what q, k and v read
+    # Factors that read what asks for no gradient keep no copy of their A.
+    without_A = inputs or [f for f in attention if f.target == "o_proj"] if lowest else []
+    if without_A and not inputs:
+        token += a.query_size * value  # what o reads
+    if inputs or not lowest:
+        token += (2 * a.query_size + 2 * a.key_size) * value + a.heads * FP32_BYTES
+    token += sum(f.rank for f in attention) * value
+    if attention or not lowest:
+        token += a.hidden * value + FP32_BYTES  # the second norm
+        token += a.experts_per_token * (_LONG_INDEX_BYTES + value)  # top-k and its softmax
+    token += a.hidden * value + a.experts_per_token * 3 * _INDEX_BYTES  # what the experts read
+    if with_gate_up:
+        token += a.experts_per_token * 2 * a.intermediate * value
+    if not merged:
+        token += sum(f.rank for f in experts) * a.experts_per_token * value
+    if mixed:
+        fixed += sum(f.parameters for f in attention) * value
+        fixed -= sum(f.parameters_A for f in without_A) * value
+        if not merged:
+            fixed += sum(f.parameters for f in experts) * value
+    return Saved(token, fixed + (a.experts + 1) * _INDEX_BYTES)
+
+
+def model_saved(architecture: Architecture, recipe: Recipe) -> Saved:
+    """Return what the whole model keeps from the forward pass to the backward pass, on the GPU."""
+    a, value, mode = architecture, compute_bytes(recipe.model), recipe.train.checkpointing
+    factors = adapter_factors(a, recipe.lora)
+    lowest = min(factor.layer for factor in factors)
+    # The final norm, and what the loss hands back: the gradient of its input.
+    total = Saved(a.hidden * value + FP32_BYTES, 0)
+    for layer in range(lowest, a.layers):
+        if mode in ("none", "selective"):
+            total += layer_saved(
+                a,
+                [factor for factor in factors if factor.layer == layer],
+                recipe,
+                with_gate_up=mode == "none",
+                lowest=layer == lowest,
+            )
+        else:
+            total += Saved(_kept_by_rerun(a, recipe, layer), 0)
+    if mode in ("none", "selective"):
+        total += Saved(a.head_dim * value, 0)  # cosines and sines, one table for all layers
+    return total
+
+
+def _kept_by_rerun(architecture: Architecture, recipe: Recipe, layer: int) -> int:
+    """Return the bytes per token of a layer that is run again: its input and what saves work."""
+    a, value = architecture, compute_bytes(recipe.model)
+    if recipe.train.checkpointing == "offload":
+        return 0  # in pinned host memory
+    kept = a.hidden * value
+    long = recipe.data.max_length >= KEEP_ATTENTION_FROM
+    if long and a.layer_types[layer] == "full_attention":
+        kept += a.query_size * value + a.heads * FP32_BYTES
+    return kept
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Buffers that live for a moment, in bytes; the largest of the sums counts.
+
+    Attributes:
+        rerun: One layer's saved tensors while it is run again in backward.
+        rows: Routed rows of one expert layer's backward.
+        scratch: Decoded experts of one layer.
+        loss: A chunk of logits, its fp32 tiles, and the gradient of the last hidden states.
+        step: What AdamW holds beside its state while it updates.
+        gathered: Layers put together from their shards, with FSDP2.
+    """
+
+    rerun: int
+    rows: int
+    scratch: int
+    loss: int
+    step: int
+    gathered: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest moment: backward of a layer, the loss, or the optimizer's step."""
+        return max(self.rerun + self.rows + self.scratch, self.loss, self.step) + self.gathered
+
+
+def moments(architecture: Architecture, recipe: Recipe, tokens: int, spread: Spread) -> Moments:
+    """Return the passing buffers of a step over ``tokens`` tokens in a micro-batch."""
+    a, value = architecture, compute_bytes(recipe.model)
+    factors = adapter_factors(a, recipe.lora)
+    lowest = min(factor.layer for factor in factors)
+    rows = tokens * a.experts_per_token
+    rerun = 0
+    if recipe.train.checkpointing in ("full", "offload"):
+        one = [factor for factor in factors if factor.layer == lowest]
+        rerun = layer_saved(a, one, recipe).bytes(tokens) + 2 * tokens * a.head_dim * value
+    if recipe.train.checkpointing == "offload":
+        rerun += 2 * tokens * a.hidden * value  # this layer's input, and the next on its way back
+    # The activation, the gradient of gate_up, and beside them that of the activation or of X.
+    working = rows * (3 * a.intermediate + max(a.intermediate, a.hidden)) * value
+    if recipe.train.checkpointing == "selective":
+        working += rows * 2 * a.intermediate * value
+    scratch = 0
+    if recipe.model.experts_precision == "mxfp4":
+        per_expert = max(inner * out for inner, out in a.expert_shapes.values()) * value
+        bound = SCRATCH_BYTES[recipe.train.checkpointing == "offload"]
+        scratch = per_expert * max(1, min(a.experts, bound // per_expert))
+    chunk = min(LOSS_CHUNK_ROWS, tokens)
+    tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
+    loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value
+    trained = adapter_parameters(factors)
+    step = FP32_BYTES * trained if recipe.train.optim == "adamw" else 0
+    gathered = 0
+    if spread == "fsdp2":
+        # The layer at work and the one fetched ahead of it.
+        gathered = 2 * sum(layer_bytes(a, recipe.model).values())
+        step = -(-step // recipe.world.processes)
+    return Moments(rerun, working, scratch, loss, step, gathered)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU by kind; their sum is the peak.
+
+    Attributes:
+        kinds: Name of the kind to bytes, in the order they come into being.
+    """
+
+    kinds: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the peak, allowances included."""
+        return sum(self.kinds.values())
+
+    @property
+    def resident(self) -> int:
+        """Bytes of the base and the adapters, which a loaded model holds."""
+        names = ("experts", "attention", "embeddings", "other weights", "adapters")
+        return sum(self.kinds[name] for name in names)
+
+
+def memory(architecture: Architecture, recipe: Recipe, spread: Spread = "ddp") -> Memory:
+    """Return the peak of one of ``world.processes`` GPUs, by kind.
+
+    Rows are taken at ``data.max_length``: shorter ones need less.
+
+    Args:
+        architecture: Sizes of the base.
+        recipe: What is trained, and how.
+        spread: With several GPUs: ``ddp`` holds everything on each, ``fsdp2`` a share of it.
+    """
+    train, shards = recipe.train, recipe.world.processes if spread == "fsdp2" else 1
+    tokens = train.per_device_train_batch_size * recipe.data.max_length
+    factors = adapter_factors(architecture, recipe.lora)
+    trained = adapter_parameters(factors)
+    base = base_bytes(architecture, recipe.model)
+    passing = moments(architecture, recipe, tokens, spread)
+    paged = train.optim == "paged_adamw_8bit"
+    kinds = {
+        "experts": -(-base["experts"] // shards),
+        "attention": -(-base["attention"] // shards),
+        # FSDP2's outermost group stays together from the forward to the backward pass.
+        "embeddings": base["embeddings"],
+        "other weights": -(-base["other"] // shards),
+        "adapters": -(-FP32_BYTES * trained // shards),
+        "gradients": -(-FP32_BYTES * trained // shards),
+        "optimizer": 0 if paged else -(-optimizer_bytes(factors, train.optim) // shards),
+        "saved activations": model_saved(architecture, recipe).bytes(tokens),
+    }
+    if spread == "ddp" and recipe.world.processes > 1:
+        kinds["gradient buckets"] = FP32_BYTES * trained
+    kinds |= _largest_moment(passing)
+    kinds["headroom"] = CONTEXT_BYTES + int(FRAGMENTATION * sum(kinds.values()))
+    return Memory(kinds)
+
+
+def _largest_moment(passing: Moments) -> dict[str, int]:
+    """Return the parts of the moment that makes the peak; the others have gone by then."""
+    backward = passing.rerun + passing.rows + passing.scratch
+    largest = max(backward, passing.loss, passing.step)
+    kinds: dict[str, int] = {}
+    if largest == backward:
+        kinds["layer at work"] = passing.rerun + passing.rows
+        kinds["expert scratch"] = passing.scratch
+    elif largest == passing.loss:
+        kinds["loss"] = passing.loss
+    else:
+        kinds["optimizer step"] = passing.step
+    if passing.gathered:
+        kinds["gathered layers"] = passing.gathered
+    return kinds
+
+
+def host_bytes(architecture: Architecture, recipe: Recipe) -> int:
+    """Return the pinned or paged host memory of one process: offloaded inputs, paged moments."""
+    tokens = recipe.train.per_device_train_batch_size * recipe.data.max_length
+    held = 0
+    factors = adapter_factors(architecture, recipe.lora)
+    if recipe.train.checkpointing == "offload":
+        lowest = min(factor.layer for factor in factors)
+        layers = architecture.layers - lowest
+        held += layers * tokens * architecture.hidden * compute_bytes(recipe.model)
+    if recipe.train.optim == "paged_adamw_8bit":
+        held += optimizer_bytes(factors, recipe.train.optim)
+    return held

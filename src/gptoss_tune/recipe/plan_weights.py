@@ -1,0 +1,157 @@
+"""Bytes and parameters that a run holds from its first step to its last.
+
+Counted shape by shape, in the words of the line that a run prints when its model is loaded:
+experts, attention, embeddings, other, adapters. The tests compare each with what a loaded model
+really holds.
+"""
+
+# Legend: H hidden, I intermediate, E experts, R rank.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptoss_tune.recipe.plan_model import Architecture
+from gptoss_tune.recipe.schema import LoraSection, ModelSection
+
+FP32_BYTES = 4
+_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+_MXFP4_BLOCK_VALUES, _MXFP4_BLOCK_BYTES = 32, 17
+
+# bitsandbytes: a byte for two weights, one for the maximum of each 64, and a float for each 256 of
+# those; the two code books and a header of about 170 bytes come with every weight.
+_NF4_BLOCK, _NF4_NESTED_BLOCK, _NF4_CONSTANT = 64, 256, 4 * 16 + 4 * 256 + 171
+
+# bitsandbytes' 8-bit moments: two bytes a value and two floats for each 256; smaller tensors than
+# 4,096 values keep both moments in fp32.
+_EIGHT_BIT_BLOCK, _EIGHT_BIT_FROM = 256, 4096
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One adapted weight of one layer (for experts: of all experts of the layer).
+
+    Attributes:
+        layer: Number of the layer.
+        target: ``q_proj`` ... ``down_proj``.
+        rank: R.
+        parameters_A: Values in ``lora_A``.
+        parameters_B: Values in ``lora_B``.
+    """
+
+    layer: int
+    target: str
+    rank: int
+    parameters_A: int
+    parameters_B: int
+
+    @property
+    def parameters(self) -> int:
+        """Values in both factors."""
+        return self.parameters_A + self.parameters_B
+
+    @property
+    def on_experts(self) -> bool:
+        """Whether the factors belong to experts."""
+        return self.target in ("gate_up_proj", "down_proj")
+
+
+def compute_bytes(model: ModelSection) -> int:
+    """Return the bytes of one value in the compute dtype."""
+    return _DTYPE_BYTES[model.dtype]
+
+
+def adapted_layers(architecture: Architecture, lora: LoraSection) -> list[int]:
+    """Return the numbers of the layers with adapters, ascending."""
+    return list(range(architecture.layers)) if lora.layers is None else sorted(lora.layers)
+
+
+def adapter_factors(architecture: Architecture, lora: LoraSection) -> list[Factors]:
+    """Return every adapted weight, layer after layer."""
+    expert_rank, experts = lora.expert_rank or lora.rank, architecture.experts
+    found = []
+    for layer in adapted_layers(architecture, lora):
+        for target in lora.target_modules:
+            inner, out = architecture.attention_shapes[target]
+            found.append(Factors(layer, target, lora.rank, lora.rank * inner, lora.rank * out))
+        for target in lora.target_parameters:
+            inner, out = architecture.expert_shapes[target]
+            rows = experts * expert_rank
+            found.append(Factors(layer, target, expert_rank, rows * inner, rows * out))
+    return found
+
+
+def adapter_parameters(factors: list[Factors]) -> int:
+    """Return how many values are trained."""
+    return sum(factor.parameters for factor in factors)
+
+
+def optimizer_bytes(factors: list[Factors], optim: str) -> int:
+    """Return the bytes of the optimizer's moments, wherever they live."""
+    sizes = [size for f in factors for size in (f.parameters_A, f.parameters_B)]
+    if optim == "adamw":
+        return 2 * FP32_BYTES * sum(sizes)
+    total = 0
+    for size in sizes:
+        if size < _EIGHT_BIT_FROM:
+            total += 2 * FP32_BYTES * size
+        else:
+            total += 2 * size + 2 * FP32_BYTES * -(-size // _EIGHT_BIT_BLOCK)
+    return total
+
+
+def expert_parameters(architecture: Architecture) -> int:
+    """Return the weights of one layer's experts, biases left out."""
+    shapes = architecture.expert_shapes.values()
+    return architecture.experts * sum(inner * out for inner, out in shapes)
+
+
+def layer_bytes(architecture: Architecture, model: ModelSection) -> dict[str, int]:
+    """Return the bytes of one decoder layer: ``experts``, ``attention`` and ``other``."""
+    value = compute_bytes(model)
+    a = architecture
+    if model.experts_precision == "mxfp4":
+        experts = expert_parameters(a) * _MXFP4_BLOCK_BYTES // _MXFP4_BLOCK_VALUES
+    else:
+        experts = expert_parameters(a) * value
+    attention = a.heads * value  # the sinks
+    for inner, out in a.attention_shapes.values():
+        attention += out * value
+        if model.linear_precision == "nf4":
+            attention += nf4_bytes(inner * out)
+        else:
+            attention += inner * out * value
+    biases = a.experts * sum(out for _, out in a.expert_shapes.values())
+    router = a.experts * (a.hidden + 1)
+    norms = 2 * a.hidden
+    return {
+        "experts": experts,
+        "attention": attention,
+        "other": (biases + router + norms) * value,
+    }
+
+
+def nf4_bytes(values: int) -> int:
+    """Return the bytes of one weight in bitsandbytes' NF4 with nested statistics."""
+    blocks = -(-values // _NF4_BLOCK)
+    nested = -(-blocks // _NF4_NESTED_BLOCK)
+    return -(-values // 2) + blocks + FP32_BYTES * nested + _NF4_CONSTANT
+
+
+def base_bytes(architecture: Architecture, model: ModelSection) -> dict[str, int]:
+    """Return the bytes of the frozen model by kind, as ``model.holdings`` names them."""
+    value, a = compute_bytes(model), architecture
+    kinds = {kind: size * a.layers for kind, size in layer_bytes(a, model).items()}
+    kinds["embeddings"] = 2 * a.vocabulary * a.hidden * value
+    # The final norm, and the rotary frequencies twice (transformers keeps the original ones).
+    kinds["other"] += a.hidden * value + 2 * FP32_BYTES * (a.head_dim // 2)
+    return kinds
+
+
+def parameters(architecture: Architecture) -> int:
+    """Return all parameters of the base."""
+    a = architecture
+    attention = sum(inner * out + out for inner, out in a.attention_shapes.values()) + a.heads
+    biases = a.experts * sum(out for _, out in a.expert_shapes.values())
+    layer = attention + expert_parameters(a) + biases + a.experts * (a.hidden + 1) + 2 * a.hidden
+    return a.layers * layer + 2 * a.vocabulary * a.hidden + a.hidden

@@ -1,0 +1,171 @@
+"""Floating-point operations of a token, and from them the time of a run.
+
+Two operations per weight and token forward, two more for the gradient that passes through a frozen
+weight; a LoRA factor costs four backward. Attention is counted at the full length of a row (half of
+its square, or the window). What checkpointing computes again is counted, since it takes time.
+"""
+
+# Legend: S tokens of a row, H hidden, K experts per token, V vocabulary, R rank.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptoss_tune.recipe.plan_memory import KEEP_ATTENTION_FROM
+from gptoss_tune.recipe.plan_model import Architecture, AttentionKind
+from gptoss_tune.recipe.plan_weights import Factors, adapter_factors
+from gptoss_tune.recipe.schema import DataSource, Recipe
+from gptoss_tune.recipe.values import is_hub_name
+
+DEFAULT_EFFICIENCY = 0.35
+"""Share of the data sheet's rate that a plan assumes. An assumption: it has not been measured."""
+BYTES_PER_TOKEN = 4.0
+"""Bytes of a conversation file for one token, markup included: a rule of thumb for English."""
+
+_PLAIN_FILES = {".jsonl", ".ndjson", ".json", ".csv"}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of one trained token, in FLOP.
+
+    Attributes:
+        forward: Forward pass.
+        backward: Backward pass.
+        recomputed: What checkpointing computes a second time.
+    """
+
+    forward: float
+    backward: float
+    recomputed: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.forward + self.backward + self.recomputed
+
+
+def flops_per_token(architecture: Architecture, recipe: Recipe) -> Flops:
+    """Return the operations of a token in a full row, every token of which is trained."""
+    a, length = architecture, recipe.data.max_length
+    factors = adapter_factors(a, recipe.lora)
+    lowest = min(factor.layer for factor in factors)
+    head = 2.0 * a.hidden * a.vocabulary
+    forward, backward, recomputed = head, head, 0.0
+    for layer, kind in enumerate(a.layer_types):
+        base, scores = 2.0 * _layer_weights(a), _attention_flops(a, kind, length)
+        own = [factor for factor in factors if factor.layer == layer]
+        low_rank = 2.0 * sum(_active_parameters(a, factor) for factor in own)
+        forward += base + scores + low_rank
+        if layer < lowest:
+            continue  # nothing below asks for a gradient, and nothing of it is run again
+        backward += base + 2.5 * scores + 2 * low_rank
+        mode = recipe.train.checkpointing
+        if mode == "selective":
+            recomputed += 2.0 * a.experts_per_token * a.hidden * 2 * a.intermediate
+        elif mode != "none":
+            kept = mode == "full" and length >= KEEP_ATTENTION_FROM and kind == "full_attention"
+            recomputed += base + low_rank + (0.0 if kept else scores)
+    return Flops(forward, backward, recomputed)
+
+
+def _layer_weights(architecture: Architecture) -> int:
+    """Return the weights of a layer that one token meets."""
+    a = architecture
+    attention = sum(inner * out for inner, out in a.attention_shapes.values())
+    experts = sum(inner * out for inner, out in a.expert_shapes.values())
+    return attention + a.experts_per_token * experts + a.hidden * a.experts
+
+
+def _attention_flops(architecture: Architecture, kind: AttentionKind, length: int) -> float:
+    """Return the operations of one token's scores and values, averaged over a row."""
+    keys = length / 2
+    if kind == "sliding_attention":
+        keys = min(keys, architecture.window)
+    return 4.0 * architecture.query_size * keys
+
+
+def _active_parameters(architecture: Architecture, factor: Factors) -> float:
+    """Return the values of the factors that one token meets."""
+    if not factor.on_experts:
+        return factor.parameters
+    return factor.parameters * architecture.experts_per_token / architecture.experts
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to compute, and how long that takes.
+
+    Attributes:
+        flops: Operations of a token.
+        tokens: Tokens of the whole run; ``None`` where nothing tells.
+        tokens_from: Where that number comes from, in words.
+        steps: Optimizer steps; ``None`` where the tokens are not known.
+        tokens_per_second: Of all GPUs together, at the stated efficiency.
+        efficiency: Share of the data sheet's rate that was assumed.
+    """
+
+    flops: Flops
+    tokens: int | None
+    tokens_from: str
+    steps: int | None
+    tokens_per_second: float
+    efficiency: float
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of computing; loading, evaluation and saving come on top."""
+        return None if self.tokens is None else self.tokens / self.tokens_per_second / 3600
+
+
+def work(
+    architecture: Architecture,
+    recipe: Recipe,
+    tflops: float,
+    *,
+    efficiency: float = DEFAULT_EFFICIENCY,
+    epoch_tokens: int | None = None,
+) -> Work:
+    """Return how much ``recipe`` computes, and at which rate.
+
+    Args:
+        architecture: Sizes of the base.
+        recipe: What is trained.
+        tflops: Of one card.
+        efficiency: Share of it that is reached.
+        epoch_tokens: Tokens of the training data; ``None``: estimated from the files' sizes.
+    """
+    train, processes = recipe.train, recipe.world.processes
+    step_tokens = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    step_tokens *= processes * recipe.data.max_length
+    flops = flops_per_token(architecture, recipe)
+    rate = processes * tflops * 1e12 * efficiency / flops.total
+    origin = "rows of data.max_length, which shorter rows do not fill"
+    if train.max_steps is not None:
+        tokens, steps = train.max_steps * step_tokens, train.max_steps
+        if recipe.data.packing:
+            origin = "packed rows of data.max_length"
+        return Work(flops, tokens, origin, steps, rate, efficiency)
+    assert train.num_train_epochs is not None  # the recipe's rules demand one of both
+    origin = "the given tokens of an epoch"
+    if epoch_tokens is None:
+        epoch_tokens = _tokens_in_files(recipe.data.train)
+        origin = f"file sizes at {BYTES_PER_TOKEN:g} bytes a token"
+    if epoch_tokens is None:
+        return Work(flops, None, "not known before the data is read", None, rate, efficiency)
+    tokens = int(epoch_tokens * train.num_train_epochs)
+    steps = max(1, round(tokens / step_tokens)) if recipe.data.packing else None
+    return Work(flops, tokens, origin, steps, rate, efficiency)
+
+
+def _tokens_in_files(sources: list[DataSource]) -> int | None:
+    """Return the tokens that plain files of conversations hold, by their size."""
+    total = 0.0
+    for source in sources:
+        path = Path(source.path)
+        plain = path.suffix.lower() in _PLAIN_FILES and path.is_file() and source.limit is None
+        if not plain or (is_hub_name(source.path) and not path.exists()):
+            return None
+        total += path.stat().st_size / BYTES_PER_TOKEN * source.weight
+    return int(total)
