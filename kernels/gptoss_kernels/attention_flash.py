@@ -57,7 +57,8 @@ class TorchFlashEngine:
         """See ``AttentionEngine``."""
         batch, heads, length, _ = query.shape
         cu_seqlens, longest = rule.documents.cu_seqlens(), rule.documents.max_length
-        unused = torch.empty(0, dtype=torch.uint64, device=query.device)  # dropout's random state
+        random_state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of no dropout
+        unused = torch.empty(0, device=query.device)
         flash = torch.ops.aten._flash_attention_backward
         grads = flash(
             grad_out.reshape(batch * length, heads, -1),
@@ -72,7 +73,7 @@ class TorchFlashEngine:
             longest,
             0.0,
             True,
-            unused,
+            random_state,
             unused,
             scale=rule.scaling,
             **_window(rule),

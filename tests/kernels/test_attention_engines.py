@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from gptoss_kernels.attention import attention, find_documents
 from gptoss_kernels.attention_eager import EagerEngine
 from gptoss_kernels.attention_engines import ENGINE_NAMES, choose_engine, find_fault, find_obstacle
+from gptoss_kernels.attention_flash import TorchFlashEngine
 from gptoss_kernels.attention_triton import TritonEngine
 
 CPU = torch.device("cpu")
@@ -87,6 +89,31 @@ def test_every_known_fault_of_other_tools_is_found(engine, fault):
     import re
 
     assert re.search(fault, find_fault(engine, CPU, torch.float32, 16) or "no fault found")
+
+
+@pytest.mark.parametrize("window", [None, 128], ids=["full", "window"])
+def test_the_torch_flash_engine_fits_the_signatures_of_this_torch(window):
+    # On meta tensors torch checks arguments and shapes of its flash kernels and computes nothing.
+    def empty(heads):
+        leaf = torch.empty(2, 96, heads, 64, device="meta", dtype=torch.bfloat16)
+        return leaf.requires_grad_()
+
+    query, key, value = empty(4), empty(2), empty(2)
+    sinks = torch.empty(4, device="meta", requires_grad=True)
+    ends = torch.empty(5, dtype=torch.int32, device="meta")
+    documents = find_documents(2, 96, torch.device("meta"), cu_seqlens=ends, max_length=60)
+    heads_first = [leaf.transpose(1, 2) for leaf in (query, key, value)]
+    out = attention(
+        *heads_first,
+        sinks,
+        scaling=0.125,
+        window=window,
+        documents=documents,
+        engine=TorchFlashEngine(),
+    )
+    assert out.shape == query.shape and out.is_contiguous()
+    grads = torch.autograd.grad(out.sum(), (query, key, value, sinks))
+    assert [g.shape for g in grads] == [query.shape, key.shape, value.shape, sinks.shape]
 
 
 @pytest.mark.gpu

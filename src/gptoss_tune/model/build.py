@@ -17,6 +17,7 @@ from gptoss_tune.errors import MachineError
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
 from gptoss_tune.model.holdings import describe_holdings
+from gptoss_tune.model.host_embedding import keep_embeddings_on_host
 from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.memory import set_checkpointing
@@ -58,6 +59,8 @@ def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built
         raise MachineError(f"model.attention: {error}") from error
     set_checkpointing(model, recipe.train.checkpointing)
     set_norms(model, backend)
+    if recipe.model.embeddings == "cpu":
+        keep_embeddings_on_host(model, device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     aware = ", on the weights that an MXFP4 export will hold" if merge_aware else ""
     return Built(
