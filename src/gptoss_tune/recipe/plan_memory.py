@@ -254,7 +254,7 @@ def memory(architecture: Architecture, recipe: Recipe, spread: Spread = "ddp") -
         "experts": -(-base["experts"] // shards),
         "attention": -(-base["attention"] // shards),
         # FSDP2's outermost group stays together from the forward to the backward pass.
-        "embeddings": base["embeddings"],
+        "embeddings": base["embeddings"] - _on_host(architecture, recipe),
         "other weights": -(-base["other"] // shards),
         "adapters": -(-FP32_BYTES * trained // shards),
         "gradients": -(-FP32_BYTES * trained // shards),
@@ -285,10 +285,17 @@ def _largest_moment(passing: Moments) -> dict[str, int]:
     return kinds
 
 
+def _on_host(architecture: Architecture, recipe: Recipe) -> int:
+    """Return the bytes of the token embeddings where ``model.embeddings`` moves them."""
+    if recipe.model.embeddings == "gpu":
+        return 0
+    return architecture.vocabulary * architecture.hidden * compute_bytes(recipe.model)
+
+
 def host_bytes(architecture: Architecture, recipe: Recipe) -> int:
-    """Return the pinned or paged host memory of one process: offloaded inputs, paged moments."""
+    """Return the pinned or paged host memory of one process: inputs, moments, embeddings."""
     tokens = recipe.train.per_device_train_batch_size * recipe.data.max_length
-    held = 0
+    held = _on_host(architecture, recipe)
     factors = adapter_factors(architecture, recipe.lora)
     if recipe.train.checkpointing == "offload":
         lowest = min(factor.layer for factor in factors)
