@@ -59,9 +59,10 @@ def held(model):
         ({}, {}),
         ({"dtype": "float32"}, {"rank": 4, "expert_rank": 2}),
         ({"experts_precision": "bf16"}, {"layers": [1], "target_modules": ["o_proj"]}),
+        ({"embeddings": "cpu"}, {}),
         ({"linear_precision": "nf4"}, {"target_parameters": ["down_proj"]}),
     ],
-    ids=["mxfp4", "fp32, other expert rank", "dense, one layer", "nf4, down only"],
+    ids=["mxfp4", "fp32, other expert rank", "dense, one layer", "host", "nf4, down only"],
 )
 def test_resident_bytes_are_those_of_the_loaded_model(mxfp4_base, settings, lora):
     if settings.get("linear_precision") == "nf4":

@@ -115,6 +115,8 @@ def _changes(architecture: Architecture, recipe: Recipe) -> Iterator[_Change]:
     }
     for mode in modes[modes.index(train.checkpointing) + 1 :]:
         yield _Change({"train.checkpointing": mode}, costs[mode])
+    if model.embeddings == "gpu":
+        yield _Change({"model.embeddings": "cpu"}, "the host looks tokens up: one wait a step")
     if train.optim == "adamw":
         yield _Change({"train.optim": "adamw_8bit"}, "moments are rounded to 8 bits")
     if train.optim != "paged_adamw_8bit":

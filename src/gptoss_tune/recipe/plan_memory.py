@@ -36,7 +36,7 @@ SCRATCH_BYTES = (2**31, 2**26)
 weight is decoded in groups of experts."""
 KEEP_ATTENTION_FROM = 16_384
 """Tokens of a row from which ``checkpointing: full`` keeps what full attention layers computed."""
-CONTEXT_BYTES = 3 * 2**28
+CONTEXT_BYTES = 2**29
 """Driver, CUDA libraries and kernels outside torch's allocator: an allowance, not a measurement."""
 FRAGMENTATION = 0.03
 """Share of the peak that the allocator cannot use: an allowance, not a measurement."""
