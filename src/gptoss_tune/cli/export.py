@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,17 +105,34 @@ def verify(
     revision: Revision = None,
     other_base: OtherBase = False,
     logits: Annotated[bool, typer.Option(help="Compare logits too.")] = True,
+    served: Annotated[
+        str | None, typer.Option(help="URL of a server that should serve this model.")
+    ] = None,
+    served_name: Annotated[
+        str | None, typer.Option(help="Name it is served under; default: the folder.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
     json: AsJson = False,
 ) -> None:
-    """Check that a merged checkpoint holds what was trained."""
+    """Check that a merged checkpoint, or a server of it, holds what was trained."""
+    from gptoss_tune.checkpoint import open_checkpoint
     from gptoss_tune.checkpoint.write import to_json
+    from gptoss_tune.export.served import verify_served
     from gptoss_tune.export.verify import verify as run_verify
 
     checkpoint, weighted = None, []
     if adapter:
         checkpoint, weighted = open_all(adapter, base, revision, other_base)
     result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
+    if served is not None:
+        if checkpoint is None:
+            raise typer.BadParameter(
+                "--served needs --adapter, to know the base", param_hint="--served"
+            )
+        tuned = open_checkpoint(folder)
+        name = served_name or str(folder)
+        check = verify_served(served, name, tuned, checkpoint, device=device)
+        result = replace(result, checks=(*result.checks, check))
     if json:
         sys.stdout.write(to_json(result.as_dict()))
     else:

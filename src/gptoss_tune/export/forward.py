@@ -41,6 +41,7 @@ class LayerwiseModel:
         *,
         merge_aware: bool = False,
         device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Prepare to read from ``checkpoint``.
 
@@ -50,23 +51,33 @@ class LayerwiseModel:
             merge_aware: Round the changed experts to MXFP4 as merge-aware training does; needs
                 exactly one adapter.
             device: Where to compute.
+            dtype: What to compute in; bf16 shows how far a server's rounding may lead.
         """
         values = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
         self.config = GptOssConfig.from_dict(values)
         self.config._attn_implementation = "eager"
         self._checkpoint, self._adapters = checkpoint, adapters
         self._merge_aware, self._device = merge_aware, torch.device(device)
+        self._dtype = dtype
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return the logits ``[tokens, V]`` fp32 of every prompt, on the CPU."""
+        return self._head(self._final_states(prompts))
+
+    @torch.no_grad()
+    def last_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Return the logits ``[prompts, V]`` fp32 of the token after each prompt, on the CPU."""
+        return torch.cat(self._head([state[-1:] for state in self._final_states(prompts)]))
+
+    def _final_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the normalised states ``[tokens, H]`` that the head reads."""
         states = [self._embed(prompt) for prompt in prompts]
         rotary = GptOssRotaryEmbedding(self.config).to(self._device)
         for layer in range(self.config.num_hidden_layers):
             self._layer_pass(layer, states, rotary)
         norm = self._read("model.norm.weight")
-        states = [self._normalized(state, norm) for state in states]
-        return self._head(states)
+        return [self._normalized(state, norm) for state in states]
 
     def _layer_pass(self, layer: int, states: list[Tensor], rotary: nn.Module) -> None:
         """Replace ``states`` by the output of one decoder layer, read for this pass alone."""
@@ -82,36 +93,40 @@ class LayerwiseModel:
         for i, state in enumerate(states):
             hidden = self._normalized(state, norms[0])
             positions = torch.arange(hidden.shape[0], device=self._device)[None]
-            mask = _mask(hidden.shape[0], window, self._device)
+            mask = _mask(hidden.shape[0], window, self._device).to(self._dtype)
             mixed, _ = attention(hidden[None], rotary(hidden[None], positions), mask)
-            state = state + mixed[0]
-            hidden = self._normalized(state, norms[1])
-            scores, chosen = functional.linear(hidden, *router).topk(
-                self.config.num_experts_per_tok, dim=-1
-            )
-            states[i] = state + experts(
-                hidden,
-                chosen,
-                scores.softmax(-1),
-                projections[0],
-                projections[1],
-                limit=self.config.swiglu_limit,
-                merge_aware=self._merge_aware,
-            )
+            states[i] = state + mixed[0]
+        # Experts see tokens, not prompts: together, each expert is decoded once a layer.
+        together = torch.cat(states)
+        hidden = self._normalized(together, norms[1])
+        scores, chosen = functional.linear(hidden, *router).topk(
+            self.config.num_experts_per_tok, dim=-1
+        )
+        together = together + experts(
+            hidden,
+            chosen,
+            scores.softmax(-1),
+            projections[0],
+            projections[1],
+            limit=self.config.swiglu_limit,
+            merge_aware=self._merge_aware,
+        )
+        states[:] = together.split([len(state) for state in states])
 
     def _embed(self, prompt: Sequence[int]) -> Tensor:
         rows = [self._checkpoint.read_rows("model.embed_tokens.weight", t, t + 1) for t in prompt]
-        return torch.cat(rows).float().to(self._device)
+        return torch.cat(rows).to(self._device, self._dtype)
 
     def _normalized(self, state: Tensor, weight: Tensor) -> Tensor:
-        scale = torch.rsqrt(state.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
-        return weight * (state * scale)
+        wide = state.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
+        return (weight * (wide * scale)).to(self._dtype)
 
     def _attention(self, layer: int) -> GptOssAttention:
         """Return transformers' attention of one layer with its weights, adapters beside them."""
         with torch.device("meta"):
             module = GptOssAttention(self.config, layer)
-        module = module.to_empty(device=self._device).eval()
+        module = module.to_empty(device=self._device).to(self._dtype).eval()
         prefix = f"model.layers.{layer}.self_attn"
         module.load_state_dict({n: self._read(f"{prefix}.{n}") for n in module.state_dict()})
         for name in ATTENTION_PROJECTIONS:
@@ -135,9 +150,11 @@ class LayerwiseModel:
         if not changes:
             return ExpertProjection(weight, bias)
         # A sum of low-rank changes is one of the summed rank; the scalings go into B.
-        lora_a = torch.cat([change.A for change in changes], dim=1).to(self._device)
+        # Merge-aware training rounds with the factors in fp32, whatever the rest is.
+        dtype = torch.float32 if self._merge_aware else self._dtype
+        lora_a = torch.cat([change.A for change in changes], dim=1).to(self._device, dtype)
         scaled = [change.B * (change.scaling / changes[0].scaling) for change in changes]
-        lora_b = torch.cat(scaled, dim=2).to(self._device)
+        lora_b = torch.cat(scaled, dim=2).to(self._device, dtype)
         return ExpertProjection(weight, bias, lora_a, lora_b, changes[0].scaling)
 
     def _head(self, states: list[Tensor]) -> list[Tensor]:
@@ -148,17 +165,17 @@ class LayerwiseModel:
         parts: list[list[Tensor]] = [[] for _ in states]
         for start in range(0, rows, _HEAD_ROWS):
             band = self._checkpoint.read_rows(name, start, min(rows, start + _HEAD_ROWS))
-            band = band.float().to(self._device)
+            band = band.to(self._device, self._dtype)
             for part, state in zip(parts, states, strict=True):
-                part.append((state @ band.T).cpu())
+                part.append((state @ band.T).float().cpu())
         logits = [torch.cat(part, dim=1) for part in parts]
         for change in low_ranks(self._adapters, "lm_head"):
             for i, state in enumerate(states):
-                logits[i] += change.apply(state.cpu())
+                logits[i] += change.apply(state.float().cpu())
         return logits
 
     def _read(self, name: str) -> Tensor:
-        return self._checkpoint.read(name).float().to(self._device)
+        return self._checkpoint.read(name).to(self._device, self._dtype)
 
 
 _PARTS = ("blocks", "scales")
@@ -174,7 +191,7 @@ class _Beside(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         out = self.linear(inputs)
         for change in self.changes:
-            out = out + change.apply(inputs)
+            out = out + change.apply(inputs.float()).to(out.dtype)
         return out
 
 
