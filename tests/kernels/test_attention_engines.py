@@ -117,7 +117,6 @@ def test_the_torch_flash_engine_fits_the_signatures_of_this_torch(window):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ENGINE_NAMES)
 def test_engines_on_a_gpu_pass_their_proof_in_bf16(name):
     device = torch.device("cuda")
@@ -128,6 +127,5 @@ def test_engines_on_a_gpu_pass_their_proof_in_bf16(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_triton_on_a_gpu_equals_the_exact_engine_in_fp32():
     assert find_fault(TritonEngine(), torch.device("cuda"), torch.float32, 64) is None

@@ -205,7 +205,6 @@ def test_on_a_cpu_there_is_nowhere_to_offload_to():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_offloaded_tensors_leave_the_gpu_and_come_back_equal():
     offloader = InputOffloader()
     tensors = [torch.randn(2**20, device="cuda") for _ in range(3)]
