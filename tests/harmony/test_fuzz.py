@@ -12,7 +12,7 @@ from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.rows import parse_object
 from gptoss_tune.harmony.vocabulary import ORDINARY_TOKENS, load_vocabulary
 
-SETTINGS = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SETTINGS = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 anything = st.recursive(
     st.none()

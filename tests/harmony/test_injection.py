@@ -222,7 +222,7 @@ def test_headers_of_harmony_s_own_rows_refuse_everything(field, render):
 def test_payloads_split_across_fields_and_parts_forge_nothing(render):
     control = special_tokens(render(row(content="a", thinking="b")))
     for payload in PAYLOADS:
-        for cut in range(1, min(len(payload), 8)):
+        for cut in range(1, min(len(payload), 4)):
             parts = [
                 {"type": "text", "text": payload[:cut]},
                 {"type": "text", "text": payload[cut:]},

@@ -38,8 +38,8 @@ def test_the_docstring_s_example():
 
 
 def test_best_fit_takes_the_tightest_row():
-    # After 6 and 7 (of 10), 3 fits both rows and belongs into the 7's, so that 4 fits the 6's.
-    lengths = np.array([7, 6, 4, 3])
+    # 6 and 5 open rows with 4 and 5 free; 4 belongs into the first, or 3 and 2 need a third row.
+    lengths = np.array([6, 5, 4, 3, 2])
     packed = pack(lengths, 10, seed=3)
     assert sorted(row_sums(packed, lengths).tolist()) == [10, 10]
 

@@ -169,7 +169,9 @@ def test_hostile_text_cannot_leave_its_place_on_the_page(vocabulary, write_jsonl
     benign = [chat("hello", "hello", thinking="hello") for _ in HOSTILE]
     benign += [{"messages": [{"role": "boss", "content": "x"}]} for _ in HOSTILE]
     parsed, control = Tags(), Tags()
-    parsed.feed(page_of(vocabulary, write_jsonl(rows), title="".join(HOSTILE)))
+    page = page_of(vocabulary, write_jsonl(rows), title="".join(HOSTILE))
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", page)
+    parsed.feed(page)
     control.feed(page_of(vocabulary, write_jsonl(benign, "benign.jsonl")))
     allowed = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "a", "div"}
     allowed |= {"b", "i", "span", "table", "tr", "th", "td", "ul", "li", "details", "summary"}
