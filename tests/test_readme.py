@@ -1,0 +1,64 @@
+"""What the README tells people to type exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from gptoss_tune.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "data" / "README.md"]
+COMMANDS = get_command(app).commands
+
+
+def typed_lines():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"gptoss-tune ([a-z-]+)([^`\n|#]*)", text):
+            yield pytest.param(match[1], match[2], id=f"{page.parent.name}-{match[0].strip()}")
+
+
+@pytest.mark.parametrize("name, rest", typed_lines())
+def test_commands_and_their_options_exist(name, rest):
+    assert name in COMMANDS, f"`gptoss-tune {name}` is not a command"
+    options = {opt for parameter in COMMANDS[name].params for opt in parameter.opts}
+    for option in re.findall(r"--[a-z-]+", rest):
+        assert option in options, f"`gptoss-tune {name}` has no {option}"
+
+
+def test_named_files_and_folders_exist():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+        for script in re.findall(r"python ((?:kernels|data|src)/[\w/.]+\.py)", text):
+            assert (ROOT / script).exists(), f"{page}: {script}"
+        for recipe in re.findall(r"recipes/[\w./-]+\.yaml", text):
+            assert (ROOT / recipe).exists(), f"{page}: {recipe}"
+
+
+def test_first_screen_is_short_and_has_the_commands():
+    first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:24])
+    for wanted in ("make demo", "make test", "accelerate launch -m gptoss_tune.train"):
+        assert wanted in first_screen
+
+
+def test_every_command_has_help_and_the_readme_names_it():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, command in COMMANDS.items():
+        assert command.help, name
+        assert f"gptoss-tune {name}" in readme, f"README.md does not name `gptoss-tune {name}`"
+
+
+def test_the_project_speaks_of_itself_alone():
+    """No path of a machine it was made on, and no package index, in any tracked text."""
+    words = re.compile("|".join(("/wo" + "rk/", "/fa" + "rm/", "pypi" + r"\.org/simple")))
+    suffixes = {".py", ".md", ".yaml", ".toml", ".json", ".jsonl", ".html", ".txt", ""}
+    for folder in ("src", "kernels", "tests", "recipes", "data", "."):
+        pattern = "*" if folder == "." else "**/*"
+        for path in (ROOT / folder).glob(pattern):
+            if path.is_file() and path.suffix in suffixes and path.stat().st_size < 4_000_000:
+                text = path.read_text(encoding="utf-8", errors="replace")
+                assert not words.search(text), path
