@@ -129,9 +129,8 @@ def candidates(shape: Shape, inputs: LayerInputs) -> Iterator[Candidate]:
     """Yield a name and a call that runs forward and backward."""
     d_out = torch.randn_like(inputs.hidden_states)
     dtype = inputs.hidden_states.dtype
-    engines = ["fused"]
+    engines = ["fused", "packed"]
     engines += [] if grouped_mm_obstacle(d_out.device, dtype) else ["grouped_mm"]
-    engines += ["packed"] if dtype == torch.bfloat16 else []
 
     def ours(layer: LayerInputs, **options: object) -> Callable[[], object]:
         leaves = list(layer.leaves().values())

@@ -70,10 +70,7 @@ def cases(shape: Shape, rank: int) -> list[Case]:
         Case("skinny", rank, h, gather=True),
         Case("skinny", rank, 2 * i),
     ]
-    if torch.cuda.is_available():
-        found.append(Case("packed_swiglu", 2 * i, h, gather=True))
-        found += [Case("packed", h, i)]
-    return found
+    return [*found, Case("packed_swiglu", 2 * i, h, gather=True), Case("packed", h, i)]
 
 
 def space(case: Case) -> Iterator[Tiles]:

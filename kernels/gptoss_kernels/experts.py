@@ -76,7 +76,7 @@ def experts(
         recompute_gate_up: Drop Z after forward and compute it again in backward: 2*M*I values less,
             one product more.
         engine: On Triton, how the large products run: "fused" is our kernel on a decoded scratch,
-            "grouped_mm" torch's on the same scratch, "packed" decodes in the loop (forward, bf16);
+            "grouped_mm" torch's on the same scratch, "packed" decodes in the loop (forward);
             "auto" chooses by shape.
         scratch_bytes: On Triton, bound of the decoded scratch; a larger weight is served in groups
             of experts ("grouped_mm" takes all at once).
@@ -290,8 +290,6 @@ def _check_backend(
             f'backend "torch" or a smaller rank'
         )
     obstacle = None
-    if engine == "packed" and hidden_states.dtype != torch.bfloat16:
-        obstacle = f"it needs bfloat16, got {hidden_states.dtype}"
     if engine == "grouped_mm":
         obstacle = grouped_mm_obstacle(hidden_states.device, hidden_states.dtype)
     if obstacle:

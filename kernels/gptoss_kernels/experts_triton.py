@@ -1,8 +1,8 @@
 """The expert layer on Triton: the same stages as ``experts_torch``, fused where it pays.
 
 Bias, rank-r term and activation ride in the tile loop of the product that they follow. The gradient
-of the activation is a pass of its own: fused into the product before it, it spills registers on
-every architecture, and the pass moves about one hundredth of what the layer computes.
+of the activation is a pass of its own: fused into the product before it, it spilled registers with
+every tile tried, and the detour of dHu through memory costs about one hundredth of the layer.
 """
 
 # Legend: T tokens, K experts per token, M rows, H hidden, I intermediate, E experts, R rank.
@@ -243,7 +243,7 @@ def _product(
 def _engine(this: _Pass, matrices: ExpertMatrices) -> Engine:
     """Return the engine asked for, or the one that suits the shape."""
     packed = isinstance(matrices.projection.weight, Mxfp4Weight) and not matrices.merged
-    usable = packed and not matrices.transposed and this.dtype == torch.bfloat16
+    usable = packed and not matrices.transposed
     engine = this.layer.engine
     if engine == "packed":
         # The gradient's inner axis is not the packed one, so backward decodes first.

@@ -90,6 +90,8 @@ MODES = [
 ]
 TRITON_MODES = [
     *MODES,
+    pytest.param({}, {"engine": "packed"}, id="decode-in-the-loop"),
+    pytest.param({"bias": False, "lora": (False, True)}, {"engine": "packed"}, id="packed-mixed"),
     pytest.param({}, {"scratch_bytes": 20_000}, id="groups-of-experts"),
     pytest.param({}, {"engine": "grouped_mm"}, id="grouped-mm"),
     pytest.param({"packed": False, "bias": False}, {"engine": "grouped_mm"}, id="grouped-mm-dense"),
@@ -110,6 +112,7 @@ def test_triton_modes(layer, options, device):
         pytest.skip("torch's grouped product takes bf16 on a GPU: see test_gpu_bf16")
     inputs = small(**layer)
     expected = gradients_of(experts_reference, inputs)
+    options = {"engine": "fused"} | options
     actual = gradients_of(experts, on(device, inputs), backend="triton", **options)
     check(actual, expected, FLOAT32)
 

@@ -91,7 +91,13 @@ def test_bench_and_tune_run_on_a_cpu(tmp_path):
     done = run("tune.py", *small, "--tokens", "8", "--limit", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "interpreter.json").read_text())
-    assert {entry["product"] for entry in written["tiles"]} == {"swiglu", "store", "skinny"}
+    assert {entry["product"] for entry in written["tiles"]} == {
+        "swiglu",
+        "store",
+        "skinny",
+        "packed_swiglu",
+        "packed",
+    }
     for entry in written["tiles"]:
         Tiles(**entry["tiles"])
 

@@ -8,6 +8,7 @@ A tile's accumulator comes from a dense matrix (``DENSE``), from MXFP4 decoded i
 
 import triton
 import triton.language as tl
+from gptoss_kernels._triton._mxfp4 import _decode
 from gptoss_kernels._triton._swiglu import _store_swiglu
 
 DENSE = tl.constexpr(0)
@@ -111,29 +112,34 @@ def _packed_product(
     blocks_ptr,
     scales_ptr,
     columns,
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Return ``acc + rows[row_ids] @ decode(blocks, scales)^T``; K is the packed axis."""
+    """Return ``acc + rows[row_ids] @ decode(blocks, scales)^T``; K is the packed axis.
+
+    No GPU multiplies bf16 by e2m1 in hardware, so ``tl.dot_scaled`` decodes in registers as well;
+    doing it here keeps the decoder the one that is tested, for every dtype of the rows.
+    """
     k = tl.arange(0, BLOCK_K)
     pair = tl.arange(0, BLOCK_K // 2)
     block = tl.arange(0, BLOCK_K // 32)
     row_ptrs = rows_ptr + row_ids[:, None] * stride_rows + k[None, :]
-    blocks_ptrs = blocks_ptr + pair[:, None] + columns[None, :] * (K // 2)
+    blocks_ptrs = blocks_ptr + columns[:, None] * (K // 2) + pair[None, :]
     scales_ptrs = scales_ptr + columns[:, None] * (K // 32) + block[None, :]
-    fits = columns < N
+    fits = (columns < N)[:, None]
     for start in range(0, K, BLOCK_K):
         if K % BLOCK_K == 0:
             left = tl.load(row_ptrs)
-            right = tl.load(blocks_ptrs, fits[None, :], 0)
-            scales = tl.load(scales_ptrs, fits[:, None], 0)
+            packed = tl.load(blocks_ptrs, fits, 0)
+            scales = tl.load(scales_ptrs, fits, 0)
         else:
             left = tl.load(row_ptrs, (start + k < K)[None, :], 0.0)
-            right = tl.load(blocks_ptrs, (start + 2 * pair < K)[:, None] & fits[None, :], 0)
-            inside = (start + 32 * block < K)[None, :]
-            scales = tl.load(scales_ptrs, inside & fits[:, None], 0)
-        acc = tl.dot_scaled(left, None, "bf16", right, scales, "e2m1", acc)
+            packed = tl.load(blocks_ptrs, fits & (start + 2 * pair < K)[None, :], 0)
+            scales = tl.load(scales_ptrs, fits & (start + 32 * block < K)[None, :], 0)
+        right = _decode(packed, scales, BLOCK_N, BLOCK_K).to(left.dtype)
+        acc = tl.dot(left, tl.trans(right), acc, input_precision="ieee")
         row_ptrs += BLOCK_K
         blocks_ptrs += BLOCK_K // 2
         scales_ptrs += BLOCK_K // 32
@@ -196,6 +202,7 @@ def _product(
                 matrix_ptr + expert.to(tl.int64) * (N * (K // 2)),
                 scales_ptr + expert.to(tl.int64) * (N * (K // 32)),
                 columns,
+                BLOCK_N,
                 BLOCK_K,
                 N,
                 K,
