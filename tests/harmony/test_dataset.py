@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,6 +114,30 @@ def test_limit_and_templates(load, tmp_path, vocabulary):
     assert answers(rows, vocabulary) == ["A0", "A1"]
     with pytest.raises(DataError, match=r"qa\.jsonl:1: the template of 'prompt' fails .*'q', 'a'"):
         load([{"path": str(path), "columns": {"prompt": "{{ question }}"}}])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_on_the_hub_is_read_by_name_split_and_revision(
+    streaming, load, vocabulary, monkeypatch
+):
+    """The library's download stands aside; what it is asked for and what it gives are real."""
+    asked = []
+    rows = [{"tools": None, **chat(1)}, {"tools": [{"name": "f", "parameters": None}], **chat(2)}]
+
+    def load_from_hub(path, name, **settings):
+        asked.append((path, name, settings))
+        found = datasets.Dataset.from_list(rows)
+        return found.to_iterable_dataset() if settings["streaming"] else found
+
+    monkeypatch.setattr(datasets, "load_dataset", load_from_hub)
+    source = {"path": "somebody/chats", "name": "en", "split": "test", "revision": "a" * 40}
+    loaded = load([{**source, "streaming": streaming}])
+    assert answers(loaded, vocabulary) == ["Answer 1", "Answer 2"]
+    settings = {"split": "test", "revision": "a" * 40, "streaming": streaming}
+    assert asked == [("somebody/chats", "en", settings)]
+    assert "type f = () => any" in texts(loaded, vocabulary)[1]
+    with pytest.raises(DataError, match=r"somebody/chats: no sample for train"):
+        load([{**source, "streaming": streaming}], max_length=8)
 
 
 def test_packed_rows_hold_every_document_whole(load, write_jsonl, vocabulary):
