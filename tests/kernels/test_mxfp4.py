@@ -11,7 +11,11 @@ from gptoss_kernels import (
     quantize_reference,
 )
 from gptoss_kernels.decode import expert_groups
-from gptoss_kernels.projection import ExpertMatrices, merged_mxfp4_expert
+from gptoss_kernels.projection import (
+    ExpertMatrices,
+    ExpertProjection,
+    merged_mxfp4_expert,
+)
 from gptoss_kernels.testing import make_layer, make_routing
 
 BACKENDS = ["torch", "triton"]
@@ -135,6 +139,31 @@ def test_merge_aware_weights_are_the_exported_ones(packed, scratch, device):
             assert same_bits(stack[index], served)
             assert same_bits(merged_mxfp4_expert(projection, index), served)
             assert not torch.equal(served, base)
+
+
+def test_merge_rounds_as_the_export_does_where_the_last_bit_decides(device):
+    """Values within a bit of a tie: a sum in another order, or fused, would land on both sides."""
+    generator = torch.Generator().manual_seed(1)
+    columns, rank, scaling = 2048, 6, 0.7
+    b = torch.zeros((1, 32, rank))
+    b[:, 0] = torch.rand((rank,), generator=generator) + 0.5
+    a = torch.randn((1, rank, columns), generator=generator)
+    # The last factor completes s * sum to a tie between two codes, as near as fp32 comes to it.
+    partial = torch.einsum("r,rk->k", b[0, 0, :-1].double(), a[0, :-1].double())
+    a[0, -1] = ((0.25 / scaling - partial) / b[0, 0, -1].double()).float()
+    dense = torch.zeros((1, columns, 32))
+    dense[:, ::32] = 4.0  # fixes the scale of each block at 1
+    dense[0, ::32, 0] -= (scaling * (b[0, 0] @ a[0]))[::32]
+    projection = ExpertProjection(
+        dense.to(device), None, a.to(device), b.to(device), scaling=scaling
+    )
+    merged = merged_expert_reference(dense[0].mT, a[0], b[0], scaling)
+    sides = torch.sign(merged[0, 1:32] - 0.25)
+    assert {-1.0, 1.0} <= set(sides.tolist())  # both sides of the tie are there
+    (group,) = expert_groups(ExpertMatrices(projection, torch.float32, merged=True), 10**9)
+    exported = quantize_reference(merged)
+    served = dequantize_reference(exported.blocks, exported.scales, dtype=torch.float32)
+    assert same_bits(group.matrices[0].cpu(), served)
 
 
 def test_merged_weight_is_w_plus_s_b_a(device):
