@@ -154,16 +154,11 @@ def _rows(recipe: Recipe, base: Path) -> tuple[list[Example], list[str]]:
     import json
 
     from gptoss_tune.harmony.chat import read_chat
-    from gptoss_tune.harmony.render import Renderer, RenderSettings
+    from gptoss_tune.harmony.dataset import sample_settings
+    from gptoss_tune.harmony.render import Renderer
     from gptoss_tune.harmony.vocabulary import load_vocabulary
 
-    settings = RenderSettings(
-        reasoning_effort=recipe.data.reasoning_effort,
-        date=recipe.data.date,
-        channel_weights=recipe.data.channel_weights.model_dump(),
-        turns=recipe.data.turns,
-    )
-    renderer = Renderer(load_vocabulary(base), settings)
+    renderer = Renderer(load_vocabulary(base), sample_settings(recipe.data).render)
     examples, texts = [], []
     source = recipe.data.train[0].path
     lines = Path(source).read_text(encoding="utf-8").splitlines()
@@ -187,7 +182,8 @@ def _plain(base: Path, adapter: Path | None = None) -> Any:
     options = {}
     if "quantization_config" in config:
         options["quantization_config"] = Mxfp4Config(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options)
+    # .float(): transformers 5.17 expands the experts to bf16 whatever the dtype.
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options).float()
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
     return model.eval()

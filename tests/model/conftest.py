@@ -28,13 +28,14 @@ def opened(mxfp4_base):
 @pytest.fixture
 def plain_model(mxfp4_base):
     """The same weights in transformers' own classes, expanded, fp32, eager experts."""
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         mxfp4_base,
         quantization_config=Mxfp4Config(dequantize=True),
         dtype=torch.float32,
         experts_implementation="eager",
         attn_implementation="eager",
     )
+    return model.float()  # transformers 5.17 expands to bf16 whatever the dtype
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ SAME_LOGITS = 5e-6
 def plain_logits(folder, ids):
     model = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=Mxfp4Config(dequantize=True), dtype=torch.float32
-    )
+    ).float()
     with torch.no_grad():
         return model(ids).logits
 

@@ -36,7 +36,7 @@ def test_a_run_learns_and_leaves_an_adapter_that_plain_peft_reads(recipe, base, 
     run = tmp_path / "run"
     plain = AutoModelForCausalLM.from_pretrained(
         base, quantization_config=Mxfp4Config(dequantize=True), dtype=torch.float32
-    )
+    ).float()
     dataset = load_dataset(settings.data, split="train", vocabulary=load_vocabulary(base))
     before = weighted_loss(plain, dataset)
     after = weighted_loss(PeftModel.from_pretrained(plain, str(run / "adapter")), dataset)
