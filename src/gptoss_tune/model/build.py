@@ -7,6 +7,7 @@ and said in ``notes``; a choice that cannot run on this machine stops the run wi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from gptoss_kernels import choose_backend
@@ -59,6 +60,8 @@ def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built
         raise MachineError(f"model.attention: {error}") from error
     set_checkpointing(model, recipe.train.checkpointing)
     set_norms(model, backend)
+    bare: Any = model.get_base_model()
+    bare.loss_backend = backend
     if recipe.model.embeddings == "cpu":
         keep_embeddings_on_host(model, device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -10,7 +10,7 @@ plain ``GptOssForCausalLM``: generation and evaluation of logits are untouched.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gptoss_kernels import linear_cross_entropy
 from torch import Tensor
@@ -33,7 +33,13 @@ class TokenLossOutput(ModelOutput):
 
 
 class GptOssForTuning(GptOssForCausalLM):
-    """``GptOssForCausalLM`` that answers targets and loss weights with losses."""
+    """``GptOssForCausalLM`` that answers targets and loss weights with losses.
+
+    Attributes:
+        loss_backend: Which code turns logits into losses.
+    """
+
+    loss_backend: Literal["torch", "triton"] = "torch"
 
     def forward(
         self,
@@ -67,5 +73,6 @@ class GptOssForTuning(GptOssForCausalLM):
             shift_labels.flatten(),
             loss_weights.flatten(),
             selected_rows=selected_rows,
+            backend=self.loss_backend,
         )
         return TokenLossOutput(loss_sum=loss_sum, token_losses=token_losses.view_as(loss_weights))
