@@ -27,11 +27,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from variants_attention import attention_variants
 
-# Shared memory one program may use, bytes (CUDA C++ Programming Guide, compute capabilities).
+# Shared memory one program may use, bytes (CUDA C++ Programming Guide, compute capabilities; CDNA 3
+# instruction set reference).
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
+SHARED_LIMIT["gfx942"] = 64 << 10
 REGISTERS = 65536
-"""32-bit registers of a streaming multiprocessor, on all of these."""
+"""32-bit registers of an NVIDIA streaming multiprocessor, on all of these."""
 TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "sm_120": "mma.sync"}
+TENSOR_CORES["gfx942"] = "mfma"
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,20 @@ def compile_variant(variant: Variant, architecture: str) -> Result:
     constants = {name: variant.constants[name] for name in parameters if name in variant.constants}
     compiled = triton.compile(
         ASTSource(fn=variant.kernel, signature=signature, constexprs=constants, attrs=attributes),
-        target=GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32),
+        target=target_of(architecture),
         options={"num_warps": variant.warps, "num_stages": variant.stages, **variant.options},
     )
-    registers, spilled = resource_usage(compiled.asm["cubin"])
-    ptx = compiled.asm["ptx"]
-    found = [name for name in ("wgmma", "tcgen05", "mma.sync") if name in ptx]
+    nvidia = architecture.startswith("sm_")
+    text = compiled.asm["ptx" if nvidia else "amdgcn"]
+    registers, spilled = cubin_usage(compiled.asm["cubin"]) if nvidia else amd_usage(text)
+    found = [name for name in ("wgmma", "tcgen05", "mma.sync", "mfma") if name in text]
     shared = compiled.metadata.shared
     problems = []
     if spilled:
         problems.append(f"spills {spilled} bytes")
     if shared > SHARED_LIMIT[architecture]:
         problems.append(f"{shared} bytes of shared memory, {SHARED_LIMIT[architecture]} there are")
-    if registers * 32 * variant.warps > REGISTERS:
+    if nvidia and registers * 32 * variant.warps > REGISTERS:
         problems.append(f"{registers} registers in {variant.warps} warps do not fit")
     # A tile of 16 rows is below what wgmma and tcgen05 take; there mma.sync is right.
     wanted = {TENSOR_CORES[architecture]} | (
@@ -100,7 +104,23 @@ def compile_variant(variant: Variant, architecture: str) -> Result:
     )
 
 
-def resource_usage(cubin: bytes) -> tuple[int, int]:
+def target_of(architecture: str) -> GPUTarget:
+    if architecture.startswith("sm_"):
+        return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    return GPUTarget("hip", architecture, 64)
+
+
+def amd_usage(assembly: str) -> tuple[int, int]:
+    """Return vector registers a thread and spilled registers, from the code's own notes."""
+    counts = [
+        re.search(rf"\.{name}:\s+(\d+)", assembly) for name in ("vgpr_count", "vgpr_spill_count")
+    ]
+    if None in counts:
+        raise RuntimeError("the AMD assembly carries no register counts")
+    return int(counts[0][1]), int(counts[1][1])
+
+
+def cubin_usage(cubin: bytes) -> tuple[int, int]:
     """Return registers a thread and bytes of its stack, which is where spills go."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -125,7 +145,10 @@ def main() -> int:
     print(f"{'arch':7}{'kernel':28}{'tile':14}{'warps':>6}{'stages':>7}", end="")
     print(f"{'regs':>6}{'spill':>6}{'KiB':>6}  tensor cores")
     for architecture in arguments.arch:
-        for variant in [*variants(architecture), *attention_variants(architecture, Variant)]:
+        found = variants(architecture)
+        if architecture.startswith("sm_"):
+            found += attention_variants(architecture, Variant)
+        for variant in found:
             if arguments.only not in variant.name:
                 continue
             result = compile_variant(variant, architecture)

@@ -17,7 +17,7 @@ from gptoss_kernels._triton import _combine, _grouped_matmul, _lora, _mxfp4, _ro
 from gptoss_kernels.tiles import Gpu, Product, Tiles, choose_outer_tiles, choose_tiles
 
 HIDDEN = INTERMEDIATE = 2880
-PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188}
+PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304}
 ELEMENT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 

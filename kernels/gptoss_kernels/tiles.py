@@ -138,7 +138,8 @@ def choose_tiles(
     if product == "skinny" and dtype == torch.float32:
         return Tiles(64, max(16, _power_of_two(n)), 32, 4, 2, flatten=False)
     if product == "skinny":
-        return Tiles(64, max(16, _power_of_two(n)), 64, 4, 3, flatten=False)
+        stages = 2 if gpu.architecture.startswith("gfx") else 3  # 64 KiB of shared memory there
+        return Tiles(64, max(16, _power_of_two(n)), 64, 4, stages, flatten=False)
     if product.startswith("packed"):
         return Tiles(16, 64, 128, 4, 3, flatten=False)
     if product == "given":

@@ -11,7 +11,9 @@ import pytest
 BENCH = Path(__file__).resolve().parents[2] / "kernels" / "bench"
 # What one SM has, from NVIDIA's tables and not from our report: shared memory a block may use.
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376}
+SHARED["gfx942"] = 65_536
 INSTRUCTION = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "sm_120": "mma.sync"}
+INSTRUCTION["gfx942"] = "mfma"
 LARGE = ["gate_up", "gate_up, bf16 base", "down", "d down", "d gate_up", "gate_up, r 64"]
 
 
