@@ -102,6 +102,21 @@ def test_the_choice_is_said_and_stands_on_the_layers(small_model):
     assert model.config._attn_implementation == ATTENTION_IMPLEMENTATION
 
 
+def test_a_mask_is_made_only_where_keys_and_queries_differ():
+    from transformers.masking_utils import causal_mask_function
+
+    from gptoss_tune.model.attention import attention_mask
+
+    settings = {"batch_size": 1, "mask_function": causal_mask_function, "device": "cpu"}
+    padding = torch.tensor([[1, 1, 1, 0]])
+    assert attention_mask(q_length=4, kv_length=4, attention_mask=padding, **settings) is padding
+    for lengths in (
+        {"q_length": 2, "kv_length": 6},
+        {"q_length": 2, "kv_length": 2, "q_offset": 4},
+    ):
+        assert attention_mask(**lengths, **settings).ndim == 4
+
+
 def test_mistakes_are_named(model, tokens):
     with pytest.raises(ValueError, match="attention torch_flash cannot be used: it needs a GPU"):
         set_attention(model, "torch_flash")
