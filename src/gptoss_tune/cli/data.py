@@ -49,8 +49,9 @@ def preview(
 ) -> None:
     """Show what a recipe trains, token by token, and what its data amount to.
 
-    Each token is coloured by its loss weight; special tokens are visible. Rows that cannot be
-    trained on are listed, not an error: check-data has the exit code.
+    Tokens are coloured by loss weight, special tokens visible.
+
+    Rows that cannot be trained on are listed, not an error: see check-data.
     """
     from rich.console import Console
 
@@ -250,6 +251,7 @@ def _print_overlap(console: Console, what: str, overlap: Overlap) -> None:
     from gptoss_tune.harmony.pieces import visible
 
     if overlap.rows:
+        what = what.replace("rows", "row", 1) if overlap.rows == 1 else what
         shown = ", ".join(map(visible, overlap.places[:_MOST_LISTED]))
         more = ", ..." if overlap.rows > _MOST_LISTED else ""
         console.print(Text(f"  {overlap.rows:,} {what}: {shown}{more}", style="yellow"))
