@@ -63,9 +63,10 @@ def set_checkpointing(model: nn.Module, mode: Checkpointing) -> None:
         raise ValueError(f"{type(model).__name__} holds no GptOssDecoderLayer; is it gpt-oss?")
     again = mode in ("full", "offload")
     _share_inputs(model)
-    run = partial(_run_again, offloader=InputOffloader() if mode == "offload" else None)
+    offloader = InputOffloader() if mode == "offload" else None
     for layer in layers:
         layer.gradient_checkpointing = again
+        run = partial(_run_again, layer, offloader=offloader)
         layer._gradient_checkpointing_func = run if again else None
         _set_router(layer.mlp.router, replayed=again)
         # PEFT wraps the experts once per adapted stack.
@@ -79,17 +80,20 @@ def set_checkpointing(model: nn.Module, mode: Checkpointing) -> None:
 
 
 def _run_again(
-    forward: Callable[..., Any], hidden_states: Tensor, *, offloader: InputOffloader | None
+    layer: Any,
+    forward: Callable[..., Any],
+    hidden_states: Tensor,
+    *,
+    offloader: InputOffloader | None,
 ) -> Any:
     """Run one layer, keeping its input only, and run it again in backward.
 
     Args:
-        forward: ``partial(GptOssDecoderLayer.forward, layer, ...)``, as transformers calls it.
+        layer: The ``GptOssDecoderLayer``.
+        forward: Its forward with all arguments but the first, as transformers hands it over.
         hidden_states: ``[B, S, H]``.
         offloader: Where the input waits; ``None``: where it is.
     """
-    assert isinstance(forward, partial)
-    layer = forward.args[0]
     choice = RouterChoice()
     long = hidden_states.shape[1] >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
     kept = KeptAttention() if long and offloader is None else None
