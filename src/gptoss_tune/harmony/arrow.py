@@ -2,7 +2,7 @@
 
 A rendered source is a folder: ``tokens.arrow`` holds what training reads (``input_ids``,
 ``loss_weights``, ``channels``, ``length``), ``about.npz`` what splitting, mixing and packing need
-to know of each sample, ``sources.json`` the places they came from, ``report.json`` the counts.
+to know of each sample, ``sources.jsonl`` the places they came from, ``report.json`` the counts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SampleWriter:
         self._sink = pa.OSFile(str(folder / "tokens.arrow"), "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
         self._about: dict[str, list[NDArray]] = {name: [] for name in _ABOUT}
-        self._sources: list[str] = []
+        self._sources = (folder / "sources.jsonl").open("w", encoding="utf-8")
 
     def __enter__(self) -> SampleWriter:
         """Return itself."""
@@ -55,6 +55,7 @@ class SampleWriter:
         """Close the file; write what is known of the samples unless an error is on its way."""
         self._writer.close()
         self._sink.close()
+        self._sources.close()
         if kind is not None:
             return
         np.savez(
@@ -62,13 +63,12 @@ class SampleWriter:
             allow_pickle=False,
             **{name: np.concatenate(parts) for name, parts in self._about.items() if parts},
         )
-        (self._folder / "sources.json").write_text(json.dumps(self._sources), encoding="utf-8")
 
     def write(self, columns: Columns) -> None:
         """Append the samples of a chunk."""
         for name in _ABOUT:
             self._about[name].append(getattr(columns, name))
-        self._sources += columns.sources
+        self._sources.writelines(f"{json.dumps(source)}\n" for source in columns.sources)
         if len(columns.lengths):
             tokens = {name: getattr(columns, name) for name in TOKEN_COLUMNS}
             self._writer.write_batch(_batch(tokens, columns.lengths, {"length": columns.lengths}))
@@ -90,7 +90,8 @@ class SampleFile:
     @cached_property
     def sources(self) -> list[str]:
         """``file:line`` of each sample's row."""
-        return json.loads((self.folder / "sources.json").read_text(encoding="utf-8"))
+        with (self.folder / "sources.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
 
     @cached_property
     def table(self) -> pa.Table:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from gptoss_tune.recipe import DataSection, DataSource
 
-RENDERING: Final = 1
-"""Number of the rendering; raised when the same row would give other tokens or weights."""
+RENDERING: Final = 2
+"""Number of the rendering; raised when a row would give other tokens, or lie otherwise on disk."""
 MOST_SHOWN: Final = 20
 """Rejected rows that one message lists."""
 STOP_AFTER: Final = 100
@@ -116,6 +116,26 @@ def load_dataset(
         arrow.write_packed(folder, files, selection.samples, packed, phases)
 
     return arrow.read_packed(built_once(key, build))
+
+
+def row_sources(
+    data: DataSection, rows: Sequence[int], *, vocabulary: Vocabulary, seed: int = 0
+) -> list[str]:
+    """Return ``file:line`` of the samples in some rows of the training split, read from the cache.
+
+    Args:
+        data: The recipe's data section.
+        rows: Row numbers in the dataset that ``load_dataset`` returns.
+        vocabulary: As given to ``load_dataset``.
+        seed: Likewise.
+    """
+    rendered = [render_source(source, data, vocabulary) for source in data.train]
+    selection = select(rendered, data, split="train", seed=seed)
+    names = [name for one in rendered for name in one.samples.sources]
+    if not data.packing:
+        return [names[selection.samples[row]] for row in rows]
+    packed = pack_selection(selection, data, seed=seed)
+    return [names[selection.samples[sample]] for row in rows for sample in packed[row]]
 
 
 def split_sources(data: DataSection, split: Split) -> list[DataSource]:
