@@ -261,16 +261,27 @@ def _least_error_exponent(grouped: Tensor, exponent: Tensor) -> Tensor:
         grouped: ``[..., n, 32]`` fp32.
         exponent: ``[..., n]`` int32, the OCP rule's.
     """
-    table = torch.tensor((*_VALUES, *(-v for v in _VALUES)), device=grouped.device)
+    magnitude = grouped.abs()
     best, least = exponent, torch.full_like(grouped[..., 0], float("inf"))
     for shift in (0, 1, -1):
         candidate = (exponent + shift).clamp(-_SCALE_BIAS, _NAN_SCALE - 1 - _SCALE_BIAS)
-        scale = candidate.unsqueeze(-1)
-        rounded = torch.ldexp(table[_nearest_codes(torch.ldexp(grouped, -scale)).int()], scale)
-        error = (rounded - grouped).square_().sum(-1)
+        scaled = torch.ldexp(magnitude, -candidate.unsqueeze(-1))
+        error = _nearest_magnitudes(scaled).sub_(scaled).square_().sum(-1)
+        error = torch.ldexp(error, 2 * candidate)
         better = error < least
         best, least = torch.where(better, candidate, best), torch.where(better, error, least)
     return best
+
+
+def _nearest_magnitudes(scaled: Tensor) -> Tensor:
+    """Return the values of ``_nearest_codes(scaled)`` for ``scaled >= 0``, without the codes.
+
+    The codes are multiples of 0.5 below 2, of 1 below 4 and of 2 up to 6, and rounding half to even
+    within each range rounds to the even code.
+    """
+    fine = (scaled * 2).round_().mul_(0.5)
+    coarse = torch.where(scaled < 4, scaled.round(), (scaled * 0.5).round_().mul_(2))
+    return torch.where(scaled < 2, fine, coarse).clamp_(max=_VALUES[-1])
 
 
 def _check_quantizable(weight: Tensor) -> None:

@@ -76,6 +76,8 @@ def test_survival_is_the_share_of_the_change_that_is_left(base, adapter, exporte
         per_expert = (change * held).sum((1, 2)) / change.square().sum((1, 2))
         share = (change * held).sum() / change.square().sum()
         assert line["survived"] == pytest.approx(share.item(), rel=1e-3)
+        error = (held - change).norm() / change.norm()
+        assert line["error"] == pytest.approx(error.item(), rel=1e-3)
         assert line["delta_norm"] == pytest.approx(change.norm().item(), rel=1e-4)
         worst = line["worst_experts"]
         assert [w["expert"] for w in worst] == per_expert.argsort()[:3].tolist()
@@ -101,6 +103,7 @@ def test_a_merge_aware_export_is_the_weights_of_training_bit_for_bit(
     report = lab.merge(base, path, tmp_path / "out", expert_format="mxfp4")
     assert report["merge_aware"] is True
     assert [stack["survived"] for stack in report["survival"]["stacks"]] == [1.0] * 4
+    assert [stack["error"] for stack in report["survival"]["stacks"]] == [0.0] * 4
     checkpoint = open_checkpoint(base)
     opened = open_adapter(path, checkpoint)
     after = lab.weights(tmp_path / "out")

@@ -242,7 +242,7 @@ def print_survival(survival: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("layer", "projection", "|change|", "survived", "worst experts")
+    table = Table("layer", "projection", "|change|", "survived", "error", "worst experts")
     for stack in survival["stacks"]:
         worst = ", ".join(f"{w['expert']}: {w['survived']:.1%}" for w in stack["worst_experts"])
         projection = stack["module"].rpartition(".")[2]
@@ -251,6 +251,7 @@ def print_survival(survival: dict) -> None:
             projection,
             f"{stack['delta_norm']:.4g}",
             f"{stack['survived']:.1%}",
+            f"{stack['error']:.1%}",
             worst,
         )
     console = Console()

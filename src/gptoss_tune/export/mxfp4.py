@@ -36,18 +36,21 @@ _WORST = 3
 class Survival:
     """How much of the change of one expert stack is left in MXFP4.
 
-    Sums over all experts; ``share`` is ``kept / squared_norm``.
+    Sums over all experts; ``share`` is ``kept / squared_norm`` and ``error`` the norm of what is
+    wrong over the norm of what was wanted: a change may survive in direction and still be noisy.
 
     Attributes:
         module: The stack.
         squared_norm: ``<d, d>`` of what was to be added.
         kept: ``<Q(W + d) - W, d>``.
+        squared_error: ``|Q(W + d) - W - d|^2``.
         experts: Share of each expert that was changed at all.
     """
 
     module: str
     squared_norm: float = 0.0
     kept: float = 0.0
+    squared_error: float = 0.0
     experts: dict[int, float] = field(default_factory=dict)
 
     def add(self, expert: int, change: Tensor, held: Tensor) -> None:
@@ -57,6 +60,7 @@ class Survival:
         kept = (change.double() * held.double()).sum().item()
         self.squared_norm += squared
         self.kept += kept
+        self.squared_error += (held.double() - change.double()).square().sum().item()
         if squared > 0:
             self.experts[expert] = kept / squared
 
@@ -64,6 +68,11 @@ class Survival:
     def share(self) -> float:
         """The share of the change that survived; 1 when nothing was to be changed."""
         return self.kept / self.squared_norm if self.squared_norm else 1.0
+
+    @property
+    def error(self) -> float:
+        """|Q(W + d) - W - d| / |d|; 0 when nothing was to be changed."""
+        return (self.squared_error / self.squared_norm) ** 0.5 if self.squared_norm else 0.0
 
     @property
     def norm(self) -> float:
@@ -81,6 +90,7 @@ class Survival:
             "layer": layer_of(self.module),
             "delta_norm": self.norm,
             "survived": self.share,
+            "error": self.error,
             "worst_experts": [{"expert": e, "survived": s} for e, s in self.worst()],
         }
 
