@@ -1,6 +1,6 @@
 """Compile every kernel for GPUs that are not here, and check what the compiler made of it.
 
-    python kernels/bench/compile_report.py [--arch sm_90 ...] [--only gate_up] [--json FILE]
+    python kernels/bench/compile_report.py [--arch sm_90 ...] [--only gate_up] [--skip fp32 ...]
 
 For each architecture and variant: registers, bytes spilled, shared memory, and the tensor-core
 instruction found. Exits with 1 when a variant spills, needs more than the card has, or computes a
@@ -139,17 +139,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", choices=sorted(PROCESSORS), default=list(PROCESSORS))
     parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--skip", nargs="+", default=[], help="leave these out, by part of a name")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     results = []
     print(f"{'arch':7}{'kernel':28}{'tile':14}{'warps':>6}{'stages':>7}", end="")
     print(f"{'regs':>6}{'spill':>6}{'KiB':>6}  tensor cores")
     for architecture in arguments.arch:
-        found = variants(architecture)
-        if architecture.startswith("sm_"):
-            found += attention_variants(architecture, Variant)
-        for variant in found:
+        for variant in [*variants(architecture), *attention_variants(architecture, Variant)]:
             if arguments.only not in variant.name:
+                continue
+            if any(part in variant.name for part in arguments.skip):
                 continue
             result = compile_variant(variant, architecture)
             results.append(result)

@@ -13,7 +13,7 @@ import torch
 from gptoss_kernels._triton import _attention, _attention_backward, _cross_entropy, _rms_norm
 from gptoss_kernels.attention_triton import Tile, choose_attention_tiles
 
-SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99}
+SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
 _FP32 = ("lse_ptr", "delta_ptr", "scales_ptr", "losses_ptr", "reciprocal_ptr")
 _OTHER = {
     "first_key_ptr": "*i32",

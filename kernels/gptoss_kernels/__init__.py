@@ -4,6 +4,12 @@ Shape legend of the whole package: T tokens, K experts per token, M = T*K routed
 I intermediate, E experts, R adapter rank.
 """
 
+from gptoss_kernels.attention import (
+    Documents,
+    attention,
+    attention_reference,
+    find_documents,
+)
 from gptoss_kernels.backend import choose_backend
 from gptoss_kernels.combine import combine, combine_reference
 from gptoss_kernels.experts import experts, experts_reference
@@ -27,15 +33,19 @@ from gptoss_kernels.mxfp4 import (
     quantize_reference,
 )
 from gptoss_kernels.projection import ExpertProjection
+from gptoss_kernels.rms_norm import rms_norm, rms_norm_reference
 from gptoss_kernels.routing import Routing, route, route_reference
 from gptoss_kernels.swiglu import swiglu, swiglu_reference
 
 __all__ = [
     "MXFP4_BLOCK",
+    "Documents",
     "ExpertProjection",
     "LowRankTerm",
     "Mxfp4Weight",
     "Routing",
+    "attention",
+    "attention_reference",
     "choose_backend",
     "combine",
     "combine_reference",
@@ -43,6 +53,7 @@ __all__ = [
     "dequantize_reference",
     "experts",
     "experts_reference",
+    "find_documents",
     "grouped_matmul",
     "grouped_matmul_reference",
     "linear_cross_entropy",
@@ -52,6 +63,8 @@ __all__ = [
     "quantize_reference",
     "ragged_outer",
     "ragged_outer_reference",
+    "rms_norm",
+    "rms_norm_reference",
     "route",
     "route_reference",
     "swiglu",

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptoss_kernels.attention_documents import Documents, find_documents
+from gptoss_kernels.backend import on_device
 
 __all__ = [
     "AttentionEngine",
@@ -238,7 +239,7 @@ class _SinkAttention(torch.autograd.Function):
             out, lse = kept.out.view_as(kept.out), kept.lse
             kept.out = kept.lse = None
         else:
-            with without_autocast(query.device):
+            with without_autocast(query.device), on_device(query):
                 out, lse = engine.forward(query, key, value, sinks, rule)
             if kept is not None:
                 kept.out, kept.lse = out.detach(), lse
@@ -253,7 +254,7 @@ class _SinkAttention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key, value and sinks."""
         query, key, value, sinks, out, lse = ctx.saved_tensors
-        with without_autocast(query.device):
+        with without_autocast(query.device), on_device(query):
             *grads, delta = ctx.engine.backward(grad_out, query, key, value, out, lse, ctx.rule)
         grad_sinks = None
         if ctx.needs_input_grad[3]:

@@ -29,6 +29,7 @@ from gptoss_kernels.attention_fa4 import CAPABILITIES, FlashAttention4Engine, in
 from gptoss_kernels.attention_flash import TorchFlashEngine
 from gptoss_kernels.attention_flex import FlexEngine
 from gptoss_kernels.attention_triton import HEAD_SIZES, TritonEngine
+from gptoss_kernels.backend import triton_obstacle
 
 ENGINE_NAMES = ("fa4", "torch_flash", "triton", "flex", "eager")
 """In the order in which ``auto`` tries them on a GPU: published rates at head size 64."""
@@ -110,8 +111,10 @@ def find_obstacle(
     major, minor = torch.cuda.get_device_capability(device)
     if name in ("fa4", "torch_flash") and not half:
         return f"it needs bf16 or fp16, got {dtype}"
-    if name in ("torch_flash", "triton") and torch.version.hip is None and major < 8:
+    if name == "torch_flash" and torch.version.hip is None and major < 8:
         return f"it needs compute capability 8.0, this GPU has {major}.{minor}"
+    if name == "triton" and (obstacle := triton_obstacle(device, dtype)):
+        return obstacle
     if name == "triton" and head_size not in HEAD_SIZES:
         return f"it has head sizes {HEAD_SIZES}, got {head_size}"
     if name == "fa4" and not installed():

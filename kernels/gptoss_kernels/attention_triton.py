@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptoss_kernels.attention import AttentionRule
+from gptoss_kernels.backend import launch, require_triton
 
 HEAD_SIZES = (16, 32, 64)
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,11 @@ def choose_attention_tiles(dtype: torch.dtype, shared_memory_kib: int) -> Attent
 
     Args:
         dtype: Of query, key and value.
-        shared_memory_kib: What one program may use: 99 on sm_86, sm_89 and sm_120, 163 on sm_80,
-            227 on sm_90 and sm_100.
+        shared_memory_kib: What one program may use: 64 on gfx942, 99 on sm_86, sm_89 and sm_120,
+            163 on sm_80, 227 on sm_90 and sm_100.
 
     Returns:
-        The tiles; compiled and inspected for sm_80, sm_90, sm_100 and sm_120, not yet timed.
+        The tiles; compiled and inspected for all of these but sm_86 and sm_89, not yet timed.
     """
     if dtype == torch.float32:  # exact products run on the ordinary cores: for tests, not for speed
         small = Tile(32, 32, 4, 1)
@@ -66,7 +65,8 @@ def choose_attention_tiles(dtype: torch.dtype, shared_memory_kib: int) -> Attent
     deep = 3 if shared_memory_kib >= 160 else 2
     # From sm_90 on the accumulators do not compete with the addresses for registers.
     rows = 64 if shared_memory_kib >= 200 else 32
-    return AttentionTiles(Tile(128, 64, 8, deep), Tile(rows, 128, 8, 2), Tile(64, 64, 4, 2))
+    ahead = 2 if shared_memory_kib > 64 else 1
+    return AttentionTiles(Tile(128, 64, 8, deep), Tile(rows, 128, 8, ahead), Tile(64, 64, 4, 2))
 
 
 class TritonEngine:
@@ -82,7 +82,7 @@ class TritonEngine:
         """See ``AttentionEngine``."""
         from gptoss_kernels._triton._attention import _attention_forward_kernel
 
-        _require_support(query)
+        _require_support(query, key, value)
         query, key, value = (_unit_stride(t) for t in (query, key, value))
         batch, heads, length, size = query.shape
         tile = self._tiles(query).forward
@@ -90,9 +90,9 @@ class TritonEngine:
         lse = torch.empty(batch, heads, length, dtype=torch.float32, device=query.device)
         if length == 0 or batch == 0:
             return out, lse
-        blocks = -(-length // tile.queries)
-        kernel: Any = _attention_forward_kernel  # the options of a launch are no parameters of it
-        kernel[(blocks * batch * heads,)](
+        launch(
+            _attention_forward_kernel,
+            (-(-length // tile.queries) * batch * heads,),
             query,
             key,
             value,
@@ -155,8 +155,9 @@ class TritonEngine:
         grad_key = key.new_empty(batch, length, groups, size)
         grad_value = torch.empty_like(grad_key)
         blocks = -(-length // tile.keys)
-        kernel: Any = _attention_key_value_kernel  # the options of a launch are no parameters of it
-        kernel[(blocks * batch * groups,)](
+        launch(
+            _attention_key_value_kernel,
+            (blocks * batch * groups,),
             query,
             key,
             value,
@@ -203,8 +204,9 @@ class TritonEngine:
         tile = self._tiles(query).query
         grad_query = query.new_empty(batch, length, heads, size)
         blocks = -(-length // tile.queries)
-        kernel: Any = _attention_query_kernel  # the options of a launch are no parameters of it
-        kernel[(blocks * batch * heads,)](
+        launch(
+            _attention_query_kernel,
+            (blocks * batch * heads,),
             query,
             key,
             value,
@@ -239,7 +241,9 @@ class TritonEngine:
         kib = 227
         if query.device.type == "cuda":
             properties = torch.cuda.get_device_properties(query.device)
-            kib = properties.shared_memory_per_block_optin // 1024
+            # AMD's cards have one amount, NVIDIA's a larger one on request.
+            most = getattr(properties, "shared_memory_per_block_optin", None)
+            kib = (most or properties.shared_memory_per_block) // 1024
         return choose_attention_tiles(query.dtype, kib)
 
 
@@ -252,8 +256,9 @@ def row_sums_triton(grad_out: Tensor, out: Tensor) -> Tensor:
     if delta.numel() == 0:
         return delta
     rows = 128
-    kernel: Any = _attention_delta_kernel  # the options of a launch are no parameters of it
-    kernel[(-(-length // rows) * batch * heads,)](
+    launch(
+        _attention_delta_kernel,
+        (-(-length // rows) * batch * heads,),
         grad_out,
         out,
         delta,
@@ -267,11 +272,12 @@ def row_sums_triton(grad_out: Tensor, out: Tensor) -> Tensor:
     return delta
 
 
-def _require_support(query: Tensor) -> None:
-    if query.shape[-1] not in HEAD_SIZES or query.dtype not in _DTYPES:
+def _require_support(query: Tensor, key: Tensor, value: Tensor) -> None:
+    require_triton("attention", query, key, value)
+    if query.shape[-1] not in HEAD_SIZES:
         raise ValueError(
-            f"the Triton attention needs a head size of {HEAD_SIZES} and bf16, fp16 or fp32, got "
-            f"{query.shape[-1]} and {query.dtype}; the eager engine takes any"
+            f"the Triton attention needs a head size of {HEAD_SIZES}, got {query.shape[-1]}; the "
+            f"eager engine takes any"
         )
 
 

@@ -24,11 +24,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_reference"]
 
@@ -46,7 +48,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     z_loss: float = 0.0,
     selected_rows: int | None = None,
-    backend: Literal["torch", "triton"] = "torch",
+    backend: Backend = "torch",
 ) -> tuple[Tensor, Tensor]:
     """Return ``sum_i w_i * (lse_i - logit_i[label_i] + z * lse_i^2)`` and every cross-entropy.
 
@@ -85,6 +87,9 @@ def linear_cross_entropy(
     See ``linear_cross_entropy_reference``; Wijmans et al., Cut Your Losses, arXiv 2411.09009.
     """
     _validate(hidden, weight, labels, loss_weights, chunk_rows, selected_rows)
+    require_backend(backend)
+    if backend == "triton":
+        require_triton("linear_cross_entropy", hidden, weight, labels)
     selected = (labels != ignore_index) & (loss_weights != 0)
     plan = _Plan(
         chunk_rows=chunk_rows,
@@ -130,7 +135,7 @@ class _Plan:
     chunk_rows: int
     z_loss: float
     rows: int
-    backend: Literal["torch", "triton"]
+    backend: Backend
     hidden_grad: bool
     weight_grad: bool
 
@@ -214,7 +219,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         selected: Tensor,
         plan: _Plan,
     ) -> tuple[Tensor, Tensor]:
-        with _without_autocast(hidden.device.type):
+        with _without_autocast(hidden.device.type), on_device(hidden):
             result = _run_chunks(hidden, weight, targets, scales, selected, plan)
         loss, losses, ctx.grad_hidden, ctx.grad_weight = result
         ctx.walked = False
@@ -281,7 +286,7 @@ def _losses_and_grad_(
     scales: Tensor,
     z_loss: float,
     with_grad: bool,
-    backend: Literal["torch", "triton"],
+    backend: Backend,
 ) -> tuple[Tensor, Tensor]:
     """Return losses and log-sum-exps ``[C]``; overwrite the logits by their gradient if wanted.
 
@@ -290,8 +295,6 @@ def _losses_and_grad_(
     """
     if backend == "triton":
         return _losses_and_grad_triton_(logits, targets, scales, z_loss, with_grad)
-    if backend != "torch":
-        raise ValueError(f"backend must be 'torch' or 'triton', got {backend!r}")
     return _losses_and_grad_torch_(logits, targets, scales, z_loss, with_grad)
 
 
@@ -328,8 +331,9 @@ def _losses_and_grad_triton_(
     losses = torch.empty_like(scales)
     lse = torch.empty_like(scales)
     rows, columns = logits.shape
-    kernel: Any = _cross_entropy_kernel  # the options of a launch are no parameters of it
-    kernel[(rows,)](
+    launch(
+        _cross_entropy_kernel,
+        (rows,),
         logits,
         targets,
         scales,

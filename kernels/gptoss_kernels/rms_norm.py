@@ -14,18 +14,18 @@ N rows, H hidden.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
+
 __all__ = ["rms_norm", "rms_norm_reference"]
 
 
-def rms_norm(
-    hidden: Tensor, weight: Tensor, eps: float, *, backend: Literal["torch", "triton"] = "torch"
-) -> Tensor:
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float, *, backend: Backend = "torch") -> Tensor:
     """Return ``weight * hidden / sqrt(mean(hidden^2) + eps)``, computed in fp32, rounded once.
 
     Args:
@@ -47,8 +47,9 @@ def rms_norm(
             f"rms_norm needs a weight of shape {tuple(hidden.shape[-1:])}, got "
             f"{tuple(weight.shape)}"
         )
-    if backend not in ("torch", "triton"):
-        raise ValueError(f"backend must be 'torch' or 'triton', got {backend!r}")
+    require_backend(backend)
+    if backend == "triton":
+        require_triton("rms_norm", hidden, weight)
     return _RmsNorm.apply(hidden, weight, eps, backend)
 
 
@@ -61,9 +62,7 @@ def rms_norm_reference(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, eps: float, backend: Literal["torch", "triton"]
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float, backend: Backend) -> Tensor:
         """Normalise, and keep the input and the reciprocal root mean square."""
         if backend == "triton":
             normed, reciprocal = _forward_triton(hidden, weight, eps)
@@ -105,11 +104,20 @@ def _forward_triton(hidden: Tensor, weight: Tensor, eps: float) -> tuple[Tensor,
     shape = (*hidden.shape[:-1], 1)
     reciprocal = torch.empty(shape, dtype=torch.float32, device=hidden.device)
     if rows:
-        kernel: Any = _rms_norm_forward_kernel  # the options of a launch are no parameters of it
         block = 1 << (size - 1).bit_length()
-        kernel[(rows,)](
-            hidden, weight, normed, reciprocal, eps, size, BLOCK_H=block, num_warps=_warps(block)
-        )
+        with on_device(hidden):
+            launch(
+                _rms_norm_forward_kernel,
+                (rows,),
+                hidden,
+                weight,
+                normed,
+                reciprocal,
+                eps,
+                size,
+                BLOCK_H=block,
+                num_warps=_warps(block),
+            )
     return normed, reciprocal
 
 
@@ -122,18 +130,20 @@ def _backward_triton(
     rows, size = hidden.numel() // hidden.shape[-1], hidden.shape[-1]
     grad_hidden = torch.empty_like(hidden)
     if rows:
-        kernel: Any = _rms_norm_backward_kernel
         block = 1 << (size - 1).bit_length()
-        kernel[(rows,)](
-            grad_normed,
-            hidden,
-            weight,
-            reciprocal,
-            grad_hidden,
-            size,
-            BLOCK_H=block,
-            num_warps=_warps(block),
-        )
+        with on_device(hidden):
+            launch(
+                _rms_norm_backward_kernel,
+                (rows,),
+                grad_normed,
+                hidden,
+                weight,
+                reciprocal,
+                grad_hidden,
+                size,
+                BLOCK_H=block,
+                num_warps=_warps(block),
+            )
     return grad_hidden
 
 
