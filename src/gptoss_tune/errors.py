@@ -45,6 +45,10 @@ class MachineError(GptossTuneError, RuntimeError):
     exit_code = 3
 
 
+class GuardError(GptossTuneError, RuntimeError):
+    """A run was stopped because it trained nothing, moved what is frozen, or computed NaN."""
+
+
 class RunInterrupted(GptossTuneError):
     """The run stopped before its end and left a complete checkpoint to resume from."""
 

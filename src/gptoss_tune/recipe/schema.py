@@ -240,6 +240,19 @@ class TrainSection(Section):
     """Seed of the adapters, the order of the data and the held-out share."""
 
 
+class GuardSection(Section):
+    """What is watched while a run trains; one that trains nothing, or NaN, is stopped."""
+
+    check_steps: Annotated[int, Field(ge=0, le=1000)] = 2
+    """First updates in which every adapter must get a gradient and move; 0: not checked."""
+    max_nonfinite_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 3
+    """Steps in a row with NaN or infinity that are left out; one more stops the run."""
+    loss_spike: Annotated[float, Field(gt=1, le=1_000_000), FromText] | None = 3.0
+    """Warn when a step's loss is this many times the recent mean; null: never."""
+    router_collapse: Annotated[float, Field(gt=0, lt=1), FromText] | None = 0.7
+    """Warn when the entropy of a layer's expert load falls to this share of its first value."""
+
+
 class TrackingSection(Section):
     """Where metrics go beside the run's own metrics.jsonl."""
 
@@ -269,6 +282,8 @@ class Recipe(Section):
     """Which conversations are trained on, and how they become tokens and loss weights."""
     train: TrainSection
     """The optimisation: how long, how fast, what is kept."""
+    guard: GuardSection = GuardSection()
+    """What is watched while a run trains; one that trains nothing, or NaN, is stopped."""
     tracking: TrackingSection = TrackingSection()
     """Where metrics go beside the run's own metrics.jsonl."""
     world: WorldSection = WorldSection()
@@ -288,6 +303,7 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("data",): DataSection,
     ("data", "channel_weights"): ChannelWeights,
     ("train",): TrainSection,
+    ("guard",): GuardSection,
     ("tracking",): TrackingSection,
     ("world",): WorldSection,
 }

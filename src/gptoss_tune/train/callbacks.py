@@ -7,6 +7,7 @@ it is one plain line per logging step, which survives in a job's log.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -44,7 +45,12 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Write one line: the step, and every figure of it."""
         if self._stream is not None and logs:
-            row = {"step": state.global_step, "epoch": state.epoch, **logs}
+            # JSON has no NaN.
+            figures = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in logs.items()
+            }
+            row = {"step": state.global_step, "epoch": state.epoch, **figures}
             self._stream.write(json.dumps(row) + "\n")
             self._stream.flush()
 

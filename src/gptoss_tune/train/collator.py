@@ -17,6 +17,27 @@ IGNORED = -100
 _MULTIPLE = 8
 
 
+class NumberedRows(torch.utils.data.Dataset):
+    """A dataset whose rows know their number, so that a bad batch can be traced to its file.
+
+    A column would do the same and have the library copy the tokens of a selection to add it.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        """Number the rows of ``dataset``, a ``datasets.Dataset``."""
+        self._dataset = dataset
+        self.column_names: list[str] = dataset.column_names
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._dataset)
+
+    def __getitem__(self, index: int | str) -> Any:
+        """Return a row with its number as ``row``, or a whole column by name."""
+        found = self._dataset[index]
+        return found if isinstance(index, str) else {**found, "row": index}
+
+
 @dataclass(frozen=True)
 class Collator:
     """Turn dataset rows into one batch.
@@ -39,8 +60,9 @@ class Collator:
         Returns:
             ``input_ids``, ``shift_labels``, ``channels`` ``[B, S]`` int64, ``loss_weights``
             ``[B, S]`` fp32, ``attention_mask`` ``[B, S]`` int64 (or ``position_ids`` when packed),
-            and two counts known here on the host, so that no GPU has to be asked for them:
-            ``num_tokens`` (without padding) and ``selected_rows`` (with a loss weight).
+            two counts known here on the host, so that no GPU has to be asked for them:
+            ``num_tokens`` (without padding) and ``selected_rows`` (with a loss weight); and
+            ``rows``, the rows' numbers where they carry one (``NumberedRows``).
         """
         length = max(len(row["input_ids"]) for row in rows)
         length = -(-length // _MULTIPLE) * _MULTIPLE
@@ -53,6 +75,7 @@ class Collator:
             "selected_rows": int((weights != 0).sum()),
             "channels": _shifted(self._stack(rows, "channels", length, 0), 0),
             "num_tokens": sum(len(row["input_ids"]) for row in rows),
+            "rows": [row["row"] for row in rows if "row" in row],
         }
         if self.packed:
             batch["position_ids"] = self._positions(rows, length)

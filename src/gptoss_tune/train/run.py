@@ -18,14 +18,15 @@ from rich.console import Console
 
 from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
 from gptoss_tune.checkpoint.write import write_text
-from gptoss_tune.errors import GptossTuneError, RunInterrupted
-from gptoss_tune.harmony.dataset import load_dataset
+from gptoss_tune.errors import GptossTuneError, GuardError, RunInterrupted
+from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.train import checkpoints, folder
 from gptoss_tune.train.callbacks import MetricsFile, ProgressDisplay, WandbMetrics
 from gptoss_tune.train.collator import Collator
+from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer, peak_memory_bytes, save_adapter
@@ -83,7 +84,8 @@ def train(recipe: Recipe) -> RunSummary:
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     set_seed(recipe.train.seed)
     model = _model(recipe, base, state, console)
-    trainer = _trainer(recipe, base, model, train_set, eval_set)
+    guard = _guard(recipe, base, start.folder, console)
+    trainer = _trainer(recipe, base, model, train_set, eval_set, guard)
     stop = StopOnSignal()
     displays = _callbacks(recipe, start.folder, console)
     for callback in (*displays, stop):
@@ -96,8 +98,13 @@ def train(recipe: Recipe) -> RunSummary:
         if stop.stopped:
             _interrupted(trainer, start.folder)
         eval_loss = trainer.evaluate()["eval_loss"] if eval_set is not None else None
+    except GuardError as error:
+        if trainer.args.should_save:
+            update_record(start.folder, status="stopped by the guard", reason=str(error))
+        raise
     finally:
         stop.close()
+        guard.close()
         for callback in displays:
             if not isinstance(callback, MetricsFile):
                 callback.close()
@@ -154,6 +161,7 @@ def _trainer(
     model: PeftModel,
     train_set: Dataset,
     eval_set: Dataset | None,
+    guard: Guard,
 ) -> WeightedSftTrainer:
     tokenizer = _tokenizer(base)
     # Said here, or the trainer aligns the two itself and warns about it.
@@ -165,7 +173,16 @@ def _trainer(
         train_dataset=train_set,
         eval_dataset=eval_set,
         processing_class=tokenizer,
+        guard=guard,
     )
+
+
+def _guard(recipe: Recipe, base: Checkpoint, run: Path, console: Console) -> Guard:
+    def sources(rows: list[int]) -> list[str]:
+        vocabulary = load_vocabulary(base.path)
+        return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=recipe.train.seed)
+
+    return Guard(recipe.guard, run, console, sources)
 
 
 def _tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:

@@ -19,17 +19,21 @@ from trl import SFTTrainer
 
 from gptoss_tune.harmony.order import EpochOrder
 from gptoss_tune.train import checkpoints
+from gptoss_tune.train.collator import NumberedRows
+from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.loss import LossMeter, step_weight
 
-_BATCH_ONLY = ("channels", "num_tokens")
+_BATCH_ONLY = ("channels", "num_tokens", "rows")
 
 
 class WeightedSftTrainer(SFTTrainer):
     """``SFTTrainer`` for batches of ``train.collator``: weighted losses, staged checkpoints."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, guard: Guard, **kwargs: Any) -> None:
         """Take what ``SFTTrainer`` takes; the model is a ``GptOssForTuning`` with adapters."""
         super().__init__(*args, **kwargs)
+        self.guard = guard
+        self.add_callback(guard)
         # compute_loss divides by the weight of the whole step, so nothing else may divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -61,7 +65,8 @@ class WeightedSftTrainer(SFTTrainer):
     ) -> Any:
         """Return this micro-batch's share of the step's mean loss, scalar fp32."""
         training = model.training
-        channels, num_tokens = (inputs.pop(name) for name in _BATCH_ONLY)
+        channels, num_tokens, rows = (inputs.pop(name) for name in _BATCH_ONLY)
+        self.guard.before_forward(inputs, channels, rows, training=training)
         outputs = model(**inputs, use_cache=False)
         meter = self._meters["train" if training else "eval"]
         meter.add(outputs.token_losses, inputs["loss_weights"], channels)
@@ -73,7 +78,23 @@ class WeightedSftTrainer(SFTTrainer):
             self._count(num_tokens)
             # DDP and FSDP average gradients over ranks; the denominator is already that of all.
             loss = loss * self.accelerator.num_processes
+            self.guard.after_forward(loss)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Train one micro-batch; the trainer's running loss could never leave a NaN again."""
+        return super().training_step(*args, **kwargs).nan_to_num(0.0, 0.0, 0.0)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        """Let the guard judge the step's gradients, then clip what it left."""
+        self.guard.before_clipping(model, self.state.global_step + 1)
+        return super()._clip_grad_norm(model)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Number the rows that are trained on."""
+        if kwargs.get("is_training"):
+            dataset = NumberedRows(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; the loss is the mean over all weights of the set, not over its batches."""
@@ -93,6 +114,7 @@ class WeightedSftTrainer(SFTTrainer):
             channels.pop("mean_loss", None)
             logs.update(channels)
             logs.update(self._throughput())
+            logs.update(self.guard.metrics())
         Trainer.log(self, logs, start_time)
 
     def _read_meter(self, mode: str) -> dict[str, float]:

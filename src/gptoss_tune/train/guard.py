@@ -1,0 +1,370 @@
+"""A run that trains nothing, moves what is frozen or computes NaN stops and says which tensor.
+
+Three watches, each with the figures of all ranks, so that all stop at the same step:
+
+- the first updates (``trainability``): every adapter gets a gradient and moves, nothing else does;
+- every step: a loss or gradient that is not finite makes no update on any rank, and its rows are
+  written down; after a few such steps in a row the run ends;
+- warnings, which end nothing: the loss jumps, or a router sends all tokens to few experts.
+
+It is asked before gradients are clipped: clipping divides by the norm, and with one NaN in it
+every gradient is NaN and none can be named. Leaving out a step means dropping its gradients: the
+optimizer then has nothing to apply and its moments stay as they are, while schedule and step count
+go on. Rejected: the trainer's own filter for NaN, which hides the loss and still applies the step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.errors import GuardError
+from gptoss_tune.recipe.schema import GuardSection
+from gptoss_tune.train.collator import IGNORED
+from gptoss_tune.train.loss import CHANNELS
+from gptoss_tune.train.record import update_record
+from gptoss_tune.train.router_load import RouterLoad
+from gptoss_tune.train.trainability import Trainability, plain_name
+
+FOLDER = "nonfinite"
+"""Folder in a run's for the batches of steps that were left out."""
+CONSTANT_LOSSES = 10
+"""Updates after which a loss that never changed by a bit stops the run."""
+_RECENT, _ENOUGH = 50, 10
+_MOST_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of the step at hand.
+
+    Attributes:
+        rows: Row numbers in the training data.
+        input_ids: ``[B, S]``.
+    """
+
+    rows: list[int]
+    input_ids: Tensor
+
+
+class Guard(TrainerCallback):
+    """Watch one run; the trainer calls it around each forward pass and before clipping.
+
+    Attributes:
+        warnings: What was warned of, in order.
+        skipped_steps: Steps that were left out.
+    """
+
+    def __init__(
+        self,
+        section: GuardSection,
+        run: Path,
+        console: Console,
+        row_sources: Callable[[list[int]], list[str]],
+    ) -> None:
+        """Watch the run in the folder ``run``.
+
+        Args:
+            section: What is watched, and how strictly.
+            run: Where batches and the record are written.
+            console: Where warnings go; quiet on all ranks but the first.
+            row_sources: From row numbers to ``file:line``.
+        """
+        self.warnings: list[str] = []
+        self.skipped_steps = 0
+        self._section, self._run, self._console = section, run, console
+        self._row_sources = row_sources
+        self._watch: Trainability | None = None
+        self._load: RouterLoad | None = None
+        self._optimizer: Any = None
+        self._batches: list[Batch] = []
+        self._loss: Tensor | None = None
+        self._tokens: Tensor | None = None
+        self._in_row = self._updates = 0
+        self._applies = False
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._first: list[float] = []
+        self._since_log: list[float] = []
+        self._skipped_since_log = 0
+        self._entropy: list[list[float]] = []
+        self._collapsed: set[int] = set()
+
+    def before_forward(
+        self, inputs: dict[str, Any], channels: Tensor, rows: list[int], *, training: bool
+    ) -> None:
+        """Note a micro-batch: its rows, its trained tokens, which of its tokens are padding."""
+        if not training:
+            if self._load is not None:
+                self._load.of_tokens(None)
+            return
+        self._batches.append(Batch(rows, inputs["input_ids"]))
+        if self._load is not None:
+            self._load.of_tokens((inputs["shift_labels"] != IGNORED).flatten())
+        if self._tokens is None:
+            self._tokens = torch.zeros(len(CHANNELS), dtype=torch.int64, device=channels.device)
+        trained = (inputs["loss_weights"] != 0).flatten().long()
+        self._tokens.index_add_(0, channels.flatten(), trained)
+
+    def after_forward(self, loss: Tensor) -> None:
+        """Add a micro-batch's share of the step's loss."""
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+
+    def before_clipping(self, model: nn.Module, step: int) -> None:
+        """Judge a step by its loss and gradients; drop the gradients if they are not finite.
+
+        Args:
+            model: Its gradients are those of the whole step.
+            step: Number of the step, from 1.
+
+        Raises:
+            GuardError: Too many steps in a row were not finite, or the loss never changes.
+        """
+        assert self._loss is not None  # a step has at least one micro-batch
+        trained = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
+        norm = _total_norm([p.grad for _, p in trained]).to(self._loss.device)
+        fine = torch.isfinite(norm) & torch.isfinite(self._loss)
+        seen = torch.stack((~fine, torch.where(fine, self._loss, 0.0))).double()
+        bad_ranks, loss_sum = sum_over_ranks(seen).tolist()
+        loss = loss_sum / _world_size()
+        batches, local_loss = self._batches, float(self._loss) if bad_ranks else loss
+        self._batches, self._loss = [], None
+        self._applies = not bad_ranks
+        lr = max(group["lr"] for group in self._optimizer.param_groups)
+        if self._watch is not None and self._updates < self._section.check_steps:
+            self._watch.observe(updates=self._applies and lr > 0)
+        if bad_ranks:
+            self._leave_out(model, trained, step, batches, local_loss)
+            return
+        self._in_row = 0
+        self._note_loss(loss, step, updates=lr > 0)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the guard's figures since the last call; every rank has to ask."""
+        found: dict[str, float] = {}
+        if self._skipped_since_log:
+            finite = self._since_log
+            found["loss"] = sum(finite) / len(finite) if finite else math.nan
+            found["skipped_steps"] = float(self.skipped_steps)
+        self._since_log, self._skipped_since_log = [], 0
+        if self._load is not None:
+            counts = sum_over_ranks(self._load.counts)
+            if counts.sum() > 0:
+                entropies = self._load.entropies(counts)
+                self._note_entropies(entropies)
+                found["router_entropy"] = sum(entropies) / len(entropies)
+                found["router_entropy_lowest"] = min(entropies)
+        return found
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Start to watch; on a resumed run too, whose model was just read from a file."""
+        self._optimizer = optimizer
+        self._load = RouterLoad(model)
+        if self._section.check_steps:
+            self._watch = Trainability(model)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count an update; after enough of them the first watch ends.
+
+        Raises:
+            GuardError: A tensor does not train as it should.
+        """
+        lr = max(group["lr"] for group in self._optimizer.param_groups)
+        self._updates += self._applies and lr > 0
+        if self._watch is not None and self._updates == self._section.check_steps:
+            self._judge(self._watch)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the frozen tensors once more, and write down what was seen.
+
+        Raises:
+            GuardError: A frozen tensor changed, or a short run's adapters do not train.
+        """
+        if self._watch is not None and self._updates:
+            self._judge(self._watch)
+        tokens = None if self._tokens is None else sum_over_ranks(self._tokens).tolist()
+        if state.is_world_process_zero:
+            update_record(
+                self._run,
+                guard={
+                    "updates_checked": min(self._updates, self._section.check_steps),
+                    "skipped_steps": self.skipped_steps,
+                    "warnings": self.warnings,
+                    "router_entropy_by_layer": self._entropy,
+                    "trained_tokens": tokens and dict(zip(CHANNELS, tokens, strict=True)),
+                },
+            )
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for watch in (self._watch, self._load):
+            if watch is not None:
+                watch.close()
+
+    def _judge(self, watch: Trainability) -> None:
+        watch.close()
+        lines = [line for found in gather_over_ranks(watch.verdict()) for line in found]
+        lines = list(dict.fromkeys(lines))
+        if lines:
+            more = [f"... and {len(lines) - 40} more"] if len(lines) > 40 else []
+            raise GuardError(
+                f"the run does not train what its recipe says, after {self._updates} updates:\n  "
+                + "\n  ".join(lines[:40] + more)
+                + f"\nno adapter was written to {self._run}; this is a fault of the model, of an "
+                "adapter or of a library, and not of the data (guard.check_steps: 0 trains on)"
+            )
+
+    def _leave_out(
+        self,
+        model: nn.Module,
+        trained: list[tuple[str, nn.Parameter]],
+        step: int,
+        batches: list[Batch],
+        loss: float,
+    ) -> None:
+        names = [
+            plain_name(n) for n, p in trained if not bool(torch.isfinite(_local(p.grad)).all())
+        ]
+        for parameter in model.parameters():
+            parameter.grad = None
+        self.skipped_steps += 1
+        self._skipped_since_log += 1
+        self._in_row += 1
+        rows = [row for batch in batches for row in batch.rows]
+        path = self._run / FOLDER / f"step-{step}-rank-{_rank()}.json"
+        path.parent.mkdir(exist_ok=True)
+        sources = self._row_sources(rows)
+        kept = {
+            "step": step,
+            "rank": _rank(),
+            "loss": str(loss),
+            "tensors_not_finite": names,
+            "rows": rows,
+            "sources": sources,
+            "input_ids": [batch.input_ids.tolist() for batch in batches],
+        }
+        write_text(path, json.dumps(kept) + "\n")
+        everyone = gather_over_ranks((_rank(), math.isfinite(loss), names, sources))
+        text = _describe(step, everyone)
+        if self._in_row <= self._section.max_nonfinite_steps:
+            self._warn(f"{text}; no update was made, the batch is kept in {path.parent}")
+            return
+        raise GuardError(
+            f"{text}; that is {self._in_row} steps in a row without an update "
+            f"(guard.max_nonfinite_steps: {self._section.max_nonfinite_steps}). Checkpoints hold "
+            f"the last good state and the batches are kept in {path.parent}; look at those rows, "
+            "lower train.learning_rate, or check the base with `gptoss-tune verify`"
+        )
+
+    def _note_loss(self, loss: float, step: int, *, updates: bool) -> None:
+        self._since_log.append(loss)
+        factor = self._section.loss_spike
+        if factor is not None and len(self._recent) >= _ENOUGH:
+            mean = sum(self._recent) / len(self._recent)
+            if loss > factor * mean:
+                self._warn(
+                    f"step {step}: loss {loss:.4f} is {loss / mean:.1f} times the mean of the last "
+                    f"{len(self._recent)} steps; lower train.learning_rate if this goes on"
+                )
+        self._recent.append(loss)
+        if updates and self._section.check_steps and len(self._first) < CONSTANT_LOSSES:
+            self._first.append(loss)
+            if len(self._first) == CONSTANT_LOSSES and len(set(self._first)) == 1:
+                raise GuardError(
+                    f"step {step}: the loss was exactly {loss} in each of {CONSTANT_LOSSES} "
+                    "updates, so the updates do not reach it; check which weights are adapted "
+                    "and that train.learning_rate is not vanishing"
+                )
+
+    def _note_entropies(self, entropies: list[float]) -> None:
+        # The first and the newest: what a report needs, at any length of the run.
+        self._entropy = [*self._entropy[:1], entropies]
+        share = self._section.router_collapse
+        for layer, (first, now) in enumerate(zip(self._entropy[0], entropies, strict=True)):
+            if share is not None and now < share * first and layer not in self._collapsed:
+                self._collapsed.add(layer)
+                self._warn(
+                    f"layer {layer}: its router uses few experts, the entropy of their load fell "
+                    f"from {first:.2f} to {now:.2f} of 1; a lower learning rate or more varied "
+                    "data keeps it"
+                )
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self._console.print(f"warning: {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _describe(step: int, everyone: list[tuple[int, bool, list[str], list[str]]]) -> str:
+    """Return the line that names step, ranks, tensors and rows of a step that is not finite."""
+    guilty = [entry for entry in everyone if not entry[1]] or everyone
+    what = "loss" if any(not entry[1] for entry in everyone) else "gradient"
+    ranks = ", ".join(str(entry[0]) for entry in guilty)
+    names = list(dict.fromkeys(name for entry in everyone for name in entry[2]))
+    rows = [source for entry in guilty for source in entry[3]]
+    tensors = f"; not finite: the gradients of {_few(names)}" if names else ""
+    return f"step {step}, rank {ranks}: the {what} is not finite{tensors}; rows {_few(rows)}"
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _local(gradient: Tensor | None) -> Tensor:
+    assert gradient is not None  # only parameters with a gradient are asked
+    share = getattr(gradient, "to_local", None)
+    return gradient if share is None else share()
+
+
+def _total_norm(gradients: list[Tensor | None]) -> Tensor:
+    """Return the norm of this rank's gradients; not finite as soon as one value is not."""
+    if not gradients:
+        return torch.zeros(())
+    return nn.utils.get_total_norm([_local(gradient) for gradient in gradients])
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return ``values`` added up over all ranks, in a tensor of its own."""
+    total = values.clone()
+    if _world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gather_over_ranks(value: Any) -> list[Any]:
+    """Return every rank's ``value``, in their order."""
+    gathered: list[Any] = [value] * _world_size()
+    if _world_size() > 1:
+        dist.all_gather_object(gathered, value)
+    return gathered

@@ -1,0 +1,69 @@
+"""How evenly a layer's experts are used: the entropy of their load, 1 when all get the same.
+
+Counted by hooks on the routers, on the device, over tokens that are not padding; activation
+checkpointing runs a router twice and counts twice, which no share notices.
+
+K experts per token, E experts, L layers, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+class RouterLoad:
+    """Counts of tokens by layer and expert since they were last read.
+
+    Attributes:
+        counts: ``[L, E]`` fp64 on the model's device.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Count in every router of ``model``."""
+        routers: list[Any] = [m for m in model.modules() if type(m).__name__ == "GptOssTopKRouter"]
+        self._real: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+        device = routers[0].weight.device
+        shape = (len(routers), routers[0].num_experts)
+        self.counts = torch.zeros(shape, dtype=torch.float64, device=device)
+        for layer, router in enumerate(routers):
+            self._handles.append(router.register_forward_hook(self._counter(layer)))
+
+    def of_tokens(self, real: Tensor | None) -> None:
+        """Count the tokens of the coming forward pass where ``real [T]`` is not 0; ``None``: none.
+
+        What backward runs again is counted by the same ``real``.
+        """
+        self._real = real
+
+    def entropies(self, counts: Tensor) -> list[float]:
+        """Return each layer's ``-sum p log p / log E`` from summed counts, and start again at zero.
+
+        Args:
+            counts: ``self.counts`` summed over all ranks.
+        """
+        shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).cpu()
+        self.counts.zero_()
+        entropy = -torch.special.xlogy(shares, shares).sum(dim=1)
+        return (entropy / math.log(max(counts.shape[1], 2))).tolist()
+
+    def close(self) -> None:
+        """Stop counting."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _counter(self, layer: int) -> Any:
+        def count(router: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+            if self._real is None:
+                return
+            indices = output[2]
+            pairs = self._real.to(self.counts.dtype)[:, None].expand(indices.shape)
+            self.counts[layer].index_add_(0, indices.flatten(), pairs.flatten())
+
+        return count

@@ -1,0 +1,365 @@
+"""Runs that train nothing, move what is frozen or compute NaN are stopped, and say which tensor."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from gptoss_kernels import Mxfp4Weight
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import nn
+
+from gptoss_tune.checkpoint import open_checkpoint
+from gptoss_tune.errors import GuardError
+from gptoss_tune.model.build import build
+from gptoss_tune.model.expert_weight import ExpertWeight
+from gptoss_tune.recipe import GuardSection
+from gptoss_tune.train import run as run_module
+from gptoss_tune.train.checksum import checksum
+from gptoss_tune.train.guard import CONSTANT_LOSSES, Guard
+from gptoss_tune.train.router_load import RouterLoad
+from gptoss_tune.train.run import train
+from gptoss_tune.train.trainability import Trainability
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Let a function spoil the model of the next run, as a fault in a library would."""
+
+    def spoil(change):
+        original = run_module._model
+
+        def spoiled(*args):
+            model = original(*args)
+            change(model)
+            return model
+
+        monkeypatch.setattr(run_module, "_model", spoiled)
+
+    return spoil
+
+
+def parameter(model, part):
+    (found,) = (p for name, p in model.named_parameters() if part in name)
+    return found
+
+
+def test_a_sound_run_passes_and_writes_down_what_was_checked(recipe, tmp_path):
+    train(recipe("train.warmup_steps=1"))
+    guard = json.loads((tmp_path / "run" / "run.json").read_text())["guard"]
+    assert guard["updates_checked"] == 2 and guard["skipped_steps"] == 0
+    assert guard["warnings"] == []
+    assert all(0 < entropy <= 1 for layer in guard["router_entropy_by_layer"] for entropy in layer)
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in metrics if "loss" in json.loads(line)]
+    total = sum(line["trained_tokens"] for line in logged)
+    assert sum(guard["trained_tokens"].values()) == total > 0
+    assert guard["trained_tokens"]["analysis"] > 0 and guard["trained_tokens"]["final"] > 0
+    assert all(0 < line["router_entropy_lowest"] <= line["router_entropy"] <= 1 for line in logged)
+
+
+def test_disconnected_experts_stop_the_run_by_name(recipe, monkeypatch, tmp_path):
+    from gptoss_tune.model import experts
+
+    original = experts._projection
+
+    def detached(weight, bias, dtype):
+        found = original(weight, bias, dtype)
+        return type(found)(found.weight, found.bias)
+
+    monkeypatch.setattr(experts, "_projection", detached)
+    with pytest.raises(GuardError) as stopped:
+        train(recipe("train.max_steps=20", "train.checkpointing=full"))
+    lines = str(stopped.value).splitlines()
+    named = [line.strip() for line in lines if "got no gradient" in line]
+    # Two layers, two stacks, B of each; an A has to wait for its B.
+    assert len(named) == 4 and all("mlp.experts" in line and "lora_B" in line for line in named)
+    assert "after 2 updates" in lines[0]
+    assert not (tmp_path / "run" / "adapter").exists()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "stopped by the guard" and "lora_B" in record["reason"]
+
+
+def test_an_adapter_whose_gradient_is_cut_is_named(recipe, broken):
+    def cut(model):
+        parameter(model, "layers.1.self_attn.v_proj.lora_B").register_hook(torch.zeros_like)
+
+    broken(cut)
+    with pytest.raises(
+        GuardError, match=r"layers\.1\.self_attn\.v_proj\.lora_B\S* got no gradient"
+    ):
+        train(recipe())
+
+
+def test_a_frozen_tensor_that_moves_is_named(recipe, broken):
+    def move(model):
+        frozen = parameter(model, "layers.1.post_attention_layernorm")
+
+        def nudge(*_):
+            frozen.data[7] += 1e-3
+
+        model.register_forward_hook(nudge)
+
+    broken(move)
+    message = r"model\.layers\.1\.post_attention_layernorm\.weight is frozen and has changed"
+    with pytest.raises(GuardError, match=message) as stopped:
+        train(recipe())
+    assert str(stopped.value).count("has changed") == 1
+
+
+def test_a_frozen_tensor_that_moves_late_is_found_at_the_end(recipe, broken):
+    def move(model):
+        frozen, calls = parameter(model, "layers.0.mlp.router.bias"), []
+
+        def nudge(*_):
+            calls.append(1)
+            if len(calls) == 4:
+                frozen.data[0] += 1
+
+        model.register_forward_hook(nudge)
+
+    broken(move)
+    with pytest.raises(GuardError, match=r"layers\.0\.mlp\.router\.bias is frozen and has changed"):
+        train(recipe())
+
+
+def test_nan_in_the_base_stops_the_run_and_keeps_the_batches(recipe, broken, tmp_path):
+    def poison(model):
+        parameter(model, "layers.1.self_attn.o_proj.base_layer.weight").data[3, 5] = math.nan
+
+    broken(poison)
+    with pytest.raises(GuardError) as stopped:
+        train(recipe("train.max_steps=20", "guard.max_nonfinite_steps=2"))
+    message = str(stopped.value)
+    assert message.startswith(
+        "step 3, rank 0: the loss is not finite; not finite: the gradients of"
+    )
+    assert "model.layers.0.self_attn.q_proj.lora_A" in message and "rows.jsonl:" in message
+    assert "3 steps in a row without an update" in message
+    run = tmp_path / "run"
+    kept = sorted((run / "nonfinite").iterdir())
+    assert [path.name for path in kept] == [f"step-{n}-rank-0.json" for n in (1, 2, 3)]
+    body = json.loads(kept[0].read_text())
+    assert len(body["rows"]) == len(body["sources"]) == 2
+    assert all(source.split(":")[-1].isdigit() for source in body["sources"])
+    assert not (run / "adapter").exists() and not list(run.glob("checkpoint-*"))
+
+
+def test_one_nan_is_left_out_without_an_update(recipe, broken, tmp_path):
+    seen = {}
+
+    def poison(model):
+        weight = parameter(model, "layers.0.self_attn.k_proj.lora_B")
+        steps = []
+
+        def once(grad):
+            steps.append(1)
+            seen[len(steps)] = {n: p.detach().clone() for n, p in model.named_parameters()}
+            return grad.index_fill(0, torch.tensor([4]), math.inf) if len(steps) == 3 else grad
+
+        weight.register_hook(once)
+
+    broken(poison)
+    train(recipe("train.max_steps=5"))
+    run = tmp_path / "run"
+    trained = [name for name in seen[3] if "lora_" in name]
+    assert all(torch.equal(seen[3][name], seen[4][name]) for name in trained)
+    assert not all(torch.equal(seen[4][name], seen[5][name]) for name in trained)
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    logged = {row["step"]: row for row in logged if "loss" in row}
+    assert logged[3]["loss"] is None and logged[3]["skipped_steps"] == 1
+    assert all(logged[step]["loss"] > 0 for step in (1, 2, 4, 5))
+    body = json.loads((run / "nonfinite" / "step-3-rank-0.json").read_text())
+    assert body["tensors_not_finite"] == ["model.layers.0.self_attn.k_proj.lora_B.default.weight"]
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished" and record["guard"]["skipped_steps"] == 1
+    assert "no update was made" in record["guard"]["warnings"][0]
+    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+ON_ONE_RANK = """
+import math, sys, torch
+from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train import sft
+from gptoss_tune.train.run import train
+
+original = sft.WeightedSftTrainer.compute_loss
+
+def compute_loss(self, model, inputs, **options):
+    loss = original(self, model, inputs, **options)
+    poisoned = self.accelerator.process_index == 1 and self.state.global_step == 1
+    if poisoned:
+        self.guard.after_forward(torch.tensor(math.nan))
+        loss = loss * math.nan
+    return loss
+
+sft.WeightedSftTrainer.compute_loss = compute_loss
+train(load_recipe(sys.argv[1], sys.argv[2:]))
+"""
+
+
+def test_nan_on_one_rank_is_left_out_on_all(recipe_file, losses, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(ON_ONE_RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    options = ["train.per_device_train_batch_size=1", "train.max_steps=3"]
+    done = subprocess.run(
+        [*command, "--nproc_per_node", "2", str(script), str(recipe_file), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 2, rank 1: the loss is not finite" in done.stdout
+    assert losses(tmp_path / "run")[2] is None
+    assert all(losses(tmp_path / "run")[step] > 0 for step in (1, 3))
+    assert {p.name for p in (tmp_path / "run" / "nonfinite").iterdir()} == {
+        "step-2-rank-0.json",
+        "step-2-rank-1.json",
+    }
+
+
+@pytest.fixture
+def model(recipe, base):
+    return build(recipe(), open_checkpoint(base), "cpu").model.train()
+
+
+def step(model, watch, rate=1e-3):
+    """Train one step by hand, as the trainer would."""
+    tokens = torch.arange(60).view(2, 30)
+    weights = torch.ones(2, 30)
+    model(
+        input_ids=tokens, shift_labels=tokens, loss_weights=weights, use_cache=False
+    ).loss_sum.backward()
+    watch.observe(updates=True)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.grad is not None:
+                weight -= rate * weight.grad.sign()
+                weight.grad = None
+
+
+def test_an_expert_without_a_gradient_is_named(model):
+    watch = Trainability(model)
+    name = "layers.0.mlp.experts.lora_B"
+
+    def silence(grad):
+        grad = grad.clone()
+        grad.view(grad.shape[0], -1, 4)[:, :, 2] = 0  # PEFT's B is [out, R * E]
+        return grad
+
+    parameter(model, name).register_hook(silence)
+    step(model, watch)
+    step(model, watch)
+    (line,) = watch.verdict()
+    assert line.startswith(f"model.{name}") and line.endswith(
+        "experts 2 got tokens and no gradient"
+    )
+
+
+def test_experts_without_tokens_are_not_asked_for_a_gradient(model):
+    """Two experts per layer get every token: the others owe nothing."""
+    for layer in model.get_base_model().model.layers:
+        layer.mlp.router.top_k = 2
+        layer.mlp.router.bias.data = torch.tensor([50.0, 50.0, 0.0, 0.0])
+    watch = Trainability(model)
+    step(model, watch)
+    step(model, watch)
+    assert watch.verdict() == []
+
+
+def test_a_tensor_with_a_gradient_that_does_not_move_is_named(model):
+    watch = Trainability(model)
+    step(model, watch, rate=0.0)
+    lines = watch.verdict()
+    assert len(lines) == 2 * 6 and all("lora_B" in line for line in lines)
+    assert all(line.endswith("got a gradient and did not move") for line in lines)
+
+
+def test_a_missing_A_is_named_once_its_B_is_open(model):
+    watch = Trainability(model)
+    parameter(model, "layers.1.self_attn.q_proj.lora_A").register_hook(torch.zeros_like)
+    step(model, watch)
+    assert watch.verdict() == [], "behind a B of zeros no A has a gradient"
+    step(model, watch)
+    (line,) = watch.verdict()
+    assert line == "model.layers.1.self_attn.q_proj.lora_A.default.weight got no gradient"
+
+
+@pytest.fixture
+def guard(tmp_path):
+    return Guard(GuardSection(), tmp_path, Console(quiet=True), lambda rows: [])
+
+
+def test_a_loss_that_never_changes_stops_the_run(guard):
+    for number in range(CONSTANT_LOSSES - 1):
+        guard._note_loss(2.5, number + 1, updates=True)
+    with pytest.raises(GuardError, match=r"exactly 2\.5 in each of 10 updates"):
+        guard._note_loss(2.5, CONSTANT_LOSSES, updates=True)
+
+
+def test_a_jump_of_the_loss_is_warned_of(guard):
+    for number in range(12):
+        guard._note_loss(2.0 + 0.1 * (number % 3), number + 1, updates=True)
+    assert guard.warnings == []
+    guard._note_loss(9.0, 13, updates=True)
+    (warning,) = guard.warnings
+    assert warning.startswith("step 13: loss 9.0000 is 4.3 times the mean of the last 12 steps")
+
+
+def test_router_load_counts_real_tokens_and_a_collapse_is_warned_of(model, guard, capsys):
+    load = RouterLoad(model)
+    tokens = torch.arange(40).view(1, 40)
+    load.of_tokens((torch.arange(40) < 30).float())
+    model(input_ids=tokens, use_cache=False)
+    assert load.counts.sum(dim=1).tolist() == [30 * 4, 30 * 4]
+    # 4 experts, all 4 chosen for every token: perfectly even.
+    assert load.entropies(load.counts) == pytest.approx([1.0, 1.0])
+    assert load.counts.sum() == 0
+    two_of_four = torch.tensor([[8.0, 8.0, 0.0, 0.0], [4.0, 4.0, 4.0, 4.0]])
+    assert load.entropies(two_of_four) == pytest.approx([0.5, 1.0])
+    load.of_tokens(None)
+    model(input_ids=tokens, use_cache=False)
+    assert load.counts.sum() == 0
+    guard._note_entropies([1.0, 0.9])
+    guard._note_entropies([0.75, 0.9])
+    assert guard.warnings == []
+    guard._note_entropies([0.75, 0.5])
+    guard._note_entropies([0.75, 0.4])
+    (warning,) = guard.warnings
+    assert warning.startswith("layer 1: its router uses few experts") and "0.90 to 0.50" in warning
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.randn(300, 7),
+        lambda: torch.randn(33, 5, dtype=torch.bfloat16),
+        lambda: torch.randint(0, 255, (1001,), dtype=torch.uint8),
+        lambda: torch.randn(64, 64).T,
+    ],
+    ids=["fp32", "odd bf16", "odd bytes", "transposed"],
+)
+def test_a_checksum_sees_one_changed_value(make):
+    tensor = make()
+    before = checksum(tensor)
+    assert torch.equal(checksum(tensor.clone()), before)
+    changed = tensor.clone()
+    changed.view(torch.uint8 if tensor.dtype == torch.uint8 else tensor.dtype)[-1] += 1
+    assert not torch.equal(checksum(changed), before)
+    swapped = tensor.clone()
+    swapped[0], swapped[1] = tensor[1], tensor[0]
+    assert not torch.equal(checksum(swapped), before)
+
+
+def test_a_checksum_reads_what_packed_experts_hold():
+    blocks = torch.randint(0, 255, (2, 64, 1, 16), dtype=torch.uint8)
+    scales = torch.full((2, 64, 1), 120, dtype=torch.uint8)
+    weight = nn.Parameter(ExpertWeight(Mxfp4Weight(blocks, scales)), requires_grad=False)
+    before = checksum(weight)
+    scales[1, 3, 0] += 1
+    assert not torch.equal(checksum(weight), before)
