@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from gptoss_kernels import (
@@ -178,3 +179,20 @@ def test_blocks_and_scales_in_different_shards(base, adapter, exported, tmp_path
     assert all(torch.equal(t, expected[n]) for n, t in lab.weights(tmp_path / "out").items())
     key = "survival"
     assert sorted(again[key]["stacks"], key=str) == sorted(report[key]["stacks"], key=str)
+
+
+def test_the_bytes_follow_the_rules_of_openais_own_loader(exported, lab):
+    # gpt_oss/torch/weights.py: low nibble at even places, high nibble at odd ones, along the packed
+    # input axis; times two to the scale less 127; rows are outputs, gate and up interleaved.
+    table = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    values = np.array(table + [-v for v in table], dtype=np.float32)
+    out, _ = exported
+    weights, model = lab.weights(out), lab.plain_model(out)
+    for key in KEYS:
+        blocks = weights[f"{key}_blocks"].numpy()
+        scales = weights[f"{key}_scales"].numpy().astype(np.int32) - 127
+        rows = np.empty((*blocks.shape[:-1], 32), dtype=np.float32)
+        rows[..., 0::2], rows[..., 1::2] = values[blocks & 15], values[blocks >> 4]
+        decoded_rows = np.ldexp(rows, scales[..., None]).reshape(*blocks.shape[:2], -1)
+        loaded = model.get_parameter(key).float().transpose(1, 2)
+        assert torch.equal(torch.from_numpy(decoded_rows), loaded), key

@@ -20,8 +20,8 @@ from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.checkpoint.safetensors_file import TensorSpec
 from gptoss_tune.export.factors import LowRank
 
-_CHUNK_VALUES = 1 << 24
-"""Values in flight: 64 MiB in fp32, one expert of the released models."""
+_CHUNK_VALUES = 1 << 22
+"""Values in flight: 16 MiB in fp32, or one expert where that is more."""
 
 
 def chunks(spec: TensorSpec) -> Iterator[tuple[int, int]]:
