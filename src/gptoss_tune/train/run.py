@@ -27,6 +27,7 @@ from gptoss_tune.train import checkpoints, folder
 from gptoss_tune.train.callbacks import MetricsFile, ProgressDisplay, WandbMetrics
 from gptoss_tune.train.collator import Collator
 from gptoss_tune.train.guard import Guard
+from gptoss_tune.train.launcher import refuse_sharding
 from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer, peak_memory_bytes, save_adapter
@@ -70,10 +71,11 @@ def train(recipe: Recipe) -> RunSummary:
         RecipeError: The recipe cannot be run, or its folder holds something else.
         DataError: A row or file cannot be trained on.
         CheckpointError: The base or a checkpoint to resume is damaged.
-        MachineError: Disk, GPU or library is missing.
+        MachineError: Disk, GPU or library is missing, or the launcher shards the weights.
         RunInterrupted: A signal stopped the run; a checkpoint was saved.
     """
     started = time.monotonic()
+    refuse_sharding()
     state = PartialState(cpu=not torch.cuda.is_available())
     console = Console(quiet=not state.is_main_process)
     start = _claim(recipe, state)
