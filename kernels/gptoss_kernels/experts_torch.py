@@ -1,6 +1,7 @@
 """The expert layer in plain torch: the engine for CPUs and the yardstick for the Triton one.
 
-One expert at a time, each weight decoded just before its product and dropped after it.
+On a CPU one expert at a time, each weight decoded just before its product and dropped after it;
+on a GPU that torch's grouped product serves, all experts at once.
 """
 
 # Legend: T tokens, K experts per token, M rows, H hidden, I intermediate, E experts, R rank.
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gptoss_kernels.combine import combine_reference
 from gptoss_kernels.grouped_matmul import grouped_matmul_reference
+from gptoss_kernels.grouped_mm import grouped_matmul_at_once, grouped_mm_obstacle
 from gptoss_kernels.lora import LowRankTerm, ragged_outer_reference
 from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
 from gptoss_kernels.routing import Routing, route_reference
@@ -109,11 +111,11 @@ def _project(
             rows, projection.lora_A.to(rows.dtype), routing.expert_offsets, token_indices=indices
         )
         low_rank = LowRankTerm(lora_rows, projection.lora_B.to(rows.dtype), projection.scaling)
-    projected = grouped_matmul_reference(
+    projected = _large_product(
         rows,
         ExpertMatrices(projection, rows.dtype, merged=merged),
-        routing.expert_offsets,
-        token_indices=indices,
+        routing,
+        indices,
         bias=projection.bias,
         low_rank=low_rank,
     )
@@ -144,13 +146,28 @@ def _project_back(
     if projection.lora_A is not None and d_lora_rows is not None and not merged:
         factor = projection.lora_A.mT.to(d_rows.dtype)
         low_rank = LowRankTerm(d_lora_rows, factor, projection.scaling)
-    return grouped_matmul_reference(
-        d_rows,
-        ExpertMatrices(projection, d_rows.dtype, transposed=True, merged=merged),
-        routing.expert_offsets,
-        token_indices=indices,
-        low_rank=low_rank,
-    )
+    matrices = ExpertMatrices(projection, d_rows.dtype, transposed=True, merged=merged)
+    return _large_product(d_rows, matrices, routing, indices, low_rank=low_rank)
+
+
+def _large_product(
+    rows: Tensor,
+    matrices: ExpertMatrices,
+    routing: Routing,
+    indices: Tensor | None,
+    *,
+    bias: Tensor | None = None,
+    low_rank: LowRankTerm | None = None,
+) -> Tensor:
+    """Return a projection's product: on a GPU at once where torch can, else expert by expert.
+
+    At once needs all experts dense for the moment of the product; a CPU has no use for that.
+    """
+    offsets = routing.expert_offsets
+    options = {"token_indices": indices, "bias": bias, "low_rank": low_rank}
+    if rows.is_cuda and grouped_mm_obstacle(rows.device, rows.dtype) is None:
+        return grouped_matmul_at_once(rows, matrices.stack(), offsets, **options)
+    return grouped_matmul_reference(rows, matrices, offsets, **options)
 
 
 def _d_routing_weights(

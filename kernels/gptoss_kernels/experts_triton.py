@@ -274,8 +274,8 @@ def _skinny(
     num_experts, rank, inner = factor.shape
     gpu = gpu_of(rows.device)
     tiles = choose_tiles("skinny", n=rank, k=inner, dtype=this.dtype, gpu=gpu)
-    # Rows start at multiples of 16 bytes, whatever the rank.
-    shape = (this.routing.num_rows, -(-rank // 8) * 8)
+    # A row stride that Triton knows to be a multiple of 16, whatever the rank: wide loads.
+    shape = (this.routing.num_rows, -(-rank // 16) * 16)
     out = torch.empty(shape, dtype=this.dtype, device=rows.device)[:, :rank]
     tile_map = this.maps.get(tiles.block_m, 0, num_experts)
     launch_product(rows, factor, tile_map, tiles, out, indices=indices)

@@ -96,9 +96,9 @@ class TileMap:
     of expert 0, 3:5 of expert 2 and 5:6 of expert 3.
 
     Attributes:
-        expert: ``[bound]`` int32.
-        start: ``[bound]`` int32, first row.
-        stop: ``[bound]`` int32, end of the expert's rows.
+        expert: ``[bound]`` int32 or more, like the next two.
+        start: First row.
+        stop: End of the expert's rows.
         count: ``[1]`` int32, tiles in use.
     """
 
@@ -204,8 +204,9 @@ def make_tile_map(expert_offsets: Tensor, block_m: int, num_rows: int) -> TileMa
 
     num_experts = expert_offsets.shape[0] - 1
     bound = -(-num_rows // block_m) + num_experts
+    # Each of the three starts at an aligned address, whatever the bound: one compiled kernel.
     expert, start, stop = torch.empty(
-        (3, bound), dtype=torch.int32, device=expert_offsets.device
+        (3, -(-bound // _BLOCK) * _BLOCK), dtype=torch.int32, device=expert_offsets.device
     ).unbind()
     count = torch.empty((1,), dtype=torch.int32, device=expert_offsets.device)
     launch(

@@ -14,6 +14,7 @@ from gptoss_kernels import (
     swiglu,
     swiglu_reference,
 )
+from gptoss_kernels.grouped_mm import grouped_matmul_at_once
 from gptoss_kernels.swiglu import launch_gated_swiglu_backward, swiglu_backward_reference
 from gptoss_kernels.testing import assert_close, make_routing
 
@@ -163,6 +164,29 @@ def test_grouped_matmul(
         backend=backend,
     )
     compare(ours, actual, inputs, expected)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_experts", "columns", "inner", "rank", "kind"),
+    [(33, 4, 64, 32, 5, "random"), (40, 5, 96, 64, 0, "first"), (18, 3, 32, 96, 16, "ends")],
+    ids=str,
+)
+def test_all_experts_at_once(tokens, num_experts, columns, inner, rank, kind):
+    """torch's grouped product with its glue, as backend "torch" runs it on a GPU."""
+    indices = make_routing(tokens, 2, num_experts, kind=kind)
+    indices[0, 0] = 99  # an expert of another rank: its row is zero
+    routing = route(indices, num_experts)
+    x, w = draw(tokens, inner).float(), draw(num_experts, columns, inner, seed=1).float()
+    options = {"token_indices": routing.token_indices, "bias": draw(num_experts, columns).float()}
+    if rank:
+        low, factor = draw(2 * tokens, rank, seed=3), draw(num_experts, columns, rank, seed=4)
+        options["low_rank"] = LowRankTerm(low.float(), factor.float(), 1.5)
+    expected = grouped_matmul_reference(x, w, routing.expert_offsets, **options)
+    assert not expected[-1].any()
+    for matrices in (w, w.mT.contiguous().mT):
+        actual = grouped_matmul_at_once(x, matrices, routing.expert_offsets, **options)
+        assert_close("out", actual, expected, FLOAT32)
+        assert not actual[-1].any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
