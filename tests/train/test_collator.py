@@ -36,3 +36,23 @@ def test_packed_rows_keep_their_documents_and_pad_with_one_of_their_own():
     assert "attention_mask" not in batch
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0, 1, 2]]
     assert batch["position_ids"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_document_ends_are_those_that_attention_would_find(packed):
+    from gptoss_kernels import find_documents
+
+    rows = [
+        {"input_ids": [5] * n, "loss_weights": [1.0] * n, "channels": [1] * n, "position_ids": p}
+        for n, p in ((5, [0, 1, 0, 1, 2]), (9, [*range(8), 0]))
+    ]
+    batch = Collator(0, packed=packed)(rows)
+    found = find_documents(
+        2,
+        batch["input_ids"].shape[1],
+        torch.device("cpu"),
+        position_ids=batch.get("position_ids"),
+        attention_mask=batch.get("attention_mask"),
+    )
+    assert torch.equal(batch["cu_seq_lens_q"], found.cu_seqlens())
+    assert batch["max_length_q"] == 11, "the padding of the first row is its longest run"

@@ -60,6 +60,7 @@ class Collator:
         Returns:
             ``input_ids``, ``shift_labels``, ``channels`` ``[B, S]`` int64, ``loss_weights``
             ``[B, S]`` fp32, ``attention_mask`` ``[B, S]`` int64 (or ``position_ids`` when packed),
+            ``cu_seq_lens_q`` and ``max_length_q`` for varlen attention, and
             two counts known here on the host, so that no GPU has to be asked for them:
             ``num_tokens`` (without padding) and ``selected_rows`` (with a loss weight); and
             ``rows``, the rows' numbers where they carry one (``NumberedRows``).
@@ -82,6 +83,7 @@ class Collator:
         else:
             lengths = torch.tensor([len(row["input_ids"]) for row in rows])
             batch["attention_mask"] = (torch.arange(length) < lengths[:, None]).long()
+        batch["cu_seq_lens_q"], batch["max_length_q"] = _document_ends(batch)
         return batch
 
     @staticmethod
@@ -102,6 +104,21 @@ class Collator:
             # Padding is a document of its own: it restarts at 0 and attends to itself alone.
             positions[index, len(values) :] = torch.arange(length - len(values))
         return positions
+
+
+def _document_ends(batch: dict[str, Any]) -> tuple[Tensor, int]:
+    """Return where documents start over all tokens, with the end, int32, and the longest one.
+
+    Varlen attention kernels take them; found on a GPU, their number would have to be waited for.
+    Padding counts as a document, here as in ``gptoss_kernels.find_documents``.
+    """
+    if "position_ids" in batch:
+        starts = batch["position_ids"] == 0
+    else:
+        mask = batch["attention_mask"]
+        starts = mask.diff(dim=-1, prepend=1 - mask[:, :1]) != 0
+    ends = torch.cat((starts.flatten().nonzero().flatten(), torch.tensor([starts.numel()])))
+    return ends.int(), int(ends.diff().max())
 
 
 def _shifted(values: Tensor, fill: float) -> Tensor:
