@@ -148,6 +148,16 @@ def test_nan_in_the_base_stops_the_run_and_keeps_the_batches(recipe, broken, tmp
     assert not (run / "adapter").exists() and not list(run.glob("checkpoint-*"))
 
 
+def test_a_run_without_a_single_update_is_no_success(recipe, broken, tmp_path):
+    def poison(model):
+        parameter(model, "layers.0.self_attn.k_proj.lora_B").register_hook(lambda g: g * math.nan)
+
+    broken(poison)
+    with pytest.raises(GuardError, match="all 2 steps of this run were left out"):
+        train(recipe("train.max_steps=2"))
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
 def test_one_nan_is_left_out_without_an_update(recipe, broken, tmp_path):
     seen = {}
 

@@ -201,8 +201,15 @@ class Guard(TrainerCallback):
         """Look at the frozen tensors once more, and write down what was seen.
 
         Raises:
-            GuardError: A frozen tensor changed, or a short run's adapters do not train.
+            GuardError: A frozen tensor changed, a short run's adapters do not train, or all its
+                steps were left out.
         """
+        if self.skipped_steps and not self._updates:
+            raise GuardError(
+                f"all {self.skipped_steps} steps of this run were left out, because loss or "
+                f"gradients were not finite: {self.warnings[-1]}. Nothing was trained; look at "
+                "those rows, and check the base with `gptoss-tune verify`"
+            )
         if self._watch is not None and self._updates:
             self._judge(self._watch)
         tokens = None if self._tokens is None else sum_over_ranks(self._tokens).tolist()

@@ -6,6 +6,7 @@ of weights is read, and nothing is written into the folder before the recipe is 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,7 @@ def _finish(
         save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging)
         checkpoints.publish(staging, adapter)
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    logged = [loss for loss in logged if math.isfinite(loss)]  # not those of steps left out
     summary = RunSummary(
         folder=run,
         adapter=adapter,
