@@ -30,6 +30,7 @@ from gptoss_tune.export.factors import LowRank
 ScaleRule = Literal["ocp", "search"]
 
 _WORST = 3
+_BAND_ROWS = 256
 
 
 @dataclass
@@ -55,12 +56,15 @@ class Survival:
 
     def add(self, expert: int, change: Tensor, held: Tensor) -> None:
         """Count one expert: ``change`` was wanted, ``held`` is what the codes differ by."""
-        # In double: the sums run over sixteen million products.
-        squared = change.double().square().sum().item()
-        kept = (change.double() * held.double()).sum().item()
+        squared = kept = 0.0
+        # In double, for the sums run over sixteen million products; in bands, for the cache.
+        for wanted, found in zip(change.split(_BAND_ROWS), held.split(_BAND_ROWS), strict=True):
+            wide, there = wanted.double(), found.double()
+            squared += wide.square().sum().item()
+            kept += (wide * there).sum().item()
+            self.squared_error += (there - wide).square().sum().item()
         self.squared_norm += squared
         self.kept += kept
-        self.squared_error += (held.double() - change.double()).square().sum().item()
         if squared > 0:
             self.experts[expert] = kept / squared
 
@@ -137,7 +141,7 @@ def packed(
     for expert in range(experts):
         weight = decoded(base, key, expert, expert + 1, device)[0]
         merged = merged_expert(weight, changes, expert)
-        coded = quantize_reference(merged, scale_rule=scale_rule)
+        coded = _quantized(merged, scale_rule)
         blocks, scales = coded.blocks, coded.scales
         if base.expert_format == "mxfp4":
             untouched = (merged == weight).unflatten(-1, (-1, MXFP4_BLOCK)).all(-1)
@@ -151,3 +155,11 @@ def packed(
             held = dequantize(blocks, scales, dtype=torch.float32).sub_(weight)
             survival.add(expert, merged.sub_(weight), held)
         yield expert, Mxfp4Weight(blocks.cpu(), scales.cpu())
+
+
+def _quantized(weight: Tensor, scale_rule: ScaleRule) -> Mxfp4Weight:
+    """Return ``quantize_reference`` of ``[out, in]``, in bands of rows that stay in the cache."""
+    bands = [quantize_reference(b, scale_rule=scale_rule) for b in weight.split(_BAND_ROWS)]
+    return Mxfp4Weight(
+        torch.cat([band.blocks for band in bands]), torch.cat([band.scales for band in bands])
+    )
