@@ -8,8 +8,8 @@ build S x S scores, or round or drop the gradient of the sinks.
 
 Documents are told apart by whatever the caller gives: ``position_ids`` that restart, a 2-d
 ``attention_mask``, or ``cu_seq_lens_q``. They are found once per forward pass by a hook that
-``set_attention`` puts on the decoder, openly: ``model.attention_handle.remove()`` takes it away,
-and the attention function then finds them itself in every layer.
+``set_attention`` puts on the decoder, openly: its ``attention_handle.remove()`` takes it away, and
+the attention function then finds them itself in every layer.
 
 B rows, S tokens of a row, Hq query heads, Hkv key-value heads, D head size.
 """
