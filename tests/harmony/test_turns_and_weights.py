@@ -18,7 +18,7 @@ THREE_TURNS = {
     ]
 }
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "F."}}]
-AGENT = {
+CALLING = {
     "tools": TOOLS,
     "messages": [
         {"role": "user", "content": "go"},
@@ -113,7 +113,7 @@ def test_the_library_with_dropping_keeps_thoughts_after_the_first_answer(render,
 
 
 def test_thoughts_stay_through_the_calls_of_their_own_turn(render, vocabulary):
-    first, second = render(AGENT)
+    first, second = render(CALLING)
     text = conversation_part(first, vocabulary)
     assert text.count("<|channel|>analysis") == 2
     assert text.endswith("<|channel|>final<|message|>done<|return|>")
@@ -130,7 +130,7 @@ def test_thoughts_stay_through_the_calls_of_their_own_turn(render, vocabulary):
 
 
 def test_what_the_server_writes_is_not_trained_and_all_the_model_writes_is(render, vocabulary):
-    first = render(AGENT)[0]
+    first = render(CALLING)[0]
     # The server writes <|start|>assistant after the user and after a result; the model itself
     # writes it after the <|end|> of its thought or preamble.
     assert trained(first, vocabulary) == (
@@ -261,7 +261,7 @@ def test_a_row_with_nothing_to_train_gives_no_sample(render):
     assert render(row) == []
 
 
-@pytest.mark.parametrize("row", [THREE_TURNS, AGENT])
+@pytest.mark.parametrize("row", [THREE_TURNS, CALLING])
 def test_columns_fit_together(row, render, vocabulary):
     for example in render(row):
         assert example.input_ids.dtype == np.int32
