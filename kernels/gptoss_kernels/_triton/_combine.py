@@ -21,7 +21,8 @@ def _combine_kernel(
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for choice in tl.static_range(K):
         row = tl.load(row_indices_ptr + token * K + choice).to(tl.int64)
-        term = tl.load(rows_ptr + row * H + column, (column < H) & (row >= 0), 0.0)
+        columns = tl.where(row >= 0, H, 0)  # of an absent row nothing is read
+        term = tl.load(rows_ptr + row * H + column, column < columns, 0.0)
         term = term.to(tl.float32)
         if WEIGHTED:
             term *= tl.load(weights_ptr + token * K + choice).to(tl.float32)
@@ -45,14 +46,14 @@ def _combine_backward_kernel(
     """``d_rows[row] = weight * d_out[t]`` and ``d_weights[t, k] = <d_out[t], rows[row]>``."""
     slot = tl.program_id(0).to(tl.int64)
     row = tl.load(row_indices_ptr + slot).to(tl.int64)
-    present = row >= 0
+    columns = tl.where(row >= 0, H, 0)
     weight = 1.0
     if WEIGHTED:
         weight = tl.load(weights_ptr + slot).to(tl.float32)
     product = tl.zeros((BLOCK,), dtype=tl.float32)
     for start in range(0, H, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        inside = (column < H) & present
+        inside = column < columns
         d_out = tl.load(d_out_ptr + (slot // K) * H + column, inside, 0.0).to(tl.float32)
         d_row = (d_out * weight).to(d_rows_ptr.dtype.element_ty)
         tl.store(d_rows_ptr + row * H + column, d_row, inside)
