@@ -26,7 +26,7 @@ from torch import Tensor
 from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.checkpoint.names import layer_of
 from gptoss_tune.export.compute import chunks, decoded
-from gptoss_tune.export.factors import Adapter
+from gptoss_tune.export.factors import LowRank
 from gptoss_tune.export.plan import WeightedAdapter
 
 _BF16_ROUNDING = 2.0**-8 * 1.01  # half a step, and the last bits of two sums in fp32
@@ -55,27 +55,27 @@ class TargetReport:
     faults: list[str] = field(default_factory=list)
 
 
-def raw_change(each: WeightedAdapter, module: str, expert: int, device: torch.device) -> Tensor:
-    """Return ``[out, in]`` fp32: one expert's change by PEFT's own definition.
+class _RawFactors:
+    """One target's factors straight from the file, by PEFT's own definition of the change.
 
     ``delta[e] = scaling * einsum("o r e, e r i -> e o i", B, A)`` with A ``[E*r, in]`` seen as
     ``[E, r, in]`` and B ``[out, r*E]`` seen as ``[out, r, E]``.
 
     See peft, ``ParamWrapper.get_delta_weight``.
     """
-    a, b = _raw_factors(each.adapter, module, expert, device)
-    return (b @ a) * (each.adapter.targets[module].scaling * each.weight)
 
+    def __init__(self, each: WeightedAdapter, module: str, device: torch.device) -> None:
+        target = each.adapter.targets[module]
+        self._a_name = f"{target.key}.lora_A.weight"
+        self._file, self._rank = each.adapter.file, target.rank
+        self._b = self._file.read(f"{target.key}.lora_B.weight").float().to(device)
+        self._experts, self._device = target.experts or 1, device
+        self.scaling = target.scaling * each.weight
 
-def _raw_factors(
-    adapter: Adapter, module: str, expert: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return A ``[r, in]`` and B ``[out, r]`` of one expert, straight from the file."""
-    target = adapter.targets[module]
-    rank = target.rank
-    rows = adapter.file.read_rows(f"{target.key}.lora_A.weight", expert * rank, (expert + 1) * rank)
-    columns = adapter.file.read(f"{target.key}.lora_B.weight")[:, expert :: target.experts or 1]
-    return rows.float().to(device), columns.float().to(device)
+    def expert(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Return A ``[r, in]`` and B ``[out, r]`` of one expert, fp32."""
+        rows = self._file.read_rows(self._a_name, expert * self._rank, (expert + 1) * self._rank)
+        return rows.float().to(self._device), self._b[:, expert :: self._experts]
 
 
 def inspect_target(
@@ -102,22 +102,22 @@ def inspect_target(
     report = TargetReport(module)
     sums = _Sums()
     generator = torch.Generator().manual_seed(0)
+    factors = [_RawFactors(each, module, device) for each in mine]
+    trained_change = mine[0].adapter.read(module) if merge_aware and experts is not None else None
     for expert in range(experts or 1):
         weight = _matrix(base, module, expert, experts, device)
         found = _matrix(merged, module, expert, experts, device)
         change = torch.zeros_like(weight)
         probe = torch.randn(weight.shape[1], generator=generator).to(device)
         expected_probe = torch.zeros(weight.shape[0], device=device)
-        for each in mine:
-            change += raw_change(each, module, expert, device)
-            a, b = _raw_factors(each.adapter, module, expert, device)
-            scaling = each.adapter.targets[module].scaling * each.weight
-            expected_probe += scaling * (b @ (a @ probe))
+        for raw in factors:
+            a, b = raw.expert(expert)
+            change += raw.scaling * (b @ a)
+            expected_probe += raw.scaling * (b @ (a @ probe))
         where = module if experts is None else f"{module} expert {expert}"
-        if merge_aware and experts is not None:
-            trained = _trained_expert(base, mine[0].adapter, module, expert)
-            _compare_with_training(report, where, found, trained.to(device))
-            rounded = trained.to(device)
+        if trained_change is not None:
+            rounded = _trained_expert(base, trained_change, module, expert).to(device)
+            _compare_with_training(report, where, found, rounded)
         else:
             rounded = _rounded(weight + change, merged, experts)
             _compare_with_rounding(report, where, found, weight, change, rounded, merged, experts)
@@ -137,9 +137,8 @@ def _matrix(
     return decoded(checkpoint, module, expert, expert + 1, device)[0]
 
 
-def _trained_expert(base: Checkpoint, adapter: Adapter, module: str, expert: int) -> Tensor:
+def _trained_expert(base: Checkpoint, change: LowRank, module: str, expert: int) -> Tensor:
     """Return the rounded expert ``[out, in]`` as merge-aware training computed it."""
-    change = adapter.read(module)
     packed = Mxfp4Weight(
         base.read_rows(f"{module}_blocks", expert, expert + 1),
         base.read_rows(f"{module}_scales", expert, expert + 1),
