@@ -238,10 +238,10 @@ def model(recipe, base):
     return build(recipe(), open_checkpoint(base), "cpu").model.train()
 
 
-def step(model, watch, rate=1e-3):
-    """Train one step by hand, as the trainer would."""
+def step(model, watch, rate=1e-3, scored=30):
+    """Train one step by hand, as the trainer would, on the first ``scored`` tokens of a row."""
     tokens = torch.arange(60).view(2, 30)
-    weights = torch.ones(2, 30)
+    weights = (torch.arange(30) < scored).float().expand(2, 30)
     model(
         input_ids=tokens, shift_labels=tokens, loss_weights=weights, use_cache=False
     ).loss_sum.backward()
@@ -280,6 +280,17 @@ def test_experts_without_tokens_are_not_asked_for_a_gradient(model):
     step(model, watch)
     step(model, watch)
     assert watch.verdict() == []
+
+
+def test_experts_of_unscored_tokens_are_not_asked_for_a_gradient(model):
+    """In the last layer only the scored tokens have something to learn, as with padding."""
+    model.get_base_model().model.layers[1].mlp.router.top_k = 1
+    watch = Trainability(model)
+    step(model, watch, scored=1)
+    step(model, watch, scored=1)
+    assert watch.verdict() == []
+    asked = [w.needy_experts for w in watch._trained.values() if w.experts is not None]
+    assert 0 < int(asked[-1].sum()) < 4, "some expert meets no scored token, or nothing is tested"
 
 
 def test_a_tensor_with_a_gradient_that_does_not_move_is_named(model):
