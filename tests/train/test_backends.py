@@ -39,7 +39,7 @@ def test_triton_in_the_interpreter_gives_the_losses_of_torch(recipe_file, losses
     One layer: the interpreter does a thousandth of what compiled kernels do.
     """
     base = tiny_checkpoint(
-        tmp_path / "base", seed=1, layers=1, experts=4, hidden=64, intermediate=96
+        tmp_path / "base", seed=1, layers=1, experts=4, hidden=32, intermediate=64
     )
     for backend in ("torch", "triton"):
         command = [sys.executable, "-m", "gptoss_tune.train", str(recipe_file)]
