@@ -23,6 +23,7 @@ from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.memory import set_checkpointing
 from gptoss_tune.model.norms import set_norms
+from gptoss_tune.model.start import start_from
 from gptoss_tune.recipe import Recipe
 
 
@@ -43,11 +44,15 @@ def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built
     """Return the model that ``recipe`` trains, on ``device``.
 
     Raises:
-        RecipeError, CheckpointError, MachineError: See ``load_base`` and ``add_adapters``.
+        RecipeError, CheckpointError, MachineError: See ``load_base``, ``add_adapters`` and
+            ``start_from``.
         MachineError: A backend or engine was asked for by name and cannot run here.
     """
     device = torch.device(device)
     model = add_adapters(load_base(base, recipe.model, device=device), recipe.lora)
+    started_at: tuple[str, ...] = ()
+    if recipe.lora.start_from is not None:
+        started_at = (f"adapters: start from {start_from(model, recipe.lora.start_from)}",)
     try:
         backend = choose_backend(recipe.model.backend, device, DTYPES[recipe.model.dtype])
     except ValueError as error:
@@ -72,5 +77,6 @@ def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built
             f"model: {base.name} {describe_holdings(model)}; {trained:,} parameters train",
             f"experts: {backend} backend{aware}; attention: {engine.reason}; "
             f"checkpointing: {recipe.train.checkpointing}",
+            *started_at,
         ),
     )

@@ -94,6 +94,8 @@ class LoraSection(Section):
     """Numbers of the layers that get adapters, from 0; null: every layer."""
     merge_aware: bool = False
     """Train through the rounding of the MXFP4 export, so that nothing is lost in it."""
+    start_from: PathText | None = None
+    """Adapter or run to start from, of the same ranks and targets; null: fresh factors."""
 
 
 ColumnName = Literal[
@@ -253,6 +255,13 @@ class GuardSection(Section):
     """Warn when the entropy of a layer's expert load falls to this share of its first value."""
 
 
+class ExportSection(Section):
+    """What the export of the finished run must hold."""
+
+    min_survival: Annotated[float, Field(ge=0, le=1), FromText] = 0.9
+    """Share of the experts' change that an MXFP4 export must keep, or it is refused."""
+
+
 class TrackingSection(Section):
     """Where metrics go beside the run's own metrics.jsonl."""
 
@@ -284,6 +293,8 @@ class Recipe(Section):
     """The optimisation: how long, how fast, what is kept."""
     guard: GuardSection = GuardSection()
     """What is watched while a run trains; one that trains nothing, or NaN, is stopped."""
+    export: ExportSection = ExportSection()
+    """What the export of the finished run must hold."""
     tracking: TrackingSection = TrackingSection()
     """Where metrics go beside the run's own metrics.jsonl."""
     world: WorldSection = WorldSection()
@@ -304,6 +315,7 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("data", "channel_weights"): ChannelWeights,
     ("train",): TrainSection,
     ("guard",): GuardSection,
+    ("export",): ExportSection,
     ("tracking",): TrackingSection,
     ("world",): WorldSection,
 }

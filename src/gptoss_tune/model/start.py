@@ -1,0 +1,134 @@
+"""Adapters that start from trained factors instead of fresh ones.
+
+The file must be the adapter that the recipe describes: the same ranks and scaling, a factor for
+every target and none that nothing would read. Letting PEFT load what fits was the alternative: it
+leaves missing factors at their random start and drops unknown ones with a warning, and the run then
+continues something else than was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+
+from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.model.lora import ADAPTER_NAME
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_SWAPPING_PEFT = "0.19.0"
+# What decides how a factor acts, beside its shape; every one must be as the recipe has it.
+_ACTING = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "bias",
+    "lora_bias",
+    "fan_in_fan_out",
+)
+
+
+def start_from(model: PeftModel, source: str | Path) -> Path:
+    """Copy the factors of a trained adapter into those of ``model``.
+
+    Args:
+        model: Base with adapters as the recipe wants them.
+        source: A folder with ``adapter_config.json``, or a run, whose ``adapter/`` is meant.
+
+    Returns:
+        The folder that was read.
+
+    Raises:
+        CheckpointError: No adapter there; other ranks, scaling, targets or shapes than the
+            model's; a factor that is missing, superfluous or not finite.
+    """
+    folder = _adapter_folder(Path(source))
+    _check_config(folder, model)
+    file = SafetensorsFile(folder / _WEIGHTS)
+    # References to the parameters themselves, under the names in which PEFT saves them.
+    factors = get_peft_model_state_dict(
+        model, adapter_name=ADAPTER_NAME, save_embedding_layers=False
+    )
+    _check_entries(file, factors)
+    with torch.no_grad():
+        for name, factor in factors.items():
+            trained = file.read(name)
+            if not torch.isfinite(trained).all():
+                raise CheckpointError(
+                    f"{file.path}: '{name}' holds NaN or infinity; its training diverged, start "
+                    "from an earlier checkpoint"
+                )
+            factor.copy_(trained)
+    return folder
+
+
+def _adapter_folder(source: Path) -> Path:
+    for folder in (source, source / "adapter"):
+        if (folder / _CONFIG).is_file():
+            if not (folder / _WEIGHTS).is_file():
+                raise CheckpointError(
+                    f"lora.start_from: {folder / _WEIGHTS}: no such file; expected the adapter "
+                    "saved with safe_serialization"
+                )
+            return folder
+    raise CheckpointError(
+        f"lora.start_from: {source} holds no {_CONFIG}, nor does its folder adapter/; name a "
+        "finished run or a PEFT adapter"
+    )
+
+
+def _check_config(folder: Path, model: PeftModel) -> None:
+    """Refuse an adapter whose factors would act otherwise here than where they were trained."""
+    file = folder / _CONFIG
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from error
+    if found.get("peft_version") == _SWAPPING_PEFT and found.get("target_parameters"):
+        raise CheckpointError(
+            f"{file}: PEFT {_SWAPPING_PEFT} saved expert factors with in and out swapped; write a "
+            f"repaired copy with `gptoss-tune adapter {folder} --for peft --repair --out DIR` and "
+            "start from that"
+        )
+    wanted = model.peft_config[ADAPTER_NAME].to_dict()
+    differences = [
+        f"{key}: got {found.get(key)!r}, expected {wanted[key]!r}"
+        for key in _ACTING
+        # What is off may be spelled False, null or {}, or not at all by an older PEFT.
+        if (found.get(key) or None) != (wanted[key] or None)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"lora.start_from: {file} is not the adapter that the recipe's lora section describes:"
+            "\n  " + "\n  ".join(differences) + "\nset rank, alpha, expert_rank and expert_alpha "
+            "to those of that adapter, or start from another"
+        )
+
+
+def _check_entries(file: SafetensorsFile, factors: dict[str, torch.Tensor]) -> None:
+    """Refuse a file with other factors, or factors of other shapes, than the model has."""
+    missing = sorted(factors.keys() - file.entries.keys())
+    unread = sorted(file.entries.keys() - factors.keys())
+    if missing or unread:
+        first = f"missing '{missing[0]}'" if missing else f"superfluous '{unread[0]}'"
+        raise CheckpointError(
+            f"lora.start_from: {file.path}: {len(missing)} of the {len(factors)} factors that the "
+            f"recipe trains are missing and {len(unread)} belong to no target of it, first "
+            f"{first}; set lora.target_modules, target_parameters and layers to those of that "
+            "adapter"
+        )
+    for name, factor in factors.items():
+        shape = file.entries[name].spec.shape
+        if shape != tuple(factor.shape):
+            raise CheckpointError(
+                f"lora.start_from: {file.path}: '{name}' is {list(shape)}, expected "
+                f"{list(factor.shape)}; the adapter is of another base or rank"
+            )
