@@ -2,7 +2,7 @@
 
 Bias, rank-r term and activation ride in the tile loop of the product that they follow. The gradient
 of the activation is a pass of its own: fused into the product before it, it spilled registers with
-almost every tile tried, and the detour of dHu through memory costs about one hundredth of the layer.
+almost every tile tried, and the detour of dHu through memory costs a hundredth of the layer.
 """
 
 # Legend: T tokens, K experts per token, M rows, H hidden, I intermediate, E experts, R rank.
