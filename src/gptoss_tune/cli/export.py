@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,11 +46,24 @@ def merge(
     max_shard_size: Annotated[int, typer.Option(help="Bytes of one file.")] = 5_000_000_000,
     device: Annotated[str, typer.Option(help="Where the arithmetic runs: cpu, cuda.")] = "cpu",
     min_survival: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the change MXFP4 must keep.")
-    ] = 0.9,
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Share of the change MXFP4 must keep; default: the recipe's."
+        ),
+    ] = None,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Write MXFP4 even where less survives.")
     ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where MXFP4 keeps too little, first train merge-aware on this data.",
+        ),
+    ] = None,
+    calibrate_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of that training; default: 200.")
+    ] = None,
     verified: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Verify before the folder gets its name.")
     ] = True,
@@ -60,30 +73,44 @@ def merge(
 
     A merge that was stopped goes on where it was when the same command is given again.
     """
-    from gptoss_tune.checkpoint.write import to_json
+    from gptoss_tune.checkpoint.write import refuse_existing, to_json
+    from gptoss_tune.cli.calibrate import Calibration, merge_calibrated
     from gptoss_tune.export.merge import MergeOptions
     from gptoss_tune.export.merge import merge as run_merge
     from gptoss_tune.export.verify import verify as run_verify
 
+    refuse_existing(out)
+    calibration = Calibration.of(
+        calibrate, calibrate_steps, adapters, out, format.value, accept_loss=accept_loss
+    )
     checkpoint, weighted = open_all(adapters, base, revision, other_base)
     options = MergeOptions(
         expert_format=format.value,
         max_shard_size=max_shard_size,
         device=device,
-        min_survival=min_survival,
+        min_survival=_threshold(weighted) if min_survival is None else min_survival,
         accept_loss=accept_loss,
     )
     verification: list[Verification] = []
 
-    def inspect(folder: Path) -> None:
-        if not verified:
-            return
-        # What a loss does to the logits was accepted; that the weights are right was not.
-        result = run_verify(folder, checkpoint, weighted, logits=not accept_loss, device=device)
-        verification.append(result)
-        result.require()
+    def export(weighted: list[WeightedAdapter]) -> dict[str, Any]:
+        def inspect(folder: Path) -> None:
+            if not verified:
+                return
+            # What a loss does to the logits was accepted; that the weights are right was not.
+            result = run_verify(folder, checkpoint, weighted, logits=not accept_loss, device=device)
+            verification.append(result)
+            result.require()
 
-    report = run_merge(checkpoint, weighted, out, options, progress=show_progress, inspect=inspect)
+        return run_merge(
+            checkpoint, weighted, out, options, progress=show_progress, inspect=inspect
+        )
+
+    if calibration is None:
+        report = export(weighted)
+    else:
+        recipe = calibration.recipe(base, revision)
+        report = merge_calibrated(recipe, checkpoint, weighted, export, other_base=other_base)
     if json:
         checked = verification[0].as_dict() if verification else None
         sys.stdout.write(to_json({**report, "out": str(out), "verification": checked}))
@@ -215,6 +242,16 @@ def open_all(
         WeightedAdapter(open_adapter(path, checkpoint, other_base=other_base), weight)
         for path, weight in parsed
     ]
+
+
+def _threshold(weighted: list[WeightedAdapter]) -> float:
+    """Return the strictest survival that the recipes of the adapters ask for."""
+    from gptoss_tune.export.factors import wanted_survival
+    from gptoss_tune.recipe import ExportSection
+
+    asked = [wanted_survival(each.adapter.path) for each in weighted]
+    found = [share for share in asked if share is not None]
+    return max(found, default=ExportSection().min_survival)
 
 
 def _path_and_weight(text: str) -> tuple[str, float]:

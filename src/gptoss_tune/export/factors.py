@@ -324,6 +324,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def wanted_survival(folder: Path) -> float | None:
+    """Return the recipe's ``export.min_survival`` from ``run.json``; ``None`` where it has none."""
+    return run_record(folder).get("recipe", {}).get("export", {}).get("min_survival")
+
+
 def trained_merge_aware(folder: Path) -> bool:
     """Return whether ``run.json`` says that the rounded weights were trained."""
     recipe = run_record(folder).get("recipe", {})

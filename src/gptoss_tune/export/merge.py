@@ -53,6 +53,19 @@ _PLAN = "plan.json"
 _SURVIVAL = ".survival.json"
 
 
+class TooLittleSurvives(CheckpointError):
+    """MXFP4 would drop more of the experts' change than was accepted.
+
+    Attributes:
+        share: The share of the change that would survive.
+    """
+
+    def __init__(self, message: str, share: float) -> None:
+        """Refuse with ``message``; ``share`` is what would survive."""
+        super().__init__(message)
+        self.share = share
+
+
 @dataclass(frozen=True)
 class MergeOptions:
     """How to merge.
@@ -97,7 +110,8 @@ def merge(
         The report, which is also in ``OUT/merge_report.json``.
 
     Raises:
-        CheckpointError: ``out`` exists; an adapter holds NaN; too little of the change survives.
+        CheckpointError: ``out`` exists; an adapter holds NaN.
+        TooLittleSurvives: MXFP4 keeps less of the change than ``options`` wants.
         MachineError: No room on the disk, or it cannot be written; another merge is at work.
     """
     refuse_existing(out)
@@ -293,11 +307,13 @@ def _refuse_loss(survival: dict[str, Any], options: MergeOptions, folder: Path) 
     if not survival["stacks"] or options.accept_loss or survival["total"] >= options.min_survival:
         return
     worst = min(survival["stacks"], key=lambda stack: stack["survived"])
-    raise CheckpointError(
+    raise TooLittleSurvives(
         f"only {survival['total']:.1%} of the experts' change survives MXFP4 (least: "
         f"{worst['survived']:.1%} in {worst['module']}), {options.min_survival:.0%} is wanted; the "
-        "result would act like the base. Train with lora.merge_aware=true, export with --format "
-        f"bf16, or take it as it is with --accept-loss. What was computed is kept in {folder}"
+        "result would act like the base. Recover it with --calibrate FILE, train with "
+        "lora.merge_aware=true, export with --format bf16, or take it as it is with --accept-loss. "
+        f"What was computed is kept in {folder}",
+        survival["total"],
     )
 
 

@@ -1,0 +1,257 @@
+"""``gptoss-tune merge --calibrate``: recover what the rounding to MXFP4 would drop.
+
+A change smaller than half a step of the MXFP4 grid is rounded away. Continuing the run merge-aware,
+on data like that of its training, moves A and B until the rounded weights themselves act as the
+adapter did; the export then holds those weights bit for bit. It is a run like any other, in
+``OUT.calibration``: it has a recipe and metrics, a stopped one is continued, and its adapter stays.
+
+Fitting the rounding block by block to the layer's inputs, as post-training quantisation does, was
+the alternative: it changes scales and codes that no adapter describes, so nothing could prove
+afterwards that the file holds what was trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gptoss_tune.checkpoint import Checkpoint
+    from gptoss_tune.export.plan import WeightedAdapter
+    from gptoss_tune.recipe import Recipe
+
+STEPS = 200
+_HINT = "--calibrate"
+# Near its end already: large steps would first undo what was trained.
+_SHARE_OF_LEARNING_RATE = 0.5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was asked for on the command line.
+
+    Attributes:
+        run: The run to continue.
+        data: Path of the data, relative to the current directory.
+        steps: Optimizer steps.
+        out: The merge's output folder; the training's is beside it.
+    """
+
+    run: Path
+    data: str
+    steps: int
+    out: Path
+
+    @classmethod
+    def of(
+        cls,
+        data: str | None,
+        steps: int | None,
+        adapters: list[str],
+        out: Path,
+        expert_format: str,
+        *,
+        accept_loss: bool,
+    ) -> Calibration | None:
+        """Return the calibration asked for, ``None`` without ``--calibrate``.
+
+        Raises:
+            typer.BadParameter: It goes with other options, or with another kind of adapter.
+        """
+        from gptoss_tune.train.record import RECIPE
+
+        if data is None:
+            if steps is not None:
+                raise typer.BadParameter(
+                    f"{steps} steps of what? it needs --calibrate FILE",
+                    param_hint="--calibrate-steps",
+                )
+            return None
+        if expert_format != "mxfp4":
+            raise typer.BadParameter(
+                f"--format {expert_format} loses nothing; use it with --format mxfp4",
+                param_hint=_HINT,
+            )
+        if accept_loss:
+            raise typer.BadParameter(
+                "--accept-loss takes the loss, --calibrate recovers it; give one of the two",
+                param_hint=_HINT,
+            )
+        if len(adapters) != 1:
+            raise typer.BadParameter(
+                f"got {len(adapters)} adapters, expected one run; their sum is no run to continue",
+                param_hint=_HINT,
+            )
+        run = Path(adapters[0])
+        if not (run / RECIPE).is_file():
+            raise typer.BadParameter(
+                f"{run} holds no {RECIPE}; expected a run, whose recipe is trained on. For a bare "
+                f"adapter train a recipe with lora.start_from={run} lora.merge_aware=true",
+                param_hint=_HINT,
+            )
+        return cls(run, data, STEPS if steps is None else steps, out)
+
+    def recipe(self, base: str | None, revision: str | None) -> Recipe:
+        """Return the run's recipe, changed to continue it merge-aware.
+
+        Args:
+            base: Base named on the command line; ``None``: the run's own.
+            revision: Its revision.
+
+        Raises:
+            RecipeError: The run's recipe cannot be read, or cannot be trained merge-aware.
+        """
+        from gptoss_tune.recipe import DataSource, load_recipe
+        from gptoss_tune.train.record import RECIPE
+
+        trained = load_recipe(self.run / RECIPE)
+        # A file of the run's own data keeps the templates of its columns.
+        source = next(
+            (source for source in trained.data.train if source.path == self.data),
+            DataSource(path=self.data),
+        )
+        changes: dict[str, Any] = {
+            "model.experts_precision": "mxfp4",
+            "lora.merge_aware": True,
+            "lora.start_from": str(self.run),
+            "data.train": [source.model_dump(exclude_defaults=True)],
+            "data.eval": None,
+            "data.eval_fraction": None,
+            "train.output_dir": str(self.out.with_name(f"{self.out.name}.calibration")),
+            "train.max_steps": self.steps,
+            "train.num_train_epochs": None,
+            "train.learning_rate": trained.train.learning_rate * _SHARE_OF_LEARNING_RATE,
+            "train.lr_scheduler_type": "cosine",
+            "train.warmup_steps": None,
+            "train.warmup_ratio": None,
+            "train.eval_steps": None,
+            "train.save_steps": None,
+            "train.resume": "auto",
+            "tracking.wandb": "disabled",
+            "tracking.project": None,
+            "tracking.run_name": None,
+            "world.processes": 1,
+        }
+        if base is not None:
+            changes |= {"model.name_or_path": base, "model.revision": revision}
+        overrides = [f"{key}={_yaml(value)}" for key, value in changes.items()]
+        return load_recipe(self.run / RECIPE, overrides)
+
+
+def merge_calibrated(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    weighted: list[WeightedAdapter],
+    export: Callable[[list[WeightedAdapter]], dict[str, Any]],
+    *,
+    other_base: bool,
+) -> dict[str, Any]:
+    """Export a run; where too little of it survives, train ``recipe`` and export that instead.
+
+    Args:
+        recipe: What ``Calibration.recipe`` returned.
+        checkpoint: The base.
+        weighted: The run's adapter, alone.
+        export: Merges adapters into the output folder and returns the report.
+        other_base: Accept a base with other weights than the run was trained on.
+
+    Returns:
+        The report, with ``calibration`` where there was one: its run, and the survival before it.
+
+    Raises:
+        CheckpointError: The base is not packed as MXFP4; a finished calibration is of another
+            adapter.
+        GptossTuneError: What training or merging refuses; ``RunInterrupted`` when stopped.
+    """
+    from gptoss_tune.errors import CheckpointError
+    from gptoss_tune.export.factors import open_adapter
+    from gptoss_tune.export.merge import TooLittleSurvives
+    from gptoss_tune.export.plan import WeightedAdapter
+    from gptoss_tune.train.record import update_record
+
+    folder, digest = Path(recipe.train.output_dir), weighted[0].adapter.digest
+    record = _record(recipe)
+    before = _survival_before(record, recipe, digest)
+    if before is None:
+        try:
+            report = export(weighted)
+        except TooLittleSurvives as loss:
+            before = loss.share
+        else:
+            _say(f"calibration is not needed: {report['survival']['total']:.1%} survives MXFP4")
+            return report
+        if checkpoint.expert_format != "mxfp4":
+            raise CheckpointError(
+                f"{checkpoint.path}: its experts are {checkpoint.expert_format}; merge-aware "
+                "training rounds to the codes of an MXFP4 base, name one with --base, or export "
+                "with --format bf16"
+            )
+        _say(
+            f"only {before:.1%} of the experts' change survives MXFP4: training "
+            f"{recipe.train.max_steps} steps merge-aware in {folder}"
+        )
+        if record.get("status") != "finished":
+            _train(recipe)
+        update_record(folder, calibration={"adapter": digest, "survival_before": before})
+    calibrated = open_adapter(folder, checkpoint, other_base=other_base)
+    report = export([WeightedAdapter(calibrated, 1.0)])
+    after = report["survival"]["total"]
+    _say(f"survival in MXFP4: {before:.1%} as trained, {after:.1%} after calibration in {folder}")
+    return {**report, "calibration": {"run": str(folder), "survival_before": before}}
+
+
+def _record(recipe: Recipe) -> dict[str, Any]:
+    """Return the record of this calibration; empty where it has not begun."""
+    from gptoss_tune.export.factors import run_record
+    from gptoss_tune.train.record import RECORD
+
+    folder = Path(recipe.train.output_dir)
+    record = run_record(folder) if (folder / RECORD).is_file() else {}
+    # Anything else there is refused by the training, which names the differences.
+    return record if record.get("recipe") == recipe.model_dump(mode="json") else {}
+
+
+def _survival_before(record: dict[str, Any], recipe: Recipe, digest: str) -> float | None:
+    """Return what a finished calibration noted; ``None`` where it is still to be found out.
+
+    Raises:
+        CheckpointError: It is the calibration of another adapter.
+    """
+    from gptoss_tune.errors import CheckpointError
+
+    noted = record.get("calibration")
+    if noted is None:
+        return None
+    if noted["adapter"] != digest:
+        raise CheckpointError(
+            f"{recipe.train.output_dir}: is the calibration of another adapter than "
+            f"{recipe.lora.start_from} holds now; remove it, or choose another output folder"
+        )
+    return noted["survival_before"]
+
+
+def _train(recipe: Recipe) -> None:
+    from gptoss_tune.train.hush import hush_libraries
+
+    hush_libraries()
+    from gptoss_tune.train.run import train
+
+    # Standard output belongs to the merge's report, which may be read by a machine.
+    with contextlib.redirect_stdout(sys.stderr):
+        train(recipe)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _yaml(value: object) -> str:
+    """Return a value as JSON, which is YAML in which a text stays a text."""
+    return json.dumps(value, ensure_ascii=False)
