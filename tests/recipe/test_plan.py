@@ -120,9 +120,9 @@ def test_several_gpus(recipe):
     large = recipe("model.name_or_path=openai/gpt-oss-120b", "model.experts_precision=bf16")
     alone = plan(large, H100, gpus=8)
     assert not alone.fits
-    assert "--spread fsdp2" in alone.advice[0].cost and alone.advice[0].fits
+    assert not any("fsdp2" in entry.cost for entry in alone.advice)  # runs refuse it
     spread = plan(large, H100, gpus=8, spread="fsdp2")
-    assert spread.fits and spread.memory.peak == alone.advice[0].peak
+    assert spread.fits and spread.memory.peak < alone.memory.peak / 3
 
 
 def test_advice_leads_where_it_says_and_cheapest_comes_first(recipe):

@@ -22,7 +22,7 @@ class Advice:
     """One change.
 
     Attributes:
-        overrides: To be typed behind the recipe; empty where only ``spread`` changes.
+        overrides: To be typed behind the recipe.
         cost: What it costs, in words.
         peak: Bytes of one GPU after it.
         fits: Whether that is enough.
@@ -57,14 +57,6 @@ def advice(
     if peak <= memory_bytes:
         return []
     found: list[Advice] = []
-    if spread == "ddp" and recipe.world.processes > 1:
-        sharded = memory(architecture, recipe, "fsdp2").peak
-        if sharded < peak:
-            cost = (
-                "the weights are spread over the GPUs and gathered layer by layer: "
-                "--spread fsdp2, and accelerate/fsdp2.yaml to launch"
-            )
-            found.append(Advice((), cost, sharded, sharded <= memory_bytes))
     combined, gathered = recipe, []
     for change in _changes(architecture, recipe):
         single = memory(architecture, with_settings(recipe, change.settings), spread).peak
