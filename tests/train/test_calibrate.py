@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -14,7 +18,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.cli import app
-from gptoss_tune.errors import CheckpointError, RecipeError
+from gptoss_tune.errors import CheckpointError, DataError, RecipeError, RunInterrupted
 from gptoss_tune.export.merge import TooLittleSurvives
 from gptoss_tune.harmony.dataset import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
@@ -88,6 +92,18 @@ def digest(folder):
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+def stop_after_the_first_step(folder):
+    """Ask this process to stop, as a scheduler does, once the training there has made a step."""
+    metrics = folder / "metrics.jsonl"
+
+    def watch():
+        while not (metrics.exists() and metrics.read_text().count("\n")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def edit_record(folder, **changes):
     path = folder / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -102,8 +118,13 @@ def test_a_change_that_mxfp4_drops_is_recovered(weak, base, rows, tmp_path):
     plain = merge(run, tmp_path / "plain", "--accept-loss", "--no-verify")
     before = json.loads(plain.stdout)["survival"]["total"]
     calibrate = ("--calibrate", rows, "--calibrate-steps", 8)
+    stop_after_the_first_step(tmp_path / "out.calibration")
+    stopped = merge(run, out, *calibrate)
+    assert isinstance(stopped.exception, RunInterrupted)
     result = merge(run, out, *calibrate)
     assert result.exit_code == 0, result.exception
+    assert "step 1/8" not in result.stderr, "the training goes on where it was"
+    assert "step 8/8" in result.stderr
     report = json.loads(result.stdout)
     assert report["survival"]["total"] == 1.0
     assert report["verification"]["passed"]
@@ -120,7 +141,7 @@ def test_a_change_that_mxfp4_drops_is_recovered(weak, base, rows, tmp_path):
             edit_record(tmp_path / "out.calibration", calibration=None)
         again = merge(run, out, *calibrate, "--no-verify")
         assert again.exit_code == 0, again.exception
-        assert "step 1/8" not in again.stderr
+        assert "step 8/8" not in again.stderr
         assert json.loads(again.stdout)["calibration"] == report["calibration"]
         assert digest(out) == whole
 
@@ -158,6 +179,15 @@ def test_a_calibration_that_makes_no_sense_is_refused(weak, tmp_path, arguments,
     result = merge(weak[0], tmp_path / "out", *given)
     assert result.exit_code == 2
     assert said in plain_text(result.output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_is_not_there_is_missed_before_anything_is_merged(weak, tmp_path):
+    result = merge(weak[0], tmp_path / "out", "--calibrate", "nowhere.jsonl")
+    assert isinstance(result.exception, DataError)
+    assert "nowhere.jsonl: no such file, nor is it among the run's own data" in str(
+        result.exception
+    )
     assert not list(tmp_path.iterdir())
 
 

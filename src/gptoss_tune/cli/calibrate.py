@@ -107,16 +107,22 @@ class Calibration:
 
         Raises:
             RecipeError: The run's recipe cannot be read, or cannot be trained merge-aware.
+            DataError: There is no such data.
         """
+        from gptoss_tune.errors import DataError
         from gptoss_tune.recipe import DataSource, load_recipe
         from gptoss_tune.train.record import RECIPE
 
         trained = load_recipe(self.run / RECIPE)
         # A file of the run's own data keeps the templates of its columns.
-        source = next(
-            (source for source in trained.data.train if source.path == self.data),
-            DataSource(path=self.data),
-        )
+        own = [source for source in trained.data.train if source.path == self.data]
+        if not own and not Path(self.data).exists():
+            raise DataError(
+                f"--calibrate: {self.data}: no such file, nor is it among the run's own data "
+                f"({', '.join(source.path for source in trained.data.train)}); name a file of "
+                "conversations like those of the training"
+            )
+        source = own[0] if own else DataSource(path=self.data)
         changes: dict[str, Any] = {
             "model.experts_precision": "mxfp4",
             "lora.merge_aware": True,
