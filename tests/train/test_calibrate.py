@@ -156,6 +156,16 @@ def test_a_change_that_mxfp4_drops_is_recovered(weak, base, rows, tmp_path):
     assert not out.exists()
 
 
+def test_of_several_thresholds_the_strictest_holds(weak, run, tmp_path):
+    recipe = weak[1].model_dump(mode="json")
+    edit_record(run, recipe={**recipe, "export": {"min_survival": 0.97}})
+    assert "97% is wanted" in str(merge(weak[0], tmp_path / "out", run).exception)
+    (run / "run.json").unlink()  # a bare adapter names none
+    assert "80% is wanted" in str(merge(weak[0], tmp_path / "out", run).exception)
+    assert "90% is wanted" in str(merge(run, tmp_path / "out").exception)
+    assert "70% is wanted" in str(merge(run, tmp_path / "out", "--min-survival", 0.7).exception)
+
+
 def test_what_survives_is_not_trained_again(weak, rows, tmp_path):
     out = tmp_path / "out"
     arguments = ("--calibrate", rows, "--min-survival", 0.01, "--no-verify")
