@@ -41,6 +41,9 @@ def test_no_spills_tensor_cores_and_within_the_card(architecture, tmp_path):
     for name, result in results.items():
         assert result["spilled"] == 0, name
         assert result["shared"] <= SHARED[architecture], name
+        if architecture == "gfx942":  # 256 vector and 256 accumulation registers a lane
+            assert result["registers"] <= 512, name
+            continue
         assert result["registers"] <= 255, name
         assert result["registers"] * 32 * result["warps"] <= 65_536, name
     for name in LARGE:
