@@ -16,11 +16,14 @@ def demo(
     """Tune, merge and reload a tiny random gpt-oss on this machine's CPU, in a minute or two."""
     from rich.console import Console
 
+    console = Console()
+    # Said before the libraries are imported, which takes a second or two.
+    console.print(f"tune, merge and reload a tiny gpt-oss in {folder}, on this CPU")
     from gptoss_tune.train.hush import hush_libraries
 
     hush_libraries()
     from gptoss_tune.demo import run_demo
 
-    if not run_demo(folder, Console()):
+    if not run_demo(folder, console):
         typer.echo("the demo did not reach its marks (see the table above)", err=True)
         raise typer.Exit(1)
