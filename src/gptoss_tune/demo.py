@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from gptoss_tune.errors import MachineError
+from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import Recipe, load_recipe
 from gptoss_tune.shipped import shipped
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _ROOM_FOR_ANSWER = 48
 _LEARNT = 0.8
+_LEFT_BY_DEMO = ("base", "run", "merged", ".merged.incomplete")
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,10 @@ def run_demo(folder: Path, console: Console) -> bool:
 
     Raises:
         MachineError: The training process failed.
+        RecipeError: ``folder`` holds something that no demo left there.
     """
     started = time.monotonic()
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder)
     base, run, merged = folder / "base", folder / "run", folder / "merged"
     recipe_path = shipped("recipes") / "tiny" / "qlora.yaml"
     overrides = [
@@ -96,6 +98,20 @@ def run_demo(folder: Path, console: Console) -> bool:
     ]
     _print_tables(rows, facts, console)
     return after.exact >= _LEARNT and before.exact == 0 and largest < 0.05 * scale
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier demo left in ``folder``, and nothing else."""
+    if folder.is_dir():
+        strange = sorted(path.name for path in folder.iterdir() if path.name not in _LEFT_BY_DEMO)
+        if strange:
+            raise RecipeError(
+                f"--folder: {folder} holds '{strange[0]}', which no demo left there; choose an "
+                "empty or new folder"
+            )
+    elif folder.exists():
+        raise RecipeError(f"--folder: {folder} is a file; choose an empty or new folder")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def judge(model: Any, examples: Sequence[Example], texts: Sequence[str]) -> Judgement:
