@@ -7,6 +7,7 @@ import pytest
 from typer.main import get_command
 
 from gptoss_tune.cli import app
+from gptoss_tune.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "data" / "README.md"]
@@ -37,6 +38,17 @@ def test_named_files_and_folders_exist():
             assert (ROOT / script).exists(), f"{page}: {script}"
         for recipe in re.findall(r"recipes/[\w./-]+\.yaml", text):
             assert (ROOT / recipe).exists(), f"{page}: {recipe}"
+
+
+def test_the_readmes_recipe_loads_and_keeps_its_held_out_rows_apart(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    data = load_recipe(tmp_path / "recipe.yaml").data
+    assert data.eval is not None
+    for source in (*data.train, *data.eval):
+        assert (ROOT / source.path).is_file(), source.path
+    assert not {s.path for s in data.train} & {s.path for s in data.eval}
 
 
 def test_first_screen_is_short_and_has_the_commands():

@@ -54,10 +54,11 @@ class MetricsFile(TrainerCallback):
             self._stream.write(json.dumps(row) + "\n")
             self._stream.flush()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keep the file open: the last evaluation comes after the last step."""
+    def close(self) -> None:
+        """Close the file; not before the last evaluation, which comes after the last step."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
 
 def _keep_lines_until(path: Path, step: int) -> None:

@@ -109,8 +109,7 @@ def train(recipe: Recipe) -> RunSummary:
         stop.close()
         guard.close()
         for callback in displays:
-            if not isinstance(callback, MetricsFile):
-                callback.close()
+            callback.close()
     return _finish(trainer, start.folder, eval_loss, started, console)
 
 
