@@ -1,13 +1,11 @@
 """What the user asked for: YAML and ``key=value`` overrides in, one frozen Recipe out; no torch."""
 
+from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection, DataSource
 from gptoss_tune.recipe.json_schema import recipe_json_schema
 from gptoss_tune.recipe.load import load_recipe
 from gptoss_tune.recipe.mistakes import Mistake, RecipeMistakes
 from gptoss_tune.recipe.resolved import ResolvedLine, recipe_yaml, resolved_lines
 from gptoss_tune.recipe.schema import (
-    ChannelWeights,
-    DataSection,
-    DataSource,
     ExportSection,
     GuardSection,
     LoraSection,

@@ -21,9 +21,8 @@ from pydantic_core import PydanticCustomError
 from gptoss_tune.recipe.values import is_hub_name
 
 if TYPE_CHECKING:
+    from gptoss_tune.recipe.data_schema import DataSection, DataSource
     from gptoss_tune.recipe.schema import (
-        DataSection,
-        DataSource,
         LoraSection,
         ModelSection,
         Recipe,

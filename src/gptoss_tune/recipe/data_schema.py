@@ -1,0 +1,104 @@
+"""The recipe's ``data`` section: which conversations are trained on, and how they are weighted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from gptoss_tune.recipe.section import Section
+from gptoss_tune.recipe.values import Count, Date, FromText, PathText, Text, refuse
+
+ColumnName = Literal[
+    "prompt",
+    "completion",
+    "system",
+    "thinking",
+    "messages",
+    "conversations",
+    "tools",
+    "reasoning_effort",
+    "weight",
+]
+"""A field that a template of a source can write."""
+
+
+class DataSource(Section):
+    """One place to read conversations from; a text in a recipe is short for its path."""
+
+    path: PathText = Field(examples=["data/conversations/reasoning.jsonl"])
+    """A .jsonl, .json, .parquet or .csv file (or .gz, .zst of it), folder, glob, or Hub dataset."""
+    name: Text | None = None
+    """Configuration of a dataset on the Hub."""
+    split: Text | None = None
+    """Split of a dataset on the Hub; null: train."""
+    revision: Text | None = None
+    """Commit, tag or branch of a dataset on the Hub; null: its default branch."""
+    streaming: bool = False
+    """Read a dataset on the Hub row by row instead of downloading it; revision is a commit."""
+    limit: Count | None = None
+    """Read this many rows from the start; null: all."""
+    weight: Annotated[float, Field(gt=0, le=1000), FromText] = 1.0
+    """Times each sample is used in an epoch: 2 is twice, 0.5 is a drawn half of them."""
+    columns: Annotated[dict[ColumnName, Text], Field(min_length=1)] | None = None
+    """Fields of a row, written from the columns by Jinja templates; null: the columns are known."""
+
+
+def _sources(value: Any) -> Any:
+    """Read ``a.jsonl`` and ``{path: ...}`` as the list of one source that they are short for."""
+    if value == []:
+        raise refuse("at least one file or dataset", "name one")
+    listed = value if isinstance(value, list) else [value]
+    return [{"path": entry} if isinstance(entry, str) else entry for entry in listed]
+
+
+Sources = Annotated[
+    list[DataSource],
+    BeforeValidator(_sources, json_schema_input_type=str | DataSource | list[str | DataSource]),
+]
+
+
+class ChannelWeights(Section):
+    """Loss weight of each channel of the assistant; 0 makes it context."""
+
+    analysis: Annotated[float, Field(ge=0, le=100), FromText] = 1.0
+    """Loss weight of the chain of thought."""
+    commentary: Annotated[float, Field(ge=0, le=100), FromText] = 1.0
+    """Loss weight of tool calls and their preambles."""
+    final: Annotated[float, Field(ge=0, le=100), FromText] = 1.0
+    """Loss weight of the answers."""
+
+
+class DataSection(Section):
+    """Which conversations are trained on, and how they become tokens and loss weights."""
+
+    train: Sources = Field(examples=["data/conversations/reasoning.jsonl"])
+    """Training data: a file, a dataset on the Hub, or a list of them."""
+    eval: Sources | None = None
+    """Held-out data, in the same forms; null: none."""
+    eval_fraction: Annotated[float, Field(gt=0, le=0.5), FromText] | None = None
+    """Share of the training rows held out instead of eval, drawn by the seed."""
+    max_length: Annotated[int, Field(ge=8, le=131_072)] = 4096
+    """Longest sample, and length of a packed row, in tokens."""
+    too_long: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to a longer sample; dropped ones are counted."""
+    packing: bool = False
+    """Put several samples into one row; they do not see each other."""
+    reasoning_effort: Literal["low", "medium", "high"] = "medium"
+    """Effort in the system message of rows that name none."""
+    date: Date = "2025-06-28"
+    """Conversation start date in the system message; fixed, never today's."""
+    channel_weights: ChannelWeights = ChannelWeights()
+    """Loss weight of each channel of the assistant."""
+    turns: Literal["all", "last"] = "all"
+    """Train every turn of the assistant, each in the context it is served in, or the last."""
+    nothing_to_train: Literal["skip", "error"] = "skip"
+    """What happens to a row whose every token has loss weight 0; skipped ones are counted."""
+    curriculum: Literal["none", "reasoning_effort"] = "none"
+    """Order of an epoch: drawn by the seed, or rows of low, then medium, then high effort."""
+    dataset_num_proc: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Processes that render; null: what the size of the data and the machine's cores give."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What happens when a row cannot be trained on; skipped rows are counted."""
+    max_errors: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
+    """With on_error: skip, stop when more rows than this were skipped."""
