@@ -60,6 +60,18 @@ def test_bytes_of_the_base(recipe):
         assert disk.merged_bf16 / 2**30 == pytest.approx(dense, abs=0.06)
 
 
+def test_bytes_of_checkpoints(recipe):
+    """Factors and two moments in fp32, or moments of a byte with two scales for each 256."""
+    factors, small = 184_909_824, 2**16
+    made = plan(recipe(), H100).disk
+    assert made.adapter == 4 * factors
+    assert made.checkpoints == 12 * factors + small, "a signal may ask for one"
+    kept = plan(recipe("train.save_steps=5", "train.save_total_limit=3"), H100).disk
+    assert kept.checkpoints == 4 * made.checkpoints
+    halved = plan(recipe("train.optim=paged_adamw_8bit"), H100).disk.checkpoints
+    assert halved == pytest.approx((4 + 2 + 8 / 256) * factors, rel=1e-3)
+
+
 # GFLOP a token of gpt-oss-20b at rank 16, worked out apart from the code; from 16,384 tokens on
 # full checkpointing keeps the full layers' attention, 6.4 GFLOP at 64k queries of 64.
 @pytest.mark.parametrize(

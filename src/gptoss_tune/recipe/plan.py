@@ -2,9 +2,9 @@
 
 A run that stops after ten minutes of download for want of memory has cost more than a plan, which
 takes a moment and no GPU. The parts: ``plan_model`` knows the sizes of the base, ``plan_weights``
-what is always held, ``plan_memory`` the rest of the peak, ``plan_work`` the operations, and
-``plan_advice`` what to change. Bytes are counted from shapes and checked against loaded models and
-autograd; hours rest on an assumed efficiency, which a plan always names.
+what is always held, ``plan_memory`` the rest of the peak, ``plan_disk`` the files, ``plan_work``
+the operations, and ``plan_advice`` what to change. Bytes are counted from shapes and checked
+against loaded models and autograd; hours rest on an assumed efficiency, which a plan always names.
 """
 
 from __future__ import annotations
@@ -15,38 +15,17 @@ from typing import Any
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe.plan_advice import Advice, advice, with_settings
 from gptoss_tune.recipe.plan_cards import Card, smallest_with
+from gptoss_tune.recipe.plan_disk import Disk, disk
 from gptoss_tune.recipe.plan_memory import Memory, Spread, host_bytes, memory
 from gptoss_tune.recipe.plan_model import Architecture, architecture_of
 from gptoss_tune.recipe.plan_weights import (
-    FP32_BYTES,
     Factors,
     adapter_factors,
     adapter_parameters,
-    base_bytes,
-    optimizer_bytes,
     parameters,
 )
 from gptoss_tune.recipe.plan_work import DEFAULT_EFFICIENCY, Work, work
-from gptoss_tune.recipe.schema import ModelSection, Recipe
-
-
-@dataclass(frozen=True)
-class Disk:
-    """Bytes on disk.
-
-    Attributes:
-        base: The checkpoint itself, which a name on the Hub is downloaded to.
-        checkpoints: All that are kept, and the one being written.
-        adapter: The finished adapter.
-        merged_mxfp4: A merged model with its experts in MXFP4.
-        merged_bf16: A merged model in bf16.
-    """
-
-    base: int
-    checkpoints: int
-    adapter: int
-    merged_mxfp4: int
-    merged_bf16: int
+from gptoss_tune.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -186,30 +165,6 @@ def _check(recipe: Recipe, architecture: Architecture) -> None:
             f"model.experts_precision is mxfp4, but {recipe.model.name_or_path} does not store its "
             "experts so; set model.experts_precision: bf16, or start from a release in MXFP4"
         )
-
-
-def disk(architecture: Architecture, recipe: Recipe) -> Disk:
-    """Return the bytes that files take: base, checkpoints, adapter, merged models."""
-    factors = adapter_factors(architecture, recipe.lora)
-    adapter = FP32_BYTES * adapter_parameters(factors)
-    one = adapter + optimizer_bytes(factors, recipe.train.optim)
-    saves = recipe.train.save_total_limit + 1 if recipe.train.save_steps else 1
-    packed = sum(_stored(architecture, "mxfp4").values())
-    dense = sum(_stored(architecture, "bf16").values())
-    return Disk(
-        base=packed if architecture.packed else dense,
-        checkpoints=saves * one,
-        adapter=adapter,
-        merged_mxfp4=packed,
-        merged_bf16=dense,
-    )
-
-
-def _stored(architecture: Architecture, precision: str) -> dict[str, int]:
-    section = ModelSection.model_validate(
-        {"name_or_path": "base", "experts_precision": precision, "dtype": "bfloat16"}
-    )
-    return base_bytes(architecture, section)
 
 
 def trained_by_target(factors: list[Factors]) -> dict[str, int]:
