@@ -1,0 +1,148 @@
+"""``gptoss-tune launch``: the job file of a cluster, written around ``accelerate launch``.
+
+Slurm and SkyPilot start processes, watch them and start them again; this command only writes the
+file that tells them how, and checks first what would otherwise fail after an hour in the queue. A
+scheduler of our own, or a submission through a library, was the alternative: a text that can be
+read, changed and kept beside the recipe needs neither.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gptoss_tune.cli.job_files import Job
+    from gptoss_tune.recipe import Recipe
+
+
+def launch(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Laid over the recipe.", show_default=False),
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Write a batch script.")] = False,
+    skypilot: Annotated[bool, typer.Option("--skypilot", help="Write a SkyPilot task.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each, a process each.")] = 8,
+    accelerate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ddp|fsdp2|FILE",
+            help="Accelerate's configuration; default: one_gpu for one process, else ddp.",
+            show_default=False,
+        ),
+    ] = None,
+    time: Annotated[str, typer.Option(help="Slurm: longest time of one start.")] = "24:00:00",
+    cpus_per_node: Annotated[
+        int | None,
+        typer.Option(min=1, help="Slurm: cores of each; default: 8 a GPU.", show_default=False),
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Slurm: a further #SBATCH line, such as partition=gpu."
+        ),
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="SkyPilot: name of the GPU.")] = "H100",
+    bucket: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="SkyPilot: the run lies here, such as s3://mine."),
+    ] = None,
+    spot: Annotated[bool, typer.Option("--spot", help="SkyPilot: on spot machines.")] = False,
+    setup: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LINE", help="Shell line run before the training; repeatable."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job; default: output_dir's.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write, - for the screen; default: after the name.")
+    ] = None,
+) -> None:
+    """Write the job file that trains a recipe on a cluster and goes on after every stop."""
+    from gptoss_tune.cli.job_files import Job, job_name, skypilot_task, slurm_script
+    from gptoss_tune.errors import RecipeError
+    from gptoss_tune.recipe import load_recipe
+
+    if slurm == skypilot:
+        raise RecipeError("launch: name one of --slurm and --skypilot")
+    words = list(overrides or ())
+    loaded = load_recipe(recipe, words)
+    processes = nodes * gpus_per_node
+    _check(loaded, processes, nodes, gpus_per_node)
+    if loaded.world.processes != processes:
+        words.append(f"world.processes={processes}")
+    job = Job(
+        name=job_name(name or Path(loaded.train.output_dir).name),
+        recipe=recipe,
+        overrides=tuple(words),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        accelerate=accelerate or ("one_gpu" if processes == 1 else "ddp"),
+        setup=tuple(setup or ()),
+    )
+    if slurm:
+        text = slurm_script(job, time=time, cpus=cpus_per_node, directives=sbatch or [])
+        place = output or Path(f"{job.name}.sbatch")
+    else:
+        run = loaded.train.output_dir
+        text = skypilot_task(job, gpu=gpu, bucket=bucket, spot=spot, output_dir=run)
+        place = output or Path(f"{job.name}.sky.yaml")
+    if str(place) == "-":
+        sys.stdout.write(text)
+        return
+    _write(place, text)
+    submit = f"sbatch {place}" if slurm else f"sky jobs launch {place}"
+    _say(loaded, job, submit, kept=slurm or bucket is not None)
+
+
+def _check(recipe: Recipe, processes: int, nodes: int, gpus_per_node: int) -> None:
+    """Refuse what would fail, or be lost, after the first requeue.
+
+    Raises:
+        RecipeError: The recipe names another number of processes, or does not resume by itself.
+    """
+    from gptoss_tune.errors import RecipeError
+
+    asked = recipe.world.processes
+    if asked not in (1, processes):
+        raise RecipeError(
+            f"world.processes is {asked}, but {nodes} x {gpus_per_node} GPUs are {processes} "
+            f"processes; set world.processes={processes}, or change --nodes and --gpus-per-node"
+        )
+    if recipe.train.resume != "auto":
+        raise RecipeError(
+            f"train.resume is {recipe.train.resume!r}; a job that is started again continues from "
+            "its newest checkpoint only with train.resume=auto"
+        )
+
+
+def _write(place: Path, text: str) -> None:
+    from gptoss_tune.checkpoint.write import write_text
+    from gptoss_tune.errors import RecipeError
+
+    if place.exists():
+        raise RecipeError(f"{place}: exists and is not overwritten; remove it, or give --output")
+    write_text(place, text)
+
+
+def _say(recipe: Recipe, job: Job, submit: str, *, kept: bool) -> None:
+    """Print what the file will do, and what would be lost."""
+    train = recipe.train
+    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps * job.processes
+    typer.echo(
+        f"{submit}: {job.nodes} x {job.gpus_per_node} GPUs, accelerate with {job.accelerate}, "
+        f"{rows} rows per optimizer step"
+    )
+    typer.echo("on SIGTERM: a checkpoint, exit code 75, and the job is queued again")
+    if train.save_steps is None:
+        typer.echo(
+            "warning: train.save_steps is not set, so a machine that is lost without a signal "
+            "loses the whole run"
+        )
+    if not kept:
+        typer.echo("warning: without --bucket the run lies on the machine and is lost with it")
