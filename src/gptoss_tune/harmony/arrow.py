@@ -101,10 +101,19 @@ class SampleFile:
 
 
 def joined(files: Sequence[SampleFile]) -> Dataset:
-    """Return the samples of several sources as one dataset, without copying them."""
+    """Return the samples of several sources as one dataset, without copying their tokens.
+
+    Its column ``sources`` holds the number of the file that a sample is from, in a list of one.
+    """
     from datasets import Dataset, concatenate_datasets
 
-    parts = [Dataset.from_file(str(file.folder / "tokens.arrow")) for file in files]
+    parts: list[Any] = []
+    for number, file in enumerate(files):
+        part: Any = Dataset.from_file(str(file.folder / "tokens.arrow"))
+        numbers = pa.array(np.full(len(part), number, np.int16))
+        lists = pa.ListArray.from_arrays(pa.array(np.arange(len(part) + 1, dtype=np.int32)), numbers)
+        column: Any = Dataset(pa.table({"sources": lists}))
+        parts.append(concatenate_datasets([part, column], axis=1))
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
@@ -125,11 +134,13 @@ def write_packed(
         phases: ``[rows]`` phase of the curriculum, or None.
     """
     tokens = pa.concat_tables([file.table for file in files])
+    ends = np.cumsum([len(file.lengths) for file in files])
+    sources = np.searchsorted(ends, samples, side="right").astype(np.int16)
     writer = None
     with pa.OSFile(str(folder / "tokens.arrow"), "wb") as sink:
         for first in range(0, len(packed), ROWS_A_BATCH):
             last = min(first + ROWS_A_BATCH, len(packed))
-            batch = _packed_batch(tokens, samples, packed, phases, first, last)
+            batch = _packed_batch(tokens, samples, sources, packed, phases, first, last)
             if writer is None:
                 writer = pa.ipc.new_stream(sink, batch.schema)
             writer.write_batch(batch)
@@ -157,6 +168,7 @@ def read_report(folder: Path) -> Report:
 def _packed_batch(
     tokens: pa.Table,
     samples: NDArray[np.int64],
+    sources: NDArray[np.int16],
     packed: PackedRows,
     phases: NDArray[np.int8] | None,
     first: int,
@@ -171,14 +183,16 @@ def _packed_batch(
     # 0, 1, ... in each document: the place in the batch less the place where the document starts.
     document_starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
     columns["position_ids"] = (np.arange(int(lengths.sum())) - document_starts).astype(np.int32)
-    about: dict[str, NDArray] = {"length": row_lengths}
+    about: dict[str, Any] = {"length": row_lengths}
+    offsets = np.append(starts, len(members)).astype(np.int32)
+    about["sources"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(sources[members]))
     if phases is not None:
         about["phase"] = phases[first:last]
     return _batch(columns, row_lengths, about)
 
 
 def _batch(
-    tokens: dict[str, NDArray], lengths: NDArray[np.int32], about: dict[str, NDArray]
+    tokens: dict[str, NDArray], lengths: NDArray[np.int32], about: dict[str, Any]
 ) -> pa.RecordBatch:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])

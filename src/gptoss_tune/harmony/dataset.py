@@ -1,8 +1,9 @@
 """Data sections of a recipe -> datasets that a trainer can read.
 
-``load_dataset`` is the seam to training: rows of ``input_ids``, ``loss_weights``, ``channels`` and
-``length`` (and ``position_ids`` in packed rows), as Arrow columns on disk, mapped into memory. The
-labels are derived where the loss is, from ids and weights.
+``load_dataset`` is the seam to training: rows of ``input_ids``, ``loss_weights``, ``channels``,
+``length`` and ``sources`` (the number of the source of each document of the row), and
+``position_ids`` in packed rows, as Arrow columns on disk, mapped into memory. The labels are derived
+where the loss is, from ids and weights.
 
 Each source is rendered once, row by row, into an Arrow file in the cache under the hash of its
 content and of every setting that shapes it; splitting, mixing and packing work on the lengths and
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 RENDERING: Final = 2
 """Number of the rendering; raised when a row would give other tokens, or lie otherwise on disk."""
+PACKED: Final = 2
+"""Number of the layout of packed rows; raised when they lie otherwise on disk."""
 MOST_SHOWN: Final = 20
 """Rejected rows that one message lists."""
 STOP_AFTER: Final = 100
@@ -108,7 +111,7 @@ def load_dataset(
     packed = pack_selection(selection, data, seed=seed)
     parts = [[one.key for one in rendered], data.max_length, seed, split, data.curriculum]
     digest = hashlib.sha256(selection.samples.tobytes()).hexdigest()
-    key = cache_key(["packed", RENDERING, parts, digest])
+    key = cache_key(["packed", PACKED, RENDERING, parts, digest])
 
     def build(folder: Path) -> None:
         files = [one.samples for one in rendered]

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptoss_tune.train.tokens import count_row, sum_counts
+
 IGNORED = -100
 _MULTIPLE = 8
 
@@ -75,7 +77,7 @@ class Collator:
             "loss_weights": weights,
             "selected_rows": int((weights != 0).sum()),
             "channels": _shifted(self._stack(rows, "channels", length, 0), 0),
-            "num_tokens": sum(len(row["input_ids"]) for row in rows),
+            "counts": sum_counts([count_row(row) for row in rows]),
             "rows": [row["row"] for row in rows if "row" in row],
         }
         if self.packed:

@@ -1,0 +1,173 @@
+"""Which tokens a run was trained on: by dataset and channel, counted once, kept over a resume.
+
+Counted by the collator, on the CPU, from rows as they go into batches, so that the device is never
+waited for; added up here when a step has been made. A step that the guard leaves out trains
+nothing: its tokens were read, and are not counted as trained. Integers alone, so a resumed run
+holds the same numbers as one that was never stopped.
+
+Counting from the rendered data and the number of epochs was the alternative: it does not know which
+rows a run of ``max_steps`` has met, nor what was left out.
+
+S datasets (entries of ``data.train``).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.train.loss import CHANNELS
+from gptoss_tune.train.collective import sum_over_ranks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gptoss_tune.recipe.data_schema import DataSource
+
+FILE = "tokens.json"
+"""In a checkpoint: what was counted until then."""
+_READ = len(CHANNELS)
+
+
+def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
+    """Return the tokens of one dataset row by the dataset they come from.
+
+    A token counts as trained where its loss weight is not 0; the first one of a row is predicted
+    from nothing and never is.
+
+    Args:
+        row: With ``input_ids``, ``loss_weights``, ``channels``, and, in packed rows,
+            ``position_ids``; ``sources`` names the dataset of each document (default: 0).
+
+    Returns:
+        ``[largest source + 1, 5]``: trained tokens of the four channels, and all tokens.
+    """
+    length = len(row["input_ids"])
+    sources = np.asarray(row.get("sources", [0]), dtype=np.int64)
+    if "position_ids" in row and len(sources) > 1:
+        starts = np.asarray(row["position_ids"]) == 0
+        sources = sources[np.cumsum(starts) - 1]
+    else:
+        sources = np.full(length, sources[0])
+    weights, channels = np.array(row["loss_weights"]), np.asarray(row["channels"], dtype=np.int64)
+    weights[0] = 0
+    width = len(CHANNELS) + 1
+    trained = (sources * width + channels)[weights != 0]
+    cells = np.concatenate((trained, sources * width + _READ))
+    return np.bincount(cells, minlength=(int(sources.max()) + 1) * width).reshape(-1, width)
+
+
+def sum_counts(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the sum of counts of several rows, of as many datasets as the largest names."""
+    total = np.zeros((max(len(one) for one in counts), len(CHANNELS) + 1), dtype=np.int64)
+    for one in counts:
+        total[: len(one)] += one
+    return total
+
+
+class TokenAccount:
+    """Tokens of a run so far; every rank adds its own, and ``total`` sums them.
+
+    Attributes:
+        sources: The datasets, in the recipe's order.
+    """
+
+    def __init__(self, sources: list[DataSource], device: torch.device) -> None:
+        """Start at zero.
+
+        Args:
+            sources: ``data.train``.
+            device: Where the ranks' sums are made.
+        """
+        self.sources = sources
+        self._device = device
+        self._done = np.zeros((len(sources), len(CHANNELS) + 1), dtype=np.int64)
+        self._step = np.zeros_like(self._done)
+
+    def add(self, counts: NDArray[np.int64]) -> None:
+        """Add a micro-batch of the step at hand."""
+        self._step[: len(counts)] += counts
+
+    def end_step(self, *, applied: bool) -> None:
+        """Enter the step's tokens; those of one that was left out were read and not trained."""
+        if not applied:
+            self._step[:, :_READ] = 0
+        self._done += self._step
+        self._step[:] = 0
+
+    def total(self) -> NDArray[np.int64]:
+        """Return ``[S, 5]`` of all ranks: trained tokens by channel, and tokens read.
+
+        Every rank has to ask.
+        """
+        return sum_over_ranks(torch.from_numpy(self._done).to(self._device)).cpu().numpy()
+
+    def save(self, folder: Path, total: NDArray[np.int64]) -> None:
+        """Write what was counted into a checkpoint; one rank does."""
+        write_text(folder / FILE, json.dumps({"channels": CHANNELS, "tokens": total.tolist()}))
+
+    def resume(self, folder: Path, *, first_rank: bool) -> None:
+        """Go on from a checkpoint's count.
+
+        Raises:
+            CheckpointError: The checkpoint holds none, or one of other datasets.
+        """
+        try:
+            found = json.loads((folder / FILE).read_text(encoding="utf-8"))["tokens"]
+            done = np.asarray(found, dtype=np.int64)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / FILE}: no readable count of tokens ({error}); resume from another "
+                "checkpoint"
+            ) from error
+        if done.shape != self._done.shape:
+            raise CheckpointError(
+                f"{folder / FILE}: counts {done.shape[0] if done.ndim else 0} datasets, the recipe "
+                f"names {len(self.sources)}; resume with the recipe of the checkpoint"
+            )
+        if first_rank:
+            self._done = done
+
+    def record(self, total: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the account for ``RUN/run.json``."""
+        return {
+            "read": int(total[:, _READ].sum()),
+            "trained": int(total[:, :_READ].sum()),
+            "trained_by_channel": _named(total[:, :_READ].sum(axis=0)),
+            "by_dataset": [
+                {
+                    "path": source.path,
+                    "weight": source.weight,
+                    "read": int(row[_READ]),
+                    "trained": int(row[:_READ].sum()),
+                    "trained_by_channel": _named(row[:_READ]),
+                }
+                for source, row in zip(self.sources, total, strict=True)
+            ],
+        }
+
+    def metrics(self, total: NDArray[np.int64], *, last: bool) -> dict[str, float]:
+        """Return the account as figures of a log line.
+
+        Args:
+            total: Of all ranks.
+            last: The last line also says what each channel and each dataset has.
+        """
+        trained = total[:, :_READ]
+        found = {"tokens": float(total[:, _READ].sum()), "trained_tokens_total": float(trained.sum())}
+        if last:
+            by_channel = zip(CHANNELS, trained.sum(axis=0).tolist(), strict=True)
+            found |= {f"trained_tokens_{name}": float(count) for name, count in by_channel}
+            by_dataset = enumerate(trained.sum(axis=1).tolist())
+            found |= {f"trained_tokens_dataset_{number}": float(n) for number, n in by_dataset}
+        return found
+
+
+def _named(counts: NDArray[np.int64]) -> dict[str, int]:
+    return {name: int(count) for name, count in zip(CHANNELS, counts, strict=True)}
