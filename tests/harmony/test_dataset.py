@@ -57,13 +57,14 @@ def answers(rows, vocabulary):
 
 def test_the_columns_of_the_seam(load, write_jsonl):
     rows = load(write_jsonl([chat(1), chat(2)]))
-    assert rows.column_names == ["input_ids", "loss_weights", "channels", "length"]
+    assert rows.column_names == ["input_ids", "loss_weights", "channels", "length", "sources"]
     kinds = {name: str(feature) for name, feature in rows.features.items()}
     assert kinds == {
         "input_ids": "List(Value('int32'))",
         "loss_weights": "List(Value('float32'))",
         "channels": "List(Value('int8'))",
         "length": "Value('int32')",
+        "sources": "List(Value('int16'))",
     }
     for row in rows:
         lengths = {len(row[name]) for name in ("input_ids", "loss_weights", "channels")}
@@ -151,6 +152,7 @@ def test_packed_rows_hold_every_document_whole(load, write_jsonl, vocabulary):
         "channels",
         "position_ids",
         "length",
+        "sources",
     ]
     documents = []
     for row in packed:

@@ -49,15 +49,18 @@ def parameter(model, part):
 
 def test_a_sound_run_passes_and_writes_down_what_was_checked(recipe, tmp_path):
     train(recipe("train.warmup_steps=1"))
-    guard = json.loads((tmp_path / "run" / "run.json").read_text())["guard"]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    guard, tokens = record["guard"], record["tokens"]
     assert guard["updates_checked"] == 2 and guard["skipped_steps"] == 0
     assert guard["warnings"] == []
     assert all(0 < entropy <= 1 for layer in guard["router_entropy_by_layer"] for entropy in layer)
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     logged = [json.loads(line) for line in metrics if "loss" in json.loads(line)]
     total = sum(line["trained_tokens"] for line in logged)
-    assert sum(guard["trained_tokens"].values()) == total > 0
-    assert guard["trained_tokens"]["analysis"] > 0 and guard["trained_tokens"]["final"] > 0
+    assert sum(tokens["trained_by_channel"].values()) == tokens["trained"] == total > 0
+    assert (
+        tokens["trained_by_channel"]["analysis"] > 0 and tokens["trained_by_channel"]["final"] > 0
+    )
     assert all(0 < line["router_entropy_lowest"] <= line["router_entropy"] <= 1 for line in logged)
 
 

@@ -111,7 +111,9 @@ def joined(files: Sequence[SampleFile]) -> Dataset:
     for number, file in enumerate(files):
         part: Any = Dataset.from_file(str(file.folder / "tokens.arrow"))
         numbers = pa.array(np.full(len(part), number, np.int16))
-        lists = pa.ListArray.from_arrays(pa.array(np.arange(len(part) + 1, dtype=np.int32)), numbers)
+        lists = pa.ListArray.from_arrays(
+            pa.array(np.arange(len(part) + 1, dtype=np.int32)), numbers
+        )
         column: Any = Dataset(pa.table({"sources": lists}))
         parts.append(concatenate_datasets([part, column], axis=1))
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)

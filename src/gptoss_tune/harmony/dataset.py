@@ -2,8 +2,8 @@
 
 ``load_dataset`` is the seam to training: rows of ``input_ids``, ``loss_weights``, ``channels``,
 ``length`` and ``sources`` (the number of the source of each document of the row), and
-``position_ids`` in packed rows, as Arrow columns on disk, mapped into memory. The labels are derived
-where the loss is, from ids and weights.
+``position_ids`` in packed rows, as Arrow columns on disk, mapped into memory. The labels are
+derived where the loss is, from ids and weights.
 
 Each source is rendered once, row by row, into an Arrow file in the cache under the hash of its
 content and of every setting that shapes it; splitting, mixing and packing work on the lengths and

@@ -1,4 +1,4 @@
-"""What a run shows and records while it runs: a progress bar, ``metrics.jsonl``, wandb.
+"""What a run shows and sends while it runs: a progress bar, wandb.
 
 Only rank 0 speaks. In a terminal the progress is a bar with the figures of the last step; elsewhere
 it is one plain line per logging step, which survives in a job's log.
@@ -6,74 +6,15 @@ it is one plain line per logging step, which survives in a job's log.
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.recipe.schema import TrackingSection
-
-
-class MetricsFile(TrainerCallback):
-    """Append every logged line to ``RUN/metrics.jsonl``, flushed at once."""
-
-    def __init__(self, path: Path) -> None:
-        """Write to ``path``; a resumed run continues the file."""
-        self._path = path
-        self._stream: TextIO | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Drop lines past the resumed step, which are about to be written again."""
-        if state.is_world_process_zero:
-            _keep_lines_until(self._path, state.global_step)
-            self._stream = self._path.open("a", encoding="utf-8")
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write one line: the step, and every figure of it."""
-        if self._stream is not None and logs:
-            # JSON has no NaN.
-            figures = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in logs.items()
-            }
-            row = {"step": state.global_step, "epoch": state.epoch, **figures}
-            self._stream.write(json.dumps(row) + "\n")
-            self._stream.flush()
-
-    def close(self) -> None:
-        """Close the file; not before the last evaluation, which comes after the last step."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-
-def _keep_lines_until(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue  # the torn last line of a killed run
-    replacement = path.with_name(path.name + ".partial")
-    replacement.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    replacement.replace(path)
 
 
 class ProgressDisplay(TrainerCallback):

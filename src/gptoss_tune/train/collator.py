@@ -57,14 +57,15 @@ class Collator:
 
         Args:
             rows: Each with ``input_ids``, ``loss_weights`` (of predicting token i), ``channels``
-                and, when packed, ``position_ids``; all of one length per row.
+                and, when packed, ``position_ids``; all of one length per row. ``sources`` names
+                the dataset of each document.
 
         Returns:
             ``input_ids``, ``shift_labels``, ``channels`` ``[B, S]`` int64, ``loss_weights``
             ``[B, S]`` fp32, ``attention_mask`` ``[B, S]`` int64 (or ``position_ids`` when packed),
             ``cu_seq_lens_q`` and ``max_length_q`` for varlen attention, and
             two counts known here on the host, so that no GPU has to be asked for them:
-            ``num_tokens`` (without padding) and ``selected_rows`` (with a loss weight); and
+            ``counts`` (``tokens.count_row``) and ``selected_rows`` (with a loss weight); and
             ``rows``, the rows' numbers where they carry one (``NumberedRows``).
         """
         length = max(len(row["input_ids"]) for row in rows)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -33,7 +32,7 @@ from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import GuardError
 from gptoss_tune.recipe.schema import GuardSection
 from gptoss_tune.train.collator import IGNORED
-from gptoss_tune.train.loss import CHANNELS
+from gptoss_tune.train.collective import gather_over_ranks, rank, sum_over_ranks, world_size
 from gptoss_tune.train.record import update_record
 from gptoss_tune.train.router_load import RouterLoad
 from gptoss_tune.train.trainability import Trainability, plain_name
@@ -65,6 +64,9 @@ class Guard(TrainerCallback):
     Attributes:
         warnings: What was warned of, in order.
         skipped_steps: Steps that were left out.
+        applies: Whether the step at hand makes an update.
+        load: Counts the tokens of each expert while the run trains.
+        logged_load: ``[L, E]``, what it had counted when ``metrics`` was last asked.
     """
 
     def __init__(
@@ -87,13 +89,13 @@ class Guard(TrainerCallback):
         self._section, self._run, self._console = section, run, console
         self._row_sources = row_sources
         self._watch: Trainability | None = None
-        self._load: RouterLoad | None = None
+        self.load: RouterLoad | None = None
+        self.logged_load: Tensor | None = None
         self._optimizer: Any = None
         self._batches: list[Batch] = []
         self._loss: Tensor | None = None
-        self._tokens: Tensor | None = None
         self._in_row = self._updates = 0
-        self._applies = False
+        self.applies = False
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._first: list[float] = []
         self._since_log: list[float] = []
@@ -101,25 +103,21 @@ class Guard(TrainerCallback):
         self._entropy: list[list[float]] = []
         self._collapsed: set[int] = set()
 
-    def before_forward(
-        self, inputs: dict[str, Any], channels: Tensor, rows: list[int], *, training: bool
-    ) -> None:
-        """Note a micro-batch: its rows, its trained tokens, which of its tokens are padding."""
+    def before_forward(self, inputs: dict[str, Any], rows: list[int], *, training: bool) -> None:
+        """Note a micro-batch: its rows, and which of its tokens are padding."""
         if not training:
-            if self._load is not None:
-                self._load.of_tokens(None)
+            if self.load is not None:
+                self.load.of_tokens(None)
             return
         self._batches.append(Batch(rows, inputs["input_ids"]))
-        if self._load is not None:
-            self._load.of_tokens((inputs["shift_labels"] != IGNORED).flatten())
-        if self._tokens is None:
-            self._tokens = torch.zeros(len(CHANNELS), dtype=torch.int64, device=channels.device)
-        trained = (inputs["loss_weights"] != 0).flatten().long()
-        self._tokens.index_add_(0, channels.flatten(), trained)
+        if self.load is not None:
+            self.load.of_tokens((inputs["shift_labels"] != IGNORED).flatten())
 
     def after_forward(self, loss: Tensor) -> None:
         """Add a micro-batch's share of the step's loss."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        if self.load is not None:
+            self.load.of_tokens(None)  # what backward runs again was counted already
 
     def before_clipping(self, model: nn.Module, step: int) -> None:
         """Judge a step by its loss and gradients; drop the gradients if they are not finite.
@@ -137,13 +135,13 @@ class Guard(TrainerCallback):
         fine = torch.isfinite(norm) & torch.isfinite(self._loss)
         seen = torch.stack((~fine, torch.where(fine, self._loss, 0.0))).double()
         bad_ranks, loss_sum = sum_over_ranks(seen).tolist()
-        loss = loss_sum / _world_size()
+        loss = loss_sum / world_size()
         batches, local_loss = self._batches, float(self._loss) if bad_ranks else loss
         self._batches, self._loss = [], None
-        self._applies = not bad_ranks
+        self.applies = not bad_ranks
         lr = max(group["lr"] for group in self._optimizer.param_groups)
         if self._watch is not None and self._updates < self._section.check_steps:
-            self._watch.observe(updates=self._applies and lr > 0)
+            self._watch.observe(updates=self.applies and lr > 0)
         if bad_ranks:
             self._leave_out(model, trained, step, batches, local_loss)
             return
@@ -158,10 +156,10 @@ class Guard(TrainerCallback):
             found["loss"] = sum(finite) / len(finite) if finite else math.nan
             found["skipped_steps"] = float(self.skipped_steps)
         self._since_log, self._skipped_since_log = [], 0
-        if self._load is not None:
-            counts = sum_over_ranks(self._load.counts)
+        if self.load is not None:
+            counts = self.logged_load = sum_over_ranks(self.load.counts)
             if counts.sum() > 0:
-                entropies = self._load.entropies(counts)
+                entropies = self.load.entropies(counts)
                 self._note_entropies(entropies)
                 found["router_entropy"] = sum(entropies) / len(entropies)
                 found["router_entropy_lowest"] = min(entropies)
@@ -178,7 +176,7 @@ class Guard(TrainerCallback):
     ) -> None:
         """Start to watch; on a resumed run too, whose model was just read from a file."""
         self._optimizer = optimizer
-        self._load = RouterLoad(model)
+        self.load = RouterLoad(model)
         if self._section.check_steps:
             self._watch = Trainability(model)
 
@@ -191,7 +189,7 @@ class Guard(TrainerCallback):
             GuardError: A tensor does not train as it should.
         """
         lr = max(group["lr"] for group in self._optimizer.param_groups)
-        self._updates += self._applies and lr > 0
+        self._updates += self.applies and lr > 0
         if self._watch is not None and self._updates == self._section.check_steps:
             self._judge(self._watch)
 
@@ -212,7 +210,6 @@ class Guard(TrainerCallback):
             )
         if self._watch is not None and self._updates:
             self._judge(self._watch)
-        tokens = None if self._tokens is None else sum_over_ranks(self._tokens).tolist()
         if state.is_world_process_zero:
             update_record(
                 self._run,
@@ -221,13 +218,12 @@ class Guard(TrainerCallback):
                     "skipped_steps": self.skipped_steps,
                     "warnings": self.warnings,
                     "router_entropy_by_layer": self._entropy,
-                    "trained_tokens": tokens and dict(zip(CHANNELS, tokens, strict=True)),
                 },
             )
 
     def close(self) -> None:
         """Take the hooks off the model."""
-        for watch in (self._watch, self._load):
+        for watch in (self._watch, self.load):
             if watch is not None:
                 watch.close()
 
@@ -261,12 +257,12 @@ class Guard(TrainerCallback):
         self._skipped_since_log += 1
         self._in_row += 1
         rows = [row for batch in batches for row in batch.rows]
-        path = self._run / FOLDER / f"step-{step}-rank-{_rank()}.json"
+        path = self._run / FOLDER / f"step-{step}-rank-{rank()}.json"
         path.parent.mkdir(exist_ok=True)
         sources = self._row_sources(rows)
         kept = {
             "step": step,
-            "rank": _rank(),
+            "rank": rank(),
             "loss": str(loss),
             "tensors_not_finite": names,
             "rows": rows,
@@ -274,7 +270,7 @@ class Guard(TrainerCallback):
             "input_ids": [batch.input_ids.tolist() for batch in batches],
         }
         write_text(path, json.dumps(kept) + "\n")
-        everyone = gather_over_ranks((_rank(), math.isfinite(loss), names, sources))
+        everyone = gather_over_ranks((rank(), math.isfinite(loss), names, sources))
         text = _describe(step, everyone)
         if self._in_row <= self._section.max_nonfinite_steps:
             self._warn(f"{text}; no update was made, the batch is kept in {path.parent}")
@@ -351,27 +347,3 @@ def _total_norm(gradients: list[Tensor | None]) -> Tensor:
     if not gradients:
         return torch.zeros(())
     return nn.utils.get_total_norm([_local(gradient) for gradient in gradients])
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Return ``values`` added up over all ranks, in a tensor of its own."""
-    total = values.clone()
-    if _world_size() > 1:
-        dist.all_reduce(total)
-    return total
-
-
-def gather_over_ranks(value: Any) -> list[Any]:
-    """Return every rank's ``value``, in their order."""
-    gathered: list[Any] = [value] * _world_size()
-    if _world_size() > 1:
-        dist.all_gather_object(gathered, value)
-    return gathered

@@ -93,7 +93,7 @@ class LayerFigures:
             self._stream = None
 
     def _is_kept(self, step: int, most: int) -> bool:
-        """Say whether a step's line is one of ``most`` spread over the run, or its first or last."""
+        """Say whether a step's line is among ``most`` spread over the run, or its first or last."""
         number, rest = divmod(step, self._every)
         stride = -(-self._lines // most)
         return rest == 0 and (number % stride == 0 or number in (1, self._lines))

@@ -1,7 +1,7 @@
 """How evenly a layer's experts are used: the entropy of their load, 1 when all get the same.
 
-Counted by hooks on the routers, on the device, over tokens that are not padding; activation
-checkpointing runs a router twice and counts twice, which no share notices.
+Counted by hooks on the routers, on the device, over tokens that are not padding, in the forward
+pass alone: what activation checkpointing runs again is not counted again.
 
 K experts per token, E experts, L layers, T tokens.
 """
@@ -35,10 +35,7 @@ class RouterLoad:
             self._handles.append(router.register_forward_hook(self._counter(layer)))
 
     def of_tokens(self, real: Tensor | None) -> None:
-        """Count the tokens of the coming forward pass where ``real [T]`` is not 0; ``None``: none.
-
-        What backward runs again is counted by the same ``real``.
-        """
+        """Count tokens of the coming forward pass where ``real [T]`` is not 0; ``None``: none."""
         self._real = real
 
     def entropies(self, counts: Tensor) -> list[float]:

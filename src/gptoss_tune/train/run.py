@@ -25,13 +25,15 @@ from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.train import checkpoints, folder
-from gptoss_tune.train.callbacks import MetricsFile, ProgressDisplay, WandbMetrics
+from gptoss_tune.train.books import Books, peak_memory_bytes
+from gptoss_tune.train.callbacks import ProgressDisplay, WandbMetrics
 from gptoss_tune.train.collator import Collator
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.launcher import refuse_sharding
+from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
-from gptoss_tune.train.sft import WeightedSftTrainer, peak_memory_bytes, save_adapter
+from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
 from gptoss_tune.train.stopping import StopOnSignal
 
 if TYPE_CHECKING:
@@ -88,7 +90,9 @@ def train(recipe: Recipe) -> RunSummary:
     set_seed(recipe.train.seed)
     model = _model(recipe, base, state, console)
     guard = _guard(recipe, base, start.folder, console)
-    trainer = _trainer(recipe, base, model, train_set, eval_set, guard)
+    device = torch.device(state.device or "cpu")
+    books = Books(start.folder, recipe.data.train, device, start.checkpoint)
+    trainer = _trainer(recipe, base, model, train_set, eval_set, guard, books)
     stop = StopOnSignal()
     displays = _callbacks(recipe, start.folder, console)
     for callback in (*displays, stop):
@@ -108,6 +112,7 @@ def train(recipe: Recipe) -> RunSummary:
     finally:
         stop.close()
         guard.close()
+        books.close()
         for callback in displays:
             callback.close()
     return _finish(trainer, start.folder, eval_loss, started, console)
@@ -164,6 +169,7 @@ def _trainer(
     train_set: Dataset,
     eval_set: Dataset | None,
     guard: Guard,
+    books: Books,
 ) -> WeightedSftTrainer:
     tokenizer = _tokenizer(base)
     # Said here, or the trainer aligns the two itself and warns about it.
@@ -176,6 +182,7 @@ def _trainer(
         eval_dataset=eval_set,
         processing_class=tokenizer,
         guard=guard,
+        books=books,
     )
 
 

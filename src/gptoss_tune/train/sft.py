@@ -7,7 +7,6 @@ checkpoints that are complete or absent, and adapters saved without a pickle bes
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,29 @@ from trl import SFTTrainer
 
 from gptoss_tune.harmony.order import EpochOrder
 from gptoss_tune.train import checkpoints
+from gptoss_tune.train.books import Books
 from gptoss_tune.train.collator import NumberedRows
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.loss import LossMeter, step_weight
 
-_BATCH_ONLY = ("channels", "num_tokens", "rows")
+_BATCH_ONLY = ("channels", "counts", "rows")
 
 
 class WeightedSftTrainer(SFTTrainer):
     """``SFTTrainer`` for batches of ``train.collator``: weighted losses, staged checkpoints."""
 
-    def __init__(self, *args: Any, guard: Guard, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, guard: Guard, books: Books, **kwargs: Any) -> None:
         """Take what ``SFTTrainer`` takes; the model is a ``GptOssForTuning`` with adapters."""
         super().__init__(*args, **kwargs)
-        self.guard = guard
+        self.guard, self.books = guard, books
         self.add_callback(guard)
+        self.add_callback(books)
         # compute_loss divides by the weight of the whole step, so nothing else may divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         # Our display speaks; the trainer would print the same figures as a dictionary.
         self.remove_callback(PrinterCallback)
         self._meters = {mode: LossMeter(self.accelerator.device) for mode in ("train", "eval")}
-        self._tokens = 0
-        self._tokens_since_log = 0
-        self._logged_at: float | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:  # pyright: ignore
         """Return the order of the rows: seed, epoch and curriculum decide it, never the ranks."""
@@ -65,8 +63,8 @@ class WeightedSftTrainer(SFTTrainer):
     ) -> Any:
         """Return this micro-batch's share of the step's mean loss, scalar fp32."""
         training = model.training
-        channels, num_tokens, rows = (inputs.pop(name) for name in _BATCH_ONLY)
-        self.guard.before_forward(inputs, channels, rows, training=training)
+        channels, counts, rows = (inputs.pop(name) for name in _BATCH_ONLY)
+        self.guard.before_forward(inputs, rows, training=training)
         outputs = model(**inputs, use_cache=False)
         meter = self._meters["train" if training else "eval"]
         meter.add(outputs.token_losses, inputs["loss_weights"], channels)
@@ -75,7 +73,7 @@ class WeightedSftTrainer(SFTTrainer):
         weight = torch.as_tensor(num_items_in_batch).clamp(min=1e-12)
         loss = outputs.loss_sum / weight.to(outputs.loss_sum)
         if training:
-            self._count(num_tokens)
+            self.books.add(counts)
             # DDP and FSDP average gradients over ranks; the denominator is already that of all.
             loss = loss * self.accelerator.num_processes
             self.guard.after_forward(loss)
@@ -87,7 +85,10 @@ class WeightedSftTrainer(SFTTrainer):
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         """Let the guard judge the step's gradients, then clip what it left."""
-        self.guard.before_clipping(model, self.state.global_step + 1)
+        step = self.state.global_step + 1
+        self.books.before_clipping(model, step, self.guard)
+        self.guard.before_clipping(model, step)
+        self.books.end_step(applied=self.guard.applies)
         return super()._clip_grad_norm(model)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -113,32 +114,13 @@ class WeightedSftTrainer(SFTTrainer):
             channels = self._read_meter("train")
             channels.pop("mean_loss", None)
             logs.update(channels)
-            logs.update(self._throughput())
-            logs.update(self.guard.metrics())
+            logs.update(self.books.figures(self.state, self.guard))
         Trainer.log(self, logs, start_time)
 
     def _read_meter(self, mode: str) -> dict[str, float]:
         meter = self._meters[mode]
         reduced = self.accelerator.reduce(meter.state(), reduction="sum")
         return meter.read(reduced)  # pyright: ignore[reportArgumentType]
-
-    def _count(self, num_tokens: int) -> None:
-        self._tokens_since_log += num_tokens
-        if self._logged_at is None:
-            self._logged_at = time.monotonic()
-
-    def _throughput(self) -> dict[str, float]:
-        counted = torch.tensor(self._tokens_since_log, device=self.accelerator.device)
-        tokens = int(self.accelerator.reduce(counted, reduction="sum"))  # pyright: ignore[reportArgumentType]
-        now = time.monotonic()
-        seconds = max(now - (self._logged_at or now), 1e-9)
-        self._tokens += tokens
-        self._tokens_since_log, self._logged_at = 0, now
-        return {
-            "tokens": float(self._tokens),
-            "tokens_per_second": tokens / seconds,
-            "memory_gib": peak_memory_bytes(self.accelerator.device) / 2**30,
-        }
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the adapter alone: the tokenizer is the base's, and arguments are in the recipe."""
@@ -157,6 +139,7 @@ class WeightedSftTrainer(SFTTrainer):
             checkpoints.stage(run)
         self.accelerator.wait_for_everyone()
         Trainer._save_checkpoint(self, model, trial)  # pyright: ignore[reportArgumentType]
+        self.books.save(run / checkpoints.STAGING / name, writes=self.args.should_save)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoints.publish(run / checkpoints.STAGING / name, run / name)
@@ -174,14 +157,3 @@ def save_adapter(model: Any, folder: Path, state_dict: dict | None = None) -> No
         save_embedding_layers=False,
     )
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours comes with a push
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak bytes allocated on a GPU, or the process's peak resident size on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -22,8 +22,8 @@ import torch
 
 from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.train.loss import CHANNELS
 from gptoss_tune.train.collective import sum_over_ranks
+from gptoss_tune.train.loss import CHANNELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,6 +108,10 @@ class TokenAccount:
         """
         return sum_over_ranks(torch.from_numpy(self._done).to(self._device)).cpu().numpy()
 
+    def read(self) -> int:
+        """Return the tokens read by all ranks; every rank has to ask."""
+        return int(self.total()[:, _READ].sum())
+
     def save(self, folder: Path, total: NDArray[np.int64]) -> None:
         """Write what was counted into a checkpoint; one rank does."""
         write_text(folder / FILE, json.dumps({"channels": CHANNELS, "tokens": total.tolist()}))
@@ -160,7 +164,10 @@ class TokenAccount:
             last: The last line also says what each channel and each dataset has.
         """
         trained = total[:, :_READ]
-        found = {"tokens": float(total[:, _READ].sum()), "trained_tokens_total": float(trained.sum())}
+        found = {
+            "tokens": float(total[:, _READ].sum()),
+            "trained_tokens_total": float(trained.sum()),
+        }
         if last:
             by_channel = zip(CHANNELS, trained.sum(axis=0).tolist(), strict=True)
             found |= {f"trained_tokens_{name}": float(count) for name, count in by_channel}
