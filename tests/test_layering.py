@@ -13,8 +13,10 @@ KERNELS = ROOT / "kernels" / "gptoss_kernels"
 
 LEVELS = {
     "gptoss_kernels": 0,
-    "errors": 0,
+    "display": 0,
     "shipped": 0,
+    "errors": 0.3,
+    "json_file": 0.6,
     "recipe": 1,
     "harmony": 2,
     "checkpoint": 2.5,

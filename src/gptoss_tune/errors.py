@@ -14,6 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from gptoss_tune.display import shown_safely
+
 
 class GptossTuneError(Exception):
     """Base of every error that gptoss-tune raises on purpose."""
@@ -69,9 +71,9 @@ def run_command(command: Callable[[], object], *, debug: bool) -> None:
         command()
     except GptossTuneError as error:
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(shown_safely(traceback.format_exc()))
         label = "stopped" if isinstance(error, RunInterrupted) else "error"
-        sys.stderr.write(f"{label}: {error}\n")
+        sys.stderr.write(f"{label}: {shown_safely(str(error))}\n")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         sys.stderr.write("stopped by Ctrl-C; nothing half-written was left behind\n")

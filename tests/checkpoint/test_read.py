@@ -144,7 +144,8 @@ def damage_stale_config(base):
 
 
 def damage_more_layers(base):
-    edit(base / "config.json", num_hidden_layers=2)
+    kinds = ["sliding_attention", "full_attention"]
+    edit(base / "config.json", num_hidden_layers=2, layer_types=kinds)
 
 
 def damage_index_json(base):
@@ -227,7 +228,7 @@ DAMAGES = {
     damage_quantisation: "quant_method is 'bitsandbytes'; expected 'mxfp4'",
     damage_stale_config: "holds MXFP4 experts, but config.json has no quantization_config",
     damage_more_layers: "19 of 41 tensors are missing",
-    damage_index_json: "cannot be read",
+    damage_index_json: "expected a JSON object",
     damage_index_of_another: "which does not hold it",
     damage_unlisted: "holds it; the index is of another download",
     damage_relative: "leaves the folder; refused",

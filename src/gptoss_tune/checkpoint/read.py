@@ -12,36 +12,27 @@ warning and fills them with random numbers.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gptoss_tune.checkpoint.config import read_config
+from gptoss_tune.checkpoint.inside import inside
 from gptoss_tune.checkpoint.names import ExpertFormat, expected_shapes
 from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile, TensorSpec
 from gptoss_tune.checkpoint.write import INDEX_NAME, SINGLE_NAME, natural_order
+from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError, HubError
-
-ARCHITECTURE = "GptOssForCausalLM"
+from gptoss_tune.json_file import read_object
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"]
 _HUB_OTHER_LAYOUTS = ["original/*", "metal/*"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FINGERPRINT_BYTES = 4096  # of each tensor: enough to tell weights apart, quick for 120b
-_NEEDED_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_local_experts",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-)
 
 
 class Checkpoint:
@@ -230,50 +221,21 @@ def _download(name: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return ``config.json`` of a gpt-oss checkpoint.
-
-    Raises:
-        CheckpointError: Missing, not JSON, another architecture, a size missing, or a quantisation
-            other than MXFP4.
-    """
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{file}: no such file; expected the folder of a gpt-oss checkpoint"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
-    found = config.get("architectures") if isinstance(config, dict) else None
-    if not isinstance(found, list) or ARCHITECTURE not in found:
-        raise CheckpointError(f"{file}: architectures is {found}; expected ['{ARCHITECTURE}']")
-    for key in _NEEDED_SIZES:
-        if not isinstance(config.get(key), int):
-            raise CheckpointError(f"{file}: {key} is {config.get(key)!r}; expected a whole number")
-    quantization = config.get("quantization_config")
-    if quantization is not None and quantization.get("quant_method") != "mxfp4":
-        raise CheckpointError(
-            f"{file}: quant_method is {quantization.get('quant_method')!r}; expected 'mxfp4' (as "
-            "released) or no quantization_config (bf16); start from one of these"
-        )
-    return config
-
-
 def _open_files(path: Path) -> list[SafetensorsFile]:
     """Open the safetensors files that the index, or the lone file, names."""
     index = path / INDEX_NAME
     if not index.exists():
         if not (path / SINGLE_NAME).exists():
             raise CheckpointError(_no_weights(path))
-        return [SafetensorsFile(_inside(path, SINGLE_NAME))]
+        return [SafetensorsFile(_weights_file(path, SINGLE_NAME, f"{path}: has"))]
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_object(inside(path, INDEX_NAME, f"{path}: has"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"weight_map names {names[0]!r} as a file")
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: cannot be read ({error!r}); copy it again") from None
-    files = {name: SafetensorsFile(_inside(path, name, index)) for name in names}
+    files = {name: SafetensorsFile(_weights_file(path, name, f"{index}: names")) for name in names}
     for tensor, name in weight_map.items():
         if tensor not in files[name].entries:
             raise CheckpointError(
@@ -301,26 +263,11 @@ def _no_weights(path: Path) -> str:
     return f"{path}: holds neither {SINGLE_NAME} nor {INDEX_NAME}; expected safetensors weights"
 
 
-def _inside(path: Path, name: str, index: Path | None = None) -> Path:
-    """Return the file ``name`` of the folder ``path``, refusing names and links that leave it."""
-    pure = PurePosixPath(name)
-    where = f"{index}: names" if index else f"{path}: has"
-    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        raise CheckpointError(f"{where} '{name}', which leaves the folder; refused")
+def _weights_file(path: Path, name: str, where: str) -> Path:
+    """Return a weights file of the folder ``path``, by the name that an index gives it."""
     if not name.endswith(".safetensors"):
-        raise CheckpointError(f"{where} '{name}'; expected a .safetensors file")
-    file = path / name
-    # The Hub's cache is made of links from snapshots/REVISION/ to blobs/ of the same repository.
-    root = path.absolute()
-    allowed = root.parents[1] if root.parent.name == "snapshots" else root
-    if not file.resolve().is_relative_to(allowed.resolve()):
-        raise CheckpointError(
-            f"{where} '{name}', a link to {file.resolve()} outside the folder; refused, copy the "
-            "file into the folder"
-        )
-    if not file.exists():
-        raise CheckpointError(f"{where} '{name}', which is missing; copy or download it again")
-    return file
+        raise CheckpointError(f"{where} '{one_line(name)}'; expected a .safetensors file")
+    return inside(path, name, where)
 
 
 def _expert_format(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.json_file import parse
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -43,6 +45,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # the limit of the reference implementation
+_LONGEST_NAME = 1000
+_MOST_AXES = 8
 _METADATA = "__metadata__"
 
 
@@ -156,16 +160,24 @@ class SafetensorsFile:
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     """Return a file's metadata and its tensors by name, after checking that the file is whole.
 
+    Whole means: the data of the tensors cover the file to its last byte, each byte once. A file in
+    which two names share bytes, or bytes belong to none, can hold what no check of ours has seen.
+
     Raises:
         CheckpointError: The file is missing, is no safetensors file, holds a dtype unknown here,
             or its size differs from what the header promises.
     """
     try:
-        size = path.stat().st_size
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise CheckpointError(
+                f"{path}: is no regular file; expected safetensors, copy it again"
+            )
+        size = about.st_size
         with path.open("rb") as file:
             prefix = file.read(_LENGTH_BYTES)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == _LENGTH_BYTES else 0
-            raw = file.read(length) if 0 < length <= _LONGEST_HEADER else b""
+            raw = file.read(length) if 0 < length <= min(_LONGEST_HEADER, size) else b""
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; copy or download it again") from None
     except OSError as error:
@@ -176,14 +188,22 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
             f"{length}); copy or download it again"
         )
     try:
-        header = json.loads(raw)
-        metadata = header.pop(_METADATA, {})
+        header = parse(raw)
+        metadata = _metadata(header.pop(_METADATA, {}))
         entries = dict(_entries(header, _LENGTH_BYTES + length))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its safetensors header cannot be read ({error}); copy or download it again"
         ) from None
-    end = max((e.offset + e.spec.nbytes for e in entries.values()), default=_LENGTH_BYTES + length)
+    end = _LENGTH_BYTES + length
+    for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.spec.nbytes)):
+        if entry.offset != end:
+            found = "overlaps the data before it" if entry.offset < end else "leaves a hole before"
+            raise CheckpointError(
+                f"{path}: the data of '{entry.spec.name}' {found}; every byte belongs to one "
+                "tensor, the file is damaged or made to deceive, copy it again from its source"
+            )
+        end += entry.spec.nbytes
     if end != size:
         raise CheckpointError(
             f"{path}: {size} bytes on disk, {end} according to its header; the file is "
@@ -192,16 +212,35 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     return metadata, entries
 
 
+def _metadata(value: object) -> dict[str, str]:
+    """Return the free texts of a header, which the format wants to be texts."""
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError(f"{_METADATA} is no object of texts")
+    return value
+
+
 def _entries(header: dict[str, dict], base: int) -> Iterable[tuple[str, TensorEntry]]:
     """Yield the entries of a parsed header whose data begin at byte ``base``."""
     for name, item in header.items():
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise ValueError(f"the name {name[:60]!a} is no name of a tensor")
         if item["dtype"] not in DTYPES:
-            raise ValueError(f"{name} has dtype {item['dtype']}, known are {', '.join(DTYPES)}")
-        spec = TensorSpec(name, DTYPES[item["dtype"]], tuple(item["shape"]))
-        start, stop = item["data_offsets"]
-        if start < 0 or stop - start != spec.nbytes:
+            raise ValueError(f"{name} has dtype {item['dtype']!r}, known are {', '.join(DTYPES)}")
+        shape = tuple(_whole(size, f"a size of {name}") for size in item["shape"])
+        if len(shape) > _MOST_AXES:
+            raise ValueError(f"{name} has {len(shape)} axes")
+        spec = TensorSpec(name, DTYPES[item["dtype"]], shape)
+        start, stop = (_whole(offset, f"an offset of {name}") for offset in item["data_offsets"])
+        if stop - start != spec.nbytes:
             raise ValueError(f"{name} claims {stop - start} bytes, its shape needs {spec.nbytes}")
         yield name, TensorEntry(spec, base + start)
+
+
+def _whole(value: object, what: str) -> int:
+    """Return a size or an offset: a whole number that 63 bits can hold."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{what} is {str(value)[:40]}")
+    return value
 
 
 def header_bytes(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:

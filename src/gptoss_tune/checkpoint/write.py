@@ -102,7 +102,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         """Create the file and write its header."""
         with disk_errors(self.path):
-            self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            self._descriptor = create(self._part)
             _write_at(self._descriptor, memoryview(self._start), 0)
         return self
 
@@ -224,8 +224,19 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8 so that the file is whole or absent."""
     part = path.with_name(path.name + ".part")
     with disk_errors(path):
-        part.write_text(text, encoding="utf-8")
+        with open(create(part), "w", encoding="utf-8") as file:
+            file.write(text)
         part.replace(path)
+
+
+def create(path: Path) -> int:
+    """Return the descriptor of a new file; what has its name is removed, a link not followed.
+
+    A run or a staging folder that others can write to may hold a link under a name that we are
+    about to use; opening it plainly would write to what the link points at.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
 
 def refuse_existing(out: Path) -> None:

@@ -215,7 +215,7 @@ def merge_calibrated(
 
 def _record(recipe: Recipe) -> dict[str, Any]:
     """Return the record of this calibration; empty where it has not begun."""
-    from gptoss_tune.export.factors import run_record
+    from gptoss_tune.export.run_record import run_record
     from gptoss_tune.train.record import RECORD
 
     folder = Path(recipe.train.output_dir)

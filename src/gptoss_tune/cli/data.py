@@ -139,7 +139,8 @@ def _write(path: Path, text: str) -> None:
 def _print_example(console: Console, number: int, example: Example, vocabulary: Vocabulary) -> None:
     from rich.text import Text
 
-    from gptoss_tune.harmony.pieces import pieces, visible
+    from gptoss_tune.display import visible
+    from gptoss_tune.harmony.pieces import pieces
 
     trained = int((example.loss_weights > 0).sum())
     size = f"{len(example.input_ids):,} tokens, {trained:,} trained"
@@ -160,7 +161,7 @@ def _message(console: Console, message: object, largest: float) -> Text:
 
     from rich.text import Text
 
-    from gptoss_tune.harmony.pieces import visible
+    from gptoss_tune.display import visible
 
     coloured = console.color_system is not None
     text = Text()
@@ -208,7 +209,7 @@ def _print_census(console: Console, census: Census) -> None:
 def _print_split(console: Console, name: str, split: SplitCensus) -> None:
     from rich.text import Text
 
-    from gptoss_tune.harmony.pieces import visible
+    from gptoss_tune.display import visible
 
     counts = split.report.counts
     console.print(Text(name, style="bold cyan"))
@@ -248,7 +249,7 @@ def _channels(split: SplitCensus) -> str:
 def _print_overlap(console: Console, what: str, overlap: Overlap) -> None:
     from rich.text import Text
 
-    from gptoss_tune.harmony.pieces import visible
+    from gptoss_tune.display import visible
 
     if overlap.rows:
         what = what.replace("rows", "row", 1) if overlap.rows == 1 else what

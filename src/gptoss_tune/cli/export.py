@@ -246,7 +246,7 @@ def open_all(
 
 def _threshold(weighted: list[WeightedAdapter]) -> float:
     """Return the strictest survival that the recipes of the adapters ask for."""
-    from gptoss_tune.export.factors import wanted_survival
+    from gptoss_tune.export.run_record import wanted_survival
     from gptoss_tune.recipe import ExportSection
 
     asked = [wanted_survival(each.adapter.path) for each in weighted]

@@ -22,7 +22,9 @@ from torch import Tensor
 from gptoss_tune.checkpoint.safetensors_file import TensorSpec
 from gptoss_tune.checkpoint.write import Shard, staged, to_json, write_shard
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, LowRank, run_record
+from gptoss_tune.export.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gptoss_tune.export.factors import Adapter, LowRank
+from gptoss_tune.export.run_record import run_record
 from gptoss_tune.export.targets import Target
 
 Server = Literal["peft", "vllm", "sglang"]

@@ -11,33 +11,27 @@ is wrong.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.checkpoint.inside import inside
 from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.adapter_config import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    read_adapter_config,
+)
+from gptoss_tune.export.run_record import run_record
 from gptoss_tune.export.targets import Target, targets_of
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
 _SWAPPING_PEFT = "0.19.0"
-_REFUSED = {
-    "use_dora": "DoRA rescales the merged weight and no server reads it for experts",
-    "lora_bias": "a bias on B belongs to no tensor of the base",
-    "modules_to_save": "whole modules are no low-rank change; merge them yourself first",
-    "trainable_token_indices": "new token rows are no low-rank change of the experts",
-    "layer_replication": "replicated layers make another architecture",
-    "fan_in_fan_out": "gpt-oss stores its linear weights as [out, in]",
-}
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class Adapter:
         self.config = read_adapter_config(path)
         where = str(path / ADAPTER_CONFIG)
         self.targets = targets_of(self.config, base, where)
-        self.file = SafetensorsFile(path / ADAPTER_WEIGHTS)
+        self.file = SafetensorsFile(inside(path, ADAPTER_WEIGHTS, f"{path}: has"))
         self._check_names(base)
         self.swapped = self._check_shapes()
         self._check_finite()
@@ -269,67 +263,3 @@ def base_name(adapters: Iterable[str | Path]) -> tuple[str, str | None]:
             f"the adapters were trained on different bases ({listed}); give --base"
         )
     return next(iter(named))
-
-
-def run_record(folder: Path) -> dict[str, Any]:
-    """Return ``run.json`` beside or above an adapter; empty where there is none.
-
-    Raises:
-        CheckpointError: It is not JSON.
-    """
-    for path in (folder / "run.json", folder.absolute().parent / "run.json"):
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-            return found if isinstance(found, dict) else {}
-    return {}
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return ``adapter_config.json``, refusing kinds of adapters that no export can hold.
-
-    Raises:
-        CheckpointError: Not JSON, not LoRA, pickled weights, or a refused option.
-    """
-    file = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{file}: peft_type is {found!r}; expected 'LORA'")
-    for option, reason in _REFUSED.items():
-        if config.get(option):
-            raise CheckpointError(f"{file}: {option} is {config[option]!r}: {reason}; refused")
-    if config.get("bias", "none") != "none":
-        raise CheckpointError(f"{file}: bias is {config['bias']!r}; expected 'none'")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float) or config[key] <= 0:
-            raise CheckpointError(
-                f"{file}: {key} is {config.get(key)!r}; expected a positive number"
-            )
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        pickle = folder / "adapter_model.bin"
-        if pickle.exists():
-            raise CheckpointError(
-                f"{pickle}: is a pickle file, which can run code when it is read; expected "
-                f"{ADAPTER_WEIGHTS}, save the adapter with safe_serialization"
-            )
-        raise CheckpointError(
-            f"{folder / ADAPTER_WEIGHTS}: no such file; the adapter is incomplete"
-        )
-    return config
-
-
-def wanted_survival(folder: Path) -> float | None:
-    """Return the recipe's ``export.min_survival`` from ``run.json``; ``None`` where it has none."""
-    return run_record(folder).get("recipe", {}).get("export", {}).get("min_survival")
-
-
-def trained_merge_aware(folder: Path) -> bool:
-    """Return whether ``run.json`` says that the rounded weights were trained."""
-    recipe = run_record(folder).get("recipe", {})
-    return bool(recipe.get("lora", {}).get("merge_aware", False))

@@ -43,9 +43,9 @@ from gptoss_tune.checkpoint.write import (
 )
 from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.export.compute import added, unpacked
-from gptoss_tune.export.factors import trained_merge_aware
 from gptoss_tune.export.mxfp4 import ScaleRule, Survival, packed, total_share
 from gptoss_tune.export.plan import Step, WeightedAdapter, low_ranks, merged_config, plan_steps
+from gptoss_tune.export.run_record import trained_merge_aware
 from gptoss_tune.export.travel import copy_companions
 
 REPORT = "merge_report.json"

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.checkpoint.names import (
@@ -22,6 +22,7 @@ from gptoss_tune.checkpoint.names import (
     expert_shape,
 )
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.patterns import matching
 
 _PREFIX = "base_model.model."
 
@@ -64,7 +65,16 @@ def targets_of(config: Mapping[str, Any], base: Checkpoint, where: str) -> dict[
     Raises:
         CheckpointError: Nothing is targeted, or something that cannot be merged.
     """
-    targets = [*_linear_targets(config, base, where), *_expert_targets(config, base)]
+    layers = range(base.config["num_hidden_layers"])
+    names = (
+        "model.embed_tokens",
+        "lm_head",
+        *(f"model.layers.{i}.mlp.router" for i in layers),
+        *(f"model.layers.{i}.self_attn.{name}" for i in layers for name in ATTENTION_PROJECTIONS),
+        *(expert_key(i, name) for i in layers for name in EXPERT_PROJECTIONS),
+    )
+    rules = _Rules(config, names, where)
+    targets = [*_linear_targets(rules, base), *_expert_targets(rules, base)]
     if not targets:
         raise CheckpointError(
             f"{where}: target_modules {config.get('target_modules')} and target_parameters "
@@ -74,7 +84,66 @@ def targets_of(config: Mapping[str, Any], base: Checkpoint, where: str) -> dict[
     return {target.module: target for target in targets}
 
 
-def _linear_targets(config: Mapping[str, Any], base: Checkpoint, where: str) -> Iterable[Target]:
+@dataclass(frozen=True)
+class _Rules:
+    """PEFT's rules for one configuration.
+
+    Attributes:
+        config: The adapter's configuration.
+        names: Every module that a pattern may be asked about.
+        where: The configuration's file.
+    """
+
+    config: Mapping[str, Any]
+    names: tuple[str, ...]
+    where: str
+
+    def selects(self, module: str) -> bool:
+        """Return whether ``target_modules`` selects ``module``."""
+        wanted = self.config.get("target_modules") or []
+        excluded = self.config.get("exclude_modules") or []
+        if isinstance(excluded, str):
+            out = module in self._matching("fullmatch", excluded, "exclude_modules")
+        else:
+            out = _ends_with(module, excluded)
+        if out:
+            return False
+        if isinstance(wanted, str):
+            return module in self._matching("fullmatch", wanted, "target_modules")
+        return _ends_with(module, wanted) and self._in_layers(module)
+
+    def rank(self, module: str) -> tuple[int, float]:
+        """Return rank and scaling of ``module`` from the configuration and its patterns."""
+        rank = self._pattern("rank_pattern", module, self.config["r"])
+        alpha = self._pattern("alpha_pattern", module, self.config["lora_alpha"])
+        divisor = math.sqrt(rank) if self.config.get("use_rslora") else rank
+        return int(rank), alpha / divisor
+
+    def _matching(
+        self, how: Literal["ends", "fullmatch"], pattern: str, option: str
+    ) -> frozenset[str]:
+        return matching(how, pattern, self.names, f"{self.where}: {option}")
+
+    def _pattern(self, option: str, module: str, default: float) -> float:
+        """Return the value of the first pattern that matches the end of ``module``."""
+        for pattern, value in (self.config.get(option) or {}).items():
+            if module in self._matching("ends", pattern, option):
+                return value
+        return default
+
+    def _in_layers(self, module: str) -> bool:
+        """Return whether ``layers_to_transform`` allows ``module``."""
+        layers = self.config.get("layers_to_transform")
+        if layers is None or layers == []:
+            return True
+        patterns = self.config.get("layers_pattern") or [r"[^.]*"]
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        matches = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
+        layer = next((int(match[1]) for match in matches if match), None)
+        return layer in ([layers] if isinstance(layers, int) else layers)
+
+
+def _linear_targets(rules: _Rules, base: Checkpoint) -> Iterable[Target]:
     """Yield the linear layers that ``target_modules`` matches."""
     layers = base.config["num_hidden_layers"]
     attention = [
@@ -84,19 +153,19 @@ def _linear_targets(config: Mapping[str, Any], base: Checkpoint, where: str) -> 
     ]
     refused = ["model.embed_tokens", *(f"model.layers.{i}.mlp.router" for i in range(layers))]
     for module in [*refused, *attention, "lm_head"]:
-        if not _module_matches(config, module):
+        if not rules.selects(module):
             continue
         if module in refused:
             raise CheckpointError(
-                f"{where}: targets '{module}', which cannot be merged; expected attention "
+                f"{rules.where}: targets '{module}', which cannot be merged; expected attention "
                 "projections, lm_head and experts"
             )
         weight = f"{module}.weight"
         out, into = base.shape(weight)
-        yield Target(module, _PREFIX + module, None, (into, out), *_rank(config, module))
+        yield Target(module, _PREFIX + module, None, (into, out), *rules.rank(module))
 
 
-def _expert_targets(config: Mapping[str, Any], base: Checkpoint) -> Iterable[Target]:
+def _expert_targets(rules: _Rules, base: Checkpoint) -> Iterable[Target]:
     """Yield the expert stacks that ``target_parameters`` matches.
 
     PEFT wraps parameters in the order of the module, gate_up_proj first; the second wraps the
@@ -107,53 +176,13 @@ def _expert_targets(config: Mapping[str, Any], base: Checkpoint) -> Iterable[Tar
         matched = [
             (key, projection)
             for key, projection in zip(keys, EXPERT_PROJECTIONS, strict=True)
-            if _ends_with(key, config.get("target_parameters") or [])
+            if _ends_with(key, rules.config.get("target_parameters") or [])
         ]
         for depth, (key, projection) in enumerate(reversed(matched)):
             experts, into, out = expert_shape(base.config, projection)
             wrapper = f"{_PREFIX}model.layers.{layer}.mlp.experts" + ".base_layer" * depth
-            yield Target(key, wrapper, experts, (into, out), *_rank(config, key))
-
-
-def _module_matches(config: Mapping[str, Any], module: str) -> bool:
-    """Return whether ``target_modules`` selects ``module``, by PEFT's rules."""
-    wanted, excluded = config.get("target_modules") or [], config.get("exclude_modules") or []
-    if isinstance(excluded, str):
-        excluded = [module] if re.fullmatch(excluded, module) else []
-    if _ends_with(module, excluded):
-        return False
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, module) is not None
-    return _ends_with(module, wanted) and _in_layers(config, module)
-
-
-def _in_layers(config: Mapping[str, Any], module: str) -> bool:
-    """Return whether ``layers_to_transform`` allows ``module``."""
-    layers = config.get("layers_to_transform")
-    if layers is None or layers == []:
-        return True
-    patterns = config.get("layers_pattern") or [r"[^.]*"]
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    matches = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
-    layer = next((int(match[1]) for match in matches if match), None)
-    return layer in ([layers] if isinstance(layers, int) else layers)
+            yield Target(key, wrapper, experts, (into, out), *rules.rank(key))
 
 
 def _ends_with(name: str, suffixes: Iterable[str]) -> bool:
     return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
-
-
-def _rank(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Return rank and scaling of ``module`` from the configuration and its patterns."""
-    rank = _pattern(config.get("rank_pattern"), module, config["r"])
-    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    divisor = math.sqrt(rank) if config.get("use_rslora") else rank
-    return int(rank), alpha / divisor
-
-
-def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """Return the value of the first pattern that matches the end of ``module``."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

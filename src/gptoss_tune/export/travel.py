@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.checkpoint.inside import inside
 from gptoss_tune.checkpoint.write import disk_errors, write_text
 from gptoss_tune.export.factors import Adapter
 
@@ -27,9 +28,13 @@ _COMPANIONS = (
 
 
 def companions(folder: Path) -> list[Path]:
-    """Return the files of a checkpoint folder that travel with its weights, sorted by name."""
+    """Return the files of a checkpoint folder that travel with its weights, sorted by name.
+
+    Raises:
+        CheckpointError: One of them is a link to a file outside the folder, which would travel too.
+    """
     found = {file for pattern in _COMPANIONS for file in folder.glob(pattern) if file.is_file()}
-    return sorted(found)
+    return [inside(folder, file.name, f"{folder}: has") for file in sorted(found)]
 
 
 def copy_companions(base: Checkpoint, adapters: Sequence[Adapter], out: Path) -> None:
@@ -41,13 +46,20 @@ def copy_companions(base: Checkpoint, adapters: Sequence[Adapter], out: Path) ->
     with disk_errors(out):
         for file in companions(base.path):
             shutil.copyfile(file, out / file.name)
-    before = base.path / NOTICE
-    text = before.read_text(encoding="utf-8").rstrip() + "\n\n" if before.is_file() else ""
+    text = notice_of(base.path)
     names = (a.config.get("base_model_name_or_path") for a in adapters)
     name = next((name for name in names if name), base.path.name)
     # A local folder is named by its last part: the path of this machine is nobody's business.
     public = Path(name).name if Path(name).is_absolute() else name
     write_text(out / NOTICE, text + change_notice(public, adapters))
+
+
+def notice_of(folder: Path) -> str:
+    """Return the notice that a checkpoint came with, to be continued; empty without one."""
+    if not (folder / NOTICE).is_file():
+        return ""
+    file = inside(folder, NOTICE, f"{folder}: has")
+    return file.read_text(encoding="utf-8", errors="replace").rstrip() + "\n\n"
 
 
 def change_notice(base_name: str, adapters: Sequence[Adapter]) -> str:

@@ -7,13 +7,15 @@ tells too much.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from gptoss_tune.checkpoint import Checkpoint
-from gptoss_tune.checkpoint.write import to_json
+from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
+from gptoss_tune.checkpoint.inside import inside
+from gptoss_tune.checkpoint.write import INDEX_NAME, to_json
+from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_tune.export.card import (
     Facts,
     hub_base_name,
@@ -23,11 +25,14 @@ from gptoss_tune.export.card import (
     read_metrics,
     run_card,
 )
-from gptoss_tune.export.factors import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, run_record
+from gptoss_tune.export.factors import Adapter
 from gptoss_tune.export.plan import WeightedAdapter
-from gptoss_tune.export.travel import NOTICE, change_notice
+from gptoss_tune.export.run_record import run_record
+from gptoss_tune.export.travel import NOTICE, change_notice, companions, notice_of
 from gptoss_tune.export.verify import Verification, verify
 from gptoss_tune.shipped import shipped
+
+_MERGE_WRITES = {"config.json", "merge_report.json", INDEX_NAME, NOTICE, "README.md"}
 
 
 def collect(
@@ -66,10 +71,9 @@ def collect(
     else:
         result = verify(merged, base, [WeightedAdapter(adapter)], logits=logits)
         result.require()
-        files = {path.name: path for path in sorted(merged.iterdir()) if path.is_file()}
+        files = dict(_merged_files(merged))
         said = _verification_text(result)
-        config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
-        expert_format = "mxfp4" if "quantization_config" in config else "bf16"
+        expert_format = open_checkpoint(merged).expert_format
     facts = Facts(
         repo=repo,
         base=public_base,
@@ -99,6 +103,24 @@ def _adapter_files(adapter: Adapter, base_name: str) -> dict[str, Path | bytes]:
     }
 
 
+def _merged_files(merged: Path) -> Mapping[str, Path]:
+    """Return what is uploaded of a merged folder: what a merge writes, by its name.
+
+    Raises:
+        CheckpointError: The folder holds something else, which nobody asked to publish.
+    """
+    files = {path.name: path for path in companions(merged)}
+    for path in sorted(merged.iterdir()):
+        if path.name in _MERGE_WRITES or path.suffix == ".safetensors":
+            files[path.name] = inside(merged, path.name, f"{merged}: has")
+        elif path.name not in files:
+            raise CheckpointError(
+                f"{merged}: holds '{one_line(path.name)}', which no merge writes; nothing was "
+                "uploaded, move it elsewhere or upload it yourself"
+            )
+    return files
+
+
 def _explaining_files(facts: Facts) -> Mapping[str, bytes]:
     """Return cards, recipe and plot."""
     made = {
@@ -111,15 +133,15 @@ def _explaining_files(facts: Facts) -> Mapping[str, bytes]:
 
 
 def _notice(base: Checkpoint, adapter: Adapter, public_base: str) -> bytes:
-    before = base.path / NOTICE
-    text = before.read_text(encoding="utf-8").rstrip() + "\n\n" if before.is_file() else ""
-    return (text + change_notice(public_base, [adapter])).encode()
+    return (notice_of(base.path) + change_notice(public_base, [adapter])).encode()
 
 
 def _licence(base: Checkpoint) -> Path:
     """Return the base's licence, or the text of Apache-2.0 under which gpt-oss is released."""
     own = base.path / "LICENSE"
-    return own if own.is_file() else shipped("data") / "tiny_checkpoint" / "LICENSE"
+    if own.is_file():
+        return inside(base.path, own.name, f"{base.path}: has")
+    return shipped("data") / "tiny_checkpoint" / "LICENSE"
 
 
 def _verification_text(result: Verification) -> str:

@@ -17,7 +17,6 @@ from transformers import GptOssConfig
 
 from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.factors import trained_merge_aware
 from gptoss_tune.export.forward import LayerwiseModel
 from gptoss_tune.export.inspection import (
     TargetReport,
@@ -26,6 +25,7 @@ from gptoss_tune.export.inspection import (
     inspect_untouched,
 )
 from gptoss_tune.export.plan import WeightedAdapter
+from gptoss_tune.export.run_record import trained_merge_aware
 from gptoss_tune.export.travel import companions
 
 _MAY_DIFFER = {"quantization_config", "torch_dtype", "dtype", "transformers_version", "use_cache"}

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
+from gptoss_tune.display import visible
 from gptoss_tune.harmony.census import Census, Overlap, SplitCensus, reasons
-from gptoss_tune.harmony.pieces import Piece, pieces, visible
+from gptoss_tune.harmony.pieces import Piece, pieces
 from gptoss_tune.harmony.render import Example, Span
 from gptoss_tune.harmony.vocabulary import Vocabulary
 

@@ -1,13 +1,11 @@
 """Examples as people read them: text in pieces, each with the weight its tokens are trained with.
 
 A character may take several tokens and a token may end inside a character, so a piece is the
-fewest tokens that spell whole characters. Text of a data set is hostile to a terminal as to a page:
-``visible`` spells out what would move the cursor or turn the writing direction.
+fewest tokens that spell whole characters.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,12 +18,6 @@ from gptoss_tune.harmony.rows import Located, parse_object
 from gptoss_tune.harmony.sources import open_source
 from gptoss_tune.harmony.vocabulary import ORDINARY_TOKENS, Vocabulary
 from gptoss_tune.recipe import DataSection, DataSource
-
-# Controls but tab and line feed, the marks that turn the writing direction, and invisible spaces;
-# the joiners of emoji and of Indic and Persian script stay.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +61,6 @@ def pieces(example: Example, span: Span, vocabulary: Vocabulary) -> Iterator[Pie
         held, raw, weight = [], b"", 0.0
     if held:
         yield Piece(raw.decode("utf-8", "replace"), tuple(held), weight, False)
-
-
-def visible(text: str) -> str:
-    """Return text with everything invisible spelled out: an escape as backslash, x1b."""
-    return _INVISIBLE.sub(lambda match: ascii(match.group())[1:-1], text)
 
 
 def first_examples(

@@ -8,15 +8,16 @@ continues something else than was trained.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 
+from gptoss_tune.checkpoint.inside import inside
 from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.json_file import read_object
 from gptoss_tune.model.lora import ADAPTER_NAME
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -52,7 +53,7 @@ def start_from(model: PeftModel, source: str | Path) -> Path:
     """
     folder = _adapter_folder(Path(source))
     _check_config(folder, model)
-    file = SafetensorsFile(folder / _WEIGHTS)
+    file = SafetensorsFile(inside(folder, _WEIGHTS, f"{folder}: has"))
     # References to the parameters themselves, under the names in which PEFT saves them.
     factors = get_peft_model_state_dict(
         model, adapter_name=ADAPTER_NAME, save_embedding_layers=False
@@ -88,10 +89,7 @@ def _adapter_folder(source: Path) -> Path:
 def _check_config(folder: Path, model: PeftModel) -> None:
     """Refuse an adapter whose factors would act otherwise here than where they were trained."""
     file = folder / _CONFIG
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from error
+    found: dict[str, Any] = read_object(inside(folder, _CONFIG, f"{folder}: has"))
     if found.get("peft_version") == _SWAPPING_PEFT and found.get("target_parameters"):
         raise CheckpointError(
             f"{file}: PEFT {_SWAPPING_PEFT} saved expert factors with in and out swapped; write a "

@@ -1,0 +1,136 @@
+"""``config.json`` of a gpt-oss checkpoint: what it must say, and what it must not.
+
+The file decides which code runs: transformers sets every key of it as an attribute, fetches a
+kernel from the Hub where ``_attn_implementation`` names one (CVE-2026-4372), imports modules that
+``auto_map`` names, and builds as many layers as it is told. So a key that can choose code is
+refused wherever it came from, and every size is bounded before anything is built from it.
+
+Keys that are merely unknown are kept: other tools note their version there, and the next release of
+transformers has another key.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from gptoss_tune.checkpoint.inside import inside
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.json_file import read_object
+
+ARCHITECTURE = "GptOssForCausalLM"
+MODEL_TYPE = "gpt_oss"
+
+# The largest sizes taken, far above gpt-oss-120b: 36 layers of 128 experts, 2,880 wide.
+_SIZES = {
+    "hidden_size": 2**20,
+    "intermediate_size": 2**20,
+    "num_hidden_layers": 1024,
+    "num_local_experts": 4096,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 4096,
+    "vocab_size": 2**24,
+}
+_OPTIONAL_SIZES = {
+    "num_experts_per_tok": 4096,
+    "experts_per_token": 4096,
+    "sliding_window": 2**30,
+    "max_position_embeddings": 2**40,
+    "initial_context_length": 2**40,
+}
+_CHOOSES_CODE = re.compile(
+    r"auto_map|trust_remote_code|custom_.*|.*kernel.*|.*_implementation(?:_internal)?"
+    r"|per_layer_config|attribute_map|.*_plan|__.*"
+)
+_KNOWN_IMPLEMENTATIONS = (None, "eager", "sdpa", "flash_attention_2", "flex_attention")
+_QUANTIZATION_KEYS = {"quant_method", "modules_to_not_convert", "dequantize"}
+_LONGEST_SHOWN = 60
+_LAYER_TYPES = ("sliding_attention", "full_attention")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return ``config.json`` of the checkpoint folder ``path``.
+
+    Raises:
+        CheckpointError: Missing, not strict JSON, another architecture, a size missing or absurd, a
+            key that chooses code, or a quantisation other than MXFP4.
+    """
+    file = path / "config.json"
+    if not file.exists():
+        raise CheckpointError(f"{file}: no such file; expected the folder of a gpt-oss checkpoint")
+    config = read_object(inside(path, file.name, f"{path}: has"))
+    found = config.get("architectures")
+    if found != [ARCHITECTURE]:
+        raise CheckpointError(
+            f"{file}: architectures is {_short(found)}; expected ['{ARCHITECTURE}']"
+        )
+    if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+        raise CheckpointError(
+            f"{file}: model_type is {_short(config['model_type'])}; expected '{MODEL_TYPE}'"
+        )
+    _refuse_code(file, config)
+    _check_sizes(file, config)
+    _check_quantization(file, config.get("quantization_config"))
+    return config
+
+
+def _short(value: object) -> str:
+    """Return a stranger's value for a message: printable, and cut."""
+    text = ascii(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _refuse_code(file: Path, config: dict[str, Any]) -> None:
+    for key, value in config.items():
+        if not key.isprintable() or _CHOOSES_CODE.fullmatch(key):
+            if key.endswith("_implementation") and value in _KNOWN_IMPLEMENTATIONS:
+                continue
+            raise CheckpointError(
+                f"{file}: {key[:60]!a} is {_short(value)}, which chooses code to run; a "
+                "checkpoint of gpt-oss needs none, remove the key if you trust the rest"
+            )
+
+
+def _check_sizes(file: Path, config: dict[str, Any]) -> None:
+    wanted = {key: largest for key, largest in _OPTIONAL_SIZES.items() if config.get(key)}
+    for key, largest in {**_SIZES, **wanted}.items():
+        value = config.get(key)
+        if type(value) is not int:
+            raise CheckpointError(f"{file}: {key} is {_short(value)}; expected a whole number")
+        if not 1 <= value <= largest:
+            raise CheckpointError(f"{file}: {key} is {_short(value)}; expected 1 to {largest:,}")
+    chosen = config.get("num_experts_per_tok") or 1
+    if chosen > config["num_local_experts"]:
+        raise CheckpointError(
+            f"{file}: num_experts_per_tok is {chosen}, of {config['num_local_experts']} experts; "
+            "restore the released file"
+        )
+    layers, kinds = config["num_hidden_layers"], config.get("layer_types")
+    if kinds is not None and (
+        not isinstance(kinds, list)
+        or len(kinds) != layers
+        or any(kind not in _LAYER_TYPES for kind in kinds)
+    ):
+        raise CheckpointError(
+            f"{file}: layer_types is {_short(kinds)}; expected {layers} words, each "
+            f"{' or '.join(_LAYER_TYPES)}"
+        )
+
+
+def _check_quantization(file: Path, quantization: Any) -> None:
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if not isinstance(quantization, dict) or method != "mxfp4":
+        raise CheckpointError(
+            f"{file}: quant_method is {_short(method)}; expected 'mxfp4' (as "
+            "released) or no quantization_config (bf16); start from one of these"
+        )
+    unknown = sorted(quantization.keys() - _QUANTIZATION_KEYS)
+    if unknown:
+        raise CheckpointError(
+            f"{file}: quantization_config has {unknown[0][:60]!a}; expected "
+            f"{', '.join(sorted(_QUANTIZATION_KEYS))}: servers choose their loader by this section"
+        )

@@ -1,0 +1,74 @@
+"""Names and links that must not leave their folder.
+
+A checkpoint, an adapter or a run that someone else packed can name ``../../.ssh/id_rsa`` as a
+shard, or hold a link ``tokenizer_config.json -> /etc/passwd``. Reading it leaks the file into a
+merged folder and from there into an upload; writing through it changes a file that no run owns.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from gptoss_tune.display import one_line
+from gptoss_tune.errors import CheckpointError
+
+
+def inside(folder: Path, name: str, where: str) -> Path:
+    """Return the existing file ``name`` of ``folder``.
+
+    Args:
+        folder: A checkpoint's, adapter's or run's folder.
+        name: As an index, a manifest or a listing gives it, with ``/`` between folders.
+        where: What names it, for the message: ``".../index.json: names"``.
+
+    Raises:
+        CheckpointError: The name or a link leaves the folder, or there is no such file.
+    """
+    pure, shown = PurePosixPath(name), one_line(name)
+    if not name or not name.isprintable():
+        raise CheckpointError(f"{where} '{shown}', which is no name of a file; refused")
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in pure.parts[0]:
+        raise CheckpointError(f"{where} '{shown}', which leaves the folder; refused")
+    file = folder / name
+    if not stays_inside(folder, file):
+        raise CheckpointError(
+            f"{where} '{shown}', a link to {one_line(os.path.realpath(file))} outside the folder; "
+            "refused, copy the file into the folder"
+        )
+    if not file.exists():
+        raise CheckpointError(f"{where} '{shown}', which is missing; copy or download it again")
+    return file
+
+
+def stays_inside(folder: Path, file: Path) -> bool:
+    """Return whether ``file``, its links followed, lies in ``folder``.
+
+    The Hub's cache is made of links from snapshots/REVISION/ to blobs/ of the same repository:
+    there, the repository counts as the folder.
+    """
+    root = folder.absolute()
+    allowed = root.parents[1] if root.parent.name == "snapshots" else root
+    real = Path(os.path.realpath(file))
+    return real.is_relative_to(os.path.realpath(allowed)) and not real.is_symlink()
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder that is about to be written into and holds links that leave it.
+
+    Raises:
+        CheckpointError: Names the first such link.
+    """
+    real = os.path.realpath(folder)
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            entry = os.path.join(parent, name)
+            if not os.path.islink(entry):
+                continue
+            target = os.path.realpath(entry)
+            if not Path(target).is_relative_to(real) or os.path.islink(target):
+                raise CheckpointError(
+                    f"{folder}: holds '{one_line(os.path.relpath(entry, folder))}', a link to "
+                    f"{one_line(target)} outside the folder; nothing is written through it, remove "
+                    "the link"
+                )

@@ -1,0 +1,68 @@
+"""What may be shown: text of strangers without its tricks, messages without their secrets.
+
+File names, tensor names and rows of a dataset come from others. An escape sequence in one of them
+can clear a terminal, retitle it or forge a line of output; a mark that turns the writing direction
+can show another name than is meant. ``visible`` spells such characters out.
+
+A message may also quote what a library said, or an address, and end up in a job's log:
+``without_credentials`` takes out what is a secret of this process or looks like one.
+
+Both are applied where text leaves (the command's error message, the printed tables), because the
+alternative, cleaning at every place that builds a message, is forgotten at one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+# Controls but tab and line feed, the marks that turn the writing direction, and invisible spaces;
+# the joiners of emoji and of Indic and Persian script stay.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff]"
+)
+
+CREDENTIAL = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|wandb_v1_[A-Za-z0-9_]{16,}"
+    r"|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}"
+    r"|glpat-[A-Za-z0-9_-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}|nvapi-[A-Za-z0-9_-]{16,})"
+)
+"""Tokens that tell what they are by how they begin."""
+
+_IN_ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+@")
+_IN_QUERY = re.compile(
+    r"(?<=[?&])([\w.-]*(?:token|key|secret|sig|signature|password)[\w.-]*)=[^\s&#'\"]+", re.I
+)
+_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(?:^|_)KEY)$", re.I)
+_SHORTEST_SECRET = 8  # shorter values of such variables are words like "none"
+HIDDEN = "[hidden]"
+
+
+def visible(text: str) -> str:
+    """Return text with everything invisible spelled out: an escape as backslash, x1b."""
+    return _INVISIBLE.sub(lambda match: ascii(match.group())[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """Return a stranger's name as ``visible`` does, line feeds and tabs spelled out too."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def without_credentials(text: str) -> str:
+    """Return ``text`` without tokens, passwords in addresses, and this process's own secrets.
+
+    The process's secrets are the values of environment variables whose names end in TOKEN, KEY,
+    SECRET, PASSWORD or CREDENTIALS.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name):
+            text = text.replace(value, HIDDEN)
+    text = CREDENTIAL.sub(HIDDEN, text)
+    text = _IN_ADDRESS.sub(f"{HIDDEN}@", text)
+    return _IN_QUERY.sub(rf"\1={HIDDEN}", text)
+
+
+def shown_safely(text: str) -> str:
+    """Return ``text`` as it may be printed: ``visible`` and ``without_credentials``."""
+    return visible(without_credentials(text))

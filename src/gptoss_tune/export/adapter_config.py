@@ -1,0 +1,149 @@
+"""``adapter_config.json``: a plain LoRA of known options, or refused.
+
+PEFT's configuration can name a library to import (``megatron_core``, ``auto_mapping``) and files to
+unpickle (``corda_config``, ``eva_config``), and every release adds options that change what the
+factors mean. An export that ignored one would merge something else than was trained; so an option
+that is set and not understood is refused, whatever it is.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from gptoss_tune.checkpoint.inside import inside
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.json_file import read_object
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_LARGEST_RANK = 65_536
+_REFUSED = {
+    "use_dora": "DoRA rescales the merged weight and no server reads it for experts",
+    "lora_bias": "a bias on B belongs to no tensor of the base",
+    "modules_to_save": "whole modules are no low-rank change; merge them yourself first",
+    "trainable_token_indices": "new token rows are no low-rank change of the experts",
+    "layer_replication": "replicated layers make another architecture",
+    "fan_in_fan_out": "gpt-oss stores its linear weights as [out, in]",
+    "megatron_config": "it has PEFT import a module that this file names",
+    "corda_config": "it has PEFT unpickle a file that this file names",
+    "eva_config": "it belongs to the training, not to its result",
+}
+_LIST = (list, type(None))
+# What is read here, with its kinds.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "target_modules": (str, *_LIST),
+    "exclude_modules": (str, *_LIST),
+    "target_parameters": _LIST,
+    "layers_to_transform": (int, *_LIST),
+    "layers_pattern": (str, *_LIST),
+    "rank_pattern": (dict, type(None)),
+    "alpha_pattern": (dict, type(None)),
+    "use_rslora": (bool, type(None)),
+    "base_model_name_or_path": (str, type(None)),
+    "revision": (str, type(None)),
+    "peft_version": (str, type(None)),
+}
+# Read elsewhere, or without effect on trained factors whatever it says.
+_WITHOUT_EFFECT = {
+    "peft_type", "task_type", "r", "lora_alpha", "bias", "auto_mapping", "inference_mode",
+    "lora_dropout", "qalora_group_size", "megatron_core", "ensure_weight_tying",
+}  # fmt: skip
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal")
+_PLAIN = re.compile(r"\w{1,100}", re.ASCII)
+_REVISION = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
+_LIBRARIES = ("transformers.", "peft.", "gptoss_tune.")
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return ``adapter_config.json``, refusing kinds of adapters that no export can hold.
+
+    Raises:
+        CheckpointError: Not strict JSON, not LoRA, pickled weights, or an option that is refused.
+    """
+    file = inside(folder, ADAPTER_CONFIG, f"{folder}: has")
+    config = read_object(file)
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"{file}: peft_type is {config.get('peft_type')!a}; expected 'LORA'")
+    for option, reason in _REFUSED.items():
+        if config.get(option):
+            shown = ascii(config[option])[:60]
+            raise CheckpointError(f"{file}: {option} is {shown}: {reason}; refused")
+    if config.get("bias", "none") != "none":
+        raise CheckpointError(f"{file}: bias is {config['bias']!a}; expected 'none'")
+    _check_numbers(file, config)
+    _check_options(file, config)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickle = folder / "adapter_model.bin"
+        if pickle.exists():
+            raise CheckpointError(
+                f"{pickle}: is a pickle file, which can run code when it is read; expected "
+                f"{ADAPTER_WEIGHTS}, save the adapter with safe_serialization"
+            )
+        raise CheckpointError(
+            f"{folder / ADAPTER_WEIGHTS}: no such file; the adapter is incomplete"
+        )
+    return config
+
+
+def _check_numbers(file: Path, config: dict[str, Any]) -> None:
+    """Refuse ranks and scalings that are none."""
+    found = {"r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
+    for option in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(option)
+        if isinstance(patterns, dict):
+            found |= {f"{option}[{key[:60]!a}]": value for key, value in patterns.items()}
+    for name, value in found.items():
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value <= _LARGEST_RANK
+        ):
+            raise CheckpointError(
+                f"{file}: {name} is {ascii(value)[:60]}; expected a positive number"
+            )
+
+
+def _check_options(file: Path, config: dict[str, Any]) -> None:
+    """Refuse options of another kind than PEFT writes, and set ones that nothing here reads."""
+    for option, kinds in _KINDS.items():
+        value = config.get(option)
+        entries = value if isinstance(value, list) else ()
+        inner = int if option == "layers_to_transform" else str
+        if not isinstance(value, kinds) or not all(isinstance(entry, inner) for entry in entries):
+            raise CheckpointError(f"{file}: {option} is {ascii(value)[:60]}; PEFT writes no such")
+    layers = config.get("layers_pattern") or []
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        if not _PLAIN.fullmatch(pattern):
+            raise CheckpointError(
+                f"{file}: layers_pattern is {pattern[:60]!a}; expected a name such as 'layers'"
+            )
+    start = config.get("init_lora_weights")
+    if start not in _PLAIN_STARTS:
+        raise CheckpointError(
+            f"{file}: init_lora_weights is {ascii(start)[:60]}, which changed the base before the "
+            "training; save the adapter converted to plain LoRA (PEFT: "
+            "path_initial_model_for_weight_conversion)"
+        )
+    mapping = config.get("auto_mapping") or {}
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
+    if mapping and not (isinstance(library, str) and library.startswith(_LIBRARIES)):
+        raise CheckpointError(
+            f"{file}: auto_mapping names the library {ascii(library)[:60]} to import; refused, "
+            "remove it"
+        )
+    revision = config.get("revision")
+    if revision and not _REVISION.fullmatch(revision):
+        raise CheckpointError(
+            f"{file}: revision is {ascii(revision)[:60]}; expected a commit, tag or branch, or "
+            "give the base with --base and --revision"
+        )
+    known = {*_KINDS, *_REFUSED, *_WITHOUT_EFFECT, "init_lora_weights"}
+    unknown = sorted(option for option, value in config.items() if value and option not in known)
+    if unknown:
+        raise CheckpointError(
+            f"{file}: {unknown[0][:60]!a} is {ascii(config[unknown[0]])[:60]}, an option that no "
+            "export knows; expected plain LoRA"
+        )
