@@ -7,7 +7,7 @@ from gptoss_tune.train import checkpoints
 def make(run, step, text="weights"):
     staged = checkpoints.stage(run)
     (staged / "sub").mkdir()
-    (staged / "adapter.bin").write_text(text)
+    (staged / "adapter.safetensors").write_text(text)
     (staged / "sub" / "state.json").write_text("{}")
     checkpoints.publish(staged, run / f"checkpoint-{step}")
     return run / f"checkpoint-{step}"
@@ -20,7 +20,7 @@ def test_published_checkpoint_verifies(tmp_path):
 
 
 def flip(folder):
-    path = folder / "adapter.bin"
+    path = folder / "adapter.safetensors"
     raw = bytearray(path.read_bytes())
     raw[3] ^= 1
     path.write_bytes(raw)
@@ -31,7 +31,7 @@ def cut(folder):
 
 
 def drop(folder):
-    (folder / "adapter.bin").unlink()
+    (folder / "adapter.safetensors").unlink()
 
 
 def tear_manifest(folder):
@@ -42,9 +42,9 @@ def tear_manifest(folder):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (flip, "adapter.bin is damaged"),
+        (flip, "adapter.safetensors is damaged"),
         (cut, "state.json is damaged"),
-        (drop, "adapter.bin is missing"),
+        (drop, "adapter.safetensors is missing"),
         (tear_manifest, "no readable manifest"),
     ],
 )
@@ -69,7 +69,7 @@ def test_newest_is_by_number_not_by_name(tmp_path):
 
 def test_a_crash_before_the_rename_leaves_no_checkpoint(tmp_path):
     staged = checkpoints.stage(tmp_path)
-    (staged / "adapter.bin").write_text("half")
+    (staged / "adapter.safetensors").write_text("half")
     assert checkpoints.newest_complete(tmp_path) == (None, [])
     assert not any(checkpoints.stage(tmp_path).iterdir())
 

@@ -2,9 +2,13 @@
 
 A checkpoint is written into ``RUN/.staging``, its files are hashed into ``manifest.json`` and
 synced to disk, and only then does the folder get its name; a crash at any point leaves either the
-old state or the new one. ``resume=auto`` takes the newest checkpoint whose every file still matches
-its manifest. The usual way, writing into ``checkpoint-N`` and resuming from the highest number,
-resumes from torn files.
+old state or the new one. ``resume=auto`` takes the newest checkpoint of this run whose every file
+still matches its manifest. The usual way, writing into ``checkpoint-N`` and resuming from the
+highest number, resumes from torn files.
+
+A folder that anybody may have written is trusted with nothing: it holds safetensors and JSON, the
+files of its manifest and no other, and no link. A pickle is refused by its name, before a library
+that would execute it can look for it.
 """
 
 from __future__ import annotations
@@ -14,61 +18,106 @@ import json
 import os
 import re
 import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
+SET_ASIDE = "refused-"
+"""Before the name of a checkpoint that was passed over, so that its number is free again."""
+_SUFFIXES = {".safetensors", ".json"}
 _NAME = re.compile(r"checkpoint-(\d+)")
+_LARGEST_MANIFEST = 16 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        files: ``{name: {"sha256": hex, "bytes": int}}``.
+        facts: What ``publish`` was given: ``run``, ``step``, ``fingerprint``.
+    """
+
+    files: dict[str, dict[str, Any]]
+    facts: dict[str, Any]
 
 
 def stage(run: Path) -> Path:
     """Return an empty staging folder inside ``run``; what an earlier crash left is removed."""
     staging = run / STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    with disk_errors(staging):
+        staging.mkdir(parents=True)
     return staging
 
 
-def publish(staged: Path, final: Path) -> None:
+def publish(staged: Path, final: Path, **facts: Any) -> None:
     """Hash and sync the files of ``staged``, then give it the name ``final``, replacing nothing.
 
+    Args:
+        staged: A folder of safetensors and JSON files.
+        final: Its name to be.
+        facts: JSON values to keep in the manifest: the run's id, the step, the fingerprint.
+
     Raises:
-        CheckpointError: ``final`` exists already.
+        CheckpointError: ``final`` exists already, or ``staged`` holds what a reader would refuse.
+        MachineError: The disk is full or cannot be written.
     """
-    if final.exists():
+    if os.path.lexists(final):
         raise CheckpointError(f"{final} exists already and is not overwritten; move it away")
-    files = {
-        str(path.relative_to(staged)): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-        for path in sorted(staged.rglob("*"))
-        if path.is_file()
-    }
-    manifest = staged / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
-    for name in (*files, MANIFEST):
-        _sync(staged / name)
-    _sync(staged)
-    staged.rename(final)
-    _sync(final.parent)
+    with disk_errors(final):
+        files = {
+            name: {"sha256": sha256_of(staged / name), "bytes": (staged / name).stat().st_size}
+            for name in _file_names(staged)
+        }
+        content = {**facts, "files": files}
+        text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
+        (staged / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        for name in (*files, MANIFEST):
+            _sync(staged / name)
+        for folder in (*(path for path in staged.rglob("*") if path.is_dir()), staged):
+            _sync(folder)
+        staged.rename(final)
+        _sync(final.parent)
 
 
-def verify(folder: Path) -> None:
-    """Check every file of a published checkpoint against its manifest.
+def verify(folder: Path, run: str | None = None) -> Manifest:
+    """Check every file of a published checkpoint against its manifest, and return the manifest.
+
+    Args:
+        folder: The checkpoint.
+        run: Id of the run it must be of; ``None``: of any.
 
     Raises:
-        CheckpointError: The manifest is missing or unreadable, or a file is missing or changed.
+        CheckpointError: The manifest is missing or changed, a file is missing, changed, not in the
+            manifest, a link or of another kind than safetensors and JSON, or the checkpoint is
+            another run's.
     """
+    manifest = _manifest(folder)
+    owner = manifest.facts.get("run")
+    if run is not None and owner != run:
+        raise CheckpointError(f"{folder}: is a checkpoint of another run ({owner}, not {run})")
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: no readable {MANIFEST} ({error})") from error
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder}: {name} is missing")
-        if path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
-            raise CheckpointError(f"{folder}: {name} is damaged: its sha256 is not the manifest's")
+        there = set(_file_names(folder)) - {MANIFEST}
+        for name in sorted(there ^ manifest.files.keys()):
+            problem = "is not in the manifest" if name in there else "is missing"
+            raise CheckpointError(f"{folder}: {name} {problem}")
+        for name, entry in manifest.files.items():
+            path = folder / name
+            if path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
+                raise CheckpointError(
+                    f"{folder}: {name} is damaged: its sha256 is not the manifest's"
+                )
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    return manifest
 
 
 def published(run: Path) -> list[Path]:
@@ -81,17 +130,53 @@ def published(run: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest_complete(run: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest undamaged checkpoint of ``run``, and why newer ones were passed over."""
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint's name.
+
+    Raises:
+        CheckpointError: The folder has another name.
+    """
+    match = _NAME.fullmatch(folder.name)
+    if match is None:
+        raise CheckpointError(f"{folder}: expected a folder named checkpoint-STEP")
+    return int(match[1])
+
+
+def newest_complete(run: Path, owner: str | None = None) -> tuple[Path | None, list[str]]:
+    """Return the newest undamaged checkpoint of ``run``, and why newer ones were passed over.
+
+    Args:
+        run: The run's folder.
+        owner: The run's id; checkpoints of another are passed over.
+    """
     passed_over: list[str] = []
     for folder in published(run):
         try:
-            verify(folder)
+            verify(folder, owner)
         except CheckpointError as error:
             passed_over.append(str(error))
             continue
         return folder, passed_over
     return None, passed_over
+
+
+def set_aside_newer(run: Path, step: int) -> list[Path]:
+    """Rename the checkpoints past ``step``, whose numbers the run will need; return the new names.
+
+    Nothing is deleted: what was passed over may be all that is left of something.
+    """
+    renamed = []
+    for folder in published(run):
+        if step_of(folder) > step:
+            new = folder.with_name(SET_ASIDE + folder.name)
+            count = 1
+            while os.path.lexists(new):
+                count += 1
+                new = folder.with_name(f"{SET_ASIDE}{folder.name}.{count}")
+            with disk_errors(folder):
+                folder.rename(new)
+            renamed.append(new)
+    return renamed
 
 
 def prune(run: Path, keep: int) -> None:
@@ -106,6 +191,51 @@ def sha256_of(path: Path) -> str:
     """Return the hex sha256 of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if folder.is_symlink() or path.is_symlink():
+        raise CheckpointError(f"{folder}: is a link; a checkpoint is a folder of its own files")
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > _LARGEST_MANIFEST:
+            raise ValueError("not a file of sensible size")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        files = content["files"]
+        stated = content.pop("sha256")
+        for entry in files.values():
+            if not isinstance(entry["sha256"], str) or not isinstance(entry["bytes"], int):
+                raise ValueError("an entry is not one of sha256 and bytes")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: no readable {MANIFEST} ({error})") from error
+    if stated != _digest(content):
+        raise CheckpointError(f"{folder}: {MANIFEST} is damaged: its sha256 is not its own")
+    return Manifest(files, {name: value for name, value in content.items() if name != "files"})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _file_names(folder: Path) -> Iterator[str]:
+    """Yield the names of all files below ``folder``, with ``/``, sorted by folder.
+
+    Raises:
+        CheckpointError: A link, a device, or a file of a kind that no checkpoint holds.
+    """
+    for path in sorted(folder.iterdir()):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            yield from (f"{path.name}/{name}" for name in _file_names(path))
+        elif not stat.S_ISREG(mode):
+            raise CheckpointError(f"{folder}: {path.name} is a link or device, expected a file")
+        elif path.suffix not in _SUFFIXES:
+            raise CheckpointError(
+                f"{folder}: {path.name} is neither safetensors nor JSON; a checkpoint holds no "
+                "other files, which could be pickles"
+            )
+        else:
+            yield path.name
 
 
 def _sync(path: Path) -> None:

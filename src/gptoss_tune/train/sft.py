@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import DataLoaderShard
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
@@ -20,8 +22,11 @@ from gptoss_tune.harmony.order import EpochOrder
 from gptoss_tune.train import checkpoints
 from gptoss_tune.train.books import Books
 from gptoss_tune.train.collator import NumberedRows
+from gptoss_tune.train.dealing import Dealer, WithFiller
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.loss import LossMeter, step_weight
+from gptoss_tune.train.random_state import load_random_state, random_state, save_random_states
+from gptoss_tune.train.state import load_adapter, load_state, save_state
 
 _BATCH_ONLY = ("channels", "counts", "rows")
 
@@ -91,11 +96,30 @@ class WeightedSftTrainer(SFTTrainer):
         self.books.end_step(applied=self.guard.applies)
         return super()._clip_grad_norm(model)
 
-    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Number the rows that are trained on."""
-        if kwargs.get("is_training"):
-            dataset = NumberedRows(dataset)
-        return super()._get_dataloader(dataset, *args, **kwargs)
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        """Deal the rows to the ranks; those that are trained on are numbered."""
+        order = self._get_train_sampler(dataset) if is_training else range(len(dataset))
+        device, rank = self.accelerator.device, self.accelerator.process_index
+        return DataLoaderShard(
+            WithFiller(NumberedRows(dataset) if is_training else dataset),
+            device=device,
+            batch_sampler=Dealer(order, batch_size, ranks=self.args.world_size, rank=rank),
+            collate_fn=self.data_collator,
+            pin_memory=device.type == "cuda",
+        )
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch; a run resumed at its last step has none left to train."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; the loss is the mean over all weights of the set, not over its batches."""
@@ -145,6 +169,40 @@ class WeightedSftTrainer(SFTTrainer):
             checkpoints.publish(run / checkpoints.STAGING / name, run / name)
             checkpoints.prune(run, self.args.save_total_limit or 1)
         self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save_state(
+            Path(output_dir),
+            model=self.accelerator.unwrap_model(self.model),
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            writes=self.args.should_save,
+        )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_state(
+                Path(checkpoint),
+                model=self.accelerator.unwrap_model(self.model),
+                optimizer=self.optimizer,
+                scheduler=self.lr_scheduler,
+            )
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        states = gather_object([random_state(self.accelerator.device)])
+        if self.args.should_save:
+            save_random_states(Path(output_dir), states)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            rank, device = self.accelerator.process_index, self.accelerator.device
+            load_random_state(Path(checkpoint), rank, device)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        unwrapped = self.accelerator.unwrap_model(self.model if model is None else model)
+        load_adapter(Path(resume_from_checkpoint), unwrapped)
 
 
 def save_adapter(model: Any, folder: Path, state_dict: dict | None = None) -> None:

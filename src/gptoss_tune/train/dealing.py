@@ -1,0 +1,83 @@
+"""Who trains which rows: the same rows in every optimizer step, on any number of ranks.
+
+Rows are taken from the order of the epoch in steps of ``batch_size x accumulation x ranks``; within
+a step, batches go round the ranks. So the three numbers may change between a run and its
+continuation as long as their product does not. The last step of an epoch has the rows that are
+left; a rank without rows in a micro-batch trains a filler, a row of loss weight 0, because all
+ranks have to meet in every backward pass.
+
+Accelerate's ``BatchSamplerShard`` was the alternative: it fills the last batches with rows from the
+start of the epoch, which are then trained twice, and other ones on every number of ranks.
+
+Eight rows left, batches of 2, two ranks, accumulation 3 (12 rows a step)::
+
+    rank 0: [0 1] [4 5]
+    rank 1: [2 3] [6 7]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler
+
+FILLER = -1
+"""Index of a row that trains nothing."""
+
+
+class Dealer(BatchSampler):
+    """One rank's micro-batches of an epoch, as lists of row indices."""
+
+    def __init__(self, order: Any, batch_size: int, *, ranks: int, rank: int) -> None:
+        """Deal the rows of ``order``.
+
+        Args:
+            order: Iterable over all rows of an epoch, with a length and perhaps a ``set_epoch``.
+            batch_size: Rows of a micro-batch.
+            ranks: Number of processes.
+            rank: This one's number.
+        """
+        self.sampler = order
+        self.batch_size, self.num_processes = batch_size, ranks
+        self.drop_last = False
+        self._rank = rank
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration is of."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this rank's micro-batches."""
+        rows = list(self.sampler)
+        width = self.batch_size * self.num_processes
+        for first in range(0, len(rows), width):
+            start = first + self._rank * self.batch_size
+            yield rows[start : start + self.batch_size] or [FILLER]
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches, the same on every rank."""
+        return -(-len(self.sampler) // (self.batch_size * self.num_processes))
+
+
+class WithFiller(torch.utils.data.Dataset):
+    """A dataset that also has the row ``FILLER``: one token, of loss weight 0."""
+
+    def __init__(self, dataset: Any) -> None:
+        """Stand before ``dataset``."""
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        """Return the number of rows, the filler not among them."""
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a row; the filler has no number, so that no file is named for it."""
+        if index != FILLER:
+            return self._dataset[index]
+        columns = ("input_ids", "loss_weights", "channels", "position_ids")
+        first = {name: self._dataset[0].get(name) for name in columns}
+        row = {name: value[:1] for name, value in first.items() if value is not None}
+        return {**row, "loss_weights": [0.0]}
