@@ -22,6 +22,7 @@ LEVELS = {
     "checkpoint": 2.5,
     "model": 3,
     "export": 3,
+    "evaluate": 3.5,
     "testing": 3,
     "train": 4,
     "demo": 5,

@@ -158,7 +158,8 @@ def test_an_unknown_section_and_a_setting_outside_its_section(mistakes, sound):
         "a.yaml:8:1: trakcing: got an unknown key, expected a section; did you mean tracking?",
         "a.yaml:10:1: rank: got an unknown key, expected a section; did you mean lora.rank?",
         "a.yaml:11:1: zzz: got an unknown key, expected one of model, lora, data, train, "
-        "guard, export, tracking, world; remove it; 'gptoss-tune schema' lists every setting",
+        "evaluation, guard, export, tracking, world; remove it; 'gptoss-tune schema' lists every "
+        "setting",
     ]
 
 

@@ -3,8 +3,9 @@
 The released vocabulary has 201,088 entries, so logits of 4,096 tokens are 1.5 GiB and their
 cross-entropy peaks at eight times that. The training forward therefore ends in the hidden states
 and hands them, with ``lm_head``, to the fused linear cross-entropy. It is a subclass, so the losses
-come out of the same ``model(...)`` call that DDP and FSDP wrap, and without targets the class is
-plain ``GptOssForCausalLM``: generation and evaluation of logits are untouched.
+come out of the same ``model(...)`` call that DDP and FSDP wrap; so does the divergence from another
+state of the model, for the same reason. Without either the class is plain ``GptOssForCausalLM``:
+generation and evaluation of logits are untouched.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from gptoss_kernels import linear_cross_entropy
 from torch import Tensor
 from transformers import GptOssForCausalLM
 from transformers.utils.generic import ModelOutput
+
+from gptoss_tune.model.divergence import divergence
 
 
 @dataclass
@@ -48,9 +51,11 @@ class GptOssForTuning(GptOssForCausalLM):
         shift_labels: Tensor | None = None,
         loss_weights: Tensor | None = None,
         selected_rows: int | None = None,
+        states_at: Tensor | None = None,
+        diverged_from: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return a ``TokenLossOutput`` when ``loss_weights`` are given, else plain logits.
+        """Return losses for ``loss_weights``, states or divergences for ``states_at``, else logits.
 
         Args:
             input_ids: ``[B, S]`` int64.
@@ -60,8 +65,18 @@ class GptOssForTuning(GptOssForCausalLM):
             loss_weights: ``[B, S]`` fp32, the weight of that prediction; 0 leaves it out, and such
                 rows never reach ``lm_head``.
             selected_rows: How many weights are not 0, where the caller knows.
+            states_at: ``[N]`` int64 positions in the flattened tokens; returns the final states
+                ``[N, H]`` there.
+            diverged_from: ``[N, H]``, such states of another call; returns ``[N]`` fp32 instead,
+                KL(those || these) of the next-token distributions.
             kwargs: As in ``GptOssForCausalLM.forward``.
         """
+        if states_at is not None:
+            hidden = self.model(input_ids, *args, **kwargs).last_hidden_state
+            states = hidden.flatten(0, 1)[states_at]
+            if diverged_from is None:
+                return states
+            return divergence(diverged_from, states, self.lm_head.weight)
         if loss_weights is None:
             return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
         if shift_labels is None:

@@ -1,6 +1,7 @@
 """What the user asked for: YAML and ``key=value`` overrides in, one frozen Recipe out; no torch."""
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection, DataSource
+from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
 from gptoss_tune.recipe.json_schema import recipe_json_schema
 from gptoss_tune.recipe.load import load_recipe
 from gptoss_tune.recipe.mistakes import Mistake, RecipeMistakes
@@ -20,6 +21,8 @@ __all__ = [
     "ChannelWeights",
     "DataSection",
     "DataSource",
+    "DriftSection",
+    "EvaluationSection",
     "ExportSection",
     "GuardSection",
     "LoraSection",

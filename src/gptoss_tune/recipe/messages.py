@@ -124,7 +124,7 @@ def unknown_key(path: KeyPath) -> tuple[str, str]:
     if meant := meant_by(path):
         return expected, f"did you mean {meant}?"
     names = settings_below(path[:-1])
-    if len(names) <= 8:
+    if len(names) <= 12:
         expected = f"one of {', '.join(names)}" if len(names) > 1 else f"'{names[0]}'"
     return expected, "remove it; 'gptoss-tune schema' lists every setting"
 

@@ -22,6 +22,7 @@ from gptoss_tune.recipe.values import is_hub_name
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.data_schema import DataSection, DataSource
+    from gptoss_tune.recipe.evaluation_schema import EvaluationSection
     from gptoss_tune.recipe.schema import (
         LoraSection,
         ModelSection,
@@ -68,6 +69,7 @@ def contradictions(recipe: Recipe) -> list[Contradiction]:
         *_lora_rules(recipe.lora, recipe.model),
         *_data_rules(recipe.data),
         *_train_rules(recipe.train, recipe.data),
+        *_evaluation_rules(recipe.evaluation),
         *_tracking_rules(recipe.tracking),
     ]
 
@@ -213,6 +215,44 @@ def _train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradicti
             f"{train.eval_steps} without data to evaluate on",
             "held-out data",
             "set data.eval or data.eval_fraction, or remove train.eval_steps",
+        )
+
+
+def _evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
+    drift = evaluation.drift
+    prompts = ("evaluation.prompts", evaluation.prompts is not None)
+    anything = ("evaluation.prompts", evaluation.wanted)
+    generated = ("evaluation.prompts", evaluation.generates)
+    needs = {
+        "max_prompts": prompts,
+        "reasoning_effort": prompts,
+        "max_analysis_tokens": prompts,
+        "max_new_tokens": generated,
+        "temperature": generated,
+        "batch_size": generated,
+        "at_start": anything,
+        "eval_steps": anything,
+        "drift.reasoning": prompts,
+        "drift.max_references": ("evaluation.drift.references", drift.references is not None),
+        "drift.max_probes": ("evaluation.drift.probes", drift.probes is not None),
+    }
+    for key, (needed, there) in needs.items():
+        section, name = (drift, key[6:]) if key.startswith("drift.") else (evaluation, key)
+        value = getattr(section, name)
+        if not there and value != type(section).model_fields[name].default:
+            yield Contradiction(
+                (f"evaluation.{key}", needed),
+                f"{value} without {needed}",
+                "something to evaluate",
+                f"set {needed}, or remove evaluation.{key}",
+            )
+    longest, limit = evaluation.max_new_tokens, evaluation.max_analysis_tokens
+    if evaluation.prompts is not None and limit is not None and limit >= longest:
+        yield Contradiction(
+            ("evaluation.max_analysis_tokens", "evaluation.max_new_tokens"),
+            f"{limit} with answers of {longest} tokens at most",
+            "less than evaluation.max_new_tokens",
+            "lower evaluation.max_analysis_tokens, or raise evaluation.max_new_tokens",
         )
 
 

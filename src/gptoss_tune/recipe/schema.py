@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
+from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
 from gptoss_tune.recipe.rules import contradiction_error, contradictions
 from gptoss_tune.recipe.section import Section
 from gptoss_tune.recipe.values import Count, FromText, PathText, Resume, Text, Unique
@@ -176,6 +177,8 @@ class Recipe(Section):
     """Which conversations are trained on, and how they become tokens and loss weights."""
     train: TrainSection
     """The optimisation: how long, how fast, what is kept."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """What the model is asked while it trains, through the chat format, and how it is judged."""
     guard: GuardSection = GuardSection()
     """What is watched while a run trains; one that trains nothing, or NaN, is stopped."""
     export: ExportSection = ExportSection()
@@ -199,6 +202,8 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("data",): DataSection,
     ("data", "channel_weights"): ChannelWeights,
     ("train",): TrainSection,
+    ("evaluation",): EvaluationSection,
+    ("evaluation", "drift"): DriftSection,
     ("guard",): GuardSection,
     ("export",): ExportSection,
     ("tracking",): TrackingSection,

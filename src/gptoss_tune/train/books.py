@@ -87,6 +87,10 @@ class Books(TrainerCallback):
         """Enter the step at hand, which was applied or left out."""
         self.account.end_step(applied=applied)
 
+    def leave_out(self, seconds: float) -> None:
+        """Count ``seconds`` that were not spent on training out of the next throughput."""
+        self._logged_at += seconds
+
     def figures(self, state: TrainerState, guard: Guard) -> dict[str, float]:
         """Return what a line of training metrics says besides losses; every rank has to ask."""
         total = self.account.total()

@@ -22,7 +22,7 @@ ADAPTER = "adapter"
 
 # What may change between a run and its continuation without changing the result.
 _MAY_DIFFER = {"train.resume", "train.save_total_limit", "train.save_steps", "train.logging_steps"}
-_MAY_DIFFER_SECTIONS = ("guard.", "export.", "tracking.", "world.")
+_MAY_DIFFER_SECTIONS = ("evaluation.", "guard.", "export.", "tracking.", "world.")
 
 
 @dataclass(frozen=True)

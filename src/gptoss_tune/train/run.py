@@ -20,6 +20,7 @@ from rich.console import Console
 from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
 from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import GptossTuneError, GuardError, RunInterrupted
+from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
@@ -28,6 +29,7 @@ from gptoss_tune.train import checkpoints, folder
 from gptoss_tune.train.books import Books, peak_memory_bytes
 from gptoss_tune.train.callbacks import ProgressDisplay, WandbMetrics
 from gptoss_tune.train.collator import Collator
+from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.launcher import refuse_sharding
 from gptoss_tune.train.metrics_file import MetricsFile
@@ -86,6 +88,7 @@ def train(recipe: Recipe) -> RunSummary:
         console.print(note)
     base = open_checkpoint(recipe.model.name_or_path, recipe.model.revision)
     train_set, eval_set = _datasets(recipe, base, state)
+    evaluator = Evaluator(recipe, load_vocabulary(base.path)) if recipe.evaluation.wanted else None
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     set_seed(recipe.train.seed)
     model = _model(recipe, base, state, console)
@@ -95,7 +98,10 @@ def train(recipe: Recipe) -> RunSummary:
     trainer = _trainer(recipe, base, model, train_set, eval_set, guard, books)
     stop = StopOnSignal()
     displays = _callbacks(recipe, start.folder, console)
-    for callback in (*displays, stop):
+    asked = []
+    if evaluator is not None:
+        asked = [Evaluation(evaluator, recipe, trainer, console, lambda: stop.requested)]
+    for callback in (*displays, *asked, stop):
         trainer.add_callback(callback)
     if state.is_main_process:
         _open_record(recipe, base, model, start.folder)

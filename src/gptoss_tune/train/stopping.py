@@ -32,6 +32,11 @@ class StopOnSignal(TrainerCallback):
         self._requested = False
         self._previous: dict[int, Any] = {}
 
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop, the others perhaps not yet."""
+        return self._requested
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

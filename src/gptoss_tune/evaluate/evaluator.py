@@ -1,0 +1,217 @@
+"""One evaluation: everything a recipe's ``evaluation`` section asks for, put to a model.
+
+All files are read when the evaluator is made, before any weights are. What it finds is one JSON
+object (``evaluation/step-N.json``) and a few figures for the metrics; both are the same for a model
+in training and for a finished one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptoss_tune.evaluate.answers import Answer, read_answer
+from gptoss_tune.evaluate.drift import (
+    divergence_from_base,
+    read_references,
+    reasoning_tokens,
+    refusal_rate,
+)
+from gptoss_tune.evaluate.generate import (
+    Generation,
+    answer,
+    evaluating,
+    is_adapted,
+    without_adapters,
+)
+from gptoss_tune.evaluate.graders import Judge
+from gptoss_tune.evaluate.health import problems
+from gptoss_tune.evaluate.questions import Question, read_questions
+from gptoss_tune.evaluate.ranks import Ranks
+from gptoss_tune.harmony.dataset import sample_settings
+from gptoss_tune.harmony.render import Renderer
+from gptoss_tune.harmony.vocabulary import Vocabulary
+from gptoss_tune.recipe import Recipe
+
+
+class Evaluator:
+    """The questions, probes and references of one recipe, and the base's answers to them.
+
+    Attributes:
+        questions: What is answered and graded.
+        probes: What is answered to count refusals.
+        references: Where the distributions are compared.
+    """
+
+    def __init__(self, recipe: Recipe, vocabulary: Vocabulary) -> None:
+        """Read every file of the section.
+
+        Raises:
+            DataError: A file or row cannot be used; all such rows of a file set are listed.
+        """
+        section, drift = recipe.evaluation, recipe.evaluation.drift
+        renderer = Renderer(vocabulary, sample_settings(recipe.data).render)
+        self._section, self._encoding = section, vocabulary.encoding
+        self._generation = Generation(
+            section.max_new_tokens, section.temperature, section.batch_size, recipe.train.seed
+        )
+        usual = recipe.data.reasoning_effort
+
+        def questions(files: Sequence[str] | None, limit: int, efforts: Any) -> list[Question]:
+            if files is None:
+                return []
+            longest = section.max_new_tokens
+            return read_questions(
+                files, renderer, limit=limit, efforts=efforts, max_new_tokens=longest
+            )
+
+        asked = section.reasoning_effort or [usual]
+        self.questions = questions(section.prompts, section.max_prompts, asked)
+        self.probes = questions(drift.probes, drift.max_probes, [usual])
+        self.references = (
+            []
+            if drift.references is None
+            else read_references(
+                drift.references,
+                renderer,
+                limit=drift.max_references,
+                max_length=recipe.data.max_length,
+            )
+        )
+        self._base_answers: list[Answer] | None = None
+
+    def run(
+        self,
+        model: nn.Module,
+        *,
+        step: int,
+        device: torch.device,
+        is_base: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:
+        """Return what was found; every rank has to call this, and gets the same.
+
+        Args:
+            model: A ``GptOssForTuning``, adapted or not, whose forward is that of training.
+            step: Optimizer steps behind it.
+            device: Where it is.
+            is_base: Its adapters do not act yet, so the base's answers are its own.
+            should_stop: Asked before each token.
+
+        Raises:
+            Stopped: ``should_stop`` was true on some rank; nothing was changed.
+        """
+        ranks = Ranks()
+
+        def answers(questions: Sequence[Question]) -> list[Answer]:
+            prompts = [question.prompt_ids for question in questions]
+            generated = answer(model, prompts, self._generation, ranks, should_stop)
+            return [read_answer(ids, self._encoding) for ids in generated]
+
+        with evaluating(model):
+            tuned = answers([*self.questions, *self.probes])
+            if is_adapted(model) and self._base_answers is None and self._compared:
+                if is_base:
+                    base = tuned[len(self.questions) - len(self._compared_questions) :]
+                else:
+                    with without_adapters(model):
+                        base = answers(self._compared)
+                self._base_answers = base
+            drift = self._drift(model, tuned, ranks, device) if is_adapted(model) else None
+        return self._report(step, tuned, drift)
+
+    @property
+    def _compared_questions(self) -> list[Question]:
+        return self.questions if self._section.drift.reasoning else []
+
+    @property
+    def _compared(self) -> list[Question]:
+        """Return what the base is asked too."""
+        return [*self._compared_questions, *self.probes]
+
+    def _drift(
+        self, model: nn.Module, tuned: Sequence[Answer], ranks: Ranks, device: torch.device
+    ) -> dict[str, Any] | None:
+        found: dict[str, Any] = {}
+        if self.references:
+            found |= divergence_from_base(model, self.references, ranks, device)
+        asked = len(self.questions)
+        base = self._base_answers or []
+        if self.probes:
+            of_base, of_tuned = refusal_rate(base[-len(self.probes) :]), refusal_rate(tuned[asked:])
+            found["refusal_rate"] = {"base": of_base["refused"], "tuned": of_tuned["refused"]}
+            found["unanswered_rate"] = {
+                "base": of_base["unanswered"],
+                "tuned": of_tuned["unanswered"],
+            }
+            found["probes"] = len(self.probes)
+        if self._compared_questions:
+            before = reasoning_tokens(self.questions, base[:asked])
+            after = reasoning_tokens(self.questions, tuned[:asked])
+            found["reasoning_tokens_by_effort"] = {
+                effort: {"base": before[effort], "tuned": after[effort]} for effort in after
+            }
+        return found or None
+
+    def _report(
+        self, step: int, tuned: Sequence[Answer], drift: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        judge = Judge()
+        samples = [
+            self._sample(question, given, judge)
+            for question, given in zip(self.questions, tuned[: len(self.questions)], strict=True)
+        ]
+        grades = [sample["grade"] for sample in samples if sample["grade"] is not None]
+        return {
+            "step": step,
+            "samples": samples,
+            "graded": {"passed": sum(g["passed"] for g in grades), "total": len(grades)},
+            "health": {
+                "valid": sum(not sample["health"] for sample in samples),
+                "total": len(samples),
+            },
+            "drift": drift,
+        }
+
+    def _sample(self, question: Question, given: Answer, judge: Judge) -> dict[str, Any]:
+        grader = question.grader
+        return {
+            "prompt": list(question.messages),
+            "effort": question.effort,
+            "source": question.source,
+            "messages": given.as_dicts(),
+            "ended": given.ended,
+            "tokens": len(given.token_ids),
+            "analysis_tokens": given.analysis_tokens,
+            "grade": None if grader is None else judge.grade(grader, given.final),
+            "health": problems(given, question, self._section.max_analysis_tokens),
+        }
+
+
+def figures(report: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of an evaluation for the metrics, by names that begin with ``eval_``."""
+    found: dict[str, float] = {}
+    for name, part, key in (("graded", "graded", "passed"), ("health", "health", "valid")):
+        if report[part]["total"]:
+            found[f"eval_{name}"] = report[part][key] / report[part]["total"]
+    samples = report["samples"]
+    if samples:
+        found["eval_answer_tokens"] = fmean(sample["tokens"] for sample in samples)
+        for effort in dict.fromkeys(sample["effort"] for sample in samples):
+            lengths = [s["analysis_tokens"] for s in samples if s["effort"] == effort]
+            found[f"eval_reasoning_tokens_{effort}"] = fmean(lengths)
+    drift = report["drift"] or {}
+    if "kl" in drift:
+        found["eval_kl"] = drift["kl"]
+        for channel, kl in drift["kl_by_channel"].items():
+            found[f"eval_kl_{channel}"] = kl
+    if "refusal_rate" in drift:
+        found["eval_refusal_rate"] = drift["refusal_rate"]["tuned"]
+        found["eval_refusal_rate_change"] = (
+            drift["refusal_rate"]["tuned"] - drift["refusal_rate"]["base"]
+        )
+    return found

@@ -1,0 +1,149 @@
+"""Graders of an answer: the same text after normalisation, or a regular expression.
+
+Both look at the final channel alone: an answer that is found in the chain of thought only was not
+given. A pattern comes from a data file and is searched in text that a model wrote, so its time is
+bounded: one that backtracks without end counts as not matched and says so. Python's own ``re``
+cannot be stopped once it runs, short of a process to kill; ``regex``, which tiktoken brings, takes
+a timeout.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from dataclasses import dataclass
+from typing import Any, Final
+
+import regex
+
+from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.fields import shown, take_text
+
+LONGEST_PATTERN: Final = 1_000
+"""Characters of a pattern."""
+SECONDS_PER_MATCH: Final = 1.0
+SECONDS_IN_ALL: Final = 10.0
+"""Searching time of one evaluation; what is left over once it is used up is not matched."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Passes when the normalised final text is one of the normalised answers."""
+
+    answers: tuple[str, ...]
+
+    kind = "exact"
+
+    @property
+    def expected(self) -> str:
+        """What to show beside an answer."""
+        return " | ".join(self.answers)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Passes when the expression is found in the final text."""
+
+    pattern: str
+
+    kind = "pattern"
+
+    @property
+    def expected(self) -> str:
+        """What to show beside an answer."""
+        return self.pattern
+
+
+Grader = Exact | Pattern
+
+
+class Judge:
+    """Grades the answers of one evaluation within its time."""
+
+    def __init__(self, seconds: float = SECONDS_IN_ALL) -> None:
+        """Allow ``seconds`` of searching in all."""
+        self._left = seconds
+
+    def grade(self, grader: Grader, final: str | None) -> dict[str, Any]:
+        """Return ``kind``, ``passed`` and ``expected``, and ``note`` for a search that was cut off.
+
+        Args:
+            grader: How to judge.
+            final: Text of the final channel; ``None`` where there is none, which passes nothing.
+        """
+        result: dict[str, Any] = {"kind": grader.kind, "passed": False, "expected": grader.expected}
+        if final is None:
+            return result
+        if isinstance(grader, Exact):
+            accepted = {normalized(answer) for answer in grader.answers}
+            return {**result, "passed": normalized(final) in accepted}
+        allowed, started = min(SECONDS_PER_MATCH, self._left), time.monotonic()
+        if allowed <= 0:
+            return {**result, "note": f"not searched: the {SECONDS_IN_ALL:g} s for patterns are up"}
+        try:
+            found = regex.search(grader.pattern, final, timeout=allowed) is not None
+        except TimeoutError:
+            return {**result, "note": f"the search did not end within {allowed:.1f} s"}
+        finally:
+            self._left -= time.monotonic() - started
+        return {**result, "passed": found}
+
+
+def normalized(text: str) -> str:
+    """Return a text as answers are compared: ``" Paris. "`` equals ``"paris"``.
+
+    Unicode NFKC, case folded, each run of white space one space and none at the ends, one full stop
+    at the end dropped. Markup, articles and digit separators stay: ``**4**`` is not ``4``.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded.removesuffix(".").rstrip() if folded != "." else folded
+
+
+def read_grader(row: dict[str, Any], source: str) -> Grader | None:
+    """Return what grades the answer to a row; ``None`` without ``answer`` and ``pattern``.
+
+    Raises:
+        DataError: Both are there, or one that cannot be used.
+    """
+    answer, pattern = row.get("answer"), row.get("pattern")
+    if answer is None and pattern is None:
+        return None
+    if answer is not None and pattern is not None:
+        raise DataError(f"{source}: the row has 'answer' and 'pattern'; keep one to grade by")
+    if pattern is not None:
+        return Pattern(_checked_pattern(take_text(pattern, source, "pattern"), source))
+    listed = answer if isinstance(answer, list) else [answer]
+    if not listed:
+        raise DataError(f"{source}: answer is an empty list; give an accepted text, or remove it")
+    texts = [take_text(text, source, "answer") for text in listed]
+    for text in texts:
+        if not normalized(text):
+            raise DataError(
+                f"{source}: answer is {shown(text)}; an empty answer can never be right, remove it"
+            )
+    return Exact(tuple(texts))
+
+
+def _checked_pattern(pattern: str, source: str) -> str:
+    if not pattern or len(pattern) > LONGEST_PATTERN:
+        raise DataError(
+            f"{source}: pattern has {len(pattern):,} characters; expected 1 to {LONGEST_PATTERN:,}"
+        )
+    try:
+        compiled = regex.compile(pattern)
+        matches_nothing = compiled.search("", timeout=SECONDS_PER_MATCH) is not None
+    except regex.error as error:
+        raise DataError(
+            f"{source}: pattern {shown(pattern)} is no regular expression ({error})"
+        ) from None
+    except (OverflowError, RecursionError, MemoryError, TimeoutError) as error:
+        raise DataError(
+            f"{source}: pattern {shown(pattern)} is too large to search with "
+            f"({type(error).__name__}); write a smaller one"
+        ) from None
+    if matches_nothing:
+        raise DataError(
+            f"{source}: pattern {shown(pattern)} matches the empty text, so every answer would "
+            "pass; write what has to be there"
+        )
+    return pattern

@@ -1,0 +1,189 @@
+"""Prompt files of a recipe -> questions: the ids a server would send, and how to grade the answer.
+
+A row is any row that training reads, or one that ends where the assistant is to answer. A row that
+holds the answer already is cut back to its last question, so that held-out conversations serve as
+prompts too; beside the row's own keys ``answer`` (a text, or a list of accepted ones) or
+``pattern`` (a regular expression) grade the final channel.
+
+All files are read before a gigabyte of weights is, and every mistake in them is in one message.
+Templates of columns and datasets on the Hub were left out on purpose: a set of prompts is small,
+and one that the run's folder can name by file and line can be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from gptoss_tune.errors import DataError
+from gptoss_tune.evaluate.graders import Grader, read_grader
+from gptoss_tune.harmony.conversation import Conversation, Message
+from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.formats import format_of, read_as, read_prompt
+from gptoss_tune.harmony.render import Renderer
+from gptoss_tune.harmony.rows import parse_object, read_file
+from gptoss_tune.harmony.sources import find_files
+
+LONGEST_CONTEXT: Final = 131_072
+"""Positions that gpt-oss was made for."""
+_MOST_SHOWN: Final = 20
+
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt at one effort.
+
+    Attributes:
+        source: ``file:line``.
+        effort: Reasoning effort in its system message.
+        prompt_ids: Ids up to and including ``<|start|>assistant``.
+        messages: What is asked, for people: ``role`` and ``content``.
+        recipients: What a call may be addressed to.
+        grader: Judges the final channel; ``None``: the answer is a sample only.
+    """
+
+    source: str
+    effort: Effort
+    prompt_ids: tuple[int, ...]
+    messages: tuple[dict[str, str], ...]
+    recipients: frozenset[str]
+    grader: Grader | None
+
+
+def read_questions(
+    files: Sequence[str],
+    renderer: Renderer,
+    *,
+    limit: int,
+    efforts: Sequence[Effort],
+    max_new_tokens: int,
+) -> list[Question]:
+    """Return the questions in ``files``: each row once at each effort, or at its own.
+
+    Args:
+        files: Paths as the recipe spells them.
+        renderer: Renders prompts as training does.
+        limit: Rows to read from the start.
+        efforts: Of rows that name none.
+        max_new_tokens: Room that an answer needs.
+
+    Raises:
+        DataError: Lists every row that cannot be asked, by file and line.
+    """
+
+    def read(row: dict[str, Any], source: str) -> list[Question]:
+        conversation = read_unanswered(row, source)
+        grader = read_grader(row, source)
+        own = conversation.effort
+        asked: Sequence[Effort] = efforts if own is None else [own]
+        return [_question(conversation, e, grader, renderer, max_new_tokens) for e in asked]
+
+    return [question for group in read_rows(files, limit, read) for question in group]
+
+
+def read_rows(
+    files: Sequence[str], limit: int, read: Callable[[dict[str, Any], str], _Read]
+) -> list[_Read]:
+    """Return what ``read`` makes of the first ``limit`` rows of ``files``.
+
+    Raises:
+        DataError: Lists every row that cannot be used, by file and line.
+    """
+    found: list[_Read] = []
+    mistakes: list[str] = []
+    for number, (source, raw) in enumerate(_rows(files)):
+        if number == limit:
+            break
+        try:
+            if isinstance(raw, DataError):
+                raise raw
+            row = parse_object(raw, source) if isinstance(raw, bytes) else raw
+            found.append(read(row, source))
+        except DataError as error:
+            mistakes.append(str(error))
+    if len(mistakes) == 1:
+        raise DataError(mistakes[0])
+    if mistakes:
+        shown = mistakes[:_MOST_SHOWN]
+        more = [f"... and {len(mistakes) - len(shown)} more"] if len(mistakes) > len(shown) else []
+        raise DataError(
+            "\n  ".join(
+                [f"{len(mistakes)} rows cannot be evaluated with; mend them:", *shown, *more]
+            )
+        )
+    return found
+
+
+def read_unanswered(row: dict[str, Any], source: str) -> Conversation:
+    """Return the conversation of a row up to where the assistant is to answer.
+
+    Raises:
+        DataError: The row is in no known format, or asks nothing.
+    """
+    name = format_of(row, source)
+    messages = row.get("messages")
+    if name == "prompt" or (isinstance(messages, list) and not _is_answered(messages)):
+        return read_prompt(row, source)
+    conversation = read_as(name, row, source)
+    conversation.messages = _without_answer(conversation.messages)
+    if not conversation.messages:
+        raise DataError(f"{source}: the row asks nothing; a prompt needs a message of the user")
+    return conversation
+
+
+def _is_answered(messages: list[Any]) -> bool:
+    last = messages[-1] if messages else None
+    if not isinstance(last, dict):
+        return False
+    author = last.get("author")
+    holder = author if isinstance(author, dict) else last
+    return holder.get("role") == "assistant"
+
+
+def _without_answer(messages: list[Message]) -> list[Message]:
+    """Drop what follows the last message of the user: calls and results belong to the answer."""
+    asked = [n for n, message in enumerate(messages) if message.header.role == "user"]
+    return messages[: asked[-1] + 1] if asked else []
+
+
+def _question(
+    conversation: Conversation,
+    effort: Effort,
+    grader: Grader | None,
+    renderer: Renderer,
+    max_new_tokens: int,
+) -> Question:
+    conversation.effort = effort
+    ids = renderer.render_prompt(conversation)
+    if len(ids) + max_new_tokens > LONGEST_CONTEXT:
+        raise DataError(
+            f"{conversation.source}: the prompt has {len(ids):,} tokens; with "
+            f"evaluation.max_new_tokens {max_new_tokens:,} that is over the {LONGEST_CONTEXT:,} of "
+            "gpt-oss: shorten one of the two"
+        )
+    messages = [{"role": m.header.role, "content": m.text} for m in conversation.messages]
+    if conversation.instructions is not None:
+        messages.insert(0, {"role": "developer", "content": conversation.instructions})
+    return Question(
+        source=conversation.source,
+        effort=effort,
+        prompt_ids=tuple(ids),
+        messages=tuple(messages),
+        recipients=frozenset(conversation.recipients()),
+        grader=grader,
+    )
+
+
+def _rows(files: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for path in files:
+        found = find_files(path)
+        if found is None:
+            raise DataError(
+                f"{path}: no such file; prompts are read from local files: download it, or check "
+                "the path"
+            )
+        for file, name in found:
+            yield from read_file(file, name)

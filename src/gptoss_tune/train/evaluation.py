@@ -1,0 +1,105 @@
+"""Evaluation in the middle of training, which must not notice it.
+
+Between two steps, or before the first one, the model that is being trained answers the recipe's
+prompts by its own forward pass. Weights, gradients, random state, modes and the figures of the
+steps stay as they are: a run with evaluations has bit for bit the losses of one without. Results go
+to ``RUN/evaluation/step-N.json`` and, as figures, to the metrics.
+
+Loading the newest checkpoint into a second process was the alternative: it evaluates what will be
+loaded, but needs the memory of a second model, which a GPU in training does not have.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.evaluate.evaluator import Evaluator, figures
+from gptoss_tune.evaluate.generate import Stopped
+from gptoss_tune.evaluate.report import one_line
+from gptoss_tune.recipe import Recipe
+from gptoss_tune.train.record import update_record
+
+if TYPE_CHECKING:
+    from gptoss_tune.train.sft import WeightedSftTrainer
+
+FOLDER = "evaluation"
+"""Folder in a run's for the evaluations, one file a step."""
+
+
+class Evaluation(TrainerCallback):
+    """Evaluate at the start, every ``eval_steps`` and at the end."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        recipe: Recipe,
+        trainer: WeightedSftTrainer,
+        console: Console,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Evaluate the model of ``trainer``; a signal that ``should_stop`` knows of ends it."""
+        self._evaluator, self._section, self._trainer = evaluator, recipe.evaluation, trainer
+        self._fresh = recipe.lora.start_from is None
+        self._run = Path(recipe.train.output_dir)
+        self._console, self._should_stop = console, should_stop
+        self._newest: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate before the first step; a resumed run did so when it started."""
+        if self._section.at_start and state.global_step == 0:
+            self._evaluate(state, control)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate where the recipe says so."""
+        every = self._section.eval_steps
+        if every is not None and state.global_step % every == 0:
+            self._evaluate(state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate the finished model, unless a signal ended the run or it was done just now."""
+        if state.global_step >= state.max_steps and self._newest != state.global_step:
+            self._evaluate(state, control)
+
+    def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
+        started = time.monotonic()
+        trainer, step = self._trainer, state.global_step
+        trainer.guard.look_away()
+        try:
+            report = self._evaluator.run(
+                trainer.accelerator.unwrap_model(trainer.model_wrapped),
+                step=step,
+                device=trainer.accelerator.device,
+                is_base=self._fresh and step == 0,
+                should_stop=self._should_stop,
+            )
+        except Stopped:
+            self._console.print(f"step {step}: the evaluation is left out, the run is stopping")
+            return
+        finally:
+            trainer.books.leave_out(time.monotonic() - started)
+        self._newest = step
+        found = figures(report)
+        if state.is_world_process_zero:
+            folder = self._run / FOLDER
+            folder.mkdir(exist_ok=True)
+            write_text(folder / f"step-{step}.json", json.dumps(report, ensure_ascii=False) + "\n")
+            update_record(self._run, evaluation={"step": step, **found})
+        # Logging marks the step's own metrics as written, which they may not be yet.
+        unwritten = control.should_log
+        trainer.log(found)
+        control.should_log = unwritten
+        self._console.print(f"step {step}: {one_line(report)}", highlight=False, markup=False)
