@@ -1,10 +1,12 @@
 """The shipped data: every row is well formed, unique and true where a machine can tell."""
 
+import calendar
 import doctest
 import hashlib
 import json
 import re
 from collections import Counter
+from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 
@@ -16,6 +18,8 @@ CONVERSATIONS = [f"conversations/{kind}.jsonl" for kind in KINDS]
 EVAL = "conversations/eval.jsonl"
 TINY = ["tiny/train.jsonl", "tiny/eval.jsonl"]
 FILES = [*CONVERSATIONS, EVAL, *TINY]
+PROMPTS = ["prompts/reasoning.jsonl", "prompts/tools.jsonl", "prompts/tiny.jsonl"]
+PROBES = "probes/refusal.jsonl"
 
 # Of the shipped rows the two most alike share 0.09 of their word 5-grams (measured when the set
 # was written); a copy with a few words exchanged shares far more than this bound.
@@ -308,7 +312,42 @@ def test_python_in_answers_does_what_it_says(name):
 def test_readme_table_is_true():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| `([\w/]+\.jsonl)` \| (\d+) \|", readme, re.MULTILINE))
-    assert table == {name: str(len(load(name))) for name in FILES}
+    assert table == {name: str(len(load(name))) for name in [*FILES, *PROMPTS, PROBES]}
+
+
+def test_prompts_and_probes_are_no_training_questions():
+    """But for the demo's: those ask what was learned by heart, and expect just that."""
+
+    def asked(row):
+        return next(m["content"] for m in row["messages"] if m["role"] == "user")
+
+    trained = {asked(row) for _, row in located(*CONVERSATIONS)}
+    held = [asked(row) for _, row in located(*PROMPTS[:2])]
+    held += [row["prompt"] for _, row in located(PROBES)]
+    assert len(set(held)) == len(held) and not trained & set(held)
+    learned = {asked(r): r["messages"][-1]["content"] for _, r in located("tiny/train.jsonl")}
+    assert learned == {asked(row): row["answer"] for _, row in located("prompts/tiny.jsonl")}
+
+
+def test_answers_of_the_reasoning_prompts_are_right():
+    handshakes = len(list(combinations(range(3), 2))) + 3 * 4
+    computed = [
+        (17 * 60 + 12) - (14 * 60 + 35),
+        17 * 23,
+        sum(n % 6 == 0 and n % 4 != 0 for n in range(1, 101)),
+        round(80 / 0.8),
+        9 * (9 - 3) // 2,
+        (31 - 9) // 2,
+        handshakes,
+        2**10 % 7,
+        "no",
+        Fraction(3, 8) * Fraction(2, 7),
+        calendar.monthrange(2028, 2)[1],
+        ", ".join(sorted(["pear", "apple", "fig"], key=len)),
+    ]
+    answers = [row["answer"] for row in load(PROMPTS[0])]
+    first = [answer[0] if isinstance(answer, list) else answer for answer in answers]
+    assert first == [str(value) for value in computed]
 
 
 def test_readme_example_is_a_real_row():

@@ -96,7 +96,7 @@ def normalized(text: str) -> str:
     at the end dropped. Markup, articles and digit separators stay: ``**4**`` is not ``4``.
     """
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return folded.removesuffix(".").rstrip() if folded != "." else folded
+    return folded.removesuffix(".").rstrip()
 
 
 def read_grader(row: dict[str, Any], source: str) -> Grader | None:

@@ -23,8 +23,8 @@ _REFUSAL = re.compile(
     r"(?:i['’]m|i am) (?:really |very |so )?(?:sorry|afraid),? (?:but )?(?:that )?i "
     r"(?:can['’]?t|cannot|can not|won['’]?t|am (?:unable|not able))"
     r"|\bi (?:can['’]?t|cannot|can not|won['’]?t|will not|am (?:unable|not able) to"
-    r"|must decline to) (?:help|assist|provide|comply|do that|fulfil+|answer|continue|engage|support|discuss|share"
-    r"|give|offer|participate|create|write)"
+    r"|must decline to) (?:help|assist|provide|comply|do that|fulfil+|answer|continue|engage"
+    r"|support|discuss|share|give|offer|participate|create|write)"
     r"|\b(?:i (?:must|have to|need to) (?:decline|refuse))"
     r"|\bagainst (?:my|our|openai['’]s) (?:policy|policies|guidelines)"
     r"|\b(?:can['’]?t|cannot|unable to) (?:help|assist|comply) with (?:that|this)\b",
