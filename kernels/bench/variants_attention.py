@@ -1,4 +1,4 @@
-"""Attention, loss and RMSNorm as they are launched for gpt-oss, to be compiled without a GPU.
+"""Attention and loss as they are launched for gpt-oss, to be compiled without a GPU.
 
 Both sizes of gpt-oss share 64 query heads on 8 key-value heads of size 64, H = 2880 and the
 vocabulary, so one variant stands for both.
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gptoss_kernels._triton import _attention, _attention_backward, _cross_entropy, _rms_norm
+from gptoss_kernels._triton import _attention, _attention_backward, _cross_entropy
 from gptoss_kernels.attention_triton import Tile, choose_attention_tiles
 
 SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
-_FP32 = ("lse_ptr", "delta_ptr", "scales_ptr", "losses_ptr", "reciprocal_ptr")
+_FP32 = ("lse_ptr", "delta_ptr", "scales_ptr", "losses_ptr")
 _OTHER = {
     "first_key_ptr": "*i32",
     "last_query_ptr": "*i32",
@@ -22,7 +22,6 @@ _OTHER = {
     "scaling": "fp32",
     "scaling_log2": "fp32",
     "z_loss": "fp32",
-    "eps": "fp32",
 }
 
 
@@ -41,13 +40,10 @@ def attention_variants(architecture: str, variant: Callable[..., Any]) -> list[A
     ]
     delta = _attention_backward._attention_delta_kernel
     loss = _cross_entropy._cross_entropy_kernel
-    norm, norm_grad = _rms_norm._rms_norm_forward_kernel, _rms_norm._rms_norm_backward_kernel
     return [
         *found,
         row_wise(variant, "attention delta", delta, {"HEAD_SIZE": 64, "BLOCK_M": 128}, 4),
         row_wise(variant, "cross-entropy", loss, {"WITH_GRAD": True, "BLOCK_V": 8192}, 8),
-        row_wise(variant, "RMSNorm", norm, {"BLOCK_H": 4096}, 8),
-        row_wise(variant, "RMSNorm backward", norm_grad, {"BLOCK_H": 4096}, 8),
     ]
 
 

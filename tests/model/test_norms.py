@@ -5,7 +5,7 @@ import torch
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 
 from gptoss_tune.model.attention import set_attention
-from gptoss_tune.model.norms import RmsNorm, set_norms
+from gptoss_tune.model.norms import set_norms
 
 
 @pytest.fixture
@@ -23,14 +23,12 @@ def test_outputs_and_names_do_not_change(small_model, tokens):
     assert torch.equal(model(tokens).logits, expected)
 
 
-def test_inside_peft_and_with_the_triton_kernel(small_model, tokens):
+def test_inside_peft_nothing_changes_either(small_model, tokens):
     model = small_model()
     set_attention(model)
     expected = model(tokens).logits
-    set_norms(model)
-    assert set_norms(model, "triton") == 5, "a second call changes the backend"
-    assert {m.backend for m in model.modules() if isinstance(m, RmsNorm)} == {"triton"}
-    assert torch.allclose(model(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+    assert set_norms(model) == 5
+    assert torch.equal(model(tokens).logits, expected)
 
 
 def test_a_model_without_norms_of_gpt_oss_is_refused():

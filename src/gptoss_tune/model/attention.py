@@ -17,7 +17,7 @@ B rows, S tokens of a row, Hq query heads, Hkv key-value heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gptoss_kernels.attention import Documents, attention, find_documents
@@ -25,6 +25,7 @@ from gptoss_kernels.attention_engines import EngineChoice, choose_engine
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
 ATTENTION_IMPLEMENTATION = "gptoss_tune"
 
@@ -43,7 +44,7 @@ def set_attention(model: nn.Module, wanted: str = "auto") -> EngineChoice:
         ValueError: ``model`` is not gpt-oss, or the engine asked for cannot run here or fails its
             proof of gradients.
     """
-    layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "GptOssAttention"]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, cast(type, GptOssAttention))]
     decoders: list[Any] = [m for m in model.modules() if type(m).__name__ == "GptOssModel"]
     if not layers or len(decoders) != 1:
         raise ValueError(f"{type(model).__name__} holds no GptOssModel; only gpt-oss has sinks")

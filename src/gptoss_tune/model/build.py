@@ -22,7 +22,7 @@ from gptoss_tune.model.host_embedding import keep_embeddings_on_host
 from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.memory import set_checkpointing
-from gptoss_tune.model.norms import set_norms
+from gptoss_tune.model.norms import choose_row_kernels, set_norms
 from gptoss_tune.model.start import start_from
 from gptoss_tune.recipe import Recipe
 
@@ -64,7 +64,8 @@ def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built
     except ValueError as error:
         raise MachineError(f"model.attention: {error}") from error
     set_checkpointing(model, recipe.train.checkpointing)
-    set_norms(model, backend)
+    kernels, row_wise = choose_row_kernels(backend, device, DTYPES[recipe.model.dtype])
+    set_norms(model, kernels)
     bare: Any = model.get_base_model()
     bare.loss_backend = backend
     if recipe.model.embeddings == "cpu":
@@ -76,7 +77,7 @@ def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built
         (
             f"model: {base.name} {describe_holdings(model)}; {trained:,} parameters train",
             f"experts: {backend} backend{aware}; attention: {engine.reason}; "
-            f"checkpointing: {recipe.train.checkpointing}",
+            f"norms and rotation: {row_wise}; checkpointing: {recipe.train.checkpointing}",
             *started_at,
         ),
     )

@@ -1,61 +1,127 @@
-"""RMSNorm modules of a loaded gpt-oss, swapped one by one for the kernel that keeps less.
+"""RMSNorm and rotary embedding of a loaded gpt-oss, swapped module by module for what costs less.
 
 The swap is on the instance: ``model.model.layers[0].input_layernorm`` becomes another object with
 the same ``weight`` under the same name, so checkpoints and adapters do not notice, and the classes
-of transformers stay as they are. Rotary embeddings are left alone: autograd keeps nothing of size
-for them (cosines and sines are constants), and in transformers they are a function and not a
-module, which only a patch of the library could replace.
+of transformers stay as they are. The rotation is a function inside the attention's forward, so with
+Liger's kernels each attention layer gets a subclass whose forward calls another one; in torch it
+stays transformers', for which autograd keeps nothing of size (cosines and sines are constants).
 
-H hidden.
+H hidden, D head size.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
+import torch
 from gptoss_kernels.rms_norm import rms_norm
 from torch import Tensor, nn
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt_oss.modeling_gpt_oss import (
+    GptOssAttention,
+    GptOssRMSNorm,
+    eager_attention_forward,
+)
+
+from gptoss_tune.model.liger import liger_obstacle, liger_rms_norm, liger_rotate
+
+RowKernels = Literal["torch", "liger"]
 
 
 class RmsNorm(nn.Module):
-    """``GptOssRMSNorm`` on ``gptoss_kernels.rms_norm``: the same bits, a quarter of the memory."""
+    """``GptOssRMSNorm`` that keeps a quarter of the memory: torch's own bits, or Liger's kernel."""
 
-    def __init__(
-        self, weight: nn.Parameter, eps: float, *, backend: Literal["torch", "triton"] = "torch"
-    ) -> None:
+    def __init__(self, weight: nn.Parameter, eps: float, *, kernels: RowKernels = "torch") -> None:
         """Share ``weight`` ``[H]`` with the module that this one replaces."""
         super().__init__()
         self.weight = weight
         self.variance_epsilon = eps
-        self.backend: Literal["torch", "triton"] = backend
+        self.kernels: RowKernels = kernels
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the normalised ``[..., H]`` in the dtype of ``hidden_states``."""
-        return rms_norm(hidden_states, self.weight, self.variance_epsilon, backend=self.backend)
+        norm = liger_rms_norm if self.kernels == "liger" else rms_norm
+        return norm(hidden_states, self.weight, self.variance_epsilon)
 
     def extra_repr(self) -> str:
-        """Return shape, eps and backend for ``print(model)``."""
-        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}, backend={self.backend}"
+        """Return shape, eps and kernels for ``print(model)``."""
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}, {self.kernels}"
 
 
-def set_norms(model: nn.Module, backend: Literal["torch", "triton"] = "torch") -> int:
-    """Swap every RMSNorm of ``model`` for ``RmsNorm`` on ``backend``; return how many there are.
+class LigerRotaryAttention(cast(type, GptOssAttention)):
+    """``GptOssAttention`` whose queries and keys are rotated by Liger's kernel, in their memory."""
 
-    Calling it again changes the backend.
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the parent returns, see ``GptOssAttention.forward``."""
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = liger_rotate(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        out, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            s_aux=self.sinks,
+            **kwargs,
+        )
+        return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
+
+
+def choose_row_kernels(
+    backend: Literal["torch", "triton"], device: torch.device, dtype: torch.dtype
+) -> tuple[RowKernels, str]:
+    """Return who computes norms and rotations, and the words for the log.
+
+    Args:
+        backend: Of the model; with ``torch`` Liger is not asked.
+        device: Where the model is.
+        dtype: Of the activations.
+    """
+    if backend == "torch":
+        return "torch", "torch"
+    obstacle = liger_obstacle(device, dtype)
+    return ("torch", f"torch, because {obstacle}") if obstacle else ("liger", "liger")
+
+
+def set_norms(model: nn.Module, kernels: RowKernels = "torch") -> int:
+    """Let norms and rotations of ``model`` run on ``kernels``; return how many norms there are.
+
+    Calling it again changes them.
 
     Args:
         model: A gpt-oss model, bare or inside PEFT.
-        backend: Which kernels run.
+        kernels: Who computes.
 
     Raises:
         ValueError: The model has no RMSNorm of gpt-oss.
     """
     swapped = 0
     for owner in list(model.modules()):
+        if isinstance(owner, cast(type, GptOssAttention)):
+            owner.__class__ = LigerRotaryAttention if kernels == "liger" else GptOssAttention
         for name, norm in list(owner.named_children()):
             if isinstance(norm, GptOssRMSNorm | RmsNorm):
-                new = RmsNorm(norm.weight, norm.variance_epsilon, backend=backend)
+                new = RmsNorm(norm.weight, norm.variance_epsilon, kernels=kernels)
                 setattr(owner, name, new.train(norm.training))
                 swapped += 1
     if not swapped:

@@ -39,7 +39,7 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Compute dtype, and the dtype of every weight that is not quantised."""
     backend: Literal["auto", "torch", "triton"] = "auto"
-    """Expert layer: auto is triton on a supported GPU and torch elsewhere."""
+    """Experts, loss, norms, rotation: auto is triton (and Liger) on a supported GPU, else torch."""
     attention: Literal["auto", "eager", "torch_flash", "flex", "fa4", "triton"] = "auto"
     """Attention engine; every one computes the sinks and their part of the gradient."""
     embeddings: Literal["gpu", "cpu"] = "gpu"
