@@ -68,6 +68,12 @@ class Documents:
             self.made["cu_seqlens"] = torch.cat((starts, end)).to(torch.int32)
         return self.made["cu_seqlens"]
 
+    def whole_rows(self) -> bool:
+        """Return whether every row is one run; on a GPU the host waits for it, once per object."""
+        if "whole_rows" not in self.made:
+            self.made["whole_rows"] = not bool(self.first_key.any())
+        return self.made["whole_rows"]
+
 
 def find_documents(
     batch: int,
@@ -100,6 +106,7 @@ def find_documents(
     Raises:
         ValueError: A shape does not fit ``[batch, length]``.
     """
+    facts = (position_ids, attention_mask, cu_seqlens)
     boundary = torch.zeros(batch, length, dtype=torch.bool, device=device)
     boundary[:, :1] = True
     if position_ids is not None:
@@ -123,6 +130,7 @@ def find_documents(
         backwards.flip(-1).to(torch.int32).contiguous(),
         cu_seqlens,
         max_length if cu_seqlens is not None else None,
+        {} if any(fact is not None for fact in facts) else {"whole_rows": True},
     )
 
 

@@ -24,6 +24,7 @@ from gptoss_kernels.attention import (
     attention,
     find_documents,
 )
+from gptoss_kernels.attention_cudnn import CudnnEngine, cudnn_obstacle
 from gptoss_kernels.attention_eager import EagerEngine
 from gptoss_kernels.attention_fa4 import CAPABILITIES, FlashAttention4Engine, installed
 from gptoss_kernels.attention_flash import TorchFlashEngine
@@ -31,8 +32,10 @@ from gptoss_kernels.attention_flex import FlexEngine
 from gptoss_kernels.attention_triton import HEAD_SIZES, TritonEngine
 from gptoss_kernels.backend import triton_obstacle
 
-ENGINE_NAMES = ("fa4", "torch_flash", "triton", "flex", "eager")
+AUTO_ORDER = ("fa4", "torch_flash", "triton", "flex", "eager")
 """In the order in which ``auto`` tries them on a GPU: published rates at head size 64."""
+ENGINE_NAMES = (*AUTO_ORDER, "cudnn")
+"""All that can be asked for; ``cudnn`` waits for a measurement before ``auto`` may take it."""
 
 _PROOF_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-5}
 """Relative RMS. Inputs rounded to bf16 (2^-9) alone move the gradients by about 4e-3."""
@@ -80,12 +83,12 @@ def choose_engine(
         engine = _FACTORIES[wanted]()
         obstacle = find_fault(engine, device, dtype, head_size)
         if obstacle is None:
-            return EngineChoice(wanted, engine, f"{wanted}, as asked")
+            return EngineChoice(wanted, engine, _AS_ASKED.get(wanted, f"{wanted}, as asked"))
     raise ValueError(f"attention {wanted} cannot be used: {obstacle}; use auto or another engine")
 
 
 def _first_that_works(device: torch.device, dtype: torch.dtype, head_size: int) -> EngineChoice:
-    names = ENGINE_NAMES if device.type == "cuda" else ("eager",)
+    names = AUTO_ORDER if device.type == "cuda" else ("eager",)
     passed_over = []
     for name in names:
         obstacle = find_obstacle(name, device, dtype, head_size)
@@ -117,6 +120,8 @@ def find_obstacle(
         return obstacle
     if name == "triton" and head_size not in HEAD_SIZES:
         return f"it has head sizes {HEAD_SIZES}, got {head_size}"
+    if name == "cudnn":
+        return cudnn_obstacle(dtype, head_size, (major, minor))
     if name == "fa4" and not installed():
         return "flash_attn.cute is not installed"
     if name == "fa4" and major not in CAPABILITIES:
@@ -133,7 +138,7 @@ def find_fault(
     """Return what ``engine`` computes wrongly on a small problem, or ``None``.
 
     The problem: 2 rows of 192 tokens, documents of 70, 1 and 121 tokens, 4 query heads on 2
-    key-value heads, once with a window of 64 and once without.
+    key-value heads, once with a window of 64 and once without; and once as whole rows.
     """
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 192, head_size), (2, 2, 192, head_size), (2, 2, 192, head_size), (4,))
@@ -142,8 +147,8 @@ def find_fault(
     positions = torch.cat([torch.arange(n, device=device) for n in (70, 1, 121)])[None]
     documents = find_documents(2, 192, device, position_ids=positions)
     tolerance = _PROOF_TOLERANCE.get(dtype, 1e-5)
-    for window in (64, None):
-        settings = {"scaling": head_size**-0.5, "window": window, "documents": documents}
+    for window, runs in ((64, documents), (None, documents), (None, None)):
+        settings = {"scaling": head_size**-0.5, "window": window, "documents": runs}
 
         def results(
             leaves: list[Tensor],
@@ -177,10 +182,14 @@ _REFUSALS = (
     ImportError,
 )
 _RESULTS = ("output", "query gradient", "key gradient", "value gradient", "sink gradient")
+_AS_ASKED = {
+    "cudnn": "cudnn, as asked, in full layers of rows that hold one document; torch_flash elsewhere"
+}
 _FACTORIES: dict[str, Callable[[], AttentionEngine | DifferentiableEngine]] = {
     "eager": EagerEngine,
     "torch_flash": TorchFlashEngine,
     "triton": TritonEngine,
     "flex": FlexEngine,
     "fa4": FlashAttention4Engine,
+    "cudnn": CudnnEngine,
 }

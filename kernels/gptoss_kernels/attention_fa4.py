@@ -54,7 +54,8 @@ class FlashAttention4Engine:
             return_lse=True,
             **_rule_arguments(rule),
         )
-        return scaled_by_share(result[0], result[1], sinks, batch, length, heads)
+        lse = result[1].view(heads, batch, length).transpose(0, 1)
+        return scaled_by_share(result[0].view(batch, length, heads, -1), lse, sinks)
 
     def backward(
         self,

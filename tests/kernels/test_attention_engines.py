@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from gptoss_kernels.attention import attention, find_documents
+from gptoss_kernels.attention import attention, attention_reference, find_documents
+from gptoss_kernels.attention_cudnn import OLDEST_VERSION, CudnnEngine, cudnn_obstacle
 from gptoss_kernels.attention_eager import EagerEngine
-from gptoss_kernels.attention_engines import ENGINE_NAMES, choose_engine, find_fault, find_obstacle
+from gptoss_kernels.attention_engines import (
+    AUTO_ORDER,
+    ENGINE_NAMES,
+    choose_engine,
+    find_fault,
+    find_obstacle,
+)
 from gptoss_kernels.attention_flash import TorchFlashEngine
 from gptoss_kernels.attention_triton import TritonEngine
+from gptoss_kernels.testing import relative_rms
 
 CPU = torch.device("cpu")
 
@@ -91,29 +99,62 @@ def test_every_known_fault_of_other_tools_is_found(engine, fault):
     assert re.search(fault, find_fault(engine, CPU, torch.float32, 16) or "no fault found")
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "whole rows"])
 @pytest.mark.parametrize("window", [None, 128], ids=["full", "window"])
-def test_the_torch_flash_engine_fits_the_signatures_of_this_torch(window):
-    # On meta tensors torch checks arguments and shapes of its flash kernels and computes nothing.
+@pytest.mark.parametrize("engine", [TorchFlashEngine, CudnnEngine])
+def test_engines_of_torch_fit_the_signatures_of_this_torch(engine, window, packed, monkeypatch):
+    # On meta tensors torch checks arguments and shapes of its kernels and computes nothing.
+    ends = torch.empty(5, dtype=torch.int32, device="meta")
+    facts = {"cu_seqlens": ends, "max_length": 60} if packed else {}
+    documents = find_documents(2, 96, torch.device("meta"), **facts)
+    documents.made.setdefault("whole_rows", False)
+    documents.made["cu_seqlens"] = ends
+    called = []
+    original = torch._ops.OpOverloadPacket.__call__
+    monkeypatch.setattr(
+        torch._ops.OpOverloadPacket,
+        "__call__",
+        lambda op, *a, **k: called.append(op.__name__) or original(op, *a, **k),
+    )
+
     def empty(heads):
         leaf = torch.empty(2, 96, heads, 64, device="meta", dtype=torch.bfloat16)
         return leaf.requires_grad_()
 
     query, key, value = empty(4), empty(2), empty(2)
     sinks = torch.empty(4, device="meta", requires_grad=True)
-    ends = torch.empty(5, dtype=torch.int32, device="meta")
-    documents = find_documents(2, 96, torch.device("meta"), cu_seqlens=ends, max_length=60)
-    heads_first = [leaf.transpose(1, 2) for leaf in (query, key, value)]
     out = attention(
-        *heads_first,
+        *(leaf.transpose(1, 2) for leaf in (query, key, value)),
         sinks,
         scaling=0.125,
         window=window,
         documents=documents,
-        engine=TorchFlashEngine(),
+        engine=engine(),
     )
     assert out.shape == query.shape and out.is_contiguous()
     grads = torch.autograd.grad(out.sum(), (query, key, value, sinks))
     assert [g.shape for g in grads] == [query.shape, key.shape, value.shape, sinks.shape]
+    cudnn = engine is CudnnEngine and window is None and not packed
+    used = "_scaled_dot_product_cudnn_attention" if cudnn else "_flash_attention"
+    assert sum(used in name for name in called) == 2, called
+
+
+def test_auto_does_not_take_what_was_not_measured():
+    assert set(ENGINE_NAMES) - set(AUTO_ORDER) == {"cudnn"}
+
+
+def test_cudnn_says_what_it_needs(monkeypatch):
+    sound = (torch.bfloat16, 64, (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: OLDEST_VERSION)
+    assert cudnn_obstacle(*sound) is None
+    assert cudnn_obstacle(torch.float32, *sound[1:]) == "it needs bf16 or fp16, got torch.float32"
+    assert "this GPU has 7.5" in cudnn_obstacle(*sound[:2], (7, 5))
+    assert "head sizes" in cudnn_obstacle(torch.bfloat16, 80, (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 8907)
+    assert "torch has 8907" in cudnn_obstacle(*sound)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "NVIDIA" in cudnn_obstacle(*sound)
 
 
 @pytest.mark.gpu
@@ -129,3 +170,25 @@ def test_engines_on_a_gpu_pass_their_proof_in_bf16(name):
 @pytest.mark.gpu
 def test_triton_on_a_gpu_equals_the_exact_engine_in_fp32():
     assert find_fault(TritonEngine(), torch.device("cuda"), torch.float32, 64) is None
+
+
+@pytest.mark.gpu
+def test_cudnn_on_real_shapes_is_no_worse_than_torch_flash_beside_float64():
+    device, shapes = torch.device("cuda"), [(1, n, 777, 64) for n in (64, 8, 8)]
+    if (obstacle := find_obstacle("cudnn", device, torch.bfloat16, 64)) is not None:
+        pytest.skip(obstacle)
+    generator = torch.Generator().manual_seed(4)
+    inputs = [torch.randn(s, generator=generator).to(device).bfloat16() for s in (*shapes, (64,))]
+    grad = torch.randn((1, 777, 64, 64), generator=generator).to(device).bfloat16()
+
+    def results(function, leaves, **settings):
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        out = function(*leaves, scaling=0.125, **settings)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+    truth = results(attention_reference, [leaf.double() for leaf in inputs])
+    flash = results(attention, inputs, engine=TorchFlashEngine())
+    for got, usual, expected in zip(
+        results(attention, inputs, engine=CudnnEngine()), flash, truth, strict=True
+    ):
+        assert relative_rms(got, expected) <= 1.5 * relative_rms(usual, expected)

@@ -40,7 +40,7 @@ class ModelSection(Section):
     """Compute dtype, and the dtype of every weight that is not quantised."""
     backend: Literal["auto", "torch", "triton"] = "auto"
     """Experts, loss, norms, rotation: auto is triton (and Liger) on a supported GPU, else torch."""
-    attention: Literal["auto", "eager", "torch_flash", "flex", "fa4", "triton"] = "auto"
+    attention: Literal["auto", "eager", "torch_flash", "flex", "fa4", "triton", "cudnn"] = "auto"
     """Attention engine; every one computes the sinks and their part of the gradient."""
     embeddings: Literal["gpu", "cpu"] = "gpu"
     """Where the token embeddings are held; cpu frees 1.1 GiB of the GPU at one wait per step."""
