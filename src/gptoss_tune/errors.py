@@ -52,9 +52,18 @@ class GuardError(GptossTuneError, RuntimeError):
 
 
 class RunInterrupted(GptossTuneError):
-    """The run stopped before its end and left a complete checkpoint to resume from."""
+    """The run stopped before its end; the same command continues from its newest checkpoint."""
 
     exit_code = 75
+
+
+class RankLost(RunInterrupted):
+    """Another process of the run was killed, froze or left, so that this one cannot go on."""
+
+    def __init__(self, message: str, *, exit_code: int = 75) -> None:
+        """Leave with ``exit_code``: that of the rank that left first."""
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def run_command(command: Callable[[], object], *, debug: bool) -> None:

@@ -1,36 +1,83 @@
-"""Stopping between two steps: Ctrl-C and SIGTERM save a checkpoint and leave with exit code 75.
+"""Stopping without loss: Ctrl-C and SIGTERM save a checkpoint and leave with exit code 75.
 
-A signal only sets a flag. At the end of each step the flags of all ranks are added up, so that one
-signal to any rank stops all of them at the same step, and the checkpoint is the one an ordinary
-save would have written. A second Ctrl-C stops at once.
+What a signal does depends on where the run is:
+
+- before the first step nothing is worth keeping yet: the run ends at once;
+- between the first step and the last it sets a flag. At the end of each step the flags of all ranks
+  are added up, so that one signal to any rank stops all of them at the same step, and the
+  checkpoint is the one an ordinary save would have written;
+- after the last step everything is trained: the adapter is saved, the last evaluation is left out,
+  and the run ends as a finished one.
+
+A second Ctrl-C stops at once. The alternative, saving inside the handler, saves in the middle of a
+step: such a checkpoint cannot be continued exactly.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gptoss_tune.errors import RunInterrupted
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class _StoppedAtOnce(BaseException):
+    """SIGTERM before the first step; no ``except Exception`` on the way may swallow it."""
+
+
+class EvaluationLeftOut(Exception):  # noqa: N818 - not an error: the run ends well
+    """A signal came during the evaluation after the last step, on this rank or another."""
+
+
 class StopOnSignal(TrainerCallback):
-    """Stop the run at a step boundary after SIGINT or SIGTERM.
+    """Stop the run after SIGINT or SIGTERM; a context manager around all of it.
 
     Attributes:
-        stopped: Whether the run was stopped by a signal, on this rank or another.
+        stopped: Whether the run was stopped between two steps, by this rank's signal or another's.
     """
 
     def __init__(self) -> None:
-        """Listen from ``on_train_begin`` to ``on_train_end``."""
+        """Listen from ``__enter__`` to ``__exit__``."""
         self.stopped = False
         self._requested = False
+        self._loading, self._trained = True, False
         self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    def __enter__(self) -> StopOnSignal:
+        """Take over both signals; Python allows that only in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._request) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the signals back.
+
+        Raises:
+            RunInterrupted: A signal ended the run before its first step.
+        """
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+        if isinstance(error, _StoppedAtOnce):
+            raise RunInterrupted(
+                "a signal ended the run before its next step; nothing was lost, the same command "
+                "starts it again where it stands"
+            ) from None
 
     @property
     def requested(self) -> bool:
@@ -40,9 +87,8 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take over both signals; Python allows that only in the main thread."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._request) for number in _SIGNALS}
+        """Wait for step boundaries from here on."""
+        self._loading = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -56,19 +102,30 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give the signals back."""
-        self.close()
+        """Note that there is nothing left to stop but an evaluation."""
+        self._trained = True
 
-    def close(self) -> None:
-        """Give the signals back, also when training ended in an error."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the evaluation after the last step, on all ranks, if any was asked to stop.
+
+        Raises:
+            EvaluationLeftOut: One was.
+        """
+        if self._trained and self._anyone_asked(args.device):
+            raise EvaluationLeftOut
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self._requested and number == signal.SIGINT:
+        if os.getpid() != self._process:  # a worker that was forked from here
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        if number == signal.SIGINT and (self._requested or self._loading):
             raise KeyboardInterrupt
         self._requested = True
+        if self._loading:
+            raise _StoppedAtOnce
 
     def _anyone_asked(self, device: torch.device) -> bool:
         if not (dist.is_available() and dist.is_initialized()):

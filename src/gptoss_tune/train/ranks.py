@@ -1,0 +1,301 @@
+"""The ranks of a run: joined under a time limit, watched, and ended together with a name.
+
+A collective waits for a frozen rank as long as its process group allows, and then says that it
+timed out, not who was missing. So the process group is given a day, which data rendered on rank 0
+may well take, and a thread of each rank watches instead: every second it publishes a sign of life
+through the store of the process group, reads those of the others, and when one has been silent or
+behind for ``world.timeout_seconds`` it says which and ends its process. It ends it hard, because
+the main thread is inside a collective, where no exception reaches it; checkpoints are complete or
+absent at any moment, so nothing is lost.
+
+Rejected: a short timeout of the process group (kills slow starts and long saves, names nobody) and
+``monitored_barrier`` (gloo only, and a barrier more in every step).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gptoss_tune.errors import GptossTuneError, MachineError, RankLost
+from gptoss_tune.train.record import RECORD, update_record
+from gptoss_tune.train.signs import Judge, Phase, Sign, Verdict, place_of, this_host
+
+JOIN_TIMEOUT = timedelta(minutes=10)
+"""How long the ranks wait for each other to come."""
+COLLECTIVE_TIMEOUT = timedelta(days=1)
+"""How long a collective waits by itself; the watch ends a run long before."""
+_POLL_S = 1.0
+_GRACE_S = 3.0
+_BLAME_S = 15.0
+_SILENCE_AFTER_A_BREAK_S = 8.0
+
+
+def join() -> PartialState:
+    """Join the process group of the run and return this process's place in it.
+
+    Raises:
+        MachineError: Not all ranks came within ten minutes.
+    """
+    try:
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=JOIN_TIMEOUT)
+    except dist.DistError as error:
+        world = os.environ.get("WORLD_SIZE", "?")
+        address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise MachineError(
+            f"the {world} processes of this run did not find each other at {address} within "
+            f"{JOIN_TIMEOUT.seconds} s ({_first_line(error)}); check that all of them were started "
+            "and that the address is reachable from every machine"
+        ) from error
+    if state.num_processes > 1:
+        dist.distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT)
+    return state
+
+
+@contextlib.contextmanager
+def watched(state: PartialState, timeout_s: float, run: Path) -> Iterator[RankWatch]:
+    """Watch the ranks while the body runs; a lost rank ends it on all of them.
+
+    Args:
+        state: This process's place, from ``join``.
+        timeout_s: Seconds a rank may be silent, or behind in a training step.
+        run: The run's folder, in whose record rank 0 notes how it ended.
+
+    Raises:
+        RankLost: Another rank was killed, or left with an error.
+    """
+    watch = RankWatch(state, timeout_s, run)
+    watch.start()
+    try:
+        yield watch
+    except GptossTuneError as error:
+        watch.leave(str(error), error.exit_code)
+        raise
+    except RuntimeError as error:
+        lost = watch.blame() if _is_of_communication(error) else None
+        if lost is None:
+            watch.leave(f"{type(error).__name__}: {_first_line(error)}", 1)
+            raise
+        raise RankLost(watch.message(lost), exit_code=lost.code) from error
+    except BaseException as error:
+        watch.leave(f"{type(error).__name__}: {_first_line(error)}", 1)
+        raise
+    finally:
+        watch.close()
+
+
+class RankWatch(TrainerCallback):
+    """Publish this rank's signs of life and judge those of the others.
+
+    As a callback of the trainer it learns how far the training loop is. With one process it does
+    nothing.
+    """
+
+    def __init__(self, state: PartialState, timeout_s: float, run: Path) -> None:
+        """Watch the ranks of ``state``; see ``watched``."""
+        self._rank, self._world = state.process_index, state.num_processes
+        self._timeout_s, self._run = timeout_s, run
+        self._poll_s = min(_POLL_S, timeout_s / 5)
+        self._judge = Judge(timeout_s)
+        self._main = threading.main_thread().ident or 0
+        self._host, self._pid = this_host(), os.getpid()
+        self._beat = self._marks = self._step = 0
+        self._phase: Phase = "starting"
+        self._left: tuple[str, int] | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._store: Any = None
+        self._found: Verdict | None = None
+        self._blaming = self._all_seen = False
+
+    def start(self) -> None:
+        """Begin to watch, as every rank does."""
+        if self._world == 1:
+            return
+        # A store's connection answers one thread at a time, and a waiting main thread holds it.
+        self._store = dist.PrefixStore("ranks", dist.distributed_c10d._get_default_store().clone())
+        self._store.set_timeout(timedelta(seconds=self._timeout_s))
+        self._publish()
+        self._thread = threading.Thread(target=self._watch, name="rank watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop to watch."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2 * self._poll_s)
+
+    def leave(self, reason: str, code: int) -> None:
+        """Tell the others why this rank ends early, and give them a moment to read it.
+
+        Where all end for the same reason nobody waits.
+        """
+        if self._thread is None:
+            return
+        self._closed.set()
+        self._left = (reason, code)
+        deadline = time.monotonic() + _GRACE_S
+        with contextlib.suppress(dist.DistError):  # the others are gone already
+            self._publish()
+            while time.monotonic() < deadline:
+                if all(sign.left is not None for sign in self._read().values()):
+                    return
+                time.sleep(self._poll_s / 5)
+
+    def blame(self) -> Verdict | None:
+        """Return who is to blame for a collective that failed, after a look at all signs.
+
+        A connection broke, so a few seconds of silence say as much as the whole timeout otherwise.
+        """
+        if self._thread is None:
+            return None
+        self._blaming = True
+        self._judge.timeout_s = min(self._timeout_s, _SILENCE_AFTER_A_BREAK_S)
+        deadline = time.monotonic() + min(_BLAME_S, self._timeout_s + 2 * self._poll_s)
+        while self._found is None and time.monotonic() < deadline:
+            time.sleep(self._poll_s / 5)
+        return self._found
+
+    def message(self, verdict: Verdict) -> str:
+        """Return what the user is told: who, where the run stands, and what to do."""
+        return (
+            f"{verdict.reason}; rank {self._rank} stops after step {self._step}. The checkpoints "
+            f"in {self._run} are complete: the same command continues from the newest"
+        )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note where a resumed run starts."""
+        self._step = state.global_step
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mark a step's start, after its batch was fetched; the first step may take its time."""
+        self._mark("training" if self._phase != "starting" else "starting")
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mark the end of a micro-batch."""
+        self._mark(self._phase)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mark the end of the last micro-batch."""
+        self._mark(self._phase)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mark a step's end; an evaluation or a save that follows may take one rank longer."""
+        self._step = state.global_step
+        waits = control.should_save or control.should_evaluate or control.should_training_stop
+        self._mark("between steps" if waits else "training")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judge this rank by its life alone from here on."""
+        self._mark("ending")
+
+    def _mark(self, phase: Phase) -> None:
+        self._marks += 1
+        self._phase = phase
+
+    def _sign(self) -> Sign:
+        reason, code = self._left or (None, 0)
+        return Sign(
+            self._beat,
+            self._marks,
+            self._phase,
+            self._step,
+            place_of(self._main),
+            self._host,
+            self._pid,
+            reason,
+            code,
+        )
+
+    def _publish(self) -> None:
+        self._beat += 1
+        self._store.set(str(self._rank), self._sign().to_json())
+
+    def _read(self) -> dict[int, Sign]:
+        ranks = list(range(self._world))
+        if not self._all_seen:  # a key that is not there yet would be waited for
+            ranks = [rank for rank in ranks if self._store.check([str(rank)])]
+            self._all_seen = len(ranks) == self._world
+        found = self._store.multi_get([str(rank) for rank in ranks])
+        return {rank: Sign(**json.loads(raw)) for rank, raw in zip(ranks, found, strict=True)}
+
+    def _watch(self) -> None:
+        while True:
+            slept_from = time.monotonic()
+            if self._closed.wait(self._poll_s):
+                return
+            if time.monotonic() - slept_from > self._poll_s + self._timeout_s / 2:
+                self._judge.forget()  # this process was stopped itself
+            try:
+                self._publish()
+                verdict = self._judge.verdict(self._read(), time.monotonic())
+            except dist.DistError as error:
+                verdict = self._without_store(error)
+            if verdict is None or self._closed.is_set():
+                continue
+            self._found = verdict
+            # The main thread may be on its way out, by the same error or by the broken collective.
+            out = self._closed.wait(_GRACE_S if verdict.left else self._poll_s / 2)
+            if out or self._blaming:
+                return
+            self._end(verdict)
+
+    def _without_store(self, error: dist.DistError) -> Verdict:
+        """Return the verdict when the store does not answer: its keeper is gone or frozen."""
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        keeper = "the launcher of the first machine" if agent else "rank 0"
+        return Verdict(
+            () if agent else (0,),
+            f"{keeper}, which keeps the list of all ranks, was killed or is frozen "
+            f"({_first_line(error)})",
+        )
+
+    def _end(self, verdict: Verdict) -> None:
+        """Say why and end this process, whose main thread no exception can reach."""
+        message = self.message(verdict)
+        if self._rank == 0 and (self._run / RECORD).exists():
+            with contextlib.suppress(GptossTuneError):  # the disk may be what is lost
+                update_record(self._run, status="stopped", reason=verdict.reason)
+        if sys.stdout.isatty():
+            sys.stdout.write("\x1b[?25h")  # the progress bar had hidden the cursor
+        sys.stderr.write(f"stopped: {message}\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(verdict.code)
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    """Return whether a collective failed; gloo raises plain errors, which only their text tells."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset")
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:200]

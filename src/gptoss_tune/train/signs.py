@@ -1,0 +1,180 @@
+"""Who holds up a run: judged from the signs of life that every rank publishes.
+
+A sign holds a counter that a thread of the rank raises (the process runs) and a counter that its
+training loop raises at fixed points of a step (the loop goes on). A frozen process stops both, a
+hanging loop the second one only. Times are taken by the judging rank's own clock, so the clocks of
+two machines need not agree, and a judge that slept itself starts its times anew.
+
+A loop is judged inside training steps alone: rendering data, loading weights, evaluating and saving
+may take one rank longer than any timeout while the others rightly wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from gptoss_tune.errors import RunInterrupted
+
+Phase = Literal["starting", "training", "between steps", "ending"]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a rank says of itself.
+
+    Attributes:
+        beat: Raised by a thread of the rank, whatever its training loop does.
+        marks: Raised by the training loop at fixed points of a step, the same on every rank.
+        phase: What the rank is doing; its loop is judged in "training" only.
+        step: Optimizer steps it has finished.
+        place: Where its main thread stands, ``file:line in function``.
+        host: Machine and process namespace: where ``pid`` means something.
+        pid: Its process.
+        left: Why it left the run before the others; ``None`` while it runs and after a good end.
+        code: Exit code it left with.
+    """
+
+    beat: int
+    marks: int
+    phase: Phase
+    step: int
+    place: str
+    host: str
+    pid: int
+    left: str | None = None
+    code: int = 0
+
+    def to_json(self) -> str:
+        """Return the sign as one line of JSON."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why the run cannot go on.
+
+    Attributes:
+        ranks: Who holds it up.
+        reason: One sentence that names them.
+        code: Exit code of the run.
+        left: Whether they left by themselves, with an error of which they spoke.
+    """
+
+    ranks: tuple[int, ...]
+    reason: str
+    code: int = RunInterrupted.exit_code
+    left: bool = False
+
+
+class Judge:
+    """Hold the newest signs against what was seen before.
+
+    Attributes:
+        timeout_s: Seconds a rank may be silent, or behind the others.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        """Start with no rank seen."""
+        self.timeout_s = timeout_s
+        self._beats: dict[int, tuple[int, float]] = {}
+        self._behind: dict[int, tuple[int, float]] = {}
+
+    def forget(self) -> None:
+        """Start all times anew; for a judge that did not run for a while itself."""
+        self._beats.clear()
+        self._behind.clear()
+
+    def verdict(self, signs: dict[int, Sign], now: float) -> Verdict | None:
+        """Return who holds up the run at ``now`` seconds of a monotonic clock, if anyone does."""
+        left = {rank: sign for rank, sign in signs.items() if sign.left is not None}
+        if left:
+            first = min(left)
+            sign = left[first]
+            return Verdict(tuple(left), f"rank {first} left the run: {sign.left}", sign.code, True)
+        gone = [r for r, s in signs.items() if s.host == this_host() and not is_running(s.pid)]
+        if gone:
+            ended = "its process is gone" if len(gone) == 1 else "their processes are gone"
+            return Verdict(tuple(gone), f"{named(gone)} was killed or crashed: {ended}")
+        silent = [rank for rank, sign in signs.items() if self._silent(rank, sign, now)]
+        if silent:
+            places = "; ".join(f"rank {r} {_whereabouts(signs[r])}" for r in silent)
+            return Verdict(
+                tuple(silent),
+                f"{named(silent)} gave no sign of life for {self.timeout_s:g} s: frozen, or cut "
+                f"off from the network ({places})",
+            )
+        furthest = max((sign.marks for sign in signs.values()), default=0)
+        stuck = [r for r, s in signs.items() if self._stuck(r, s, furthest, now)]
+        if not stuck:
+            return None
+        places = "; ".join(f"rank {rank} {_whereabouts(sign)}" for rank, sign in signs.items())
+        return Verdict(
+            tuple(stuck),
+            f"{named(stuck)} runs but its training loop has hung for {self.timeout_s:g} s while "
+            f"the others wait for it ({places})",
+        )
+
+    def _silent(self, rank: int, sign: Sign, now: float) -> bool:
+        beat, since = self._beats.get(rank, (-1, now))
+        if beat != sign.beat:
+            self._beats[rank] = (sign.beat, now)
+            return False
+        return now - since >= self.timeout_s
+
+    def _stuck(self, rank: int, sign: Sign, furthest: int, now: float) -> bool:
+        if sign.phase != "training" or sign.marks >= furthest:
+            self._behind.pop(rank, None)
+            return False
+        marks, since = self._behind.get(rank, (-1, now))
+        if marks != sign.marks:
+            self._behind[rank] = (sign.marks, now)
+            return False
+        return now - since >= self.timeout_s
+
+
+def named(ranks: list[int]) -> str:
+    """Return ``rank 1`` or ``ranks 1, 4``."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _whereabouts(sign: Sign) -> str:
+    return f"after step {sign.step}, {sign.phase}, at {sign.place}"
+
+
+def this_host() -> str:
+    """Return what two processes share exactly when they can see each other's process numbers."""
+    space = Path("/proc/self/ns/pid")
+    return f"{platform.node()} {os.readlink(space) if space.is_symlink() else ''}"
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process of this machine runs; one that nobody has buried yet does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        # The state follows the command's name, which stands in brackets and may hold anything.
+        return status.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[
+            0
+        ] not in ("Z", "X")
+    except FileNotFoundError:
+        return not Path("/proc/self/stat").exists()  # no /proc: the signal was answered
+
+
+def place_of(thread_id: int) -> str:
+    """Return where a thread of this process stands, as ``file:line in function``."""
+    frame = sys._current_frames().get(thread_id)
+    if frame is None:
+        return "an unknown place"
+    path = Path(frame.f_code.co_filename)
+    return f"{path.parent.name}/{path.name}:{frame.f_lineno} in {frame.f_code.co_name}"
