@@ -221,12 +221,21 @@ def to_json(value: object) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` as UTF-8 so that the file is whole or absent."""
+    """Write ``text`` to ``path`` as UTF-8 so that the file is whole or as it was before.
+
+    Raises:
+        MachineError: The disk is full or cannot be written.
+    """
     part = path.with_name(path.name + ".part")
     with disk_errors(path):
-        with open(create(part), "w", encoding="utf-8") as file:
-            file.write(text)
-        part.replace(path)
+        try:
+            with open(create(part), "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # or a power loss leaves the new name with no bytes
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def create(path: Path) -> int:

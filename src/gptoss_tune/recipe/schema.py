@@ -164,6 +164,8 @@ class WorldSection(Section):
 
     processes: Annotated[int, Field(ge=1, le=65536)] = 1
     """Processes, one per GPU; the accelerate command is printed when more than one."""
+    timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120
+    """Seconds one process may be silent, or keep the others waiting in a step, before all stop."""
 
 
 class Recipe(Section):

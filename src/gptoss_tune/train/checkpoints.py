@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 STAGING = ".staging"
 SET_ASIDE = "refused-"
 """Before the name of a checkpoint that was passed over, so that its number is free again."""
+_PRUNED = ".pruned-"
 _SUFFIXES = {".safetensors", ".json"}
 _NAME = re.compile(r"checkpoint-(\d+)")
 _LARGEST_MANIFEST = 16 << 20
@@ -52,7 +53,8 @@ class Manifest:
 def stage(run: Path) -> Path:
     """Return an empty staging folder inside ``run``; what an earlier crash left is removed."""
     staging = run / STAGING
-    shutil.rmtree(staging, ignore_errors=True)
+    for left in (staging, *run.glob(f"{_PRUNED}*")):
+        shutil.rmtree(left, ignore_errors=True)
     with disk_errors(staging):
         staging.mkdir(parents=True)
     return staging
@@ -180,9 +182,16 @@ def set_aside_newer(run: Path, step: int) -> list[Path]:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints; each leaves its name before its files go."""
+    """Remove all but the ``keep`` newest checkpoints."""
     for folder in published(run)[keep:]:
-        doomed = folder.with_name(f".pruned-{folder.name}")
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a published folder, if it is there; it leaves its name before its files go."""
+    if folder.exists():
+        doomed = folder.with_name(f"{_PRUNED}{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 

@@ -9,11 +9,14 @@ lines that matter. Their errors stay, and ``--debug`` is untouched by this for t
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 
 def hush_libraries() -> None:
     """Silence deprecation warnings between libraries, their information and their progress bars."""
+    # torch prints a C++ stack when another rank's connection closes; the run says who it was.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # On CPUs with AVX-512 bitsandbytes looks for a package "kernels" on import, and says so.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for library in ("transformers", "peft", "trl", "accelerate", "torch"):

@@ -116,7 +116,9 @@ class RankWatch(TrainerCallback):
         self._phase: Phase = "starting"
         self._left: tuple[str, int] | None = None
         self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        self._answered = time.monotonic()
+        self._ended = self._lost_store = False
         self._store: Any = None
         self._found: Verdict | None = None
         self._blaming = self._all_seen = False
@@ -126,41 +128,42 @@ class RankWatch(TrainerCallback):
         if self._world == 1:
             return
         # A store's connection answers one thread at a time, and a waiting main thread holds it.
-        self._store = dist.PrefixStore("ranks", dist.distributed_c10d._get_default_store().clone())
+        self._store = dist.PrefixStore("ranks", dist.distributed_c10d._get_default_store().clone())  # pyright: ignore[reportAttributeAccessIssue]
         self._store.set_timeout(timedelta(seconds=self._timeout_s))
         self._publish()
-        self._thread = threading.Thread(target=self._watch, name="rank watch", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=body, name="rank watch", daemon=True)
+            for body in (self._watch, self._watch_the_store)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Stop to watch."""
+        """Stop to watch; rank 0, whose process keeps the store, waits until all others did."""
         self._closed.set()
-        if self._thread is not None:
-            self._thread.join(timeout=2 * self._poll_s)
-
-    def leave(self, reason: str, code: int) -> None:
-        """Tell the others why this rank ends early, and give them a moment to read it.
-
-        Where all end for the same reason nobody waits.
-        """
-        if self._thread is None:
+        for thread in self._threads:
+            thread.join(timeout=2 * self._poll_s)
+        if not self._threads or self._lost_store:
             return
-        self._closed.set()
-        self._left = (reason, code)
-        deadline = time.monotonic() + _GRACE_S
+        self._ended = True
         with contextlib.suppress(dist.DistError):  # the others are gone already
             self._publish()
-            while time.monotonic() < deadline:
-                if all(sign.left is not None for sign in self._read().values()):
+            deadline = time.monotonic() + _GRACE_S
+            while self._rank == 0 and time.monotonic() < deadline:
+                if all(sign.ended for sign in self._read().values()):
                     return
                 time.sleep(self._poll_s / 5)
+
+    def leave(self, reason: str, code: int) -> None:
+        """Tell the others, with the next sign, why this rank ends early."""
+        self._left = (reason, code)
 
     def blame(self) -> Verdict | None:
         """Return who is to blame for a collective that failed, after a look at all signs.
 
         A connection broke, so a few seconds of silence say as much as the whole timeout otherwise.
         """
-        if self._thread is None:
+        if not self._threads:
             return None
         self._blaming = True
         self._judge.timeout_s = min(self._timeout_s, _SILENCE_AFTER_A_BREAK_S)
@@ -228,6 +231,7 @@ class RankWatch(TrainerCallback):
             place_of(self._main),
             self._host,
             self._pid,
+            self._ended,
             reason,
             code,
         )
@@ -245,34 +249,49 @@ class RankWatch(TrainerCallback):
         return {rank: Sign(**json.loads(raw)) for rank, raw in zip(ranks, found, strict=True)}
 
     def _watch(self) -> None:
-        while True:
-            slept_from = time.monotonic()
-            if self._closed.wait(self._poll_s):
-                return
-            if time.monotonic() - slept_from > self._poll_s + self._timeout_s / 2:
-                self._judge.forget()  # this process was stopped itself
+        while not self._closed.is_set():
             try:
                 self._publish()
-                verdict = self._judge.verdict(self._read(), time.monotonic())
+                signs = self._read()
             except dist.DistError as error:
-                verdict = self._without_store(error)
-            if verdict is None or self._closed.is_set():
-                continue
-            self._found = verdict
-            # The main thread may be on its way out, by the same error or by the broken collective.
-            out = self._closed.wait(_GRACE_S if verdict.left else self._poll_s / 2)
-            if out or self._blaming:
+                self._act(self._without_store(_first_line(error)))
                 return
+            self._answered = time.monotonic()
+            verdict = self._judge.verdict(signs, self._answered)
+            if verdict is not None:
+                self._act(verdict)
+                return
+            self._closed.wait(self._poll_s)
+            if time.monotonic() - self._answered > self._poll_s + self._timeout_s / 2:
+                self._judge.forget()  # this process was stopped itself
+
+    def _watch_the_store(self) -> None:
+        """See that the store answers: a read from a frozen process never ends by itself."""
+        asleep = time.monotonic()
+        while not self._closed.wait(self._poll_s):
+            now = time.monotonic()
+            if now - asleep > self._poll_s + self._timeout_s / 2:
+                self._answered = now  # this process was stopped itself
+            asleep = now
+            if now - self._answered > self._judge.timeout_s:
+                self._act(self._without_store(f"no answer for {self._judge.timeout_s:g} s"))
+                return
+
+    def _act(self, verdict: Verdict) -> None:
+        self._found = verdict
+        # The main thread may be on its way out, by the same error or by the broken collective.
+        out = self._closed.wait(_GRACE_S if verdict.left else self._poll_s / 2)
+        if not out and not self._blaming:
             self._end(verdict)
 
-    def _without_store(self, error: dist.DistError) -> Verdict:
+    def _without_store(self, how: str) -> Verdict:
         """Return the verdict when the store does not answer: its keeper is gone or frozen."""
+        self._lost_store = True
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         keeper = "the launcher of the first machine" if agent else "rank 0"
         return Verdict(
             () if agent else (0,),
-            f"{keeper}, which keeps the list of all ranks, was killed or is frozen "
-            f"({_first_line(error)})",
+            f"{keeper}, which keeps the list of all ranks, was killed or is frozen ({how})",
         )
 
     def _end(self, verdict: Verdict) -> None:

@@ -25,10 +25,11 @@ from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.recipe import Recipe, recipe_yaml
-from gptoss_tune.train import checkpoints, folder
+from gptoss_tune.train import checkpoints, folder, ranks
 from gptoss_tune.train.books import Books, peak_memory_bytes
 from gptoss_tune.train.callbacks import ProgressDisplay, WandbMetrics
 from gptoss_tune.train.collator import Collator
+from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.launcher import refuse_sharding
@@ -36,7 +37,7 @@ from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
-from gptoss_tune.train.stopping import StopOnSignal
+from gptoss_tune.train.stopping import EvaluationLeftOut, StopOnSignal
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,11 +78,22 @@ def train(recipe: Recipe) -> RunSummary:
         DataError: A row or file cannot be trained on.
         CheckpointError: The base or a checkpoint to resume is damaged.
         MachineError: Disk, GPU or library is missing, or the launcher shards the weights.
-        RunInterrupted: A signal stopped the run; a checkpoint was saved.
+        RunInterrupted: A signal stopped the run, or another process of it was lost; what was
+            trained is in its checkpoints.
     """
     started = time.monotonic()
     refuse_sharding()
-    state = PartialState(cpu=not torch.cuda.is_available())
+    with StopOnSignal() as stop:
+        state = ranks.join()
+        with ranks.watched(
+            state, recipe.world.timeout_seconds, Path(recipe.train.output_dir)
+        ) as watch:
+            return _train(recipe, state, stop, watch, started)
+
+
+def _train(
+    recipe: Recipe, state: PartialState, stop: StopOnSignal, watch: ranks.RankWatch, started: float
+) -> RunSummary:
     console = Console(quiet=not state.is_main_process)
     start = _claim(recipe, state)
     for note in start.notes:
@@ -96,12 +108,12 @@ def train(recipe: Recipe) -> RunSummary:
     device = torch.device(state.device or "cpu")
     books = Books(start.folder, recipe.data.train, device, start.checkpoint)
     trainer = _trainer(recipe, base, model, train_set, eval_set, guard, books)
-    stop = StopOnSignal()
     displays = _callbacks(recipe, start.folder, console)
     asked = []
     if evaluator is not None:
         asked = [Evaluation(evaluator, recipe, trainer, console, lambda: stop.requested)]
-    for callback in (*displays, *asked, stop):
+    # The watch last: it reads what the others decided.
+    for callback in (*displays, *asked, stop, watch):
         trainer.add_callback(callback)
     if state.is_main_process:
         _open_record(recipe, base, model, start.folder)
@@ -110,13 +122,13 @@ def train(recipe: Recipe) -> RunSummary:
         trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         if stop.stopped:
             _interrupted(trainer, start.folder)
-        eval_loss = trainer.evaluate()["eval_loss"] if eval_set is not None else None
+        _publish_adapter(trainer, start.folder)
+        eval_loss = _last_evaluation(trainer, console) if eval_set is not None else None
     except GuardError as error:
         if trainer.args.should_save:
             update_record(start.folder, status="stopped by the guard", reason=str(error))
         raise
     finally:
-        stop.close()
         guard.close()
         books.close()
         for callback in displays:
@@ -242,6 +254,26 @@ def _interrupted(trainer: WeightedSftTrainer, run: Path) -> None:
     )
 
 
+def _publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
+    """Write the trained adapter; one that an earlier end of this run left there is replaced."""
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        with disk_full(run):
+            staging = checkpoints.stage(run)
+            save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging)
+            checkpoints.remove(run / folder.ADAPTER)
+            checkpoints.publish(staging, run / folder.ADAPTER)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _last_evaluation(trainer: WeightedSftTrainer, console: Console) -> float | None:
+    try:
+        return trainer.evaluate()["eval_loss"]
+    except EvaluationLeftOut:
+        console.print("a signal came after the last step: the last evaluation is left out")
+        return None
+
+
 def _finish(
     trainer: WeightedSftTrainer,
     run: Path,
@@ -250,11 +282,6 @@ def _finish(
     console: Console,
 ) -> RunSummary:
     adapter = run / folder.ADAPTER
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.should_save:
-        staging = checkpoints.stage(run)
-        save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging)
-        checkpoints.publish(staging, adapter)
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     logged = [loss for loss in logged if math.isfinite(loss)]  # not those of steps left out
     summary = RunSummary(

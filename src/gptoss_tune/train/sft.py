@@ -23,6 +23,7 @@ from gptoss_tune.train import checkpoints
 from gptoss_tune.train.books import Books
 from gptoss_tune.train.collator import NumberedRows
 from gptoss_tune.train.dealing import Dealer, WithFiller
+from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.loss import LossMeter, step_weight
 from gptoss_tune.train.random_state import load_random_state, random_state, save_random_states
@@ -159,15 +160,16 @@ class WeightedSftTrainer(SFTTrainer):
         """Stage, hash and rename a checkpoint, then drop the oldest ones."""
         run = Path(str(self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            checkpoints.stage(run)
-        self.accelerator.wait_for_everyone()
-        Trainer._save_checkpoint(self, model, trial)  # pyright: ignore[reportArgumentType]
-        self.books.save(run / checkpoints.STAGING / name, writes=self.args.should_save)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.publish(run / checkpoints.STAGING / name, run / name)
-            checkpoints.prune(run, self.args.save_total_limit or 1)
+        with disk_full(run):
+            if self.args.should_save:
+                checkpoints.stage(run)
+            self.accelerator.wait_for_everyone()
+            Trainer._save_checkpoint(self, model, trial)  # pyright: ignore[reportArgumentType]
+            self.books.save(run / checkpoints.STAGING / name, writes=self.args.should_save)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.publish(run / checkpoints.STAGING / name, run / name)
+                checkpoints.prune(run, self.args.save_total_limit or 1)
         self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

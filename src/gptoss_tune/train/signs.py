@@ -36,7 +36,8 @@ class Sign:
         place: Where its main thread stands, ``file:line in function``.
         host: Machine and process namespace: where ``pid`` means something.
         pid: Its process.
-        left: Why it left the run before the others; ``None`` while it runs and after a good end.
+        ended: Whether it publishes no more signs.
+        left: Why it ended before the others; ``None`` while it runs and after a good end.
         code: Exit code it left with.
     """
 
@@ -47,6 +48,7 @@ class Sign:
     place: str
     host: str
     pid: int
+    ended: bool = False
     left: str | None = None
     code: int = 0
 
@@ -97,6 +99,7 @@ class Judge:
             first = min(left)
             sign = left[first]
             return Verdict(tuple(left), f"rank {first} left the run: {sign.left}", sign.code, True)
+        signs = {rank: sign for rank, sign in signs.items() if not sign.ended}
         gone = [r for r, s in signs.items() if s.host == this_host() and not is_running(s.pid)]
         if gone:
             ended = "its process is gone" if len(gone) == 1 else "their processes are gone"

@@ -34,7 +34,7 @@ class _StoppedAtOnce(BaseException):
     """SIGTERM before the first step; no ``except Exception`` on the way may swallow it."""
 
 
-class EvaluationLeftOut(Exception):  # noqa: N818 - not an error: the run ends well
+class EvaluationLeftOut(Exception):
     """A signal came during the evaluation after the last step, on this rank or another."""
 
 
