@@ -143,7 +143,7 @@ class RankWatch(TrainerCallback):
         self._closed.set()
         for thread in self._threads:
             thread.join(timeout=2 * self._poll_s)
-        if not self._threads or self._lost_store:
+        if not self._threads or self._lost_store or self._found is not None:
             return
         self._ended = True
         with contextlib.suppress(dist.DistError):  # the others are gone already
@@ -202,6 +202,12 @@ class RankWatch(TrainerCallback):
     ) -> None:
         """Mark the end of the last micro-batch."""
         self._mark(self._phase)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mark the update; what is asked at a step's end may take one rank longer."""
+        self._mark("between steps")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
