@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from gptoss_kernels import Mxfp4Weight, dequantize_reference
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
@@ -74,7 +75,13 @@ def model_config(checkpoint: Checkpoint, dtype: torch.dtype) -> GptOssConfig:
     inherit it.
     """
     values = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
-    config = GptOssConfig.from_dict(values)
+    try:
+        config = GptOssConfig.from_dict(values)
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'}: transformers cannot read it ({error}); restore "
+            "the released file"
+        ) from error
     config.dtype = dtype
     config.output_router_logits = False
     config.router_aux_loss_coef = 0.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptoss_tune.checkpoint.inside import refuse_links
 from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
 from gptoss_tune.recipe.schema import Recipe
@@ -52,6 +53,7 @@ def claim(recipe: Recipe) -> Start:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         content = [path for path in folder.iterdir() if path.name != ".gitignore"]
+    refuse_links(folder)
     if resume not in ("auto", "never"):
         checkpoints.verify(Path(resume))
         return Start(folder, Path(resume), ())

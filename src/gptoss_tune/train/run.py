@@ -19,6 +19,7 @@ from rich.console import Console
 
 from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
 from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.display import visible
 from gptoss_tune.errors import GptossTuneError, GuardError, RunInterrupted
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.harmony.dataset import load_dataset, row_sources
@@ -38,11 +39,11 @@ from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
 from gptoss_tune.train.stopping import EvaluationLeftOut, StopOnSignal
+from gptoss_tune.train.tokenizer import training_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,10 @@ def train(recipe: Recipe) -> RunSummary:
 def _train(
     recipe: Recipe, state: PartialState, stop: StopOnSignal, watch: ranks.RankWatch, started: float
 ) -> RunSummary:
-    console = Console(quiet=not state.is_main_process)
+    console = Console(quiet=not state.is_main_process, markup=False, emoji=False)
     start = _claim(recipe, state)
     for note in start.notes:
-        console.print(note)
+        console.print(visible(note))
     base = open_checkpoint(recipe.model.name_or_path, recipe.model.revision)
     train_set, eval_set = _datasets(recipe, base, state)
     evaluator = Evaluator(recipe, load_vocabulary(base.path)) if recipe.evaluation.wanted else None
@@ -189,7 +190,7 @@ def _trainer(
     guard: Guard,
     books: Books,
 ) -> WeightedSftTrainer:
-    tokenizer = _tokenizer(base)
+    tokenizer = training_tokenizer(base)
     # Said here, or the trainer aligns the two itself and warns about it.
     model.config.bos_token_id = tokenizer.bos_token_id
     return WeightedSftTrainer(
@@ -210,12 +211,6 @@ def _guard(recipe: Recipe, base: Checkpoint, run: Path, console: Console) -> Gua
         return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=recipe.train.seed)
 
     return Guard(recipe.guard, run, console, sources)
-
-
-def _tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
 
 
 def _callbacks(
