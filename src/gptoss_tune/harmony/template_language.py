@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from jinja2 import StrictUndefined, Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
@@ -147,8 +147,8 @@ class _Counted(NodeTransformer):
     def __init__(self, environment: TemplateLanguage) -> None:
         self._environment = environment
 
-    def _filtered(self, node: nodes.Expr, name: str) -> nodes.Filter:
-        made = nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+    def _filtered(self, node: nodes.Node, name: str) -> nodes.Filter:
+        made = nodes.Filter(cast(nodes.Expr, node), name, [], [], None, None, lineno=node.lineno)
         made.set_environment(self._environment)
         return made
 
