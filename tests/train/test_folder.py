@@ -73,14 +73,6 @@ def test_an_empty_dataset_stops_before_weights_are_read(recipe, tmp_path):
         train(recipe(f"data.train={empty}"))
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_is_refused_with_what_works_instead(recipe, monkeypatch, tmp_path, variable):
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(MachineError, match=r"launch with recipes/accelerate/ddp\.yaml"):
-        train(recipe())
-    assert not (tmp_path / "run").exists()
-
-
 def test_no_room_for_checkpoints_is_said_before_the_first_step(recipe, tmp_path, monkeypatch):
     """The disk is asked through the standard library, which here answers for a full one."""
     from collections import namedtuple

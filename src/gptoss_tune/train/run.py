@@ -25,6 +25,7 @@ from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
+from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.train import checkpoints, folder, ranks
 from gptoss_tune.train.books import Books, peak_memory_bytes
@@ -33,7 +34,7 @@ from gptoss_tune.train.collator import Collator
 from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard import Guard
-from gptoss_tune.train.launcher import refuse_sharding
+from gptoss_tune.train.launcher import Spread, launched_spread
 from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
@@ -78,22 +79,27 @@ def train(recipe: Recipe) -> RunSummary:
         RecipeError: The recipe cannot be run, or its folder holds something else.
         DataError: A row or file cannot be trained on.
         CheckpointError: The base or a checkpoint to resume is damaged.
-        MachineError: Disk, GPU or library is missing, or the launcher shards the weights.
+        MachineError: Disk, GPU or library is missing, or the launcher asks for what cannot be done.
         RunInterrupted: A signal stopped the run, or another process of it was lost; what was
             trained is in its checkpoints.
     """
     started = time.monotonic()
-    refuse_sharding()
+    spread = launched_spread(recipe)
     with StopOnSignal() as stop:
         state = ranks.join()
         with ranks.watched(
             state, recipe.world.timeout_seconds, Path(recipe.train.output_dir)
         ) as watch:
-            return _train(recipe, state, stop, watch, started)
+            return _train(recipe, spread, state, stop, watch, started)
 
 
 def _train(
-    recipe: Recipe, state: PartialState, stop: StopOnSignal, watch: ranks.RankWatch, started: float
+    recipe: Recipe,
+    spread: Spread,
+    state: PartialState,
+    stop: StopOnSignal,
+    watch: ranks.RankWatch,
+    started: float,
 ) -> RunSummary:
     console = Console(quiet=not state.is_main_process, markup=False, emoji=False)
     start = _claim(recipe, state)
@@ -104,7 +110,7 @@ def _train(
     evaluator = Evaluator(recipe, load_vocabulary(base.path)) if recipe.evaluation.wanted else None
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     set_seed(recipe.train.seed)
-    model = _model(recipe, base, state, console)
+    model = _model(recipe, base, state, spread, console)
     guard = _guard(recipe, base, start.folder, console)
     device = torch.device(state.device or "cpu")
     books = Books(start.folder, recipe.data.train, device, start.checkpoint)
@@ -170,8 +176,11 @@ def _datasets(
     return train_set, eval_set
 
 
-def _model(recipe: Recipe, base: Checkpoint, state: PartialState, console: Console) -> PeftModel:
-    built = build(recipe, base, state.device or "cpu")
+def _model(
+    recipe: Recipe, base: Checkpoint, state: PartialState, spread: Spread, console: Console
+) -> PeftModel:
+    share = Share(state.process_index, state.num_processes) if spread == "fsdp2" else None
+    built = build(recipe, base, state.device or "cpu", share)
     for note in built.notes:
         console.print(note, soft_wrap=True, highlight=False)
     # Every rank read the same files: DDP has only the adapters to keep equal.
@@ -252,10 +261,11 @@ def _interrupted(trainer: WeightedSftTrainer, run: Path) -> None:
 def _publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
     """Write the trained adapter; one that an earlier end of this run left there is replaced."""
     trainer.accelerator.wait_for_everyone()
+    factors = trainer.whole_adapter()
     if trainer.args.should_save:
         with disk_full(run):
             staging = checkpoints.stage(run)
-            save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging)
+            save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging, factors)
             checkpoints.remove(run / folder.ADAPTER)
             checkpoints.publish(staging, run / folder.ADAPTER)
     trainer.accelerator.wait_for_everyone()
