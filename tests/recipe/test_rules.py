@@ -24,7 +24,7 @@ BROKEN = {
         "data.eval_fraction: got 0.1 beside data.eval"
     ],
     ("evaluation.eval_steps=5",): ["evaluation.eval_steps: got 5 without evaluation.prompts"],
-    ("evaluation.at_start=false", "evaluation.temperature=1"): [
+    ("evaluation.temperature=1", "evaluation.at_start=false"): [
         "evaluation.temperature: got 1.0 without evaluation.prompts",
         "evaluation.at_start: got False without evaluation.prompts",
     ],
