@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from gptoss_kernels import choose_backend
+from gptoss_kernels.attention_engines import choose_engine
+from gptoss_kernels.backend import Backend
 from peft import PeftModel
 
 from gptoss_tune.checkpoint import Checkpoint
@@ -23,7 +25,6 @@ from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.memory import set_checkpointing
 from gptoss_tune.model.norms import choose_row_kernels, set_norms
-from gptoss_tune.model.sharding import Share, shard
 from gptoss_tune.model.start import start_from
 from gptoss_tune.recipe import Recipe
 
@@ -41,16 +42,8 @@ class Built:
     notes: tuple[str, ...]
 
 
-def build(
-    recipe: Recipe, base: Checkpoint, device: torch.device | str, share: Share | None = None
-) -> Built:
+def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built:
     """Return the model that ``recipe`` trains, on ``device``.
-
-    Args:
-        recipe: What is built.
-        base: Where the weights are read.
-        device: Where they go.
-        share: This rank's, of a model spread with FSDP2; ``None``: the whole model.
 
     Raises:
         RecipeError, CheckpointError, MachineError: See ``load_base``, ``add_adapters`` and
@@ -58,14 +51,11 @@ def build(
         MachineError: A backend or engine was asked for by name and cannot run here.
     """
     device = torch.device(device)
-    model = add_adapters(load_base(base, recipe.model, device=device, share=share), recipe.lora)
+    model = add_adapters(load_base(base, recipe.model, device=device), recipe.lora)
     started_at: tuple[str, ...] = ()
     if recipe.lora.start_from is not None:
         started_at = (f"adapters: start from {start_from(model, recipe.lora.start_from)}",)
-    try:
-        backend = choose_backend(recipe.model.backend, device, DTYPES[recipe.model.dtype])
-    except ValueError as error:
-        raise MachineError(f"model.backend: {error}") from error
+    backend = _backend(recipe, device)
     merge_aware = recipe.lora.merge_aware
     set_expert_settings(model, ExpertSettings(backend=backend, merge_aware=merge_aware))
     try:
@@ -79,17 +69,36 @@ def build(
     bare.loss_backend = backend
     if recipe.model.embeddings == "cpu":
         keep_embeddings_on_host(model, device)
-    if share is not None:
-        shard(model, device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     aware = ", on the weights that an MXFP4 export will hold" if merge_aware else ""
-    each = "" if share is None else f"each of {share.ranks} processes "
     return Built(
         model,
         (
-            f"model: {base.name} {each}{describe_holdings(model)}; {trained:,} parameters train",
+            f"model: {base.name} {describe_holdings(model)}; {trained:,} parameters train",
             f"experts: {backend} backend{aware}; attention: {engine.reason}; "
             f"norms and rotation: {row_wise}; checkpointing: {recipe.train.checkpointing}",
             *started_at,
         ),
     )
+
+
+def engines(recipe: Recipe, base: Checkpoint, device: torch.device) -> dict[str, str]:
+    """Return the code that ``build`` would choose, by what it computes; no weight is read.
+
+    Raises:
+        MachineError: A backend or engine was asked for by name and cannot run here.
+    """
+    try:
+        attention = choose_engine(
+            recipe.model.attention, device, DTYPES[recipe.model.dtype], base.config["head_dim"]
+        )
+    except ValueError as error:
+        raise MachineError(f"model.attention: {error}") from error
+    return {"experts": _backend(recipe, device), "attention": attention.name}
+
+
+def _backend(recipe: Recipe, device: torch.device) -> Backend:
+    try:
+        return choose_backend(recipe.model.backend, device, DTYPES[recipe.model.dtype])
+    except ValueError as error:
+        raise MachineError(f"model.backend: {error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,11 @@ from rich.console import Console
 
 from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
 from gptoss_tune.checkpoint.write import write_text
-from gptoss_tune.display import visible
 from gptoss_tune.errors import GptossTuneError, GuardError, RunInterrupted
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
-from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.train import checkpoints, folder, ranks
 from gptoss_tune.train.books import Books, peak_memory_bytes
@@ -34,17 +33,18 @@ from gptoss_tune.train.collator import Collator
 from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard import Guard
-from gptoss_tune.train.launcher import Spread, launched_spread
+from gptoss_tune.train.identity import Identity, identify
+from gptoss_tune.train.launcher import refuse_sharding
 from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
 from gptoss_tune.train.stopping import EvaluationLeftOut, StopOnSignal
-from gptoss_tune.train.tokenizer import training_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -70,51 +70,61 @@ class RunSummary:
     peak_memory_bytes: int
 
 
-def train(recipe: Recipe) -> RunSummary:
+def train(recipe: Recipe, *, allow_drift: Sequence[str] = ()) -> RunSummary:
     """Train what ``recipe`` asks for and return how it went.
 
     Under ``accelerate launch`` every process calls this; rank 0 writes and speaks.
+
+    Args:
+        recipe: What is trained.
+        allow_drift: Names of a run's fingerprint that its continuation may change.
 
     Raises:
         RecipeError: The recipe cannot be run, or its folder holds something else.
         DataError: A row or file cannot be trained on.
         CheckpointError: The base or a checkpoint to resume is damaged.
-        MachineError: Disk, GPU or library is missing, or the launcher asks for what cannot be done.
+        MachineError: Disk, GPU or library is missing, or the launcher shards the weights.
         RunInterrupted: A signal stopped the run, or another process of it was lost; what was
             trained is in its checkpoints.
     """
     started = time.monotonic()
-    spread = launched_spread(recipe)
+    refuse_sharding()
     with StopOnSignal() as stop:
         state = ranks.join()
         with ranks.watched(
             state, recipe.world.timeout_seconds, Path(recipe.train.output_dir)
         ) as watch:
-            return _train(recipe, spread, state, stop, watch, started)
+            return _train(recipe, allow_drift, state, stop, watch, started)
 
 
 def _train(
     recipe: Recipe,
-    spread: Spread,
+    allow_drift: Sequence[str],
     state: PartialState,
     stop: StopOnSignal,
     watch: ranks.RankWatch,
     started: float,
 ) -> RunSummary:
-    console = Console(quiet=not state.is_main_process, markup=False, emoji=False)
-    start = _claim(recipe, state)
+    console = Console(quiet=not state.is_main_process)
+    start: folder.Start = _on_main(state, lambda: folder.claim(recipe))
     for note in start.notes:
-        console.print(visible(note))
+        console.print(note)
     base = open_checkpoint(recipe.model.name_or_path, recipe.model.revision)
     train_set, eval_set = _datasets(recipe, base, state)
     evaluator = Evaluator(recipe, load_vocabulary(base.path)) if recipe.evaluation.wanted else None
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
-    set_seed(recipe.train.seed)
-    model = _model(recipe, base, state, spread, console)
-    guard = _guard(recipe, base, start.folder, console)
     device = torch.device(state.device or "cpu")
+    about = {"processes": state.num_processes, "device": device, "allow_drift": allow_drift}
+    identity: Identity = _on_main(
+        state, lambda: identify(recipe, start, base, train_set, eval_set, **about)
+    )
+    for note in identity.notes:
+        console.print(note)
+    set_seed(recipe.train.seed)
+    model = _model(recipe, base, state, console)
+    guard = _guard(recipe, base, start.folder, console)
     books = Books(start.folder, recipe.data.train, device, start.checkpoint)
-    trainer = _trainer(recipe, base, model, train_set, eval_set, guard, books)
+    trainer = _trainer(recipe, base, model, train_set, eval_set, guard, books, identity)
     displays = _callbacks(recipe, start.folder, console)
     asked = []
     if evaluator is not None:
@@ -123,7 +133,7 @@ def _train(
     for callback in (*displays, *asked, stop, watch):
         trainer.add_callback(callback)
     if state.is_main_process:
-        _open_record(recipe, base, model, start.folder)
+        _open_record(recipe, base, start, identity)
     state.wait_for_everyone()
     try:
         trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
@@ -143,12 +153,12 @@ def _train(
     return _finish(trainer, start.folder, eval_loss, started, console)
 
 
-def _claim(recipe: Recipe, state: PartialState) -> folder.Start:
-    """Let rank 0 claim the folder; every rank gets its answer, or its error."""
+def _on_main(state: PartialState, ask: Callable[[], Any]) -> Any:
+    """Let rank 0 ask; every rank gets its answer, or its error."""
     answer: list[Any] = [None]
     if state.is_main_process:
         try:
-            answer[0] = folder.claim(recipe)
+            answer[0] = ask()
         except GptossTuneError as error:
             answer[0] = error
     if state.num_processes > 1:
@@ -176,11 +186,8 @@ def _datasets(
     return train_set, eval_set
 
 
-def _model(
-    recipe: Recipe, base: Checkpoint, state: PartialState, spread: Spread, console: Console
-) -> PeftModel:
-    share = Share(state.process_index, state.num_processes) if spread == "fsdp2" else None
-    built = build(recipe, base, state.device or "cpu", share)
+def _model(recipe: Recipe, base: Checkpoint, state: PartialState, console: Console) -> PeftModel:
+    built = build(recipe, base, state.device or "cpu")
     for note in built.notes:
         console.print(note, soft_wrap=True, highlight=False)
     # Every rank read the same files: DDP has only the adapters to keep equal.
@@ -198,8 +205,9 @@ def _trainer(
     eval_set: Dataset | None,
     guard: Guard,
     books: Books,
+    identity: Identity,
 ) -> WeightedSftTrainer:
-    tokenizer = training_tokenizer(base)
+    tokenizer = _tokenizer(base)
     # Said here, or the trainer aligns the two itself and warns about it.
     model.config.bos_token_id = tokenizer.bos_token_id
     return WeightedSftTrainer(
@@ -211,6 +219,7 @@ def _trainer(
         processing_class=tokenizer,
         guard=guard,
         books=books,
+        identity=identity,
     )
 
 
@@ -220,6 +229,12 @@ def _guard(recipe: Recipe, base: Checkpoint, run: Path, console: Console) -> Gua
         return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=recipe.train.seed)
 
     return Guard(recipe.guard, run, console, sources)
+
+
+def _tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
 
 
 def _callbacks(
@@ -234,12 +249,13 @@ def _callbacks(
     return callbacks
 
 
-def _open_record(recipe: Recipe, base: Checkpoint, model: PeftModel, run: Path) -> None:
-    adapter_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    folder.check_disk(run, adapter_bytes, recipe.train.save_total_limit)
+def _open_record(recipe: Recipe, base: Checkpoint, start: folder.Start, identity: Identity) -> None:
+    run = start.folder
+    checkpoints.set_aside_newer(run, start.step)
     write_text(run / RECIPE, recipe_yaml(recipe))
     update_record(
         run,
+        **identity.record(),
         status="running",
         recipe=recipe.model_dump(mode="json"),
         base={"name": base.name, "fingerprint": base.fingerprint()},
@@ -261,13 +277,13 @@ def _interrupted(trainer: WeightedSftTrainer, run: Path) -> None:
 def _publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
     """Write the trained adapter; one that an earlier end of this run left there is replaced."""
     trainer.accelerator.wait_for_everyone()
-    factors = trainer.whole_adapter()
     if trainer.args.should_save:
         with disk_full(run):
             staging = checkpoints.stage(run)
-            save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging, factors)
+            save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging)
             checkpoints.remove(run / folder.ADAPTER)
-            checkpoints.publish(staging, run / folder.ADAPTER)
+            facts = {"run_id": trainer.identity.run_id, "step": trainer.state.global_step}
+            checkpoints.publish(staging, run / folder.ADAPTER, **facts)
     trainer.accelerator.wait_for_everyone()
 
 
