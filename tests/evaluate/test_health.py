@@ -60,6 +60,11 @@ BROKEN = {
     "no end": ("<|channel|>final<|message|>Paris", ["no end: neither"]),
     "no end at all": ("", ["no end: neither"]),
     "text without a message": ("Paris is it.", ["text outside of any message", "no end"]),
+    "a header cut off by the limit": (
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>fin",
+        ["no end: neither"],
+    ),
+    "an end inside a header": ("<|channel|>final<|return|>", ["inside a header", "channel None"]),
     "an unknown channel": (
         "<|channel|>answer<|message|>4<|return|>",
         ["unknown channel 'answer'", "<|return|> in channel 'answer'"],

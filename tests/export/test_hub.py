@@ -255,7 +255,7 @@ def test_tokens_stay_out_of_files_messages_and_logs(hub, tmp_path, caplog, capfd
     ) as caught:
         push({"run.json": json.dumps({"key": TOKEN}).encode()}, REPO, message="m")
     assert TOKEN not in str(caught.value) and hub.requests == []
-    assert without_tokens(f"bad {TOKEN}!") == "bad [token]!"
+    assert without_tokens(f"bad {TOKEN}!") == "bad [hidden]!"
     hub.plant("/commit/", *[(403, {"X-Error-Message": f"token {TOKEN} is not allowed"})] * 3)
     with pytest.raises(HubError) as refused:
         push(some_files(tmp_path), REPO, message="m")

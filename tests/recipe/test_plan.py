@@ -216,7 +216,7 @@ def test_a_local_base(recipe, tmp_path):
         with pytest.raises(CheckpointError, match=message):
             architecture_of(str(tmp_path))
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="not readable as JSON"):
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         architecture_of(str(tmp_path))
 
 

@@ -48,9 +48,10 @@ def test_a_recipe_is_sparse_and_introduces_itself(path):
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_recipe_s_data_is_shipped(path):
-    data = load_recipe(path).data
-    for source in [*data.train, *(data.eval or [])]:
-        assert (shipped("data").parent / source.path).is_file(), source.path
+    recipe = load_recipe(path)
+    sources = [source.path for source in [*recipe.data.train, *(recipe.data.eval or [])]]
+    for name in [*sources, *(recipe.evaluation.prompts or [])]:
+        assert (shipped("data").parent / name).is_file(), name
 
 
 def test_the_two_precisions_of_a_size_are_what_their_names_say():

@@ -23,6 +23,20 @@ BROKEN = {
     ("data.eval=b.jsonl", "data.eval_fraction=0.1"): [
         "data.eval_fraction: got 0.1 beside data.eval"
     ],
+    ("evaluation.eval_steps=5",): ["evaluation.eval_steps: got 5 without evaluation.prompts"],
+    ("evaluation.temperature=1", "evaluation.at_start=false"): [
+        "evaluation.temperature: got 1.0 without evaluation.prompts",
+        "evaluation.at_start: got False without evaluation.prompts",
+    ],
+    ("evaluation.drift.references=a.jsonl", "evaluation.max_new_tokens=9"): [
+        "evaluation.max_new_tokens: got 9 without evaluation.prompts"
+    ],
+    ("evaluation.prompts=a.jsonl", "evaluation.drift.max_probes=9"): [
+        "evaluation.drift.max_probes: got 9 without evaluation.drift.probes"
+    ],
+    ("evaluation.prompts=a.jsonl", "evaluation.max_analysis_tokens=512"): [
+        "evaluation.max_analysis_tokens: got 512 with answers of 512 tokens at most"
+    ],
     ("tracking.project=p",): ["tracking.project: got 'p' while tracking.wandb is disabled"],
     ("tracking.run_name=r",): ["tracking.run_name: got 'r' while tracking.wandb is disabled"],
     ("lora.expert_rank=4", "lora.target_parameters=[]"): [

@@ -116,14 +116,6 @@ def test_an_empty_dataset_stops_before_weights_are_read(recipe, tmp_path):
         train(recipe(f"data.train={empty}"))
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_is_refused_with_what_works_instead(recipe, monkeypatch, tmp_path, variable):
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(MachineError, match=r"launch with recipes/accelerate/ddp\.yaml"):
-        train(recipe())
-    assert not (tmp_path / "run").exists()
-
-
 Usage = namedtuple("Usage", "total used free")
 
 

@@ -45,6 +45,8 @@ _CHOOSES_CODE = re.compile(
     r"|per_layer_config|attribute_map|.*_plan|__.*"
 )
 _KNOWN_IMPLEMENTATIONS = (None, "eager", "sdpa", "flash_attention_2", "flex_attention")
+_CHOOSES_CODE_BESIDE = re.compile(r"auto_map|trust_remote_code|custom_.*|__.*")
+_BESIDE = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 _QUANTIZATION_KEYS = {"quant_method", "modules_to_not_convert", "dequantize"}
 _LONGEST_SHOWN = 60
 _LAYER_TYPES = ("sliding_attention", "full_attention")
@@ -74,6 +76,30 @@ def read_config(path: Path) -> dict[str, Any]:
     _check_sizes(file, config)
     _check_quantization(file, config.get("quantization_config"))
     return config
+
+
+def check_companions(path: Path) -> None:
+    """Refuse what lies beside the weights and has transformers run or load something else.
+
+    Raises:
+        CheckpointError: ``tokenizer_config.json`` or its like is no strict JSON or chooses code;
+            an ``adapter_config.json`` would have transformers load the base that it names.
+    """
+    for name in _BESIDE:
+        if not (path / name).exists():
+            continue
+        file = inside(path, name, f"{path}: has")
+        for key, value in read_object(file).items():
+            if _CHOOSES_CODE_BESIDE.fullmatch(key):
+                raise CheckpointError(
+                    f"{file}: {key[:60]!a} is {_short(value)}, which chooses code to run; gpt-oss "
+                    "needs none, take the file from the release"
+                )
+    if (path / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{path}: holds adapter_config.json beside whole weights; transformers would load the "
+            "base that it names instead of these, move it to a folder of its own"
+        )
 
 
 def _short(value: object) -> str:

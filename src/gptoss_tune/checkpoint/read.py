@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptoss_tune.checkpoint.config import read_config
+from gptoss_tune.checkpoint.config import check_companions, read_config
 from gptoss_tune.checkpoint.inside import inside
 from gptoss_tune.checkpoint.names import ExpertFormat, expected_shapes
 from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile, TensorSpec
@@ -51,6 +51,7 @@ class Checkpoint:
         self.path = path
         self.name = name or str(path)
         self.config = read_config(path)
+        check_companions(path)
         self.files = _open_files(path)
         self._file_of = {name: file for file in self.files for name in file.entries}
         self.expert_format: ExpertFormat = _expert_format(path, self.config, self._file_of)

@@ -264,8 +264,19 @@ def refuse_existing(out: Path) -> None:
 
 
 def staging_folder(out: Path) -> Path:
-    """Return the hidden folder beside ``out`` in which ``out`` is prepared."""
-    return out.absolute().with_name(f".{out.name}.incomplete")
+    """Return the hidden folder beside ``out`` in which ``out`` is prepared.
+
+    Raises:
+        CheckpointError: Its name is a link, which someone else put there: what it points at would
+            be emptied.
+    """
+    folder = out.absolute().with_name(f".{out.name}.incomplete")
+    if folder.is_symlink():
+        raise CheckpointError(
+            f"{folder}: is a link; nothing is written through it, remove it or choose another "
+            "output folder"
+        )
+    return folder
 
 
 @contextlib.contextmanager

@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli import chat, data, demo, export, launch, plan, recipes, serve, tiny, train
+from gptoss_tune.cli import (
+    chat,
+    data,
+    demo,
+    evaluate,
+    export,
+    launch,
+    plan,
+    recipes,
+    serve,
+    tiny,
+    train,
+)
 from gptoss_tune.errors import run_command
 
 app = typer.Typer(
@@ -54,6 +66,7 @@ app.command("adapter")(export.adapter)
 app.command("serve-config")(serve.serve_config)
 app.command("push")(serve.push)
 app.command("chat")(chat.chat)
+app.command("evaluate")(evaluate.evaluate)
 app.command("train")(train.train)
 app.command("launch")(launch.launch)
 app.command("demo")(demo.demo)

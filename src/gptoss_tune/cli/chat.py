@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptoss_tune.cli.export import BasePath, Revision
+from gptoss_tune.display import one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,9 +78,9 @@ class _Display:
         if channel != self._channel:
             if self._channel is not None:
                 self._console.print()
-            self._console.print(f"[{channel}] ", style="cyan", end="", markup=False)
+            self._console.print(f"[{one_line(channel)}] ", style="cyan", end="", markup=False)
             self._channel = channel
-        self._console.print(text, style=style, end="", markup=False)
+        self._console.print(visible(text), style=style, end="", markup=False, emoji=False)
 
 
 def _lines(prompts: list[str] | None, console: Console) -> Iterator[str]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gptoss_tune.display import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -139,7 +141,6 @@ def _write(path: Path, text: str) -> None:
 def _print_example(console: Console, number: int, example: Example, vocabulary: Vocabulary) -> None:
     from rich.text import Text
 
-    from gptoss_tune.display import visible
     from gptoss_tune.harmony.pieces import pieces
 
     trained = int((example.loss_weights > 0).sum())
@@ -148,7 +149,7 @@ def _print_example(console: Console, number: int, example: Example, vocabulary: 
     console.print(Text(title, style="bold"))
     largest = float(example.loss_weights.max())
     for span in example.spans:
-        console.print(Text(f"  {span.label}", style="bold cyan"))
+        console.print(Text(f"  {visible(span.label)}", style="bold cyan"))
         text = _message(console, pieces(example, span, vocabulary), largest)
         for line in text.split("\n", allow_blank=True):
             console.print(Text("    ").append_text(line))
@@ -160,8 +161,6 @@ def _message(console: Console, message: object, largest: float) -> Text:
     from typing import cast
 
     from rich.text import Text
-
-    from gptoss_tune.display import visible
 
     coloured = console.color_system is not None
     text = Text()
@@ -201,15 +200,13 @@ def _print_census(console: Console, census: Census) -> None:
         if lines:
             console.print(Text(heading, style=style))
             for line in lines:
-                console.print(Text(f"  {line}"))
+                console.print(Text(f"  {visible(line)}"))
     if not census.problems():
         console.print(Text("All rows can be trained on.", style="green"))
 
 
 def _print_split(console: Console, name: str, split: SplitCensus) -> None:
     from rich.text import Text
-
-    from gptoss_tune.display import visible
 
     counts = split.report.counts
     console.print(Text(name, style="bold cyan"))
@@ -248,8 +245,6 @@ def _channels(split: SplitCensus) -> str:
 
 def _print_overlap(console: Console, what: str, overlap: Overlap) -> None:
     from rich.text import Text
-
-    from gptoss_tune.display import visible
 
     if overlap.rows:
         what = what.replace("rows", "row", 1) if overlap.rows == 1 else what

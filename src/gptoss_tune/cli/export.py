@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptoss_tune.cli.tiny import ExpertFormat
+from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
     from gptoss_tune.checkpoint import Checkpoint
@@ -201,13 +202,14 @@ def adapter(
     write_adapter(opened, out, reader.value, uniform=uniform)
     if opened.swapped:
         typer.echo("the factors were swapped, as PEFT 0.19.0 saved them; the copy is right")
-    typer.echo(serve_command(opened, out, reader.value))
+    typer.echo(visible(serve_command(opened, out, reader.value)))
 
 
 def print_checks(result: Verification) -> None:
     """Print a verification as a table: one line for each check, one for each changed weight."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     words = {True: "ok", False: "RED", None: "not done"}
     colours = {True: "green", False: "bold red", None: "yellow"}
@@ -217,12 +219,12 @@ def print_checks(result: Verification) -> None:
         for target in result.targets:
             numbers = (target.held, target.holdable, target.probe)
             shares = [f"{share:.1%}" for share in numbers]
-            table.add_row(target.module, f"{target.delta_norm:.4g}", *shares)
+            table.add_row(Text(visible(target.module)), f"{target.delta_norm:.4g}", *shares)
         console.print(table)
     table = Table("check", "", "")
     for check in result.checks:
-        answer = f"[{colours[check.passed]}]{words[check.passed]}[/]"
-        table.add_row(check.name, answer, check.detail)
+        answer = Text(words[check.passed], style=colours[check.passed])
+        table.add_row(check.name, answer, Text(visible(check.detail)))
     console.print(table)
 
 

@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from openai_harmony import HarmonyEncoding, HarmonyError, Role, StreamableParser, StreamState
 
-from gptoss_tune.harmony.vocabulary import CALL, END, ENDOFTEXT, ORDINARY_TOKENS, RETURN
+from gptoss_tune.harmony.vocabulary import (
+    CALL,
+    CHANNEL,
+    END,
+    ENDOFTEXT,
+    ORDINARY_TOKENS,
+    RETURN,
+    START,
+)
 
 Ended = Literal["return", "call", "endoftext", "length"]
 
@@ -85,8 +93,8 @@ def read_answer(token_ids: Sequence[int], encoding: HarmonyEncoding) -> Answer:
     reader = _Reader(encoding)
     for token in token_ids:
         reader.take(token)
-    reader.end()
     ended = _ENDS.get(token_ids[-1], "length") if token_ids else "length"
+    reader.end(cut_off=ended == "length")
     return Answer(tuple(token_ids), tuple(reader.said), ended, tuple(dict.fromkeys(reader.faults)))
 
 
@@ -128,14 +136,17 @@ class _Reader:
         else:
             self._close()
 
-    def end(self) -> None:
+    def end(self, *, cut_off: bool) -> None:
         if not self._lost and self._parser.state == StreamState.CONTENT:
             channel, recipient = self._parser.current_channel, self._parser.current_recipient
             text, body = self._encoding.decode(self._body), tuple(self._body)
             self._judge_header("assistant", channel)
             self.said.append(Said(channel, recipient, text, body))
             return
-        if self._stray:
+        if not self._lost and self._stray and self._stray[0] in (START, CHANNEL):
+            if not cut_off:
+                self.faults.append("ends inside a header")
+        elif self._stray:
             self.faults.append("has text outside of any message")
             text = self._encoding.decode([*self._body, *self._stray])
             self.said.append(Said(None, None, text, (*self._body, *self._stray)))

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 _MOST_SHOWN = 8
-_LONGEST_CELL = 60
+_LONGEST_CELL = 48
 
 
 def one_line(report: dict[str, Any]) -> str:
@@ -49,7 +49,7 @@ def _sample_table(samples: list[dict[str, Any]]) -> Table:
         word = "" if grade is None else "right" if grade["passed"] else "wrong"
         table.add_row(
             # What a model or a data file says is shown, never read as markup.
-            _cell(sample["source"].rpartition("/")[2]),
+            _cell(sample["prompt"][-1]["content"]),
             sample["effort"],
             _cell(said),
             _cell("" if grade is None else grade["expected"]),

@@ -16,8 +16,10 @@ from typing import Any
 import yaml
 
 from gptoss_tune import __version__
+from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.run_record import run_record
+from gptoss_tune.json_file import parse
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WIDTH, _HEIGHT, _MARGIN = 640, 240, 40
@@ -66,7 +68,18 @@ def read_metrics(adapter: Path) -> list[dict[str, Any]]:
     file = adapter.absolute().parent / "metrics.jsonl"
     if not file.is_file() or not run_record(adapter):
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            row = parse(line) if line.strip() else {}
+        except ValueError as error:
+            raise CheckpointError(
+                f"{file}:{number}: cannot be read as JSON ({error}); remove the line"
+            ) from None
+        figures = row.items() if isinstance(row, dict) else ()
+        # What is drawn and printed is numbers; a torn or strange line has none.
+        rows.append({name: value for name, value in figures if type(value) in (int, float)})
+    return rows
 
 
 def model_card(facts: Facts) -> str:
@@ -202,21 +215,32 @@ def _training(facts: Facts) -> str:
     record = facts.record
     names = _data_names(record)
     rows = [
-        ("data", ", ".join(names) if names else "not recorded"),
+        ("data", ", ".join(map(_cell, names)) if names else "not recorded"),
         ("licence of the data", "not recorded; see the data's own page"),
-        ("steps", record.get("steps", "not recorded")),
+        ("steps", _whole(record.get("steps"))),
         ("last training loss", _number(record.get("loss"))),
         ("evaluation loss", _number(record.get("eval_loss"))),
         ("seconds", _number(record.get("seconds"))),
     ]
     libraries = record.get("environment", {}).get("libraries", {})
-    known = ", ".join(f"{name} {version}" for name, version in libraries.items() if version)
+    known = ", ".join(_cell(f"{name} {version}") for name, version in libraries.items() if version)
     rows.append(("libraries", known or "not recorded"))
     table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
     plot = "\n\n![training loss](loss.svg)" if loss_plot(facts.metrics) else ""
     recipe = public_recipe(record, facts.base)
-    text = f"\n\nThe recipe, complete:\n\n```yaml\n{recipe}```" if recipe else ""
+    # Longer than any fence in the recipe's own texts.
+    fence = "`" * (2 + max(map(len, ["`", *re.findall("`+", recipe or "")])))
+    text = f"\n\nThe recipe, complete:\n\n{fence}yaml\n{recipe}{fence}" if recipe else ""
     return table + plot + text
+
+
+def _cell(text: str) -> str:
+    """Return a stranger's text for a table: on one line, without markup of its own."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", one_line(text))
+
+
+def _whole(value: Any) -> str:
+    return str(value) if type(value) is int else "not recorded"
 
 
 def _number(value: Any) -> str:

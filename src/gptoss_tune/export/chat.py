@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from openai_harmony import (
@@ -31,6 +30,9 @@ from transformers.utils.quantization_config import Mxfp4Config
 from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.export.factors import Adapter
 from gptoss_tune.harmony.vocabulary import load_vocabulary
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 STOP_IDS = (200_002, 200_012, 199_999)
 """<|return|>, <|call|>, <|endoftext|>."""
@@ -73,7 +75,7 @@ class ChatModel:
         """
         self.settings = settings
         self._encoding = load_vocabulary(checkpoint.path).encoding
-        self._model = load_plain(checkpoint, adapter.path if adapter else None)
+        self._model = load_plain(checkpoint, adapter)
         self._messages = self._opening()
 
     def ask(self, text: str, show: Show) -> list[Message]:
@@ -180,14 +182,19 @@ class ChannelStreamer(BaseStreamer):
         return f"{channel} to {recipient}" if recipient else channel
 
 
-def load_plain(checkpoint: Checkpoint, adapter: Path | None = None) -> Any:
+def load_plain(checkpoint: Checkpoint, adapter: Adapter | None = None) -> Any:
     """Return the model in plain transformers, with PEFT's adapter when given.
 
     MXFP4 stays packed where transformers has kernels for it, on a GPU and without an adapter;
     elsewhere it is decoded to bf16.
     """
     gpu = torch.cuda.is_available()
-    arguments: dict[str, Any] = {"dtype": "auto", "trust_remote_code": False}
+    arguments: dict[str, Any] = {
+        "dtype": "auto",
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "local_files_only": True,
+    }
     if gpu:
         arguments["device_map"] = "auto"
     if checkpoint.expert_format == "mxfp4":
@@ -196,5 +203,25 @@ def load_plain(checkpoint: Checkpoint, adapter: Path | None = None) -> Any:
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        # PEFT would act on every option of the adapter's own file, and match its patterns.
+        config = plain_config(adapter)
+        model = PeftModel.from_pretrained(model, str(adapter.path), config=config)
     return model.eval()
+
+
+def plain_config(adapter: Adapter) -> LoraConfig:
+    """Return PEFT's configuration of what was checked of an adapter: targets, ranks, scalings."""
+    from peft import LoraConfig
+
+    targets = adapter.targets.values()
+    rank = max(target.rank for target in targets)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=rank,
+        target_modules=[target.module for target in targets if not target.experts],
+        target_parameters=[target.module for target in targets if target.experts],
+        rank_pattern={target.module: target.rank for target in targets},
+        alpha_pattern={target.module: target.scaling * target.rank for target in targets},
+        inference_mode=True,
+    )

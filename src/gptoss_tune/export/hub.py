@@ -9,7 +9,6 @@ are refused, and any text from the client is cleaned before it is shown.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,11 +17,9 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+from gptoss_tune.display import CREDENTIAL, HIDDEN, without_credentials
 from gptoss_tune.errors import CheckpointError, HubError
 
-_TOKEN = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|wandb_v1_[A-Za-z0-9_]{16,})"
-)
 _TEXT_FILES = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".svg", "")
 _TRIES = 5
 _LONGEST_WAIT_S = 300.0
@@ -83,7 +80,7 @@ def push(
             for name, content in sorted(files.items())
         ]
         commit = api.create_commit(repo, operations, commit_message=message)
-        return Pushed(f"{api.endpoint}/{repo}", commit.oid)
+        return Pushed(without_credentials(f"{api.endpoint}/{repo}"), commit.oid)
 
     return _persist(attempt, repo, wait)
 
@@ -98,7 +95,7 @@ def refuse_tokens(files: Mapping[str, Path | bytes]) -> None:
         if Path(name).suffix not in _TEXT_FILES:
             continue
         data = content if isinstance(content, bytes) else content.read_bytes()
-        if _TOKEN.search(data.decode("utf-8", errors="replace")):
+        if CREDENTIAL.search(data.decode("utf-8", errors="replace")):
             raise CheckpointError(
                 f"{name}: holds something that looks like an access token; nothing was uploaded. "
                 "Remove it there, and revoke the token"
@@ -109,8 +106,8 @@ def without_tokens(text: str) -> str:
     """Return ``text`` with anything that is, or looks like, a token replaced."""
     token = get_token()
     if token:
-        text = text.replace(token, "[token]")
-    return _TOKEN.sub("[token]", text)
+        text = text.replace(token, HIDDEN)
+    return without_credentials(text)
 
 
 def _persist(attempt: Callable[[], Pushed], repo: str, wait: Callable[[float], None]) -> Pushed:

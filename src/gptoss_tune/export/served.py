@@ -25,8 +25,10 @@ from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.errors import MachineError
 from gptoss_tune.export.forward import LayerwiseModel
 from gptoss_tune.export.verify import Check
+from gptoss_tune.json_file import parse
 
 _TIMEOUT_S = 120.0
+_LARGEST_ANSWER = 1 << 20
 _FLOOR_NATS = 0.02  # a served token this close to the local first choice is the same choice
 _SUBJECTS = (
     *("the sea", "a bicycle", "prime numbers", "bread", "the moon", "a sorting algorithm"),
@@ -166,8 +168,21 @@ def _post(address: str, value: dict[str, Any]) -> dict[str, Any]:
         data=json.dumps(value).encode(),
         headers={"content-type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-        return json.load(response)["choices"][0]
+    with _OPENER.open(request, timeout=_TIMEOUT_S) as response:
+        return parse(response.read(_LARGEST_ANSWER))["choices"][0]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Stays with the server that was named: its answer cannot send the prompts elsewhere."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> None:
+        """Return no request to follow with, so that the redirection is an error."""
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _no_answer(address: str, model: str, error: Exception) -> MachineError:

@@ -1,8 +1,9 @@
 """Columns of any dataset -> a row of a known format, through templates in the recipe.
 
 ``columns: {prompt: "{{ question }}", completion: "{{ answer }}"}`` writes the fields of a known row
-from the columns of an unknown one. The templates are Jinja in its immutable sandbox: they see the
-row and nothing else, and an unknown column is an error and not an empty text. Python functions
+from the columns of an unknown one. The templates are the part of Jinja that
+``template_language.py`` describes: they see the row and nothing else, and an unknown column is an
+error and not an empty text. Python functions
 named in a recipe were the alternative; a recipe never chooses code to import.
 """
 
@@ -12,13 +13,22 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.harmony.fields import shown
 from gptoss_tune.harmony.rows import Located, parse_object
+from gptoss_tune.harmony.template_language import TemplateLanguage
 
+# What Python raises when an expression does not fit the row.
+_FAILS_SO: Final = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+)
 _JSON_FIELDS: Final = ("messages", "conversations", "tools", "weight")
 
 
@@ -29,15 +39,17 @@ class ColumnTemplates:
         """Compile the templates.
 
         Raises:
-            RecipeError: A template is not Jinja.
+            RecipeError: A template is not Jinja, or uses what templates of a recipe do not have.
         """
-        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+        self._language = TemplateLanguage()
         try:
             self._templates = {
-                name: environment.from_string(template) for name, template in columns.items()
+                name: self._language.compiled(template) for name, template in columns.items()
             }
-        except TemplateError as error:
+        except TemplateSyntaxError as error:
             raise RecipeError(f"columns: a template is not Jinja ({error}); mend it") from None
+        except TemplateError as error:
+            raise RecipeError(f"columns: a template cannot be used: {error}") from None
 
     def rows(self, located: Iterable[Located]) -> Iterator[Located]:
         """Yield the rows that the templates write; a row that fails becomes its error."""
@@ -57,10 +69,11 @@ class ColumnTemplates:
             DataError: A template names a column that the row does not have, or fails on it.
         """
         written: dict[str, Any] = {}
+        self._language.start_row()
         for name, template in self._templates.items():
             try:
                 text = template.render(row)
-            except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            except (TemplateError, *_FAILS_SO) as error:
                 raise DataError(
                     f"{at}: the template of {name!r} fails on this row ({error}); its columns are "
                     f"{', '.join(map(shown, list(row)[:8]))}"

@@ -25,6 +25,7 @@ from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.memory import set_checkpointing
 from gptoss_tune.model.norms import choose_row_kernels, set_norms
+from gptoss_tune.model.sharding import Share, shard
 from gptoss_tune.model.start import start_from
 from gptoss_tune.recipe import Recipe
 
@@ -42,8 +43,16 @@ class Built:
     notes: tuple[str, ...]
 
 
-def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built:
+def build(
+    recipe: Recipe, base: Checkpoint, device: torch.device | str, share: Share | None = None
+) -> Built:
     """Return the model that ``recipe`` trains, on ``device``.
+
+    Args:
+        recipe: What is built.
+        base: Where the weights are read.
+        device: Where they go.
+        share: This rank's, of a model spread with FSDP2; ``None``: the whole model.
 
     Raises:
         RecipeError, CheckpointError, MachineError: See ``load_base``, ``add_adapters`` and
@@ -51,7 +60,7 @@ def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built
         MachineError: A backend or engine was asked for by name and cannot run here.
     """
     device = torch.device(device)
-    model = add_adapters(load_base(base, recipe.model, device=device), recipe.lora)
+    model = add_adapters(load_base(base, recipe.model, device=device, share=share), recipe.lora)
     started_at: tuple[str, ...] = ()
     if recipe.lora.start_from is not None:
         started_at = (f"adapters: start from {start_from(model, recipe.lora.start_from)}",)
@@ -69,12 +78,15 @@ def build(recipe: Recipe, base: Checkpoint, device: torch.device | str) -> Built
     bare.loss_backend = backend
     if recipe.model.embeddings == "cpu":
         keep_embeddings_on_host(model, device)
+    if share is not None:
+        shard(model, device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     aware = ", on the weights that an MXFP4 export will hold" if merge_aware else ""
+    each = "" if share is None else f"each of {share.ranks} processes "
     return Built(
         model,
         (
-            f"model: {base.name} {describe_holdings(model)}; {trained:,} parameters train",
+            f"model: {base.name} {each}{describe_holdings(model)}; {trained:,} parameters train",
             f"experts: {backend} backend{aware}; attention: {engine.reason}; "
             f"norms and rotation: {row_wise}; checkpointing: {recipe.train.checkpointing}",
             *started_at,

@@ -14,6 +14,7 @@ from gptoss_kernels import Mxfp4Weight
 from torch import Tensor, nn
 
 from gptoss_tune.model.expert_weight import ExpertWeight
+from gptoss_tune.model.sharding import share_of
 
 _DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16"}
 
@@ -36,7 +37,7 @@ class Holding:
 
 
 def holdings(model: nn.Module) -> list[Holding]:
-    """Return what ``model`` holds, largest first; tied tensors count once."""
+    """Return what ``model`` holds here, largest first; tied tensors count once."""
     found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
@@ -56,6 +57,7 @@ def describe_holdings(model: nn.Module) -> str:
 
 
 def _held(tensor: Tensor) -> tuple[str, int, int]:
+    tensor = share_of(tensor)
     if isinstance(tensor, ExpertWeight):
         stored = tensor.stored
         if isinstance(stored, Mxfp4Weight):

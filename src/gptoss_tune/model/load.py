@@ -10,10 +10,12 @@ every tensor of the file also has to find its place.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from gptoss_kernels import Mxfp4Weight, dequantize_reference
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
@@ -21,8 +23,9 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
 from gptoss_tune.model.causal_lm import GptOssForTuning
-from gptoss_tune.model.expert_weight import ExpertWeight
+from gptoss_tune.model.expert_weight import expert_stack
 from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
+from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe.schema import ModelSection
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -30,7 +33,11 @@ _STACKS = ("gate_up_proj", "down_proj")
 
 
 def load_base(
-    checkpoint: Checkpoint, section: ModelSection, *, device: torch.device | str = "cpu"
+    checkpoint: Checkpoint,
+    section: ModelSection,
+    *,
+    device: torch.device | str = "cpu",
+    share: Share | None = None,
 ) -> GptOssForTuning:
     """Return the frozen base model of ``checkpoint`` on ``device``, in the recipe's precision.
 
@@ -38,6 +45,7 @@ def load_base(
         checkpoint: An opened base checkpoint, MXFP4 or bf16.
         section: ``experts_precision``, ``linear_precision`` and ``dtype`` decide what is held how.
         device: Where the weights go; tensors are read straight to it.
+        share: Read the experts of one rank only; the model computes after ``sharding.shard``.
 
     Returns:
         The model in evaluation mode, no parameter requiring gradients.
@@ -56,8 +64,8 @@ def load_base(
     dtype = DTYPES[section.dtype]
     model = _without_storage(checkpoint, dtype)
     _check_unknown(model, checkpoint)
-    loaded = _tensors(checkpoint, section.experts_precision, dtype, torch.device(device))
-    for name, tensor in loaded:
+    reader = _Reader(checkpoint, section.experts_precision, dtype, torch.device(device), share)
+    for name, tensor in reader.tensors():
         _assign(model, name, tensor)
     # The rotary frequencies are computed, not stored, and were computed without storage above.
     model.model.rotary_emb = GptOssRotaryEmbedding(model.config).to(device)
@@ -74,7 +82,13 @@ def model_config(checkpoint: Checkpoint, dtype: torch.dtype) -> GptOssConfig:
     inherit it.
     """
     values = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
-    config = GptOssConfig.from_dict(values)
+    try:
+        config = GptOssConfig.from_dict(values)
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'}: transformers cannot read it ({error}); restore "
+            "the released file"
+        ) from error
     config.dtype = dtype
     config.output_router_logits = False
     config.router_aux_loss_coef = 0.0
@@ -106,26 +120,43 @@ def _check_unknown(model: nn.Module, checkpoint: Checkpoint) -> None:
         )
 
 
-def _tensors(
-    checkpoint: Checkpoint, experts_precision: str, dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameter names with their tensors as they are to be held."""
-    for name in sorted(checkpoint.names()):
-        if name.endswith("_scales"):
-            continue  # read together with its blocks
-        if name.endswith("_blocks"):
-            name = name.removesuffix("_blocks")
-            blocks = checkpoint.read(f"{name}_blocks").to(device)
-            scales = checkpoint.read(f"{name}_scales").to(device)
-            stored: Mxfp4Weight | Tensor = Mxfp4Weight(blocks, scales)
-            if experts_precision == "bf16":
-                dense = dequantize_reference(blocks, scales, dtype=dtype)
-                stored = dense.transpose(1, 2).contiguous()
-            yield name, ExpertWeight(stored)
-        elif name.endswith(_STACKS):
-            yield name, ExpertWeight(checkpoint.read(name).to(device, dtype))
-        else:
-            yield name, checkpoint.read(name).to(device, dtype)
+@dataclass(frozen=True)
+class _Reader:
+    """Tensors of a checkpoint as they are to be held."""
+
+    checkpoint: Checkpoint
+    experts_precision: str
+    dtype: torch.dtype
+    device: torch.device
+    share: Share | None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield parameter names with their tensors."""
+        for name in sorted(self.checkpoint.names()):
+            if name.endswith("_scales"):
+                continue  # read together with its blocks
+            if name.endswith("_blocks"):
+                name = name.removesuffix("_blocks")
+                blocks, experts, first = self._experts(f"{name}_blocks")
+                scales, _, _ = self._experts(f"{name}_scales")
+                stored: Mxfp4Weight | Tensor = Mxfp4Weight(blocks, scales)
+                if self.experts_precision == "bf16":
+                    dense = dequantize_reference(blocks, scales, dtype=self.dtype)
+                    stored = dense.transpose(1, 2).contiguous()
+                yield name, expert_stack(stored, experts, first)
+            elif name.endswith(_STACKS):
+                dense, experts, first = self._experts(name)
+                yield name, expert_stack(dense.to(self.dtype), experts, first)
+            else:
+                yield name, self.checkpoint.read(name).to(self.device, self.dtype)
+
+    def _experts(self, name: str) -> tuple[Tensor, int, int]:
+        """Return this rank's part of a stack, of how many experts, and the number of its first."""
+        experts = self.checkpoint.shape(name)[0]
+        if self.share is None:
+            return self.checkpoint.read(name).to(self.device), experts, 0
+        first, stop = self.share.of_experts(experts)
+        return self.checkpoint.read_rows(name, first, stop).to(self.device), experts, first
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:

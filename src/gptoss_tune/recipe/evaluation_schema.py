@@ -47,6 +47,11 @@ class DriftSection(Section):
     reasoning: bool = False
     """Put evaluation.prompts to the base too, to compare how long the two think by effort."""
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the model is compared with its base."""
+        return self.references is not None or self.probes is not None or self.reasoning
+
 
 class EvaluationSection(Section):
     """What the model is asked while it trains, through the chat format, and how it is judged."""

@@ -7,14 +7,15 @@ was the alternative: a plan would then be able to fail where a checked recipe ca
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gptoss_tune.errors import CheckpointError, RecipeError
+from gptoss_tune.json_file import read_object
 from gptoss_tune.recipe.values import is_hub_name
 
+_LARGEST_SIZE = 2**30
 AttentionKind = Literal["sliding_attention", "full_attention"]
 
 
@@ -139,18 +140,16 @@ def read_architecture(path: Path) -> Architecture:
         CheckpointError: The file is missing, unreadable, or lacks a size of gpt-oss.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        config = read_object(path)
+    except FileNotFoundError as error:
         raise CheckpointError(f"{path}: {error.strerror}; name a checkpoint's folder") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); restore it") from error
-    if not isinstance(config, dict) or config.get("model_type") != "gpt_oss":
+    if config.get("model_type") != "gpt_oss":
         raise CheckpointError(f"{path}: not the configuration of a gpt-oss model; name such a base")
     kinds = config.get("layer_types")
-    known = {"sliding_attention", "full_attention"}
-    if not isinstance(kinds, list) or not kinds or not set(kinds) <= known:
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(kinds, list) or not kinds or any(kind not in known for kind in kinds):
         raise CheckpointError(
-            f"{path}: layer_types is {kinds!r}; expected a list of sliding_attention and "
+            f"{path}: layer_types is {ascii(kinds)[:60]}; expected a list of sliding_attention and "
             "full_attention, one per layer"
         )
     layers = _size(config, "num_hidden_layers", path)
@@ -170,12 +169,17 @@ def read_architecture(path: Path) -> Architecture:
         head_dim=_size(config, "head_dim", path),
         vocabulary=_size(config, "vocab_size", path),
         window=_size(config, "sliding_window", path),
-        packed=(config.get("quantization_config") or {}).get("quant_method") == "mxfp4",
+        packed=_is_packed(config.get("quantization_config")),
     )
+
+
+def _is_packed(quantization: object) -> bool:
+    return isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4"
 
 
 def _size(config: dict[str, Any], key: str, path: Path) -> int:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"{path}: {key} is {value!r}; expected a whole number above 0")
+    if type(value) is not int or not 1 <= value <= _LARGEST_SIZE:
+        shown = ascii(value)[:60]
+        raise CheckpointError(f"{path}: {key} is {shown}; expected a whole number above 0")
     return value

@@ -12,6 +12,7 @@ from gptoss_kernels import Mxfp4Weight
 from torch import Tensor
 
 from gptoss_tune.model.expert_weight import ExpertWeight
+from gptoss_tune.model.sharding import share_of
 
 _PIECE_WORDS = 1 << 22
 _SEED = 20_250_805
@@ -35,11 +36,11 @@ def checksum(tensor: Tensor) -> Tensor:
 
 
 def _stored(tensor: Tensor) -> list[Tensor]:
+    tensor = share_of(tensor.detach())
     if isinstance(tensor, ExpertWeight):
         stored = tensor.stored
         return [stored.blocks, stored.scales] if isinstance(stored, Mxfp4Weight) else [stored]
-    local = getattr(tensor, "to_local", None)
-    return [tensor if local is None else local()]
+    return [tensor]
 
 
 def _words(flat: Tensor) -> Tensor:

@@ -102,4 +102,5 @@ class Evaluation(TrainerCallback):
         unwritten = control.should_log
         trainer.log(found)
         control.should_log = unwritten
-        self._console.print(f"step {step}: {one_line(report)}", highlight=False, markup=False)
+        text = f"step {step}: {one_line(report)}"
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptoss_tune.checkpoint.inside import refuse_links
 from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
 from gptoss_tune.json_file import read_object
@@ -58,6 +59,7 @@ def claim(recipe: Recipe) -> Start:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         content = [path for path in folder.iterdir() if path.name != ".gitignore"]
+    refuse_links(folder)
     record = _record(folder) if content else None
     if record is not None and resume == "never":
         raise RecipeError(

@@ -1,34 +1,77 @@
-"""What the launcher asked for, held against what this version can do.
+"""What the launcher asks for: a copy of the model on each GPU, or one model spread over all.
 
-A packed expert stack is one tensor with two buffers inside, which FSDP2 would have to split along
-the experts and put together again; that is not written yet, and FSDP's own error for it ("would
-expand a stack of expert weights") names the wrong cause. So the run stops first, and says what
-works: a copy of the whole model on each GPU, which MXFP4 makes small enough (20b: 12.8 GiB, 120b:
-60.8 GiB).
+A launcher's FSDP means version 2, which this project applies itself (``model.sharding``), so
+Accelerate must not apply it once more: its switch is read here and turned off for the process.
+Whatever else its configuration says about FSDP and would have no effect is refused, and so are
+FSDP 1, which flattens parameters and with them the packed bytes, and DeepSpeed ZeRO, whose
+partitions are cut without asking the tensor.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from gptoss_tune.errors import MachineError
+from gptoss_tune.recipe.schema import Recipe
 
-_UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP (distributed_type: FSDP)",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed ZeRO (distributed_type: DEEPSPEED)",
+Spread = Literal["ddp", "fsdp2"]
+
+_FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+_WITHOUT_EFFECT = {
+    "FSDP_OFFLOAD_PARAMS": "packed experts stay on the GPU",
+    "FSDP_ACTIVATION_CHECKPOINTING": "the recipe's train.checkpointing decides",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "every rank reads its own share of the files",
 }
 
 
-def refuse_sharding() -> None:
-    """Stop a run whose launcher shards the weights.
+def launched_spread(recipe: Recipe) -> Spread:
+    """Return how the processes of this run share the model; with one process it is whole.
 
     Raises:
-        MachineError: ``accelerate launch`` was configured for FSDP or DeepSpeed.
+        MachineError: The launcher asks for DeepSpeed, FSDP 1 or a setting without effect, or the
+            recipe for what FSDP2 cannot spread.
     """
-    for variable, name in _UNSUPPORTED.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+    if _is_on(_DEEPSPEED):
+        raise MachineError(
+            "the launcher asks for DeepSpeed ZeRO (distributed_type: DEEPSPEED), which cuts "
+            "parameters into flat pieces and cannot cut experts packed in MXFP4; launch with "
+            "recipes/accelerate/ddp.yaml, where each GPU holds the whole model (20b: 12.8 GiB, "
+            "120b: 60.8 GiB, adapters and activations besides), or with "
+            "recipes/accelerate/fsdp2.yaml, where it is spread over them"
+        )
+    if not _is_on(_FSDP):
+        return "ddp"
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise MachineError(
+            f"the launcher asks for FSDP {version}, which flattens parameters and with them the "
+            "packed experts; set fsdp_version: 2, or launch with recipes/accelerate/fsdp2.yaml"
+        )
+    for variable, reason in _WITHOUT_EFFECT.items():
+        if _is_on(variable):
             raise MachineError(
-                f"the launcher asks for {name}, which cannot shard experts packed in MXFP4 in this "
-                "version; launch with recipes/accelerate/ddp.yaml, where each GPU holds the whole "
-                "model (20b: 12.8 GiB, 120b: 60.8 GiB, adapters and activations besides)"
+                f"the launcher sets {variable.lower()}: true, which has no effect here: {reason}; "
+                "set it to false, or launch with recipes/accelerate/fsdp2.yaml"
             )
+    _refuse_unspreadable(recipe)
+    os.environ[_FSDP] = "false"
+    return "fsdp2" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "ddp"
+
+
+def _refuse_unspreadable(recipe: Recipe) -> None:
+    if recipe.model.linear_precision == "nf4":
+        raise MachineError(
+            "FSDP2 cannot spread model.linear_precision: nf4, whose scales are not part of the "
+            "weight; set it to bf16, of which each of 4 GPUs holds no more than the whole in NF4"
+        )
+    if recipe.train.optim != "adamw":
+        raise MachineError(
+            f"FSDP2 cannot spread train.optim: {recipe.train.optim}, whose moments are of the "
+            "whole parameter; set it to adamw, whose fp32 moments are spread: of 4 GPUs each "
+            "holds as much as the 8-bit ones are together"
+        )
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1", "yes")

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 from gptoss_tune import __version__
 from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.train.commit import git_commit
 
 RECORD = "run.json"
 RECIPE = "recipe.yaml"
@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: _version(name) for name in _LIBRARIES},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
@@ -63,13 +63,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the current directory's checkout, with ``-dirty`` when it is changed."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None  # not a checkout, or no git: nothing to record
-    return found.stdout.strip()

@@ -20,11 +20,13 @@ from rich.console import Console
 
 from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
 from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.display import visible
 from gptoss_tune.errors import GptossTuneError, GuardError, RunInterrupted
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
+from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.train import checkpoints, folder, ranks
 from gptoss_tune.train.books import Books, peak_memory_bytes
@@ -34,17 +36,17 @@ from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.identity import Identity, identify
-from gptoss_tune.train.launcher import refuse_sharding
+from gptoss_tune.train.launcher import Spread, launched_spread
 from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
 from gptoss_tune.train.stopping import EvaluationLeftOut, StopOnSignal
+from gptoss_tune.train.tokenizer import training_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -83,32 +85,33 @@ def train(recipe: Recipe, *, allow_drift: Sequence[str] = ()) -> RunSummary:
         RecipeError: The recipe cannot be run, or its folder holds something else.
         DataError: A row or file cannot be trained on.
         CheckpointError: The base or a checkpoint to resume is damaged.
-        MachineError: Disk, GPU or library is missing, or the launcher shards the weights.
+        MachineError: Disk, GPU or library is missing, or the launcher asks for what cannot be done.
         RunInterrupted: A signal stopped the run, or another process of it was lost; what was
             trained is in its checkpoints.
     """
     started = time.monotonic()
-    refuse_sharding()
+    spread = launched_spread(recipe)
     with StopOnSignal() as stop:
         state = ranks.join()
         with ranks.watched(
             state, recipe.world.timeout_seconds, Path(recipe.train.output_dir)
         ) as watch:
-            return _train(recipe, allow_drift, state, stop, watch, started)
+            return _train(recipe, allow_drift, spread, state, stop, watch, started)
 
 
 def _train(
     recipe: Recipe,
     allow_drift: Sequence[str],
+    spread: Spread,
     state: PartialState,
     stop: StopOnSignal,
     watch: ranks.RankWatch,
     started: float,
 ) -> RunSummary:
-    console = Console(quiet=not state.is_main_process)
+    console = Console(quiet=not state.is_main_process, markup=False, emoji=False)
     start: folder.Start = _on_main(state, lambda: folder.claim(recipe))
     for note in start.notes:
-        console.print(note)
+        console.print(visible(note))
     base = open_checkpoint(recipe.model.name_or_path, recipe.model.revision)
     train_set, eval_set = _datasets(recipe, base, state)
     evaluator = Evaluator(recipe, load_vocabulary(base.path)) if recipe.evaluation.wanted else None
@@ -119,9 +122,9 @@ def _train(
         state, lambda: identify(recipe, start, base, train_set, eval_set, **about)
     )
     for note in identity.notes:
-        console.print(note)
+        console.print(visible(note))
     set_seed(recipe.train.seed)
-    model = _model(recipe, base, state, console)
+    model = _model(recipe, base, state, spread, console)
     guard = _guard(recipe, base, start.folder, console)
     books = Books(start.folder, recipe.data.train, device, start.checkpoint)
     trainer = _trainer(recipe, base, model, train_set, eval_set, guard, books, identity)
@@ -186,8 +189,11 @@ def _datasets(
     return train_set, eval_set
 
 
-def _model(recipe: Recipe, base: Checkpoint, state: PartialState, console: Console) -> PeftModel:
-    built = build(recipe, base, state.device or "cpu")
+def _model(
+    recipe: Recipe, base: Checkpoint, state: PartialState, spread: Spread, console: Console
+) -> PeftModel:
+    share = Share(state.process_index, state.num_processes) if spread == "fsdp2" else None
+    built = build(recipe, base, state.device or "cpu", share)
     for note in built.notes:
         console.print(note, soft_wrap=True, highlight=False)
     # Every rank read the same files: DDP has only the adapters to keep equal.
@@ -207,7 +213,7 @@ def _trainer(
     books: Books,
     identity: Identity,
 ) -> WeightedSftTrainer:
-    tokenizer = _tokenizer(base)
+    tokenizer = training_tokenizer(base)
     # Said here, or the trainer aligns the two itself and warns about it.
     model.config.bos_token_id = tokenizer.bos_token_id
     return WeightedSftTrainer(
@@ -229,12 +235,6 @@ def _guard(recipe: Recipe, base: Checkpoint, run: Path, console: Console) -> Gua
         return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=recipe.train.seed)
 
     return Guard(recipe.guard, run, console, sources)
-
-
-def _tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
 
 
 def _callbacks(
@@ -277,10 +277,11 @@ def _interrupted(trainer: WeightedSftTrainer, run: Path) -> None:
 def _publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
     """Write the trained adapter; one that an earlier end of this run left there is replaced."""
     trainer.accelerator.wait_for_everyone()
+    factors = trainer.whole_adapter()
     if trainer.args.should_save:
         with disk_full(run):
             staging = checkpoints.stage(run)
-            save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging)
+            save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging, factors)
             checkpoints.remove(run / folder.ADAPTER)
             facts = {"run_id": trainer.identity.run_id, "step": trainer.state.global_step}
             checkpoints.publish(staging, run / folder.ADAPTER, **facts)

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer
 from trl import SFTTrainer
 
 from gptoss_tune.harmony.order import EpochOrder
+from gptoss_tune.model.sharding import gather_nothing, is_sharded, whole_factors
 from gptoss_tune.train import checkpoints
 from gptoss_tune.train.books import Books
 from gptoss_tune.train.collator import NumberedRows
@@ -49,6 +50,10 @@ class WeightedSftTrainer(SFTTrainer):
         self.loss_is_scaled_for_ga = True
         # Our display speaks; the trainer would print the same figures as a dictionary.
         self.remove_callback(PrinterCallback)
+        spread: Any = self.model
+        if is_sharded(spread):
+            # Autocast and nothing else: the model is spread already, and DDP would copy it.
+            self.accelerator.prepare_model(spread, device_placement=False, evaluation_mode=True)
         self._meters = {mode: LossMeter(self.accelerator.device) for mode in ("train", "eval")}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:  # pyright: ignore
@@ -129,6 +134,7 @@ class WeightedSftTrainer(SFTTrainer):
         """Evaluate; the loss is the mean over all weights of the set, not over its batches."""
         prefix = kwargs.get("metric_key_prefix", "eval")
         output = super().evaluation_loop(*args, **kwargs)
+        gather_nothing(self.model)
         logs = self._read_meter("eval")
         assert output.metrics is not None
         if "mean_loss" in logs:
@@ -150,11 +156,27 @@ class WeightedSftTrainer(SFTTrainer):
         reduced = self.accelerator.reduce(meter.state(), reduction="sum")
         return meter.read(reduced)  # pyright: ignore[reportArgumentType]
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the adapter alone: the tokenizer is the base's, and arguments are in the recipe."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_adapter(self.accelerator.unwrap_model(self.model), folder, state_dict)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter alone, whole: the tokenizer is the base's, arguments are the recipe's.
+
+        Every rank has to call it, for an adapter that is spread over them; the first one writes.
+        """
+        factors = self.whole_adapter()
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_adapter(self.accelerator.unwrap_model(self.model), folder, factors)
+
+    def whole_adapter(self) -> dict[str, Tensor] | None:
+        """Return the factors of a model that is spread over ranks, put together; else ``None``.
+
+        Every rank has to ask; the first one gets them.
+        """
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return whole_factors(model) if is_sharded(model) else None
+
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Leave the model where it was built, on its device."""
 
     def _get_output_dir(self, trial: object) -> str:
         return str(Path(str(self.args.output_dir)) / checkpoints.STAGING)

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
+from gptoss_tune.model.sharding import whole
 from gptoss_tune.train.checksum import checksum
+from gptoss_tune.train.collective import sum_over_ranks
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 _MOST_NAMED = 8
@@ -113,14 +115,14 @@ class Trainability:
             routed.handles = []
 
     def verdict(self) -> list[str]:
-        """Return one line per tensor that does not do what it should; reads the device once."""
+        """Return one line per tensor that does not do what it should; every rank has to ask."""
         found = []
-        for watched in self._trained.values():
+        for watched, moved in zip(self._trained.values(), self._moved(), strict=True):
             name = plain_name(watched.name)
             had, needs = bool(watched.had_gradient), bool(watched.needs_gradient)
             if needs and not had:
                 found.append(f"{name} got no gradient")
-            elif had and torch.equal(checksum(watched.parameter), watched.start):
+            elif had and not moved:
                 found.append(f"{name} got a gradient and did not move")
             if watched.experts is not None and watched.needy_experts is not None and had:
                 silent = (watched.needy_experts & ~watched.experts).nonzero().flatten().tolist()
@@ -135,6 +137,15 @@ class Trainability:
             for name, parameter, start in self._frozen
             if not torch.equal(checksum(parameter), start)
         ]
+
+    def _moved(self) -> list[bool]:
+        """Return which trained tensors are not what they were, on any rank.
+
+        Of a tensor that is spread over ranks, one rank's share may rightly stay as it is: that of
+        experts which no token was routed to.
+        """
+        moved = [checksum(w.parameter) != w.start for w in self._trained.values()]
+        return (sum_over_ranks(torch.stack(moved).long()) > 0).tolist() if moved else []
 
     def _watch(self, name: str, parameter: nn.Parameter) -> Watched:
         no = torch.zeros((), dtype=torch.bool, device=parameter.device)
@@ -162,13 +173,13 @@ class Trainability:
         partner = self._trained.get(watched.name.replace("lora_A", "lora_B"))
         open_to = torch.ones_like(watched.had_gradient)
         if watched.is_A and partner is not None:
-            open_to = (_whole(partner.parameter.detach()) != 0).any()
+            open_to = (whole(partner.parameter.detach()) != 0).any()
         watched.needs_gradient = watched.needs_gradient | open_to
         if gradient is None:
             if watched.experts is not None:
                 self._expect(watched, partner)
             return
-        nonzero = _whole(gradient) != 0
+        nonzero = whole(gradient) != 0
         watched.had_gradient = watched.had_gradient | nonzero.any()
         if watched.experts is not None:
             watched.experts = watched.experts | _by_expert(nonzero, watched)
@@ -178,7 +189,7 @@ class Trainability:
         """Add the experts that had something to learn; an A only where its B is open to it."""
         needy = self._routed[watched.layer].useful > 0
         if watched.is_A and partner is not None:
-            needy = needy & _by_expert(_whole(partner.parameter.detach()) != 0, partner)
+            needy = needy & _by_expert(whole(partner.parameter.detach()) != 0, partner)
         assert watched.needy_experts is not None
         watched.needy_experts = watched.needy_experts | needy
 
@@ -207,12 +218,6 @@ def _by_expert(nonzero: Tensor, watched: Watched) -> Tensor:
     if watched.is_A:
         return nonzero.view(experts, -1).any(dim=1)
     return nonzero.view(nonzero.shape[0], -1, experts).any(dim=1).any(dim=0)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor put together."""
-    together = getattr(tensor, "full_tensor", None)
-    return tensor if together is None else together()
 
 
 def _few(numbers: list[int]) -> str:

@@ -1,0 +1,122 @@
+"""``gptoss-tune evaluate``: put the prompts of a recipe to a finished model."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptoss_tune.cli.data import Overrides
+from gptoss_tune.cli.export import AsJson, BasePath, OtherBase, Revision
+
+if TYPE_CHECKING:
+    from gptoss_tune.evaluate.subject import Subject
+    from gptoss_tune.recipe import Recipe
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A run, an adapter, a merged folder, or a name on the Hub.")
+    ],
+    overrides: Overrides = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Recipe whose evaluation section says what; default: the run's own."),
+    ] = None,
+    base: BasePath = None,
+    revision: Revision = None,
+    other_base: OtherBase = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute; default: a GPU if there is one.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON report to this file.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Answer a recipe's prompts; grade, check the harmony, compare with the base.
+
+    It is what a run does under `evaluation:`, on a finished model, through the chat format only.
+    """
+    resolved = _recipe(model, recipe, overrides or [])
+    from rich.console import Console
+
+    from gptoss_tune.train.hush import hush_libraries
+
+    hush_libraries()
+    from gptoss_tune.checkpoint.write import write_text
+    from gptoss_tune.evaluate.lm_eval import lm_eval_command
+    from gptoss_tune.evaluate.report import print_report
+    from gptoss_tune.evaluate.subject import open_subject
+
+    subject = open_subject(model, base=base, revision=revision, other_base=other_base)
+    report = {"model": model, **_evaluate(resolved, subject, device)}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, json_module.dumps(report, ensure_ascii=False) + "\n")
+    if json:
+        sys.stdout.write(json_module.dumps(report, ensure_ascii=False) + "\n")
+        return
+    console = Console()
+    print_report(report, console)
+    plain = Console(highlight=False, soft_wrap=True, markup=False)
+    if subject.adapter is None:
+        if resolved.evaluation.drift.wanted:
+            plain.print("drift is not measured: a merged model has no base in it, name the run")
+        plain.print(f"benchmarks, with lm-eval's own command:\n  {lm_eval_command(model)}")
+    else:
+        merged = f"{model.rstrip('/')}-merged"
+        plain.print(
+            "benchmarks, with lm-eval's own command on the merged model:\n"
+            f"  gptoss-tune merge {model} --format bf16 --out {merged}\n"
+            f"  {lm_eval_command(merged)}"
+        )
+
+
+def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
+    """Return the recipe that says what is asked.
+
+    Raises:
+        RecipeError: There is none, or it asks nothing.
+    """
+    from gptoss_tune.errors import RecipeError
+    from gptoss_tune.recipe import load_recipe
+
+    own = Path(model) / "recipe.yaml"
+    if recipe is None and not own.is_file():
+        raise RecipeError(
+            f"{model} has no recipe.yaml that says what to ask; name a recipe with an evaluation "
+            "section: --recipe FILE"
+        )
+    file = recipe or own
+    resolved = load_recipe(file, overrides)
+    if not resolved.evaluation.wanted:
+        raise RecipeError(
+            f"{file}: the evaluation section asks nothing; set evaluation.prompts, "
+            "evaluation.drift.references or evaluation.drift.probes, in the file or as KEY=VALUE"
+        )
+    return resolved
+
+
+def _evaluate(recipe: Recipe, subject: Subject, device: str | None) -> dict[str, Any]:
+    """Return the report of one evaluation; the files are read before the weights."""
+    import torch
+
+    from gptoss_tune.errors import RecipeError
+    from gptoss_tune.evaluate.evaluator import Evaluator
+    from gptoss_tune.evaluate.subject import load_subject
+    from gptoss_tune.harmony.vocabulary import load_vocabulary
+
+    if subject.adapter is None and not recipe.evaluation.generates:
+        raise RecipeError(
+            f"{subject.name} is merged, and the recipe measures nothing but the distance from a "
+            "base, which is not in it; name the run or the adapter, or set evaluation.prompts"
+        )
+    evaluator = Evaluator(recipe, load_vocabulary(subject.checkpoint.path))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_subject(subject, recipe.model, place)
+    narrow = recipe.model.dtype == "bfloat16"
+    # As in training: the fp32 factors multiply in bf16.
+    with torch.autocast(place.type, dtype=torch.bfloat16, enabled=narrow):
+        return evaluator.run(model, step=subject.step, device=place)

@@ -1,0 +1,60 @@
+"""What a launcher may ask for, and what is refused before anything is read or written."""
+
+import os
+
+import pytest
+
+from gptoss_tune.errors import MachineError
+from gptoss_tune.train.launcher import launched_spread
+from gptoss_tune.train.run import train
+
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "8"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed ZeRO .* cannot cut experts packed"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP 1.* set fsdp_version: 2"),
+        (
+            {**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"},
+            "offload_params: true, which has no effect",
+        ),
+        ({**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, r"train\.checkpointing decides"),
+        ({**FSDP2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "reads its own share"),
+    ],
+    ids=["deepspeed", "fsdp1", "offload", "checkpointing", "loading"],
+)
+def test_what_cannot_be_done_is_refused_with_what_works(
+    recipe, monkeypatch, tmp_path, environment, reason
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MachineError, match=reason) as refused:
+        train(recipe())
+    assert "recipes/accelerate/fsdp2.yaml" in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("model.linear_precision=nf4", "linear_precision: nf4.* set it to bf16"),
+        ("train.optim=adamw_8bit", "optim: adamw_8bit.* set it to adamw"),
+    ],
+)
+def test_what_fsdp2_cannot_spread_is_refused(recipe, monkeypatch, override, reason):
+    for name, value in FSDP2.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MachineError, match=reason):
+        launched_spread(recipe(override))
+
+
+def test_fsdp2_is_taken_over_and_one_process_has_nothing_to_spread(recipe, monkeypatch):
+    for name, value in FSDP2.items():
+        monkeypatch.setenv(name, value)
+    assert launched_spread(recipe()) == "fsdp2"
+    assert os.environ["ACCELERATE_USE_FSDP"] == "false"  # or Accelerate would spread it again
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched_spread(recipe()) == "ddp"
