@@ -23,6 +23,7 @@ LEVELS = {
     "model": 3,
     "export": 3,
     "evaluate": 3.5,
+    "report": 3,
     "testing": 3,
     "train": 4,
     "demo": 5,

@@ -21,6 +21,7 @@ from gptoss_tune.cli import (
     launch,
     plan,
     recipes,
+    report,
     serve,
     tiny,
     train,
@@ -68,6 +69,7 @@ app.command("push")(serve.push)
 app.command("chat")(chat.chat)
 app.command("evaluate")(evaluate.evaluate)
 app.command("train")(train.train)
+app.command("report")(report.report)
 app.command("launch")(launch.launch)
 app.command("demo")(demo.demo)
 

@@ -1,0 +1,29 @@
+"""``gptoss-tune report``: the page of a run, or of several compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="The HTML file; default: report.html in the folder of the only run.",
+            show_default=False,
+        ),
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write what a run did as one self-contained HTML page, or compare several runs on one."""
+    from gptoss_tune.report.page import open_in_browser, write_report
+
+    path = write_report(runs, output)
+    typer.echo(str(path))
+    if open_page and not open_in_browser(path):
+        typer.echo(f"no browser was found here; open {path} yourself", err=True)

@@ -1,0 +1,104 @@
+"""Several runs on one page: their curves over each other, what their recipes differ in, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gptoss_tune.report import facts
+from gptoss_tune.report.plot import Line, chart
+from gptoss_tune.report.read import Run
+from gptoss_tune.report.style import DASHES, colour
+from gptoss_tune.report.text import table, text
+
+_MOST_CELL = 200
+_CURVES = (
+    ("Training loss", "loss", False, "nats per token", False),
+    ("Held-out loss", "eval_loss", True, "nats per token", False),
+    ("Loss in the analysis channel", "loss_analysis", False, "nats per token", False),
+    ("Loss in the final channel", "loss_final", False, "nats per token", False),
+    ("Learning rate", "learning_rate", False, "learning rate", False),
+    ("Gradient norm", "grad_norm", False, "norm of all adapters", True),
+    ("Throughput", "tokens_per_second", False, "tokens/s", False),
+    ("Evenness of the expert load", "router_entropy", False, "entropy, mean of layers", False),
+)
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """Return a short name per run, longer where two folders share their last part."""
+    short = [run.name for run in runs]
+    return [
+        name if short.count(name) == 1 else str(run.folder)
+        for run, name in zip(runs, short, strict=True)
+    ]
+
+
+def overlaid(runs: Sequence[Run]) -> list[str]:
+    """Return the figures of all runs, one line each."""
+    called = names(runs)
+    figures = []
+    for title, metric, held_out, unit, logarithmic in _CURVES:
+        lines = [
+            Line(
+                called[place],
+                run.series(metric, held_out=held_out),
+                colour(place),
+                DASHES[place % len(DASHES)] if place else "",
+                dots=held_out,
+            )
+            for place, run in enumerate(runs)
+        ]
+        figures.append(chart(title, lines, unit=unit, logarithmic=logarithmic))
+    return [figure for figure in figures if figure]
+
+
+def figures_table(runs: Sequence[Run]) -> str:
+    """Return the headline facts of the runs side by side."""
+    columns = [
+        {"status": facts.status(run), **{label: value for value, label, _ in facts.tiles(run)}}
+        for run in runs
+    ]
+    labels = list(dict.fromkeys(label for column in columns for label in column))
+    rows = [[label, *(column.get(label, "–") for column in columns)] for label in labels]
+    return table(["figure", *(text(name, _MOST_CELL) for name in names(runs))], rows)
+
+
+def differences(runs: Sequence[Run]) -> str:
+    """Return the settings in which the recipes differ, and what else was not the same."""
+    leaves = [{**_leaves(run.recipe), **_surroundings(run)} for run in runs]
+    keys = list(dict.fromkeys(key for found in leaves for key in found))
+    rows = [
+        [text(key, _MOST_CELL), *(_value(found.get(key)) for found in leaves)]
+        for key in keys
+        if len({repr(found.get(key)) for found in leaves}) > 1
+    ]
+    if not rows:
+        return '<p class="note">The recipes, bases, versions and machines are the same.</p>'
+    return table(["setting", *(text(name, _MOST_CELL) for name in names(runs))], rows)
+
+
+def _surroundings(run: Run) -> dict[str, Any]:
+    found = {
+        "base fingerprint": run.fact("base", "fingerprint"),
+        "processes": run.fact("environment", "processes"),
+        "GPUs": run.fact("environment", "gpus"),
+        "commit": run.fact("environment", "git_commit"),
+    }
+    libraries = run.fact("environment", "libraries")
+    if isinstance(libraries, dict):
+        found |= {f"version of {name}": version for name, version in libraries.items()}
+    return found
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            found |= _leaves(entry, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = entry
+    return found
+
+
+def _value(value: Any) -> str:
+    return "–" if value is None else text(value, _MOST_CELL)

@@ -1,0 +1,89 @@
+"""The curves of one run: losses, learning rate, gradients, throughput, memory."""
+
+from __future__ import annotations
+
+from gptoss_tune.report.plot import Line, chart
+from gptoss_tune.report.read import Run
+from gptoss_tune.report.style import DASHES, colour
+from gptoss_tune.report.text import figure, number
+
+CHANNELS = ("analysis", "commentary", "final", "other")
+"""Channels in the order of the page; ``other`` is what stands in none of the three."""
+
+
+def losses(run: Run) -> list[str]:
+    """Return the figures of the loss: the whole of it, and by channel."""
+    mean = [
+        Line("training", run.series("loss"), "var(--c0)"),
+        Line("held out", run.series("eval_loss", held_out=True), "var(--c5)", "7 4", dots=True),
+    ]
+    by_channel = []
+    for place, name in enumerate(CHANNELS):
+        by_channel.append(Line(name, run.series(f"loss_{name}"), colour(place)))
+        held_out = run.series(f"eval_loss_{name}", held_out=True)
+        by_channel.append(Line(f"{name}, held out", held_out, colour(place), DASHES[1], dots=True))
+    return [
+        chart(
+            "Loss",
+            mean,
+            unit="nats per token",
+            caption="Mean over all trained tokens of a step, by their loss weights, on all ranks.",
+        ),
+        chart(
+            "Loss by channel",
+            by_channel,
+            unit="nats per token",
+            caption="Mean over the trained tokens of a channel, whatever their weights.",
+        ),
+    ]
+
+
+def optimisation(run: Run) -> list[str]:
+    """Return the figures of the step size: learning rate and gradient norm."""
+    clip = number(run.fact("recipe", "train", "max_grad_norm"))
+    return [
+        chart(
+            "Learning rate",
+            [Line("learning rate", run.series("learning_rate"), colour(0))],
+            unit="learning rate",
+            from_zero=True,
+        ),
+        chart(
+            "Gradient norm",
+            [Line("gradient norm", run.series("grad_norm"), colour(2))],
+            unit="norm of all adapters",
+            logarithmic=True,
+            caption="Before clipping; above the dashed line it is clipped.",
+            level=None if clip is None else (clip, f"clipped at {figure(clip)}"),
+        ),
+    ]
+
+
+def machine(run: Run) -> list[str]:
+    """Return the figures of speed and memory."""
+    where = "allocated on a GPU, rank 0" if run.fact("environment", "gpus") else (
+        "resident size of the process, rank 0: there is no GPU"
+    )  # fmt: skip
+    return [
+        chart(
+            "Throughput",
+            [Line("tokens per second", run.series("tokens_per_second"), colour(0))],
+            unit="tokens/s",
+            from_zero=True,
+            caption="All tokens read, context included, padding not, on all ranks, over wall time; "
+            "evaluations and checkpoints in between count as time.",
+        ),
+        chart(
+            "Time of a step",
+            [Line("seconds per step", run.series("seconds_per_step"), colour(3))],
+            unit="s",
+            from_zero=True,
+        ),
+        chart(
+            "Peak memory",
+            [Line("peak memory", run.series("memory_gib"), colour(4))],
+            unit="GiB",
+            from_zero=True,
+            caption=f"Highest so far, {where}.",
+        ),
+    ]

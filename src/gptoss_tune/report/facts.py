@@ -1,0 +1,155 @@
+"""The facts of one run in words and tables: headline, warnings, tokens, run card."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from gptoss_tune.report.curves import CHANNELS
+from gptoss_tune.report.read import Run, listing, mapping
+from gptoss_tune.report.text import count, duration, figure, number, size, table, text
+
+_MOST_WARNINGS = 50
+_GOOD = {"finished"}
+_BAD = {"stopped by the guard"}
+
+
+def status(run: Run) -> str:
+    """Return the run's status as a small badge."""
+    word = str(run.fact("status") or "unknown")
+    css = "good" if word in _GOOD else "bad" if word in _BAD else "soft"
+    return f'<span class="status {css}">{text(word, 60)}</span>'
+
+
+def tiles(run: Run) -> list[tuple[str, str, bool]]:
+    """Return the headline facts: value and label as HTML, and whether it is bad news."""
+    losses = [value for _, value in run.series("loss") if value is not None]
+    steps = run.train[-1]["step"] if run.train else None
+    planned = number(run.fact("recipe", "train", "max_steps"))
+    rates = [value for _, value in run.series("tokens_per_second") if value]
+    found: list[tuple[str, str, bool]] = []
+    if losses:
+        found.append(
+            (f"{figure(losses[0], 3)} → {figure(losses[-1], 3)}", "training loss, nats", False)
+        )
+    held_out = [v for _, v in run.series("eval_loss", held_out=True) if v is not None]
+    if held_out:
+        first = f"{figure(held_out[0], 3)} → " if len(held_out) > 1 else ""
+        found.append((f"{first}{figure(held_out[-1], 3)}", "held-out loss, nats", False))
+    of = f" of {planned:,.0f}" if planned and steps and steps < planned else ""
+    found.append((f"{count(steps)}{of}", "optimizer steps", False))
+    found.append((count(trained_tokens(run)), "tokens trained", False))
+    if rates:
+        found.append((figure(statistics.median(rates), 3), "tokens/s, median", False))
+    peak = number(run.fact("peak_memory_bytes"))
+    if peak is None and run.last("memory_gib") is not None:
+        peak = (run.last("memory_gib") or 0) * 2**30
+    where = "peak GPU memory" if run.fact("environment", "gpus") else "peak memory of the process"
+    found.append((size(peak), where, False))
+    if number(run.fact("seconds")) is not None:
+        found.append((duration(number(run.fact("seconds"))), "wall time, last start", False))
+    told = len(warnings(run))
+    found.append((count(told), "warning" if told == 1 else "warnings", bool(told)))
+    return found
+
+
+def trained_tokens(run: Run) -> float | None:
+    """Return the tokens trained: the record's, or those of the last logged line."""
+    found = number(run.fact("tokens", "trained"))
+    return run.last("trained_tokens_total") if found is None else found
+
+
+def warnings(run: Run) -> list[str]:
+    """Return the guard's warnings."""
+    return [str(line) for line in listing(run.fact("guard", "warnings"))]
+
+
+def told(run: Run) -> str:
+    """Return what went wrong or was warned of, and what could not be read."""
+    parts = []
+    reason = run.fact("reason")
+    if run.fact("status") in _BAD and reason:
+        parts.append(
+            '<div class="box bad"><strong>The guard stopped this run.</strong>'
+            f'<div class="words">{text(reason)}</div></div>'
+        )
+    found = warnings(run)
+    if found:
+        items = "".join(f"<li>{text(line, 600)}</li>" for line in found[:_MOST_WARNINGS])
+        more = len(found) - _MOST_WARNINGS
+        items += f"<li>and {more:,} more in run.json</li>" if more > 0 else ""
+        parts.append(
+            f'<div class="box bad"><strong>Warnings of the guard</strong>'
+            f'<ul class="lines">{items}</ul></div>'
+        )
+    if run.problems:
+        items = "".join(f"<li>{text(line, 400)}</li>" for line in run.problems)
+        parts.append(
+            f'<div class="box bad"><strong>Files that could not be read whole</strong>'
+            f'<ul class="lines">{items}</ul></div>'
+        )
+    return "".join(parts)
+
+
+def tokens(run: Run) -> str:
+    """Return the account of tokens: by channel, by dataset."""
+    account = mapping(run.fact("tokens"))
+    if not account:
+        return (
+            '<p class="note">The account is written when a run ends; until then metrics.jsonl has '
+            f"the sums: {count(run.last('tokens'))} tokens read, {count(trained_tokens(run))} "
+            "trained.</p>"
+        )
+    rows = [_tokens_row("all", account)]
+    for one in map(mapping, listing(account.get("by_dataset"))):
+        weight = number(one.get("weight"))
+        times = f' <span class="soft">x {figure(weight)}</span>' if weight not in (None, 1) else ""
+        rows.append(_tokens_row(text(one.get("path", ""), 300) + times, one))
+    heads = ["dataset", "read", "trained", "share", *CHANNELS]
+    return (
+        '<p class="note">Tokens read, context included and padding not, and those with a loss '
+        "weight, as often as they were used, on all ranks and since the first start. Steps that "
+        "the guard left out were read and not trained.</p>" + table(heads, rows)
+    )
+
+
+def _tokens_row(name: str, account: dict[str, Any]) -> list[str]:
+    read, trained = number(account.get("read")), number(account.get("trained"))
+    by_channel = mapping(account.get("trained_by_channel"))
+    share = f"{trained / read:.1%}" if read and trained is not None else "–"
+    channels = (count(number(by_channel.get(channel))) for channel in CHANNELS)
+    return [name, count(read), count(trained), share, *channels]
+
+
+def card(run: Run) -> str:
+    """Return what was run, on what, with which versions."""
+    environment = mapping(run.fact("environment"))
+    gpus = [str(name) for name in listing(environment.get("gpus"))]
+    base = mapping(run.fact("base"))
+    rows = [
+        ("base", text(base.get("name", "–"), 300)),
+        ("base fingerprint", text(base.get("fingerprint", "–"), 100)),
+        ("base revision", text(run.fact("recipe", "model", "revision") or "–", 100)),
+        ("started", text(run.fact("started") or "–", 40)),
+        ("last written", text(run.fact("updated") or "–", 40)),
+        ("seed", text(run.fact("recipe", "train", "seed"), 20)),
+        ("processes", count(number(environment.get("processes")))),
+        ("GPUs", text(", ".join(gpus), 400) if gpus else "none"),
+        ("platform", text(environment.get("platform", "–"), 200)),
+        ("Python", text(environment.get("python", "–"), 40)),
+        ("gptoss-tune", text(environment.get("gptoss_tune", "–"), 40)),
+        ("commit", text(environment.get("git_commit") or "–", 80)),
+    ]
+    rows += [
+        (text(name, 40), text(version or "not installed", 40))
+        for name, version in mapping(environment.get("libraries")).items()
+    ]
+    held = [mapping(row) for row in listing(run.fact("holdings"))]
+    rows += [
+        (
+            f"{text(row.get('kind', ''), 40)} in {text(row.get('precision', ''), 20)}",
+            f"{count(number(row.get('parameters')))} weights, {size(number(row.get('nbytes')))}",
+        )
+        for row in held
+    ]
+    return table(["fact", ""], rows, css="card")
