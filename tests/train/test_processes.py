@@ -87,6 +87,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(recipe_file, losses,
     done = len(losses(stopped))
     assert 1 <= done < 30
     assert [p.name for p in stopped.glob("checkpoint-*")] == [f"checkpoint-{done}"]
+    assert ">stopped</span>" in (stopped / "report.html").read_text(encoding="utf-8")
     assert run(command).returncode == 0
     assert losses(stopped) == losses(whole)
 

@@ -215,15 +215,16 @@ class Guard(TrainerCallback):
         if self._watch is not None and self._updates:
             self._judge(self._watch)
         if state.is_world_process_zero:
-            update_record(
-                self._run,
-                guard={
-                    "updates_checked": min(self._updates, self._section.check_steps),
-                    "skipped_steps": self.skipped_steps,
-                    "warnings": self.warnings,
-                    "router_entropy_by_layer": self._entropy,
-                },
-            )
+            update_record(self._run, guard=self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was seen so far, for the run's record."""
+        return {
+            "updates_checked": min(self._updates, self._section.check_steps),
+            "skipped_steps": self.skipped_steps,
+            "warnings": self.warnings,
+            "router_entropy_by_layer": self._entropy,
+        }
 
     def close(self) -> None:
         """Take the hooks off the model."""

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from gptoss_tune import __version__
 from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.errors import GptossTuneError
+from gptoss_tune.report.page import write_report
 from gptoss_tune.train.commit import git_commit
 
 RECORD = "run.json"
@@ -56,6 +59,16 @@ def update_record(run: Path, **facts: Any) -> dict[str, Any]:
     record.update(facts, updated=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     write_text(path, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def report(run: Path, console: Console) -> None:
+    """Write ``RUN/report.html``; a page that cannot be written costs the run nothing."""
+    try:
+        path = write_report([run])
+    except GptossTuneError as error:
+        console.print(f"no report was written: {error}", soft_wrap=True, markup=False)
+    else:
+        console.print(f"report: {path}", soft_wrap=True, highlight=False)
 
 
 def _version(name: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
+from gptoss_tune.model.holdings import holdings
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.train import checkpoints, folder, ranks
@@ -38,7 +39,7 @@ from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.identity import Identity, identify
 from gptoss_tune.train.launcher import Spread, launched_spread
 from gptoss_tune.train.metrics_file import MetricsFile
-from gptoss_tune.train.record import RECIPE, environment, update_record
+from gptoss_tune.train.record import RECIPE, environment, report, update_record
 from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
 from gptoss_tune.train.stopping import EvaluationLeftOut, StopOnSignal
@@ -141,12 +142,14 @@ def _train(
     try:
         trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         if stop.stopped:
-            _interrupted(trainer, start.folder)
+            _interrupted(trainer, start.folder, console)
         _publish_adapter(trainer, start.folder)
         eval_loss = _last_evaluation(trainer, console) if eval_set is not None else None
     except GuardError as error:
         if trainer.args.should_save:
             update_record(start.folder, status="stopped by the guard", reason=str(error))
+            update_record(start.folder, guard=guard.facts())
+            report(start.folder, console)
         raise
     finally:
         guard.close()
@@ -260,14 +263,16 @@ def _open_record(recipe: Recipe, base: Checkpoint, start: folder.Start, identity
         recipe=recipe.model_dump(mode="json"),
         base={"name": base.name, "fingerprint": base.fingerprint()},
         environment=environment(),
+        holdings=[asdict(holding) for holding in holdings(model)],
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
 
 
-def _interrupted(trainer: WeightedSftTrainer, run: Path) -> None:
+def _interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> None:
     step = trainer.state.global_step
     if trainer.args.should_save:
         update_record(run, status="stopped", steps=step)
+        report(run, console)
     raise RunInterrupted(
         f"a signal ended the run after step {step} of {trainer.state.max_steps}; "
         f"{run / f'checkpoint-{step}'} is complete, the same command continues from it"
@@ -330,4 +335,6 @@ def _finish(
         f"done: {summary.steps} steps in {summary.seconds:.1f} s, loss {summary.loss:.4f}; "
         f"adapter in {adapter}"
     )
+    if trainer.args.should_save:
+        report(run, console)
     return summary

@@ -49,6 +49,8 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
         ``[largest source + 1, 5]``: trained tokens of the four channels, and all tokens.
     """
     length = len(row["input_ids"])
+    if length == 1:  # a filler, which a rank without rows trains
+        return np.zeros((1, len(CHANNELS) + 1), dtype=np.int64)
     sources = np.asarray(row.get("sources", [0]), dtype=np.int64)
     if "position_ids" in row and len(sources) > 1:
         starts = np.asarray(row["position_ids"]) == 0

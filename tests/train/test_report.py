@@ -1,0 +1,44 @@
+"""The page that a run leaves: at its end, and when the guard stops it."""
+
+import re
+
+import pytest
+import torch
+
+from gptoss_tune.errors import GuardError
+from gptoss_tune.train import run as run_module
+from gptoss_tune.train.run import train
+
+
+def test_a_run_leaves_its_page_with_the_plan_held_against_it(recipe, tmp_path):
+    train(recipe("train.save_steps=2"))
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert ">finished</span>" in page
+    rows = dict(
+        re.findall(r'<th scope="row">([^<]*)</th><td>[^<]*</td><td>[^<]*</td><td>([^<]*)<', page)
+    )
+    assert rows["parameters trained"] == "1.000"
+    for name in ("base and adapters, resident", "adapter file", "one checkpoint"):
+        assert float(rows[name]) == pytest.approx(1, abs=0.08), name
+    assert rows["peak memory"].startswith("not comparable")
+    for title in ("Gradient norm by layer: experts", "Expert load at step 4", "Learning rate"):
+        assert f"<h3>{title}</h3>" in page
+
+
+def test_a_run_that_the_guard_stops_leaves_a_page_with_the_reason(recipe, tmp_path, monkeypatch):
+    build = run_module._model
+
+    def broken(*args):
+        model = build(*args)
+        (weight,) = (
+            p for n, p in model.named_parameters() if "layers.1.self_attn.v_proj.lora_B" in n
+        )
+        weight.register_hook(torch.zeros_like)
+        return model
+
+    monkeypatch.setattr(run_module, "_model", broken)
+    with pytest.raises(GuardError):
+        train(recipe())
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "The guard stopped this run." in page
+    assert "layers.1.self_attn.v_proj.lora_B.default.weight got no gradient" in page
