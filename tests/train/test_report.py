@@ -18,8 +18,10 @@ def test_a_run_leaves_its_page_with_the_plan_held_against_it(recipe, tmp_path):
         re.findall(r'<th scope="row">([^<]*)</th><td>[^<]*</td><td>[^<]*</td><td>([^<]*)<', page)
     )
     assert rows["parameters trained"] == "1.000"
-    for name in ("base and adapters, resident", "adapter file", "one checkpoint"):
+    for name in ("base and adapters, resident", "adapter file"):
         assert float(rows[name]) == pytest.approx(1, abs=0.08), name
+    # The plan's allowance for small files is a quarter of so small a checkpoint.
+    assert float(rows["one checkpoint"]) == pytest.approx(1, abs=0.3)
     assert rows["peak memory"].startswith("not comparable")
     for title in ("Gradient norm by layer: experts", "Expert load at step 4", "Learning rate"):
         assert f"<h3>{title}</h3>" in page
