@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gptoss_tune.model.holdings import holdings
 from gptoss_tune.train import layers
 from gptoss_tune.train.record import update_record
 from gptoss_tune.train.tokens import TokenAccount
@@ -69,6 +71,7 @@ class Books(TrainerCallback):
         )
         if state.is_world_process_zero:
             self._layers.open(state.global_step)
+            update_record(self._run, holdings=[asdict(row) for row in holdings(model)])
         self._logged_tokens, self._logged_step = self.account.read(), state.global_step
         self._logged_at = time.monotonic()
 

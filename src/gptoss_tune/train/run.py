@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
-from gptoss_tune.model.holdings import holdings
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.train import checkpoints, folder, ranks
@@ -263,7 +262,6 @@ def _open_record(recipe: Recipe, base: Checkpoint, start: folder.Start, identity
         recipe=recipe.model_dump(mode="json"),
         base={"name": base.name, "fingerprint": base.fingerprint()},
         environment=environment(),
-        holdings=[asdict(holding) for holding in holdings(model)],
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
 
