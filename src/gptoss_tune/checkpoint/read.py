@@ -12,6 +12,7 @@ warning and fills them with random numbers.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def open_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Ch
 
 def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
     """Return the local folder of a checkpoint, downloading it when it is a name on the Hub."""
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
         if revision is not None:
             raise CheckpointError(

@@ -11,6 +11,7 @@ is wrong.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -223,7 +224,7 @@ def adapter_folder(path: str | Path) -> Path:
     Raises:
         CheckpointError: Neither is there.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     for folder in (path, path / "adapter"):
         if (folder / ADAPTER_CONFIG).is_file():
             return folder

@@ -12,16 +12,15 @@ row comes back as null in the tools' schemas of all others.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.bounded_file import LARGEST_DOCUMENT, LONGEST_LINE, lines, opened
 from gptoss_tune.harmony.fields import kind
 
 Raw = bytes | dict[str, Any] | DataError
@@ -30,6 +29,7 @@ Located = tuple[str, Raw]
 """``file:line`` and what is there."""
 
 COMPRESSIONS: Final = (".gz", ".zst")
+_PARQUET_ROWS: Final = 64
 _BOM: Final = b"\xef\xbb\xbf"
 _JSON_CELLS: Final = (
     "messages",
@@ -74,7 +74,9 @@ def read_file(path: Path, name: str) -> Iterator[Located]:
         if reader is _read_parquet and path.suffix.lower() not in COMPRESSIONS:
             yield from _read_parquet_file(str(path), name)
             return
-        with _opened(path) as file:
+        if not path.is_file():
+            raise DataError(f"{name}: is no regular file; expected a data file")
+        with opened(path, name, whole=reader in (_read_json, _read_parquet)) as file:
             yield from reader(file, name)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -97,19 +99,8 @@ def parse_object(raw: bytes, at: str) -> dict[str, Any]:
     return value
 
 
-def _opened(path: Path) -> Any:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix.lower() == ".zst":
-        import pyarrow as pa
-
-        stream: Any = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
-        return io.BufferedReader(stream, 1 << 20)
-    return path.open("rb", buffering=1 << 20)
-
-
 def _read_jsonl(file: IO[bytes], name: str) -> Iterator[Located]:
-    for number, raw in enumerate(file, start=1):
+    for number, raw in enumerate(lines(file, name), start=1):
         line = raw.removeprefix(_BOM) if number == 1 else raw
         if not line.isspace() and line:
             yield f"{name}:{number}", line
@@ -155,9 +146,9 @@ def _lines_of_elements(text: str) -> Iterator[int]:
 
 
 def _read_csv(file: IO[bytes], name: str) -> Iterator[Located]:
-    csv.field_size_limit(sys.maxsize)  # a message may be longer than the module's 128 KiB
+    csv.field_size_limit(LONGEST_LINE)  # a message may be longer than the module's 128 KiB
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, strict=True)
+    reader = csv.DictReader(iter(lambda: text.readline(LONGEST_LINE), ""), strict=True)
     header_read = False
     while True:
         at = f"{name}:{reader.line_num + 1}"
@@ -214,7 +205,12 @@ def _read_parquet_file(source: Any, name: str) -> Iterator[Located]:
     try:
         file = parquet.ParquetFile(source)
         number = 0
-        for batch in file.iter_batches(batch_size=256):
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+            if batch.nbytes > LARGEST_DOCUMENT:
+                raise DataError(
+                    f"{name}: {_PARQUET_ROWS} rows have {batch.nbytes:,} bytes, and no row of that "
+                    "size can be trained on; write shorter rows"
+                )
             for row in batch.to_pylist():
                 number += 1
                 yield f"{name}:{number}", without_nulls(row)

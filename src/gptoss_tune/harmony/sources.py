@@ -142,6 +142,11 @@ def _open_hub(source: DataSource) -> OpenedSource:
             f"{source.path}: streaming reads the rows anew in every process, so the revision must "
             "be a whole commit (40 hex digits); set it, or remove streaming"
         )
+    if source.path in _loaders():
+        raise DataError(
+            f"{source.path}: is a loader of the library datasets and no dataset; it would read "
+            "whatever lies in the current directory: name the files, or owner/name on the Hub"
+        )
     dataset = _load_from_hub(source)
     if source.streaming:
         told = json.dumps([source.path, source.name, source.split, source.revision])
@@ -155,6 +160,13 @@ def _open_hub(source: DataSource) -> OpenedSource:
             yield f"{label}:{number}", without_nulls(row)
 
     return OpenedSource(label, fingerprint, 0, rows)
+
+
+def _loaders() -> frozenset[str]:
+    """Return the names that ``datasets`` takes for code of its own instead of a dataset."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    return frozenset(_PACKAGED_DATASETS_MODULES)
 
 
 def _load_from_hub(source: DataSource) -> Any:

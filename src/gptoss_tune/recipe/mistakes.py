@@ -12,6 +12,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from gptoss_tune.display import HIDDEN, without_credentials
 from gptoss_tune.errors import RecipeError
 
 _LONGEST = 60
@@ -19,6 +20,8 @@ _LONGEST = 60
 _CREDENTIAL = re.compile(
     r"(?:hf_|sk-|ghp_|github_pat_|wandb_)[\w-]{8,}|(?<![0-9A-Za-z])[0-9a-f]{40,}(?![0-9A-Za-z])"
 )
+
+_SECRET_KEY = re.compile(r"token|secret|passw|credential|auth|(?:^|[._-])key$|api_?key", re.I)
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands in a recipe: ``("data", "train", 0, "path")``."""
@@ -40,7 +43,10 @@ class Place:
     def __str__(self) -> str:
         """Return ``file:line:column``, ``file`` or ``override n: 'key=value'``."""
         if self.override:
-            return f"override {self.override}: {quoted(self.origin)}"
+            key, equals, value = self.origin.partition("=")
+            # What stands behind a key of this name is nobody's business, whatever it looks like.
+            shown_value = HIDDEN if value and _SECRET_KEY.search(key) else value
+            return f"override {self.override}: {quoted(key + equals + shown_value)}"
         if not self.line:
             return self.origin
         return f"{self.origin}:{self.line}:{self.column}"
@@ -93,7 +99,7 @@ class RecipeMistakes(RecipeError):
 
 def plain(text: str) -> str:
     """Return a text for a message: cut short, on one line, without what looks like a key."""
-    text = _CREDENTIAL.sub("[a credential, not shown]", text)
+    text = without_credentials(_CREDENTIAL.sub("[a credential, not shown]", text))
     if len(text) > _LONGEST:
         text = text[: _LONGEST - 3] + "..."
     return text if text.isprintable() else repr(text)[1:-1]

@@ -7,6 +7,7 @@ was the alternative: a plan would then be able to fail where a checked recipe ca
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,7 +118,7 @@ def architecture_of(name_or_path: str) -> Architecture:
         RecipeError: Neither a folder nor a released model.
         CheckpointError: The folder's ``config.json`` is missing, unreadable or not of gpt-oss.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = Path(os.path.expanduser(name_or_path))
     if folder.is_dir():
         return read_architecture(folder / "config.json")
     if name_or_path in RELEASED:

@@ -53,6 +53,11 @@ def _printable(value: str) -> str:
 
 
 def _path(value: str) -> str:
+    if "://" in value:
+        raise refuse(
+            "a path, or a name on the Hub",
+            "addresses are not read: download the file and name it, without its credentials",
+        )
     if value.startswith("~"):
         raise refuse("a path written out", "'~' is not expanded: write the whole path")
     if "${" in value or value.startswith("$"):

@@ -1,0 +1,95 @@
+"""Data files that were made to be large only when they are read.
+
+A compressed file of a megabyte can hold a terabyte of zeros, and a line without an end is read into
+memory whole. So a compressed file may grow by so much and no more, and lines are read up to the
+length that a trainable row can have.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from gptoss_tune.errors import DataError
+
+LONGEST_LINE: Final = 64 << 20
+"""Bytes; the longest sample has 131,072 tokens of at most 128 bytes."""
+LARGEST_DOCUMENT: Final = 1 << 30
+"""Bytes of a compressed file that has to be read whole (.json, .parquet)."""
+_SMALL: Final = 256 << 20
+_MOST_GROWTH: Final = 200
+_BUFFER: Final = 1 << 20
+
+
+def opened(path: Path, name: str, *, whole: bool) -> IO[bytes]:
+    """Open a data file for reading, decompressed when its suffix says so.
+
+    Args:
+        path: The file, which is regular.
+        name: What to call it in messages.
+        whole: Whether it will be read into memory at once.
+
+    Raises:
+        OSError: It cannot be opened; reading it may raise DataError, see ``_Growing``.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".gz", ".zst"):
+        return path.open("rb", buffering=_BUFFER)
+    size = path.stat().st_size
+    allowed = LARGEST_DOCUMENT if whole else max(_SMALL, _MOST_GROWTH * size)
+    stream: Any
+    if suffix == ".gz":
+        stream = gzip.GzipFile(path)
+    else:
+        import pyarrow as pa
+
+        stream = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+    return io.BufferedReader(_Growing(stream, name, size, allowed), _BUFFER)
+
+
+def lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """Yield the lines of a file, each with its line feed.
+
+    Raises:
+        DataError: A line is longer than any trainable row.
+    """
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise DataError(
+                f"{name}:{number}: the line has {LONGEST_LINE >> 20} MiB or more, and no row of "
+                "that length can be trained on; write one JSON object a line"
+            )
+        yield line
+
+
+class _Growing(io.RawIOBase):
+    """A decompressed stream that ends in a DataError when it outgrows what it came from."""
+
+    def __init__(self, stream: Any, name: str, size: int, allowed: int) -> None:
+        self._stream, self._name, self._size, self._allowed = stream, name, size, allowed
+        self._read = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        self._read += len(data)
+        if self._read > self._allowed:
+            raise DataError(
+                f"{self._name}: {self._size:,} bytes decompress to more than {self._allowed:,}; "
+                "the file is made to fill memory, or to be decompressed first: name the "
+                "uncompressed file"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
