@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from gptoss_tune.evaluate.answers import STOP_IDS
 from gptoss_tune.evaluate.ranks import Ranks
 from gptoss_tune.harmony.vocabulary import ENDOFTEXT
+from gptoss_tune.model.sharding import gather_nothing
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,10 @@ def _config(model: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and each back into its own afterwards."""
+    """Put every module into evaluation mode, and each back into its own afterwards.
+
+    What a spread model gathered for its forward passes is given up at the end.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -168,6 +172,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        gather_nothing(model)
 
 
 @contextmanager
