@@ -67,12 +67,11 @@ class Evaluation(TrainerCallback):
         if every is not None and state.global_step % every == 0:
             self._evaluate(state, control)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Evaluate the finished model, unless a signal ended the run or it was done just now."""
-        if state.global_step >= state.max_steps and self._newest != state.global_step:
-            self._evaluate(state, control)
+    def finish(self) -> None:
+        """Evaluate the finished model, whose adapter is on disk, unless it was done just now."""
+        state = self._trainer.state
+        if self._newest != state.global_step:
+            self._evaluate(state, self._trainer.control)
 
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         started = time.monotonic()

@@ -143,6 +143,8 @@ def _train(
         if stop.stopped:
             _interrupted(trainer, start.folder, console)
         _publish_adapter(trainer, start.folder)
+        for evaluation in asked:
+            evaluation.finish()
         eval_loss = _last_evaluation(trainer, console) if eval_set is not None else None
     except GuardError as error:
         if trainer.args.should_save:
