@@ -13,6 +13,7 @@ KERNELS = ROOT / "kernels" / "gptoss_kernels"
 
 LEVELS = {
     "gptoss_kernels": 0,
+    "causes": 0,
     "display": 0,
     "shipped": 0,
     "errors": 0.3,

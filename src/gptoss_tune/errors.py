@@ -10,10 +10,14 @@ Exit codes: 0 done, 2 the user's input, 3 the environment, 75 stopped and resuma
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+from gptoss_tune.causes import cause_of
 from gptoss_tune.display import shown_safely
 
 
@@ -82,8 +86,35 @@ def run_command(command: Callable[[], object], *, debug: bool) -> None:
         if debug:
             sys.stderr.write(shown_safely(traceback.format_exc()))
         label = "stopped" if isinstance(error, RunInterrupted) else "error"
-        sys.stderr.write(f"{label}: {shown_safely(str(error))}\n")
+        say_once(f"{label}: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        sys.stderr.write("stopped by Ctrl-C; nothing half-written was left behind\n")
+        say_once("stopped by Ctrl-C; nothing half-written was left behind")
         raise SystemExit(130) from None
+    except (RuntimeError, OSError, AssertionError) as error:
+        cause = cause_of(error)
+        if cause is None:
+            raise  # it may be a fault of ours, and its traceback is what a report needs
+        if debug:
+            sys.stderr.write(shown_safely(traceback.format_exc()))
+        say_once(f"error: {cause}")
+        raise SystemExit(MachineError.exit_code) from None
+
+
+def say_once(message: str) -> None:
+    """Write ``message`` to stderr, once for all processes of a machine that would say the same.
+
+    torchrun, and accelerate through it, gives each process a folder below one of the launch; the
+    first process leaves the message's hash there. A message of one rank alone is always written.
+    """
+    text = shown_safely(message)
+    folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if folder:
+        mark = Path(folder).parent.parent / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        try:
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        except OSError:
+            pass  # the launcher's folder is gone: better twice than never
+    sys.stderr.write(f"{text}\n")

@@ -185,5 +185,6 @@ def _load_from_hub(source: DataSource) -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise HubError(
             f"{source.path}: no such file here, and the Hub gives no dataset of that name "
-            f"({reason}); check the name, split and revision, or download it and name the files"
+            f"({reason}); check the name, split and revision, log in with `hf auth login` where it "
+            "is private or gated, or download it and name the files"
         ) from None

@@ -92,6 +92,8 @@ class TrainSection(Section):
     """Rows per device and micro-batch."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536)] = 1
     """Micro-batches per optimizer step; the loss is averaged over all their trained tokens."""
+    auto_find_batch_size: bool = False
+    """Try a step before the first; while none fits, halve the micro-batch and accumulate more."""
     learning_rate: Annotated[float, Field(gt=0, le=1), FromText] = 2e-4
     """Highest learning rate of the schedule."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"

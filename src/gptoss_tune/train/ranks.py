@@ -30,6 +30,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gptoss_tune.causes import cause_of
 from gptoss_tune.errors import GptossTuneError, MachineError, RankLost
 from gptoss_tune.train.record import RECORD, update_record
 from gptoss_tune.train.signs import Judge, Phase, Sign, Verdict, place_of, this_host
@@ -53,6 +54,8 @@ def join() -> PartialState:
     try:
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=JOIN_TIMEOUT)
     except dist.DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise MachineError(cause_of(error) or str(error)) from error
         world = os.environ.get("WORLD_SIZE", "?")
         address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise MachineError(

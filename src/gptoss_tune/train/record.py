@@ -52,12 +52,17 @@ def environment() -> dict[str, Any]:
     }
 
 
+def read_record(run: Path) -> dict[str, Any]:
+    """Return ``RUN/run.json``, or nothing where there is none yet."""
+    path = run / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def update_record(run: Path, **facts: Any) -> dict[str, Any]:
     """Merge ``facts`` into ``RUN/run.json`` and return the whole record."""
-    path = run / RECORD
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    record = read_record(run)
     record.update(facts, updated=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    write_text(run / RECORD, json.dumps(record, indent=1) + "\n")
     return record
 
 

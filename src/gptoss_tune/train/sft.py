@@ -26,23 +26,21 @@ from gptoss_tune.train.collator import NumberedRows
 from gptoss_tune.train.dealing import Dealer, WithFiller
 from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.guard import Guard
-from gptoss_tune.train.identity import Identity
 from gptoss_tune.train.loss import LossMeter, step_weight
 from gptoss_tune.train.random_state import load_random_state, random_state, save_random_states
 from gptoss_tune.train.state import load_adapter, load_state, save_state
 
-_BATCH_ONLY = ("channels", "counts", "rows")
+BATCH_ONLY = ("channels", "counts", "rows")
+"""What a batch carries for the trainer, and the model does not take."""
 
 
 class WeightedSftTrainer(SFTTrainer):
     """``SFTTrainer`` for batches of ``train.collator``: weighted losses, staged checkpoints."""
 
-    def __init__(
-        self, *args: Any, guard: Guard, books: Books, identity: Identity, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, guard: Guard, books: Books, **kwargs: Any) -> None:
         """Take what ``SFTTrainer`` takes; the model is a ``GptOssForTuning`` with adapters."""
         super().__init__(*args, **kwargs)
-        self.guard, self.books, self.identity = guard, books, identity
+        self.guard, self.books = guard, books
         self.add_callback(guard)
         self.add_callback(books)
         # compute_loss divides by the weight of the whole step, so nothing else may divide again.
@@ -77,7 +75,7 @@ class WeightedSftTrainer(SFTTrainer):
     ) -> Any:
         """Return this micro-batch's share of the step's mean loss, scalar fp32."""
         training = model.training
-        channels, counts, rows = (inputs.pop(name) for name in _BATCH_ONLY)
+        channels, counts, rows = (inputs.pop(name) for name in BATCH_ONLY)
         self.guard.before_forward(inputs, rows, training=training)
         outputs = model(**inputs, use_cache=False)
         meter = self._meters["train" if training else "eval"]
@@ -193,8 +191,7 @@ class WeightedSftTrainer(SFTTrainer):
             self.books.save(run / checkpoints.STAGING / name, writes=self.args.should_save)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                facts = self.identity.manifest(self.state.global_step)
-                checkpoints.publish(run / checkpoints.STAGING / name, run / name, **facts)
+                checkpoints.publish(run / checkpoints.STAGING / name, run / name)
                 checkpoints.prune(run, self.args.save_total_limit or 1)
         self.accelerator.wait_for_everyone()
 

@@ -1,0 +1,121 @@
+"""What errors of libraries and of the system mean, where they surface only at the top.
+
+Where the call is ours the error is translated beside it (the Hub in ``checkpoint.read``, the memory
+in ``train.out_of_memory``). What comes out of a library's depths, on whatever line, is told here by
+type and words, in a table that stays narrow: an error that is not in it keeps its traceback, since
+then the fault may be ours. Nothing heavy is imported to recognise an error: its class's name and
+module are enough.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One kind of error, and what to tell.
+
+    Attributes:
+        kinds: Names of the exception's class or of one that it derives from.
+        words: Pattern that its text must hold.
+        told: What it means and what to do; ``{text}`` is its first line.
+    """
+
+    kinds: tuple[str, ...]
+    words: re.Pattern[str]
+    told: str
+
+
+def _cause(kinds: str, words: str, told: str) -> Cause:
+    return Cause(tuple(kinds.split()), re.compile(words, re.IGNORECASE), told)
+
+
+_DRIVER = (
+    "the NVIDIA driver does not fit this build of torch ({text}); update the driver, or install "
+    "the torch build for the driver's CUDA version (`nvidia-smi` shows it)"
+)
+CAUSES = (
+    _cause("RuntimeError", "driver on your system is too old", _DRIVER),
+    _cause("RuntimeError", "CUDA driver version is insufficient", _DRIVER),
+    _cause(
+        "RuntimeError",
+        "no kernel image is available",
+        (
+            "this build of torch or of a kernel was not made for this GPU ({text}); install a "
+            "torch build whose torch.cuda.get_arch_list() names it"
+        ),
+    ),
+    _cause(
+        "RuntimeError AssertionError",
+        "no NVIDIA driver|not compiled with CUDA|no CUDA GPUs",
+        (
+            "a GPU was asked for and there is none here ({text}); check `nvidia-smi` and "
+            "CUDA_VISIBLE_DEVICES, or install a torch build with CUDA"
+        ),
+    ),
+    _cause(
+        "RuntimeError",
+        "invalid device ordinal",
+        (
+            "more processes were started than this machine has GPUs ({text}); give `accelerate "
+            "launch --num_processes` the number that `nvidia-smi -L` lists"
+        ),
+    ),
+    _cause(
+        "DistNetworkError RuntimeError",
+        "EADDRINUSE|address already in use",
+        (
+            "the port of the processes' rendezvous is taken ({text}); another run holds it: give "
+            "`accelerate launch --main_process_port` another one, or 0 for a free one"
+        ),
+    ),
+    _cause(
+        "ConnectionError",
+        ".*",
+        (
+            "a server cannot be reached ({text}); check the network or HF_ENDPOINT, or train "
+            "offline from folders and files with HF_HUB_OFFLINE=1"
+        ),
+    ),
+    _cause(
+        "GatedRepoError",
+        ".*",
+        (
+            "the Hub keeps this behind a licence ({text}); accept it on the repository's page and "
+            "log in with `hf auth login`"
+        ),
+    ),
+    _cause(
+        "RepositoryNotFoundError LocalTokenNotFoundError",
+        ".*",
+        ("the Hub does not show this ({text}); check the name, or log in with `hf auth login`"),
+    ),
+    _cause("HfHubHTTPError", ".*", "the Hub refused ({text}); try again later, or work offline"),
+)
+
+_SYSTEM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EMFILE: "too many files are open; raise `ulimit -n`",
+    errno.EACCES: "permission denied",
+    errno.ESTALE: "the network file system lost this file",
+    errno.EIO: "the disk or network file system gave an input/output error",
+}
+
+
+def cause_of(error: BaseException) -> str | None:
+    """Return what a foreign error means and what to do, or None where it is not in the table."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    for cause in CAUSES:
+        if names.intersection(cause.kinds) and cause.words.search(text):
+            return cause.told.format(text=text)
+    if isinstance(error, OSError) and error.errno in _SYSTEM:
+        where = "" if error.filename is None else f"{os.fspath(error.filename)!s}: "
+        return f"{where}{_SYSTEM[error.errno]}; free it or choose another place and try again"
+    return None

@@ -1,0 +1,115 @@
+"""Out of memory, told once: what was full, what lowers the peak, and that the run can go on.
+
+A full GPU and a full host fail in different words. Memory that the system's killer takes back ends
+the process without any, and is not seen here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from gptoss_tune.errors import GptossTuneError, MachineError
+from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe.plan_advice import Advice, advice
+from gptoss_tune.recipe.plan_memory import memory
+from gptoss_tune.recipe.plan_model import architecture_of
+from gptoss_tune.train import checkpoints
+
+_WORDS = re.compile(
+    r"out of memory"  # CUDA, HIP, XPU
+    r"|DefaultCPUAllocator: can't allocate memory"
+    r"|(CUBLAS|CUDNN|HIPBLAS)_STATUS_ALLOC_FAILED",
+)
+_GIB = 2**30
+_MOST_ADVICE = 5
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that GPU or host memory is full."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
+
+
+@contextlib.contextmanager
+def explained(recipe: Recipe, spread: Literal["ddp", "fsdp2"] = "ddp") -> Iterator[None]:
+    """Turn running out of memory into one message with the plan's advice.
+
+    Args:
+        recipe: What is trained.
+        spread: How the model lies on several GPUs, for the plan.
+
+    Raises:
+        MachineError: The memory of this process's device, or the host's, was full.
+    """
+    try:
+        yield
+    except GptossTuneError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MachineError(describe(first_words(error), recipe, spread)) from error
+
+
+def first_words(error: BaseException) -> str:
+    """Return what the allocator said, without its page of advice for programmers."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return re.split(r" If reserved but| See documentation| Exception raised from", said)[0]
+
+
+def describe(said: str, recipe: Recipe, spread: Literal["ddp", "fsdp2"]) -> str:
+    """Return the message: where, what the allocator said, what helps, what is kept."""
+    lines = [f"out of memory {_place()}: {said}"]
+    found = _advice(recipe, spread)
+    if found:
+        lines.append("what lowers the peak, cheapest first (calculated, of one process):")
+        for entry in found[:_MOST_ADVICE]:
+            words = " ".join(entry.overrides)
+            lines.append(f"  {entry.peak / _GIB:7.2f} GiB  {words} - {entry.cost}")
+    if not recipe.train.auto_find_batch_size and recipe.train.per_device_train_batch_size > 1:
+        lines.append(
+            "or train.auto_find_batch_size=true, which halves the micro-batch before the first "
+            "step until one fits"
+        )
+    newest = next(iter(checkpoints.published(Path(recipe.train.output_dir))), None)
+    if newest is not None:
+        lines.append(f"{newest} is kept; the run continues from it once there is room")
+    return "\n".join(lines)
+
+
+def _place() -> str:
+    """Return which device of which rank was full."""
+    rank = os.environ.get("RANK")
+    who = (
+        f" of rank {rank}" if rank is not None and os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    )
+    if not torch.cuda.is_available():
+        return f"on the host{who}"
+    free, total = torch.cuda.mem_get_info()
+    ours = torch.cuda.memory_reserved()
+    others = total - free - ours
+    words = (
+        f"on the GPU{who} ({torch.cuda.get_device_name()}, {total / _GIB:.1f} GiB, of which this "
+        f"process held {ours / _GIB:.1f}"
+    )
+    # A context of our own takes about half a GiB.
+    return words + (f" and others {others / _GIB:.1f})" if others > _GIB else ")")
+
+
+def _advice(recipe: Recipe, spread: Literal["ddp", "fsdp2"]) -> list[Advice]:
+    """Return the plan's advice for this recipe, which did not fit whatever the plan says."""
+    try:
+        architecture = architecture_of(recipe.model.name_or_path)
+    except GptossTuneError:
+        return []  # a base whose shapes are not known without asking the Hub
+    peak = memory(architecture, recipe, spread).peak
+    room = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else peak
+    return advice(architecture, recipe, min(room, peak - 1), spread)

@@ -1,0 +1,259 @@
+"""Out of memory, for real: the address space of a process is limited, and an allocation fails."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file
+
+from gptoss_tune.errors import MachineError, RecipeError
+from gptoss_tune.recipe import load_recipe
+from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.train import memory_fit, out_of_memory
+from gptoss_tune.train.folder import Start
+from gptoss_tune.train.run import train
+
+# What a micro-batch of these rows adds to the process, measured: 2 rows 180 MiB, 4 rows 335, 8 rows
+# 685 (torch 2.13 on a CPU).
+FITS_4, FITS_2, FITS_1 = 500 << 20, 250 << 20, 115 << 20
+
+# Runs the training, with the address space of one rank limited once the model is loaded.
+LIMITED = """
+import os, resource, sys
+import torch
+from gptoss_tune.train import __main__, memory_fit
+torch.set_num_threads(1)
+real = memory_fit.fit
+def limited(*arguments):
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    if os.environ["RANK"] == "1":
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + int(os.environ["ROOM"])
+        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    found = real(*arguments)
+    if found.probed:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    return found
+memory_fit.fit = limited
+__main__.main()
+"""
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Return a recipe's file: experts so wide that a row's activations outweigh all else."""
+    folder = tmp_path_factory.mktemp("wide")
+    base = tiny_checkpoint(
+        folder / "base", seed=1, layers=2, experts=4, hidden=64, intermediate=1024
+    )
+    rows = []
+    for number in range(16):
+        question = f"word{number} " * (175 - 5 * number)
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": "yes"},
+        ]
+        rows.append(json.dumps({"messages": messages}) + "\n")
+    (folder / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(
+        f"""
+model: {{name_or_path: {base}, dtype: float32}}
+lora: {{rank: 4, expert_rank: 2}}
+data: {{train: {folder / "rows.jsonl"}, max_length: 512}}
+train:
+  output_dir: {folder / "run"}
+  max_steps: 2
+  learning_rate: 5e-3
+  checkpointing: none
+""",
+        encoding="utf-8",
+    )
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def configured(wide):
+    """The run with 4 rows in a micro-batch and 8 in a step, asked for as such."""
+    run = wide.parent / "configured"
+    train(load_recipe(wide, overrides(run, 4, 2)))
+    return run
+
+
+def overrides(run, rows, batches, *more):
+    return [
+        f"train.output_dir={run}",
+        f"train.per_device_train_batch_size={rows}",
+        f"train.gradient_accumulation_steps={batches}",
+        *more,
+    ]
+
+
+def address_space():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+@needs_proc
+def test_a_halved_micro_batch_is_the_run_that_was_configured_so(
+    wide, configured, losses, tmp_path, monkeypatch
+):
+    run, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_AS)
+    real, random_state = memory_fit.fit, []
+
+    def limited(*arguments):
+        resource.setrlimit(resource.RLIMIT_AS, (address_space() + FITS_4, before[1]))
+        state = torch.get_rng_state()
+        try:
+            return real(*arguments)
+        finally:
+            random_state.append(torch.equal(state, torch.get_rng_state()))
+
+    monkeypatch.setattr(memory_fit, "fit", limited)
+    try:
+        train(load_recipe(wide, overrides(run, 8, 1, "train.auto_find_batch_size=true")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    record = json.loads((run / "run.json").read_text())
+    assert record["micro_batch"] == {
+        "asked": 8,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    }
+    assert record["recipe"]["train"]["per_device_train_batch_size"] == 8
+    assert random_state == [True]
+    assert losses(run) == losses(configured) and len(losses(run)) == 2
+    expected = load_file(configured / "adapter" / "adapter_model.safetensors")
+    for name, tensor in load_file(run / "adapter" / "adapter_model.safetensors").items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def two_ranks(recipe_file, room, arguments, tmp_path):
+    """Run two gloo processes, the second with ``room`` bytes; return how they ended."""
+    (tmp_path / "limited.py").write_text(LIMITED, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "ROOM": str(room)}
+    return subprocess.run(
+        [*command, str(tmp_path / "limited.py"), str(recipe_file), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+@needs_proc
+def test_all_ranks_halve_when_one_has_no_room(wide, configured, losses, tmp_path):
+    run = tmp_path / "run"
+    wanted = overrides(run, 4, 1, "train.auto_find_batch_size=true")
+    ended = two_ranks(wide, FITS_2, wanted, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads((run / "run.json").read_text())
+    assert record["micro_batch"]["per_device_train_batch_size"] == 2
+    assert record["micro_batch"]["gradient_accumulation_steps"] == 2
+    assert losses(run) == pytest.approx(losses(configured), rel=2e-5)
+
+
+@needs_proc
+def test_one_rank_out_of_memory_in_a_step_ends_the_run_with_one_message(wide, tmp_path):
+    ended = two_ranks(wide, FITS_1, overrides(tmp_path / "run", 4, 1), tmp_path)
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: out of memory on the host of rank 1: ") == 1
+    assert "can't allocate memory" in ended.stderr
+    assert "train.per_device_train_batch_size=1 train.gradient_accumulation_steps=4" in ended.stderr
+    assert "train.auto_find_batch_size=true" in ended.stderr
+
+
+def test_a_row_that_does_not_fit_stops_before_the_first_step(wide, tmp_path, monkeypatch):
+    # More than an address space holds is set aside for the optimizer.
+    monkeypatch.setattr(memory_fit, "_spare_bytes", lambda *arguments: 1 << 50)
+    recipe = load_recipe(wide, overrides(tmp_path / "run", 2, 1, "train.auto_find_batch_size=true"))
+    with pytest.raises(MachineError, match="out of memory on the host") as caught:
+        train(recipe)
+    assert "train.checkpointing=full" in str(caught.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("rows, smaller", [(2, 1), (8, 4), (6, 3), (9, 3), (7, 1), (35, 7)])
+def test_the_product_stays_for_odd_sizes(rows, smaller):
+    assert memory_fit.next_smaller(rows) == smaller
+    assert rows % smaller == 0
+
+
+def test_a_continued_run_starts_with_what_it_used(tmp_path):
+    (tmp_path / "run.json").write_text('{"micro_batch": {"per_device_train_batch_size": 2}}')
+
+    state = PartialState(cpu=True)
+
+    def used(asked, checkpoint):
+        return memory_fit._used_before(Start(tmp_path, checkpoint, ()), asked, state)
+
+    assert used(8, tmp_path / "checkpoint-2") == 2
+    # Another product of rows and processes than before: nothing of it can be kept.
+    assert used(3, tmp_path / "checkpoint-2") == 3
+    assert used(8, None) == 8
+
+
+def test_a_model_in_shares_is_refused(wide, tmp_path):
+    recipe = load_recipe(wide, overrides(tmp_path, 8, 1, "train.auto_find_batch_size=true"))
+    start, none = Start(tmp_path, None, ()), None
+    with pytest.raises(RecipeError, match=r"accelerate/ddp\.yaml"):
+        memory_fit.fit(recipe, none, none, none, none, start, "fsdp2", none)
+
+
+@pytest.mark.parametrize(
+    "error, full",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (MemoryError(), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_that_say_full_memory(error, full):
+    assert out_of_memory.is_out_of_memory(error) is full
+
+
+def test_the_message_names_the_checkpoint_that_is_kept(wide, tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    recipe = load_recipe(wide, overrides(tmp_path, 8, 1))
+    said = out_of_memory.first_words(
+        RuntimeError("CUDA out of memory. Tried 2 GiB. If reserved but unallocated memory is large")
+    )
+    text = out_of_memory.describe(said, recipe, "ddp")
+    assert f"{tmp_path / 'checkpoint-2'} is kept" in text
+    assert "If reserved" not in text
+
+
+@pytest.mark.gpu
+def test_a_full_gpu_halves_the_micro_batch(wide, tmp_path, monkeypatch):
+    """The allocator is given room for 4 rows, which the run then trains."""
+    real = memory_fit.fit
+
+    def limited(recipe, base, model, dataset, state, *others):
+        peaks = {}
+        for rows in (4, 8):
+            torch.cuda.reset_peak_memory_stats()
+            assert memory_fit._try_step(recipe, model, dataset, rows, 0, state) is None
+            peaks[rows] = torch.cuda.max_memory_reserved()
+        total = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction((peaks[4] + peaks[8]) / 2 / total)
+        return real(recipe, base, model, dataset, state, *others)
+
+    monkeypatch.setattr(memory_fit, "fit", limited)
+    run = tmp_path / "run"
+    try:
+        train(load_recipe(wide, overrides(run, 8, 1, "train.auto_find_batch_size=true")))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    record = json.loads((run / "run.json").read_text())
+    assert record["micro_batch"]["per_device_train_batch_size"] == 4
