@@ -50,6 +50,7 @@ LIBRARIES = {
     "trl": 4,
     "accelerate": 4,
     "wandb": 4,
+    "trackio": 4,
     "typer": 5,
 }
 

@@ -37,8 +37,12 @@ BROKEN = {
     ("evaluation.prompts=a.jsonl", "evaluation.max_analysis_tokens=512"): [
         "evaluation.max_analysis_tokens: got 512 with answers of 512 tokens at most"
     ],
-    ("tracking.project=p",): ["tracking.project: got 'p' while tracking.wandb is disabled"],
-    ("tracking.run_name=r",): ["tracking.run_name: got 'r' while tracking.wandb is disabled"],
+    ("tracking.project=p",): [
+        "tracking.project: got 'p' while tracking.wandb and tracking.trackio are disabled"
+    ],
+    ("tracking.run_name=r",): [
+        "tracking.run_name: got 'r' while tracking.wandb and tracking.trackio are disabled"
+    ],
     ("lora.expert_rank=4", "lora.target_parameters=[]"): [
         "lora.expert_rank: got 4 while lora.target_parameters is empty"
     ],
@@ -91,6 +95,7 @@ WITH_EFFECT = [
     ("train.eval_steps=5", "data.eval=b.jsonl"),
     ("train.eval_steps=5", "data.eval_fraction=0.1"),
     ("tracking.project=p", "tracking.wandb=offline"),
+    ("tracking.run_name=r", "tracking.trackio=local"),
     ("lora.expert_rank=4",),
     ("lora.target_modules=[]",),
     ("lora.target_parameters=[]",),
@@ -111,8 +116,9 @@ def test_a_contradiction_points_at_the_line_that_was_written(mistakes, sound):
     assert mistakes(sound + "  num_train_epochs: 1\ntracking:\n  project: p\n") == [
         "a.yaml:7:3: train.max_steps: got 10 beside train.num_train_epochs 1.0, expected one of "
         "the two; remove one, or set it to null in an override",
-        "a.yaml:10:3: tracking.project: got 'p' while tracking.wandb is disabled, expected wandb "
-        "offline or online; set tracking.wandb, or remove tracking.project",
+        "a.yaml:10:3: tracking.project: got 'p' while tracking.wandb and tracking.trackio are "
+        "disabled, expected wandb offline or online, or trackio local; set one of them, or remove "
+        "tracking.project",
     ]
 
 

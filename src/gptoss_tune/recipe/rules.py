@@ -258,10 +258,10 @@ def _evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
 
 def _tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
     for key, value in (("project", tracking.project), ("run_name", tracking.run_name)):
-        if value is not None and tracking.wandb == "disabled":
+        if value is not None and tracking.wandb == "disabled" and tracking.trackio == "disabled":
             yield Contradiction(
-                (f"tracking.{key}", "tracking.wandb"),
-                f"{value!r} while tracking.wandb is disabled",
-                "wandb offline or online",
-                f"set tracking.wandb, or remove tracking.{key}",
+                (f"tracking.{key}", "tracking.wandb", "tracking.trackio"),
+                f"{value!r} while tracking.wandb and tracking.trackio are disabled",
+                "wandb offline or online, or trackio local",
+                f"set one of them, or remove tracking.{key}",
             )

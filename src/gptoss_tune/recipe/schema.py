@@ -155,10 +155,12 @@ class TrackingSection(Section):
 
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     """Weights & Biases; the key is read from its own login, never from a recipe."""
+    trackio: Literal["disabled", "local"] = "disabled"
+    """trackio, in the run's own folder: no server and no Space; needs the extra trackio."""
     project: Text | None = None
-    """Project in Weights & Biases; null: gptoss-tune."""
+    """Project in the tracker; null: gptoss-tune."""
     run_name: Text | None = None
-    """Name of the run in Weights & Biases; null: the last part of output_dir."""
+    """Name of the run in the tracker; null: the last part of output_dir."""
 
 
 class WorldSection(Section):

@@ -33,10 +33,10 @@ class ProgressDisplay(TrainerCallback):
         if not state.is_world_process_zero or not self._console.is_terminal:
             return
         self._progress = Progress(
-            TextColumn("train"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
+            TextColumn("eta"),
             TimeRemainingColumn(compact=True),
             console=self._console,
         )
@@ -66,10 +66,7 @@ class ProgressDisplay(TrainerCallback):
         if "eval_loss" in logs:
             self._console.print(f"step {state.global_step}: eval loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
-            figures = (
-                f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tok/s  "
-                f"{logs['memory_gib']:.1f} GiB"
-            )
+            figures = step_figures(logs)
             if self._progress is not None:
                 self._progress.update(self._task, figures=figures)
             else:
@@ -86,6 +83,15 @@ class ProgressDisplay(TrainerCallback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def step_figures(logs: dict[str, Any]) -> str:
+    """Return loss, learning rate, throughput and memory; with the bar they take 80 columns."""
+    mantissa, _, exponent = f"{logs.get('learning_rate', 0.0):.1e}".partition("e")
+    return (
+        f"loss {logs['loss']:.3f}  lr {mantissa}e{int(exponent)}  "
+        f"{logs['tokens_per_second']:,.0f} tok/s  {logs['memory_gib']:.1f} GiB"
+    )
 
 
 class WandbMetrics(TrainerCallback):

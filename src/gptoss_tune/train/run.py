@@ -42,6 +42,7 @@ from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
 from gptoss_tune.train.stopping import EvaluationLeftOut, StopOnSignal
 from gptoss_tune.train.tokenizer import training_tokenizer
+from gptoss_tune.train.trackio_metrics import TrackioMetrics, refuse_missing_tracker
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,6 +88,7 @@ def train(recipe: Recipe) -> RunSummary:
     started = time.monotonic()
     spread = launched_spread(recipe)
     refuse_unusable_gpu()
+    refuse_missing_tracker(recipe.tracking)
     with StopOnSignal() as stop:
         state = ranks.join()
         with (
@@ -235,13 +237,15 @@ def _guard(recipe: Recipe, base: Checkpoint, run: Path, console: Console) -> Gua
 
 def _callbacks(
     recipe: Recipe, run: Path, console: Console
-) -> list[MetricsFile | ProgressDisplay | WandbMetrics]:
-    callbacks: list[MetricsFile | ProgressDisplay | WandbMetrics] = [
+) -> list[MetricsFile | ProgressDisplay | WandbMetrics | TrackioMetrics]:
+    callbacks: list[MetricsFile | ProgressDisplay | WandbMetrics | TrackioMetrics] = [
         MetricsFile(run / "metrics.jsonl"),
         ProgressDisplay(console),
     ]
     if recipe.tracking.wandb != "disabled":
         callbacks.append(WandbMetrics(recipe.tracking, run, recipe.model_dump(mode="json")))
+    if recipe.tracking.trackio != "disabled":
+        callbacks.append(TrackioMetrics(recipe.tracking, run, recipe.model_dump(mode="json")))
     return callbacks
 
 

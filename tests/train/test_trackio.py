@@ -1,0 +1,80 @@
+"""trackio: the figures and the recipe in the run's folder, and not a single connection."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gptoss_tune.errors import MachineError
+from gptoss_tune.recipe.schema import TrackingSection
+from gptoss_tune.train.trackio_metrics import refuse_missing_tracker
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+
+from transformers import TrainerState
+
+run, seen = Path(sys.argv[1]), []
+
+def hook(event, arguments):
+    if event.startswith(("socket.", "subprocess.", "os.system", "os.posix_spawn", "os.fork")):
+        seen.append([event, str(arguments)[:200]])
+    elif event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+        seen.append([event, str(arguments[0])])
+
+from gptoss_tune.recipe.schema import TrackingSection
+from gptoss_tune.train.trackio_metrics import TrackioMetrics
+
+sys.addaudithook(hook)
+for lines in ([1, 2, 3], [3, 4]):  # the second start is a run that was resumed after step 2
+    tracker = TrackioMetrics(TrackingSection(trackio="local"), run, {"lora": {"rank": 4}})
+    state = TrainerState(is_world_process_zero=True)
+    tracker.on_train_begin(None, state, None)
+    for step in lines:
+        state.global_step = step
+        tracker.on_log(None, state, None, {"loss": 1 / step, "nothing": float("nan")})
+        tracker.on_log(None, state, None, {"eval_loss": 2 / step})
+    tracker.close()
+from trackio.sqlite_storage import SQLiteStorage
+
+logs = SQLiteStorage.get_logs("gptoss-tune", run.name)
+config = SQLiteStorage.get_run_config("gptoss-tune", run.name)
+print(json.dumps({"seen": seen, "logs": logs, "config": config}))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is an extra")
+def test_figures_and_recipe_stay_in_the_folder_and_nothing_is_connected(tmp_path):
+    run = tmp_path / "first"
+    run.mkdir()
+    secrets = {"HF_TOKEN": "hf_" + "canary" * 6, "TRACKIO_SPACE_ID": "somebody/space"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(run), "--secret=canary-in-argv"],
+        env={**os.environ, **secrets, "TRACKIO_SERVER_URL": "http://127.0.0.1:9/?write_token=t"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [event for event in found["seen"] if event[0] != "open"] == []
+    written = [path for _, path in found["seen"]]
+    assert written and all(path.startswith(str(run / "trackio")) for path in written)
+    values = [(line["step"], line.get("loss"), line.get("eval_loss")) for line in found["logs"]]
+    assert len(values) == 8, "lines that a resumed run writes again are kept once"
+    assert {(s, x) for s, x, _ in values if x is not None} == {(n, 1 / n) for n in (1, 2, 3, 4)}
+    assert {(s, x) for s, _, x in values if x is not None} == {(n, 2 / n) for n in (1, 2, 3, 4)}
+    assert found["config"] == {"lora": {"rank": 4}}
+    for path in run.rglob("*"):
+        assert b"canary" not in (path.read_bytes() if path.is_file() else b""), path
+
+
+def test_a_missing_trackio_is_one_error_at_the_start(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MachineError, match=r"trackio is not installed; run `pip install"):
+        refuse_missing_tracker(TrackingSection(trackio="local"))
+    refuse_missing_tracker(TrackingSection())
