@@ -95,6 +95,7 @@ def run_demo(folder: Path, console: Console) -> bool:
         ("merge", f"{merged_s:.1f} s"),
         ("whole demo", f"{time.monotonic() - started:.0f} s"),
         ("peak memory", f"{_peak_gib():.1f} GiB"),
+        ("the run on one page", str(run / "report.html")),
     ]
     _print_tables(rows, facts, console)
     return after.exact >= _LEARNT and before.exact == 0 and largest < 0.05 * scale

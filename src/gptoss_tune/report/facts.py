@@ -49,7 +49,7 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
     if number(run.fact("seconds")) is not None:
         found.append((duration(number(run.fact("seconds"))), "wall time, last start", False))
     told = len(warnings(run))
-    found.append((count(told), "warning" if told == 1 else "warnings", bool(told)))
+    found.append((count(told), "warnings of the guard", bool(told)))
     return found
 
 

@@ -87,10 +87,7 @@ def heat_map(
     for layer in _spread(len(rows)):
         y = bottom - (layer + 0.5) * tall / len(rows)
         drawn.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{layer}</text>')
-    drawn.append(
-        f'<text transform="translate(13 {TOP + tall / 2:.0f}) rotate(-90)" text-anchor="middle">'
-        "layer</text>"
-    )
+    drawn.append('<text x="0" y="13">layer</text>')
     for place, (share, word) in enumerate(columns):
         minor = ' class="minor"' if place % 2 else ""
         drawn.append(

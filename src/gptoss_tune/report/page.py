@@ -113,8 +113,8 @@ def _page(title: str, body: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{text(title, 300)}: run report</title>\n<style>{STYLE}</style></head>\n"
-        f'<body>\n{body}\n<p class="note">Written by gptoss-tune {text(__version__)} on {made}; '
-        "this file needs nothing from elsewhere.</p>\n</body></html>\n"
+        f"<body>\n{body}\n<footer>Written by gptoss-tune {text(__version__)} on {made}; this file "
+        "needs nothing from elsewhere.</footer>\n</body></html>\n"
     )
 
 

@@ -1,6 +1,6 @@
 """Line charts as SVG, drawn here: axes at round numbers, each described for who cannot see it.
 
-Everything lies in a view box of 560 x 260 that is scaled to its column; on narrow screens the style
+Everything lies in a view box of 560 x 268 that is scaled to its column; on narrow screens the style
 sheet enlarges the letters and drops every second tick, so the text stays readable at 400 pixels.
 A plotting library was the alternative: its pages carry a script of megabytes, or pictures that know
 neither dark nor paper.
@@ -17,10 +17,10 @@ from gptoss_tune.report import thin
 from gptoss_tune.report.text import count, figure, table, text
 
 WIDTH: Final = 560
-HEIGHT: Final = 260
+HEIGHT: Final = 268
 LEFT: Final = 58
 RIGHT: Final = 14
-TOP: Final = 12
+TOP: Final = 28
 BOTTOM: Final = 40
 _MOST_ROWS = 12
 
@@ -228,11 +228,7 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
 
 
 def _unit(unit: str) -> str:
-    middle = TOP + (HEIGHT - TOP - BOTTOM) / 2
-    return (
-        f'<text transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{text(unit)}</text>"
-    )
+    return f'<text x="0" y="13">{text(unit)}</text>'
 
 
 def _round_ticks(low: float, high: float) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gptoss_tune.report.read import Run, listing, mapping
-from gptoss_tune.report.text import figure, number, table, text
+from gptoss_tune.report.text import count, figure, number, table, text
 
 MOST_SHOWN = 24
 """Samples that a page shows."""
@@ -98,7 +98,7 @@ def _article(place: int, prompt: dict[str, Any], sides: list[tuple[str, dict[str
 
 def _side(name: str, sample: dict[str, Any]) -> str:
     said = "".join(_said(mapping(message)) for message in listing(sample.get("messages")))
-    facts = [text(name), f"{figure(number(sample.get('tokens')), 6)} tokens"]
+    facts = [text(name), f"{count(number(sample.get('tokens')))} tokens"]
     if sample.get("ended") == "length":
         facts.append("cut off at the limit")
     grade = mapping(sample.get("grade"))

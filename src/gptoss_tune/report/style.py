@@ -43,11 +43,12 @@ p { margin: .3rem 0 .6rem; max-width: 52rem; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 nav { font-size: .9rem; margin: .5rem 0 0; } nav a { margin-right: .9rem; }
 a { color: var(--c1); }
+footer { color: var(--soft); margin-top: 2.5rem; font-size: .85rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
   gap: .6rem; margin: 1.1rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   padding: .55rem .8rem .6rem; font-size: .82rem; color: var(--soft); }
-.tile b { display: block; color: var(--ink); font-size: 1.15rem; line-height: 1.4;
+.tile b { display: block; color: var(--ink); font-size: 1.08rem; line-height: 1.45;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .tile.bad b { color: var(--bad); }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .9rem; }
@@ -73,7 +74,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
   font-size: .88rem; }
 th, td { text-align: right; padding: .22rem .6rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-th:first-child, td.word, th.word { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td.word, th.word { text-align: left; overflow-wrap: anywhere; min-width: 4rem; }
 thead th { font-weight: 600; color: var(--soft); } tbody th { font-weight: 400; }
 details table { width: auto; min-width: 60%; }
 ul.lines { margin: .3rem 0; padding-left: 1.1rem; overflow-wrap: anywhere; }
@@ -89,7 +90,8 @@ article h3 { overflow-wrap: anywhere; margin: .3rem 0 .5rem; }
 .said.final { border-color: var(--c3); }
 .said b { font-size: .78rem; color: var(--soft); font-weight: 600; display: block; }
 .words { font: 13px/1.55 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
+  white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;
+  max-height: 24rem; overflow-y: auto; }
 @media (max-width: 46rem) {
   body { padding: 1.2rem .8rem 3rem; }
   .figures, .sides { grid-template-columns: minmax(0, 1fr); }
@@ -99,7 +101,7 @@ article h3 { overflow-wrap: anywhere; margin: .3rem 0 .5rem; }
   th, td { padding: .22rem .4rem; }
 }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; }
-  figure, .tile, .box { break-inside: avoid; } nav, summary { display: none; }
+  .words { max-height: none; } figure, .tile { break-inside: avoid; } nav, summary { display: none; }
   h2, h3 { break-after: avoid; } }
 """
 

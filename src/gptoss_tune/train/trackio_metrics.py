@@ -69,9 +69,8 @@ class TrackioMetrics(TrainerCallback):
         """Write one line of metrics."""
         if self._storage is None or not logs:
             return
-        kind = "held-out" if any(name.startswith("eval_") for name in logs) else "training"
-        if "train_runtime" in logs:
-            kind = "end"
+        # A step can have a line of each kind.
+        kinds = [kind for kind in ("loss", "eval_loss", "train_runtime") if kind in logs]
         figures = {
             name: value
             for name, value in logs.items()
@@ -83,7 +82,7 @@ class TrackioMetrics(TrainerCallback):
             [figures],
             [state.global_step],
             config=self._config,
-            log_ids=[f"{self._name}-{kind}-{state.global_step}"],
+            log_ids=[f"{self._name}-{(kinds or ['evaluation'])[0]}-{state.global_step}"],
         )
 
     def close(self) -> None:
