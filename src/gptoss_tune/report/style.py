@@ -101,7 +101,8 @@ article h3 { overflow-wrap: anywhere; margin: .3rem 0 .5rem; }
   th, td { padding: .22rem .4rem; }
 }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; }
-  .words { max-height: none; } figure, .tile { break-inside: avoid; } nav, summary { display: none; }
+  .words { max-height: none; } figure, .tile { break-inside: avoid; }
+  nav, summary { display: none; }
   h2, h3 { break-after: avoid; } }
 """
 
