@@ -79,7 +79,7 @@ def experts(
             "grouped_mm" torch's on the same scratch, "packed" decodes in the loop (forward);
             "auto" chooses by shape.
         scratch_bytes: On Triton, bound of the decoded scratch; a larger weight is served in groups
-            of experts ("grouped_mm" takes all at once).
+            of experts ("grouped_mm" takes all at once, so "auto" takes it only within the bound).
 
     Returns:
         ``[T, H]`` in the dtype of ``hidden_states``. Bit-identical from run to run.

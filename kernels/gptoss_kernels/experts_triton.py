@@ -9,6 +9,7 @@ almost every tile tried, and the detour of dHu through memory costs a hundredth 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +80,7 @@ def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> G
     this = _Pass.of(layer, routing, d_out.dtype)
     gate_up_rows = saved.gate_up_rows
     if gate_up_rows is None:
-        _, gate_up_rows, _ = _gate_up(this, saved.hidden_states)
+        gate_up_rows = _gate_up(this, saved.hidden_states)[1]
     gates = saved.routing_weights.flatten()[saved.slot_indices].float()
     d_down_lora_rows, against_bias = _down_skinny(this, d_out, needs.routing_weights)
     d_activation = _product(
@@ -97,7 +98,7 @@ def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> G
         layer.alpha,
         layer.limit,
     )
-    del d_activation
+    del d_activation, gate_up_rows
     d_routing = None
     if needs.routing_weights:
         d_routing = _d_routing_weights(saved, gated.share, against_bias)
@@ -115,7 +116,9 @@ def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> G
             d_lora_rows=d_down_lora_rows,
             gates=gates,
         )
-    hidden, gate_up = _gate_up_gradients(this, saved, gated.gate_up, needs)
+    d_gate_up_rows = gated.gate_up
+    del gated  # the activation is not needed any more, and the widest product comes now
+    hidden, gate_up = _gate_up_gradients(this, saved, d_gate_up_rows, needs)
     return Gradients(hidden, d_routing, *gate_up, *down)
 
 
@@ -259,6 +262,10 @@ def _engine(this: _Pass, matrices: ExpertMatrices) -> Engine:
     obstacle = None
     if engine == "grouped_mm":
         obstacle = grouped_mm_obstacle(this.routing.token_indices.device, this.dtype)
+        dense = math.prod(matrices.projection.logical_shape) * this.dtype.itemsize
+        decoded = matrices.merged or isinstance(matrices.projection.weight, Mxfp4Weight)
+        if decoded and dense > this.layer.scratch_bytes:
+            obstacle = f"all experts at once are {dense / 2**30:.1f} GiB of scratch"
     if obstacle:
         say_once(f"expert products do not take torch's grouped_mm: {obstacle}")
         return "fused"

@@ -1,25 +1,21 @@
 """A plan's bytes against the tensors of loaded models and against what autograd really saves."""
 
 import inspect
-import weakref
 
 import pytest
-import torch
-from gptoss_kernels import Mxfp4Weight, experts, linear_cross_entropy
-from torch import nn
-from transformers import GptOssConfig
+from gptoss_kernels import experts, linear_cross_entropy
 
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.model import memory as model_memory
-from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.build import build
-from gptoss_tune.model.causal_lm import GptOssForTuning
-from gptoss_tune.model.expert_weight import ExpertWeight
-from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
-from gptoss_tune.model.holdings import holdings
-from gptoss_tune.model.lora import add_adapters
+from gptoss_tune.model.measured import (
+    RELEASED_LAYER,
+    released_hidden,
+    released_layer,
+    resident_bytes,
+    saved_bytes,
+)
 from gptoss_tune.model.memory import set_checkpointing
-from gptoss_tune.model.norms import set_norms
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.plan_memory import (
     KEEP_ATTENTION_FROM,
@@ -29,7 +25,7 @@ from gptoss_tune.recipe.plan_memory import (
     memory,
     model_saved,
 )
-from gptoss_tune.recipe.plan_model import Architecture, architecture_of
+from gptoss_tune.recipe.plan_model import architecture_of
 from gptoss_tune.recipe.plan_weights import adapter_factors, base_bytes
 
 # What the plan promises. Counted from shapes, so a miss means that code and plan have parted.
@@ -44,13 +40,6 @@ def recipe_for(base, **sections):
         "train": {"output_dir": "run", "max_steps": 1, **sections.get("train", {})},
     }
     return Recipe.model_validate(values)
-
-
-def held(model):
-    totals = {}
-    for row in holdings(model):
-        totals[row.kind] = totals.get(row.kind, 0) + row.nbytes
-    return totals
 
 
 @pytest.mark.parametrize(
@@ -68,46 +57,12 @@ def test_resident_bytes_are_those_of_the_loaded_model(mxfp4_base, settings, lora
     if settings.get("linear_precision") == "nf4":
         pytest.importorskip("bitsandbytes")
     recipe = recipe_for(mxfp4_base, model=settings, lora=lora)
-    actual = held(build(recipe, open_checkpoint(mxfp4_base), "cpu").model)
+    actual = resident_bytes(build(recipe, open_checkpoint(mxfp4_base), "cpu").model)
     planned = memory(architecture_of(str(mxfp4_base)), recipe)
     assert {
         kind: planned.kinds["other weights" if kind == "other" else kind] for kind in actual
     } == pytest.approx(actual, rel=1e-3)
     assert planned.resident == pytest.approx(sum(actual.values()), rel=1e-3)
-
-
-class Kept:
-    """What a graph holds in place of a tensor; gone when the graph no longer needs it."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-
-def saved_bytes(model, length, *, dtype, hidden=None):
-    """Return the bytes the graph keeps, each storage once, without parameters and buffers."""
-    own = {
-        tensor.untyped_storage().data_ptr()
-        for tensor in [*model.parameters(), *model.buffers()]
-        if not isinstance(tensor, ExpertWeight)
-    }
-    boxes = weakref.WeakSet()
-
-    def pack(tensor):
-        boxes.add(box := Kept(tensor))
-        return box
-
-    vocabulary = model.config.vocab_size
-    tokens = torch.arange(length)[None] % vocabulary
-    inputs = {"input_ids": tokens} if hidden is None else {"inputs_embeds": hidden(length)}
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"),
-    ):
-        weights = torch.ones(1, length)
-        out = model(**inputs, shift_labels=tokens, loss_weights=weights, use_cache=False)
-    storages = [box.tensor.untyped_storage() for box in boxes]
-    assert out.loss_sum.requires_grad, "or nothing would have been kept"
-    return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in own}.values())
 
 
 CASES = {
@@ -137,63 +92,15 @@ def test_saved_bytes_of_the_tiny_model(mxfp4_base, case):
 
 @pytest.fixture(scope="module")
 def real_layer():
-    """One adapted layer of gpt-oss-20b's shapes with all 32 experts; every token meets the same 4.
-
-    So that four experts are decoded and not thirty-two: the bytes do not depend on the choice.
-    """
-    config = GptOssConfig(num_hidden_layers=1, num_local_experts=32, vocab_size=32, use_cache=False)
-    with torch.device("meta"):
-        model = GptOssForTuning._from_config(
-            config, dtype=torch.bfloat16, experts_implementation=EXPERTS_IMPLEMENTATION
-        )
-        # Dense stacks of these shapes are 1.5 GiB that nothing would read.
-        layer = model.model.layers[0]
-        shapes = {name: getattr(layer.mlp.experts, name).shape for name in STACKS}
-        for name in STACKS:
-            setattr(layer.mlp.experts, name, None)
-    rotary = type(model.model.rotary_emb)(config)
-    model = model.to_empty(device="cpu").requires_grad_(False)
-    model.model.rotary_emb = rotary
-    for parameter in model.parameters():
-        parameter.fill_(0.01)
-    router = model.model.layers[0].mlp.router
-    router.bias.copy_(torch.arange(32) % 8 == 0)
-    generator = torch.Generator().manual_seed(2)
-    for name, (num_experts, inner, out) in shapes.items():
-        blocks = torch.randint(
-            0, 256, (num_experts, out, inner // 32, 16), dtype=torch.uint8, generator=generator
-        )
-        scales = torch.full(blocks.shape[:-1], 118, dtype=torch.uint8)
-        weight = nn.Parameter(ExpertWeight(Mxfp4Weight(blocks, scales)), requires_grad=False)
-        setattr(model.model.layers[0].mlp.experts, name, weight)
-    model = add_adapters(model, recipe_for("unused").lora)
-    set_attention(model)
-    set_norms(model)
-    return model.train()
-
-
-STACKS = ("gate_up_proj", "down_proj")
-ONE_LAYER = Architecture(
-    layer_types=("sliding_attention",),
-    hidden=2880,
-    intermediate=2880,
-    experts=32,
-    experts_per_token=4,
-    heads=64,
-    key_value_heads=8,
-    head_dim=64,
-    vocabulary=32,
-    window=128,
-    packed=True,
-)
+    return released_layer(recipe_for("unused").lora)
 
 
 def test_resident_bytes_of_a_released_layer(real_layer):
     recipe = recipe_for("unused")
-    actual = held(real_layer)
-    planned = base_bytes(ONE_LAYER, recipe.model)
+    actual = resident_bytes(real_layer)
+    planned = base_bytes(RELEASED_LAYER, recipe.model)
     assert planned == pytest.approx({kind: actual[kind] for kind in planned}, rel=1e-3)
-    factors = adapter_factors(ONE_LAYER, recipe.lora)
+    factors = adapter_factors(RELEASED_LAYER, recipe.lora)
     assert actual["adapters"] == 4 * sum(factor.parameters for factor in factors)
 
 
@@ -202,20 +109,21 @@ def test_saved_bytes_of_a_released_layer(real_layer, mode):
     recipe = recipe_for("unused", train={"checkpointing": mode})
     set_checkpointing(real_layer, mode)
 
-    def hidden(length):
-        # As from a layer below: it asks for a gradient.
-        return torch.randn(1, length, 2880, dtype=torch.bfloat16, requires_grad=True)
-
-    actual = {n: saved_bytes(real_layer, n, dtype="bfloat16", hidden=hidden) for n in (8, 24)}
+    actual = {
+        n: saved_bytes(real_layer, n, dtype="bfloat16", hidden=released_hidden) for n in (8, 24)
+    }
     per_token = (actual[24] - actual[8]) / 16
     around = 2880 * 2 + 4  # the final norm
     if mode == "full":
-        planned = model_saved(ONE_LAYER, recipe)
+        planned = model_saved(RELEASED_LAYER, recipe)
         assert planned.per_token == pytest.approx(per_token, rel=WITHIN)
         assert planned.bytes(24) == pytest.approx(actual[24], rel=WITHIN)
         return
     layer = layer_saved(
-        ONE_LAYER, adapter_factors(ONE_LAYER, recipe.lora), recipe, with_gate_up=mode == "none"
+        RELEASED_LAYER,
+        adapter_factors(RELEASED_LAYER, recipe.lora),
+        recipe,
+        with_gate_up=mode == "none",
     )
     around += 64 * 2  # cosines and sines
     assert layer.per_token + around == pytest.approx(per_token, rel=WITHIN)

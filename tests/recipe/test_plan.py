@@ -1,16 +1,18 @@
 """Plans: figures worked out by hand, advice that leads where it says, and the command."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, RecipeError
-from gptoss_tune.recipe import load_recipe
+from gptoss_tune.recipe import Recipe, load_recipe
 from gptoss_tune.recipe.plan import plan
 from gptoss_tune.recipe.plan_advice import with_settings
 from gptoss_tune.recipe.plan_cards import CARDS, card
@@ -291,3 +293,25 @@ def test_a_plan_imports_nothing_heavy(tmp_path, sound):
 def test_cards_are_in_order():
     assert [c.memory_gib for c in CARDS] == sorted(c.memory_gib for c in CARDS)
     assert len({c.name for c in CARDS}) == len(CARDS)
+
+
+def test_the_peaks_in_the_documentation_are_those_of_the_plan():
+    text = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\[`(gpt-oss-\S+)`\].*?\| ([\d.]+) GiB \|", text)
+    assert len(rows) == 5
+    for name, said in rows:
+        made = plan(load_recipe(shipped("recipes") / name), H100)
+        assert made.memory.peak / 2**30 == pytest.approx(float(said), abs=0.06), name
+    by_length = re.findall(r"^\| `(\w+)`" + 4 * r" \| ([\d.]+)" + r" \|$", text, re.M)
+    assert [mode for mode, *_ in by_length] == ["none", "selective", "full", "offload"]
+    sparse = {"name_or_path": "openai/gpt-oss-20b"}
+    for mode, *figures in by_length:
+        for length, said in zip((4096, 16384, 32768, 131_072), figures, strict=True):
+            made = Recipe.model_validate(
+                {
+                    "model": sparse,
+                    "data": {"train": "a.jsonl", "max_length": length},
+                    "train": {"output_dir": "run", "max_steps": 1, "checkpointing": mode},
+                }
+            )
+            assert memory(SMALL, made).peak / 2**30 == pytest.approx(float(said), abs=0.06)

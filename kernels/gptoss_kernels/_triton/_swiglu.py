@@ -79,6 +79,9 @@ def _swiglu_backward_kernel(
             inside = index < COLUMNS
             d_activation = tl.load(d_activation_ptr + row * COLUMNS + index, inside, 0.0)
             d_activation = d_activation.to(tl.float32)
+            if GATED:
+                # The activation may be written over it, by another thread than the one that read.
+                tl.debug_barrier()
             value, d_gate, d_up = _swiglu_backward(
                 gate_half, up_half, d_activation * gate, ALPHA, LIMIT
             )

@@ -1,9 +1,12 @@
 """Cards a run may be planned for: memory as torch sees it, and the data sheet's bf16 rate.
 
-Memory is the total that a driver reports, rounded down, in GiB; a card sold as 80 GB has 79.1. The
-rate is dense bf16 with fp32 accumulation, which no training reaches: a plan multiplies it by a
-stated efficiency. Sources: NVIDIA's data sheets of A100, H100, H200, B200, L4, L40S, A10 and the
-Ada and Blackwell whitepapers; AMD's data sheet of MI300X. None of it was measured here.
+Memory is the total that torch names in its out-of-memory messages, rounded down, in GiB; a card
+sold as 80 GB has 79.1. Public reports were looked up for H200 (139.72 to 139.81), B200 (178.35),
+RTX PRO 6000 (94.97) and RTX 5090 (31.36). The rate is dense bf16 with fp32 accumulation, half of
+what a data sheet names with sparsity, and no training reaches it: a plan multiplies it by a stated
+efficiency. Looked up for A100, H100, H200, B200, L4, L40S, RTX 3090, 4080, 4090 and 5090 in copies
+of NVIDIA's data sheets and whitepapers; A10G, MI300X and RTX PRO 6000 (for which one source halves
+it) are from memory. None of it was measured here.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ CARDS = (
     Card("a100-80gb", 79.1, 312),
     Card("h100-80gb", 79.1, 989),
     Card("rtxpro6000-96gb", 94.9, 503),
-    Card("h200-141gb", 139.8, 989),
+    Card("h200-141gb", 139.7, 989),
     Card("b200-180gb", 178.0, 2250),
     Card("mi300x-192gb", 191.5, 1307),
 )

@@ -157,7 +157,7 @@ class Moments:
 
     Attributes:
         rerun: One layer's saved tensors while it is run again in backward.
-        rows: Routed rows of one expert layer's backward.
+        rows: Routed rows of one expert layer's backward, and the gradients that enter and leave.
         scratch: Decoded experts of one layer.
         loss: A chunk of logits, its fp32 tiles, and the gradient of the last hidden states.
         step: What AdamW holds beside its state while it updates.
@@ -189,8 +189,10 @@ def moments(architecture: Architecture, recipe: Recipe, tokens: int, spread: Spr
         rerun = layer_saved(a, one, recipe).bytes(tokens) + 2 * tokens * a.head_dim * value
     if recipe.train.checkpointing == "offload":
         rerun += 2 * tokens * a.hidden * value  # this layer's input, and the next on its way back
-    # The activation, the gradient of gate_up, and beside them that of the activation or of X.
-    working = rows * (3 * a.intermediate + max(a.intermediate, a.hidden)) * value
+    # The gradient of gate_up, and beside it that of the activation or of X; by token, the gradient
+    # of the layer's output, which its input gets as well, and of the experts' input.
+    working = rows * (2 * a.intermediate + max(a.intermediate, a.hidden)) * value
+    working += 2 * tokens * a.hidden * value
     if recipe.train.checkpointing == "selective":
         working += rows * 2 * a.intermediate * value
     scratch = 0
@@ -198,6 +200,8 @@ def moments(architecture: Architecture, recipe: Recipe, tokens: int, spread: Spr
         per_expert = max(inner * out for inner, out in a.expert_shapes.values()) * value
         bound = SCRATCH_BYTES[recipe.train.checkpointing == "offload"]
         scratch = per_expert * max(1, min(a.experts, bound // per_expert))
+        if recipe.model.backend == "torch":  # its grouped product takes all experts at once
+            scratch = per_expert * a.experts
     chunk = min(LOSS_CHUNK_ROWS, tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value
