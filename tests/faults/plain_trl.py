@@ -4,6 +4,7 @@ Written as the libraries' guides do: a checkpoint every two steps, the newest on
 Transformers' own ``get_last_checkpoint``, the adapter saved at the end.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -24,7 +25,6 @@ def train(
     *,
     steps: int,
     save_steps: int,
-    batch: int,
 ) -> None:
     """Train, or continue what ``out`` holds."""
     model = AutoModelForCausalLM.from_pretrained(
@@ -37,7 +37,7 @@ def train(
             max_steps=steps,
             save_steps=save_steps,
             save_total_limit=2,
-            per_device_train_batch_size=batch,
+            per_device_train_batch_size=1,
             gradient_checkpointing=False,
             learning_rate=5e-3,
             logging_steps=1,
@@ -58,3 +58,12 @@ def train(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out)) if out.is_dir() else None)
     trainer.save_model(str(out / FINAL))
     trainer.save_state()
+
+
+if __name__ == "__main__":
+    from stacks import conversations, tokenizer
+
+    work, out, steps, save_steps = sys.argv[1:]
+    base = Path(work) / "base"
+    loaded = tokenizer(base)
+    train(base, conversations(), Path(out), loaded, steps=int(steps), save_steps=int(save_steps))

@@ -62,6 +62,12 @@ class Group:
             time.sleep(POLL_S * 5)
         return True
 
+    def wait_or_not(self, seconds: float) -> None:
+        """Wait for the end of the run, ``seconds`` at most, and leave it alone."""
+        deadline = time.monotonic() + seconds
+        while not self.poll() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
     def kill(self) -> None:
         """End all with SIGKILL."""
         self.signal(signal.SIGKILL)

@@ -50,14 +50,19 @@ train:
             encoding="utf-8",
         )
 
-    def body(self, run: Path, *overrides: str) -> None:
+    def body(self, run: Path, base: Path | None = None, *overrides: str) -> None:
         """Train into ``run``; the command's exit code is raised as ``SystemExit``."""
         from gptoss_tune.errors import run_command
         from gptoss_tune.recipe import load_recipe
         from gptoss_tune.train.run import train
 
         settings = [f"train.output_dir={run}", *overrides]
+        settings += [] if base is None else [f"model.name_or_path={base}"]
         run_command(lambda: train(load_recipe(self.recipe, settings)), debug=False)
+
+    def command(self, run: Path) -> list[str]:
+        """Return the words after a launcher's own that train into ``run``."""
+        return ["-m", "gptoss_tune.train", str(self.recipe), f"train.output_dir={run}"]
 
     def saving(self, run: Path) -> bool:
         """Return whether a save is going on."""
@@ -84,7 +89,7 @@ class PlainTrl:
     def __init__(self, work: Path, ranks: int) -> None:
         self.work, self.ranks = work, ranks
 
-    def body(self, run: Path, *, base: Path | None = None) -> None:
+    def body(self, run: Path, base: Path | None = None) -> None:
         """Train into ``run``."""
         import plain_trl
 
@@ -95,8 +100,12 @@ class PlainTrl:
             tokenizer(self.work / "base"),
             steps=STEPS,
             save_steps=SAVE_STEPS,
-            batch=2 // self.ranks,
         )
+
+    def command(self, run: Path) -> list[str]:
+        """Return the words after a launcher's own that train into ``run``."""
+        script = Path(__file__).with_name("plain_trl.py")
+        return [str(script), str(self.work), str(run), str(STEPS), str(SAVE_STEPS)]
 
     def saving(self, run: Path) -> bool:
         """Return whether a save is going on: the state is the last file it writes."""

@@ -94,7 +94,8 @@ def watched(state: PartialState, timeout_s: float, run: Path) -> Iterator[RankWa
             raise
         raise RankLost(watch.message(lost), exit_code=lost.code) from error
     except BaseException as error:
-        watch.leave(f"{type(error).__name__}: {_first_line(error)}", 1)
+        said = _first_line(error) or type(error).__name__
+        watch.leave(said, getattr(error, "exit_code", 1))
         raise
     finally:
         watch.close()

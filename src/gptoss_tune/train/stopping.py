@@ -33,6 +33,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class _StoppedAtOnce(BaseException):
     """SIGTERM before the first step; no ``except Exception`` on the way may swallow it."""
 
+    exit_code = RunInterrupted.exit_code
+
 
 class EvaluationLeftOut(Exception):
     """A signal came during the evaluation after the last step, on this rank or another."""
@@ -125,7 +127,7 @@ class StopOnSignal(TrainerCallback):
             raise KeyboardInterrupt
         self._requested = True
         if self._loading:
-            raise _StoppedAtOnce
+            raise _StoppedAtOnce("a signal ended it before its next step")
 
     def _anyone_asked(self, device: torch.device) -> bool:
         if not (dist.is_available() and dist.is_initialized()):

@@ -1,0 +1,190 @@
+"""Count how runs survive faults, beside plain TRL: ``python tests/faults/run_faults.py``.
+
+Every case runs into a fault, gives the same command again and compares every loss and the adapter
+with those of a run without a fault. Not collected by pytest; ``test_faults.py`` is a selection.
+"""
+
+import argparse
+import functools
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import cases
+import processes
+import stacks
+from rich.console import Console
+from rich.table import Table
+
+OUTCOMES = ("tried", "exact", "refused", "silent", "human", "hung")
+TITLES = {"human": "needs a human"}
+
+
+def plan(kills: int, peers: int) -> list[tuple[str, str, int, cases.Case]]:
+    """Return the cases: name of the fault, stack, ranks, function.
+
+    Args:
+        kills: SIGKILLs of our runs: half anywhere, half inside saves, a quarter on two ranks.
+        peers: One in how many of the many-times cases plain TRL runs, which takes longer.
+    """
+    ours, trl = stacks.Ours.name, stacks.PlainTrl.name
+    wanted: list[tuple[str, str, int, cases.Case]] = []
+
+    def add(name: str, ranks: int, count: int, case: cases.Case) -> None:
+        wanted.extend([(name, ours, ranks, case)] * count)
+        wanted.extend([(name, trl, ranks, case)] * (-(-count // peers)))
+
+    for ranks, share in ((1, 3), (2, 1)):
+        add("kill -9, any moment", ranks, kills * share // 8, cases.kill_anywhere)
+        add("kill -9, inside a save", ranks, kills * share // 8, cases.kill_in_a_save)
+    few = max(1, kills // 40)
+    wanted.append(
+        ("crash image of a save", ours, 1, functools.partial(cases.crash_images, most=40))
+    )
+    wanted.append(("crash image of a save", trl, 1, functools.partial(cases.crash_images, most=12)))
+    wanted.append(("file cut, emptied, flipped, missing", ours, 1, cases.damage))
+    wanted.append(
+        ("file cut, emptied, flipped, missing", trl, 1, functools.partial(cases.damage, most=16))
+    )
+    for number, name in (
+        (signal.SIGTERM, "SIGTERM to one rank"),
+        (signal.SIGKILL, "kill -9 of one rank of two"),
+        (signal.SIGSTOP, "one rank of two frozen"),
+    ):
+        add(name, 2, few, functools.partial(cases.signal_one, number))
+    add("SIGTERM to the only rank", 1, few, functools.partial(cases.signal_one, signal.SIGTERM))
+    add("SIGTERM to all ranks", 2, few, cases.signal_all)
+    add("SIGTERM to the launcher", 2, 1, cases.signal_launcher)
+    add("disk full in a save", 1, 2 * few, cases.disk_full)
+    add("base cut, without a tensor, with NaN", 1, 1, cases.bad_base)
+    return wanted
+
+
+def work_off(
+    todo: list[tuple[int, tuple]], benches: dict, work: Path, seed: int, out: Path
+) -> None:
+    """Run a share of the cases in this process, one line of JSON for each outcome."""
+    with out.open("a", encoding="utf-8") as stream:
+        for number, (name, stack, ranks, case) in todo:
+            run = work / f"case-{number}"
+            begun = time.monotonic()
+            found = case(benches[stack, ranks], run, random.Random(f"{seed} {number}"))
+            for outcome in found:
+                row = {"fault": name, "stack": stack, "ranks": ranks, **vars(outcome)}
+                row["seconds"] = round(time.monotonic() - begun, 1)
+                stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            shutil.rmtree(run, ignore_errors=True)
+
+
+def run(kills: int, seed: int, jobs: int, peers: int, work: Path, only: str) -> list[dict]:
+    """Run all cases and return their outcomes."""
+    stacks.prepare(work)
+    processes.settle()
+    wanted = [case for case in plan(kills, peers) if only in f"{case[0]} / {case[1]}"]
+    pairs = {(stack, ranks) for _, stack, ranks, _ in wanted}
+    kinds = {stacks.Ours.name: stacks.Ours, stacks.PlainTrl.name: stacks.PlainTrl}
+    benches = {(s, r): cases.prepare(kinds[s](work, r)) for s, r in sorted(pairs)}
+    numbered = list(enumerate(wanted))
+    random.Random(seed).shuffle(numbered)
+    outs = [work / f"outcomes-{job}.jsonl" for job in range(jobs)]
+    pids = []
+    for job, out in enumerate(outs):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                work_off(numbered[job::jobs], benches, work, seed, out)
+                code = 0
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    for pid in pids:
+        if os.waitpid(pid, 0)[1]:
+            sys.stderr.write(f"process {pid} of the fault script failed: its cases are missing\n")
+    lines = [line for out in outs if out.exists() for line in out.read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def counts(rows: list[dict]) -> dict[tuple[str, str], Counter]:
+    """Return the outcomes counted by fault and stack."""
+    found: dict[tuple[str, str], Counter] = {}
+    for row in rows:
+        counter = found.setdefault((row["fault"], row["stack"]), Counter())
+        counter.update(("tried", row["kind"]))
+    return found
+
+
+def table(rows: list[dict]) -> Table:
+    """Return the table of a terminal."""
+    drawn = Table("fault", "stack", *(TITLES.get(name, name) for name in OUTCOMES))
+    for (fault, stack), counter in sorted(counts(rows).items()):
+        drawn.add_row(fault, stack, *(str(counter[name] or "") for name in OUTCOMES))
+    return drawn
+
+
+def markdown(rows: list[dict], conditions: str) -> str:
+    """Return the table as a page, with its conditions and what was said where it went wrong."""
+    found = counts(rows)
+    names = [TITLES.get(name, name) for name in OUTCOMES]
+    lines = ["# Faults", "", conditions, ""]
+    lines += [f"| fault | stack | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
+    for (fault, stack), counter in sorted(found.items()):
+        figures = " | ".join(str(counter[name] or "") for name in OUTCOMES)
+        lines.append(f"| {fault} | {stack} | {figures} |")
+    for stack in sorted({stack for _, stack in found}):
+        total = sum((counter for (_, s), counter in found.items() if s == stack), Counter())
+        figures = " | ".join(f"**{total[name] or 0}**" for name in OUTCOMES)
+        lines.append(f"| **all** | {stack} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Read the arguments, run, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200, help="SIGKILLs of our runs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
+    parser.add_argument("--peers", type=int, default=8, help="plain TRL runs one in N of the many")
+    parser.add_argument("--only", default="", help="cases whose 'fault / stack' holds this text")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/gptoss-tune-faults"))
+    parser.add_argument("--json", type=Path, help="every outcome, one JSON object a line")
+    parser.add_argument("--markdown", type=Path, help="the table as a page")
+    chosen = parser.parse_args()
+    begun = time.monotonic()
+    rows = run(chosen.kills, chosen.seed, chosen.jobs, chosen.peers, chosen.work, chosen.only)
+    if chosen.json:
+        chosen.json.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    import torch
+    import transformers
+    import trl
+
+    conditions = (
+        f"`python tests/faults/run_faults.py --kills {chosen.kills} --seed {chosen.seed}` on "
+        f"{os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}: {len(rows)} cases in "
+        f"{(time.monotonic() - begun) / 60:.0f} minutes. Python {platform.python_version()}, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}, TRL {trl.__version__}, "
+        f"gloo; a gpt-oss with one layer and random weights, {stacks.STEPS} steps, a checkpoint "
+        f"every {stacks.SAVE_STEPS}. After the fault the same command is given once more, and "
+        "every loss and the adapter are compared with those of a run without a fault."
+    )
+    if chosen.markdown:
+        chosen.markdown.write_text(markdown(rows, conditions), encoding="utf-8")
+    console = Console()
+    console.print(table(rows))
+    for row in rows:
+        if row["kind"] not in ("exact", "refused") and row["stack"] == stacks.Ours.name:
+            console.print(f"{row['fault']}, {row['ranks']} ranks: {row['kind']}: {row['note']}")
+
+
+if __name__ == "__main__":
+    main()
