@@ -23,7 +23,7 @@ from stacks import TIMEOUT_S, Ours, PlainTrl, Result
 
 LIMIT_S = 400
 """A run that takes longer has hung; one takes seconds, but the machine may be shared."""
-TO_END_S = 60
+TO_END_S = 90
 """What is left of a run after a fault must end within this, beside its own timeout."""
 _FINISHED = 2
 Stack = Ours | PlainTrl

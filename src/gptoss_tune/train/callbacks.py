@@ -6,7 +6,10 @@ it is one plain line per logging step, which survives in a job's log.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,22 @@ def step_figures(logs: dict[str, Any]) -> str:
     )
 
 
+_WANDB_START_S, _WANDB_END_S = 20.0, 60.0
+"""How long a service that does not answer may hold up a run, at its start and at its end."""
+
+
+@contextlib.contextmanager
+def _nobody_to_ask() -> Iterator[None]:
+    """Take standard input away: without a key wandb asks for one, and a run would wait forever."""
+    before = sys.stdin
+    with open(os.devnull, encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
 class WandbMetrics(TrainerCallback):
     """Send the metrics to Weights & Biases, online or into the run's folder.
 
@@ -117,8 +136,15 @@ class WandbMetrics(TrainerCallback):
         import wandb
         from wandb.errors import CommError, UsageError
 
+        limits = {"init_timeout": _WANDB_START_S, "finish_timeout": _WANDB_END_S}
         settings = wandb.Settings(
-            disable_code=True, disable_git=True, save_code=False, x_disable_meta=True, silent=True
+            disable_code=True,
+            disable_git=True,
+            save_code=False,
+            x_disable_meta=True,
+            silent=True,
+            # Older versions have no limit for the end.
+            **{name: s for name, s in limits.items() if name in wandb.Settings.model_fields},
         )
         options: dict[str, Any] = {
             "project": self._tracking.project or "gptoss-tune",
@@ -128,11 +154,14 @@ class WandbMetrics(TrainerCallback):
             "settings": settings,
         }
         try:
-            self._run = wandb.init(mode=self._tracking.wandb, **options)  # pyright: ignore[reportArgumentType]
+            with _nobody_to_ask():
+                self._run = wandb.init(mode=self._tracking.wandb, **options)  # pyright: ignore[reportArgumentType]
         except (CommError, UsageError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             sys.stderr.write(
-                f"wandb cannot be reached ({error}); metrics are kept offline in "
-                f"{self._run_folder / 'wandb'}, `wandb sync` sends them later\n"
+                f"wandb takes no metrics ({reason}); the run goes on, they are kept offline in "
+                f"{self._run_folder / 'wandb'}: `wandb login`, then `wandb sync` of the folder in "
+                "it, sends them later\n"
             )
             self._run = wandb.init(mode="offline", **options)
 

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import json
 import re
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gptoss_tune.train.collective import sum_over_ranks
-from gptoss_tune.train.metrics_file import keep_lines_until
+from gptoss_tune.train.metrics_file import append_line, keep_lines_until, open_lines
 
 FILE = "layers.jsonl"
 MOST_NORMS = 1000
@@ -49,12 +50,12 @@ class LayerFigures:
         self._path, self._layers, self._every = path, layers, logging_steps
         self._lines = max(1, max_steps // logging_steps)
         self._norms: Tensor | None = None
-        self._stream: TextIO | None = None
+        self._stream: FileIO | None = None
 
     def open(self, step: int) -> None:
         """Drop lines past the resumed ``step`` and go on writing; rank 0 does."""
         keep_lines_until(self._path, step)
-        self._stream = self._path.open("a", encoding="utf-8")
+        self._stream = open_lines(self._path)
 
     def before_clipping(self, model: nn.Module, step: int) -> None:
         """Take the norms of a step's gradients where its line will hold them."""
@@ -100,8 +101,7 @@ class LayerFigures:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._stream is not None:
-            self._stream.write(json.dumps(line) + "\n")
-            self._stream.flush()
+            append_line(self._stream, json.dumps(line))
 
 
 def layer_norms(model: nn.Module, layers: int) -> Tensor:

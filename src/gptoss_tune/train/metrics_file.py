@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gptoss_tune.checkpoint.write import disk_errors, write_text
 
 
 class MetricsFile(TrainerCallback):
@@ -16,7 +20,7 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path) -> None:
         """Write to ``path``; a resumed run continues the file."""
         self._path = path
-        self._stream: TextIO | None = None
+        self._stream: FileIO | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -24,7 +28,7 @@ class MetricsFile(TrainerCallback):
         """Drop lines past the resumed step, which are about to be written again."""
         if state.is_world_process_zero:
             keep_lines_until(self._path, state.global_step)
-            self._stream = self._path.open("a", encoding="utf-8")
+            self._stream = open_lines(self._path)
 
     def on_log(
         self,
@@ -42,14 +46,40 @@ class MetricsFile(TrainerCallback):
                 for name, value in logs.items()
             }
             row = {"step": state.global_step, "epoch": state.epoch, **figures}
-            self._stream.write(json.dumps(row) + "\n")
-            self._stream.flush()
+            append_line(self._stream, json.dumps(row))
 
     def close(self) -> None:
         """Close the file; not before the last evaluation, which comes after the last step."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def open_lines(path: Path) -> FileIO:
+    """Open a file of JSON lines to append to it, without a buffer that an error could leave full.
+
+    Raises:
+        MachineError: It cannot be written.
+    """
+    with disk_errors(path):
+        return FileIO(path, "a")
+
+
+def append_line(stream: FileIO, line: str) -> None:
+    """Write one whole line, or none.
+
+    Raises:
+        MachineError: The disk is full or cannot be written; the file ends where it ended before.
+    """
+    data = memoryview(f"{line}\n".encode())
+    with disk_errors(Path(str(stream.name))):
+        before = os.fstat(stream.fileno()).st_size
+        try:
+            while data:
+                data = data[stream.write(data) :]
+        except OSError:
+            stream.truncate(before)
+            raise
 
 
 def keep_lines_until(path: Path, step: int) -> None:
@@ -63,6 +93,4 @@ def keep_lines_until(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             continue  # the torn last line of a killed run
-    replacement = path.with_name(path.name + ".partial")
-    replacement.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    replacement.replace(path)
+    write_text(path, "".join(f"{line}\n" for line in kept))
