@@ -53,7 +53,7 @@ def plan(kills: int, peers: int) -> list[tuple[str, str, int, cases.Case]]:
     wanted.append(("crash image of a save", trl, 1, functools.partial(cases.crash_images, most=12)))
     wanted.append(("file cut, emptied, flipped, missing", ours, 1, cases.damage))
     wanted.append(
-        ("file cut, emptied, flipped, missing", trl, 1, functools.partial(cases.damage, most=16))
+        ("file cut, emptied, flipped, missing", trl, 1, functools.partial(cases.damage, most=8))
     )
     for number, name in (
         (signal.SIGTERM, "SIGTERM to one rank"),
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose 'fault / stack' holds this text")
     parser.add_argument("--work", type=Path, default=Path("/tmp/gptoss-tune-faults"))
     parser.add_argument("--json", type=Path, help="every outcome, one JSON object a line")
+    parser.add_argument("--join", type=Path, nargs="*", help="add outcomes of other calls' --json")
     parser.add_argument("--markdown", type=Path, help="the table as a page")
     chosen = parser.parse_args()
     begun = time.monotonic()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STEPS, SAVE_STEPS = 6, 2
-TIMEOUT_S = 20
+TIMEOUT_S = 60
+"""Of a rank; below the default, so that a frozen one costs a minute, not two."""
 ROWS = [
     ("Capital of France?", "A city on the Seine.", "Paris"),
     ("2 + 2?", "Add them.", "4"),
