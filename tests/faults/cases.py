@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import processes
-from stacks import TIMEOUT_S, Ours, PlainTrl, Result
+import stacks
+from stacks import Ours, PlainTrl, Result
 
 LIMIT_S = 400
 """A run that takes longer has hung; one takes seconds, but the machine may be shared."""
@@ -159,10 +160,13 @@ def signal_one(number: int, bench: Bench, run: Path, chance: random.Random) -> l
     """A signal to one rank, or to the only one; the others must end by themselves."""
     rank = chance.randrange(bench.stack.ranks)
     group = bench.start(run)
-    group.wait_or_not(chance.uniform(0.1, 0.9) * bench.whole_s)
+    if number == signal.SIGSTOP and chance.random() < 0.5:
+        _until((run / "checkpoint-2").is_dir, group)
+    else:
+        group.wait_or_not(chance.uniform(0.1, 0.9) * bench.whole_s)
     group.signal(number, [rank])
     others = [r for r in range(bench.stack.ranks) if r != rank or number != signal.SIGSTOP]
-    limit = TO_END_S + (TIMEOUT_S if number == signal.SIGSTOP else 0)
+    limit = TO_END_S + (stacks.TIMEOUT_S if number == signal.SIGSTOP else 0)
     ended = group.wait(limit, others)
     said = group.text()
     group.kill()

@@ -69,6 +69,23 @@ def plan(kills: int, peers: int) -> list[tuple[str, str, int, cases.Case]]:
     return wanted
 
 
+def selection() -> list[tuple[str, str, int, cases.Case]]:
+    """Return the few cases of our runs that a test can afford."""
+    ours = stacks.Ours.name
+    term, frozen = (
+        functools.partial(cases.signal_one, n) for n in (signal.SIGTERM, signal.SIGSTOP)
+    )
+    return [
+        ("kill -9, any moment", ours, 1, cases.kill_anywhere),
+        ("kill -9, inside a save", ours, 1, cases.kill_in_a_save),
+        ("kill -9, inside a save", ours, 2, cases.kill_in_a_save),
+        ("crash image of a save", ours, 1, functools.partial(cases.crash_images, most=3)),
+        ("file cut, emptied, flipped, missing", ours, 1, functools.partial(cases.damage, most=3)),
+        ("SIGTERM to one rank", ours, 2, term),
+        ("one rank of two frozen", ours, 2, frozen),
+    ]
+
+
 def work_off(
     todo: list[tuple[int, tuple]], benches: dict, work: Path, seed: int, out: Path
 ) -> None:
@@ -86,11 +103,12 @@ def work_off(
             shutil.rmtree(run, ignore_errors=True)
 
 
-def run(kills: int, seed: int, jobs: int, peers: int, work: Path, only: str) -> list[dict]:
-    """Run all cases and return their outcomes."""
+def run(
+    wanted: list[tuple[str, str, int, cases.Case]], seed: int, jobs: int, work: Path
+) -> list[dict]:
+    """Run the cases, some at a time, and return their outcomes."""
     stacks.prepare(work)
     processes.settle()
-    wanted = [case for case in plan(kills, peers) if only in f"{case[0]} / {case[1]}"]
     pairs = {(stack, ranks) for _, stack, ranks, _ in wanted}
     kinds = {stacks.Ours.name: stacks.Ours, stacks.PlainTrl.name: stacks.PlainTrl}
     benches = {(s, r): cases.prepare(kinds[s](work, r)) for s, r in sorted(pairs)}
@@ -158,13 +176,22 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose 'fault / stack' holds this text")
     parser.add_argument("--work", type=Path, default=Path("/tmp/gptoss-tune-faults"))
     parser.add_argument("--json", type=Path, help="every outcome, one JSON object a line")
-    parser.add_argument("--join", type=Path, nargs="*", help="add outcomes of other calls' --json")
+    parser.add_argument("--selection", action="store_true", help="the few cases of the tests")
+    parser.add_argument("--timeout", type=int, default=stacks.TIMEOUT_S, help="of a rank, in s")
+    parser.add_argument(
+        "--join", type=Path, nargs="*", default=(), help="add outcomes of other calls' --json"
+    )
     parser.add_argument("--markdown", type=Path, help="the table as a page")
     chosen = parser.parse_args()
     begun = time.monotonic()
-    rows = run(chosen.kills, chosen.seed, chosen.jobs, chosen.peers, chosen.work, chosen.only)
+    stacks.TIMEOUT_S = chosen.timeout
+    wanted = selection() if chosen.selection else plan(chosen.kills, chosen.peers)
+    wanted = [case for case in wanted if chosen.only in f"{case[0]} / {case[1]}"]
+    rows = run(wanted, chosen.seed, chosen.jobs, chosen.work)
     if chosen.json:
         chosen.json.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for path in chosen.join:
+        rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     import torch
     import transformers
     import trl

@@ -109,8 +109,8 @@ class Judge:
             places = "; ".join(f"rank {r} {_whereabouts(signs[r])}" for r in silent)
             return Verdict(
                 tuple(silent),
-                f"{named(silent)} gave no sign of life for {self.timeout_s:g} s: frozen, or cut "
-                f"off from the network ({places})",
+                f"{named(silent)} gave no sign of life for {self.timeout_s:g} s: frozen, without "
+                f"a processor, or cut off from the network ({places})",
             )
         furthest = max((sign.marks for sign in signs.values()), default=0)
         stuck = [r for r, s in signs.items() if self._stuck(r, s, furthest, now)]
