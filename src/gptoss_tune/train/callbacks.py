@@ -136,16 +136,17 @@ class WandbMetrics(TrainerCallback):
         import wandb
         from wandb.errors import CommError, UsageError
 
-        limits = {"init_timeout": _WANDB_START_S, "finish_timeout": _WANDB_END_S}
-        settings = wandb.Settings(
-            disable_code=True,
-            disable_git=True,
-            save_code=False,
-            x_disable_meta=True,
-            silent=True,
-            # Older versions have no limit for the end.
-            **{name: s for name, s in limits.items() if name in wandb.Settings.model_fields},
-        )
+        wanted: dict[str, Any] = {
+            "disable_code": True,
+            "disable_git": True,
+            "save_code": False,
+            "x_disable_meta": True,
+            "silent": True,
+            "init_timeout": _WANDB_START_S,
+            "finish_timeout": _WANDB_END_S,
+        }
+        known = wandb.Settings.model_fields  # older versions have no limit for the end
+        settings = wandb.Settings(**{name: v for name, v in wanted.items() if name in known})
         options: dict[str, Any] = {
             "project": self._tracking.project or "gptoss-tune",
             "name": self._tracking.run_name or self._run_folder.name,

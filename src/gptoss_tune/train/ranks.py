@@ -147,7 +147,10 @@ class RankWatch(TrainerCallback):
         self._closed.set()
         for thread in self._threads:
             thread.join(timeout=2 * self._poll_s)
-        if not self._threads or self._lost_store or self._found is not None:
+        if not self._threads or self._lost_store:
+            return
+        if self._found is not None:
+            self._let_others_judge()
             return
         self._ended = True
         with contextlib.suppress(dist.DistError):  # the others are gone already
@@ -304,6 +307,11 @@ class RankWatch(TrainerCallback):
             f"{keeper}, which keeps the list of all ranks, was killed or is frozen ({how})",
         )
 
+    def _let_others_judge(self) -> None:
+        """Keep the store a little longer, or the others would take rank 0 for the lost one."""
+        if self._rank == 0:
+            time.sleep(2 * self._poll_s)
+
     def _end(self, verdict: Verdict) -> None:
         """Say why and end this process, whose main thread no exception can reach."""
         message = self.message(verdict)
@@ -315,6 +323,7 @@ class RankWatch(TrainerCallback):
         sys.stderr.write(f"stopped: {message}\n")
         sys.stderr.flush()
         sys.stdout.flush()
+        self._let_others_judge()
         os._exit(verdict.code)
 
 
