@@ -1,21 +1,28 @@
+import hashlib
+import json
+import os
+
 import pytest
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.train import checkpoints
 
 
-def make(run, step, text="weights"):
+def make(run, step, text="weights", owner="this", **facts):
     staged = checkpoints.stage(run)
     (staged / "sub").mkdir()
     (staged / "adapter.safetensors").write_text(text)
     (staged / "sub" / "state.json").write_text("{}")
-    checkpoints.publish(staged, run / f"checkpoint-{step}")
+    facts = {"run_id": owner, "step": step, "fingerprint": {"seed": 0}, **facts}
+    checkpoints.publish(staged, run / f"checkpoint-{step}", **facts)
     return run / f"checkpoint-{step}"
 
 
 def test_published_checkpoint_verifies(tmp_path):
     folder = make(tmp_path, 3)
-    checkpoints.verify(folder)
+    manifest = checkpoints.verify(folder, "this")
+    assert manifest.facts == {"run_id": "this", "step": 3, "fingerprint": {"seed": 0}}
+    assert set(manifest.files) == {"adapter.safetensors", "sub/state.json"}
     assert not (tmp_path / checkpoints.STAGING).exists()
 
 
@@ -39,6 +46,64 @@ def tear_manifest(folder):
     path.write_text(path.read_text()[:20])
 
 
+def flip_manifest(folder):
+    path = folder / checkpoints.MANIFEST
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+
+
+def no_manifest(folder):
+    (folder / checkpoints.MANIFEST).unlink()
+
+
+def manifest_is_a_folder(folder):
+    no_manifest(folder)
+    (folder / checkpoints.MANIFEST).mkdir()
+
+
+def manifest_is_a_pipe(folder):
+    no_manifest(folder)
+    os.mkfifo(folder / checkpoints.MANIFEST)
+
+
+def names_a_file_outside(folder):
+    path = folder / checkpoints.MANIFEST
+    content = json.loads(path.read_text())
+    content["files"]["../secret.json"] = content["files"].pop("sub/state.json")
+    del content["sha256"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "sha256": digest}))
+    (folder / "sub" / "state.json").rename(folder.parent / "secret.json")
+
+
+def add_a_file(folder):
+    (folder / "extra.json").write_text("{}")
+
+
+def add_a_pickle(folder):
+    (folder / "optimizer.pt").write_bytes(b"\x80\x02.")
+
+
+def link_outside(folder):
+    target = folder.parent / "elsewhere.json"
+    (folder / "sub" / "state.json").rename(target)
+    (folder / "sub" / "state.json").symlink_to(target)
+
+
+def link_a_folder(folder):
+    (folder / "sub").rename(folder.parent / "elsewhere")
+    (folder / "sub").symlink_to(folder.parent / "elsewhere")
+
+
+def link_itself(folder):
+    folder.rename(folder.parent / "elsewhere")
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+def pipe_for_a_file(folder):
+    drop(folder)
+    os.mkfifo(folder / "adapter.safetensors")
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -46,6 +111,17 @@ def tear_manifest(folder):
         (cut, "state.json is damaged"),
         (drop, "adapter.safetensors is missing"),
         (tear_manifest, "no readable manifest"),
+        (flip_manifest, "manifest.json is damaged"),
+        (no_manifest, "no readable manifest"),
+        (manifest_is_a_folder, "no readable manifest"),
+        (manifest_is_a_pipe, "no readable manifest"),
+        (names_a_file_outside, "secret.json is missing"),
+        (add_a_file, "extra.json is not in the manifest"),
+        (add_a_pickle, "optimizer.pt is neither safetensors nor JSON"),
+        (link_outside, "state.json is a link"),
+        (link_a_folder, "sub is a link"),
+        (link_itself, "is a link"),
+        (pipe_for_a_file, "is a link or device"),
     ],
 )
 def test_damage_is_found_and_the_newest_whole_one_taken(tmp_path, damage, message):
@@ -53,15 +129,56 @@ def test_damage_is_found_and_the_newest_whole_one_taken(tmp_path, damage, messag
     damage(newer)
     with pytest.raises(CheckpointError, match=message):
         checkpoints.verify(newer)
-    found, passed_over = checkpoints.newest_complete(tmp_path)
-    assert found == whole
+    found, passed_over = checkpoints.newest_complete(tmp_path, "this")
+    assert found is not None and found[0] == whole
     assert len(passed_over) == 1 and message in passed_over[0]
+    # The run goes on from 9 and comes to 10 again.
+    (aside,) = checkpoints.set_aside_newer(tmp_path, 9)
+    assert aside.name == "refused-checkpoint-10" and os.path.lexists(aside)
+    make(tmp_path, 10)
+    checkpoints.verify(tmp_path / "checkpoint-10", "this")
+
+
+def test_a_checkpoint_of_another_run_or_another_name_is_passed_over(tmp_path):
+    make(tmp_path, 4)
+    make(tmp_path, 6, owner="other")
+    (make(tmp_path, 5)).rename(tmp_path / "checkpoint-7")
+    found, passed_over = checkpoints.newest_complete(tmp_path, "this")
+    assert found is not None and found[0].name == "checkpoint-4"
+    assert "checkpoint-7: holds step 5; its name was changed" in passed_over[0]
+    assert "checkpoint-6: is a checkpoint of another run (other, not this)" in passed_over[1]
+
+
+def test_nothing_that_was_set_aside_is_replaced(tmp_path):
+    for text in ("first", "second"):
+        make(tmp_path, 2, text)
+        checkpoints.set_aside_newer(tmp_path, 0)
+    kept = sorted(tmp_path.glob("refused-*/adapter.safetensors"))
+    assert [path.read_text() for path in kept] == ["first", "second"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_cannot_be_read_is_passed_over(tmp_path):
+    whole, locked = make(tmp_path, 1), make(tmp_path, 2)
+    locked.chmod(0)
+    found, passed_over = checkpoints.newest_complete(tmp_path)
+    locked.chmod(0o700)
+    assert found is not None and found[0] == whole and "checkpoint-2" in passed_over[0]
+
+
+def test_a_pickle_is_not_published(tmp_path):
+    staged = checkpoints.stage(tmp_path)
+    (staged / "training_args.bin").write_bytes(b"\x80")
+    with pytest.raises(CheckpointError, match="neither safetensors nor JSON"):
+        checkpoints.publish(staged, tmp_path / "checkpoint-1", run_id="this", step=1)
+    assert not (tmp_path / "checkpoint-1").exists()
 
 
 def test_newest_is_by_number_not_by_name(tmp_path):
     for step in (2, 10, 9):
         make(tmp_path, step)
-    assert checkpoints.newest_complete(tmp_path)[0] == tmp_path / "checkpoint-10"
+    found, _ = checkpoints.newest_complete(tmp_path)
+    assert found is not None and found[0] == tmp_path / "checkpoint-10"
     checkpoints.prune(tmp_path, keep=2)
     assert [p.name for p in checkpoints.published(tmp_path)] == ["checkpoint-10", "checkpoint-9"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]

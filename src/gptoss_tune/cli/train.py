@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,12 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, nested keys with dots.")
     ] = None,
+    allow_drift: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Continue a run although this differs from it, such as train.learning_rate."
+        ),
+    ] = None,
 ) -> None:
     """Train a recipe here, or print the accelerate command when it asks for more processes."""
     from gptoss_tune.recipe import load_recipe
@@ -23,19 +30,22 @@ def train(
     processes = loaded.world.processes
     if processes > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         typer.echo(f"# {processes} processes: run this")
-        typer.echo(accelerate_command(recipe, overrides or [], processes))
+        typer.echo(accelerate_command(recipe, overrides or [], processes, allow_drift or []))
         return
     from gptoss_tune.train.hush import hush_libraries
 
     hush_libraries()
     from gptoss_tune.train.run import train as run
 
-    run(loaded)
+    run(loaded, allow_drift=allow_drift or ())
 
 
-def accelerate_command(recipe: Path, overrides: list[str], processes: int) -> str:
+def accelerate_command(
+    recipe: Path, overrides: list[str], processes: int, allow_drift: Sequence[str] = ()
+) -> str:
     """Return the command line that starts ``processes`` processes of the run."""
     words = ["accelerate", "launch", "--num_processes", str(processes)]
     if processes > 1:
         words.append("--multi_gpu")
-    return shlex.join([*words, "-m", "gptoss_tune.train", str(recipe), *overrides])
+    drift = [word for name in allow_drift for word in ("--allow-drift", name)]
+    return shlex.join([*words, "-m", "gptoss_tune.train", str(recipe), *overrides, *drift])

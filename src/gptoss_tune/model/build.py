@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from gptoss_kernels import choose_backend
+from gptoss_kernels.attention_engines import choose_engine
+from gptoss_kernels.backend import Backend
 from peft import PeftModel
 
 from gptoss_tune.checkpoint import Checkpoint
@@ -62,10 +64,7 @@ def build(
     started_at: tuple[str, ...] = ()
     if recipe.lora.start_from is not None:
         started_at = (f"adapters: start from {start_from(model, recipe.lora.start_from)}",)
-    try:
-        backend = choose_backend(recipe.model.backend, device, DTYPES[recipe.model.dtype])
-    except ValueError as error:
-        raise MachineError(f"model.backend: {error}") from error
+    backend = _backend(recipe, device)
     merge_aware = recipe.lora.merge_aware
     set_expert_settings(model, ExpertSettings(backend=backend, merge_aware=merge_aware))
     try:
@@ -93,3 +92,25 @@ def build(
             *started_at,
         ),
     )
+
+
+def engines(recipe: Recipe, base: Checkpoint, device: torch.device) -> dict[str, str]:
+    """Return the code that ``build`` would choose, by what it computes; no weight is read.
+
+    Raises:
+        MachineError: A backend or engine was asked for by name and cannot run here.
+    """
+    try:
+        attention = choose_engine(
+            recipe.model.attention, device, DTYPES[recipe.model.dtype], base.config["head_dim"]
+        )
+    except ValueError as error:
+        raise MachineError(f"model.attention: {error}") from error
+    return {"experts": _backend(recipe, device), "attention": attention.name}
+
+
+def _backend(recipe: Recipe, device: torch.device) -> Backend:
+    try:
+        return choose_backend(recipe.model.backend, device, DTYPES[recipe.model.dtype])
+    except ValueError as error:
+        raise MachineError(f"model.backend: {error}") from error

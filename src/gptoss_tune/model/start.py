@@ -51,7 +51,7 @@ def start_from(model: PeftModel, source: str | Path) -> Path:
         CheckpointError: No adapter there; other ranks, scaling, targets or shapes than the
             model's; a factor that is missing, superfluous or not finite.
     """
-    folder = _adapter_folder(Path(source))
+    folder = adapter_folder(Path(source))
     _check_config(folder, model)
     file = SafetensorsFile(inside(folder, _WEIGHTS, f"{folder}: has"))
     # References to the parameters themselves, under the names in which PEFT saves them.
@@ -71,7 +71,12 @@ def start_from(model: PeftModel, source: str | Path) -> Path:
     return folder
 
 
-def _adapter_folder(source: Path) -> Path:
+def adapter_folder(source: Path) -> Path:
+    """Return the folder of the adapter that ``lora.start_from`` means.
+
+    Raises:
+        CheckpointError: There is none.
+    """
     for folder in (source, source / "adapter"):
         if (folder / _CONFIG).is_file():
             if not (folder / _WEIGHTS).is_file():

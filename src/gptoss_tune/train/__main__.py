@@ -1,4 +1,4 @@
-"""``accelerate launch -m gptoss_tune.train RECIPE [key=value ...]``."""
+"""``accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-drift NAME ...]``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 
 from gptoss_tune.errors import RecipeError, run_command
 from gptoss_tune.recipe import load_recipe
+
+_USAGE = "accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-drift NAME ...]"
 
 
 def main() -> None:
@@ -15,18 +17,31 @@ def main() -> None:
 
 
 def _train(arguments: list[str]) -> None:
+    arguments, allow_drift = _without_drift(arguments)
     if not arguments:
-        raise RecipeError(
-            "no recipe was given; "
-            "usage: accelerate launch -m gptoss_tune.train RECIPE [key=value ...]"
-        )
+        raise RecipeError(f"no recipe was given; usage: {_USAGE}")
     recipe = load_recipe(arguments[0], arguments[1:])
     from gptoss_tune.train.hush import hush_libraries
 
     hush_libraries()
     from gptoss_tune.train.run import train
 
-    train(recipe)
+    train(recipe, allow_drift=allow_drift)
+
+
+def _without_drift(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments without ``--allow-drift NAME`` (or ``=NAME``), and the names."""
+    rest, names, waiting = [], [], iter(arguments)
+    for argument in waiting:
+        option, equals, name = argument.partition("=")
+        if option != "--allow-drift":
+            rest.append(argument)
+            continue
+        name = name if equals else next(waiting, "")
+        if not name:
+            raise RecipeError(f"--allow-drift: no name follows; usage: {_USAGE}")
+        names.append(name)
+    return rest, names
 
 
 if __name__ == "__main__":

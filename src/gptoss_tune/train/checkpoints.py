@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.checkpoint.write import disk_errors
+from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.json_file import read_object
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
@@ -43,7 +45,7 @@ class Manifest:
 
     Attributes:
         files: ``{name: {"sha256": hex, "bytes": int}}``.
-        facts: What ``publish`` was given: ``run``, ``step``, ``fingerprint``.
+        facts: What ``publish`` was given: ``run_id``, ``step``, ``fingerprint``.
     """
 
     files: dict[str, dict[str, Any]]
@@ -100,17 +102,22 @@ def verify(folder: Path, run: str | None = None) -> Manifest:
     Raises:
         CheckpointError: The manifest is missing or changed, a file is missing, changed, not in the
             manifest, a link or of another kind than safetensors and JSON, or the checkpoint is
-            another run's.
+            another run's or another step's.
     """
     manifest = _manifest(folder)
-    owner = manifest.facts.get("run")
+    owner, step = manifest.facts.get("run_id"), manifest.facts.get("step")
+    number = _NAME.fullmatch(folder.name)
     if run is not None and owner != run:
-        raise CheckpointError(f"{folder}: is a checkpoint of another run ({owner}, not {run})")
+        raise CheckpointError(
+            f"{folder}: is a checkpoint of another run ({one_line(str(owner))}, not {run})"
+        )
+    if number is not None and step != int(number[1]):
+        raise CheckpointError(f"{folder}: holds step {one_line(str(step))}; its name was changed")
     try:
         there = set(_file_names(folder)) - {MANIFEST}
-        for name in sorted(there ^ manifest.files.keys()):
-            problem = "is not in the manifest" if name in there else "is missing"
-            raise CheckpointError(f"{folder}: {name} {problem}")
+        for odd in sorted(there ^ manifest.files.keys()):
+            problem = "is not in the manifest" if odd in there else "is missing"
+            raise CheckpointError(f"{folder}: {one_line(odd)} {problem}")
         for name, entry in manifest.files.items():
             path = folder / name
             if path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
@@ -144,7 +151,9 @@ def step_of(folder: Path) -> int:
     return int(match[1])
 
 
-def newest_complete(run: Path, owner: str | None = None) -> tuple[Path | None, list[str]]:
+def newest_complete(
+    run: Path, owner: str | None = None
+) -> tuple[tuple[Path, Manifest] | None, list[str]]:
     """Return the newest undamaged checkpoint of ``run``, and why newer ones were passed over.
 
     Args:
@@ -154,11 +163,9 @@ def newest_complete(run: Path, owner: str | None = None) -> tuple[Path | None, l
     passed_over: list[str] = []
     for folder in published(run):
         try:
-            verify(folder, owner)
+            return (folder, verify(folder, owner)), passed_over
         except CheckpointError as error:
             passed_over.append(str(error))
-            continue
-        return folder, passed_over
     return None, passed_over
 
 
@@ -207,15 +214,12 @@ def _manifest(folder: Path) -> Manifest:
     if folder.is_symlink() or path.is_symlink():
         raise CheckpointError(f"{folder}: is a link; a checkpoint is a folder of its own files")
     try:
-        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > _LARGEST_MANIFEST:
-            raise ValueError("not a file of sensible size")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        files = content["files"]
-        stated = content.pop("sha256")
+        content = read_object(path, largest=_LARGEST_MANIFEST)
+        files, stated = content["files"], content.pop("sha256")
         for entry in files.values():
             if not isinstance(entry["sha256"], str) or not isinstance(entry["bytes"], int):
                 raise ValueError("an entry is not one of sha256 and bytes")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
         raise CheckpointError(f"{folder}: no readable {MANIFEST} ({error})") from error
     if stated != _digest(content):
         raise CheckpointError(f"{folder}: {MANIFEST} is damaged: its sha256 is not its own")

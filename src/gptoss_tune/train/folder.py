@@ -6,7 +6,7 @@ the same run is continued from its newest complete checkpoint.
 
 from __future__ import annotations
 
-import json
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,13 @@ from typing import Any
 from gptoss_tune.checkpoint.inside import refuse_links
 from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
+from gptoss_tune.json_file import read_object
+from gptoss_tune.recipe.plan_disk import RunFiles
 from gptoss_tune.recipe.schema import Recipe
 from gptoss_tune.train import checkpoints
 from gptoss_tune.train.record import RECORD
 
 ADAPTER = "adapter"
-
-# What may change between a run and its continuation without changing the result.
-_MAY_DIFFER = {"train.resume", "train.save_total_limit", "train.save_steps", "train.logging_steps"}
-_MAY_DIFFER_SECTIONS = ("evaluation.", "guard.", "export.", "tracking.", "world.")
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,23 @@ class Start:
         folder: The run's folder, which exists.
         checkpoint: The checkpoint to continue from; ``None`` for a fresh start.
         notes: What the user should be told, such as damaged checkpoints that were passed over.
+        run_id: The run's own, which its checkpoints carry.
+        step: Steps made so far.
+        before: Fingerprint of what is continued; ``None`` in an empty folder.
+        drift: What was allowed to differ in earlier continuations, as in ``run.json``.
     """
 
     folder: Path
     checkpoint: Path | None
     notes: tuple[str, ...]
+    run_id: str
+    step: int = 0
+    before: dict[str, Any] | None = None
+    drift: tuple[dict[str, Any], ...] = ()
 
 
 def claim(recipe: Recipe) -> Start:
-    """Return where ``recipe`` starts, or refuse its output folder.
+    """Return where ``recipe`` starts, or refuse its output folder; nothing is written into it.
 
     Raises:
         RecipeError: The folder holds another run, a finished one, or something else.
@@ -54,48 +60,86 @@ def claim(recipe: Recipe) -> Start:
         folder.mkdir(parents=True, exist_ok=True)
         content = [path for path in folder.iterdir() if path.name != ".gitignore"]
     refuse_links(folder)
-    if resume not in ("auto", "never"):
-        checkpoints.verify(Path(resume))
-        return Start(folder, Path(resume), ())
-    if not content:
-        return Start(folder, None, ())
-    record = _record(folder)
-    if resume == "never":
+    record = _record(folder) if content else None
+    if record is not None and resume == "never":
         raise RecipeError(
             f"train.output_dir: {folder} holds a run already and train.resume is never; choose "
             "another folder, or continue it with train.resume=auto"
         )
-    differences = _differences(record.get("recipe", {}), recipe.model_dump(mode="json"))
-    if differences:
-        raise RecipeError(
-            f"train.output_dir: {folder} holds another run; it differs in\n  "
-            + "\n  ".join(differences)
-            + "\nchoose another folder, or set these back to continue that run"
-        )
-    if record.get("status") == "finished":
+    if record is not None and record.get("status") == "finished":
         raise RecipeError(
             f"train.output_dir: the run in {folder} is finished (adapter in {folder / ADAPTER}); "
             "choose another folder to train again"
         )
-    found, passed_over = checkpoints.newest_complete(folder)
+    if resume not in ("auto", "never"):
+        return _named(folder, Path(resume).resolve(), record)
+    if record is None:
+        return Start(folder, None, (), secrets.token_hex(8))
+    found, passed_over = checkpoints.newest_complete(folder, record["run_id"])
     notes = tuple(f"passed over: {reason}" for reason in passed_over)
     if found is None:
         notes += ("no complete checkpoint was found: the run starts again from step 0",)
-    return Start(folder, found, notes)
+        return Start(
+            folder, None, notes, record["run_id"], 0, record["fingerprint"], tuple(record["drift"])
+        )
+    return _continued(folder, *found, notes, record)
 
 
-def check_disk(folder: Path, adapter_bytes: int, keep: int) -> None:
+def _named(folder: Path, checkpoint: Path, record: dict[str, Any] | None) -> Start:
+    """Start from a checkpoint that the recipe names: this run's, or another's in a new folder."""
+    step = checkpoints.step_of(checkpoint)
+    manifest = checkpoints.verify(checkpoint, None if record is None else record["run_id"])
+    newer = [path for path in checkpoints.published(folder) if checkpoints.step_of(path) > step]
+    if newer:
+        raise RecipeError(
+            f"train.resume: {checkpoint} is older than {newer[0]}, which the run would write "
+            "again; continue from the newest with train.resume=auto, move the newer ones away, or "
+            "choose another train.output_dir"
+        )
+    return _continued(folder, checkpoint, manifest, (), record)
+
+
+def _continued(
+    folder: Path,
+    checkpoint: Path,
+    manifest: checkpoints.Manifest,
+    notes: tuple[str, ...],
+    record: dict[str, Any] | None,
+) -> Start:
+    before = manifest.facts.get("fingerprint")
+    if not isinstance(before, dict):
+        raise CheckpointError(
+            f"{checkpoint}: its manifest does not say what it was trained with; start again in "
+            "another folder"
+        )
+    return Start(
+        folder,
+        checkpoint,
+        notes,
+        secrets.token_hex(8) if record is None else record["run_id"],
+        checkpoints.step_of(checkpoint),
+        before,
+        () if record is None else tuple(record["drift"]),
+    )
+
+
+def check_disk(folder: Path, files: RunFiles) -> None:
     """Refuse to start a run whose checkpoints will not fit.
 
     Args:
-        folder: The run's folder.
-        adapter_bytes: Bytes of the adapters; a checkpoint holds them with two moments each.
-        keep: How many checkpoints are kept; one more is being written beside them.
+        folder: The run's folder; what its checkpoints take already need not be free.
+        files: What the run writes, as a plan counts it.
 
     Raises:
         MachineError: The disk has less room than that.
     """
-    needed = adapter_bytes * (3 * (keep + 1) + 1)
+    there = sum(
+        path.stat().st_size
+        for checkpoint in checkpoints.published(folder)
+        for path in checkpoint.rglob("*")
+        if path.is_file()
+    )
+    needed = files.total - min(there, files.checkpoint * (files.checkpoints - 1))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise MachineError(
@@ -107,35 +151,18 @@ def check_disk(folder: Path, adapter_bytes: int, keep: int) -> None:
 
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
-    if not path.is_file():
+    try:
+        record = read_object(path)
+    except FileNotFoundError:
         raise RecipeError(
             f"train.output_dir: {folder} is not empty and holds no run of gptoss-tune; choose an "
             "empty or new folder"
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        ) from None
+    kinds = {"run_id": str, "fingerprint": dict, "drift": list}
+    missing = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
+    if missing:
         raise CheckpointError(
-            f"{path}: not readable as JSON ({error}); move {folder} away, or restore the file"
-        ) from error
-
-
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    old, new = dict(_leaves(before)), dict(_leaves(after))
-    return [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and key not in _MAY_DIFFER
-        and not key.startswith(_MAY_DIFFER_SECTIONS)
-    ]
-
-
-def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
-    for key, entry in value.items():
-        if isinstance(entry, dict):
-            leaves += _leaves(entry, f"{prefix}{key}.")
-        else:
-            leaves.append((f"{prefix}{key}", entry))
-    return leaves
+            f"{path}: does not say {', '.join(missing)}, which a run writes at its start; it is "
+            f"of another version or damaged, move {folder} away or restore the file"
+        )
+    return record

@@ -19,6 +19,7 @@ import torch
 
 from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.json_file import read_object
 
 RANDOM = "random.json"
 
@@ -53,7 +54,7 @@ def load_random_state(folder: Path, rank: int, device: torch.device) -> bool:
     """
     path = folder / RANDOM
     try:
-        ranks = json.loads(path.read_text(encoding="utf-8"))["ranks"]
+        ranks = read_object(path)["ranks"]
         if rank >= len(ranks):
             return False
         state = ranks[rank]

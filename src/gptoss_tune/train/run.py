@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.gpu import refuse_unusable_gpu
 from gptoss_tune.train.guard import Guard
+from gptoss_tune.train.identity import Identity, identify
 from gptoss_tune.train.launcher import Spread, launched_spread
 from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.record import RECIPE, environment, report, update_record
@@ -72,10 +74,14 @@ class RunSummary:
     peak_memory_bytes: int
 
 
-def train(recipe: Recipe) -> RunSummary:
+def train(recipe: Recipe, *, allow_drift: Sequence[str] = ()) -> RunSummary:
     """Train what ``recipe`` asks for and return how it went.
 
     Under ``accelerate launch`` every process calls this; rank 0 writes and speaks.
+
+    Args:
+        recipe: What is trained.
+        allow_drift: Names of a run's fingerprint that its continuation may change.
 
     Raises:
         RecipeError: The recipe cannot be run, or its folder holds something else.
@@ -97,11 +103,12 @@ def train(recipe: Recipe) -> RunSummary:
             ) as watch,
             out_of_memory.explained(recipe, spread),
         ):
-            return _train(recipe, spread, state, stop, watch, started)
+            return _train(recipe, allow_drift, spread, state, stop, watch, started)
 
 
 def _train(
     recipe: Recipe,
+    allow_drift: Sequence[str],
     spread: Spread,
     state: PartialState,
     stop: StopOnSignal,
@@ -109,20 +116,26 @@ def _train(
     started: float,
 ) -> RunSummary:
     console = Console(quiet=not state.is_main_process, markup=False, emoji=False)
-    start = _claim(recipe, state)
+    start: folder.Start = _on_main(state, lambda: folder.claim(recipe))
     for note in start.notes:
         console.print(visible(note))
     base = open_checkpoint(recipe.model.name_or_path, recipe.model.revision)
     train_set, eval_set = _datasets(recipe, base, state)
     evaluator = Evaluator(recipe, load_vocabulary(base.path)) if recipe.evaluation.wanted else None
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
+    device = torch.device(state.device or "cpu")
+    about = {"processes": state.num_processes, "device": device, "allow_drift": allow_drift}
+    identity: Identity = _on_main(
+        state, lambda: identify(recipe, start, base, train_set, eval_set, **about)
+    )
+    for note in identity.notes:
+        console.print(visible(note))
     set_seed(recipe.train.seed)
     model = _model(recipe, base, state, spread, console)
     fitted = memory_fit.fit(recipe, base, model, train_set, state, start, spread, console)
     guard = _guard(recipe, base, start.folder, console)
-    device = torch.device(state.device or "cpu")
     books = Books(start.folder, recipe.data.train, device, start.checkpoint)
-    trainer = _trainer(fitted.recipe, base, model, train_set, eval_set, guard, books)
+    trainer = _trainer(fitted.recipe, base, model, train_set, eval_set, guard, books, identity)
     displays = _callbacks(recipe, start.folder, console)
     asked = []
     if evaluator is not None:
@@ -131,7 +144,7 @@ def _train(
     for callback in (*displays, *asked, stop, watch):
         trainer.add_callback(callback)
     if state.is_main_process:
-        _open_record(recipe, base, model, start.folder)
+        _open_record(recipe, base, start, identity)
         fitted.record(start.folder)
     state.wait_for_everyone()
     try:
@@ -156,12 +169,12 @@ def _train(
     return _finish(trainer, start.folder, eval_loss, started, console)
 
 
-def _claim(recipe: Recipe, state: PartialState) -> folder.Start:
-    """Let rank 0 claim the folder; every rank gets its answer, or its error."""
+def _on_main(state: PartialState, ask: Callable[[], Any]) -> Any:
+    """Let rank 0 ask; every rank gets its answer, or its error."""
     answer: list[Any] = [None]
     if state.is_main_process:
         try:
-            answer[0] = folder.claim(recipe)
+            answer[0] = ask()
         except GptossTuneError as error:
             answer[0] = error
     if state.num_processes > 1:
@@ -211,6 +224,7 @@ def _trainer(
     eval_set: Dataset | None,
     guard: Guard,
     books: Books,
+    identity: Identity,
 ) -> WeightedSftTrainer:
     tokenizer = training_tokenizer(base)
     # Said here, or the trainer aligns the two itself and warns about it.
@@ -224,6 +238,7 @@ def _trainer(
         processing_class=tokenizer,
         guard=guard,
         books=books,
+        identity=identity,
     )
 
 
@@ -249,12 +264,13 @@ def _callbacks(
     return callbacks
 
 
-def _open_record(recipe: Recipe, base: Checkpoint, model: PeftModel, run: Path) -> None:
-    adapter_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    folder.check_disk(run, adapter_bytes, recipe.train.save_total_limit)
+def _open_record(recipe: Recipe, base: Checkpoint, start: folder.Start, identity: Identity) -> None:
+    run = start.folder
+    checkpoints.set_aside_newer(run, start.step)
     write_text(run / RECIPE, recipe_yaml(recipe))
     update_record(
         run,
+        **identity.record(),
         status="running",
         recipe=recipe.model_dump(mode="json"),
         base={"name": base.name, "fingerprint": base.fingerprint()},
@@ -283,7 +299,8 @@ def _publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
             staging = checkpoints.stage(run)
             save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging, factors)
             checkpoints.remove(run / folder.ADAPTER)
-            checkpoints.publish(staging, run / folder.ADAPTER)
+            facts = {"run_id": trainer.identity.run_id, "step": trainer.state.global_step}
+            checkpoints.publish(staging, run / folder.ADAPTER, **facts)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -26,6 +26,7 @@ from gptoss_tune.train.collator import NumberedRows
 from gptoss_tune.train.dealing import Dealer, WithFiller
 from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.guard import Guard
+from gptoss_tune.train.identity import Identity
 from gptoss_tune.train.loss import LossMeter, step_weight
 from gptoss_tune.train.random_state import load_random_state, random_state, save_random_states
 from gptoss_tune.train.state import load_adapter, load_state, save_state
@@ -37,10 +38,12 @@ BATCH_ONLY = ("channels", "counts", "rows")
 class WeightedSftTrainer(SFTTrainer):
     """``SFTTrainer`` for batches of ``train.collator``: weighted losses, staged checkpoints."""
 
-    def __init__(self, *args: Any, guard: Guard, books: Books, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, guard: Guard, books: Books, identity: Identity, **kwargs: Any
+    ) -> None:
         """Take what ``SFTTrainer`` takes; the model is a ``GptOssForTuning`` with adapters."""
         super().__init__(*args, **kwargs)
-        self.guard, self.books = guard, books
+        self.guard, self.books, self.identity = guard, books, identity
         self.add_callback(guard)
         self.add_callback(books)
         # compute_loss divides by the weight of the whole step, so nothing else may divide again.
@@ -191,7 +194,8 @@ class WeightedSftTrainer(SFTTrainer):
             self.books.save(run / checkpoints.STAGING / name, writes=self.args.should_save)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                checkpoints.publish(run / checkpoints.STAGING / name, run / name)
+                facts = self.identity.manifest(self.state.global_step)
+                checkpoints.publish(run / checkpoints.STAGING / name, run / name, **facts)
                 checkpoints.prune(run, self.args.save_total_limit or 1)
         self.accelerator.wait_for_everyone()
 

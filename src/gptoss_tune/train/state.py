@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile, TensorSpec
 from gptoss_tune.checkpoint.write import Shard, ShardWriter, write_text
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.json_file import read_object
 
 TENSORS, FACTS = "optimizer.safetensors", "optimizer.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -286,7 +287,7 @@ def _set_step(scheduler: Any, step: int) -> None:
 
 def _facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_object(path)
         if not isinstance(facts["parameters"], dict) or not isinstance(facts["optimizer"], str):
             raise ValueError("parameters or optimizer is of another kind")
         int(facts["schedule"]["step"])

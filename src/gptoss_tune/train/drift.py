@@ -1,0 +1,151 @@
+"""What differs between a run and its continuation, and whether it may.
+
+Every difference stops the continuation at once, all of them in one message, because a loss curve
+from two recipes looks like one from either. What is meant is allowed by its name, ``--allow-drift
+train.learning_rate``, takes effect, and is written into ``run.json`` with the step. Continuing
+silently with the new value, or silently with the old one, is what other trainers do.
+
+The number of processes and the kind of GPU are only noted: every step keeps its rows, and sums come
+out in another order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_tune.errors import RecipeError
+from gptoss_tune.recipe.schema import TrainSection
+
+NOTED = {"processes", "device"}
+"""Entries of a fingerprint whose change is told and written down, and stops nothing."""
+_ROWS = ("data.train_rows", "data.eval_rows")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LONGEST = 60
+_ABSENT = "(nothing of that name)"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One entry of a fingerprint that is not what it was."""
+
+    name: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        """Return ``name: was there, now here``."""
+        return f"{self.name}: {_short(self.was)} there, {_short(self.now)} here"
+
+    @property
+    def allowed_by_name(self) -> bool:
+        """Whether it takes an ``--allow-drift`` to go on with it."""
+        return self.name not in NOTED
+
+    def as_json(self, step: int) -> dict[str, Any]:
+        """Return the entry for ``run.json``."""
+        return {"step": step, "name": self.name, "was": self.was, "now": self.now}
+
+
+def drift(before: dict[str, Any], now: dict[str, Any]) -> list[Drift]:
+    """Return what differs, by name.
+
+    The settings of the data count only when the rows they gave are not the same: the rows are all
+    that training sees of them.
+    """
+    found = [
+        Drift(name, before.get(name, _ABSENT), now.get(name, _ABSENT))
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name, _ABSENT) != now.get(name, _ABSENT)
+    ]
+    if all(before.get(name) == now.get(name) for name in _ROWS):
+        found = [one for one in found if not one.name.startswith("data.")]
+    return found
+
+
+def settle(
+    before: dict[str, Any] | None,
+    now: dict[str, Any],
+    *,
+    allowed: Collection[str],
+    recorded: Sequence[dict[str, Any]],
+    step: int,
+    where: str,
+    train: TrainSection,
+) -> list[Drift]:
+    """Return the differences that a continuation goes on with, or refuse it.
+
+    Args:
+        before: Fingerprint of what is continued; ``None``: nothing is.
+        now: Fingerprint of the continuation.
+        allowed: Names given with ``--allow-drift``.
+        recorded: ``drift`` of ``run.json``: what was allowed in earlier continuations.
+        step: Where the continuation starts.
+        where: The folder, for the message.
+        train: To say which setting keeps the rows of a step.
+
+    Raises:
+        RecipeError: Something differs that is not allowed, a name is unknown or allows nothing, or
+            the run is to end before the step it has reached.
+    """
+    found = drift(before, now) if before is not None else []
+    _refuse_names(found, allowed, recorded, now, before)
+    stopping = [one for one in found if one.allowed_by_name and one.name not in allowed]
+    if stopping:
+        flags = " ".join(f"--allow-drift {one.name}" for one in stopping)
+        lines = [f"{one}{_advice(one, now, train)}" for one in stopping]
+        raise RecipeError(
+            f"train.output_dir: {where} holds a run of other settings; it differs in\n  "
+            + "\n  ".join(lines)
+            + "\nset these back to continue that run, choose another folder, or continue with the "
+            f"change: {flags}"
+        )
+    if step > now["steps"]:
+        raise RecipeError(
+            f"train.output_dir: the run in {where} has made {step} steps, and is to have "
+            f"{now['steps']}; raise train.max_steps or num_train_epochs"
+        )
+    return found
+
+
+def _refuse_names(
+    found: list[Drift],
+    allowed: Collection[str],
+    recorded: Sequence[dict[str, Any]],
+    now: dict[str, Any],
+    before: dict[str, Any] | None,
+) -> None:
+    known = {name for name in now.keys() | (before or {}).keys() if name not in NOTED}
+    # A job that is started again by the same command has been allowed this before.
+    needed = {one.name for one in found} | {entry.get("name") for entry in recorded}
+    for name in allowed:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise RecipeError(f"--allow-drift {name}: nothing of that name is compared; {hint}")
+        if name not in needed:
+            reason = "nothing is continued" if before is None else "it does not differ"
+            raise RecipeError(f"--allow-drift {name}: {reason}; leave it out")
+
+
+def _advice(one: Drift, now: dict[str, Any], train: TrainSection) -> str:
+    """Return what keeps the rows of a step, where the batch differs."""
+    if one.name != "batch" or not isinstance(one.was, int):
+        return ""
+    processes, rows = now["processes"], train.per_device_train_batch_size
+    steps, rest = divmod(one.was, processes * rows)
+    if rest == 0 and steps:
+        kept = f"train.gradient_accumulation_steps={steps} keeps it"
+    else:
+        kept = "no train.gradient_accumulation_steps keeps it"
+    return f" ({kept} with {processes} x {rows} rows)"
+
+
+def _short(value: Any) -> str:
+    text = _DIGEST.sub(
+        lambda found: found[0][:12], value if isinstance(value, str) else repr(value)
+    )
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -1,0 +1,178 @@
+"""What a run computes from, as one flat mapping: a continuation must compute from the same.
+
+Settings stand under their names in the recipe. A setting that acts only through something that can
+be looked at stands for what it led to: the rows that were rendered and not the file's name, the
+engine that was chosen and not ``auto``, the number of steps and not the epochs. Then a data set
+that moved is the same data set, and one that was edited in place is another.
+
+The recipe's text was the alternative: it is the same after the file it names was rewritten, after a
+library was upgraded, and on a machine that chooses other kernels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gptoss_tune import __version__
+from gptoss_tune.checkpoint import Checkpoint
+from gptoss_tune.model.build import engines
+from gptoss_tune.model.start import adapter_folder
+from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe.schema import TrainSection
+from gptoss_tune.train.checkpoints import sha256_of
+from gptoss_tune.train.state import ADAPTER_WEIGHTS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TRAINED_COLUMNS = ("input_ids", "loss_weights", "channels", "position_ids", "phase")
+"""Columns of the data that training reads; others are for counting and reports."""
+_ROWS_AT_ONCE = 1024
+
+ACTS_THROUGH = {
+    "model.name_or_path": "base.config, base.weights and tokenizer",
+    "model.revision": "base.config, base.weights and tokenizer",
+    "model.backend": "engine.experts",
+    "model.attention": "engine.attention",
+    "lora.start_from": "start_from",
+    "train.max_steps": "steps",
+    "train.num_train_epochs": "steps",
+    "train.per_device_train_batch_size": "batch",
+    "train.gradient_accumulation_steps": "batch",
+}
+"""Settings that act only through another entry, which is compared in their place."""
+
+FREE = {
+    "train.output_dir": "a run that was moved is the same run",
+    "train.resume": "says where to start, not what to compute",
+    "train.save_steps": "saving computes nothing",
+    "train.save_total_limit": "saving computes nothing",
+    "train.logging_steps": "logging reads sums that training does not",
+    "train.eval_steps": "evaluation changes no weight, and training draws no random number",
+}
+"""Settings that change no weight, with the reason."""
+FREE_SECTIONS = {
+    "guard": "watches; what is not finite is left out whatever it says",
+    "evaluation": "reads the model",
+    "export": "comes after the run",
+    "tracking": "names places for metrics",
+    "world": "the number of processes acts through batch",
+}
+
+
+def fingerprint(
+    recipe: Recipe,
+    base: Checkpoint,
+    train_set: Dataset,
+    eval_set: Dataset | None,
+    *,
+    processes: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return the fingerprint of a run: names to JSON values.
+
+    Args:
+        recipe: What is trained.
+        base: Its opened base.
+        train_set: The rendered rows; all of them are read, at about 1 GB/s.
+        eval_set: Likewise, if there are any.
+        processes: Ranks.
+        device: Of rank 0.
+
+    Raises:
+        MachineError: An engine was asked for by name and cannot run here.
+        CheckpointError: The adapter to start from is not there.
+    """
+    settings = {
+        name: value
+        for name, value in _leaves(recipe.model_dump(mode="json"))
+        if name not in FREE
+        and name not in ACTS_THROUGH
+        and name.partition(".")[0] not in FREE_SECTIONS
+    }
+    weights = base.fingerprint()
+    tokenizer = base.path / "tokenizer.json"
+    start = recipe.lora.start_from
+    chosen = engines(recipe, base, device)
+    return {
+        **settings,
+        "base.config": weights["config"],
+        "base.weights": weights["weights"],
+        "tokenizer": sha256_of(tokenizer) if tokenizer.is_file() else None,
+        "start_from": start and sha256_of(adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
+        "data.train_rows": rows_hash(train_set),
+        "data.eval_rows": None if eval_set is None else rows_hash(eval_set),
+        "batch": batch(recipe.train, processes),
+        "steps": steps(recipe.train, len(train_set), processes),
+        **{f"engine.{name}": code for name, code in chosen.items()},
+        **{f"versions.{name}": version for name, version in _versions(recipe, device).items()},
+        "processes": processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def batch(train: TrainSection, processes: int) -> int:
+    """Return the rows of an optimizer step."""
+    return train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
+
+
+def steps(train: TrainSection, rows: int, processes: int) -> int:
+    """Return the optimizer steps of the whole run, as the trainer counts them."""
+    if train.max_steps is not None:
+        return train.max_steps
+    assert train.num_train_epochs is not None  # the recipe has one of the two
+    return math.ceil(train.num_train_epochs * max(1, math.ceil(rows / batch(train, processes))))
+
+
+def rows_hash(dataset: Dataset) -> str:
+    """Return the number of rows and the sha256 of everything training reads, in their order.
+
+    It depends neither on files and their names nor on how the rows are stored.
+    """
+    digest = hashlib.sha256()
+    names = [name for name in TRAINED_COLUMNS if name in dataset.column_names]
+    columns = dataset.select_columns(names).with_format("arrow")
+    tables: Any = columns.iter(batch_size=_ROWS_AT_ONCE)
+    for table in tables:
+        for name in names:
+            column = table[name].combine_chunks()
+            digest.update(f"{name} {column.type} {len(column)}\n".encode())
+            if hasattr(column, "value_lengths"):
+                digest.update(_bytes(column.value_lengths()))
+                column = column.flatten()
+            digest.update(_bytes(column))
+    return f"{len(dataset)} rows, sha256 {digest.hexdigest()}"
+
+
+def _bytes(column: Any) -> memoryview:
+    return np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).view(np.uint8).data
+
+
+def _versions(recipe: Recipe, device: torch.device) -> dict[str, str]:
+    # NumPy draws the order of the rows.
+    names = ["numpy", "torch", "transformers", "peft", "trl", "accelerate"]
+    if device.type == "cuda":
+        names.append("triton")
+    if recipe.train.optim != "adamw" or recipe.model.linear_precision == "nf4":
+        names.append("bitsandbytes")
+    return {
+        "gptoss-tune": __version__,
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            leaves += _leaves(entry, f"{prefix}{key}.")
+        else:
+            leaves.append((f"{prefix}{key}", entry))
+    return leaves

@@ -1,0 +1,260 @@
+"""What a continuation may change: every entry of the fingerprint stops it, or provably may not."""
+
+import functools
+import importlib.metadata
+import json
+import shutil
+
+import pytest
+import torch
+
+from gptoss_tune.checkpoint import open_checkpoint
+from gptoss_tune.errors import RecipeError
+from gptoss_tune.harmony.dataset import load_dataset
+from gptoss_tune.harmony.vocabulary import load_vocabulary
+from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.train.drift import drift, settle
+from gptoss_tune.train.fingerprint import fingerprint, rows_hash
+from gptoss_tune.train.run import train
+from gptoss_tune.train.sft import WeightedSftTrainer
+
+
+@functools.cache
+def vocabulary_of(path):
+    return load_vocabulary(path)
+
+
+def fingerprint_of(settings, processes=1):
+    base = open_checkpoint(settings.model.name_or_path, None)
+    vocabulary = vocabulary_of(base.path)
+    sets = [
+        load_dataset(settings.data, split=split, vocabulary=vocabulary, seed=settings.train.seed)
+        if split == "train" or settings.data.eval
+        else None
+        for split in ("train", "eval")
+    ]
+    return fingerprint(settings, base, *sets, processes=processes, device=torch.device("cpu"))
+
+
+def continued(before, now, train, allowed=(), recorded=(), step=2):
+    return settle(
+        before, now, allowed=allowed, recorded=recorded, step=step, where="RUN", train=train
+    )
+
+
+@pytest.fixture
+def refused(recipe):
+    """Return the message that a continuation of the plain recipe is refused with."""
+    before = fingerprint_of(recipe())
+
+    def refuse(*overrides, processes=1, names=()):
+        settings = recipe(*overrides)
+        now = fingerprint_of(settings, processes)
+        with pytest.raises(RecipeError) as error:
+            continued(before, now, settings.train)
+        flags = [f"--allow-drift {name}" for name in names]
+        assert str(error.value).endswith(f"continue with the change: {' '.join(flags)}")
+        # Each name is needed, and all of them are enough.
+        for missing in names:
+            with pytest.raises(RecipeError, match=missing):
+                continued(before, now, settings.train, [n for n in names if n != missing])
+        assert [one.name for one in continued(before, now, settings.train, names)] == list(names)
+        return str(error.value)
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    "override, names",
+    [
+        ("train.learning_rate=4e-3", ["train.learning_rate"]),
+        ("train.seed=1", ["train.seed"]),
+        ("train.lr_scheduler_type=linear", ["train.lr_scheduler_type"]),
+        ("train.warmup_steps=1", ["train.warmup_steps"]),
+        ("train.weight_decay=0.1", ["train.weight_decay"]),
+        ("train.max_grad_norm=0.5", ["train.max_grad_norm"]),
+        ("train.optim=adamw_8bit", ["train.optim", "versions.bitsandbytes"]),
+        ("train.max_steps=5", ["steps"]),
+        ("train.checkpointing=full", ["train.checkpointing"]),
+        ("lora.rank=8", ["lora.rank"]),
+        ("lora.alpha=3", ["lora.alpha"]),
+        ("model.dtype=bfloat16", ["model.dtype"]),
+        ("data.date=2025-07-01", ["data.date", "data.train_rows"]),
+        ("data.turns=last", None),
+        ("data.channel_weights.analysis=0.5", ["data.channel_weights.analysis", "data.train_rows"]),
+        ("data.reasoning_effort=high", ["data.reasoning_effort", "data.train_rows"]),
+    ],
+)
+def test_a_changed_setting_stops_and_is_named(refused, recipe, override, names):
+    if "8bit" in override:
+        pytest.importorskip("bitsandbytes")
+    if names is None:
+        # One turn in each row: all of them are the last one, and the rows are the same.
+        assert drift(fingerprint_of(recipe()), fingerprint_of(recipe(override))) == []
+    else:
+        refused(override, names=names)
+
+
+def test_data_that_was_edited_in_place_stops(recipe, rows, tmp_path):
+    train_file, eval_file = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    for file in (train_file, eval_file):
+        shutil.copy(rows, file)
+    settings = recipe(f"data.train={train_file}", f"data.eval={eval_file}")
+    before = fingerprint_of(settings)
+    lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    eval_file.write_text("".join(lines[::-1]), encoding="utf-8")  # the same rows, another order
+    with pytest.raises(RecipeError, match=r"change: --allow-drift data\.eval_rows$"):
+        continued(before, fingerprint_of(settings), settings.train)
+    train_file.write_text("".join(lines).replace("Paris", "Lutece"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"data\.train_rows: 6 rows, sha256 \w{12} there"):
+        continued(before, fingerprint_of(settings), settings.train)
+
+
+def test_another_base_or_tokenizer_stops(recipe, base, refused, tmp_path):
+    other = tiny_checkpoint(
+        tmp_path / "other", seed=2, layers=2, experts=4, hidden=64, intermediate=96
+    )
+    refused(f"model.name_or_path={other}", names=["base.weights"])
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved)
+    override = f"model.name_or_path={moved}"
+    assert drift(fingerprint_of(recipe()), fingerprint_of(recipe(override))) == []
+    tokenizer = moved / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    refused(override, names=["tokenizer"])
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "peft", "trl", "accelerate", "numpy"])
+def test_another_version_of_a_library_stops(recipe, library):
+    settings = recipe()
+    now = fingerprint_of(settings)
+    assert now[f"versions.{library}"] == importlib.metadata.version(library)
+    with pytest.raises(RecipeError, match=rf"versions\.{library}: 0\.1 there, "):
+        continued({**now, f"versions.{library}": "0.1"}, now, settings.train)
+
+
+@pytest.mark.parametrize("entry", ["engine.experts", "engine.attention", "start_from", "new"])
+def test_an_entry_that_was_another_or_missing_stops(recipe, entry):
+    settings = recipe()
+    now = {**fingerprint_of(settings), "new": 1}
+    before = {name: value for name, value in now.items() if name != entry}
+    with pytest.raises(RecipeError, match=f"--allow-drift {entry}$"):
+        continued(before, now, settings.train)
+
+
+def test_what_changes_no_weight_is_free(recipe, rows, tmp_path):
+    moved = tmp_path / "elsewhere" / "moved.jsonl"
+    moved.parent.mkdir()
+    shutil.copy(rows, moved)
+    changed = recipe(
+        f"data.train={moved}",
+        "data.dataset_num_proc=1",
+        f"train.output_dir={tmp_path / 'moved'}",
+        "train.logging_steps=2",
+        "train.save_steps=1",
+        "train.save_total_limit=5",
+        "train.max_steps=null",
+        "train.num_train_epochs=1.33",  # 4 steps of 2 of the 6 rows
+        "model.backend=torch",
+        "model.attention=eager",
+        "guard.check_steps=0",
+        "tracking.wandb=offline",
+    )
+    assert drift(fingerprint_of(recipe()), fingerprint_of(changed)) == []
+
+
+def test_the_rows_of_a_step_count_and_not_who_trains_them(recipe, refused):
+    before = fingerprint_of(recipe())
+    spread = recipe("train.per_device_train_batch_size=1", "world.processes=2")
+    (one,) = continued(before, fingerprint_of(spread, processes=2), spread.train)
+    assert (one.name, one.was, one.now, one.allowed_by_name) == ("processes", 1, 2, False)
+    message = refused("train.per_device_train_batch_size=1", names=["batch"])
+    assert "(train.gradient_accumulation_steps=2 keeps it with 1 x 1 rows)" in message
+    message = refused("train.per_device_train_batch_size=3", names=["batch"])
+    assert "(no train.gradient_accumulation_steps keeps it with 1 x 3 rows)" in message
+
+
+def test_a_name_that_allows_nothing_is_an_error(recipe):
+    settings = recipe()
+    now = fingerprint_of(settings)
+    with pytest.raises(RecipeError, match=r"did you mean train\.learning_rate\?"):
+        continued(now, now, settings.train, ["train.learning_rat"])
+    with pytest.raises(RecipeError, match="it does not differ; leave it out"):
+        continued(now, now, settings.train, ["train.learning_rate"])
+    with pytest.raises(RecipeError, match="nothing is continued; leave it out"):
+        continued(None, now, settings.train, ["train.learning_rate"])
+    # A job that is started again by the same command was allowed this before.
+    recorded = [{"name": "train.learning_rate"}]
+    assert not continued(now, now, settings.train, ["train.learning_rate"], recorded)
+
+
+def test_a_run_cannot_end_before_it_stands(recipe):
+    settings = recipe()
+    now = fingerprint_of(settings)
+    assert not continued(now, now, settings.train, step=4)
+    with pytest.raises(RecipeError, match="has made 5 steps, and is to have 4"):
+        continued(now, now, settings.train, step=5)
+
+
+def test_rows_are_hashed_by_what_they_hold(recipe, base):
+    def hashed(*overrides):
+        settings = recipe(*overrides)
+        return load_dataset(settings.data, split="train", vocabulary=vocabulary_of(base))
+
+    plain = hashed()
+    assert rows_hash(plain.select([0, 1, 2, 3, 4, 5])) == rows_hash(plain)
+    assert rows_hash(plain.select([1, 0, 2, 3, 4, 5])) != rows_hash(plain)
+    assert rows_hash(hashed("data.packing=true", "data.max_length=2000")) != rows_hash(plain)
+    assert rows_hash(hashed("data.curriculum=reasoning_effort")) != rows_hash(plain)
+
+
+class Killed(BaseException):
+    """Stands for a process that dies after a save."""
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Return a function that kills runs once the checkpoint of a step is there."""
+    original = WeightedSftTrainer._save_checkpoint
+
+    def kill(step):
+        def save(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            if self.state.global_step == step:
+                raise Killed
+
+        monkeypatch.setattr(WeightedSftTrainer, "_save_checkpoint", save)
+
+    yield kill
+
+
+def test_a_learning_rate_changed_on_purpose_takes_effect_and_is_written_down(
+    recipe, killed_after, tmp_path
+):
+    run = tmp_path / "run"
+    constant = ("train.save_steps=2", "train.lr_scheduler_type=constant")
+    killed_after(2)
+    with pytest.raises(Killed):
+        train(recipe(*constant))
+    killed_after(4)
+    changed = recipe(*constant, "train.learning_rate=1e-3")
+    with pytest.raises(RecipeError, match=r"train\.learning_rate: 0\.005 there, 0\.001 here"):
+        train(changed)
+    with pytest.raises(Killed):
+        train(changed, allow_drift=["train.learning_rate"])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
+    assert rates == {1: 5e-3, 2: 5e-3, 3: 1e-3, 4: 1e-3}
+    # Killed after its last save, the same command has no step left to train.
+    summary = train(changed, allow_drift=["train.learning_rate"])
+    assert summary.steps == 4 and summary.loss == lines[-1]["loss"]
+    weights = "adapter_model.safetensors"
+    last = (run / "checkpoint-4" / weights).read_bytes()
+    assert (run / "adapter" / weights).read_bytes() == last
+    record = json.loads((run / "run.json").read_text())
+    entry = {"step": 2, "name": "train.learning_rate", "was": 5e-3, "now": 1e-3}
+    assert record["drift"] == [entry] and record["status"] == "finished"
+    manifest = json.loads((run / "checkpoint-4" / "manifest.json").read_text())
+    assert manifest["run_id"] == record["run_id"] and manifest["step"] == 4
+    assert manifest["fingerprint"]["train.learning_rate"] == 1e-3
+    assert {path.suffix for path in run.rglob("checkpoint-*/*")} == {".safetensors", ".json"}
