@@ -33,7 +33,8 @@ def fingerprint_of(settings, processes=1):
         else None
         for split in ("train", "eval")
     ]
-    return fingerprint(settings, base, *sets, processes=processes, device=torch.device("cpu"))
+    here = {"processes": processes, "spread": "ddp", "device": torch.device("cpu")}
+    return fingerprint(settings, base, *sets, **here)
 
 
 def continued(before, now, train, allowed=(), recorded=(), step=2):

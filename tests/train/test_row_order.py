@@ -11,6 +11,7 @@ from accelerate.data_loader import DataLoaderShard, skip_first_batches
 from gptoss_tune.harmony.order import EpochOrder
 from gptoss_tune.train.dealing import FILLER, Dealer, WithFiller
 from gptoss_tune.train.run import train
+from gptoss_tune.train.tokens import count_row
 
 
 def batches(size, batch, ranks, rank, epoch):
@@ -54,7 +55,9 @@ def test_the_filler_trains_nothing_and_names_no_row():
     rows = [{"input_ids": [5, 6], "loss_weights": [1.0, 1.0], "channels": [1, 1], "row": 0}]
     filled = WithFiller(rows)
     assert len(filled) == 1 and filled[0] == rows[0]
-    assert filled[FILLER] == {"input_ids": [5], "loss_weights": [0.0], "channels": [1]}
+    row = filled[FILLER]
+    assert row == {"input_ids": [5], "loss_weights": [0.0], "channels": [1], "filler": True}
+    assert not count_row(row).any()
 
 
 def test_a_curriculum_trains_low_effort_first(recipe, tmp_path):

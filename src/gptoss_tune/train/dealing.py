@@ -74,10 +74,10 @@ class WithFiller(torch.utils.data.Dataset):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a row; the filler has no number, so that no file is named for it."""
+        """Return a row; the filler has no number, as no file holds it, and says what it is."""
         if index != FILLER:
             return self._dataset[index]
         columns = ("input_ids", "loss_weights", "channels", "position_ids")
         first = {name: self._dataset[0].get(name) for name in columns}
         row = {name: value[:1] for name, value in first.items() if value is not None}
-        return {**row, "loss_weights": [0.0]}
+        return {**row, "loss_weights": [0.0], "filler": True}

@@ -5,8 +5,8 @@ from two recipes looks like one from either. What is meant is allowed by its nam
 train.learning_rate``, takes effect, and is written into ``run.json`` with the step. Continuing
 silently with the new value, or silently with the old one, is what other trainers do.
 
-The number of processes and the kind of GPU are only noted: every step keeps its rows, and sums come
-out in another order.
+The number of processes, how they share the model, and the kind of GPU are only noted: every step
+keeps its rows, and sums come out in another order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe.schema import TrainSection
 
-NOTED = {"processes", "device"}
+NOTED = {"processes", "spread", "device"}
 """Entries of a fingerprint whose change is told and written down, and stops nothing."""
 _ROWS = ("data.train_rows", "data.eval_rows")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -74,6 +74,7 @@ def fingerprint(
     eval_set: Dataset | None,
     *,
     processes: int,
+    spread: str,
     device: torch.device,
 ) -> dict[str, Any]:
     """Return the fingerprint of a run: names to JSON values.
@@ -84,6 +85,7 @@ def fingerprint(
         train_set: The rendered rows; all of them are read, at about 1 GB/s.
         eval_set: Likewise, if there are any.
         processes: Ranks.
+        spread: How they share the model: ``ddp`` or ``fsdp2``.
         device: Of rank 0.
 
     Raises:
@@ -114,6 +116,7 @@ def fingerprint(
         **{f"engine.{name}": code for name, code in chosen.items()},
         **{f"versions.{name}": version for name, version in _versions(recipe, device).items()},
         "processes": processes,
+        "spread": spread,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 

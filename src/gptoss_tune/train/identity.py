@@ -62,6 +62,7 @@ def identify(
     eval_set: Dataset | None,
     *,
     processes: int,
+    spread: str,
     device: torch.device,
     allow_drift: Sequence[str],
 ) -> Identity:
@@ -74,6 +75,7 @@ def identify(
         train_set: The rendered rows.
         eval_set: Those held out.
         processes: Ranks.
+        spread: How they share the model.
         device: Of rank 0.
         allow_drift: Names that may differ from what is continued.
 
@@ -83,7 +85,9 @@ def identify(
         CheckpointError: The adapter to start from is not there.
     """
     folder.check_disk(start.folder, run_files(architecture_of(str(base.path)), recipe))
-    now = fingerprint(recipe, base, train_set, eval_set, processes=processes, device=device)
+    now = fingerprint(
+        recipe, base, train_set, eval_set, processes=processes, spread=spread, device=device
+    )
     found = settle(
         start.before,
         now,

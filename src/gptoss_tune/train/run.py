@@ -124,9 +124,10 @@ def _train(
     evaluator = Evaluator(recipe, load_vocabulary(base.path)) if recipe.evaluation.wanted else None
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     device = torch.device(state.device or "cpu")
-    about = {"processes": state.num_processes, "device": device, "allow_drift": allow_drift}
+    here = {"processes": state.num_processes, "spread": spread, "device": device}
+    data = (train_set, eval_set)
     identity: Identity = _on_main(
-        state, lambda: identify(recipe, start, base, train_set, eval_set, **about)
+        state, lambda: identify(recipe, start, base, *data, **here, allow_drift=allow_drift)
     )
     for note in identity.notes:
         console.print(visible(note))

@@ -43,7 +43,8 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
 
     Args:
         row: With ``input_ids``, ``loss_weights``, ``channels``, and, in packed rows,
-            ``position_ids``; ``sources`` names the dataset of each document (default: 0).
+            ``position_ids``; ``sources`` names the dataset of each document (default: 0). A
+            ``filler`` (``train.dealing``) is no data and counts as nothing.
 
     Returns:
         ``[largest source + 1, 5]``: trained tokens of the four channels, and all tokens.
@@ -60,6 +61,8 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
     weights, channels = np.array(row["loss_weights"]), np.asarray(row["channels"], dtype=np.int64)
     weights[0] = 0
     width = len(CHANNELS) + 1
+    if row.get("filler"):
+        return np.zeros((1, width), dtype=np.int64)
     trained = (sources * width + channels)[weights != 0]
     cells = np.concatenate((trained, sources * width + _READ))
     return np.bincount(cells, minlength=(int(sources.max()) + 1) * width).reshape(-1, width)
