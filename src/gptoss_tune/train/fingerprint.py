@@ -55,6 +55,7 @@ FREE = {
     "train.save_steps": "saving computes nothing",
     "train.save_total_limit": "saving computes nothing",
     "train.logging_steps": "logging reads sums that training does not",
+    "train.auto_find_batch_size": "a step keeps its rows",
     "train.eval_steps": "evaluation changes no weight, and training draws no random number",
 }
 """Settings that change no weight, with the reason."""
