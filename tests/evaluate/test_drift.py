@@ -13,10 +13,12 @@ from gptoss_tune.evaluate.drift import (
     reasoning_tokens,
     refusal_rate,
 )
-from gptoss_tune.evaluate.generate import evaluating
+from gptoss_tune.evaluate.evaluator import figures
+from gptoss_tune.evaluate.generate import Generation, answer, evaluating
 from gptoss_tune.evaluate.questions import read_questions
 from gptoss_tune.evaluate.ranks import Ranks
 from gptoss_tune.evaluate.refusals import is_refusal
+from gptoss_tune.evaluate.report import one_line
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.model.divergence import divergence
 from gptoss_tune.shipped import shipped
@@ -68,6 +70,27 @@ def test_a_model_is_at_no_distance_before_its_first_update(tuned, examples):
                 parameter.zero_()
     with evaluating(tuned):
         assert divergence_from_base(tuned, examples, Ranks(), CPU)["kl"] == 0.0
+
+
+def test_a_model_that_computes_nan_is_evaluated_and_said_so(tuned, examples):
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(float("nan"))
+    prompts = [list(range(9)), list(range(5))]
+    with evaluating(tuned):
+        found = divergence_from_base(tuned, examples, Ranks(), CPU)
+        for temperature in (0.0, 1.0):
+            assert len(answer(tuned, prompts, Generation(2, temperature), Ranks())) == 2
+    assert found["kl"] is None and set(found["kl_by_channel"].values()) == {None}
+    report = {
+        "samples": [],
+        "graded": {"passed": 0, "total": 0},
+        "health": {"valid": 0, "total": 0},
+        "drift": found,
+    }
+    assert figures(report) == {} and "not finite" in one_line(report)
+    json.dumps(report, allow_nan=False)
 
 
 def test_chunks_give_what_all_rows_at_once_give_and_stay_small(monkeypatch):

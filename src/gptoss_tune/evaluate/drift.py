@@ -60,7 +60,7 @@ def divergence_from_base(
         device: Where the model is.
 
     Returns:
-        ``kl``, ``kl_by_channel`` and ``kl_tokens``.
+        ``kl``, ``kl_by_channel`` and ``kl_tokens``; ``None`` for what is not finite.
     """
     found = []
     for reference in ranks.share(range(len(references))):
@@ -78,14 +78,19 @@ def divergence_from_base(
     totals = torch.stack(ranks.ordered(found, len(references))).sum(0)
     sums, counts = totals.unbind()
     return {
-        "kl": float(sums.sum() / counts.sum()),
+        "kl": _finite(sums.sum() / counts.sum()),
         "kl_by_channel": {
-            name: float(sums[number] / counts[number])
+            name: _finite(sums[number] / counts[number])
             for name, number in CHANNEL_NUMBERS.items()
             if counts[number] > 0
         },
         "kl_tokens": int(counts.sum()),
     }
+
+
+def _finite(value: Tensor) -> float | None:
+    """Return a number as JSON can hold it."""
+    return float(value) if torch.isfinite(value) else None
 
 
 def _by_channel(each: Tensor, channels: Tensor) -> Tensor:

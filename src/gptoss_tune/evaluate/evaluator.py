@@ -205,9 +205,10 @@ def figures(report: dict[str, Any]) -> dict[str, float]:
             lengths = [s["analysis_tokens"] for s in samples if s["effort"] == effort]
             found[f"eval_reasoning_tokens_{effort}"] = fmean(lengths)
     drift = report["drift"] or {}
-    if "kl" in drift:
+    if drift.get("kl") is not None:
         found["eval_kl"] = drift["kl"]
-        for channel, kl in drift["kl_by_channel"].items():
+    for channel, kl in drift.get("kl_by_channel", {}).items():
+        if kl is not None:
             found[f"eval_kl_{channel}"] = kl
     if "refusal_rate" in drift:
         found["eval_refusal_rate"] = drift["refusal_rate"]["tuned"]

@@ -129,6 +129,8 @@ def _choose(logits: Tensor, temperature: float, draws: Sequence[torch.Generator]
     if temperature == 0:
         return logits.argmax(-1)
     shares = (logits / temperature).softmax(-1).cpu()
+    if not torch.isfinite(shares).all():  # the guard judges a model that computes NaN, not this
+        return logits.argmax(-1)
     drawn = [torch.multinomial(s, 1, generator=g) for s, g in zip(shares, draws, strict=True)]
     return torch.cat(drawn).to(logits.device)
 

@@ -22,7 +22,7 @@ def one_line(report: dict[str, Any]) -> str:
     if health["total"]:
         parts.append(f"{health['valid']} of {health['total']} healthy harmony")
     if "kl" in drift:
-        parts.append(f"KL from the base {drift['kl']:.4f}")
+        parts.append(f"KL from the base {_nats(drift['kl'], 4)}")
     if "refusal_rate" in drift:
         rate = drift["refusal_rate"]
         parts.append(f"refuses {rate['tuned']:.0%} of the probes (base {rate['base']:.0%})")
@@ -71,9 +71,9 @@ def _figure_table(report: dict[str, Any]) -> Table:
         for rule, count in rules.most_common(_MOST_SHOWN):
             table.add_row(_cell(f"  {rule}"), "", str(count))
     if "kl" in drift:
-        table.add_row("KL(base || tuned), nats per token", "0", f"{drift['kl']:.5f}")
+        table.add_row("KL(base || tuned), nats per token", "0", _nats(drift["kl"]))
         for channel, kl in drift["kl_by_channel"].items():
-            table.add_row(f"  {channel}", "0", f"{kl:.5f}")
+            table.add_row(f"  {channel}", "0", _nats(kl))
     for key, name in (("refusal_rate", "probes refused"), ("unanswered_rate", "unanswered")):
         if key in drift:
             table.add_row(name, f"{drift[key]['base']:.1%}", f"{drift[key]['tuned']:.1%}")
@@ -82,6 +82,10 @@ def _figure_table(report: dict[str, Any]) -> Table:
             f"tokens of thinking, {effort}", f"{tokens['base']:.1f}", f"{tokens['tuned']:.1f}"
         )
     return table
+
+
+def _nats(kl: float | None, digits: int = 5) -> str:
+    return "not finite" if kl is None else f"{kl:.{digits}f}"
 
 
 def _share(part: int, whole: int) -> str:
