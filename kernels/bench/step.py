@@ -36,6 +36,7 @@ from gptoss_tune.model.experts import (
 )
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.memory import set_checkpointing
+from gptoss_tune.model.norms import choose_row_kernels, set_norms
 from gptoss_tune.recipe import LoraSection
 
 VOCABULARY, HEADS, KEY_VALUE_HEADS, HEAD, WINDOW = 201_088, 64, 8, 64, 128
@@ -132,7 +133,10 @@ def build(shape: Shape, layers: int, arguments: argparse.Namespace) -> tuple[nn.
     set_expert_settings(adapted, ExpertSettings(backend=arguments.backend))
     engine = set_attention(adapted, arguments.attention)
     set_checkpointing(adapted, arguments.checkpointing)
-    return adapted.train(), engine.reason
+    kernels, row_wise = choose_row_kernels(arguments.backend, device, dtype)
+    set_norms(adapted, kernels)
+    adapted.get_base_model().loss_backend = arguments.backend
+    return adapted.train(), f"{engine.reason}; norms and rotation: {row_wise}"
 
 
 def random_parameter(name: str, like: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
@@ -155,12 +159,14 @@ def training_step(model: nn.Module, shape: Shape, length: int):
     weights = torch.ones((1, length), device=device_of())
 
     def step() -> None:
-        output = model(
-            input_ids=tokens[:, :-1],
-            shift_labels=tokens[:, 1:],
-            loss_weights=weights,
-            selected_rows=length,
-        )
+        # As the trainer does: the factors are fp32, the products bf16.
+        with torch.autocast(device_of().type, torch.bfloat16, enabled=torch.cuda.is_available()):
+            output = model(
+                input_ids=tokens[:, :-1],
+                shift_labels=tokens[:, 1:],
+                loss_weights=weights,
+                selected_rows=length,
+            )
         (output.loss_sum / length).backward()
         optimizer.step()
         optimizer.zero_grad()
