@@ -172,5 +172,5 @@ def prepare(work: Path) -> None:
     (work / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     # The objects that each run would read from the same file, without the seconds it takes.
     loaded, words = tokenizer(work / "base"), load_vocabulary(work / "base")
-    run._tokenizer = lambda base: loaded
+    run.training_tokenizer = lambda base: loaded
     run.load_vocabulary = lambda path: words
