@@ -100,6 +100,9 @@ def test_a_record_of_another_version_is_not_guessed_at(recipe, run):
     (run / "run.json").write_text(json.dumps({"recipe": {}, "run_id": "this"}))
     with pytest.raises(CheckpointError, match="does not say fingerprint, drift"):
         folder.claim(recipe())
+    leave_record(run, recipe(), drift=["train.seed"])
+    with pytest.raises(CheckpointError, match="does not say drift"):
+        folder.claim(recipe())
 
 
 def test_an_unreadable_record_is_said_and_kept(recipe, run):

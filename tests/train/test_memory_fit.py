@@ -193,7 +193,7 @@ def test_a_continued_run_starts_with_what_it_used(tmp_path):
     state = PartialState(cpu=True)
 
     def used(asked, checkpoint):
-        return memory_fit._used_before(Start(tmp_path, checkpoint, ()), asked, state)
+        return memory_fit._used_before(Start(tmp_path, checkpoint, (), "run"), asked, state)
 
     assert used(8, tmp_path / "checkpoint-2") == 2
     # Another product of rows and processes than before: nothing of it can be kept.
@@ -203,7 +203,7 @@ def test_a_continued_run_starts_with_what_it_used(tmp_path):
 
 def test_a_model_in_shares_is_refused(wide, tmp_path):
     recipe = load_recipe(wide, overrides(tmp_path, 8, 1, "train.auto_find_batch_size=true"))
-    start, none = Start(tmp_path, None, ()), None
+    start, none = Start(tmp_path, None, (), "run"), None
     with pytest.raises(RecipeError, match=r"accelerate/ddp\.yaml"):
         memory_fit.fit(recipe, none, none, none, none, start, "fsdp2", none)
 

@@ -160,6 +160,8 @@ def _record(folder: Path) -> dict[str, Any]:
         ) from None
     kinds = {"run_id": str, "fingerprint": dict, "drift": list}
     missing = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
+    if not missing and not all(isinstance(entry, dict) for entry in record["drift"]):
+        missing = ["drift"]
     if missing:
         raise CheckpointError(
             f"{path}: does not say {', '.join(missing)}, which a run writes at its start; it is "
