@@ -5,7 +5,7 @@ from __future__ import annotations
 from gptoss_tune.report.plot import Line, chart
 from gptoss_tune.report.read import Run
 from gptoss_tune.report.style import DASHES, colour
-from gptoss_tune.report.text import figure, number
+from gptoss_tune.report.text import number
 
 CHANNELS = ("analysis", "commentary", "final", "other")
 """Channels in the order of the page; ``other`` is what stands in none of the three."""
@@ -54,7 +54,7 @@ def optimisation(run: Run) -> list[str]:
             unit="norm of all adapters",
             logarithmic=True,
             caption="Before clipping; above the dashed line it is clipped.",
-            level=None if clip is None else (clip, f"clipped at {figure(clip)}"),
+            level=None if clip is None else (clip, f"clipped at {clip:g}"),
         ),
     ]
 

@@ -36,7 +36,7 @@ class ProgressDisplay(TrainerCallback):
         if not state.is_world_process_zero or not self._console.is_terminal:
             return
         self._progress = Progress(
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TextColumn("eta"),
