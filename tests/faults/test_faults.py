@@ -19,7 +19,7 @@ def test_a_selection_of_faults_ends_exact(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
