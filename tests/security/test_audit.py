@@ -1,15 +1,41 @@
 """What the commands connect to, run and write, seen by the interpreter's own audit events."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+
+
+@contextlib.contextmanager
+def proxy():
+    """A proxy that answers nobody and counts who came, other processes' programs too."""
+    callers = []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def listen():
+        while True:
+            try:
+                caller, address = server.accept()
+            except OSError:
+                return
+            callers.append(address)
+            caller.close()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}", callers
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +60,7 @@ def seen(tmp_path_factory):
         ["preview", "recipe.yaml", "--n", "1", "--html", "preview.html"],
         ["check-data", "recipe.yaml", "--out", "data.json"],
         ["train", "recipe.yaml"],
+        ["report", "run"],
         ["merge", "run", "--out", "merged"],
         ["verify", "merged", "--adapter", "run", "--no-logits"],
         ["adapter", "run", "--for", "vllm", "--out", "served"],
@@ -46,16 +73,23 @@ def seen(tmp_path_factory):
         "TMPDIR": str(tmp),
         "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        # Whatever still reaches for the outside would fail here, and be seen.
-        "HTTPS_PROXY": "http://127.0.0.1:9",
-        "HTTP_PROXY": "http://127.0.0.1:9",
         "NO_COLOR": "1",
     }
     report = place / "report.json"
     command = [sys.executable, str(HERE / "audited.py"), str(report), json.dumps(commands)]
-    done = subprocess.run(
-        command, cwd=work, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    with proxy() as (url, callers):
+        # What reaches for the outside comes here, wandb's own process included.
+        environment |= {"HTTPS_PROXY": url, "HTTP_PROXY": url, "ALL_PROXY": url}
+        done = subprocess.run(
+            command,
+            cwd=work,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+    assert not callers, "something asked for the outside"
     assert report.exists(), done.stderr[-3000:]
     found = json.loads(report.read_text())
     assert found["codes"] == [0] * len(commands), (found["codes"], done.stdout, done.stderr[-3000:])
@@ -67,21 +101,23 @@ def of(events, kind):
 
 
 def test_the_watch_sees_what_it_is_there_to_see(tmp_path):
-    """The control: a command that is told to use the network, and one that writes outside."""
+    """The control: a base on the Hub is asked for, and both watches see it."""
     report = tmp_path / "report.json"
-    url = "http://127.0.0.1:9"
-    commands = [["schema"], ["verify", "nothing", "--served", url, "--adapter", "someone/else"]]
-    environment = {**os.environ, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HOME": str(tmp_path)}
-    subprocess.run(
-        [sys.executable, str(HERE / "audited.py"), str(report), json.dumps(commands)],
-        env=environment,
-        capture_output=True,
-        check=False,
-        timeout=120,
-        cwd=tmp_path,
-    )
+    commands = [["merge", "someone/adapter", "--base", "someone/base", "--out", "out"]]
+    with proxy() as (url, callers):
+        environment = {
+            **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
+            "HF_ENDPOINT": "http://hub.invalid",
+            "HTTP_PROXY": url,
+            "HOME": str(tmp_path),
+        }
+        command = [sys.executable, str(HERE / "audited.py"), str(report), json.dumps(commands)]
+        subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, timeout=120, check=False
+        )
+        assert callers
     found = json.loads(report.read_text())
-    assert found["codes"][0] == 0 and found["codes"][1] != 0
+    assert found["codes"] == [3] and of(found["events"], "network")
 
 
 def test_no_connection_is_made(seen):

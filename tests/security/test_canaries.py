@@ -96,6 +96,7 @@ def run(tmp_path_factory):
             ["check", "recipe.yaml", f"tracking.api_key={SECRETS['override']}"],
             ["check", "recipe.yaml", f"data.train=https://u:{SECRETS['dataurl']}@x.test/d.jsonl"],
             ["train", "recipe.yaml"],
+            ["report", "run"],
             ["merge", "run", "--out", "merged"],
             # To the endpoint with a password, which the client sends instead of the token.
             push,
@@ -112,7 +113,7 @@ def run(tmp_path_factory):
             check=False,
         )
         ended = re.findall(r"(\w+) ended with (\d+)", done.stdout)
-        assert [code for _, code in ended] == ["0", "2", "2", "0", "0", "3", "0"], done
+        assert [code for _, code in ended] == ["0", "2", "2", "0", "0", "0", "3", "0"], done
         assert hub.repos["me/x"]["files"]
         return work, home, done, bodies
 

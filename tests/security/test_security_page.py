@@ -1,0 +1,43 @@
+"""SECURITY.md names tests that exist, and the promise that no other file here shows."""
+
+import http.server
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from gptoss_tune.errors import MachineError
+from gptoss_tune.export.served import _complete
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_test_that_the_page_names_is_there():
+    named = set(re.findall(r"`(tests/[\w/.]+)`", (ROOT / "SECURITY.md").read_text()))
+    assert len(named) >= 7
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_a_server_cannot_send_the_prompts_elsewhere():
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_POST(self):
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("location", "/elsewhere")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        do_GET = do_POST
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(MachineError, match="gave no completion"):
+            _complete(f"http://127.0.0.1:{server.server_port}", "m", "hello")
+        server.shutdown()
+    assert asked == ["/v1/completions"]
