@@ -197,6 +197,7 @@ def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -217,7 +218,7 @@ def _download(name: str, revision: str | None) -> Path:
         raise HubError(f"cannot download '{name}': {reason}logged in (`hf auth login`)") from error
     except RevisionNotFoundError as error:
         raise HubError(f"'{name}' has no revision '{revision}' on the Hub") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HTTPError, HfHubHTTPError, OSError) as error:
         reason = "no folder has this name, it is not in the cache and the Hub did not answer"
         raise HubError(f"cannot download '{name}': {reason} ({type(error).__name__})") from error
     return Path(folder)
