@@ -113,7 +113,7 @@ def test_the_watch_sees_what_it_is_there_to_see(tmp_path):
         }
         command = [sys.executable, str(HERE / "audited.py"), str(report), json.dumps(commands)]
         subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, timeout=120, check=False
+            command, env=environment, cwd=tmp_path, capture_output=True, timeout=600, check=False
         )
         assert callers
     found = json.loads(report.read_text())
