@@ -22,6 +22,7 @@ from gptoss_tune.cli import (
     plan,
     recipes,
     report,
+    reproduce,
     serve,
     tiny,
     train,
@@ -71,6 +72,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("train")(train.train)
 app.command("report")(report.report)
 app.command("launch")(launch.launch)
+app.command("reproduce")(reproduce.reproduce)
 app.command("demo")(demo.demo)
 
 

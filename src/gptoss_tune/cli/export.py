@@ -79,6 +79,7 @@ def merge(
     from gptoss_tune.export.merge import MergeOptions
     from gptoss_tune.export.merge import merge as run_merge
     from gptoss_tune.export.verify import verify as run_verify
+    from gptoss_tune.train.record import note_verification
 
     refuse_existing(out)
     calibration = Calibration.of(
@@ -112,6 +113,9 @@ def merge(
     else:
         recipe = calibration.recipe(base, revision)
         report = merge_calibrated(recipe, checkpoint, weighted, export, other_base=other_base)
+    for result in verification:
+        runs = [path for path, _ in map(_path_and_weight, adapters)]
+        note_verification(runs, "merge", result.as_dict())
     if json:
         checked = verification[0].as_dict() if verification else None
         sys.stdout.write(to_json({**report, "out": str(out), "verification": checked}))
@@ -147,6 +151,7 @@ def verify(
     from gptoss_tune.checkpoint.write import to_json
     from gptoss_tune.export.served import verify_served
     from gptoss_tune.export.verify import verify as run_verify
+    from gptoss_tune.train.record import note_verification
 
     checkpoint, weighted = None, []
     if adapter:
@@ -161,6 +166,9 @@ def verify(
         name = served_name or str(folder)
         check = verify_served(served, name, tuned, checkpoint, device=device)
         result = replace(result, checks=(*result.checks, check))
+    if adapter:
+        runs = [path for path, _ in map(_path_and_weight, adapter)]
+        note_verification(runs, "verify", result.as_dict())
     if json:
         sys.stdout.write(to_json(result.as_dict()))
     else:

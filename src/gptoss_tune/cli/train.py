@@ -37,7 +37,8 @@ def train(
     hush_libraries()
     from gptoss_tune.train.run import train as run
 
-    run(loaded, allow_drift=allow_drift or ())
+    typed = [str(recipe), *(overrides or [])]
+    run(loaded, typed, allow_drift=allow_drift or ())
 
 
 def accelerate_command(

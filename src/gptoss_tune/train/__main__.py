@@ -26,7 +26,7 @@ def _train(arguments: list[str]) -> None:
     hush_libraries()
     from gptoss_tune.train.run import train
 
-    train(recipe, allow_drift=allow_drift)
+    train(recipe, arguments, allow_drift=allow_drift)
 
 
 def _without_drift(arguments: list[str]) -> tuple[list[str], list[str]]:

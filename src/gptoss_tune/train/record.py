@@ -66,6 +66,25 @@ def update_record(run: Path, **facts: Any) -> dict[str, Any]:
     return record
 
 
+def note_verification(sources: list[str], command: str, verdict: dict[str, Any]) -> None:
+    """Add what ``merge`` or ``verify`` found to the cards of the runs that were exported.
+
+    Args:
+        sources: What was exported: runs, their ``adapter`` folders, or adapters without a card.
+        command: Which command looked.
+        verdict: ``Verification.as_dict()``.
+    """
+    kept = {key: verdict[key] for key in ("folder", "passed", "checks")}
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for source in map(Path, sources):
+        run = source if (source / RECORD).is_file() else source.parent
+        # A parent folder counts for a run's own adapter only.
+        if (run / RECORD).is_file() and (run == source or source.name == "adapter"):
+            earlier = read_record(run).get("verification", [])
+            noted = {"command": command, "time": now, **kept}
+            update_record(run, verification=[*earlier, noted])
+
+
 def report(run: Path, console: Console) -> None:
     """Write ``RUN/report.html``; a page that cannot be written costs the run nothing."""
     try:

@@ -28,7 +28,7 @@ from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
-from gptoss_tune.train import checkpoints, folder, memory_fit, out_of_memory, ranks
+from gptoss_tune.train import card, checkpoints, folder, memory_fit, out_of_memory, ranks
 from gptoss_tune.train.books import Books, peak_memory_bytes
 from gptoss_tune.train.callbacks import ProgressDisplay, WandbMetrics
 from gptoss_tune.train.collator import Collator
@@ -74,13 +74,16 @@ class RunSummary:
     peak_memory_bytes: int
 
 
-def train(recipe: Recipe, *, allow_drift: Sequence[str] = ()) -> RunSummary:
+def train(
+    recipe: Recipe, command: Sequence[str] = (), *, allow_drift: Sequence[str] = ()
+) -> RunSummary:
     """Train what ``recipe`` asks for and return how it went.
 
     Under ``accelerate launch`` every process calls this; rank 0 writes and speaks.
 
     Args:
         recipe: What is trained.
+        command: The recipe's path and the overrides as typed, for the run card.
         allow_drift: Names of a run's fingerprint that its continuation may change.
 
     Raises:
@@ -103,11 +106,12 @@ def train(recipe: Recipe, *, allow_drift: Sequence[str] = ()) -> RunSummary:
             ) as watch,
             out_of_memory.explained(recipe, spread),
         ):
-            return _train(recipe, allow_drift, spread, state, stop, watch, started)
+            return _train(recipe, command, allow_drift, spread, state, stop, watch, started)
 
 
 def _train(
     recipe: Recipe,
+    command: Sequence[str],
     allow_drift: Sequence[str],
     spread: Spread,
     state: PartialState,
@@ -145,7 +149,7 @@ def _train(
     for callback in (*displays, *asked, stop, watch):
         trainer.add_callback(callback)
     if state.is_main_process:
-        _open_record(recipe, base, start, identity)
+        _open_record(recipe, base, start, identity, command)
         fitted.record(start.folder)
     state.wait_for_everyone()
     try:
@@ -265,7 +269,13 @@ def _callbacks(
     return callbacks
 
 
-def _open_record(recipe: Recipe, base: Checkpoint, start: folder.Start, identity: Identity) -> None:
+def _open_record(
+    recipe: Recipe,
+    base: Checkpoint,
+    start: folder.Start,
+    identity: Identity,
+    command: Sequence[str],
+) -> None:
     run = start.folder
     checkpoints.set_aside_newer(run, start.step)
     write_text(run / RECIPE, recipe_yaml(recipe))
@@ -274,7 +284,12 @@ def _open_record(recipe: Recipe, base: Checkpoint, start: folder.Start, identity
         **identity.record(),
         status="running",
         recipe=recipe.model_dump(mode="json"),
-        base={"name": base.name, "fingerprint": base.fingerprint()},
+        base={
+            "name": base.name,
+            "revision": recipe.model.revision,
+            "fingerprint": base.fingerprint(),
+        },
+        **card.opening_facts(recipe, run, list(command)),
         environment=environment(),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
@@ -341,6 +356,7 @@ def _finish(
             eval_loss=eval_loss,
             seconds=round(summary.seconds, 2),
             peak_memory_bytes=summary.peak_memory_bytes,
+            **card.closing_facts(run),
         )
     trainer.accelerator.wait_for_everyone()
     console.print(

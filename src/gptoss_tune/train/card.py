@@ -1,0 +1,215 @@
+"""The run card, ``RUN/run.json``: everything that says what a run was and how it went.
+
+The record grows while the run goes on (``record.update_record``); this file holds the facts that
+only a card needs, and ``RunCard``, the types of all of them. A card is read years later, so its
+fields are written down here and in docs/run-card.md, and a test holds a real run against them.
+Beside it lies ``RUN/data.json``, four bytes for each line of the training data, so that
+``gptoss-tune reproduce`` can name the row that changed.
+
+What was typed is recorded as the recipe's path and the overrides, which hold no credentials; the
+process's arguments and environment are not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.harmony.sources import find_files
+from gptoss_tune.recipe import Recipe
+from gptoss_tune.train.checkpoints import sha256_of
+
+DATA = "data.json"
+_MOST_LINES = 200_000
+
+
+class _Part(BaseModel):
+    """A part of the card; rooms may add facts of their own to it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Base(_Part):
+    """The base that was trained on."""
+
+    name: str
+    """Folder or name on the Hub."""
+    revision: str | None
+    """As the recipe says it."""
+    fingerprint: dict[str, str]
+    """sha256 of the configuration, and of the start of every tensor."""
+
+
+class DataFile(_Part):
+    """One file, or one dataset of the Hub, that was read."""
+
+    split: str
+    """train or eval."""
+    path: str
+    """As the recipe leads to it."""
+    sha256: str | None
+    """Of the file; null for a dataset of the Hub."""
+    revision: str | None
+    """Of a dataset of the Hub."""
+
+
+class Losses(_Part):
+    """Mean losses over all trained tokens, by channel where there were any."""
+
+    first: dict[str, float]
+    """Of the first logged step."""
+    last: dict[str, float]
+    """Of the last."""
+    eval: dict[str, float]
+    """Of the last evaluation; empty without one."""
+
+
+class RunCard(_Part):
+    """A finished run's ``run.json``."""
+
+    status: str
+    """running, finished, stopped, or stopped by the guard."""
+    command: dict[str, Any]
+    """The recipe's path and the overrides as typed."""
+    recipe: dict[str, Any]
+    """The resolved recipe, defaults included."""
+    base: Base
+    data: list[DataFile]
+    """Every file and dataset that was read, in the recipe's order."""
+    environment: dict[str, Any]
+    """Versions, commit, GPUs, processes."""
+    hardware: dict[str, Any]
+    """CPU, cores, bytes of memory, GPUs with theirs, driver."""
+    seeds: dict[str, int]
+    steps: int
+    """Optimizer steps."""
+    losses: Losses
+    tokens: dict[str, Any]
+    """Trained tokens, by channel and by dataset."""
+    tokens_per_second: float | None
+    """Tokens through the model over the time between the first logged step and the last."""
+    seconds: float
+    """Of the last start of the run."""
+    peak_memory_bytes: int
+    """GPU allocation of rank 0, or its resident size on a CPU."""
+    guard: dict[str, Any]
+    """What was checked, left out and warned of."""
+    verification: list[dict[str, Any]] = []
+    """What ``merge`` and ``verify`` found about exports of this run."""
+
+
+def opening_facts(recipe: Recipe, run: Path, command: list[str]) -> dict[str, Any]:
+    """Return what is known before the first step, and write ``RUN/data.json``.
+
+    Args:
+        recipe: What is trained.
+        run: Its folder.
+        command: The recipe's path and the overrides, as typed; empty where nothing was typed.
+    """
+    files = [
+        (split, source, found)
+        for split, sources in (("train", recipe.data.train), ("eval", recipe.data.eval or []))
+        for source in sources
+        for found in _files(source.path)
+    ]
+    data, lines = [], {}
+    for split, source, found in files:
+        data.append(
+            {
+                "split": split,
+                "path": source.path if found is None else str(found),
+                "sha256": None if found is None else sha256_of(found),
+                "revision": source.revision,
+            }
+        )
+        if found is not None:
+            lines[str(found)] = line_marks(found)
+    write_text(run / DATA, json.dumps(lines) + "\n")
+    return {
+        "command": {"recipe": command[0] if command else None, "overrides": command[1:]},
+        "data": data,
+        "hardware": hardware(),
+        "seeds": {"seed": recipe.train.seed, "data_seed": recipe.train.seed},
+    }
+
+
+def closing_facts(run: Path) -> dict[str, Any]:
+    """Return losses and throughput as ``RUN/metrics.jsonl`` has them."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    steps = [row for row in rows if row.get("loss") is not None]
+    evaluations = [row for row in rows if row.get("eval_loss") is not None]
+
+    def figures(found: list[dict[str, Any]], at: int, prefix: str) -> dict[str, float]:
+        row = found[at] if found else {}
+        return {k: v for k, v in row.items() if k.startswith(prefix) and v is not None}
+
+    return {
+        "losses": {
+            "first": figures(steps, 0, "loss"),
+            "last": figures(steps, -1, "loss"),
+            "eval": figures(evaluations, -1, "eval_loss"),
+        },
+        "tokens_per_second": _throughput(steps),
+    }
+
+
+def _throughput(steps: list[dict[str, Any]]) -> float | None:
+    """Return tokens over time, the first logged stretch left out: it holds what is done once."""
+    tokens = seconds = 0.0
+    for before, row in itertools.pairwise(steps):
+        if row.get("tokens_per_second") and row.get("tokens", 0) > before.get("tokens", 0):
+            tokens += row["tokens"] - before["tokens"]
+            seconds += (row["tokens"] - before["tokens"]) / row["tokens_per_second"]
+    return tokens / seconds if seconds else None
+
+
+def hardware() -> dict[str, Any]:
+    """Return CPU, memory, GPUs and driver of this machine."""
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    driver = Path("/sys/module/nvidia/version")
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
+        "driver": driver.read_text("utf-8").strip() if gpus and driver.is_file() else None,
+    }
+
+
+def line_marks(path: Path) -> str | None:
+    """Return eight hex digits (CRC-32) a line of a text file; None for other or huge ones."""
+    if path.suffix not in (".jsonl", ".ndjson", ".csv"):
+        return None
+    marks = []
+    with path.open("rb") as stream:
+        for line in stream:
+            mark = zlib.crc32(line.rstrip(b"\r\n"))
+            marks.append(f"{mark:08x}")
+            if len(marks) > _MOST_LINES:
+                return None
+    return "".join(marks)
+
+
+def _files(path: str) -> Iterator[Path | None]:
+    """Yield the files that a source's path means; None for a dataset of the Hub."""
+    found = find_files(path)
+    yield from (None,) if found is None else (file for file, _ in found)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

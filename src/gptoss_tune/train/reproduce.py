@@ -1,0 +1,244 @@
+"""Is a run the one it was? The same recipe once more, and both held against each other.
+
+First what could differ is compared: data line by line, base, versions, hardware. Then the run is
+made again in a folder of its own, by processes of its own as a user would start them, and the
+losses of every step and every value of the adapter are compared. Three verdicts: exact; within the
+reduction error of fp32, which another number of processes or other kernels give; or different.
+
+Comparing the last losses alone was the alternative: two different adapters can have them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gptoss_tune.checkpoint import open_checkpoint
+from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
+from gptoss_tune.errors import CheckpointError, GptossTuneError
+from gptoss_tune.recipe import Recipe
+from gptoss_tune.train.card import DATA, hardware, line_marks
+from gptoss_tune.train.checkpoints import sha256_of
+from gptoss_tune.train.folder import ADAPTER
+from gptoss_tune.train.record import RECIPE, environment, read_record
+
+Verdict = Literal["exact", "within fp32 reduction error", "different"]
+
+LOSS_RTOL = 2e-5
+"""Of the same steps on one process and on two, measured on the tiny model: 1e-6 to 1e-5."""
+FACTOR_RTOL, FACTOR_ATOL = 2e-3, 2e-4
+"""Of the adapters then: Adam divides by the gradient's size, so that noise in it shows."""
+_MARK = 8
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not as it was when the run was made.
+
+    Attributes:
+        what: Where it lies, such as a file and line.
+        then: As recorded.
+        now: As found.
+        changes_result: Whether another result is to be expected, and not only other rounding.
+    """
+
+    what: str
+    then: str
+    now: str
+    changes_result: bool
+
+
+@dataclass(frozen=True)
+class StepPair:
+    """The loss of one logged step in both runs; None where it was not logged."""
+
+    step: int
+    then: float | None
+    now: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs of one recipe.
+
+    Attributes:
+        verdict: About both, losses and adapter.
+        steps: Every logged step.
+        loss_difference: Largest relative difference of two losses.
+        factors: How many tensors the adapters hold.
+        unequal: Names of those that differ, by more than rounding where the verdict says so.
+        factor_difference: Largest absolute difference of two values.
+    """
+
+    verdict: Verdict
+    steps: tuple[StepPair, ...]
+    loss_difference: float
+    factors: int
+    unequal: tuple[str, ...]
+    factor_difference: float
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """Return the record of a finished run.
+
+    Raises:
+        CheckpointError: No run there, or one that is not finished.
+    """
+    record = read_record(run)
+    if not record or not (run / RECIPE).is_file():
+        raise CheckpointError(f"{run}: holds no run.json and recipe.yaml; name a run's folder")
+    if record.get("status") != "finished":
+        raise CheckpointError(
+            f"{run}: the run is '{record.get('status')}', not finished; only a finished one has "
+            "an adapter to compare with"
+        )
+    return record
+
+
+def differences(record: dict[str, Any], recipe: Recipe, run: Path) -> list[Difference]:
+    """Return what is not as it was, what changes the result first."""
+    found = [*_data_differences(record, run), *_base_differences(record, recipe)]
+    then, now = record.get("environment", {}), environment()
+    found += _plain(then.get("libraries", {}), now["libraries"], "", skip=())
+    found += _plain(then, now, "", skip=("libraries", "processes", "gpus"))
+    found += _plain(record.get("hardware", {}), hardware(), "hardware ", skip=())
+    return sorted(found, key=lambda difference: not difference.changes_result)
+
+
+def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
+    """Make the run once more into ``out`` and return the exit code of its processes."""
+    processes = int(record.get("environment", {}).get("processes", 1))
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+        command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+        command += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    words = [f"train.output_dir={out}"]
+    used = record.get("micro_batch")
+    if used is not None:  # another machine would find another one
+        words += ["train.auto_find_batch_size=false"]
+        sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        words += [f"train.{name}={used[name]}" for name in sizes]
+    command += ["-m", "gptoss_tune.train", str(run / RECIPE), *words]
+    return subprocess.run(command, env=os.environ, check=False).returncode
+
+
+def compare(then: Path, now: Path) -> Comparison:
+    """Compare losses step by step and the adapters value by value.
+
+    Raises:
+        CheckpointError: A run holds no adapter, or no metrics.
+    """
+    before, after = _losses(then), _losses(now)
+    steps = tuple(
+        StepPair(step, before.get(step), after.get(step))
+        for step in sorted(before.keys() | after.keys())
+    )
+    largest = max((_relative(pair) for pair in steps), default=0.0)
+    old, new = (SafetensorsFile(run / ADAPTER / "adapter_model.safetensors") for run in (then, now))
+    names = sorted(old.entries.keys() | new.entries.keys())
+    unequal, beyond, furthest = [], [], 0.0
+    for name in names:
+        distance, close = _distance(old, new, name)
+        furthest = max(furthest, distance)
+        if distance:
+            unequal.append(name)
+        if not close:
+            beyond.append(name)
+    if not largest and not unequal:
+        verdict: Verdict = "exact"
+    elif largest <= LOSS_RTOL and not beyond:
+        verdict = "within fp32 reduction error"
+    else:
+        verdict, unequal = "different", beyond or unequal
+    return Comparison(verdict, steps, largest, len(names), tuple(unequal), furthest)
+
+
+def _losses(run: Path) -> dict[int, float]:
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; expected the metrics of a finished run")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {row["step"]: row["loss"] for row in rows if row.get("loss") is not None}
+
+
+def _relative(pair: StepPair) -> float:
+    if pair.then is None or pair.now is None:
+        return float("inf")
+    return abs(pair.now - pair.then) / max(abs(pair.then), 1e-12)
+
+
+def _distance(old: SafetensorsFile, new: SafetensorsFile, name: str) -> tuple[float, bool]:
+    """Return the largest difference of a tensor's values, and whether it is rounding."""
+    if name not in old.entries or name not in new.entries:
+        return float("inf"), False
+    a, b = old.read(name).float(), new.read(name).float()
+    if a.shape != b.shape:
+        return float("inf"), False
+    distance = float((a - b).abs().max()) if a.numel() else 0.0
+    return distance, torch.allclose(b, a, rtol=FACTOR_RTOL, atol=FACTOR_ATOL)
+
+
+def _data_differences(record: dict[str, Any], run: Path) -> list[Difference]:
+    marks_file = run / DATA
+    marks = json.loads(marks_file.read_text(encoding="utf-8")) if marks_file.is_file() else {}
+    found = []
+    for entry in record.get("data", []):
+        path, digest = Path(entry["path"]), entry["sha256"]
+        if digest is None:
+            continue  # of the Hub, whose revision is in the recipe
+        if not path.is_file():
+            found.append(Difference(str(path), "a file", "no such file", True))
+        elif sha256_of(path) != digest:
+            found += _line_differences(path, marks.get(str(path)))
+    return found
+
+
+def _line_differences(path: Path, then: str | None) -> list[Difference]:
+    """Name the lines of a changed file, where their marks were kept."""
+    now = line_marks(path)
+    if then is None or now is None:
+        return [Difference(str(path), "another content", "other bytes", True)]
+    old, new = ([text[i : i + _MARK] for i in range(0, len(text), _MARK)] for text in (then, now))
+    changed = [n for n, (a, b) in enumerate(zip(old, new, strict=False), 1) if a != b]
+    found = [
+        Difference(f"{path}:{n}", "another row", "this row", True) for n in changed[:_MOST_NAMED]
+    ]
+    if len(changed) > _MOST_NAMED:
+        rest = len(changed) - _MOST_NAMED
+        found.append(Difference(str(path), f"{rest} more rows", "changed", True))
+    if len(old) != len(new):
+        found.append(Difference(str(path), f"{len(old)} lines", f"{len(new)} lines", True))
+    return found or [Difference(str(path), "other line ends", "these", True)]
+
+
+def _base_differences(record: dict[str, Any], recipe: Recipe) -> list[Difference]:
+    then = record.get("base", {}).get("fingerprint", {})
+    try:
+        base = open_checkpoint(recipe.model.name_or_path, recipe.model.revision)
+    except GptossTuneError as error:
+        return [Difference("base", str(record.get("base", {}).get("name")), str(error), True)]
+    now = base.fingerprint()
+    return [
+        Difference(f"base {part}", then[part][:12], now[part][:12], True)
+        for part in then
+        if then[part] != now.get(part)
+    ]
+
+
+def _plain(
+    then: dict[str, Any], now: dict[str, Any], prefix: str, *, skip: tuple[str, ...]
+) -> list[Difference]:
+    return [
+        Difference(f"{prefix}{key}", str(then[key]), str(now.get(key)), False)
+        for key in sorted(then)
+        if key not in skip and then[key] != now.get(key)
+    ]
