@@ -115,7 +115,8 @@ def merge(
         report = merge_calibrated(recipe, checkpoint, weighted, export, other_base=other_base)
     for result in verification:
         runs = [path for path, _ in map(_path_and_weight, adapters)]
-        note_verification(runs, "merge", result.as_dict())
+        # It was verified before it had its name.
+        note_verification(runs, "merge", {**result.as_dict(), "folder": str(out)})
     if json:
         checked = verification[0].as_dict() if verification else None
         sys.stdout.write(to_json({**report, "out": str(out), "verification": checked}))
