@@ -1,0 +1,146 @@
+"""One model spread over two processes with FSDP2, held against the same run in one process.
+
+The runs of the two ranks are in ``sharded_ranks.py``, started once for all tests.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gptoss_tune.checkpoint import open_checkpoint
+from gptoss_tune.errors import MachineError
+from gptoss_tune.model.sharding import Share
+from gptoss_tune.recipe import load_recipe
+from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.train.run import train
+
+FACTORS = "adapter/adapter_model.safetensors"
+ONE_RANK = ["train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, base, rows):
+    """The folder of all runs: ``one`` of one process, the others of two."""
+    folder = tmp_path_factory.mktemp("sharded")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{name_or_path: {base}, dtype: float32}}\n"
+        "lora: {rank: 4, expert_rank: 2}\n"
+        f"data: {{train: {rows}, max_length: 256}}\n"
+        "train: {output_dir: unused, max_steps: 4, learning_rate: 5e-3, checkpointing: none}\n"
+    )
+    tiny_checkpoint(folder / "four", seed=1, layers=4, experts=4, hidden=64, intermediate=96)
+    evaluated = [f"data.eval={rows}", "train.eval_steps=2", "train.save_steps=2"]
+    train(load_recipe(recipe, [f"train.output_dir={folder / 'one'}", *ONE_RANK, *evaluated]))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", port]
+    command += [str(Path(__file__).with_name("sharded_ranks.py")), str(recipe), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(runs):
+    return json.loads((runs / "results.json").read_text())
+
+
+def figures(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = ("loss", "grad_norm", "eval_loss", "router_entropy", "trained_tokens")
+    return [{name: line[name] for name in names if name in line} for line in lines]
+
+
+def assert_same_adapter(run, reference):
+    ours, theirs = load_file(run / FACTORS), load_file(reference / FACTORS)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        # fp32 sums over ranks in another order, and Adam divides by the gradient's size.
+        torch.testing.assert_close(ours[name], tensor, rtol=2e-3, atol=2e-5, msg=name)
+
+
+def test_losses_norms_evaluation_and_adapter_are_those_of_one_process(runs):
+    ours, theirs = figures(runs / "fsdp2"), figures(runs / "one")
+    assert len(ours) == len(theirs) == 8
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-6)
+    assert_same_adapter(runs / "fsdp2", runs / "one")
+    record = json.loads((runs / "fsdp2" / "run.json").read_text())
+    assert record["status"] == "finished" and record["guard"]["updates_checked"] == 2
+
+
+def test_a_checkpoint_of_one_process_is_continued_by_two_with_shares(runs):
+    later = figures(runs / "one")[3:]  # after steps 1 and 2 and their evaluation
+    for mine, other in zip(figures(runs / "continued"), later, strict=True):
+        assert mine == pytest.approx(other, rel=1e-6)
+    assert_same_adapter(runs / "continued", runs / "one")
+
+
+def test_a_signal_to_one_rank_saves_a_checkpoint_that_one_process_continues(runs, seen, losses):
+    assert seen["code"] == 75
+    (checkpoint,) = (runs / "stopped").glob("checkpoint-*")
+    assert not (runs / "stopped" / "adapter").exists()
+    again = [f"train.output_dir={runs / 'stopped'}", "train.checkpointing=full"]
+    train(load_recipe(runs / "recipe.yaml", [*again, *ONE_RANK, "guard.check_steps=0"]))
+    steps = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert 1 <= steps < 4
+    expected = losses(runs / "one")
+    assert losses(runs / "stopped") == pytest.approx(expected, rel=1e-6)
+    assert_same_adapter(runs / "stopped", runs / "one")
+
+
+def test_mixed_precision_is_that_of_a_whole_model_per_rank(runs, losses):
+    """The forward passes are the same operations on the same bits, so the first loss is equal."""
+    ours, theirs = losses(runs / "bf16-fsdp2"), losses(runs / "bf16-ddp")
+    assert ours[1] == theirs[1]
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    factors = load_file(runs / "bf16-fsdp2" / FACTORS)
+    assert {tensor.dtype for tensor in factors.values()} == {torch.float32}
+    assert_same_adapter(runs / "bf16-fsdp2", runs / "bf16-ddp")
+
+
+def test_dense_experts_embeddings_on_the_host_and_offload_give_the_same_losses(runs, losses):
+    expected = losses(runs / "one")
+    for step, loss in losses(runs / "dense").items():
+        assert loss == pytest.approx(expected[step], rel=1e-6)
+
+
+def test_a_rank_holds_its_share_and_gathers_few_layers(runs, seen):
+    checkpoint = open_checkpoint(runs / "four")
+    names = [name for name in checkpoint.names() if name.endswith(("_blocks", "_scales"))]
+    total = sum(checkpoint.spec(name).nbytes for name in names)
+    experts = total // 4
+    for rank in seen["memory"]:
+        assert rank["at_rest"] == total // 2
+        assert rank["after"] == rank["at_rest"]
+        # The experts of the layer at work, and the buffer in which all of a layer is received.
+        most = max(rank["computing"])
+        assert total // 2 + experts <= most <= total // 2 + experts + rank["layer"]
+
+
+def test_the_guard_judges_shares_together(seen):
+    still, sound, moved = (seen["guard"][name] for name in ("still", "sound", "moved"))
+    assert all("got a gradient and did not move" in " ".join(lines) for lines in still)
+    assert sound == [[], []]
+    assert moved[0] == []
+    (line,) = moved[1]
+    assert "layers.1.mlp.experts" in line and line.endswith("is frozen and has changed")
+
+
+def test_experts_that_cannot_be_dealt_out_are_refused():
+    assert Share(3, 4).of_experts(128) == (96, 128)
+    with pytest.raises(MachineError, match=r"128 experts over 6 processes.*divide 128"):
+        Share(0, 6).of_experts(128)
