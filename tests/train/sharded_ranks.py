@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.errors import RunInterrupted
 from gptoss_tune.model.build import build
+from gptoss_tune.model.holdings import holdings
 from gptoss_tune.model.sharding import Share, share_of
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.collective import gather_over_ranks
@@ -58,18 +59,19 @@ def memory():
     share = Share(dist.get_rank(), dist.get_world_size())
     model = build(recipe, open_checkpoint(recipe.model.name_or_path), "cpu", share).model
     at_rest, seen = packed_bytes() - before, []
+    kinds: dict[str, int] = {}
+    for row in holdings(model):
+        kinds[row.kind] = kinds.get(row.kind, 0) + row.nbytes
     for layer in model.get_base_model().model.layers:
         layer.mlp.register_forward_hook(lambda *_: seen.append(packed_bytes() - before))
         layer.mlp.register_full_backward_hook(lambda *_: seen.append(packed_bytes() - before))
     ids = torch.arange(40)[None] + 100
     out = model(ids, shift_labels=ids, loss_weights=torch.ones(1, 40), use_cache=False)
     out.loss_sum.backward()
-    return {
-        "rank": dist.get_rank(),
-        "at_rest": at_rest,
-        "computing": seen,
-        "after": packed_bytes() - before,
-    }
+    held = [share_of(p.detach()) for p in model.get_base_model().model.layers[0].parameters()]
+    layer = share.ranks * sum(getattr(part, "stored_nbytes", part.nbytes) for part in held)
+    after = packed_bytes() - before
+    return {"at_rest": at_rest, "computing": seen, "after": after, "layer": layer, "kinds": kinds}
 
 
 def guard():

@@ -18,6 +18,8 @@ from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.errors import MachineError
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.recipe.plan import plan
+from gptoss_tune.recipe.plan_cards import CARDS
 from gptoss_tune.testing import tiny_checkpoint
 from gptoss_tune.train.run import train
 
@@ -129,6 +131,15 @@ def test_a_rank_holds_its_share_and_gathers_few_layers(runs, seen):
         # The experts of the layer at work, and the buffer in which all of a layer is received.
         most = max(rank["computing"])
         assert total // 2 + experts <= most <= total // 2 + experts + rank["layer"]
+
+
+def test_a_plan_knows_what_a_rank_holds(runs, seen):
+    base = f"model.name_or_path={runs / 'four'}"
+    made = plan(load_recipe(runs / "recipe.yaml", [base]), CARDS[-1], gpus=2, spread="fsdp2")
+    for rank in seen["memory"]:
+        assert rank["kinds"]["experts"] == made.memory.kinds["experts"]
+        for kind in ("attention", "embeddings", "adapters"):
+            assert rank["kinds"][kind] == pytest.approx(made.memory.kinds[kind], rel=0.01)
 
 
 def test_the_guard_judges_shares_together(seen):

@@ -38,8 +38,7 @@ def plan(
         typer.Option(
             "--spread",
             metavar="ddp|fsdp2",
-            help="With several: each holds the model (ddp), or a share of it (fsdp2: calculated "
-            "only; runs refuse it in this version).",
+            help="With several: each holds the model (ddp), or a share of it (fsdp2).",
         ),
     ] = "ddp",
     efficiency: Annotated[

@@ -28,6 +28,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from gptoss_tune.errors import MachineError
+from gptoss_tune.recipe.spread import uneven_experts
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,9 @@ class Share:
         Raises:
             MachineError: The experts cannot be dealt out evenly.
         """
-        if experts % self.ranks:
-            raise MachineError(
-                f"FSDP2 spreads {experts} experts over {self.ranks} processes, which leaves some "
-                "without their share: packed experts cannot be padded; launch as many processes "
-                f"as divide {experts}, or use recipes/accelerate/ddp.yaml"
-            )
+        reason = uneven_experts(experts, self.ranks)
+        if reason is not None:
+            raise MachineError(reason)
         each = experts // self.ranks
         return self.rank * each, (self.rank + 1) * each
 

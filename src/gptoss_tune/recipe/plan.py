@@ -16,7 +16,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe.plan_advice import Advice, advice, with_settings
 from gptoss_tune.recipe.plan_cards import Card, smallest_with
 from gptoss_tune.recipe.plan_disk import Disk, disk
-from gptoss_tune.recipe.plan_memory import Memory, Spread, host_bytes, memory
+from gptoss_tune.recipe.plan_memory import Memory, host_bytes, memory
 from gptoss_tune.recipe.plan_model import Architecture, architecture_of
 from gptoss_tune.recipe.plan_weights import (
     Factors,
@@ -26,6 +26,7 @@ from gptoss_tune.recipe.plan_weights import (
 )
 from gptoss_tune.recipe.plan_work import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.recipe.schema import Recipe
+from gptoss_tune.recipe.spread import Spread, uneven_experts, unspreadable
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def plan(
         raise RecipeError("--spread fsdp2 shares a model between GPUs; give --gpus 2 or more")
     recipe = with_settings(recipe, {"world.processes": processes})
     architecture = architecture_of(recipe.model.name_or_path)
-    _check(recipe, architecture)
+    _check(recipe, architecture, spread)
     factors = adapter_factors(architecture, recipe.lora)
     needed = memory(architecture, recipe, spread)
     fits = needed.peak <= card.memory_bytes
@@ -152,8 +153,13 @@ def plan(
     )
 
 
-def _check(recipe: Recipe, architecture: Architecture) -> None:
-    """Refuse what the model's loader would refuse later."""
+def _check(recipe: Recipe, architecture: Architecture, spread: Spread) -> None:
+    """Refuse what a run would refuse later."""
+    if spread == "fsdp2":
+        uneven = uneven_experts(architecture.experts, recipe.world.processes)
+        reason = unspreadable(recipe) or uneven
+        if reason is not None:
+            raise RecipeError(f"--spread fsdp2: {reason}")
     unknown = [n for n in recipe.lora.layers or () if n >= architecture.layers]
     if unknown:
         raise RecipeError(

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss_tune.recipe.plan_memory import Spread, memory
+from gptoss_tune.recipe.plan_memory import memory
 from gptoss_tune.recipe.plan_model import Architecture
 from gptoss_tune.recipe.schema import Recipe
+from gptoss_tune.recipe.spread import Spread, unspreadable
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def advice(
     found: list[Advice] = []
     combined, gathered = recipe, []
     for change in _changes(architecture, recipe):
+        if spread == "fsdp2" and unspreadable(with_settings(recipe, change.settings)):
+            continue
         single = memory(architecture, with_settings(recipe, change.settings), spread).peak
         if single >= peak:
             continue

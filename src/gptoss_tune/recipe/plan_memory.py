@@ -13,7 +13,6 @@ Measuring one step and scaling it was the alternative: it needs the GPU that the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from gptoss_tune.recipe.plan_model import Architecture
 from gptoss_tune.recipe.plan_weights import (
@@ -27,8 +26,7 @@ from gptoss_tune.recipe.plan_weights import (
     optimizer_bytes,
 )
 from gptoss_tune.recipe.schema import Recipe
-
-Spread = Literal["ddp", "fsdp2"]
+from gptoss_tune.recipe.spread import Spread
 
 LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
 SCRATCH_BYTES = (2**31, 2**26)
@@ -161,7 +159,7 @@ class Moments:
         scratch: Decoded experts of one layer.
         loss: A chunk of logits, its fp32 tiles, and the gradient of the last hidden states.
         step: What AdamW holds beside its state while it updates.
-        gathered: Layers put together from their shards, with FSDP2.
+        gathered: Layers and lm_head put together from their shards, with FSDP2.
     """
 
     rerun: int
@@ -209,8 +207,11 @@ def moments(architecture: Architecture, recipe: Recipe, tokens: int, spread: Spr
     step = FP32_BYTES * trained if recipe.train.optim == "adamw" else 0
     gathered = 0
     if spread == "fsdp2":
-        # The layer at work and the one fetched ahead of it.
-        gathered = 2 * sum(layer_bytes(a, recipe.model).values())
+        # The layer at work, the buffer that receives the next, and lm_head, which stays together
+        # from the forward to the backward pass; one layer's gradients, whole, and their sums.
+        gathered = 2 * sum(layer_bytes(a, recipe.model).values()) + a.vocabulary * a.hidden * value
+        one_layer = adapter_parameters([f for f in factors if f.layer == lowest])
+        gathered += 4 * FP32_BYTES * one_layer
         step = -(-step // recipe.world.processes)
     return Moments(rerun, working, scratch, loss, step, gathered)
 
@@ -257,8 +258,7 @@ def memory(architecture: Architecture, recipe: Recipe, spread: Spread = "ddp") -
     kinds = {
         "experts": -(-base["experts"] // shards),
         "attention": -(-base["attention"] // shards),
-        # FSDP2's outermost group stays together from the forward to the backward pass.
-        "embeddings": base["embeddings"] - _on_host(architecture, recipe),
+        "embeddings": -(-(base["embeddings"] - _on_host(architecture, recipe)) // shards),
         "other weights": -(-base["other"] // shards),
         "adapters": -(-FP32_BYTES * trained // shards),
         "gradients": -(-FP32_BYTES * trained // shards),
@@ -285,7 +285,7 @@ def _largest_moment(passing: Moments) -> dict[str, int]:
     else:
         kinds["optimizer step"] = passing.step
     if passing.gathered:
-        kinds["gathered layers"] = passing.gathered
+        kinds["gathered weights"] = passing.gathered
     return kinds
 
 

@@ -10,12 +10,10 @@ partitions are cut without asking the tensor.
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 from gptoss_tune.errors import MachineError
 from gptoss_tune.recipe.schema import Recipe
-
-Spread = Literal["ddp", "fsdp2"]
+from gptoss_tune.recipe.spread import Spread, unspreadable
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 _WITHOUT_EFFECT = {
@@ -48,29 +46,17 @@ def launched_spread(recipe: Recipe) -> Spread:
             f"the launcher asks for FSDP {version}, which flattens parameters and with them the "
             "packed experts; set fsdp_version: 2, or launch with recipes/accelerate/fsdp2.yaml"
         )
-    for variable, reason in _WITHOUT_EFFECT.items():
+    for variable, why in _WITHOUT_EFFECT.items():
         if _is_on(variable):
             raise MachineError(
-                f"the launcher sets {variable.lower()}: true, which has no effect here: {reason}; "
+                f"the launcher sets {variable.lower()}: true, which has no effect here: {why}; "
                 "set it to false, or launch with recipes/accelerate/fsdp2.yaml"
             )
-    _refuse_unspreadable(recipe)
+    reason = unspreadable(recipe)
+    if reason is not None:
+        raise MachineError(reason)
     os.environ[_FSDP] = "false"
     return "fsdp2" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "ddp"
-
-
-def _refuse_unspreadable(recipe: Recipe) -> None:
-    if recipe.model.linear_precision == "nf4":
-        raise MachineError(
-            "FSDP2 cannot spread model.linear_precision: nf4, whose scales are not part of the "
-            "weight; set it to bf16, of which each of 4 GPUs holds no more than the whole in NF4"
-        )
-    if recipe.train.optim != "adamw":
-        raise MachineError(
-            f"FSDP2 cannot spread train.optim: {recipe.train.optim}, whose moments are of the "
-            "whole parameter; set it to adamw, whose fp32 moments are spread: of 4 GPUs each "
-            "holds as much as the 8-bit ones are together"
-        )
 
 
 def _is_on(variable: str) -> bool:

@@ -28,6 +28,7 @@ from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
+from gptoss_tune.recipe.spread import Spread
 from gptoss_tune.train import card, checkpoints, folder, memory_fit, out_of_memory, ranks
 from gptoss_tune.train.books import Books, peak_memory_bytes
 from gptoss_tune.train.callbacks import ProgressDisplay, WandbMetrics
@@ -37,7 +38,7 @@ from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.gpu import refuse_unusable_gpu
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.identity import Identity, identify
-from gptoss_tune.train.launcher import Spread, launched_spread
+from gptoss_tune.train.launcher import launched_spread
 from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.record import RECIPE, environment, report, update_record
 from gptoss_tune.train.settings import sft_config
