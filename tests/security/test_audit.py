@@ -131,7 +131,6 @@ def test_no_connection_is_made(seen):
     assert not strange
 
 
-@pytest.mark.xfail(strict=False, reason="two requests in `train`, not traced to their library yet")
 def test_nobody_reaches_a_proxy(seen):
     assert not seen[2]
 
