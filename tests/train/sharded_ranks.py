@@ -1,6 +1,8 @@
 """What each of two ranks does for ``test_sharded.py``; started by torchrun, writes what it saw.
 
-    torchrun --nproc_per_node 2 sharded_ranks.py RECIPE FOLDER
+    torchrun --nproc_per_node 2 sharded_ranks.py RECIPE FOLDER [OVERRIDE ...]
+
+The overrides are those of the run that is stopped by a signal.
 
 One launch for all of it: importing the libraries takes longer than the runs.
 """
@@ -17,19 +19,22 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.errors import RunInterrupted
 from gptoss_tune.model.build import build
 from gptoss_tune.model.holdings import holdings
-from gptoss_tune.model.sharding import Share, share_of
+from gptoss_tune.model.sharding import Share, share_of, whole
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train.collective import gather_over_ranks
+from gptoss_tune.train.collective import gather_over_ranks, sum_over_ranks
 from gptoss_tune.train.run import train
 from gptoss_tune.train.trainability import Trainability
 
 RECIPE, FOLDER = sys.argv[1], Path(sys.argv[2])
 UNWATCHED = "guard.check_steps=0"
+MOVED = sys.argv[3:]
 
 
 def run(name, *overrides, sharded=True):
@@ -53,8 +58,9 @@ def packed_bytes():
 
 
 def memory():
-    """Return what this rank holds of a model with four layers: at rest, and while it computes."""
-    recipe = load_recipe(RECIPE, [f"model.name_or_path={FOLDER / 'four'}"])
+    """Return what this rank holds of the model: at rest, and while it computes."""
+    recipe = load_recipe(RECIPE, [])
+    gc.collect()  # models of before
     before = packed_bytes()
     share = Share(dist.get_rank(), dist.get_world_size())
     model = build(recipe, open_checkpoint(recipe.model.name_or_path), "cpu", share).model
@@ -98,6 +104,44 @@ def guard():
     return {"still": still, "sound": sound, "moved": moved}
 
 
+def mixed_precision():
+    """Return losses and gradients of a bf16 base, whole on each rank and spread over them."""
+    overrides = ["model.dtype=bfloat16", "train.checkpointing=selective"]
+    recipe = load_recipe(RECIPE, overrides)
+    base = open_checkpoint(recipe.model.name_or_path)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    ids = torch.arange(40)[None] + 100 + 50 * rank
+    found = []
+    for share in (None, Share(rank, ranks)):
+        torch.manual_seed(0)
+        model = build(recipe, base, "cpu", share).model.train()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                if "lora_B" in name:  # at zero, no A would get a gradient
+                    parameter.fill_(0.01)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(ids, shift_labels=ids, loss_weights=torch.ones(1, 40), use_cache=False)
+        out.loss_sum.backward()
+        sums = sum_over_ranks if share is None else lambda gradient: whole(gradient) * ranks
+        found.append((out.loss_sum.item(), {n: sums(p.grad) for n, p in trained.items()}))
+    (loss, expected), (spread_loss, gradients) = found
+    errors = {n: ((gradients[n] - e).norm() / e.norm()).item() for n, e in expected.items()}
+    dtypes = sorted({str(gradient.dtype) for gradient in gradients.values()})
+    return {"losses": [loss, spread_loss], "errors": errors, "dtypes": dtypes}
+
+
+def put_together():
+    """Return whether rows that do not come out even, or not for each rank, come back in order."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for rows in (1, 2, 5):
+        numbers = torch.arange(rows * 3.0).view(rows, 3)
+        shared = distribute_tensor(numbers, mesh, [Shard(0)])
+        if not torch.equal(whole(shared), numbers):
+            return False
+    return True
+
+
 def interrupted():
     """Stop a run by a signal to the second rank; return what it ended with."""
 
@@ -110,7 +154,7 @@ def interrupted():
     if dist.get_rank() == 1:
         threading.Thread(target=kill_after_the_first_step, daemon=True).start()
     try:
-        run("stopped", "train.max_steps=4", "train.checkpointing=full", UNWATCHED)
+        run("stopped", *MOVED, UNWATCHED)
     except RunInterrupted as stopped:
         return stopped.exit_code
     return 0
@@ -120,15 +164,11 @@ def main():
     """Run everything and leave the results beside the runs."""
     rows = load_recipe(RECIPE, []).data.train[0].path
     evaluated = [f"data.eval={rows}", "train.eval_steps=2", "train.save_steps=2"]
-    run("fsdp2", "train.max_steps=4", *evaluated)
-    ours = f"train.resume={FOLDER / 'one' / 'checkpoint-2'}"
-    run("continued", "train.max_steps=4", *evaluated, ours, UNWATCHED)
-    bf16 = ["model.dtype=bfloat16", "train.max_steps=2", UNWATCHED]
-    run("bf16-ddp", *bf16, sharded=False)
-    run("bf16-fsdp2", *bf16, "train.checkpointing=selective")
-    moved = ["model.embeddings=cpu", "train.checkpointing=offload", "train.max_steps=2", UNWATCHED]
-    run("dense", "model.experts_precision=bf16", *moved)
-    results = {"guard": guard(), "memory": gather_over_ranks(memory()), "code": interrupted()}
+    run("fsdp2", *evaluated)
+    run("continued", *evaluated, f"train.resume={FOLDER / 'one' / 'checkpoint-2'}", UNWATCHED)
+    results = {"whole": gather_over_ranks(put_together()), "guard": guard()}
+    results["bf16"] = gather_over_ranks(mixed_precision())
+    results |= {"memory": gather_over_ranks(memory()), "code": interrupted()}
     if dist.get_rank() == 0:
         (FOLDER / "results.json").write_text(json.dumps(results))
 

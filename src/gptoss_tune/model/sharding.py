@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from gptoss_tune.errors import MachineError
 from gptoss_tune.recipe.spread import uneven_experts
@@ -89,8 +89,22 @@ def gather_nothing(model: Any) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor put together from all ranks, which all have to ask; others as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """Return a tensor put together from all ranks, which all have to ask; others as they are.
+
+    In one collective that has ended when it returns. ``full_tensor`` gathers in the background and
+    keeps its buffers in a list of torch's own until somebody waits.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    assert tuple(tensor.placements) == (Shard(0),), tensor.placements  # as ``shard`` cuts
+    own, rows = tensor.to_local(), tensor.shape[0]
+    ranks = tensor.device_mesh.size()
+    # Shares are of one size but for the last ones, which may be short or empty.
+    padded = own.new_zeros((-(-rows // ranks), *tensor.shape[1:]))
+    padded[: own.shape[0]] = own
+    parts = [torch.empty_like(padded) for _ in range(ranks)]
+    dist.all_gather(parts, padded, group=tensor.device_mesh.get_group())
+    return torch.cat(parts)[:rows]
 
 
 def share_of(tensor: Tensor) -> Tensor:

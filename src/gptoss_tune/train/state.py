@@ -26,6 +26,7 @@ from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile, TensorSpec
 from gptoss_tune.checkpoint.write import Shard, ShardWriter, write_text
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.json_file import read_object
+from gptoss_tune.model import sharding
 
 TENSORS, FACTS = "optimizer.safetensors", "optimizer.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -69,11 +70,11 @@ def save_state(
     held = list(_held(states))
     if not writes:
         for entry in held:
-            full(entry.tensor)
+            sharding.whole(entry.tensor)
         return
     with ShardWriter(folder, Shard(TENSORS, tuple(entry.spec for entry in held))) as file:
         for entry in held:
-            file.write(entry.name, full(entry.tensor).detach().cpu())
+            file.write(entry.name, sharding.whole(entry.tensor).detach().cpu())
     facts = {
         "optimizer": _kind(optimizer),
         "parameters": {
@@ -143,11 +144,6 @@ def load_adapter(folder: Path, model: Any) -> None:
     with torch.no_grad():
         for name, factor in factors.items():
             factor.copy_(share_of(_read(file, name, factor), factor))
-
-
-def full(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor put together on every rank (all of them call it), others as is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def share_of(whole: Tensor, like: Tensor) -> Tensor:
