@@ -158,3 +158,27 @@ def test_experts_that_cannot_be_dealt_out_are_refused():
     assert Share(3, 4).of_experts(128) == (96, 128)
     with pytest.raises(MachineError, match=r"128 experts over 6 processes.*divide 128"):
         Share(0, 6).of_experts(128)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_the_losses_of_one(tmp_path, recipe_file, losses):
+    configurations = Path(__file__).parents[2] / "recipes" / "accelerate"
+    run = ["-m", "gptoss_tune.train", str(recipe_file), "model.dtype=bfloat16", ONE_RANK[1]]
+    for name, file, ranks, rows in (("one", "one_gpu", 1, 2), ("two", "fsdp2", 2, 1)):
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--num_processes",
+            f"{ranks}",
+        ]
+        command += ["--config_file", str(configurations / f"{file}.yaml"), *run]
+        command += [f"train.output_dir={tmp_path / name}"]
+        command += [f"train.per_device_train_batch_size={rows}"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    # bf16 activations, summed in another order in kernels that do not promise one.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-2)
+    ours, theirs = (load_file(tmp_path / name / FACTORS) for name in ("two", "one"))
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
