@@ -32,10 +32,13 @@ def train(
         typer.echo(f"# {processes} processes: run this")
         typer.echo(accelerate_command(recipe, overrides or [], processes, allow_drift or []))
         return
-    from gptoss_tune.train.hush import hush_libraries
+    from gptoss_tune.train.starting import starting
 
-    hush_libraries()
-    from gptoss_tune.train.run import train as run
+    with starting():
+        from gptoss_tune.train.hush import hush_libraries
+
+        hush_libraries()
+        from gptoss_tune.train.run import train as run
 
     typed = [str(recipe), *(overrides or [])]
     run(loaded, typed, allow_drift=allow_drift or ())

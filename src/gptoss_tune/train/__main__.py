@@ -6,6 +6,7 @@ import sys
 
 from gptoss_tune.errors import RecipeError, run_command
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train.starting import starting
 
 _USAGE = "accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-drift NAME ...]"
 
@@ -21,10 +22,11 @@ def _train(arguments: list[str]) -> None:
     if not arguments:
         raise RecipeError(f"no recipe was given; usage: {_USAGE}")
     recipe = load_recipe(arguments[0], arguments[1:])
-    from gptoss_tune.train.hush import hush_libraries
+    with starting():
+        from gptoss_tune.train.hush import hush_libraries
 
-    hush_libraries()
-    from gptoss_tune.train.run import train
+        hush_libraries()
+        from gptoss_tune.train.run import train
 
     train(recipe, arguments, allow_drift=allow_drift)
 

@@ -1,0 +1,33 @@
+"""SIGTERM while the libraries are imported: the seconds before ``StopOnSignal`` can listen.
+
+A scheduler that takes a machine back at that moment would see a process killed by a signal, which
+it counts as failed; nothing has begun yet, so the run is one to start again. Imports hold locks and
+catch what is raised in them, so the handler ends the process itself instead of raising.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from gptoss_tune.errors import RunInterrupted
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """End the process with the exit code of a resumable run if SIGTERM comes inside."""
+    previous = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.stderr.write("stopped: a signal came before the run began; the same command starts it\n")
+    sys.stderr.flush()
+    os._exit(RunInterrupted.exit_code)
