@@ -154,6 +154,8 @@ def tokenizer(base: Path):
 def prepare(work: Path) -> None:
     """Import everything, write base and data, and load what every run would load again."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Transformers loads weights in threads; after a fork torch finds no pool of threads there.
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
     from gptoss_tune.train.hush import hush_libraries
 
     hush_libraries()

@@ -38,6 +38,24 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(recipe, run):
     assert [p.name for p in run.iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_killed_in_its_first_file_starts_again(recipe, run):
+    (run / "run.json.part").write_text('{"run_id": ')
+    start = folder.claim(recipe())
+    assert (start.checkpoint, start.step) == (None, 0)
+
+
+def test_a_run_killed_after_its_first_file_starts_again(recipe, run, monkeypatch):
+    def killed(*_):
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="killed"):
+        patch.setattr("gptoss_tune.train.card.write_text", killed)
+        train(recipe())
+    assert [path.name for path in run.iterdir()] == ["run.json"]
+    start = folder.claim(recipe())
+    assert (start.checkpoint, start.step) == (None, 0)
+
+
 def test_a_finished_run_is_not_trained_over(recipe, run):
     leave_record(run, recipe(), status="finished")
     with pytest.raises(RecipeError, match="is finished"):

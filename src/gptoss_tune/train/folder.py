@@ -23,6 +23,9 @@ from gptoss_tune.train.record import RECORD
 
 ADAPTER = "adapter"
 
+_NOTHING = {".gitignore", f"{RECORD}.part"}
+"""What an empty folder may hold: a run's first file is its record, here killed in the writing."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -58,7 +61,7 @@ def claim(recipe: Recipe) -> Start:
     folder, resume = Path(recipe.train.output_dir), recipe.train.resume
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        content = [path for path in folder.iterdir() if path.name != ".gitignore"]
+        content = [path for path in folder.iterdir() if path.name not in _NOTHING]
     refuse_links(folder)
     record = _record(folder) if content else None
     if record is not None and resume == "never":

@@ -117,6 +117,7 @@ class RankWatch(TrainerCallback):
         self._main = threading.main_thread().ident or 0
         self._host, self._pid = this_host(), os.getpid()
         self._beat = self._marks = self._step = 0
+        self._marked = time.monotonic()
         self._phase: Phase = "starting"
         self._left: tuple[str, int] | None = None
         self._closed = threading.Event()
@@ -232,7 +233,7 @@ class RankWatch(TrainerCallback):
 
     def _mark(self, phase: Phase) -> None:
         self._marks += 1
-        self._phase = phase
+        self._phase, self._marked = phase, time.monotonic()
 
     def _sign(self) -> Sign:
         reason, code = self._left or (None, 0)
@@ -241,13 +242,18 @@ class RankWatch(TrainerCallback):
             self._marks,
             self._phase,
             self._step,
-            place_of(self._main),
+            self._place(),
             self._host,
             self._pid,
             self._ended,
             reason,
             code,
         )
+
+    def _place(self) -> str:
+        """Return where the loop stands once it stands still; a running one is not looked into."""
+        still = time.monotonic() - self._marked > self._timeout_s / 4
+        return place_of(self._main) if still and self._phase == "training" else ""
 
     def _publish(self) -> None:
         self._beat += 1

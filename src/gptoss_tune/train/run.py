@@ -279,11 +279,10 @@ def _open_record(
 ) -> None:
     run = start.folder
     checkpoints.set_aside_newer(run, start.step)
-    write_text(run / RECIPE, recipe_yaml(recipe))
+    # The record comes first: a folder with files and no record is taken for somebody else's.
+    update_record(run, **identity.record(), status="running")
     update_record(
         run,
-        **identity.record(),
-        status="running",
         recipe=recipe.model_dump(mode="json"),
         base={
             "name": base.name,
@@ -294,6 +293,7 @@ def _open_record(
         environment=environment(),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+    write_text(run / RECIPE, recipe_yaml(recipe))
 
 
 def _interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> None:

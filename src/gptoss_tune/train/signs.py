@@ -33,7 +33,7 @@ class Sign:
         marks: Raised by the training loop at fixed points of a step, the same on every rank.
         phase: What the rank is doing; its loop is judged in "training" only.
         step: Optimizer steps it has finished.
-        place: Where its main thread stands, ``file:line in function``.
+        place: Where its main thread stands, ``file:line in function``; empty while it goes on.
         host: Machine and process namespace: where ``pid`` means something.
         pid: Its process.
         ended: Whether it publishes no more signs.
@@ -147,7 +147,8 @@ def named(ranks: list[int]) -> str:
 
 
 def _whereabouts(sign: Sign) -> str:
-    return f"after step {sign.step}, {sign.phase}, at {sign.place}"
+    at = f", at {sign.place}" if sign.place else ""
+    return f"after step {sign.step}, {sign.phase}{at}"
 
 
 def this_host() -> str:
