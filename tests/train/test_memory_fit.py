@@ -102,7 +102,7 @@ def address_space():
 
 @needs_proc
 def test_a_halved_micro_batch_is_the_run_that_was_configured_so(
-    wide, configured, losses, tmp_path, monkeypatch
+    wide, losses, tmp_path, monkeypatch
 ):
     run, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_AS)
     real, random_state = memory_fit.fit, []
@@ -121,15 +121,16 @@ def test_a_halved_micro_batch_is_the_run_that_was_configured_so(
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     record = json.loads((run / "run.json").read_text())
-    assert record["micro_batch"] == {
-        "asked": 8,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-    }
+    found = record["micro_batch"]
+    rows = found["per_device_train_batch_size"]
+    # 4, or 2 where the address space is in pieces.
+    assert rows in (4, 2) and found["gradient_accumulation_steps"] * rows == found["asked"] == 8
     assert record["recipe"]["train"]["per_device_train_batch_size"] == 8
     assert random_state == [True]
-    assert losses(run) == losses(configured) and len(losses(run)) == 2
-    expected = load_file(configured / "adapter" / "adapter_model.safetensors")
+    same = tmp_path / "configured"
+    train(load_recipe(wide, overrides(same, rows, 8 // rows)))
+    assert losses(run) == losses(same) and len(losses(run)) == 2
+    expected = load_file(same / "adapter" / "adapter_model.safetensors")
     for name, tensor in load_file(run / "adapter" / "adapter_model.safetensors").items():
         assert torch.equal(tensor, expected[name]), name
 

@@ -18,7 +18,8 @@ from gptoss_tune.errors import RecipeError
 _LONGEST = 60
 # Hugging Face, OpenAI, GitHub and bare hexadecimal keys (Weights & Biases) as people paste them.
 _CREDENTIAL = re.compile(
-    r"(?:hf_|sk-|ghp_|github_pat_|wandb_)[\w-]{8,}|(?<![0-9A-Za-z])[0-9a-f]{40,}(?![0-9A-Za-z])"
+    r"(?:hf_|sk-|ghp_|github_pat_|wandb_)[\w-]{8,}"
+    r"|(?<![0-9A-Za-z])(?=[0-9]*[a-f])[0-9a-f]{40,}(?![0-9A-Za-z])"
 )
 
 _SECRET_KEY = re.compile(r"token|secret|passw|credential|auth|(?:^|[._-])key$|api_?key", re.I)
