@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from gptoss_tune.train.run import train
 # What a micro-batch of these rows adds to the process, measured: 2 rows 180 MiB, 4 rows 335, 8 rows
 # 685 (torch 2.13 on a CPU).
 FITS_4, FITS_2, FITS_1 = 500 << 20, 250 << 20, 115 << 20
+AUTOMATIC = "train.auto_find_batch_size=true"
 
 # Runs the training, with the address space of one rank limited once the model is loaded.
 LIMITED = """
@@ -32,13 +32,15 @@ torch.set_num_threads(1)
 real = memory_fit.fit
 def limited(*arguments):
     before = resource.getrlimit(resource.RLIMIT_AS)
-    if os.environ["RANK"] == "1":
+    random_state = torch.get_rng_state()
+    if os.environ.get("RANK") == os.environ.get("LIMITED_RANK"):
         pages = int(open("/proc/self/statm").read().split()[0])
         limit = pages * resource.getpagesize() + int(os.environ["ROOM"])
         resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
     found = real(*arguments)
     if found.probed:
         resource.setrlimit(resource.RLIMIT_AS, before)
+        print("random state kept:", torch.equal(random_state, torch.get_rng_state()))
     return found
 memory_fit.fit = limited
 __main__.main()
@@ -96,37 +98,19 @@ def overrides(run, rows, batches, *more):
     ]
 
 
-def address_space():
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
 @needs_proc
-def test_a_halved_micro_batch_is_the_run_that_was_configured_so(
-    wide, losses, tmp_path, monkeypatch
-):
-    run, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_AS)
-    real, random_state = memory_fit.fit, []
-
-    def limited(*arguments):
-        resource.setrlimit(resource.RLIMIT_AS, (address_space() + FITS_4, before[1]))
-        state = torch.get_rng_state()
-        try:
-            return real(*arguments)
-        finally:
-            random_state.append(torch.equal(state, torch.get_rng_state()))
-
-    monkeypatch.setattr(memory_fit, "fit", limited)
-    try:
-        train(load_recipe(wide, overrides(run, 8, 1, "train.auto_find_batch_size=true")))
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+def test_a_halved_micro_batch_is_the_run_that_was_configured_so(wide, losses, tmp_path):
+    run = tmp_path / "run"
+    # A process of its own: what this one ran before decides how much its heap has free.
+    ended = limited([sys.executable], FITS_4, wide, overrides(run, 8, 1, AUTOMATIC), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "random state kept: True" in ended.stdout
     record = json.loads((run / "run.json").read_text())
     found = record["micro_batch"]
     rows = found["per_device_train_batch_size"]
     # 4, or 2 where the address space is in pieces.
     assert rows in (4, 2) and found["gradient_accumulation_steps"] * rows == found["asked"] == 8
     assert record["recipe"]["train"]["per_device_train_batch_size"] == 8
-    assert random_state == [True]
     same = tmp_path / "configured"
     train(load_recipe(wide, overrides(same, rows, 8 // rows)))
     assert losses(run) == losses(same) and len(losses(run)) == 2
@@ -135,25 +119,30 @@ def test_a_halved_micro_batch_is_the_run_that_was_configured_so(
         assert torch.equal(tensor, expected[name]), name
 
 
-def two_ranks(recipe_file, room, arguments, tmp_path):
-    """Run two gloo processes, the second with ``room`` bytes; return how they ended."""
+def limited(start, room, recipe_file, arguments, tmp_path, **environment):
+    """Run the training with ``room`` bytes for one rank; return how it ended."""
     (tmp_path / "limited.py").write_text(LIMITED, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "ROOM": str(room)}
+    fixed = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "ROOM": str(room)}
     return subprocess.run(
-        [*command, str(tmp_path / "limited.py"), str(recipe_file), *arguments],
-        env=environment,
+        [*start, str(tmp_path / "limited.py"), str(recipe_file), *arguments],
+        env={**os.environ, **fixed, **environment},
         capture_output=True,
         text=True,
         timeout=400,
     )
 
 
+def two_ranks(recipe_file, room, arguments, tmp_path):
+    """Run two gloo processes, the second with ``room`` bytes; return how they ended."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    start += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
+    return limited(start, room, recipe_file, arguments, tmp_path, LIMITED_RANK="1")
+
+
 @needs_proc
 def test_all_ranks_halve_when_one_has_no_room(wide, configured, losses, tmp_path):
     run = tmp_path / "run"
-    wanted = overrides(run, 4, 1, "train.auto_find_batch_size=true")
+    wanted = overrides(run, 4, 1, AUTOMATIC)
     ended = two_ranks(wide, FITS_2, wanted, tmp_path)
     assert ended.returncode == 0, ended.stderr
     record = json.loads((run / "run.json").read_text())
@@ -175,7 +164,7 @@ def test_one_rank_out_of_memory_in_a_step_ends_the_run_with_one_message(wide, tm
 def test_a_row_that_does_not_fit_stops_before_the_first_step(wide, tmp_path, monkeypatch):
     # More than an address space holds is set aside for the optimizer.
     monkeypatch.setattr(memory_fit, "_spare_bytes", lambda *arguments: 1 << 50)
-    recipe = load_recipe(wide, overrides(tmp_path / "run", 2, 1, "train.auto_find_batch_size=true"))
+    recipe = load_recipe(wide, overrides(tmp_path / "run", 2, 1, AUTOMATIC))
     with pytest.raises(MachineError, match="out of memory on the host") as caught:
         train(recipe)
     assert "train.checkpointing=full" in str(caught.value)
@@ -203,7 +192,7 @@ def test_a_continued_run_starts_with_what_it_used(tmp_path):
 
 
 def test_a_model_in_shares_is_refused(wide, tmp_path):
-    recipe = load_recipe(wide, overrides(tmp_path, 8, 1, "train.auto_find_batch_size=true"))
+    recipe = load_recipe(wide, overrides(tmp_path, 8, 1, AUTOMATIC))
     start, none = Start(tmp_path, None, (), "run"), None
     with pytest.raises(RecipeError, match=r"accelerate/ddp\.yaml"):
         memory_fit.fit(recipe, none, none, none, none, start, "fsdp2", none)
@@ -253,7 +242,7 @@ def test_a_full_gpu_halves_the_micro_batch(wide, tmp_path, monkeypatch):
     monkeypatch.setattr(memory_fit, "fit", limited)
     run = tmp_path / "run"
     try:
-        train(load_recipe(wide, overrides(run, 8, 1, "train.auto_find_batch_size=true")))
+        train(load_recipe(wide, overrides(run, 8, 1, AUTOMATIC)))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     record = json.loads((run / "run.json").read_text())
