@@ -16,6 +16,7 @@ LEVELS = {
     "causes": 0,
     "display": 0,
     "shipped": 0,
+    "telemetry": 0,
     "errors": 0.3,
     "json_file": 0.6,
     "recipe": 1,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gptoss_tune.causes import cause_of
 from gptoss_tune.display import shown_safely
+from gptoss_tune.telemetry import switch_off_telemetry
 
 
 class GptossTuneError(Exception):
@@ -71,7 +72,7 @@ class RankLost(RunInterrupted):
 
 
 def run_command(command: Callable[[], object], *, debug: bool) -> None:
-    """Run ``command``; turn the project's own errors into one message and an exit code.
+    """Run ``command``, without telemetry; turn our own errors into one message and an exit code.
 
     Args:
         command: Does the work; its return value is ignored.
@@ -80,6 +81,7 @@ def run_command(command: Callable[[], object], *, debug: bool) -> None:
     Raises:
         SystemExit: With the error's exit code, or 130 after Ctrl-C.
     """
+    switch_off_telemetry()
     try:
         command()
     except GptossTuneError as error:

@@ -25,6 +25,7 @@ from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.errors import MachineError
 from gptoss_tune.export.forward import LayerwiseModel
 from gptoss_tune.export.verify import Check
+from gptoss_tune.harmony.tokenizer_file import open_tokenizer
 from gptoss_tune.json_file import parse
 
 _TIMEOUT_S = 120.0
@@ -58,7 +59,7 @@ def verify_served(
     Raises:
         MachineError: The server does not answer, or answers no completion.
     """
-    tokenizer = Tokenizer.from_file(str(tuned.path / "tokenizer.json"))
+    tokenizer = open_tokenizer(tuned.path / "tokenizer.json")
     prompts = [tokenizer.encode(p, add_special_tokens=False).ids for p in SERVED_PROMPTS]
     answers = [_complete(url, model, prompt) for prompt in SERVED_PROMPTS]
     tokens = [_one_token(tokenizer, text) for text, _ in answers]

@@ -27,6 +27,7 @@ from gptoss_tune.export.inspection import (
 from gptoss_tune.export.plan import WeightedAdapter
 from gptoss_tune.export.run_record import trained_merge_aware
 from gptoss_tune.export.travel import companions
+from gptoss_tune.harmony.tokenizer_file import open_tokenizer
 
 _MAY_DIFFER = {"quantization_config", "torch_dtype", "dtype", "transformers_version", "use_cache"}
 _LISTED = 3
@@ -239,12 +240,10 @@ def _check_logits(
 
 def prompt_ids(folder: Path) -> list[list[int]]:
     """Return the fixed prompts as token ids of the checkpoint's own tokenizer."""
-    from tokenizers import Tokenizer
-
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; the prompts of the check need the tokenizer")
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = open_tokenizer(file)
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS]
 
 

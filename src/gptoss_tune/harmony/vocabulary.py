@@ -28,6 +28,7 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.errors import DataError, MachineError
+from gptoss_tune.harmony.tokenizer_file import SPLIT_PATTERN, open_tokenizer
 from gptoss_tune.shipped import shipped
 
 if TYPE_CHECKING:
@@ -63,22 +64,6 @@ NAMED_SPECIAL_TOKENS = {
 
 LONGEST_TOKEN_BYTES = 128
 """No rank of o200k_base is longer, so a text of n bytes has at least n / 128 tokens."""
-
-_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-# How o200k cuts text before merging: words with their contraction, numbers of up to three digits,
-# punctuation, line breaks, spaces.
-SPLIT_PATTERN = "|".join(
-    (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_WORD}",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_WORD}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
 
 # Texts in which tokenizers were seen to differ: contractions, digits, spaces, line ends, scripts,
 # combining marks, emoji, control characters, and special tokens spelled out as text.
@@ -157,20 +142,9 @@ class Vocabulary:
         """``check_tokenizer`` for a checkpoint's ``tokenizer.json``.
 
         Raises:
-            DataError: The file cannot be read, or its ids differ.
+            DataError: The file cannot be read, asks for what no gpt-oss does, or its ids differ.
         """
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_str(tokenizer_json.read_text(encoding="utf-8"))
-        except Exception as error:
-            # tokenizers raises Exception itself for a broken file, nothing narrower.
-            if type(error) is not Exception and not isinstance(error, (OSError, ValueError)):
-                raise
-            raise DataError(
-                f"{tokenizer_json}: cannot be read as a tokenizer ({error}); "
-                "copy it again from the released checkpoint"
-            ) from error
+        tokenizer = open_tokenizer(tokenizer_json)
         self.check_tokenizer(
             lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
             tokenizer.token_to_id,
@@ -199,8 +173,16 @@ def load_vocabulary(checkpoint: str | Path | None = None) -> Vocabulary:
         )
     vocabulary = _load(str(_ranks_file(tokenizer_json)))
     if tokenizer_json is not None:
-        vocabulary.check_tokenizer_file(tokenizer_json)
+        with tokenizer_json.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        _check_once(vocabulary, tokenizer_json, digest)
     return vocabulary
+
+
+@lru_cache(maxsize=8)
+def _check_once(vocabulary: Vocabulary, tokenizer_json: Path, sha256: str) -> None:
+    """Check a file that a run opens several times once, and again when its content is another."""
+    vocabulary.check_tokenizer_file(tokenizer_json)
 
 
 def vocabulary_from(ranks_file: Path) -> Vocabulary:

@@ -133,8 +133,6 @@ class WandbMetrics(TrainerCallback):
         """Open the tracked run; if the service cannot be reached, say so and train on offline."""
         if not state.is_world_process_zero:
             return
-        # Its service reports errors to its makers, offline too: nobody here asked for that.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
         from wandb.errors import CommError, UsageError
 

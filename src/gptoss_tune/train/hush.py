@@ -17,8 +17,6 @@ def hush_libraries() -> None:
     """Silence deprecation warnings between libraries, their information and their progress bars."""
     # torch prints a C++ stack when another rank's connection closes; the run says who it was.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # TRL reports each trainer that is made to the Hub; a run makes no connection of its own.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # On CPUs with AVX-512 bitsandbytes looks for a package "kernels" on import, and says so.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for library in ("transformers", "peft", "trl", "accelerate", "torch"):

@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.checkpoint.inside import inside
+from gptoss_tune.harmony.tokenizer_file import open_tokenizer
 
 
 def training_tokenizer(base: Checkpoint) -> PreTrainedTokenizerFast:
     """Return a tokenizer from ``tokenizer.json`` of ``base``, which the rendering has checked."""
     file = inside(base.path, "tokenizer.json", f"{base.path}: has")
     return PreTrainedTokenizerFast(
-        tokenizer_file=str(file),
+        tokenizer_object=open_tokenizer(file),
         bos_token="<|startoftext|>",
         eos_token="<|return|>",
         pad_token="<|endoftext|>",
