@@ -4,6 +4,10 @@ import os
 
 import torch
 
+from gptoss_tune.telemetry import switch_off_telemetry
+
+# What a command does first; tests call what is below the commands.
+switch_off_telemetry()
 # Triton reads this when a kernel is defined, so it has to be set before anything imports triton;
 # importing torch does not. Where there is a GPU the same tests run on it, compiled.
 if not torch.cuda.is_available():
