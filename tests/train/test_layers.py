@@ -111,15 +111,15 @@ def test_a_long_run_keeps_a_bounded_number_of_lines(tmp_path):
     figures.open(0)
     model = torch.nn.Module()
     load = torch.ones(2, 4)
-    for step in range(3, 300_001, 3):
+    for step in (*range(3, 300_001, 3), 300_001):
         figures.before_clipping(model, step)
-        figures.log(step, load)
+        figures.log(step, load, 3)
     figures.close()
     found = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
     with_norms = [line for line in found if "grad_norm" in line]
     with_load = [line for line in found if "expert_load" in line]
     assert len(with_norms) <= layers.MOST_NORMS + 2 and len(with_load) <= layers.MOST_LOADS + 2
-    assert found[0]["step"] == 3 and found[-1]["step"] == 300_000
+    assert found[0]["step"] == 3 and found[-1]["step"] == 300_001
     assert found[0]["grad_norm"] == {"attention": [None, None], "experts": [None, None]}
 
 

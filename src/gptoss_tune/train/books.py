@@ -99,17 +99,17 @@ class Books(TrainerCallback):
         total = self.account.total()
         tokens = int(total[:, -1].sum())
         now, step = time.monotonic(), state.global_step
-        seconds = max(now - self._logged_at, 1e-9)
+        seconds, steps = max(now - self._logged_at, 1e-9), step - self._logged_step
         found = {
             "tokens_per_second": (tokens - self._logged_tokens) / seconds,
-            "seconds_per_step": seconds / max(step - self._logged_step, 1),
+            "seconds_per_step": seconds / max(steps, 1),
             "memory_gib": peak_memory_bytes(self._device) / 2**30,
             **self.account.metrics(total, last=step == state.max_steps),
             **guard.metrics(),
         }
         self._logged_tokens, self._logged_step, self._logged_at = tokens, step, now
         if self._layers is not None:
-            self._layers.log(step, guard.logged_load)
+            self._layers.log(step, guard.logged_load, steps)
         return found
 
     def save(self, folder: Path, *, writes: bool) -> None:

@@ -48,7 +48,7 @@ class LayerFigures:
             max_steps: Steps of the whole run.
         """
         self._path, self._layers, self._every = path, layers, logging_steps
-        self._lines = max(1, max_steps // logging_steps)
+        self._lines, self._last = max(1, max_steps // logging_steps), max_steps
         self._norms: Tensor | None = None
         self._stream: FileIO | None = None
 
@@ -71,19 +71,20 @@ class LayerFigures:
         if self._every > 1:
             self._write({"step": 1, "expert_load": _whole(sum_over_ranks(counts)), "load_steps": 1})
 
-    def log(self, step: int, load: Tensor | None) -> None:
+    def log(self, step: int, load: Tensor | None, load_steps: int) -> None:
         """Write the line of a logged step.
 
         Args:
             step: Its number.
             load: ``[L, E]`` tokens by layer and expert since the last log, of all ranks.
+            load_steps: Steps since then; a checkpoint between two lines has one of its own.
         """
         line: dict[str, Any] = {"step": step}
         if self._norms is not None:
             line["grad_norm"] = dict(zip(KINDS, _rounded(self._norms), strict=True))
             self._norms = None
         if load is not None and self._is_kept(step, MOST_LOADS):
-            line |= {"expert_load": _whole(load), "load_steps": self._every}
+            line |= {"expert_load": _whole(load), "load_steps": load_steps}
         if len(line) > 1:
             self._write(line)
 
@@ -97,7 +98,7 @@ class LayerFigures:
         """Say whether a step's line is among ``most`` spread over the run, or its first or last."""
         number, rest = divmod(step, self._every)
         stride = -(-self._lines // most)
-        return rest == 0 and (number % stride == 0 or number in (1, self._lines))
+        return step == self._last or rest == 0 and (number % stride == 0 or number == 1)
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._stream is not None:

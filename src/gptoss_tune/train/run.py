@@ -60,7 +60,7 @@ class RunSummary:
         folder: The run's folder.
         adapter: The folder of the trained adapter.
         steps: Optimizer steps in total, those before a resume included.
-        loss: Mean training loss of the last logged step.
+        loss: Mean training loss of the last logged step; ``None`` if no logged step was finite.
         eval_loss: Mean loss on the held-out data at the end; ``None`` without such data.
         seconds: Wall time of this process.
         peak_memory_bytes: Peak GPU allocation, or the process's peak resident size on a CPU.
@@ -69,7 +69,7 @@ class RunSummary:
     folder: Path
     adapter: Path
     steps: int
-    loss: float
+    loss: float | None
     eval_loss: float | None
     seconds: float
     peak_memory_bytes: int
@@ -343,7 +343,7 @@ def _finish(
         folder=run,
         adapter=adapter,
         steps=trainer.state.global_step,
-        loss=logged[-1] if logged else float("nan"),
+        loss=logged[-1] if logged else None,
         eval_loss=eval_loss,
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(trainer.accelerator.device),
@@ -360,9 +360,9 @@ def _finish(
             **card.closing_facts(run),
         )
     trainer.accelerator.wait_for_everyone()
+    loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
     console.print(
-        f"done: {summary.steps} steps in {summary.seconds:.1f} s, loss {summary.loss:.4f}; "
-        f"adapter in {adapter}"
+        f"done: {summary.steps} steps in {summary.seconds:.1f} s{loss}; adapter in {adapter}"
     )
     if trainer.args.should_save:
         report(run, console)

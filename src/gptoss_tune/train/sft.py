@@ -15,7 +15,14 @@ import torch
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import PrinterCallback, Trainer
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTTrainer
 
 from gptoss_tune.harmony.order import EpochOrder
@@ -35,6 +42,16 @@ BATCH_ONLY = ("channels", "counts", "rows")
 """What a batch carries for the trainer, and the model does not take."""
 
 
+class OwnIntervals(TrainerCallback):
+    """A resumed run logs, saves and evaluates as its recipe says, not as its checkpoint's did."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the intervals from the arguments; the state was just read from the checkpoint."""
+        state.compute_steps(args, state.max_steps)
+
+
 class WeightedSftTrainer(SFTTrainer):
     """``SFTTrainer`` for batches of ``train.collator``: weighted losses, staged checkpoints."""
 
@@ -44,8 +61,8 @@ class WeightedSftTrainer(SFTTrainer):
         """Take what ``SFTTrainer`` takes; the model is a ``GptOssForTuning`` with adapters."""
         super().__init__(*args, **kwargs)
         self.guard, self.books, self.identity = guard, books, identity
-        self.add_callback(guard)
-        self.add_callback(books)
+        for callback in (OwnIntervals(), guard, books):
+            self.add_callback(callback)
         # compute_loss divides by the weight of the whole step, so nothing else may divide again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -131,6 +148,18 @@ class WeightedSftTrainer(SFTTrainer):
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log with every checkpoint and at the end; leave the last evaluation to ``train.run``.
+
+        The trainer sums losses since the last line and keeps no sum in a checkpoint: of a line that
+        spans one, a resumed run would lack the first steps. The run evaluates when its adapter is
+        safe, and once.
+        """
+        ends = self.state.global_step >= self.state.max_steps
+        self.control.should_log |= self.control.should_save or ends
+        self.control.should_evaluate &= not ends
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; the loss is the mean over all weights of the set, not over its batches."""
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -145,6 +174,8 @@ class WeightedSftTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add losses by channel, throughput and memory to a line of training metrics."""
+        # Of the steps since the last start alone, and 0 where there were none.
+        logs.pop("train_loss", None)
         if "loss" in logs:
             channels = self._read_meter("train")
             channels.pop("mean_loss", None)
