@@ -38,6 +38,20 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(recipe, run):
     assert [p.name for p in run.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("file", "something else of that name"),
+        ("file/run", "a part of its path is a file"),
+        ("x" * 300, "its name is too long"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused_with_the_reason(recipe, tmp_path, name, reason):
+    (tmp_path / "file").write_text("of somebody's")
+    with pytest.raises(MachineError, match=f"{name}: cannot be written: {reason}"):
+        folder.claim(recipe(f"train.output_dir={tmp_path / name}"))
+
+
 def test_a_run_killed_in_its_first_file_starts_again(recipe, run):
     (run / "run.json.part").write_text('{"run_id": ')
     start = folder.claim(recipe())

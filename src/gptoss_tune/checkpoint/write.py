@@ -327,6 +327,9 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only; choose another folder",
             errno.EACCES: "permission denied; choose a folder you may write to",
             errno.EPERM: "permission denied; choose a folder you may write to",
+            errno.EEXIST: "something else of that name is there; choose another name",
+            errno.ENOTDIR: "a part of its path is a file, not a folder; choose another path",
+            errno.ENAMETOOLONG: "its name is too long for the file system; choose a shorter one",
         }.get(error.errno or 0)
         if advice is None:
             raise

@@ -98,7 +98,7 @@ class LayerFigures:
         """Say whether a step's line is among ``most`` spread over the run, or its first or last."""
         number, rest = divmod(step, self._every)
         stride = -(-self._lines // most)
-        return step == self._last or rest == 0 and (number % stride == 0 or number == 1)
+        return step == self._last or (rest == 0 and (number % stride == 0 or number == 1))
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._stream is not None:
