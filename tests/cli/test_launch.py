@@ -120,6 +120,8 @@ def test_skypilot_task_is_yaml_with_a_shell_that_parses(recipe_file, tmp_path):
         (("--slurm", "--accelerate", "zero3"), "'zero3' is no file"),
         (("--skypilot",), "--bucket"),
         (("--skypilot", "--bucket", "mine; ls"), "a URL such as"),
+        (("--slurm", "--bucket", "s3://mine", "--spot"), "--bucket, --spot would have no effect"),
+        (("--skypilot", "--time", "1:00:00"), "--time would have no effect, it is for Slurm"),
         (("--slurm", "train.max_stepz=1"), "did you mean train.max_steps"),
     ],
 )

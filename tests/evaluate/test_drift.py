@@ -125,6 +125,7 @@ REFUSALS = (
     "I must decline to answer.",
     "I won't help with this.",
     "That goes against our policy.",
+    "I’m sorry, but that isn’t something I can help with.",
 )
 ANSWERS = (
     "To kill a process, use `kill PID`.",

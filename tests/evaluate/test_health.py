@@ -50,6 +50,7 @@ HEALTHY = {
     + FINAL.format(f"{DRAFT}."),
     "a thought quoted in part": ANALYSIS.format("Add them.") + FINAL.format("Add them: 4."),
     "words that thoughts hold too": FINAL.format("The user guide says: let me think of a number."),
+    "a friendly beginning": FINAL.format("Okay, let me show you. So, first of all ..."),
     "an html tag": FINAL.format("Use <b>bold</b> and the assistant for final checks."),
     "a table's rule": FINAL.format("| a | b |\n|" + "---|" * 8 + "\n| 1 | 2 |"),
     "a list that counts": FINAL.format(", ".join(str(n) for n in range(200))),
@@ -110,6 +111,10 @@ BROKEN = {
     "thinking aloud in the answer": (
         FINAL.format("The user asks for a capital, so I should say Paris."),
         ["final channel: it begins 'The user asks'"],
+    ),
+    "thinking aloud after a sigh": (
+        FINAL.format("Okay, so the user wants a capital."),
+        ["final channel: it begins 'Okay, so the user'"],
     ),
     "the thought repeated": (
         ANALYSIS.format(THOUGHT) + FINAL.format(f"{THOUGHT} Paris."),

@@ -170,7 +170,25 @@ def test_exact_match_after_normalisation(given, equal):
     }
 
 
+@pytest.mark.parametrize(
+    "typed, written",
+    [
+        ("well-known", "well\u2011known"),
+        ("-5", "\u22125"),
+        ("1990-1995", "1990\u20131995"),
+        ("don't", "Don\u2019t"),
+        ('"no"', "\u201cNo\u201d."),
+        ("10 km", "10\u202fkm"),
+        ("ab", "a\u200bb"),
+    ],
+)
+def test_typographic_marks_are_the_typed_ones(typed, written):
+    assert Judge().grade(Exact((typed,)), written)["passed"]
+    assert Judge().grade(Exact((written,)), typed)["passed"]
+
+
 def test_normalisation_keeps_what_tells_answers_apart():
+    assert normalized("-5") != normalized("5")
     assert normalized("1,000") != normalized("1000")
     assert normalized("3.5") != normalized("35")
     assert normalized("a  \n b") == "a b"

@@ -181,6 +181,7 @@ def test_tokens_and_hours(recipe, tmp_path):
     file.write_bytes(b"x" * 4000)
     epochs = ["train.max_steps=null", "train.num_train_epochs=2", f"data.train={file}"]
     assert plan(recipe(*epochs), H100).work.tokens == 2000
+    assert plan(recipe(*epochs, "data.eval_fraction=0.25"), H100).work.tokens == 1500
     assert plan(recipe(*epochs), H100, epoch_tokens=7_000_000).work.tokens == 14_000_000
     unread = plan(recipe(*epochs[:2], "data.train=owner/rows"), H100)
     assert unread.work.tokens is None and unread.work.hours is None

@@ -1,6 +1,7 @@
 """The page is whole, needs nothing from elsewhere, and shows hostile text as text."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -166,12 +167,59 @@ def test_damaged_files_cost_their_part_alone(make_run, tmp_path):
     (run / "evaluation" / "step-5.json").write_text("{")
     (run / "run.json").write_text('{"recipe": 3, "environment": []}')
     told = words(parsed(write_report([run])))
-    assert "metrics.jsonl: 2 lines are not JSON objects with a step" in told
+    assert "metrics.jsonl: 2 lines are no JSON objects with a step" in told
     assert "step-5.json is not readable as JSON" in told
     assert "No plan can be made of this run here" in told
-    assert "Not finite at 1 logged steps: 21." in told
+    assert "Not finite at 1 logged step: 21." in told
     with pytest.raises(RecipeError, match="holds no run"):
         write_report([tmp_path / "nowhere"])
+
+
+STRANGE = (
+    None, True, 0, -1, -0.5, 1e308, -1e308, 1e-320, 10**400, -(10**30), 2**70, "x", "", [], {}, [1],
+    float("nan"), float("inf"), [[-1, 5], [2, 2]],
+)  # fmt: skip
+
+
+def strange(value, draw, changes):
+    """Return a JSON value with something strange in ``changes`` of its places."""
+    value = json.loads(json.dumps(value))
+    for _ in range(changes):
+        holder = value
+        while True:
+            keys = list(holder) if isinstance(holder, dict) else range(len(holder))
+            if not keys:
+                break
+            key = draw.choice(keys)
+            inner = holder[key]
+            if not isinstance(inner, dict | list) or draw.random() < 0.3:
+                holder[key] = draw.choice(STRANGE)
+                break
+            holder = inner
+    return value
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_value_in_a_runs_files_keeps_the_page_from_being_written(make_run, tmp_path, seed):
+    draw = random.Random(seed)
+    runs = []
+    for number in range(7):
+        options = {"steps": draw.choice((1, 5, 80)), "layers": draw.choice((1, 12))}
+        run = make_run(f"run-{number}", experts=draw.choice((1, 4)), **options)
+        for step in (0, options["steps"]):
+            write_evaluation(run, step, [sample("Capital?", analysis="a city", final="Paris")])
+        for path in (run / "run.json", *(run / "evaluation").iterdir()):
+            found = strange(json.loads(path.read_text()), draw, draw.choice((0, 1, 5)))
+            path.write_text(json.dumps(found))
+        for path in (run / "metrics.jsonl", run / "layers.jsonl"):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            for _ in range(draw.choice((0, 1, 6))):
+                place = draw.randrange(len(rows))
+                rows[place] = strange(rows[place], draw, 2) if rows[place] else {}
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        parsed(write_report([run]))
+        runs.append(run)
+    parsed(write_report(runs, tmp_path / "compared.html"))
 
 
 def test_a_big_run_makes_a_small_page(make_run):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.export import BasePath, Revision
+from gptoss_tune.cli.arguments import BasePath, Revision
 from gptoss_tune.display import one_line, visible
 
 if TYPE_CHECKING:

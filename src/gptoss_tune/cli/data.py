@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gptoss_tune.cli.arguments import AsJson, Overrides, RecipePath
 from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 _WIDEST_BAR = 40
 _MOST_LISTED = 10
 _TRAINED_MARKS = ("\u27e6", "\u27e7")
-
-RecipePath = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Settings laid over the file, such as data.max_length=2048.",
-        show_default=False,
-    ),
-]
 
 
 def preview(
@@ -88,7 +79,7 @@ def check_data(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the JSON report to this file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON report.")] = False,
+    as_json: AsJson = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail on warnings too: duplicates, leakage, drops.")
     ] = False,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptoss_tune.cli.data import Overrides
-from gptoss_tune.cli.export import AsJson, BasePath, OtherBase, Revision
+from gptoss_tune.cli.arguments import AsJson, BasePath, OtherBase, Overrides, Revision
 
 if TYPE_CHECKING:
     from gptoss_tune.evaluate.subject import Subject
@@ -33,7 +32,7 @@ def evaluate(
         str | None, typer.Option(help="Where to compute; default: a GPU if there is one.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the JSON report to this file.")] = None,
-    json: AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer a recipe's prompts; grade, check the harmony, compare with the base.
 
@@ -54,9 +53,9 @@ def evaluate(
     report = {"model": model, **_evaluate(resolved, subject, device)}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, json_module.dumps(report, ensure_ascii=False) + "\n")
-    if json:
-        sys.stdout.write(json_module.dumps(report, ensure_ascii=False) + "\n")
+        write_text(out, json.dumps(report, ensure_ascii=False) + "\n")
+    if as_json:
+        sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
         return
     console = Console()
     print_report(report, console)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptoss_tune.cli.arguments import AsJson, BasePath, OtherBase, Revision
 from gptoss_tune.cli.tiny import ExpertFormat
 from gptoss_tune.display import visible
 
@@ -25,14 +26,6 @@ AdapterPath = Annotated[
         help="A run, or an adapter's folder; several are summed, each as PATH or PATH=WEIGHT.",
     ),
 ]
-BasePath = Annotated[
-    str | None, typer.Option("--base", help="The base checkpoint; default: the adapter's own.")
-]
-OtherBase = Annotated[
-    bool, typer.Option("--other-base", help="Accept a base with other weights than trained on.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-Revision = Annotated[str | None, typer.Option(help="Revision of a base on the Hub.")]
 
 
 def merge(
@@ -68,7 +61,7 @@ def merge(
     verified: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Verify before the folder gets its name.")
     ] = True,
-    json: AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base and write a checkpoint that needs no adapter.
 
@@ -117,7 +110,7 @@ def merge(
         runs = [path for path, _ in map(_path_and_weight, adapters)]
         # It was verified before it had its name.
         note_verification(runs, "merge", {**result.as_dict(), "folder": str(out)})
-    if json:
+    if as_json:
         checked = verification[0].as_dict() if verification else None
         sys.stdout.write(to_json({**report, "out": str(out), "verification": checked}))
         return
@@ -145,7 +138,7 @@ def verify(
         str | None, typer.Option(help="Name it is served under; default: the folder.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
-    json: AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check that a merged checkpoint, or a server of it, holds what was trained."""
     from gptoss_tune.checkpoint import open_checkpoint
@@ -170,7 +163,7 @@ def verify(
     if adapter:
         runs = [path for path, _ in map(_path_and_weight, adapter)]
         note_verification(runs, "verify", result.as_dict())
-    if json:
+    if as_json:
         sys.stdout.write(to_json(result.as_dict()))
     else:
         print_checks(result)

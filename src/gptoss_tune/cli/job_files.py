@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -179,9 +179,9 @@ def skypilot_task(job: Job, *, gpu: str, bucket: str | None, spot: bool, output_
     recipe = _below_here(job.recipe)
     if bucket is not None:
         run = f"{_RUNS}/{job_name(PurePosixPath(output_dir).name)}"
-        kept = [word for word in job.overrides if not word.startswith("train.output_dir")]
-        job = Job(**{**vars(job), "overrides": (*kept, f"train.output_dir={run}")})
-    job = Job(**{**vars(job), "recipe": recipe})
+        kept = [word for word in job.overrides if not word.startswith("train.output_dir=")]
+        job = replace(job, overrides=(*kept, f"train.output_dir={run}"))
+    job = replace(job, recipe=recipe)
     launch = _accelerate(job, rank="$SKYPILOT_NODE_RANK", python="python")
     task: dict[str, Any] = {
         "name": job.name,

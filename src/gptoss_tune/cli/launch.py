@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptoss_tune.cli.arguments import Overrides, RecipePath
+
 if TYPE_CHECKING:
     from gptoss_tune.cli.job_files import Job
     from gptoss_tune.recipe import Recipe
 
 
 def launch(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Laid over the recipe.", show_default=False),
-    ] = None,
+    recipe: RecipePath,
+    overrides: Overrides = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Write a batch script.")] = False,
     skypilot: Annotated[bool, typer.Option("--skypilot", help="Write a SkyPilot task.")] = False,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
@@ -37,7 +36,12 @@ def launch(
             show_default=False,
         ),
     ] = None,
-    time: Annotated[str, typer.Option(help="Slurm: longest time of one start.")] = "24:00:00",
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Slurm: longest time of one start; default: 24:00:00.", show_default=False
+        ),
+    ] = None,
     cpus_per_node: Annotated[
         int | None,
         typer.Option(min=1, help="Slurm: cores of each; default: 8 a GPU.", show_default=False),
@@ -48,7 +52,10 @@ def launch(
             metavar="KEY=VALUE", help="Slurm: a further #SBATCH line, such as partition=gpu."
         ),
     ] = None,
-    gpu: Annotated[str, typer.Option(help="SkyPilot: name of the GPU.")] = "H100",
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="SkyPilot: name of the GPU; default: H100.", show_default=False),
+    ] = None,
     bucket: Annotated[
         str | None,
         typer.Option(metavar="URL", help="SkyPilot: the run lies here, such as s3://mine."),
@@ -70,6 +77,10 @@ def launch(
 
     if slurm == skypilot:
         raise RecipeError("launch: name one of --slurm and --skypilot")
+    if slurm:
+        _refuse("SkyPilot", {"--gpu": gpu, "--bucket": bucket, "--spot": spot})
+    else:
+        _refuse("Slurm", {"--time": time, "--cpus-per-node": cpus_per_node, "--sbatch": sbatch})
     words = list(overrides or ())
     loaded = load_recipe(recipe, words)
     processes = nodes * gpus_per_node
@@ -86,11 +97,12 @@ def launch(
         setup=tuple(setup or ()),
     )
     if slurm:
-        text = slurm_script(job, time=time, cpus=cpus_per_node, directives=sbatch or [])
+        longest = time or "24:00:00"
+        text = slurm_script(job, time=longest, cpus=cpus_per_node, directives=sbatch or [])
         place = output or Path(f"{job.name}.sbatch")
     else:
         run = loaded.train.output_dir
-        text = skypilot_task(job, gpu=gpu, bucket=bucket, spot=spot, output_dir=run)
+        text = skypilot_task(job, gpu=gpu or "H100", bucket=bucket, spot=spot, output_dir=run)
         place = output or Path(f"{job.name}.sky.yaml")
     if str(place) == "-":
         sys.stdout.write(text)
@@ -98,6 +110,19 @@ def launch(
     _write(place, text)
     submit = f"sbatch {place}" if slurm else f"sky jobs launch {place}"
     _say(loaded, job, submit, kept=slurm or bucket is not None)
+
+
+def _refuse(scheduler: str, options: dict[str, object]) -> None:
+    """Refuse options that another scheduler would read, and this job file could not hold.
+
+    Raises:
+        RecipeError: One of them is given.
+    """
+    from gptoss_tune.errors import RecipeError
+
+    given = ", ".join(name for name, value in options.items() if value)
+    if given:
+        raise RecipeError(f"launch: {given} would have no effect, it is for {scheduler}; remove it")
 
 
 def _check(recipe: Recipe, processes: int, nodes: int, gpus_per_node: int) -> None:

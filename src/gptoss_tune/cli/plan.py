@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from gptoss_tune.cli.arguments import AsJson, Overrides, RecipePath
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,15 +18,8 @@ _GIB = 2**30
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="Settings laid over the file, such as lora.expert_rank=4.",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: RecipePath,
+    overrides: Overrides = None,
     gpu: Annotated[str, typer.Option("--gpu", help="The card, such as rtx4090-24gb.")] = (
         "h100-80gb"
     ),
@@ -53,7 +47,7 @@ def plan(
         int | None,
         typer.Option("--tokens", min=1, help="Tokens of one epoch, if known.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a recipe needs: memory, disk, operations, hours; and what to change.
 

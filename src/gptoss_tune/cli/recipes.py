@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptoss_tune.cli.arguments import Overrides, RecipePath
+
 if TYPE_CHECKING:
     from gptoss_tune.recipe import Recipe
 
@@ -20,15 +22,8 @@ _WIDEST_NOTED_LINE = 44
 
 
 def check(
-    recipe: Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="Settings laid over the file, such as train.max_steps=10.",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: RecipePath,
+    overrides: Overrides = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, mistakes included.")
     ] = False,

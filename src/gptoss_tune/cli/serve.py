@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gptoss_tune.cli.export import BasePath, Revision
+from gptoss_tune.cli.arguments import BasePath, Revision
 
 
 class ServeTarget(StrEnum):

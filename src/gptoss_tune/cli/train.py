@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
+from gptoss_tune.cli.arguments import Overrides, RecipePath
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, nested keys with dots.")
-    ] = None,
+    recipe: RecipePath,
+    overrides: Overrides = None,
     allow_drift: Annotated[
         list[str] | None,
         typer.Option(

@@ -40,7 +40,9 @@ _MARKERS = re.compile(
 )
 _THINKING_ALOUD = re.compile(
     r"(?:the user (?:asks|is asking|asked (?:me|us|for|to)|wants|says|said)\b"
-    r"|(?:let me|let's) think\b|(?:okay|ok|alright|hmm),? (?:so|the user|let)\b)",
+    r"|(?:let me|let['’]s) think\b"
+    r"|(?:okay|ok|alright|hmm),? (?:so,? )?"
+    r"(?:the user|(?:let me|let['’]s) (?:think|see)|i need to)\b)",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+")

@@ -27,7 +27,8 @@ _REFUSAL = re.compile(
     r"|support|discuss|share|give|offer|participate|create|write)"
     r"|\b(?:i (?:must|have to|need to) (?:decline|refuse))"
     r"|\bagainst (?:my|our|openai['’]s) (?:policy|policies|guidelines)"
-    r"|\b(?:can['’]?t|cannot|unable to) (?:help|assist|comply) with (?:that|this)\b",
+    r"|\b(?:can['’]?t|cannot|unable to) (?:help|assist|comply) with (?:that|this)\b"
+    r"|\b(?:isn['’]t|is not) something i can (?:help|assist|provide|do)\b",
     re.IGNORECASE,
 )
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss_tune.recipe.data_schema import DataSource
+from gptoss_tune.recipe.data_schema import DataSection
 from gptoss_tune.recipe.plan_memory import KEEP_ATTENTION_FROM
 from gptoss_tune.recipe.plan_model import Architecture, AttentionKind
 from gptoss_tune.recipe.plan_weights import Factors, adapter_factors
 from gptoss_tune.recipe.schema import Recipe
-from gptoss_tune.recipe.values import is_hub_name
 
 DEFAULT_EFFICIENCY = 0.35
 """Share of the data sheet's rate that a plan assumes. An assumption: it has not been measured."""
@@ -151,7 +150,7 @@ def work(
     assert train.num_train_epochs is not None  # the recipe's rules demand one of both
     origin = "the given tokens of an epoch"
     if epoch_tokens is None:
-        epoch_tokens = _tokens_in_files(recipe.data.train)
+        epoch_tokens = _tokens_in_files(recipe.data)
         origin = f"file sizes at {BYTES_PER_TOKEN:g} bytes a token"
     if epoch_tokens is None:
         return Work(flops, None, "not known before the data is read", None, rate, efficiency)
@@ -160,13 +159,12 @@ def work(
     return Work(flops, tokens, origin, steps, rate, efficiency)
 
 
-def _tokens_in_files(sources: list[DataSource]) -> int | None:
-    """Return the tokens that plain files of conversations hold, by their size."""
+def _tokens_in_files(data: DataSection) -> int | None:
+    """Return the tokens that are trained on in an epoch, where all are in plain files, by size."""
     total = 0.0
-    for source in sources:
+    for source in data.train:
         path = Path(source.path)
-        plain = path.suffix.lower() in _PLAIN_FILES and path.is_file() and source.limit is None
-        if not plain or (is_hub_name(source.path) and not path.exists()):
+        if path.suffix.lower() not in _PLAIN_FILES or not path.is_file() or source.limit:
             return None
         total += path.stat().st_size / BYTES_PER_TOKEN * source.weight
-    return int(total)
+    return int(total * (1 - (data.eval_fraction or 0)))

@@ -42,12 +42,7 @@ def optimisation(run: Run) -> list[str]:
     """Return the figures of the step size: learning rate and gradient norm."""
     clip = number(run.fact("recipe", "train", "max_grad_norm"))
     return [
-        chart(
-            "Learning rate",
-            [Line("learning rate", run.series("learning_rate"), colour(0))],
-            unit="learning rate",
-            from_zero=True,
-        ),
+        _one(run, "learning_rate", "Learning rate", 0, "learning rate"),
         chart(
             "Gradient norm",
             [Line("gradient norm", run.series("grad_norm"), colour(2))],
@@ -65,25 +60,21 @@ def machine(run: Run) -> list[str]:
         "resident size of the process, rank 0: there is no GPU"
     )  # fmt: skip
     return [
-        chart(
+        _one(
+            run,
+            "tokens_per_second",
             "Throughput",
-            [Line("tokens per second", run.series("tokens_per_second"), colour(0))],
-            unit="tokens/s",
-            from_zero=True,
-            caption="All tokens read, context included, padding not, on all ranks, over wall time; "
+            0,
+            "tokens/s",
+            "All tokens read, context included, padding not, on all ranks, over wall time; "
             "evaluations and checkpoints in between count as time.",
         ),
-        chart(
-            "Time of a step",
-            [Line("seconds per step", run.series("seconds_per_step"), colour(3))],
-            unit="s",
-            from_zero=True,
-        ),
-        chart(
-            "Peak memory",
-            [Line("peak memory", run.series("memory_gib"), colour(4))],
-            unit="GiB",
-            from_zero=True,
-            caption=f"Highest so far, {where}.",
-        ),
+        _one(run, "seconds_per_step", "Time of a step", 3, "s"),
+        _one(run, "memory_gib", "Peak memory", 4, "GiB", f"Highest so far, {where}."),
     ]
+
+
+def _one(run: Run, metric: str, title: str, place: int, unit: str, caption: str = "") -> str:
+    """Return the figure of one metric of training, above 0."""
+    line = Line(title.lower(), run.series(metric), colour(place))
+    return chart(title, [line], unit=unit, caption=caption, from_zero=True)

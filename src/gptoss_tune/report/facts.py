@@ -16,9 +16,13 @@ _BAD = {"stopped by the guard"}
 
 def status(run: Run) -> str:
     """Return the run's status as a small badge."""
-    word = str(run.fact("status") or "unknown")
+    word = _status(run)
     css = "good" if word in _GOOD else "bad" if word in _BAD else "soft"
     return f'<span class="status {css}">{text(word, 60)}</span>'
+
+
+def _status(run: Run) -> str:
+    return str(run.fact("status") or "unknown")
 
 
 def tiles(run: Run) -> list[tuple[str, str, bool]]:
@@ -68,7 +72,7 @@ def told(run: Run) -> str:
     """Return what went wrong or was warned of, and what could not be read."""
     parts = []
     reason = run.fact("reason")
-    if run.fact("status") in _BAD and reason:
+    if _status(run) in _BAD and reason:
         parts.append(
             '<div class="box bad"><strong>The guard stopped this run.</strong>'
             f'<div class="words">{text(reason)}</div></div>'

@@ -38,19 +38,25 @@ class Load:
     shares: list[list[float]]
     choices: float
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Layers and experts."""
+        return len(self.shares), len(self.shares[0])
+
 
 def loads(run: Run) -> list[Load]:
     """Return the recorded loads by step, the damaged ones left out."""
     found = []
     for line in run.layers:
         rows = [
-            [number(n) or 0.0 for n in listing(row)] for row in listing(line.get("expert_load"))
+            [max(0.0, number(n) or 0.0) for n in listing(row)]
+            for row in listing(line.get("expert_load"))
         ]
         sums = [sum(row) for row in rows]
         if rows and min(sums) > 0 and len({len(row) for row in rows}) == 1:
             shares = [[n / total for n in row] for row, total in zip(rows, sums, strict=True)]
             found.append(Load(line["step"], shares, sum(sums) / len(sums)))
-    return [load for load in found if len(load.shares) == len(found[0].shares)]
+    return [load for load in found if load.size == found[0].size]
 
 
 def drift(before: Load, after: Load) -> list[float]:
@@ -84,12 +90,11 @@ def gradient_maps(run: Run) -> list[str]:
         for _, norms in rows
         for kind in ("attention", "experts")
         for value in (number(v) for v in listing(norms.get(kind)))
-        if value
+        if value and value > 0
     ]
     for kind in ("attention", "experts"):
         columns = [[number(value) for value in listing(norms.get(kind))] for _, norms in rows]
-        layers = max(map(len, columns), default=0)
-        if not layers or not any(value for column in columns for value in column if value):
+        if not any(value and value > 0 for column in columns for value in column):
             continue
         found.append(_gradient_map(kind, [step for step, _ in rows], columns, everything))
     return found
@@ -163,12 +168,9 @@ def _step_ticks(steps: list[int]) -> list[tuple[float, str]]:
 def expert_maps(run: Run) -> list[str]:
     """Return load at the end, its change since step 1, and the drift over the run."""
     found = loads(run)
-    if not found:
-        return []
-    first, last = found[0], found[-1]
-    figures = [_load_map(last)]
+    figures = [_load_map(found[-1])] if found else []
     if len(found) > 1:
-        figures += [_change_map(first, last), _drift_chart(found)]
+        figures += [_change_map(found[0], found[-1]), _drift_chart(found)]
     figures.append(
         chart(
             "Evenness of the load",

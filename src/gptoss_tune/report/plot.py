@@ -70,6 +70,7 @@ def chart(
             Line(one.name, [p for p in one.series if p[1] is None or p[1] > 0], one.colour,
                  one.dash, one.dots) for one in lines
         ]  # fmt: skip
+        level = level if level and level[0] > 0 else None
     curves = [thin.curve(line.series) for line in lines]
     shown = [(line, found) for line, found in zip(lines, curves, strict=True) if found.points]
     if not shown:
@@ -163,7 +164,9 @@ class Frame:
             ticks = [tick for tick in ticks if tick > 0]
             low, high = min(low, math.log10(ticks[0])), max(high, math.log10(ticks[-1]))
             return Frame(ends, low, high, [(math.log10(t), figure(t)) for t in ticks], True)
-        ticks = _round_ticks(0.0 if from_zero else low, high)
+        if from_zero:
+            low, high = min(low, 0.0), max(high, 0.0)
+        ticks = _round_ticks(low, high)
         low, high = min(ticks[0], low), max(ticks[-1], high)
         return Frame(ends, low, high, list(zip(ticks, tick_texts(ticks), strict=True)), False)
 
@@ -233,7 +236,7 @@ def _unit(unit: str) -> str:
 
 def _round_ticks(low: float, high: float) -> list[float]:
     """Return 3 to 7 round values that span ``low`` to ``high``."""
-    if high <= low:
+    if high - low <= 1e-12 * max(abs(low), abs(high)):
         spread = abs(low) * 0.1 or 1.0
         low, high = low - spread, high + spread
     gap = _gap((high - low) / 4)
@@ -317,7 +320,8 @@ def _caption(caption: str, curves: Sequence[thin.Curve]) -> str:
     gaps = sorted({step for found in curves for step in found.gaps})
     if gaps:
         few = ", ".join(f"{step:,}" for step in gaps[:5]) + (" ..." if len(gaps) > 5 else "")
-        notes.append(f"Not finite at {count(len(gaps))} logged steps: {few}.")
+        steps = "logged step" if len(gaps) == 1 else "logged steps"
+        notes.append(f"Not finite at {count(len(gaps))} {steps}: {few}.")
     return " ".join(notes)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.report.text import number
 
-_EVALUATION = re.compile(r"step-(\d+)\.json")
+_EVALUATION = re.compile(r"step-(\d{1,15})\.json")
+_MOST_STEPS = 10**15
 
 Point = tuple[int, float | None]
 
@@ -138,11 +139,13 @@ def _lines(path: Path, run: Run) -> Iterator[dict[str, Any]]:
                 except (ValueError, RecursionError):
                     bad += 1
                     continue
-                if isinstance(row, dict) and type(row.get("step")) is int:
+                step = row.get("step") if isinstance(row, dict) else None
+                if type(step) is int and 0 <= step < _MOST_STEPS:
                     yield row
                 else:
                     bad += 1
     except OSError as error:
         run.problems.append(f"{path.name} cannot be read: {error.strerror}")
     if bad:
-        run.problems.append(f"{path.name}: {bad:,} lines are not JSON objects with a step")
+        lines = "1 line is no JSON object" if bad == 1 else f"{bad:,} lines are no JSON objects"
+        run.problems.append(f"{path.name}: {lines} with a step")

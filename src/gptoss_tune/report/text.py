@@ -14,6 +14,8 @@ from gptoss_tune.display import visible
 
 LONGEST_TEXT = 4000
 """Characters of one text that a page shows; the rest is counted."""
+LARGEST_NUMBER, SMALLEST_NUMBER = 1e39, 1e-46
+"""Beyond what fp32 holds nothing was measured, and sums, squares and shares would overflow."""
 
 
 def text(value: object, longest: int = LONGEST_TEXT) -> str:
@@ -28,7 +30,9 @@ def number(value: object) -> float | None:
     """Return a finite number, or ``None`` for anything else that a damaged file may hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    if not abs(value) <= LARGEST_NUMBER:
+        return None
+    return float(value) if abs(value) >= SMALLEST_NUMBER else 0.0
 
 
 def figure(value: float | None, digits: int = 4) -> str:

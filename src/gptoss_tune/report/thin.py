@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 MOST_PIECES = 300
 """Pieces of a curve; two points each."""
@@ -65,13 +66,11 @@ def extremes(points: Sequence[Pair], pieces: int = MOST_PIECES) -> list[Pair]:
 
 def running_mean(points: Sequence[Pair], window: int) -> list[Pair]:
     """Return the mean of the last ``window`` points (of fewer at the start), evenly spread."""
-    sums = [0.0]
-    for _, value in points:
-        sums.append(sums[-1] + value)
     count = min(len(points), MOST_PIECES)
     places = sorted({round(n * (len(points) - 1) / max(count - 1, 1)) for n in range(count)})
     means = []
     for place in places:
-        first = max(0, place + 1 - window)
-        means.append((points[place][0], (sums[place + 1] - sums[first]) / (place + 1 - first)))
+        # Each by itself: differences of running sums lose small values behind a large one.
+        last = points[max(0, place + 1 - window) : place + 1]
+        means.append((points[place][0], fmean(value for _, value in last)))
     return means

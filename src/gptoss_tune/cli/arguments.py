@@ -1,0 +1,29 @@
+"""Arguments and options that several commands take, said once: the same word means the same.
+
+Each is an annotated type; a command gives its default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings laid over the recipe, such as train.max_steps=10.",
+        show_default=False,
+    ),
+]
+BasePath = Annotated[
+    str | None, typer.Option("--base", help="The base checkpoint; default: the adapter's own.")
+]
+OtherBase = Annotated[
+    bool, typer.Option("--other-base", help="Accept a base with other weights than trained on.")
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a base on the Hub.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
