@@ -80,6 +80,9 @@ def test_disconnected_experts_stop_the_run_by_name(recipe, monkeypatch, tmp_path
     named = [line.strip() for line in lines if "got no gradient" in line]
     # Two layers, two stacks, B of each; an A has to wait for its B.
     assert len(named) == 4 and all("mlp.experts" in line and "lora_B" in line for line in named)
+    assert {(line.split(".")[2], line.split("(")[1].split(")")[0]) for line in named} == {
+        (layer, stack) for layer in "01" for stack in ("gate_up_proj", "down_proj")
+    }
     assert "after 2 updates" in lines[0]
     assert not (tmp_path / "run" / "adapter").exists()
     record = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -35,7 +35,7 @@ from gptoss_tune.train.collator import IGNORED
 from gptoss_tune.train.collective import gather_over_ranks, rank, sum_over_ranks, world_size
 from gptoss_tune.train.record import update_record
 from gptoss_tune.train.router_load import RouterLoad
-from gptoss_tune.train.trainability import Trainability, plain_name
+from gptoss_tune.train.trainability import Trainability, plain_names
 
 FOLDER = "nonfinite"
 """Folder in a run's for the batches of steps that were left out."""
@@ -253,9 +253,8 @@ class Guard(TrainerCallback):
         batches: list[Batch],
         loss: float,
     ) -> None:
-        names = [
-            plain_name(n) for n, p in trained if not bool(torch.isfinite(_local(p.grad)).all())
-        ]
+        called = plain_names(model)
+        names = [called[n] for n, p in trained if not bool(torch.isfinite(_local(p.grad)).all())]
         for parameter in model.parameters():
             parameter.grad = None
         self.skipped_steps += 1
@@ -282,9 +281,9 @@ class Guard(TrainerCallback):
             return
         raise GuardError(
             f"{text}; that is {self._in_row} steps in a row without an update "
-            f"(guard.max_nonfinite_steps: {self._section.max_nonfinite_steps}). Checkpoints hold "
-            f"the last good state and the batches are kept in {path.parent}; look at those rows, "
-            "lower train.learning_rate, or check the base with `gptoss-tune verify`"
+            f"(guard.max_nonfinite_steps: {self._section.max_nonfinite_steps}). No checkpoint holds "
+            f"any of them, and the batches are kept in {path.parent}; look at those rows, lower "
+            "train.learning_rate, or check the base with `gptoss-tune verify`"
         )
 
     def _note_loss(self, loss: float, step: int, *, updates: bool) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
@@ -86,6 +87,7 @@ class Trainability:
 
     def __init__(self, model: nn.Module) -> None:
         """Take the checksums of every tensor of ``model`` and start to watch its experts."""
+        self._called = plain_names(model)
         self._routed: dict[int, Routed] = {}
         for name, module in model.named_modules():
             if isinstance(module, cast(type, GptOssExperts)):
@@ -118,7 +120,7 @@ class Trainability:
         """Return one line per tensor that does not do what it should; every rank has to ask."""
         found = []
         for watched, moved in zip(self._trained.values(), self._moved(), strict=True):
-            name = plain_name(watched.name)
+            name = self._called[watched.name]
             had, needs = bool(watched.had_gradient), bool(watched.needs_gradient)
             if needs and not had:
                 found.append(f"{name} got no gradient")
@@ -133,7 +135,7 @@ class Trainability:
     def moved_frozen(self) -> list[str]:
         """Return one line per frozen tensor that is not what it was."""
         return [
-            f"{plain_name(name)} is frozen and has changed"
+            f"{self._called[name]} is frozen and has changed"
             for name, parameter, start in self._frozen
             if not torch.equal(checksum(parameter), start)
         ]
@@ -194,11 +196,19 @@ class Trainability:
         watched.needy_experts = watched.needy_experts | needy
 
 
-def plain_name(name: str) -> str:
-    """Return a parameter's name without the prefixes of wrappers."""
-    for prefix in ("module.", "base_model.model."):
-        name = name.removeprefix(prefix)
-    return name
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Return what messages call each parameter of ``model``, by its name in there.
+
+    The prefixes of wrappers are left out. PEFT tells the adapters of one layer's experts apart by
+    how deep they are nested only, so those say which stack they belong to.
+    """
+    stacks = {n: m.parameter_name for n, m in model.named_modules() if isinstance(m, ParamWrapper)}
+    found = {}
+    for name, _ in model.named_parameters():
+        stack = stacks.get(name.partition(".lora_")[0])
+        plain = name.removeprefix("module.").removeprefix("base_model.model.")
+        found[name] = f"{plain} ({stack})" if stack else plain
+    return found
 
 
 def _count(useful: Tensor, grad: Tensor, indices: Tensor, weights: Tensor) -> None:
