@@ -29,6 +29,7 @@ LEVELS = {
     "testing": 3,
     "train": 4,
     "demo": 5,
+    "__main__": 5.5,
     "cli": 5,
 }
 # Third-party libraries by the lowest level that may import them at all.

@@ -1,4 +1,4 @@
-"""``python -m gptoss_tune``: the command where its script is not on the path."""
+"""``python -m gptoss_tune``: the command ``gptoss-tune`` without its script."""
 
 from gptoss_tune.cli import main
 

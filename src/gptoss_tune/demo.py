@@ -217,9 +217,7 @@ def _launch(recipe: Path, overrides: list[str], console: Console) -> float:
 
 def _merge(adapter: Path, merged: Path, console: Console) -> float:
     arguments = ["merge", str(adapter), "--format", "bf16", "--out", str(merged)]
-    return _run(
-        ["-m", "gptoss_tune.cli", *arguments], f"gptoss-tune {' '.join(arguments)}", console
-    )
+    return _run(["-m", "gptoss_tune", *arguments], f"gptoss-tune {' '.join(arguments)}", console)
 
 
 def _run(arguments: list[str], shown: str, console: Console) -> float:

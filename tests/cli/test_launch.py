@@ -45,7 +45,7 @@ esac
 
 
 def cli(*arguments, cwd):
-    command = [sys.executable, "-m", "gptoss_tune.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "gptoss_tune", *map(str, arguments)]
     return subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, cwd=cwd
     )

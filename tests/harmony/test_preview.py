@@ -209,7 +209,7 @@ def test_preview_is_coloured_on_a_terminal_and_hostile_text_is_not(recipe, tmp_p
     path = recipe([chat("\x1b[31mred", "x")])
     environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
-    command = [sys.executable, "-m", "gptoss_tune.cli", "preview", path]
+    command = [sys.executable, "-m", "gptoss_tune", "preview", path]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "\x1b[" in shown.stdout and "\x1b[31mred" not in shown.stdout
     assert "\\x1b[31" in re.sub(r"\x1b\[[0-9;]*m", "", shown.stdout)

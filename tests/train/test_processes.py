@@ -106,7 +106,7 @@ def test_accelerate_launch_trains_and_a_mistake_ends_in_one_line(recipe_file, tm
 
 
 def test_train_command_prints_the_accelerate_command_for_more_processes(recipe_file):
-    command = [sys.executable, "-m", "gptoss_tune.cli", "train", str(recipe_file)]
+    command = [sys.executable, "-m", "gptoss_tune", "train", str(recipe_file)]
     printed = run([*command, "world.processes=8"])
     assert printed.returncode == 0
     assert "accelerate launch --num_processes 8 --multi_gpu -m gptoss_tune.train" in printed.stdout

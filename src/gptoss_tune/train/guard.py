@@ -281,9 +281,9 @@ class Guard(TrainerCallback):
             return
         raise GuardError(
             f"{text}; that is {self._in_row} steps in a row without an update "
-            f"(guard.max_nonfinite_steps: {self._section.max_nonfinite_steps}). No checkpoint holds "
-            f"any of them, and the batches are kept in {path.parent}; look at those rows, lower "
-            "train.learning_rate, or check the base with `gptoss-tune verify`"
+            f"(guard.max_nonfinite_steps: {self._section.max_nonfinite_steps}). No checkpoint "
+            f"holds any of them, and the batches are kept in {path.parent}; look at those rows, "
+            "lower train.learning_rate, or check the base with `gptoss-tune verify`"
         )
 
     def _note_loss(self, loss: float, step: int, *, updates: bool) -> None:
