@@ -18,8 +18,8 @@ from gptoss_tune.model.build import build
 from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.recipe import GuardSection
 from gptoss_tune.train import run as run_module
+from gptoss_tune.train.alarms import CONSTANT_LOSSES, Alarms
 from gptoss_tune.train.checksum import checksum
-from gptoss_tune.train.guard import CONSTANT_LOSSES, Guard
 from gptoss_tune.train.router_load import RouterLoad
 from gptoss_tune.train.run import train
 from gptoss_tune.train.trainability import Trainability
@@ -164,7 +164,11 @@ def test_a_run_without_a_single_update_is_no_success(recipe, broken, tmp_path):
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_one_nan_is_left_out_without_an_update(recipe, broken, tmp_path):
+class Killed(BaseException):
+    """Stands for a process that dies."""
+
+
+def test_one_nan_is_left_out_without_an_update(recipe, broken, monkeypatch, tmp_path):
     seen = {}
 
     def poison(model):
@@ -178,9 +182,17 @@ def test_one_nan_is_left_out_without_an_update(recipe, broken, tmp_path):
 
         weight.register_hook(once)
 
+    def killed(*_):
+        raise Killed
+
     broken(poison)
-    train(recipe("train.max_steps=5"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_module, "_publish_adapter", killed)
+        train(recipe("train.max_steps=5", "train.save_steps=5"))
     run = tmp_path / "run"
+    guard = json.loads((run / "run.json").read_text())["guard"]
+    # A process that trains no step any more knows what the one before it saw.
+    train(recipe("train.max_steps=5", "train.save_steps=5"))
     trained = [name for name in seen[3] if "lora_" in name]
     assert all(torch.equal(seen[3][name], seen[4][name]) for name in trained)
     assert not all(torch.equal(seen[4][name], seen[5][name]) for name in trained)
@@ -193,6 +205,8 @@ def test_one_nan_is_left_out_without_an_update(recipe, broken, tmp_path):
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished" and record["guard"]["skipped_steps"] == 1
     assert "no update was made" in record["guard"]["warnings"][0]
+    assert record["guard"] == guard and guard["updates_checked"] == 2
+    assert len(guard["router_entropy_by_layer"]) == 2
     weights = load_file(run / "adapter" / "adapter_model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
@@ -318,27 +332,46 @@ def test_a_missing_A_is_named_once_its_B_is_open(model):
 
 
 @pytest.fixture
-def guard(tmp_path):
-    return Guard(GuardSection(), tmp_path, Console(quiet=True), lambda rows: [])
+def alarms():
+    return Alarms(GuardSection(), Console(quiet=True))
 
 
-def test_a_loss_that_never_changes_stops_the_run(guard):
+def test_a_loss_that_never_changes_stops_the_run(alarms):
     for number in range(CONSTANT_LOSSES - 1):
-        guard._note_loss(2.5, number + 1, updates=True)
+        alarms.note_loss(2.5, number + 1, updates=True)
     with pytest.raises(GuardError, match=r"exactly 2\.5 in each of 10 updates"):
-        guard._note_loss(2.5, CONSTANT_LOSSES, updates=True)
+        alarms.note_loss(2.5, CONSTANT_LOSSES, updates=True)
 
 
-def test_a_jump_of_the_loss_is_warned_of(guard):
+def test_a_jump_of_the_loss_is_warned_of(alarms):
     for number in range(12):
-        guard._note_loss(2.0 + 0.1 * (number % 3), number + 1, updates=True)
-    assert guard.warnings == []
-    guard._note_loss(9.0, 13, updates=True)
-    (warning,) = guard.warnings
+        alarms.note_loss(2.0 + 0.1 * (number % 3), number + 1, updates=True)
+    assert alarms.warnings == []
+    alarms.note_loss(9.0, 13, updates=True)
+    (warning,) = alarms.warnings
     assert warning.startswith("step 13: loss 9.0000 is 4.3 times the mean of the last 12 steps")
 
 
-def test_router_load_counts_real_tokens_and_a_collapse_is_warned_of(model, guard, capsys):
+def test_a_resumed_run_compares_with_what_was_seen_before(alarms):
+    for number in range(12):
+        alarms.note_loss(2.0, number + 1, updates=number >= 3)
+    alarms.note_entropies([1.0, 0.8])
+    alarms.note_entropies([0.6, 0.8])
+    resumed = Alarms(GuardSection(), Console(quiet=True))
+    resumed.load(json.loads(json.dumps(alarms.state())))
+    assert resumed.state() == alarms.state()
+    resumed.note_entropies([0.6, 0.5])
+    resumed.note_loss(9.0, 13, updates=False)
+    assert [text.partition(",")[0].partition(" is ")[0] for text in resumed.warnings] == [
+        "layer 0: its router uses few experts",
+        "layer 1: its router uses few experts",
+        "step 13: loss 9.0000",
+    ]
+    with pytest.raises(GuardError, match=r"exactly 2\.0 in each of 10 updates"):
+        resumed.note_loss(2.0, 14, updates=True)
+
+
+def test_router_load_counts_real_tokens_and_a_collapse_is_warned_of(model, alarms):
     load = RouterLoad(model)
     tokens = torch.arange(40).view(1, 40)
     load.of_tokens((torch.arange(40) < 30).float())
@@ -352,12 +385,12 @@ def test_router_load_counts_real_tokens_and_a_collapse_is_warned_of(model, guard
     load.of_tokens(None)
     model(input_ids=tokens, use_cache=False)
     assert load.counts.sum() == 0
-    guard._note_entropies([1.0, 0.9])
-    guard._note_entropies([0.75, 0.9])
-    assert guard.warnings == []
-    guard._note_entropies([0.75, 0.5])
-    guard._note_entropies([0.75, 0.4])
-    (warning,) = guard.warnings
+    alarms.note_entropies([1.0, 0.9])
+    alarms.note_entropies([0.75, 0.9])
+    assert alarms.warnings == []
+    alarms.note_entropies([0.75, 0.5])
+    alarms.note_entropies([0.75, 0.4])
+    (warning,) = alarms.warnings
     assert warning.startswith("layer 1: its router uses few experts") and "0.90 to 0.50" in warning
 
 

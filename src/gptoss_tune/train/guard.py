@@ -1,11 +1,13 @@
 """A run that trains nothing, moves what is frozen or computes NaN stops and says which tensor.
 
-Three watches, each with the figures of all ranks, so that all stop at the same step:
+Three watches, each with the figures of all ranks, so that all stop at the same step. What they saw
+goes into each checkpoint (``guard.json``), so that a resumed run's card tells of the whole run.
 
 - the first updates (``trainability``): every adapter gets a gradient and moves, nothing else does;
 - every step: a loss or gradient that is not finite makes no update on any rank, and its rows are
   written down; after a few such steps in a row the run ends;
-- warnings, which end nothing: the loss jumps, or a router sends all tokens to few experts.
+- warnings (``alarms``), which end nothing: the loss jumps, or a router sends all tokens to few
+  experts.
 
 It is asked before gradients are clipped: clipping divides by the norm, and with one NaN in it
 every gradient is NaN and none can be named. Leaving out a step means dropping its gradients: the
@@ -17,7 +19,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.checkpoint.write import write_text
-from gptoss_tune.errors import GuardError
+from gptoss_tune.errors import CheckpointError, GuardError
+from gptoss_tune.json_file import read_object
 from gptoss_tune.recipe.schema import GuardSection
+from gptoss_tune.train.alarms import Alarms
 from gptoss_tune.train.collator import IGNORED
 from gptoss_tune.train.collective import gather_over_ranks, rank, sum_over_ranks, world_size
 from gptoss_tune.train.record import update_record
@@ -39,9 +42,8 @@ from gptoss_tune.train.trainability import Trainability, plain_names
 
 FOLDER = "nonfinite"
 """Folder in a run's for the batches of steps that were left out."""
-CONSTANT_LOSSES = 10
-"""Updates after which a loss that never changed by a bit stops the run."""
-_RECENT, _ENOUGH = 50, 10
+FILE = "guard.json"
+"""In a checkpoint: what was seen until then."""
 _MOST_NAMED = 6
 
 
@@ -62,7 +64,7 @@ class Guard(TrainerCallback):
     """Watch one run; the trainer calls it around each forward pass and before clipping.
 
     Attributes:
-        warnings: What was warned of, in order.
+        alarms: What was warned of, and from which figures.
         skipped_steps: Steps that were left out.
         applies: Whether the step at hand makes an update.
         load: Counts the tokens of each expert while the run trains.
@@ -75,6 +77,7 @@ class Guard(TrainerCallback):
         run: Path,
         console: Console,
         row_sources: Callable[[list[int]], list[str]],
+        checkpoint: Path | None = None,
     ) -> None:
         """Watch the run in the folder ``run``.
 
@@ -83,11 +86,12 @@ class Guard(TrainerCallback):
             run: Where batches and the record are written.
             console: Where warnings go; quiet on all ranks but the first.
             row_sources: From row numbers to ``file:line``.
+            checkpoint: What the run continues from; ``None`` for a fresh start.
         """
-        self.warnings: list[str] = []
+        self.alarms = Alarms(section, console)
         self.skipped_steps = 0
-        self._section, self._run, self._console = section, run, console
-        self._row_sources = row_sources
+        self._section, self._run = section, run
+        self._row_sources, self._checkpoint = row_sources, checkpoint
         self._watch: Trainability | None = None
         self.load: RouterLoad | None = None
         self.logged_load: Tensor | None = None
@@ -95,13 +99,10 @@ class Guard(TrainerCallback):
         self._batches: list[Batch] = []
         self._loss: Tensor | None = None
         self._in_row = self._updates = 0
+        self._updates_before = self._checked_before = 0
         self.applies = False
-        self._recent: deque[float] = deque(maxlen=_RECENT)
-        self._first: list[float] = []
         self._since_log: list[float] = []
         self._skipped_since_log = 0
-        self._entropy: list[list[float]] = []
-        self._collapsed: set[int] = set()
 
     def before_forward(self, inputs: dict[str, Any], rows: list[int], *, training: bool) -> None:
         """Note a micro-batch: its rows, and which of its tokens are padding."""
@@ -150,7 +151,8 @@ class Guard(TrainerCallback):
             self._leave_out(model, trained, step, batches, local_loss)
             return
         self._in_row = 0
-        self._note_loss(loss, step, updates=lr > 0)
+        self._since_log.append(loss)
+        self.alarms.note_loss(loss, step, updates=lr > 0)
 
     def metrics(self) -> dict[str, float]:
         """Return the guard's figures since the last call; every rank has to ask."""
@@ -164,7 +166,7 @@ class Guard(TrainerCallback):
             counts = self.logged_load = sum_over_ranks(self.load.counts)
             if counts.sum() > 0:
                 entropies = self.load.entropies(counts)
-                self._note_entropies(entropies)
+                self.alarms.note_entropies(entropies)
                 found["router_entropy"] = sum(entropies) / len(entropies)
                 found["router_entropy_lowest"] = min(entropies)
         return found
@@ -178,8 +180,14 @@ class Guard(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Start to watch; on a resumed run too, whose model was just read from a file."""
+        """Start to watch; on a resumed run too, whose model was just read from a file.
+
+        Raises:
+            CheckpointError: What a resumed run goes on from does not say what was seen.
+        """
         self._optimizer = optimizer
+        if self._checkpoint is not None:
+            self._resume(self._checkpoint / FILE)
         self.load = RouterLoad(model)
         if self._section.check_steps:
             self._watch = Trainability(model)
@@ -206,11 +214,11 @@ class Guard(TrainerCallback):
             GuardError: A frozen tensor changed, a short run's adapters do not train, or all its
                 steps were left out.
         """
-        if self.skipped_steps and not self._updates:
+        if self.skipped_steps and not self._updates + self._updates_before:
             raise GuardError(
                 f"all {self.skipped_steps} steps of this run were left out, because loss or "
-                f"gradients were not finite: {self.warnings[-1]}. Nothing was trained; look at "
-                "those rows, and check the base with `gptoss-tune verify`"
+                f"gradients were not finite: {self.alarms.warnings[-1]}. Nothing was trained; look "
+                "at those rows, and check the base with `gptoss-tune verify`"
             )
         if self._watch is not None and self._updates:
             self._judge(self._watch)
@@ -220,11 +228,38 @@ class Guard(TrainerCallback):
     def facts(self) -> dict[str, Any]:
         """Return what was seen so far, for the run's record."""
         return {
-            "updates_checked": min(self._updates, self._section.check_steps),
+            "updates_checked": max(self._checked(), self._checked_before),
             "skipped_steps": self.skipped_steps,
-            "warnings": self.warnings,
-            "router_entropy_by_layer": self._entropy,
+            "warnings": self.alarms.warnings,
+            "router_entropy_by_layer": self.alarms.entropies,
         }
+
+    def save(self, folder: Path) -> None:
+        """Put what was seen into a checkpoint that is being written; one rank does."""
+        seen = {
+            **self.facts(),
+            **self.alarms.state(),
+            "updates": self._updates + self._updates_before,
+            "steps_left_out_in_a_row": self._in_row,
+        }
+        write_text(folder / FILE, json.dumps(seen) + "\n")
+
+    def _resume(self, path: Path) -> None:
+        try:
+            seen = read_object(path)
+            self.alarms.load(seen)
+            self.skipped_steps = int(seen["skipped_steps"])
+            self._in_row = int(seen["steps_left_out_in_a_row"])
+            self._updates_before = int(seen["updates"])
+            self._checked_before = int(seen["updates_checked"])
+        except (OSError, KeyError, TypeError, ValueError, CheckpointError) as error:
+            raise CheckpointError(
+                f"{path}: no readable findings of the guard ({error}); resume from another "
+                "checkpoint"
+            ) from error
+
+    def _checked(self) -> int:
+        return min(self._updates, self._section.check_steps)
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -277,7 +312,7 @@ class Guard(TrainerCallback):
         everyone = gather_over_ranks((rank(), math.isfinite(loss), names, sources))
         text = _describe(step, everyone)
         if self._in_row <= self._section.max_nonfinite_steps:
-            self._warn(f"{text}; no update was made, the batch is kept in {path.parent}")
+            self.alarms.warn(f"{text}; no update was made, the batch is kept in {path.parent}")
             return
         raise GuardError(
             f"{text}; that is {self._in_row} steps in a row without an update "
@@ -285,43 +320,6 @@ class Guard(TrainerCallback):
             f"holds any of them, and the batches are kept in {path.parent}; look at those rows, "
             "lower train.learning_rate, or check the base with `gptoss-tune verify`"
         )
-
-    def _note_loss(self, loss: float, step: int, *, updates: bool) -> None:
-        self._since_log.append(loss)
-        factor = self._section.loss_spike
-        if factor is not None and len(self._recent) >= _ENOUGH:
-            mean = sum(self._recent) / len(self._recent)
-            if loss > factor * mean:
-                self._warn(
-                    f"step {step}: loss {loss:.4f} is {loss / mean:.1f} times the mean of the last "
-                    f"{len(self._recent)} steps; lower train.learning_rate if this goes on"
-                )
-        self._recent.append(loss)
-        if updates and self._section.check_steps and len(self._first) < CONSTANT_LOSSES:
-            self._first.append(loss)
-            if len(self._first) == CONSTANT_LOSSES and len(set(self._first)) == 1:
-                raise GuardError(
-                    f"step {step}: the loss was exactly {loss} in each of {CONSTANT_LOSSES} "
-                    "updates, so the updates do not reach it; check which weights are adapted "
-                    "and that train.learning_rate is not vanishing"
-                )
-
-    def _note_entropies(self, entropies: list[float]) -> None:
-        # The first and the newest: what a report needs, at any length of the run.
-        self._entropy = [*self._entropy[:1], entropies]
-        share = self._section.router_collapse
-        for layer, (first, now) in enumerate(zip(self._entropy[0], entropies, strict=True)):
-            if share is not None and now < share * first and layer not in self._collapsed:
-                self._collapsed.add(layer)
-                self._warn(
-                    f"layer {layer}: its router uses few experts, the entropy of their load fell "
-                    f"from {first:.2f} to {now:.2f} of 1; a lower learning rate or more varied "
-                    "data keeps it"
-                )
-
-    def _warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self._console.print(f"warning: {text}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _describe(step: int, everyone: list[tuple[int, bool, list[str], list[str]]]) -> str:

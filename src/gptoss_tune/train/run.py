@@ -139,7 +139,7 @@ def _train(
     set_seed(recipe.train.seed)
     model = _model(recipe, base, state, spread, console)
     fitted = memory_fit.fit(recipe, base, model, train_set, state, start, spread, console)
-    guard = _guard(recipe, base, start.folder, console)
+    guard = _guard(recipe, base, start, console)
     books = Books(start.folder, recipe.data.train, device, start.checkpoint)
     trainer = _trainer(fitted.recipe, base, model, train_set, eval_set, guard, books, identity)
     displays = _callbacks(recipe, start.folder, console)
@@ -248,12 +248,12 @@ def _trainer(
     )
 
 
-def _guard(recipe: Recipe, base: Checkpoint, run: Path, console: Console) -> Guard:
+def _guard(recipe: Recipe, base: Checkpoint, start: folder.Start, console: Console) -> Guard:
     def sources(rows: list[int]) -> list[str]:
         vocabulary = load_vocabulary(base.path)
         return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=recipe.train.seed)
 
-    return Guard(recipe.guard, run, console, sources)
+    return Guard(recipe.guard, start.folder, console, sources, start.checkpoint)
 
 
 def _callbacks(

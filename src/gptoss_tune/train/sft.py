@@ -225,6 +225,7 @@ class WeightedSftTrainer(SFTTrainer):
             self.books.save(run / checkpoints.STAGING / name, writes=self.args.should_save)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                self.guard.save(run / checkpoints.STAGING / name)
                 facts = self.identity.manifest(self.state.global_step)
                 checkpoints.publish(run / checkpoints.STAGING / name, run / name, **facts)
                 checkpoints.prune(run, self.args.save_total_limit or 1)
