@@ -1,40 +1,42 @@
 """What each of two ranks does for ``test_sharded.py``; started by torchrun, writes what it saw.
 
-    torchrun --nproc_per_node 2 sharded_ranks.py RECIPE FOLDER [OVERRIDE ...]
-
-The overrides are those of the run that is stopped by a signal.
+    torchrun --nproc_per_node 2 sharded_ranks.py RECIPE FOLDER
 
 One launch for all of it: importing the libraries takes longer than the runs.
 """
 
+import functools
 import gc
 import json
 import os
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from sharded_faults import disconnected, ended_by, interrupted
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from gptoss_tune.checkpoint import open_checkpoint
-from gptoss_tune.errors import RunInterrupted
 from gptoss_tune.model.build import build
 from gptoss_tune.model.holdings import holdings
 from gptoss_tune.model.sharding import Share, share_of, whole
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train import run as run_module
 from gptoss_tune.train.collective import gather_over_ranks, sum_over_ranks
 from gptoss_tune.train.run import train
+from gptoss_tune.train.tokenizer import training_tokenizer
 from gptoss_tune.train.trainability import Trainability
 
 RECIPE, FOLDER = sys.argv[1], Path(sys.argv[2])
 UNWATCHED = "guard.check_steps=0"
-MOVED = sys.argv[3:]
+MOVED, HELD_OUT, ASKED, POISONED = json.loads((FOLDER / "overrides.json").read_text())
+# Tokenizers are not what runs differ in, and reading them takes as long as the rest of a run.
+run_module.load_vocabulary = functools.cache(run_module.load_vocabulary)
+tokenizer_in = functools.cache(lambda path: training_tokenizer(open_checkpoint(path)))
+run_module.training_tokenizer = lambda base: tokenizer_in(str(base.path))
 
 
 def run(name, *overrides, sharded=True):
@@ -44,7 +46,8 @@ def run(name, *overrides, sharded=True):
     os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
     os.environ["FSDP_VERSION"] = "2"
     batch = ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=2"]
-    return train(load_recipe(RECIPE, [f"train.output_dir={FOLDER / name}", *batch, *overrides]))
+    train(load_recipe(RECIPE, [f"train.output_dir={FOLDER / name}", *batch, *overrides]))
+    dist.barrier()  # rank 0 sees the others leave before they come back
 
 
 def packed_bytes():
@@ -92,16 +95,21 @@ def guard():
     watched = next(w for w in watch._trained.values() if w.parameter is adapter)
     watched.had_gradient = watched.needs_gradient = torch.tensor(True)
     still = gather_over_ranks(watch.verdict())
+    none = torch.zeros_like(watched.experts)
+    watched.needy_experts = none.clone()
+    watched.needy_experts[0 if first else -1] = True  # each got tokens from one rank
     with torch.no_grad():
         if first:  # experts of the other rank got no token: its share stays, and that is right
             adapter.to_local()[0, 0] += 1.0
+    silent = gather_over_ranks(watch.verdict())
+    watched.needy_experts = none
     sound = gather_over_ranks(watch.verdict())
     if not first:
         stack = next(p for n, p in named.items() if "layers.1" in n and n.endswith(".down_proj"))
         share_of(stack).stored.blocks[-1, -1, -1, -1] ^= 1
     moved = gather_over_ranks(watch.verdict())
     watch.close()
-    return {"still": still, "sound": sound, "moved": moved}
+    return {"still": still, "silent": silent, "sound": sound, "moved": moved}
 
 
 def mixed_precision():
@@ -142,33 +150,17 @@ def put_together():
     return True
 
 
-def interrupted():
-    """Stop a run by a signal to the second rank; return what it ended with."""
-
-    def kill_after_the_first_step():
-        metrics = FOLDER / "stopped" / "metrics.jsonl"
-        while not (metrics.exists() and metrics.read_text().count("\n")):
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if dist.get_rank() == 1:
-        threading.Thread(target=kill_after_the_first_step, daemon=True).start()
-    try:
-        run("stopped", *MOVED, UNWATCHED)
-    except RunInterrupted as stopped:
-        return stopped.exit_code
-    return 0
-
-
 def main():
     """Run everything and leave the results beside the runs."""
-    rows = load_recipe(RECIPE, []).data.train[0].path
-    evaluated = [f"data.eval={rows}", "train.eval_steps=2", "train.save_steps=2"]
-    run("fsdp2", *evaluated)
-    run("continued", *evaluated, f"train.resume={FOLDER / 'one' / 'checkpoint-2'}", UNWATCHED)
+    run("fsdp2", *HELD_OUT, *ASKED)
+    run("continued", *HELD_OUT, f"train.resume={FOLDER / 'one' / 'checkpoint-2'}", UNWATCHED)
+    run("ddp", "train.logging_steps=2", UNWATCHED, sharded=False)
     results = {"whole": gather_over_ranks(put_together()), "guard": guard()}
     results["bf16"] = gather_over_ranks(mixed_precision())
-    results |= {"memory": gather_over_ranks(memory()), "code": interrupted()}
+    results["memory"] = gather_over_ranks(memory())
+    results["interrupted"] = gather_over_ranks(interrupted(run, FOLDER, [*MOVED, UNWATCHED]))
+    results["nan"] = gather_over_ranks(ended_by(run, "nan", *POISONED))
+    results["disconnected"] = gather_over_ranks(disconnected(run))
     if dist.get_rank() == 0:
         (FOLDER / "results.json").write_text(json.dumps(results))
 

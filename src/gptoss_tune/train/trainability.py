@@ -118,7 +118,7 @@ class Trainability:
 
     def verdict(self) -> list[str]:
         """Return one line per tensor that does not do what it should; every rank has to ask."""
-        found = []
+        found, needy = [], self._needy()
         for watched, moved in zip(self._trained.values(), self._moved(), strict=True):
             name = self._called[watched.name]
             had, needs = bool(watched.had_gradient), bool(watched.needs_gradient)
@@ -126,8 +126,8 @@ class Trainability:
                 found.append(f"{name} got no gradient")
             elif had and not moved:
                 found.append(f"{name} got a gradient and did not move")
-            if watched.experts is not None and watched.needy_experts is not None and had:
-                silent = (watched.needy_experts & ~watched.experts).nonzero().flatten().tolist()
+            if watched.experts is not None and had:
+                silent = (needy[watched.name] & ~watched.experts).nonzero().flatten().tolist()
                 if silent:
                     found.append(f"{name}: experts {_few(silent)} got tokens and no gradient")
         return found + self.moved_frozen()
@@ -148,6 +148,18 @@ class Trainability:
         """
         moved = [checksum(w.parameter) != w.start for w in self._trained.values()]
         return (sum_over_ranks(torch.stack(moved).long()) > 0).tolist() if moved else []
+
+    def _needy(self) -> dict[str, Tensor]:
+        """Return ``[E]`` bool by tensor: experts for which a gradient was to be expected.
+
+        Of all ranks' tokens: a gradient is the sum over ranks, so who got tokens has to be, too.
+        """
+        own = {n: w.needy_experts for n, w in self._trained.items() if w.needy_experts is not None}
+        if not own:
+            return {}
+        return dict(
+            zip(own, sum_over_ranks(torch.stack(list(own.values())).long()) > 0, strict=True)
+        )
 
     def _watch(self, name: str, parameter: nn.Parameter) -> Watched:
         no = torch.zeros((), dtype=torch.bool, device=parameter.device)
