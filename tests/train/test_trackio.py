@@ -30,13 +30,14 @@ from gptoss_tune.recipe.schema import TrackingSection
 from gptoss_tune.train.trackio_metrics import TrackioMetrics
 
 sys.addaudithook(hook)
-for lines in ([1, 2, 3], [3, 4]):  # the second start is a run that was resumed after step 2
+for after, lines in ((0, [1, 2, 3]), (2, [3, 4])):  # the second start is resumed after step 2
     tracker = TrackioMetrics(TrackingSection(trackio="local"), run, {"lora": {"rank": 4}})
-    state = TrainerState(is_world_process_zero=True)
+    state = TrainerState(is_world_process_zero=True, global_step=after)
     tracker.on_train_begin(None, state, None)
     for step in lines:
         state.global_step = step
-        tracker.on_log(None, state, None, {"loss": 1 / step, "nothing": float("nan")})
+        # The line that is written again is another one.
+        tracker.on_log(None, state, None, {"loss": after + 1 / step, "nothing": float("nan")})
         tracker.on_log(None, state, None, {"eval_loss": 2 / step})
     tracker.close()
 from trackio.sqlite_storage import SQLiteStorage
@@ -52,6 +53,8 @@ def test_figures_and_recipe_stay_in_the_folder_and_nothing_is_connected(tmp_path
     run = tmp_path / "first"
     run.mkdir()
     secrets = {"HF_TOKEN": "hf_" + "canary" * 6, "TRACKIO_SPACE_ID": "somebody/space"}
+    secrets |= {"TRACKIO_BUCKET_ID": "somebody/bucket", "TRACKIO_WEBHOOK_URL": "http://127.0.0.1:9"}
+    secrets |= {"TRACKIO_DATASET_ID": "somebody/dataset", "SPACE_REPO_NAME": "space"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(run), "--secret=canary-in-argv"],
         env={**os.environ, **secrets, "TRACKIO_SERVER_URL": "http://127.0.0.1:9/?write_token=t"},
@@ -66,7 +69,8 @@ def test_figures_and_recipe_stay_in_the_folder_and_nothing_is_connected(tmp_path
     assert written and all(path.startswith(str(run / "trackio")) for path in written)
     values = [(line["step"], line.get("loss"), line.get("eval_loss")) for line in found["logs"]]
     assert len(values) == 8, "lines that a resumed run writes again are kept once"
-    assert {(s, x) for s, x, _ in values if x is not None} == {(n, 1 / n) for n in (1, 2, 3, 4)}
+    losses = {(1, 1.0), (2, 1 / 2), (3, 2 + 1 / 3), (4, 2 + 1 / 4)}
+    assert {(s, x) for s, x, _ in values if x is not None} == losses
     assert {(s, x) for s, _, x in values if x is not None} == {(n, 2 / n) for n in (1, 2, 3, 4)}
     assert found["config"] == {"lora": {"rank": 4}}
     for path in run.rglob("*"):

@@ -1,34 +1,40 @@
 """A tracker that does not answer delays a run by seconds, asks nothing and loses nothing."""
 
+import http.server
 import os
 import pty
+import re
 import sys
+import threading
 import time
 
 import pytest
+import wandb
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train import callbacks
+from gptoss_tune.train import wandb_metrics
 
 
 @pytest.fixture
 def track(tmp_path, monkeypatch):
-    """Return a function that logs two steps to a service at a closed port."""
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    """Return a function that logs two steps to a service, at a closed port unless told."""
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setattr(callbacks, "_WANDB_START_S", 3.0)
+    monkeypatch.setattr(wandb_metrics, "_START_S", 3.0)
     state = TrainerState(is_world_process_zero=True)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
 
-    def run():
-        tracker = callbacks.WandbMetrics(TrackingSection(wandb="online"), tmp_path, {"a": 1})
+    def run(url="http://127.0.0.1:9"):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        wandb.teardown()  # it remembers the address as long as the process lives
+        tracking = TrackingSection(wandb="online")
+        tracker = wandb_metrics.WandbMetrics(tracking, tmp_path, {"a": 1}, "0123abcd")
         tracker.on_train_begin(arguments, state, TrainerControl())
         for step in (1, 2):
             state.global_step = step
             tracker.on_log(arguments, state, TrainerControl(), logs={"loss": 1.0 / step})
         tracker.close()
-        return list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+        return list((tmp_path / "wandb").glob("offline-run-*-0123abcd/*.wandb"))
 
     return run
 
@@ -56,3 +62,33 @@ def test_an_unreachable_service_is_said_and_metrics_are_kept(track, monkeypatch,
     said = capsys.readouterr().err
     assert "wandb takes no metrics" in said and "kept offline in" in said
     assert "a" * 40 not in said
+
+
+def test_a_key_that_is_not_taken_is_said_and_metrics_are_kept(track, monkeypatch, capsys):
+    """A key that has expired, or belongs to another service."""
+    monkeypatch.setenv("WANDB_API_KEY", "b" * 40)
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_POST(self):
+            asked.append(self.path)
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(401)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        do_GET = do_PUT = do_POST
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert len(track(f"http://127.0.0.1:{server.server_port}")) == 1
+        server.shutdown()
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if "wandb takes no metrics" in line]
+    assert len(lines) == 1 and "kept offline in" in lines[0] and "wandb login" in lines[0]
+    assert re.search(r"takes no metrics \(\w+Error", lines[0]), lines[0]
+    assert "b" * 40 not in said
+    assert asked and not [path for path in asked if "otel" in path], "telemetry is off"

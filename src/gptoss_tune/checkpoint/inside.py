@@ -8,6 +8,7 @@ merged folder and from there into an upload; writing through it changes a file t
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from gptoss_tune.display import one_line
@@ -53,8 +54,12 @@ def stays_inside(folder: Path, file: Path) -> bool:
     return real.is_relative_to(os.path.realpath(allowed)) and not real.is_symlink()
 
 
-def refuse_links(folder: Path) -> None:
+def refuse_links(folder: Path, passed_over: Sequence[str] = ()) -> None:
     """Refuse a folder that is about to be written into and holds links that leave it.
+
+    Args:
+        folder: A run's folder.
+        passed_over: Patterns, relative to the folder, of links that may lead anywhere.
 
     Raises:
         CheckpointError: Names the first such link.
@@ -64,6 +69,8 @@ def refuse_links(folder: Path) -> None:
         for name in (*folders, *files):
             entry = os.path.join(parent, name)
             if not os.path.islink(entry):
+                continue
+            if any(Path(entry).relative_to(folder).match(pattern) for pattern in passed_over):
                 continue
             target = os.path.realpath(entry)
             if not Path(target).is_relative_to(real) or os.path.islink(target):

@@ -20,6 +20,7 @@ from gptoss_tune.recipe.plan_disk import RunFiles
 from gptoss_tune.recipe.schema import Recipe
 from gptoss_tune.train import checkpoints
 from gptoss_tune.train.record import RECORD
+from gptoss_tune.train.wandb_metrics import LEFT_LINKS
 
 ADAPTER = "adapter"
 
@@ -62,7 +63,7 @@ def claim(recipe: Recipe) -> Start:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         content = [path for path in folder.iterdir() if path.name not in _NOTHING]
-    refuse_links(folder)
+    refuse_links(folder, LEFT_LINKS)
     record = _record(folder) if content else None
     if record is not None and resume == "never":
         raise RecipeError(

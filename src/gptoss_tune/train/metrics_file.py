@@ -9,50 +9,37 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState
 
 from gptoss_tune.checkpoint.write import disk_errors, write_text
+from gptoss_tune.train.metric_lines import MetricLines
 
 
-class MetricsFile(TrainerCallback):
+class MetricsFile(MetricLines):
     """Append every logged line to ``RUN/metrics.jsonl``, flushed at once."""
 
     def __init__(self, path: Path) -> None:
         """Write to ``path``; a resumed run continues the file."""
         self._path = path
-        self._stream: FileIO | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def open(self, step: int) -> None:
         """Drop lines past the resumed step, which are about to be written again."""
-        if state.is_world_process_zero:
-            keep_lines_until(self._path, state.global_step)
-            self._stream = open_lines(self._path)
+        keep_lines_until(self._path, step)
+        self._stream = open_lines(self._path)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def write(self, state: TrainerState, logs: dict[str, Any]) -> None:
         """Write one line: the step, and every figure of it."""
-        if self._stream is not None and logs:
-            # JSON has no NaN.
-            figures = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in logs.items()
-            }
-            row = {"step": state.global_step, "epoch": state.epoch, **figures}
-            append_line(self._stream, json.dumps(row))
+        # JSON has no NaN.
+        figures = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in logs.items()
+        }
+        row = {"step": state.global_step, "epoch": state.epoch, **figures}
+        append_line(self._stream, json.dumps(row))
 
-    def close(self) -> None:
-        """Close the file; not before the last evaluation, which comes after the last step."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+    def shut(self) -> None:
+        """Close the file."""
+        self._stream.close()
 
 
 def open_lines(path: Path) -> FileIO:

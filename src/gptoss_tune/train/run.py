@@ -31,7 +31,6 @@ from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.recipe.spread import Spread
 from gptoss_tune.train import card, checkpoints, folder, memory_fit, out_of_memory, ranks
 from gptoss_tune.train.books import Books, peak_memory_bytes
-from gptoss_tune.train.callbacks import ProgressDisplay, WandbMetrics
 from gptoss_tune.train.collator import Collator
 from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.evaluation import Evaluation
@@ -39,13 +38,16 @@ from gptoss_tune.train.gpu import refuse_unusable_gpu
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.identity import Identity, identify
 from gptoss_tune.train.launcher import launched_spread
+from gptoss_tune.train.metric_lines import MetricLines
 from gptoss_tune.train.metrics_file import MetricsFile
+from gptoss_tune.train.progress import ProgressDisplay
 from gptoss_tune.train.record import RECIPE, environment, report, update_record
 from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
 from gptoss_tune.train.stopping import EvaluationLeftOut, StopOnSignal
 from gptoss_tune.train.tokenizer import training_tokenizer
 from gptoss_tune.train.trackio_metrics import TrackioMetrics, refuse_missing_tracker
+from gptoss_tune.train.wandb_metrics import WandbMetrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -142,7 +144,7 @@ def _train(
     guard = _guard(recipe, base, start, console)
     books = Books(start.folder, recipe.data.train, device, start.checkpoint)
     trainer = _trainer(fitted.recipe, base, model, train_set, eval_set, guard, books, identity)
-    displays = _callbacks(recipe, start.folder, console)
+    displays = _callbacks(recipe, start.folder, identity.run_id, console)
     asked = []
     if evaluator is not None:
         asked = [Evaluation(evaluator, recipe, trainer, console, lambda: stop.requested)]
@@ -257,16 +259,17 @@ def _guard(recipe: Recipe, base: Checkpoint, start: folder.Start, console: Conso
 
 
 def _callbacks(
-    recipe: Recipe, run: Path, console: Console
-) -> list[MetricsFile | ProgressDisplay | WandbMetrics | TrackioMetrics]:
-    callbacks: list[MetricsFile | ProgressDisplay | WandbMetrics | TrackioMetrics] = [
+    recipe: Recipe, run: Path, run_id: str, console: Console
+) -> list[MetricLines | ProgressDisplay]:
+    callbacks: list[MetricLines | ProgressDisplay] = [
         MetricsFile(run / "metrics.jsonl"),
         ProgressDisplay(console),
     ]
+    config = recipe.model_dump(mode="json")
     if recipe.tracking.wandb != "disabled":
-        callbacks.append(WandbMetrics(recipe.tracking, run, recipe.model_dump(mode="json")))
+        callbacks.append(WandbMetrics(recipe.tracking, run, config, run_id))
     if recipe.tracking.trackio != "disabled":
-        callbacks.append(TrackioMetrics(recipe.tracking, run, recipe.model_dump(mode="json")))
+        callbacks.append(TrackioMetrics(recipe.tracking, run, config))
     return callbacks
 
 
