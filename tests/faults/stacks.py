@@ -173,6 +173,6 @@ def prepare(work: Path) -> None:
     lines = (json.dumps(row) + "\n" for row in conversations())
     (work / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     # The objects that each run would read from the same file, without the seconds it takes.
-    loaded, words = tokenizer(work / "base"), load_vocabulary(work / "base")
-    run.training_tokenizer = lambda base: loaded
+    tokenizer(work / "base")
+    words = load_vocabulary(work / "base")
     run.load_vocabulary = lambda path: words

@@ -143,7 +143,7 @@ def _train(
     fitted = memory_fit.fit(recipe, base, model, train_set, state, start, spread, console)
     guard = _guard(recipe, base, start, console)
     books = Books(start.folder, recipe.data.train, device, start.checkpoint)
-    trainer = _trainer(fitted.recipe, base, model, train_set, eval_set, guard, books, identity)
+    trainer = _trainer(fitted.recipe, model, train_set, eval_set, guard, books, identity)
     displays = _callbacks(recipe, start.folder, identity.run_id, console)
     asked = []
     if evaluator is not None:
@@ -226,7 +226,6 @@ def _model(
 
 def _trainer(
     recipe: Recipe,
-    base: Checkpoint,
     model: PeftModel,
     train_set: Dataset,
     eval_set: Dataset | None,
@@ -234,7 +233,7 @@ def _trainer(
     books: Books,
     identity: Identity,
 ) -> WeightedSftTrainer:
-    tokenizer = training_tokenizer(base)
+    tokenizer = training_tokenizer()
     # Said here, or the trainer aligns the two itself and warns about it.
     model.config.bos_token_id = tokenizer.bos_token_id
     return WeightedSftTrainer(
