@@ -109,12 +109,28 @@ def test_skypilot_task_is_yaml_with_a_shell_that_parses(recipe_file, tmp_path):
     assert bash_reads("run.sh", tmp_path)
 
 
+def test_a_recipe_says_itself_how_its_model_is_shared(recipe_file, tmp_path):
+    spread = ("world.processes=8", "world.spread=fsdp2")
+    made = cli("launch", recipe_file, "--slurm", *spread, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert ")/fsdp2.yaml || exit 3" in (tmp_path / "first.sbatch").read_text()
+    printed = cli("train", recipe_file, *spread, cwd=tmp_path).stdout
+    command = shlex.split(printed.splitlines()[-1])
+    file = Path(command[command.index("--config_file") + 1])
+    assert file.name == "fsdp2.yaml" and file.is_file()
+    assert "--multi_gpu" not in command and command[-3:] == [str(recipe_file), *spread]
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
         ((), "one of --slurm and --skypilot"),
         (("world.processes=4", "--slurm"), "2 x 8 GPUs are 16 processes"),
         (("train.resume=never", "--slurm"), "train.resume=auto"),
+        (
+            ("--slurm", "--accelerate", "ddp", "world.processes=16", "world.spread=fsdp2"),
+            "the recipe says world.spread: fsdp2; remove the option, or set world.spread=ddp",
+        ),
         (("--slurm", "--time", "soon"), "--time: got 'soon'"),
         (("--slurm", "--sbatch", "wrap=a b"), "without spaces"),
         (("--slurm", "--accelerate", "zero3"), "'zero3' is no file"),

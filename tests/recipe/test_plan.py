@@ -136,6 +136,10 @@ def test_several_gpus(recipe):
     assert not alone.fits
     spread = plan(large, H100, gpus=8, spread="fsdp2")
     assert spread.fits and spread.memory.peak < alone.memory.peak / 3
+    said = with_settings(large, {"world.processes": 8, "world.spread": "fsdp2"})
+    assert plan(said, H100).memory == spread.memory
+    assert plan(said, H100, spread="ddp").memory == alone.memory
+    assert plan(said, H100, gpus=1).spread == "ddp"
 
 
 def test_advice_leads_where_it_says_and_cheapest_comes_first(recipe):

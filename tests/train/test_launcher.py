@@ -50,6 +50,22 @@ def test_what_fsdp2_cannot_spread_is_refused(recipe, monkeypatch, override, reas
         launched_spread(recipe(override))
 
 
+@pytest.mark.parametrize(("started", "asked"), [("fsdp2", "ddp"), ("ddp", "fsdp2")])
+def test_another_way_to_share_the_model_than_the_recipes_is_refused(
+    recipe, monkeypatch, started, asked
+):
+    for name, value in {**FSDP2, "ACCELERATE_USE_FSDP": str(started == "fsdp2")}.items():
+        monkeypatch.setenv(name, value)
+    asking = recipe("world.processes=8", f"world.spread={asked}")
+    message = f"recipes/accelerate/{asked}.yaml, or set world.spread={started}"
+    with pytest.raises(MachineError, match=message):
+        launched_spread(asking)
+    assert launched_spread(recipe("world.processes=8", f"world.spread={started}")) == started
+    monkeypatch.setenv("WORLD_SIZE", "1")  # nothing is shared, whatever is asked for
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", str(started == "fsdp2"))
+    assert launched_spread(asking) == "ddp"
+
+
 def test_fsdp2_is_taken_over_and_one_process_has_nothing_to_spread(recipe, monkeypatch):
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)

@@ -144,6 +144,7 @@ class Calibration:
             "tracking.project": None,
             "tracking.run_name": None,
             "world.processes": 1,
+            "world.spread": None,
         }
         if base is not None:
             changes |= {"model.name_or_path": base, "model.revision": revision}

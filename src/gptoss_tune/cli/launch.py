@@ -32,7 +32,8 @@ def launch(
         str | None,
         typer.Option(
             metavar="ddp|fsdp2|FILE",
-            help="Accelerate's configuration; default: one_gpu for one process, else ddp.",
+            help="Accelerate's configuration; default: one_gpu for one process, else world.spread, "
+            "else ddp.",
             show_default=False,
         ),
     ] = None,
@@ -84,7 +85,7 @@ def launch(
     words = list(overrides or ())
     loaded = load_recipe(recipe, words)
     processes = nodes * gpus_per_node
-    _check(loaded, processes, nodes, gpus_per_node)
+    _check(loaded, processes, nodes, gpus_per_node, accelerate)
     if loaded.world.processes != processes:
         words.append(f"world.processes={processes}")
     job = Job(
@@ -93,7 +94,7 @@ def launch(
         overrides=tuple(words),
         nodes=nodes,
         gpus_per_node=gpus_per_node,
-        accelerate=accelerate or ("one_gpu" if processes == 1 else "ddp"),
+        accelerate=accelerate or ("one_gpu" if processes == 1 else loaded.world.spread or "ddp"),
         setup=tuple(setup or ()),
     )
     if slurm:
@@ -125,11 +126,14 @@ def _refuse(scheduler: str, options: dict[str, object]) -> None:
         raise RecipeError(f"launch: {given} would have no effect, it is for {scheduler}; remove it")
 
 
-def _check(recipe: Recipe, processes: int, nodes: int, gpus_per_node: int) -> None:
+def _check(
+    recipe: Recipe, processes: int, nodes: int, gpus_per_node: int, accelerate: str | None
+) -> None:
     """Refuse what would fail, or be lost, after the first requeue.
 
     Raises:
-        RecipeError: The recipe names another number of processes, or does not resume by itself.
+        RecipeError: The recipe names another number of processes or another way to share the
+            model, or does not resume by itself.
     """
     from gptoss_tune.errors import RecipeError
 
@@ -138,6 +142,12 @@ def _check(recipe: Recipe, processes: int, nodes: int, gpus_per_node: int) -> No
         raise RecipeError(
             f"world.processes is {asked}, but {nodes} x {gpus_per_node} GPUs are {processes} "
             f"processes; set world.processes={processes}, or change --nodes and --gpus-per-node"
+        )
+    spread = recipe.world.spread
+    if spread is not None and accelerate in ("ddp", "fsdp2") and accelerate != spread:
+        raise RecipeError(
+            f"--accelerate {accelerate}: the recipe says world.spread: {spread}; remove the "
+            f"option, or set world.spread={accelerate}"
         )
     if recipe.train.resume != "auto":
         raise RecipeError(

@@ -28,13 +28,15 @@ def plan(
         typer.Option("--gpus", help="How many; default: world.processes.", show_default=False),
     ] = None,
     spread: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--spread",
             metavar="ddp|fsdp2",
-            help="With several: each holds the model (ddp), or a share of it (fsdp2).",
+            help="With several: each holds the model (ddp), or a share of it (fsdp2); default: "
+            "world.spread, else ddp.",
+            show_default=False,
         ),
-    ] = "ddp",
+    ] = None,
     efficiency: Annotated[
         float | None,
         typer.Option(
@@ -75,10 +77,10 @@ def plan(
         raise typer.Exit(MachineError.exit_code)
 
 
-def _spread(text: str) -> Literal["ddp", "fsdp2"]:
+def _spread(text: str | None) -> Literal["ddp", "fsdp2"] | None:
     from gptoss_tune.errors import RecipeError
 
-    if text == "ddp" or text == "fsdp2":
+    if text is None or text == "ddp" or text == "fsdp2":
         return text
     raise RecipeError(f"--spread: got {text!r}, expected ddp or fsdp2")
 

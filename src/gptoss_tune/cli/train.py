@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptoss_tune.cli.arguments import Overrides, RecipePath
+from gptoss_tune.shipped import shipped
+
+if TYPE_CHECKING:
+    from gptoss_tune.recipe.schema import WorldSection
 
 
 def train(
@@ -30,7 +33,8 @@ def train(
     processes = loaded.world.processes
     if processes > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         typer.echo(f"# {processes} processes: run this")
-        typer.echo(accelerate_command(recipe, overrides or [], processes, allow_drift or []))
+        words = [str(recipe), *(overrides or [])]
+        typer.echo(accelerate_command(words, loaded.world, allow_drift or []))
         return
     from gptoss_tune.train.starting import starting
 
@@ -45,11 +49,19 @@ def train(
 
 
 def accelerate_command(
-    recipe: Path, overrides: list[str], processes: int, allow_drift: Sequence[str] = ()
+    words: Sequence[str], world: WorldSection, allow_drift: Sequence[str] = ()
 ) -> str:
-    """Return the command line that starts ``processes`` processes of the run."""
-    words = ["accelerate", "launch", "--num_processes", str(processes)]
-    if processes > 1:
-        words.append("--multi_gpu")
+    """Return the command line that starts the processes of a run.
+
+    Args:
+        words: The recipe's path and the overrides.
+        world: How many processes, and how they share the model.
+        allow_drift: As given to ``train``.
+    """
+    if world.spread == "fsdp2":
+        how = ["--config_file", str(shipped("recipes") / "accelerate" / "fsdp2.yaml")]
+    else:
+        how = ["--multi_gpu"]
     drift = [word for name in allow_drift for word in ("--allow-drift", name)]
-    return shlex.join([*words, "-m", "gptoss_tune.train", str(recipe), *overrides, *drift])
+    launch = ["accelerate", "launch", "--num_processes", str(world.processes), *how]
+    return shlex.join([*launch, "-m", "gptoss_tune.train", *words, *drift])

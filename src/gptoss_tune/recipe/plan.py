@@ -104,7 +104,7 @@ def plan(
     card: Card,
     *,
     gpus: int | None = None,
-    spread: Spread = "ddp",
+    spread: Spread | None = None,
     efficiency: float = DEFAULT_EFFICIENCY,
     epoch_tokens: int | None = None,
 ) -> Plan:
@@ -114,7 +114,8 @@ def plan(
         recipe: What is trained.
         card: The GPU.
         gpus: How many; ``None``: ``world.processes``.
-        spread: With several: ``ddp`` (each holds the model) or ``fsdp2`` (each holds a share).
+        spread: With several: ``ddp`` (each holds the model) or ``fsdp2`` (each holds a share);
+            ``None``: ``world.spread``, else ``ddp``.
         efficiency: Share of the data sheet's rate that is assumed, above 0 and at most 1.
         epoch_tokens: Tokens of the training data, where known.
 
@@ -130,7 +131,10 @@ def plan(
         )
     if spread == "fsdp2" and processes == 1:
         raise RecipeError("--spread fsdp2 shares a model between GPUs; give --gpus 2 or more")
-    recipe = with_settings(recipe, {"world.processes": processes})
+    if spread is None:
+        spread = (recipe.world.spread if processes > 1 else None) or "ddp"
+    several = {"world.processes": processes, "world.spread": spread if processes > 1 else None}
+    recipe = with_settings(recipe, several)
     architecture = architecture_of(recipe.model.name_or_path)
     _check(recipe, architecture, spread)
     factors = adapter_factors(architecture, recipe.lora)

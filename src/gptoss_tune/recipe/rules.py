@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Recipe,
         TrackingSection,
         TrainSection,
+        WorldSection,
     )
 
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".gz", ".zst"}
@@ -71,6 +72,7 @@ def contradictions(recipe: Recipe) -> list[Contradiction]:
         *_train_rules(recipe.train, recipe.data),
         *_evaluation_rules(recipe.evaluation),
         *_tracking_rules(recipe.tracking),
+        *_world_rules(recipe.world),
     ]
 
 
@@ -265,3 +267,13 @@ def _tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
                 "wandb offline or online, or trackio local",
                 f"set one of them, or remove tracking.{key}",
             )
+
+
+def _world_rules(world: WorldSection) -> Iterator[Contradiction]:
+    if world.spread is not None and world.processes == 1:
+        yield Contradiction(
+            ("world.spread", "world.processes"),
+            f"{world.spread} while world.processes is 1",
+            "several processes that share the work",
+            "set world.processes, or remove world.spread",
+        )

@@ -22,6 +22,7 @@ from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
 from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
 from gptoss_tune.recipe.rules import contradiction_error, contradictions
 from gptoss_tune.recipe.section import Section
+from gptoss_tune.recipe.spread import Spread
 from gptoss_tune.recipe.values import Count, FromText, PathText, Resume, Text, Unique
 
 
@@ -168,6 +169,8 @@ class WorldSection(Section):
 
     processes: Annotated[int, Field(ge=1, le=65536)] = 1
     """Processes, one per GPU; the accelerate command is printed when more than one."""
+    spread: Spread | None = None
+    """Each GPU holds the model (ddp), or a share of it (fsdp2); null: as the launcher says."""
     timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120
     """Seconds one process may be silent, or keep the others waiting in a step, before all stop."""
 

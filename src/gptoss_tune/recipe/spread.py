@@ -5,9 +5,10 @@ Said once, for the run that would refuse it and for the plan that should know.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from gptoss_tune.recipe.schema import Recipe
+if TYPE_CHECKING:
+    from gptoss_tune.recipe.schema import Recipe
 
 Spread = Literal["ddp", "fsdp2"]
 """``ddp``: each GPU holds the whole model; ``fsdp2``: each holds a share and gathers layers."""

@@ -64,7 +64,7 @@ FREE_SECTIONS = {
     "evaluation": "reads the model",
     "export": "comes after the run",
     "tracking": "names places for metrics",
-    "world": "the number of processes acts through batch",
+    "world": "the number of processes acts through batch, and spread is an entry of its own",
 }
 
 

@@ -28,7 +28,7 @@ def launched_spread(recipe: Recipe) -> Spread:
 
     Raises:
         MachineError: The launcher asks for DeepSpeed, FSDP 1 or a setting without effect, or the
-            recipe for what FSDP2 cannot spread.
+            recipe for what FSDP2 cannot spread or for another way to share the model.
     """
     if _is_on(_DEEPSPEED):
         raise MachineError(
@@ -39,7 +39,7 @@ def launched_spread(recipe: Recipe) -> Spread:
             "recipes/accelerate/fsdp2.yaml, where it is spread over them"
         )
     if not _is_on(_FSDP):
-        return "ddp"
+        return _as_asked("ddp", recipe)
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise MachineError(
@@ -55,8 +55,28 @@ def launched_spread(recipe: Recipe) -> Spread:
     reason = unspreadable(recipe)
     if reason is not None:
         raise MachineError(reason)
+    started = _as_asked("fsdp2", recipe) if _processes() > 1 else "ddp"
     os.environ[_FSDP] = "false"
-    return "fsdp2" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "ddp"
+    return started
+
+
+def _as_asked(started: Spread, recipe: Recipe) -> Spread:
+    """Return how the model is shared, unless the recipe asks for the other way.
+
+    Raises:
+        MachineError: It does; one process has nothing to share.
+    """
+    asked = recipe.world.spread
+    if asked is None or asked == started or _processes() == 1:
+        return started
+    raise MachineError(
+        f"the recipe says world.spread: {asked}, and the launcher starts {started}; launch with "
+        f"recipes/accelerate/{asked}.yaml, or set world.spread={started}"
+    )
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _is_on(variable: str) -> bool:
