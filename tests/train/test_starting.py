@@ -37,3 +37,20 @@ def test_the_signal_is_given_back():
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == ["ours"]
+
+
+WHILE_CUDA_STARTS = """
+import os, signal, sys
+from gptoss_tune.errors import run_command
+from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train import run
+run.refuse_unusable_gpu = lambda: os.kill(os.getpid(), signal.SIGTERM)
+run_command(lambda: run.train(load_recipe(sys.argv[1])), debug=False)
+"""
+
+
+def test_sigterm_while_the_gpu_is_looked_at_ends_as_resumable(recipe_file, tmp_path):
+    command = [sys.executable, "-c", WHILE_CUDA_STARTS, str(recipe_file)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 75 and "the same command starts it" in ended.stderr
+    assert not (tmp_path / "run").exists()

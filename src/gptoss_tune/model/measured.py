@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,21 +26,11 @@ from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
 from gptoss_tune.model.holdings import holdings
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.norms import set_norms
-from gptoss_tune.recipe.plan_model import Architecture
+from gptoss_tune.recipe.plan_model import RELEASED
 from gptoss_tune.recipe.schema import LoraSection
 
-RELEASED_LAYER = Architecture(
-    layer_types=("sliding_attention",),
-    hidden=2880,
-    intermediate=2880,
-    experts=32,
-    experts_per_token=4,
-    heads=64,
-    key_value_heads=8,
-    head_dim=64,
-    vocabulary=32,
-    window=128,
-    packed=True,
+RELEASED_LAYER = replace(
+    RELEASED["openai/gpt-oss-20b"], layer_types=("sliding_attention",), vocabulary=32
 )
 """One layer of gpt-oss-20b under a vocabulary that costs nothing."""
 

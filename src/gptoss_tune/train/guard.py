@@ -32,6 +32,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import CheckpointError, GuardError
 from gptoss_tune.json_file import read_object
+from gptoss_tune.model.sharding import share_of
 from gptoss_tune.recipe.schema import GuardSection
 from gptoss_tune.train.alarms import Alarms
 from gptoss_tune.train.collator import IGNORED
@@ -136,7 +137,7 @@ class Guard(TrainerCallback):
         """
         assert self._loss is not None  # a step has at least one micro-batch
         trained = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
-        norm = _total_norm([p.grad for _, p in trained]).to(self._loss.device)
+        norm = _total_norm(trained).to(self._loss.device)
         fine = torch.isfinite(norm) & torch.isfinite(self._loss)
         seen = torch.stack((~fine, torch.where(fine, self._loss, 0.0))).double()
         bad_ranks, loss_sum = sum_over_ranks(seen).tolist()
@@ -289,7 +290,7 @@ class Guard(TrainerCallback):
         loss: float,
     ) -> None:
         called = plain_names(model)
-        names = [called[n] for n, p in trained if not bool(torch.isfinite(_local(p.grad)).all())]
+        names = [called[n] for n, p in trained if not bool(_gradient(p).isfinite().all())]
         for parameter in model.parameters():
             parameter.grad = None
         self.skipped_steps += 1
@@ -338,14 +339,14 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + more
 
 
-def _local(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None  # only parameters with a gradient are asked
-    share = getattr(gradient, "to_local", None)
-    return gradient if share is None else share()
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Return this rank's part of a parameter's gradient."""
+    assert parameter.grad is not None  # only parameters with one are asked
+    return share_of(parameter.grad)
 
 
-def _total_norm(gradients: list[Tensor | None]) -> Tensor:
+def _total_norm(trained: list[tuple[str, nn.Parameter]]) -> Tensor:
     """Return the norm of this rank's gradients; not finite as soon as one value is not."""
-    if not gradients:
+    if not trained:
         return torch.zeros(())
-    return nn.utils.get_total_norm([_local(gradient) for gradient in gradients])
+    return nn.utils.get_total_norm([_gradient(parameter) for _, parameter in trained])

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptoss_tune.model.sharding import share_of
 from gptoss_tune.train.collective import sum_over_ranks
 from gptoss_tune.train.metrics_file import append_line, keep_lines_until, open_lines
 
@@ -106,7 +107,7 @@ class LayerFigures:
 
 
 def layer_norms(model: nn.Module, layers: int) -> Tensor:
-    """Return the norm of each layer's adapter gradients, stays on the device.
+    """Return the norm of each layer's adapter gradients; it stays on the device.
 
     Args:
         model: Its gradients are those of the whole step.
@@ -120,9 +121,8 @@ def layer_norms(model: nn.Module, layers: int) -> Tensor:
         found = _LAYER.search(name)
         if parameter.grad is None or found is None or "lora_" not in name:
             continue
-        share = getattr(parameter.grad, "to_local", None)
-        sharded |= share is not None
-        gradient = parameter.grad if share is None else share()
+        gradient = share_of(parameter.grad)
+        sharded |= gradient is not parameter.grad
         squares.append(torch.linalg.vector_norm(gradient, dtype=torch.float32).double() ** 2)
         places.append((".experts." in name) * layers + int(found[1]))
     total = torch.full((2 * layers,), torch.nan, dtype=torch.float64)

@@ -42,8 +42,8 @@ from gptoss_tune.recipe.plan_weights import FP32_BYTES, adapter_factors, optimiz
 from gptoss_tune.recipe.spread import Spread
 from gptoss_tune.train.books import peak_memory_bytes
 from gptoss_tune.train.collator import Collator
+from gptoss_tune.train.collective import sum_over_ranks
 from gptoss_tune.train.folder import Start
-from gptoss_tune.train.guard import sum_over_ranks
 from gptoss_tune.train.out_of_memory import describe, first_words, is_out_of_memory
 from gptoss_tune.train.record import read_record, update_record
 from gptoss_tune.train.sft import BATCH_ONLY

@@ -98,10 +98,10 @@ def train(
             trained is in its checkpoints.
     """
     started = time.monotonic()
-    spread = launched_spread(recipe)
-    refuse_unusable_gpu()
-    refuse_missing_tracker(recipe.tracking)
     with StopOnSignal() as stop:
+        spread = launched_spread(recipe)
+        refuse_unusable_gpu()  # starting CUDA takes seconds, in which a signal may come
+        refuse_missing_tracker(recipe.tracking)
         state = ranks.join()
         with (
             ranks.watched(
@@ -122,7 +122,8 @@ def _train(
     watch: ranks.RankWatch,
     started: float,
 ) -> RunSummary:
-    console = Console(quiet=not state.is_main_process, markup=False, emoji=False)
+    # Paths are copied from these lines: none is broken where a terminal ends.
+    console = Console(quiet=not state.is_main_process, markup=False, emoji=False, soft_wrap=True)
     start: folder.Start = _on_main(state, lambda: folder.claim(recipe))
     for note in start.notes:
         console.print(visible(note))
@@ -216,7 +217,7 @@ def _model(
     share = Share(state.process_index, state.num_processes) if spread == "fsdp2" else None
     built = build(recipe, base, state.device or "cpu", share)
     for note in built.notes:
-        console.print(note, soft_wrap=True, highlight=False)
+        console.print(note, highlight=False)
     # Every rank read the same files: DDP has only the adapters to keep equal.
     torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         built.model, [name for name, p in built.model.named_parameters() if not p.requires_grad]
@@ -234,8 +235,9 @@ def _trainer(
     identity: Identity,
 ) -> WeightedSftTrainer:
     tokenizer = training_tokenizer()
-    # Said here, or the trainer aligns the two itself and warns about it.
-    model.config.bos_token_id = tokenizer.bos_token_id
+    # Said here, or the trainer aligns them itself and warns about it.
+    for config in (model.config, model.generation_config):
+        config.bos_token_id = tokenizer.bos_token_id
     return WeightedSftTrainer(
         model=model,
         args=sft_config(recipe),

@@ -143,10 +143,10 @@ def load_adapter(folder: Path, model: Any) -> None:
         )
     with torch.no_grad():
         for name, factor in factors.items():
-            factor.copy_(share_of(_read(file, name, factor), factor))
+            factor.copy_(_cut_like(factor, _read(file, name, factor)))
 
 
-def share_of(whole: Tensor, like: Tensor) -> Tensor:
+def _cut_like(like: Tensor, whole: Tensor) -> Tensor:
     """Return the part of ``whole`` that this rank holds of ``like``; all of it when not sharded."""
     if not isinstance(like, DTensor):
         return whole
@@ -209,7 +209,7 @@ def _replace(
                 entries[key] = whole
                 continue
             _refuse_shape(file, entry, whole.shape, parameter.shape)
-            entries[key] = share_of(whole, parameter)
+            entries[key] = _cut_like(parameter, whole)
         if entries:
             state[numbers[id(parameter)]] = entries
     groups = optimizer.state_dict()["param_groups"]

@@ -49,9 +49,9 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
     Returns:
         ``[largest source + 1, 5]``: trained tokens of the four channels, and all tokens.
     """
-    length = len(row["input_ids"])
-    if length == 1:  # a filler, which a rank without rows trains
-        return np.zeros((1, len(CHANNELS) + 1), dtype=np.int64)
+    length, width = len(row["input_ids"]), len(CHANNELS) + 1
+    if row.get("filler"):
+        return np.zeros((1, width), dtype=np.int64)
     sources = np.asarray(row.get("sources", [0]), dtype=np.int64)
     if "position_ids" in row and len(sources) > 1:
         starts = np.asarray(row["position_ids"]) == 0
@@ -60,9 +60,6 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
         sources = np.full(length, sources[0])
     weights, channels = np.array(row["loss_weights"]), np.asarray(row["channels"], dtype=np.int64)
     weights[0] = 0
-    width = len(CHANNELS) + 1
-    if row.get("filler"):
-        return np.zeros((1, width), dtype=np.int64)
     trained = (sources * width + channels)[weights != 0]
     cells = np.concatenate((trained, sources * width + _READ))
     return np.bincount(cells, minlength=(int(sources.max()) + 1) * width).reshape(-1, width)
