@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 
 from gptoss_tune.telemetry import switch_off_telemetry
@@ -14,6 +15,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # The suite runs one process per core.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def two_layer_base(tmp_path_factory):
+    """A tiny base in the released layout, for rooms that only need one to train."""
+    from gptoss_tune.testing import tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("two-layers") / "base"
+    return tiny_checkpoint(folder, seed=1, layers=2, experts=4, hidden=64, intermediate=96)
 
 
 def pytest_collection_modifyitems(config, items):

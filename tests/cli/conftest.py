@@ -1,26 +1,12 @@
-"""A tiny base, a few rows and a recipe for commands that start a run."""
+"""A few rows and a recipe for commands that start a run."""
 
 import json
 
 import pytest
 
-from gptoss_tune.testing import tiny_checkpoint
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory):
-    return tiny_checkpoint(
-        tmp_path_factory.mktemp("cli") / "base",
-        seed=1,
-        layers=2,
-        experts=4,
-        hidden=64,
-        intermediate=96,
-    )
-
 
 @pytest.fixture
-def tiny_run(tmp_path, tiny_base):
+def tiny_run(tmp_path, two_layer_base):
     """Return a recipe's file and the folder of its run."""
     rows = tmp_path / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as stream:
@@ -33,7 +19,7 @@ def tiny_run(tmp_path, tiny_base):
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(
         f"""
-model: {{name_or_path: {tiny_base}, dtype: float32}}
+model: {{name_or_path: {two_layer_base}, dtype: float32}}
 lora: {{rank: 4, expert_rank: 2}}
 data: {{train: {rows}, max_length: 256}}
 train:

@@ -70,6 +70,25 @@ def test_ticks_are_the_numbers_that_they_name(low, high):
     assert named == pytest.approx(ticks, abs=1e-6 * (ticks[-1] - ticks[0]))
 
 
+@pytest.mark.parametrize("low, high", [(0.15, 2.2), (1, 1), (3e-5, 1e-4), (900, 12_000), (7, 30)])
+def test_ticks_of_a_short_logarithmic_axis_are_named_and_spread(low, high):
+    frame = plot.Frame.around([1, 9], [low, high], True, False)
+    assert 3 <= len(frame.ticks) <= 7
+    assert [float(text.replace(",", "")) for _, text in frame.ticks] == pytest.approx(
+        [10**place for place, _ in frame.ticks]
+    )
+    if high / low > 10:
+        gaps = [b - a for (a, _), (b, _) in zip(frame.ticks, frame.ticks[1:], strict=False)]
+        assert max(gaps) < 0.41, "no half of the axis is without a tick"
+
+
+def test_a_curve_without_noise_has_no_mean_and_keeps_its_extremes():
+    points = [(step, 1.0 if step == 777 else step / 1e6) for step in range(5_000)]
+    assert thin.curve(points).mean and not thin.curve(points, noisy=False).mean
+    drawn = thin.curve(points, noisy=False).points
+    assert (777, 1.0) in drawn and len(drawn) <= 2 * thin.MOST_PIECES + 2
+
+
 def pixels(url):
     data = base64.b64decode(url.removeprefix("data:image/png;base64,"))
     width, height = struct.unpack(">II", data[16:24])

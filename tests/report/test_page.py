@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from gptoss_tune.cli import app
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.report.page import FILE, write_report
+from gptoss_tune.report.samples import MOST_SHOWN, OPEN
 from gptoss_tune.report.text import LONGEST_TEXT
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -110,6 +111,18 @@ def test_a_page_has_every_section_and_needs_nothing_from_elsewhere(make_run, tin
     assert len(pictures) >= 12 and all(attrs["aria-label"] for attrs in pictures)
     assert words(page).index("before it") < words(page).index("after it")
     assert "25.0%" in page.words and "1 of 4 (25%)" in page.words
+
+
+def test_most_samples_are_folded_and_a_lone_evaluation_says_when(make_run):
+    run = make_run()
+    write_evaluation(run, 0, [sample(f"question {n}", final="x") for n in range(30)])
+    page = parsed(write_report([run]))
+    told = words(page)
+    assert told.count("before training, 12 tokens") == MOST_SHOWN
+    assert f"{MOST_SHOWN - OPEN} more samples" in told and "The first 24 of 30 samples" in told
+    whole = (run / FILE).read_text()
+    folded = whole.index("more samples")
+    assert whole.index(f"question {OPEN - 1}<") < folded < whole.index(f"question {OPEN}<")
 
 
 def test_hostile_text_is_shown_as_text_wherever_it_comes_from(make_run, tiny_base):

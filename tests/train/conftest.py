@@ -6,7 +6,6 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.testing import tiny_checkpoint
 
 ROWS = [
     ("Capital of France?", "A city on the Seine.", "Paris"),
@@ -19,15 +18,8 @@ ROWS = [
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    return tiny_checkpoint(
-        tmp_path_factory.mktemp("train") / "base",
-        seed=1,
-        layers=2,
-        experts=4,
-        hidden=64,
-        intermediate=96,
-    )
+def base(two_layer_base):
+    return two_layer_base
 
 
 @pytest.fixture(scope="session")

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gptoss_tune.report import facts
+from gptoss_tune.report.curves import WITHOUT_NOISE
 from gptoss_tune.report.plot import Line, chart
 from gptoss_tune.report.read import Run
 from gptoss_tune.report.style import DASHES, colour
 from gptoss_tune.report.text import table, text
 
 _MOST_CELL = 200
-_CURVES = (
-    ("Training loss", "loss", False, "nats per token", False),
-    ("Held-out loss", "eval_loss", True, "nats per token", False),
-    ("Loss in the analysis channel", "loss_analysis", False, "nats per token", False),
-    ("Loss in the final channel", "loss_final", False, "nats per token", False),
-    ("Learning rate", "learning_rate", False, "learning rate", False),
-    ("Gradient norm", "grad_norm", False, "norm of all adapters", True),
-    ("Throughput", "tokens_per_second", False, "tokens/s", False),
-    ("Evenness of the expert load", "router_entropy", False, "entropy, mean of layers", False),
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A metric of which every run gives one line."""
+
+    title: str
+    metric: str
+    unit: str
+    held_out: bool = False
+    logarithmic: bool = False
+    from_zero: bool = False
+
+
+_FIGURES = (
+    _Figure("Training loss", "loss", "nats per token"),
+    _Figure("Held-out loss", "eval_loss", "nats per token", held_out=True),
+    _Figure("Loss in the analysis channel", "loss_analysis", "nats per token"),
+    _Figure("Loss in the final channel", "loss_final", "nats per token"),
+    _Figure("Learning rate", "learning_rate", "learning rate", from_zero=True),
+    _Figure("Gradient norm", "grad_norm", "norm of all adapters", logarithmic=True),
+    _Figure("Throughput", "tokens_per_second", "tokens/s", from_zero=True),
+    _Figure("Evenness of the expert load", "router_entropy", "entropy, mean of layers"),
 )
 
 
@@ -37,19 +53,28 @@ def overlaid(runs: Sequence[Run]) -> list[str]:
     """Return the figures of all runs, one line each."""
     called = names(runs)
     figures = []
-    for title, metric, held_out, unit, logarithmic in _CURVES:
+    for figure in _FIGURES:
         lines = [
             Line(
                 called[place],
-                run.series(metric, held_out=held_out),
+                run.series(figure.metric, held_out=figure.held_out),
                 colour(place),
-                DASHES[place % len(DASHES)] if place else "",
-                dots=held_out,
+                DASHES[place % len(DASHES)],
+                dots=figure.held_out,
+                noisy=figure.metric not in WITHOUT_NOISE,
             )
             for place, run in enumerate(runs)
         ]
-        figures.append(chart(title, lines, unit=unit, logarithmic=logarithmic))
-    return [figure for figure in figures if figure]
+        figures.append(
+            chart(
+                figure.title,
+                lines,
+                unit=figure.unit,
+                logarithmic=figure.logarithmic,
+                from_zero=figure.from_zero,
+            )
+        )
+    return [drawn for drawn in figures if drawn]
 
 
 def figures_table(runs: Sequence[Run]) -> str:

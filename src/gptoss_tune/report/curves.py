@@ -9,6 +9,8 @@ from gptoss_tune.report.text import number
 
 CHANNELS = ("analysis", "commentary", "final", "other")
 """Channels in the order of the page; ``other`` is what stands in none of the three."""
+WITHOUT_NOISE = ("learning_rate", "memory_gib")
+"""Metrics that are drawn without a running mean."""
 
 
 def losses(run: Run) -> list[str]:
@@ -76,5 +78,5 @@ def machine(run: Run) -> list[str]:
 
 def _one(run: Run, metric: str, title: str, place: int, unit: str, caption: str = "") -> str:
     """Return the figure of one metric of training, above 0."""
-    line = Line(title.lower(), run.series(metric), colour(place))
+    line = Line(title.lower(), run.series(metric), colour(place), noisy=metric not in WITHOUT_NOISE)
     return chart(title, [line], unit=unit, caption=caption, from_zero=True)

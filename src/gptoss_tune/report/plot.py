@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from gptoss_tune.report import thin
@@ -35,6 +35,7 @@ class Line:
         colour: As CSS.
         dash: Of the stroke; empty for a solid line.
         dots: Mark every point; for series with few.
+        noisy: Draw a mean through many points.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Line:
     colour: str
     dash: str = ""
     dots: bool = False
+    noisy: bool = True
 
 
 def chart(
@@ -67,11 +69,11 @@ def chart(
     """
     if logarithmic:
         lines = [
-            Line(one.name, [p for p in one.series if p[1] is None or p[1] > 0], one.colour,
-                 one.dash, one.dots) for one in lines
-        ]  # fmt: skip
+            replace(one, series=[p for p in one.series if p[1] is None or p[1] > 0])
+            for one in lines
+        ]
         level = level if level and level[0] > 0 else None
-    curves = [thin.curve(line.series) for line in lines]
+    curves = [thin.curve(line.series, noisy=line.noisy) for line in lines]
     shown = [(line, found) for line, found in zip(lines, curves, strict=True) if found.points]
     if not shown:
         return ""
@@ -160,10 +162,9 @@ class Frame:
                 stride = max(1, round((high - low) / 5))
                 powers = range(int(low), int(high) + 1, stride)
                 return Frame(ends, low, high, [(p, _power(p)) for p in powers], True)
-            ticks = _round_ticks(10**low, 10**high)
-            ticks = [tick for tick in ticks if tick > 0]
+            ticks = _ticks_within_a_decade(low, high)
             low, high = min(low, math.log10(ticks[0])), max(high, math.log10(ticks[-1]))
-            return Frame(ends, low, high, [(math.log10(t), figure(t)) for t in ticks], True)
+            return Frame(ends, low, high, [(math.log10(t), f"{t:,.12g}") for t in ticks], True)
         if from_zero:
             low, high = min(low, 0.0), max(high, 0.0)
         ticks = _round_ticks(low, high)
@@ -242,6 +243,18 @@ def _round_ticks(low: float, high: float) -> list[float]:
     gap = _gap((high - low) / 4)
     first, last = math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9)
     return [number * gap for number in range(first, last + 1)]
+
+
+def _ticks_within_a_decade(low: float, high: float) -> list[float]:
+    """Return round values for a logarithmic axis from ``10**low`` to ``10**high``, spread evenly.
+
+    Multiples of 1, 2 and 5 where three of them lie in it; equal distances, which crowd at the
+    upper end of a wide range, for less.
+    """
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    found = [float(f"{m}e{power}") for power in powers for m in (1, 2, 5)]
+    inside = [tick for tick in found if low - 1e-9 <= math.log10(tick) <= high + 1e-9]
+    return inside if len(inside) >= 3 else [t for t in _round_ticks(10**low, 10**high) if t > 0]
 
 
 def _gap(rough: float) -> float:

@@ -10,6 +10,8 @@ from gptoss_tune.report.text import count, figure, number, table, text
 
 MOST_SHOWN = 24
 """Samples that a page shows."""
+OPEN = 3
+"""Of them, those that are not folded away: the figures below are to be found without a search."""
 _CHANNELS = ("analysis", "commentary", "final")
 
 
@@ -18,16 +20,19 @@ def samples(run: Run) -> str:
     if not run.evaluations:
         return ""
     before, after = run.evaluations[0], run.evaluations[-1]
-    parts = [_scores(run.evaluations)]
-    shown, total = 0, 0
-    for prompt, sides in _pairs(before, after):
-        total += 1
-        if shown < MOST_SHOWN:
-            shown += 1
-            parts.append(_article(shown, prompt, sides))
-    if total > shown:
+    pairs = list(_pairs(before, after))
+    shown = [
+        _article(place, prompt, sides)
+        for place, (prompt, sides) in enumerate(pairs[:MOST_SHOWN], start=1)
+    ]
+    parts = [_scores(run.evaluations), *shown[:OPEN]]
+    if folded := "".join(shown[OPEN:]):
         parts.append(
-            f'<p class="note">The first {shown} of {total:,} samples; the others are in '
+            f"<details><summary>{len(shown) - OPEN} more samples</summary>{folded}</details>"
+        )
+    if len(pairs) > len(shown):
+        parts.append(
+            f'<p class="note">The first {len(shown)} of {len(pairs):,} samples; the others are in '
             "evaluation/.</p>"
         )
     return "".join(parts)
@@ -66,7 +71,7 @@ def _pairs(
     before: tuple[int, dict[str, Any]], after: tuple[int, dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]]:
     """Yield each prompt with its answers; the n-th use of a prompt goes with the n-th."""
-    names = ["before training" if before[0] == 0 else f"step {before[0]:,}", f"step {after[0]:,}"]
+    names = ["before training" if step == 0 else f"step {step:,}" for step in (before[0], after[0])]
     earlier: dict[str, list[dict[str, Any]]] = {}
     if before is not after:
         for sample in map(mapping, listing(before[1].get("samples"))):
@@ -111,8 +116,8 @@ def _side(name: str, sample: dict[str, Any]) -> str:
     listed = f'<ul class="lines bad">{problems}</ul>' if problems else ""
     nothing = '<p class="note">(no readable message)</p>'
     return (
-        f'<div class="side"><span class="soft">{", ".join(facts)}</span>{verdict}'
-        f"{said or nothing}{listed}</div>"
+        f'<div class="side"><div class="about"><span class="soft">{", ".join(facts)}</span>'
+        f"{verdict}</div>{said or nothing}{listed}</div>"
     )
 
 

@@ -44,11 +44,11 @@ p { margin: .3rem 0 .6rem; max-width: 52rem; }
 nav { font-size: .9rem; margin: .5rem 0 0; } nav a { margin-right: .9rem; }
 a { color: var(--c1); }
 footer { color: var(--soft); margin-top: 2.5rem; font-size: .85rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr));
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.3rem, 1fr));
   gap: .6rem; margin: 1.1rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  padding: .55rem .8rem .6rem; font-size: .82rem; color: var(--soft); }
-.tile b { display: block; color: var(--ink); font-size: 1.08rem; line-height: 1.45;
+  padding: .55rem .65rem .6rem; font-size: .82rem; color: var(--soft); }
+.tile b { display: block; color: var(--ink); font-size: 1.05rem; line-height: 1.45;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .tile.bad b { color: var(--bad); }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .9rem; }
@@ -84,7 +84,7 @@ ul.lines { margin: .3rem 0; padding-left: 1.1rem; overflow-wrap: anywhere; }
 .box.bad strong { color: var(--bad); }
 article h3 { overflow-wrap: anywhere; margin: .3rem 0 .5rem; }
 .sides { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.2rem; }
-.side > .soft { font-size: .8rem; }
+.about, .side ul.lines { font-size: .82rem; }
 .said { border-left: 3px solid var(--line); padding: .05rem 0 .05rem .6rem; margin: .35rem 0; }
 .said.analysis { border-color: var(--c1); } .said.commentary { border-color: var(--c2); }
 .said.final { border-color: var(--c3); }

@@ -13,8 +13,8 @@ from statistics import fmean
 
 MOST_PIECES = 300
 """Pieces of a curve; two points each."""
-ENOUGH_FOR_A_MEAN = 60
-"""Points from which a curve gets a line of means."""
+ENOUGH_FOR_A_MEAN = 150
+"""Points from which a noisy curve gets a line of means; fewer can be followed by eye."""
 
 Pair = tuple[int, float]
 
@@ -38,12 +38,12 @@ class Curve:
     gaps: list[int]
 
 
-def curve(series: Sequence[tuple[int, float | None]]) -> Curve:
-    """Return a series made thin enough to draw."""
+def curve(series: Sequence[tuple[int, float | None]], *, noisy: bool = True) -> Curve:
+    """Return a series made thin enough to draw; only a noisy one gets a mean, which lags behind."""
     points = [(step, value) for step, value in series if value is not None]
     gaps = [step for step, value in series if value is None]
-    if len(points) < ENOUGH_FOR_A_MEAN:
-        return Curve(points, [], 1, len(points), gaps)
+    if not noisy or len(points) < ENOUGH_FOR_A_MEAN:
+        return Curve(extremes(points), [], 1, len(points), gaps)
     window = max(5, len(points) // 50)
     return Curve(extremes(points), running_mean(points, window), window, len(points), gaps)
 
