@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class StepPair:
-    """The loss of one logged step in both runs; None where it was not logged."""
+    """The mean loss up to a logged step in both runs; None where one did not come so far."""
 
     step: int
     then: float | None
@@ -137,11 +138,7 @@ def compare(then: Path, now: Path) -> Comparison:
     Raises:
         CheckpointError: A run holds no adapter, or no metrics.
     """
-    before, after = _losses(then), _losses(now)
-    steps = tuple(
-        StepPair(step, before.get(step), after.get(step))
-        for step in sorted(before.keys() | after.keys())
-    )
+    steps = _pairs(_losses(then), _losses(now))
     largest = max((_relative(pair) for pair in steps), default=0.0)
     old, new = (SafetensorsFile(run / ADAPTER / "adapter_model.safetensors") for run in (then, now))
     names = sorted(old.entries.keys() | new.entries.keys())
@@ -168,6 +165,35 @@ def _losses(run: Path) -> dict[int, float]:
         raise CheckpointError(f"{file}: no such file; expected the metrics of a finished run")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return {row["step"]: row["loss"] for row in rows if row.get("loss") is not None}
+
+
+def _pairs(before: dict[int, float], after: dict[int, float]) -> tuple[StepPair, ...]:
+    """Return the losses of both runs over the same steps.
+
+    A line is the mean of the steps since the line before it, and a run that a signal stopped has
+    one more, at the step of its checkpoint: lines are joined up to the next one that both have.
+    """
+    shared = before.keys() & after.keys()
+    old, new = _joined(before, shared), _joined(after, shared)
+    pairs = [StepPair(step, old[step], new[step]) for step in sorted(shared)]
+    beyond = [n for n in before.keys() | after.keys() if n > max(shared, default=0)]
+    return (*pairs, *(StepPair(n, before.get(n), after.get(n)) for n in sorted(beyond)))
+
+
+def _joined(losses: dict[int, float], ends: Collection[int]) -> dict[int, float]:
+    """Return the mean loss of the steps up to each of ``ends`` since the one before."""
+    found: dict[int, float] = {}
+    parts: list[tuple[int, float]] = []
+    last = 0
+    for step, loss in sorted(losses.items()):
+        parts.append((step - last, loss))
+        last = step
+        if step in ends:
+            count = sum(steps for steps, _ in parts)
+            mean = sum(steps * part for steps, part in parts) / count
+            found[step] = loss if len(parts) == 1 else mean
+            parts = []
+    return found
 
 
 def _relative(pair: StepPair) -> float:
