@@ -5,7 +5,6 @@
 One launch for all of it: importing the libraries takes longer than the runs.
 """
 
-import functools
 import gc
 import json
 import os
@@ -24,19 +23,13 @@ from gptoss_tune.model.build import build
 from gptoss_tune.model.holdings import holdings
 from gptoss_tune.model.sharding import Share, share_of, whole
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train import run as run_module
 from gptoss_tune.train.collective import gather_over_ranks, sum_over_ranks
 from gptoss_tune.train.run import train
-from gptoss_tune.train.tokenizer import training_tokenizer
 from gptoss_tune.train.trainability import Trainability
 
 RECIPE, FOLDER = sys.argv[1], Path(sys.argv[2])
 UNWATCHED = "guard.check_steps=0"
 MOVED, HELD_OUT, ASKED, POISONED = json.loads((FOLDER / "overrides.json").read_text())
-# Tokenizers are not what runs differ in, and reading them takes as long as the rest of a run.
-run_module.load_vocabulary = functools.cache(run_module.load_vocabulary)
-tokenizer_in = functools.cache(lambda path: training_tokenizer(open_checkpoint(path)))
-run_module.training_tokenizer = lambda base: tokenizer_in(str(base.path))
 
 
 def run(name, *overrides, sharded=True):
