@@ -44,7 +44,7 @@ p { margin: .3rem 0 .6rem; max-width: 52rem; }
 nav { font-size: .9rem; margin: .5rem 0 0; } nav a { margin-right: .9rem; }
 a { color: var(--c1); }
 footer { color: var(--soft); margin-top: 2.5rem; font-size: .85rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.3rem, 1fr));
+.tiles { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr));
   gap: .6rem; margin: 1.1rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   padding: .55rem .65rem .6rem; font-size: .82rem; color: var(--soft); }
