@@ -49,8 +49,13 @@ class Judgement:
     logits: Any
 
 
-def run_demo(folder: Path, console: Console) -> bool:
+def run_demo(folder: Path, console: Console, changes: Sequence[str] = ()) -> bool:
     """Run the demo in ``folder``, which is made anew, and print its table.
+
+    Args:
+        folder: Where to work.
+        console: Where to print.
+        changes: ``key=value`` for the recipe; ``data.train`` in place of the demo's rows.
 
     Returns:
         Whether the model learnt at least 80 % of its answers and the merged file gives the
@@ -67,8 +72,10 @@ def run_demo(folder: Path, console: Console) -> bool:
     overrides = [
         f"model.name_or_path={base}",
         f"train.output_dir={run}",
-        f"data.train={shipped('data') / 'tiny' / 'train.jsonl'}",
+        *changes,
     ]
+    if not any(change.startswith("data.train=") for change in changes):
+        overrides.append(f"data.train={shipped('data') / 'tiny' / 'train.jsonl'}")
     recipe = load_recipe(recipe_path, overrides)
     console.rule("1 of 4  a tiny random gpt-oss in the released layout")
     _write_base(base, console)

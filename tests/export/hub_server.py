@@ -1,7 +1,8 @@
-"""A small hub on loopback: the upload protocol of the Hugging Face Hub over real HTTP.
+"""A small hub on loopback: the protocol of the Hugging Face Hub over real HTTP.
 
-Repositories, preupload, git-LFS batch and storage, verification, and commits as NDJSON. Faults are
-planted by path: the first answers to a path can be replaced by an error or a cut connection.
+Repositories, their files, preupload, git-LFS batch and storage, verification, and commits as
+NDJSON. Faults are planted by path: the first answers to a path can be replaced by an error or a cut
+connection.
 """
 
 import base64
@@ -24,6 +25,7 @@ class Hub:
         self.faults = defaultdict(list)  # part of a path -> [status, headers] or "cut"
         self.requests = []
         self.seen_tokens = set()
+        self.agents = set()  # what clients call themselves
         self.lock = threading.Lock()
         hub = self
 
@@ -35,6 +37,9 @@ class Hub:
 
             def do_GET(self):
                 hub.answer(self, "GET")
+
+            def do_HEAD(self):
+                hub.answer(self, "HEAD")
 
             def do_POST(self):
                 hub.answer(self, "POST")
@@ -73,15 +78,34 @@ class Hub:
             return
         body = handler.rfile.read(int(handler.headers.get("content-length", 0)))
         self.seen_tokens.add(handler.headers.get("authorization"))
+        self.agents.add(handler.headers.get("user-agent", ""))
         if fault is not None:
             self.reply(handler, fault[0], {"error": "planted"}, fault[1])
             return
         if method != "PUT" and handler.headers.get("authorization") != f"Bearer {TOKEN}":
             self.reply(handler, 401, {"error": "Invalid username or password."})
             return
+        if "/resolve/" in path:
+            self.send_file(handler, method, path)
+            return
         with self.lock:
             status, value = self.route(method, path, body)
         self.reply(handler, status, value)
+
+    def send_file(self, handler, method, path):
+        """Answer HEAD and GET of ``/owner/name/resolve/REVISION/FILE``."""
+        owner, name, _, revision, file = path.strip("/").split("/", 4)
+        data = self.repos[f"{owner}/{name}"]["files"].get(file)
+        if data is None:
+            self.reply(handler, 404, {"error": "no such file"}, {"x-error-code": "EntryNotFound"})
+            return
+        handler.send_response(200)
+        handler.send_header("content-length", str(len(data)))
+        handler.send_header("etag", f'"{hashlib.sha256(data).hexdigest()}"')
+        handler.send_header("x-repo-commit", revision)
+        handler.end_headers()
+        if method == "GET":
+            handler.wfile.write(data)
 
     @staticmethod
     def reply(handler, status, value, headers=None):
@@ -117,6 +141,11 @@ class Hub:
             repo = self.repos[name]
             if not rest or rest[0] == "revision":
                 return 200, self.info(name, repo)
+            if rest[0] == "tree":
+                return 200, [
+                    {"type": "file", "path": path, "size": len(data), "oid": f"{len(data):040x}"}
+                    for path, data in repo["files"].items()
+                ]
             if rest[0] == "preupload":
                 return 200, {"files": [self.preupload(repo, f) for f in json.loads(body)["files"]]}
             if rest[0] == "commit":

@@ -20,13 +20,24 @@ spec = importlib.util.spec_from_file_location(
 hub_server = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(hub_server)
 
+LOCAL_TRACKIO = "local" if importlib.util.find_spec("trackio") else "disabled"  # an extra
+
 COMMANDS = """
-import json, sys
+import json, pathlib, sys
 from gptoss_tune.cli import main
 for command in json.loads(sys.argv[1]):
     if command[0] == "endpoint":
         import huggingface_hub
         huggingface_hub.constants.ENDPOINT = command[1]
+        continue
+    if command[0] == "poison":  # a base whose first step is not finite
+        from safetensors.torch import load_file, save_file
+        for file in pathlib.Path(command[1]).glob("*.safetensors"):
+            tensors = load_file(file)
+            for name, tensor in tensors.items():
+                if name.endswith("o_proj.weight"):
+                    tensor[3, 5] = float("nan")
+            save_file(tensors, file, {"format": "pt"})
         continue
     sys.argv = ["gptoss-tune", *command]
     try:
@@ -35,6 +46,10 @@ for command in json.loads(sys.argv[1]):
     except SystemExit as ended:
         print(command[0], "ended with", ended.code or 0)
 """
+
+
+BAD = ("model.name_or_path=bad", "train.output_dir=stopped", "guard.max_nonfinite_steps=0",
+       "tracking.wandb=disabled")  # fmt: skip
 
 
 def secret(channel):
@@ -93,9 +108,14 @@ def run(tmp_path_factory):
         push = ["push", "run", "--repo", "me/x", "--base-name", "openai/gpt-oss-20b"]
         commands = [
             ["tiny", "base", "--layers", "1", "--experts", "2"],
-            ["check", "recipe.yaml", f"tracking.api_key={SECRETS['override']}"],
+            ["tiny", "bad", "--layers", "1", "--experts", "2"],
+            ["poison", "bad"],
+            ["check", "recipe.yaml", f"tracking.api_key={SECRETS['override']}", "--debug"],
             ["check", "recipe.yaml", f"data.train=https://u:{SECRETS['dataurl']}@x.test/d.jsonl"],
+            ["check-data", "recipe.yaml", "--out", "data.json"],
+            ["launch", "recipe.yaml", "--slurm", "--output", "job.sbatch"],
             ["train", "recipe.yaml"],
+            ["train", "recipe.yaml", *BAD, "--debug"],
             ["report", "run"],
             ["merge", "run", "--out", "merged"],
             # To the endpoint with a password, which the client sends instead of the token.
@@ -112,8 +132,8 @@ def run(tmp_path_factory):
             timeout=600,
             check=False,
         )
-        ended = re.findall(r"(\w+) ended with (\d+)", done.stdout)
-        assert [code for _, code in ended] == ["0", "2", "2", "0", "0", "0", "3", "0"], done
+        ended = re.findall(r"^([\w-]+) ended with (\d+)", done.stdout, re.MULTILINE)
+        assert "".join(code for _, code in ended) == "002200020030", (ended, done)
         assert hub.repos["me/x"]["files"]
         return work, home, done, bodies
 
@@ -136,8 +156,10 @@ def plant(home, work):
         "lora: {rank: 2}\n"
         f"data: {{train: {rows}, max_length: 256}}\n"
         "train: {output_dir: run, max_steps: 1, checkpointing: none, save_steps: 1}\n"
-        "tracking: {wandb: offline}\n"
+        f"tracking: {{wandb: offline, trackio: {LOCAL_TRACKIO}}}\n"
+        "evaluation: {prompts: prompts.jsonl, max_new_tokens: 2, eval_steps: 1}\n"
     )
+    (work / "prompts.jsonl").write_text(json.dumps({"prompt": "2 + 2?", "answer": "4"}) + "\n")
 
 
 def environment(home, hub):
@@ -196,7 +218,15 @@ def test_no_secret_is_in_any_file_that_was_written(run):
                     continue
                 searched += 1
                 assert not found_in(path.read_bytes()), path
-    assert searched > 30
+    assert searched > 50
+    places = [
+        *("run/run.json", "run/report.html", "run/metrics.jsonl", "run/layers.jsonl", "data.json"),
+        *("run/evaluation/step-0.json", "run/evaluation/step-1.json", "job.sbatch", "run/adapter"),
+        *("stopped/nonfinite/step-1-rank-0.json", "stopped/report.html", "run/checkpoint-1"),
+    ]
+    if LOCAL_TRACKIO == "local":
+        places.append("run/trackio/gptoss-tune.db")
+    assert not [name for name in places if not (work / name).exists()]
     assert list((work / "run" / "wandb").rglob("*.wandb")), "wandb recorded the run"
     record = json.loads((work / "run" / "run.json").read_text())
     assert re.fullmatch(r"[0-9a-f]{40}(-\w+)?", record["environment"]["git_commit"])
@@ -205,6 +235,7 @@ def test_no_secret_is_in_any_file_that_was_written(run):
 def test_no_secret_is_shown(run):
     _, _, done, _ = run
     assert "ended with" in done.stdout and "tracking.api_key" in done.stderr
+    assert done.stderr.count("Traceback") == 2, "both errors under --debug show one"
     assert not found_in(done.stdout.encode()) and not found_in(done.stderr.encode())
 
 

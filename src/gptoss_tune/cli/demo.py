@@ -9,6 +9,10 @@ import typer
 
 
 def demo(
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value for its recipe: train.max_steps=20 shows the way sooner."),
+    ] = None,
     folder: Annotated[
         Path, typer.Option(help="Where to work; what an earlier demo left there is replaced.")
     ] = Path("runs/demo"),
@@ -24,6 +28,6 @@ def demo(
     hush_libraries()
     from gptoss_tune.demo import run_demo
 
-    if not run_demo(folder, console):
+    if not run_demo(folder, console, changes or ()):
         typer.echo("the demo did not reach its marks (see the table above)", err=True)
         raise typer.Exit(1)
