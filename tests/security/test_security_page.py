@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gptoss_tune.display import shown_safely
 from gptoss_tune.errors import MachineError
 from gptoss_tune.export.served import _complete
 
@@ -17,6 +18,17 @@ def test_every_test_that_the_page_names_is_there():
     named = set(re.findall(r"`(tests/[\w/.]+)`", (ROOT / "SECURITY.md").read_text()))
     assert len(named) >= 7
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_messages_leave_secrets_of_this_process_out(monkeypatch):
+    secrets = {}
+    for name in ("X_TOKEN", "X_KEY", "X_SECRET", "X_PASSWORD"):
+        secrets[name] = f"no-known-shape-{name.lower()}"
+        monkeypatch.setenv(name, secrets[name])
+    monkeypatch.setenv("X_SETTING", "of no secret")
+    shown = shown_safely(f"{secrets} https://user:pass-word@host/x ghp_{'a' * 36} of no secret")
+    assert not [value for value in secrets.values() if value in shown]
+    assert "pass-word" not in shown and "ghp_" not in shown and "of no secret" in shown
 
 
 def test_a_server_cannot_send_the_prompts_elsewhere():

@@ -20,7 +20,7 @@ switch_off_telemetry()
 from gptoss_tune.train import sft
 from gptoss_tune.train.run import train
 
-recipe = load_recipe(sys.argv[1], sys.argv[2:])
+recipe = load_recipe(sys.argv[1])
 original = sft.WeightedSftTrainer.log
 
 def dies_after_step_3(self, logs, start_time=None):
@@ -53,7 +53,7 @@ def run(tmp_path_factory, base, rows):
         "tracking: {wandb: offline, trackio: local}\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(recipe)],
+        [sys.executable, "-c", SCRIPT, str(recipe), "canary-in-argv"],
         capture_output=True,
         text=True,
         timeout=500,
@@ -94,18 +94,29 @@ def test_wandb_goes_on_in_the_same_run_with_the_same_lines(run, lines):
     expected = {}
     for step, figures in lines:
         expected.setdefault(step, {}).update(figures)
-    for step, (written, _) in enumerate([before, before, after, after], start=1):
+    for step, (written, *_) in enumerate([before, before, after, after], start=1):
         stored = (before if step < 3 else after)[1][step]
         assert {k: v for k, v in stored.items() if not k.startswith("_")} == expected[step]
         assert written == run_id
 
 
+def test_wandb_is_told_figures_and_recipe_not_command_code_or_machine(run):
+    written = [path for path in (run / "wandb").rglob("*") if path.is_file()]
+    assert len(written) > 2
+    for path in written:
+        if path.suffix != ".log":  # logs stay here
+            data = path.read_bytes()
+            assert b"canary-in-argv" not in data and b"dies_after_step_3" not in data, path
+    kinds = {kind for path in (run / "wandb").rglob("*.wandb") for kind in wandb_run(path)[2]}
+    assert {"history", "config"} & kinds and "environment" not in kinds
+
+
 def wandb_run(path):
-    """Return the id and the figures by step in a file of wandb's, a log of framed messages."""
+    """Return id, figures by step and kinds of records of wandb's file, a log of framed messages."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, parts = path.read_bytes(), 7, b""
-    run_id, steps = None, {}
+    run_id, steps, kinds = None, {}, set()
     while at < len(data):
         room = 32768 - at % 32768
         if room < 7:
@@ -116,9 +127,10 @@ def wandb_run(path):
         at += 7 + size
         if kind in (1, 4):  # whole, or the last part
             record, parts = Record.FromString(parts), b""
+            kinds.add(record.WhichOneof("record_type"))
             run_id = record.run.run_id or run_id
             figures = {i.key or i.nested_key[0]: json.loads(i.value_json)
                        for i in record.history.item}  # fmt: skip
             if figures:
                 steps.setdefault(record.history.step.num, {}).update(figures)
-    return run_id, steps
+    return run_id, steps, kinds
