@@ -8,7 +8,9 @@ that was given a file's name. Configurations, indices and records all pass throu
 from __future__ import annotations
 
 import json
+import math
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from gptoss_tune.errors import CheckpointError
 
 LARGEST_FILE = 256 << 20
 """Bytes; the index of gpt-oss-120b has 100 KB, a record of a long run less than a megabyte."""
+_DEEPEST = 100
+"""Levels; what Python reads is not always what it can write or print again."""
 
 
 def read_object(path: Path, *, largest: int = LARGEST_FILE) -> dict[str, Any]:
@@ -45,7 +49,9 @@ def read_object(path: Path, *, largest: int = LARGEST_FILE) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); restore it") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds {type(value).__name__}; expected a JSON object")
+        raise CheckpointError(
+            f"{path}: holds {type(value).__name__}; expected a JSON object, restore it"
+        )
     return value
 
 
@@ -53,15 +59,66 @@ def parse(raw: bytes) -> Any:
     """Return the one JSON value in ``raw``.
 
     Raises:
-        ValueError: It is not UTF-8, not JSON, says a key twice, holds NaN or infinity, or is nested
-            too deeply.
+        ValueError: It is not UTF-8, not JSON, says a key twice, holds NaN, infinity or a number
+            too large for a double, or is nested too deeply.
     """
     try:
-        return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise ValueError(f"nested more than {_DEEPEST} levels deep")
+
+
+def refuse_other_kinds(path: Path, value: object, kind: Any, name: str = "") -> None:
+    """Refuse what a reader of the file would trip over; null for a mapping or list counts as none.
+
+    Args:
+        path: The file, for the message.
+        value: What it holds; a null mapping or list in it becomes an absent one.
+        kind: A type; ``[kind]`` for a list; ``{key: kind}`` for a mapping, whose keys may be
+            missing and which may have others; ``{}`` and ``[]`` for any mapping or list. A plain
+            value may be null, too.
+        name: Where the value stands in the file.
+
+    Raises:
+        CheckpointError: It is of another kind.
+    """
+    if isinstance(kind, dict) and isinstance(value, dict):
+        for key, inner in kind.items():
+            if isinstance(inner, dict | list) and value.get(key) is None:
+                value.pop(key, None)
+            if key in value:
+                refuse_other_kinds(path, value[key], inner, f"{name}.{key}" if name else key)
+    elif isinstance(kind, list) and isinstance(value, list):
+        for number, entry in enumerate(value):
+            for inner in kind:
+                refuse_other_kinds(path, entry, inner, f"{name}[{number}]")
+    elif not _is_plain(value, kind):
+        word = {dict: "a mapping", list: "a list"}.get(type(kind), getattr(kind, "__name__", ""))
+        raise CheckpointError(
+            f"{path}: {name or 'it'} is {ascii(value)[:60]}, expected {word}; the file is damaged "
+            "or not what its name says, restore it"
+        )
+
+
+def _is_plain(value: object, kind: Any) -> bool:
+    if isinstance(kind, dict | list) or isinstance(value, bool):
+        return False
+    return value is None or isinstance(value, (kind, int) if kind is float else kind)
+
+
+def _inside(value: object) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,3 +133,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:60]} is too large")
+    return value

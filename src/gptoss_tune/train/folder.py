@@ -15,11 +15,10 @@ from typing import Any
 from gptoss_tune.checkpoint.inside import refuse_links
 from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
-from gptoss_tune.json_file import read_object
 from gptoss_tune.recipe.plan_disk import RunFiles
 from gptoss_tune.recipe.schema import Recipe
 from gptoss_tune.train import checkpoints
-from gptoss_tune.train.record import RECORD
+from gptoss_tune.train.record import RECORD, read_record
 from gptoss_tune.train.wandb_metrics import LEFT_LINKS
 
 ADAPTER = "adapter"
@@ -155,17 +154,13 @@ def check_disk(folder: Path, files: RunFiles) -> None:
 
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
-    try:
-        record = read_object(path)
-    except FileNotFoundError:
+    if not path.exists():
         raise RecipeError(
             f"train.output_dir: {folder} is not empty and holds no run of gptoss-tune; choose an "
             "empty or new folder"
-        ) from None
-    kinds = {"run_id": str, "fingerprint": dict, "drift": list}
-    missing = [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]
-    if not missing and not all(isinstance(entry, dict) for entry in record["drift"]):
-        missing = ["drift"]
+        )
+    record = read_record(folder)
+    missing = [key for key in ("run_id", "fingerprint", "drift") if record.get(key) is None]
     if missing:
         raise CheckpointError(
             f"{path}: does not say {', '.join(missing)}, which a run writes at its start; it is "

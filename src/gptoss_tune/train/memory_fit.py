@@ -143,8 +143,8 @@ def _used_before(start: Start, asked: int, state: PartialState) -> int:
     found: list[int] = [asked]
     if state.is_main_process and start.checkpoint is not None:
         recorded = read_record(start.folder).get("micro_batch", {})
-        used = recorded.get("per_device_train_batch_size", asked)
-        found = [used if asked % used == 0 else asked]
+        used = recorded.get("per_device_train_batch_size") or asked
+        found = [used if 0 < used <= asked and asked % used == 0 else asked]
     if state.num_processes > 1:
         broadcast_object_list(found)
     return found[0]

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerState
 
 from gptoss_tune.checkpoint.write import disk_errors, write_text
+from gptoss_tune.json_file import parse
 from gptoss_tune.train.metric_lines import MetricLines
 
 
@@ -70,14 +71,15 @@ def append_line(stream: FileIO, line: str) -> None:
 
 
 def keep_lines_until(path: Path, step: int) -> None:
-    """Drop the lines of a run's JSON lines past ``step``, and a torn last one."""
+    """Drop the lines of a run's JSON lines past ``step``, and what is no such line."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue  # the torn last line of a killed run
+            row = parse(line)
+        except ValueError:
+            continue  # the torn last line of a killed run, or a damaged one
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+            kept.append(line.decode("utf-8"))
     write_text(path, "".join(f"{line}\n" for line in kept))

@@ -65,7 +65,7 @@ def load_random_state(folder: Path, rank: int, device: torch.device) -> bool:
         torch.random.set_rng_state(torch.from_numpy(_numbers(state["torch"], np.uint8)))
         if device.type == "cuda" and state["cuda"] is not None:
             torch.cuda.set_rng_state(torch.from_numpy(_numbers(state["cuda"], np.uint8)), device)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     return True
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from gptoss_tune import __version__
 from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import GptossTuneError
+from gptoss_tune.json_file import read_object, refuse_other_kinds
 from gptoss_tune.report.page import write_report
 from gptoss_tune.train.commit import git_commit
 
@@ -37,6 +38,19 @@ _LIBRARIES = (
     "openai-harmony",
     "safetensors",
 )
+# What is looked up in a record that another process wrote, or another person.
+_KINDS: dict[str, Any] = {
+    "run_id": str,
+    "status": str,
+    "fingerprint": {},
+    "drift": [{"step": int, "name": str}],
+    "micro_batch": {"per_device_train_batch_size": int, "gradient_accumulation_steps": int},
+    "base": {"name": str, "fingerprint": {"config": str, "weights": str}},
+    "data": [{"path": str, "sha256": str}],
+    "environment": {"libraries": {}, "processes": int},
+    "hardware": {},
+    "verification": [{}],
+}
 
 
 def environment() -> dict[str, Any]:
@@ -53,9 +67,18 @@ def environment() -> dict[str, Any]:
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """Return ``RUN/run.json``, or nothing where there is none yet."""
+    """Return ``RUN/run.json``, or nothing where there is none yet.
+
+    Raises:
+        CheckpointError: It is not strict JSON, or holds something else than a record.
+    """
     path = run / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        record = read_object(path)
+    except FileNotFoundError:
+        return {}
+    refuse_other_kinds(path, record, _KINDS)
+    return record
 
 
 def update_record(run: Path, **facts: Any) -> dict[str, Any]:

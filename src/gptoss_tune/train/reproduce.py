@@ -10,7 +10,6 @@ Comparing the last losses alone was the alternative: two different adapters can 
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,15 +19,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
 from gptoss_tune.errors import CheckpointError, GptossTuneError
+from gptoss_tune.json_file import parse, read_object, refuse_other_kinds
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.train.card import DATA, hardware, line_marks
+from gptoss_tune.train.card import DATA, RunCard, hardware, line_marks
 from gptoss_tune.train.checkpoints import sha256_of
 from gptoss_tune.train.folder import ADAPTER
-from gptoss_tune.train.record import RECIPE, environment, read_record
+from gptoss_tune.train.record import RECIPE, RECORD, environment, read_record
 
 Verdict = Literal["exact", "within fp32 reduction error", "different"]
 
@@ -91,7 +92,7 @@ def record_of(run: Path) -> dict[str, Any]:
     """Return the record of a finished run.
 
     Raises:
-        CheckpointError: No run there, or one that is not finished.
+        CheckpointError: No run there, one that is not finished, or a record that is damaged.
     """
     record = read_record(run)
     if not record or not (run / RECIPE).is_file():
@@ -101,6 +102,15 @@ def record_of(run: Path) -> dict[str, Any]:
             f"{run}: the run is '{record.get('status')}', not finished; only a finished one has "
             "an adapter to compare with"
         )
+    try:
+        RunCard.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{run / RECORD}: {where}: {first['msg']}; it is damaged or of another version, "
+            "restore the file"
+        ) from None
     return record
 
 
@@ -163,8 +173,18 @@ def _losses(run: Path) -> dict[int, float]:
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; expected the metrics of a finished run")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {row["step"]: row["loss"] for row in rows if row.get("loss") is not None}
+    found = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            row = parse(line)
+            if row.get("loss") is not None:
+                found[int(row["step"])] = float(row["loss"])
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{file}:{number}: is no line of metrics ({error}); restore the file, or train the "
+                "recipe again in a new folder"
+            ) from None
+    return found
 
 
 def _pairs(before: dict[int, float], after: dict[int, float]) -> tuple[StepPair, ...]:
@@ -215,7 +235,8 @@ def _distance(old: SafetensorsFile, new: SafetensorsFile, name: str) -> tuple[fl
 
 def _data_differences(record: dict[str, Any], run: Path) -> list[Difference]:
     marks_file = run / DATA
-    marks = json.loads(marks_file.read_text(encoding="utf-8")) if marks_file.is_file() else {}
+    marks = read_object(marks_file) if marks_file.is_file() else {}
+    refuse_other_kinds(marks_file, marks, dict.fromkeys(marks, str))
     found = []
     for entry in record.get("data", []):
         path, digest = Path(entry["path"]), entry["sha256"]

@@ -22,6 +22,7 @@ import torch
 
 from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.json_file import read_object
 from gptoss_tune.train.collective import sum_over_ranks
 from gptoss_tune.train.loss import CHANNELS
 
@@ -125,9 +126,8 @@ class TokenAccount:
             CheckpointError: The checkpoint holds none, or one of other datasets.
         """
         try:
-            found = json.loads((folder / FILE).read_text(encoding="utf-8"))["tokens"]
-            done = np.asarray(found, dtype=np.int64)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            done = np.asarray(read_object(folder / FILE)["tokens"], dtype=np.int64)
+        except (ArithmeticError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{folder / FILE}: no readable count of tokens ({error}); resume from another "
                 "checkpoint"

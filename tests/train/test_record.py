@@ -1,0 +1,131 @@
+"""``run.json`` that was cut, damaged or made up: one message that names the file, no traceback."""
+
+import json
+
+import pytest
+
+from gptoss_tune.errors import CheckpointError, GptossTuneError
+from gptoss_tune.json_file import parse
+from gptoss_tune.train import folder, memory_fit
+from gptoss_tune.train.drift import settle
+from gptoss_tune.train.folder import Start
+from gptoss_tune.train.ranks import join
+from gptoss_tune.train.record import note_verification, read_record, update_record
+from gptoss_tune.train.reproduce import record_of
+
+RECORD = {
+    "run_id": "this",
+    "status": "stopped",
+    "fingerprint": {"batch": 2, "steps": 4},
+    "drift": [{"step": 1, "name": "processes", "was": 1, "now": 2}],
+    "micro_batch": {"asked": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+    "base": {"name": "b", "fingerprint": {"config": "0", "weights": "1"}},
+    "data": [{"split": "train", "path": "rows.jsonl", "sha256": "0", "revision": None}],
+    "environment": {"libraries": {"torch": "2"}, "processes": 1},
+    "hardware": {"cores": 2},
+    "verification": [{"command": "merge"}],
+}
+WHOLE = json.dumps(RECORD, indent=1).encode()
+DIGITS = b"7" * 400
+DEEP = b"[" * 600 + b"]" * 600
+TEXTS = {
+    "cut": WHOLE[: len(WHOLE) // 2],
+    "empty": b"",
+    "zeros, as after a power loss": bytes(len(WHOLE)),
+    "not UTF-8": WHOLE.replace(b"this", b"th\xffs"),
+    "UTF-16": WHOLE.decode().encode("utf-16"),
+    "a key twice": WHOLE.replace(b'"status"', b'"run_id"', 1),
+    "NaN": WHOLE.replace(b'"processes": 1', b'"processes": NaN'),
+    "infinity spelt as a number": WHOLE.replace(b'"processes": 1', b'"processes": 1e999'),
+    "5000 digits": WHOLE.replace(b'"processes": 1', b'"processes": ' + b"7" * 5000),
+    "nested deeper than can be written": WHOLE.replace(b'"stopped"', DEEP),
+    "a list": b"[]",
+    "a folder of digits": b'{"run_id": ' + DIGITS + b"}",
+}
+VALUES = [7, -1, 0, 1.5, True, "x", "\ud800", [], {}, [[]], [7], {"a": [1]}, int(DIGITS), None]
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_a_damaged_record_is_one_message_for_every_reader(recipe, run, text):
+    (run / "run.json").write_bytes(text)
+    readers = [
+        lambda: folder.claim(recipe()),
+        lambda: update_record(run, status="running"),
+        lambda: note_verification([str(run)], "merge", {"folder": "", "passed": 1, "checks": []}),
+        lambda: record_of(run),
+    ]
+    for read in readers:
+        with pytest.raises(CheckpointError, match=r"run\.json: .*restore") as refused:
+            read()
+        assert "\n" not in str(refused.value)
+    assert (run / "run.json").read_bytes() == text, "what cannot be read is left as it is"
+
+
+def paths(value, path=()):
+    """Yield the path of every value inside a JSON value."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths(inner, (*path, key))
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("path", list(paths(RECORD))[1:], ids=lambda p: ".".join(map(str, p)))
+def test_any_value_in_a_record_is_taken_or_refused_and_never_trips_a_reader(recipe, run, path):
+    settings, state = recipe(), join()
+    refused = 0
+    for value in VALUES:
+        raw = json.dumps(replaced(RECORD, path, value)).encode()
+        (run / "run.json").write_bytes(raw)
+        try:
+            start = folder.claim(settings)
+            now = {"batch": 2, "steps": 4, "processes": 1}
+            settle(
+                start.before,
+                now,
+                allowed=[],
+                recorded=start.drift,
+                step=0,
+                where=str(run),
+                train=settings.train,
+            )
+            checkpoint = run / "checkpoint-1"
+            used = memory_fit._used_before(Start(run, checkpoint, (), "this"), 2, state)
+            assert used in (1, 2)
+            update_record(run, status="running")
+            read_record(run)
+        except GptossTuneError as error:
+            refused += 1
+            assert str(run) in str(error)
+    assert refused or path in {
+        ("drift", 0, "was"),
+        ("drift", 0, "now"),
+        ("micro_batch", "asked"),
+        ("data", 0, "split"),
+        ("data", 0, "revision"),
+        ("environment", "libraries", "torch"),
+        ("hardware", "cores"),
+        ("verification", 0, "command"),
+    }, "nothing was refused here"
+
+
+def test_numbers_and_depth_that_python_reads_and_cannot_use():
+    assert parse(b"[1e308, 123456789012345678901234567890]")[0] == 1e308
+    for text in (b"1e309", b"-1e309", b"[" * 101 + b"]" * 101):
+        with pytest.raises(ValueError, match=r"too large|levels deep"):
+            parse(text)
+    assert parse(b"[" * 100 + b"]" * 100)
