@@ -1,6 +1,9 @@
 """A tiny base, a few rows, and a recipe that trains them in seconds."""
 
 import json
+import multiprocessing
+import os
+import socket
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -78,6 +81,40 @@ def fresh_accelerate():
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+def in_environment(environment, target, arguments):
+    os.environ.update(environment)
+    target(*arguments)
+
+
+@pytest.fixture
+def on_ranks():
+    """Return a function that calls ``target(*arguments)`` on each rank of a new process group.
+
+    The ranks are processes of their own, started by a server that has imported the libraries once.
+    """
+
+    def run(ranks, target, *arguments):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["gptoss_tune.train.run"])
+        processes = []
+        for rank in range(ranks):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
+            place |= {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment = {name: str(value) for name, value in place.items()}
+            processes.append(
+                context.Process(target=in_environment, args=(environment, target, arguments))
+            )
+            processes[-1].start()
+        for process in processes:
+            process.join(240)
+        assert [process.exitcode for process in processes] == [0] * ranks
+
+    return run
 
 
 def losses(run):

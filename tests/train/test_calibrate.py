@@ -152,7 +152,9 @@ def test_a_change_that_mxfp4_drops_is_recovered(weak, base, rows, tmp_path):
     assert "is the calibration of another adapter" in str(stale.exception)
     differs = merge(run, out, "--calibrate", rows, "--calibrate-steps", 9)
     assert isinstance(differs.exception, RecipeError)
-    assert "out.calibration is finished" in str(differs.exception)
+    said = str(differs.exception)
+    assert "out.calibration: the calibration there is finished" in said
+    assert "differs in\n  train.max_steps: 6 there, 9 here\nset these back" in said
     assert not out.exists()
 
 

@@ -1,12 +1,6 @@
-"""A run continued on more processes, and on fewer again: the same rows, the same losses.
-
-The ranks are processes of their own, started by a server that has imported the libraries once.
-"""
+"""A run continued on more processes, and on fewer again: the same rows, the same losses."""
 
 import json
-import multiprocessing
-import os
-import socket
 
 import pytest
 
@@ -19,9 +13,8 @@ class Killed(BaseException):
     """Stands for a process that dies after a save."""
 
 
-def train_until(step, recipe_file, overrides, environment):
+def train_until(step, recipe_file, overrides):
     """Train in this process; die once the checkpoint of ``step`` is there."""
-    os.environ.update(environment)
     original = WeightedSftTrainer._save_checkpoint
 
     def save(self, *args, **kwargs):
@@ -36,25 +29,6 @@ def train_until(step, recipe_file, overrides, environment):
         pass
     finally:
         WeightedSftTrainer._save_checkpoint = original
-
-
-def train_on(ranks, step, recipe_file, overrides):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gptoss_tune.train.run"])
-    processes = []
-    for rank in range(ranks):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        environment = {name: str(value) for name, value in place.items()}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        arguments = (step, recipe_file, overrides, environment)
-        processes.append(context.Process(target=train_until, args=arguments))
-        processes[-1].start()
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [0] * ranks
 
 
 def lines(run):
@@ -72,7 +46,9 @@ def packed(recipe_file, rows, tmp_path):
     return [*settings, "train.max_steps=4", "train.save_steps=1"]
 
 
-def test_one_process_then_two_then_one_give_the_losses_of_one(recipe_file, packed, tmp_path):
+def test_one_process_then_two_then_one_give_the_losses_of_one(
+    recipe_file, packed, on_ranks, tmp_path
+):
     def batch(rows, accumulation):
         return [
             f"train.per_device_train_batch_size={rows}",
@@ -80,11 +56,11 @@ def test_one_process_then_two_then_one_give_the_losses_of_one(recipe_file, packe
         ]
 
     whole = tmp_path / "whole"
-    train_until(4, recipe_file, [*packed, f"train.output_dir={whole}", *batch(2, 2)], {})
+    train_until(4, recipe_file, [*packed, f"train.output_dir={whole}", *batch(2, 2)])
     parts = [*packed, f"train.output_dir={tmp_path / 'parts'}"]
-    train_until(1, recipe_file, [*parts, *batch(2, 2)], {})
-    train_on(2, 3, recipe_file, [*parts, *batch(1, 2)])
-    train_until(4, recipe_file, [*parts, *batch(4, 1)], {})
+    train_until(1, recipe_file, [*parts, *batch(2, 2)])
+    on_ranks(2, train_until, 3, recipe_file, [*parts, *batch(1, 2)])
+    train_until(4, recipe_file, [*parts, *batch(4, 1)])
     expected, actual = lines(whole), lines(tmp_path / "parts")
     assert list(actual) == list(expected) == [1, 2, 3, 4]
     for step, line in expected.items():

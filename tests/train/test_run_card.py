@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from gptoss_tune.checkpoint.write import to_json
 from gptoss_tune.cli.reproduce import reproduce
-from gptoss_tune.errors import CheckpointError, RecipeError
+from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.card import RunCard, line_marks
 from gptoss_tune.train.checkpoints import sha256_of
-from gptoss_tune.train.reproduce import FACTOR_ATOL, compare
+from gptoss_tune.train.reproduce import FACTOR_ATOL, compare, differences, launch_words
 from gptoss_tune.train.run import train
 
 WEIGHTS = "adapter_model.safetensors"
@@ -85,6 +86,62 @@ def test_a_run_made_again_is_exactly_the_same(finished, tmp_path, capsys):
     again = load_file(tmp_path / "again" / "adapter" / WEIGHTS)
     for name, tensor in load_file(run / "adapter" / WEIGHTS).items():
         assert torch.equal(again[name], tensor), name
+
+
+def make(recipe_file, overrides):
+    train(load_recipe(recipe_file, overrides), command=[str(recipe_file), *overrides])
+
+
+def test_a_run_of_two_processes_is_made_again_by_two(recipe_file, rows, on_ranks, capfd, tmp_path):
+    data = Path(shutil.copy(rows, tmp_path / "rows.jsonl"))
+    words = [f"data.train={data}", "train.max_steps=2", "train.per_device_train_batch_size=1"]
+    on_ranks(2, make, recipe_file, words)
+    run, again = tmp_path / "run", tmp_path / "run-again"
+    capfd.readouterr()
+    reproduce(run, as_json=True)
+    said = capfd.readouterr()
+    found = json.loads(said.out)
+    assert (found["verdict"], found["differences"]) == ("exact", [])
+    assert [(pair["step"], pair["then"] == pair["now"]) for pair in found["steps"]] == [
+        (1, True),
+        (2, True),
+    ]
+    assert "step 2/2" in said.err, "the second run speaks beside the comparison"
+    record = json.loads((again / "run.json").read_text())
+    assert record["environment"]["processes"] == 2
+    data.write_text(data.read_text().replace("Paris", "Paris, France"))
+    with pytest.raises(RecipeError, match=r"rows\.jsonl:1: another row then"):
+        reproduce(run, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_the_launch_is_that_of_the_run():
+    def words(gpus, processes, spread="ddp"):
+        record = {"environment": {"processes": processes}, "fingerprint": {"spread": spread}}
+        return " ".join(launch_words(record, gpus))
+
+    assert words(0, 1).split() == [sys.executable]
+    assert "--multi_gpu" in words(2, 2) and "--num_processes 2 " in words(0, 2)
+    assert "recipes/accelerate/fsdp2.yaml --num_processes 8" in words(8, 8, "fsdp2")
+    with pytest.raises(MachineError, match="had 16 processes, and this machine has 8 GPUs"):
+        words(8, 16)
+
+
+def test_what_a_run_changed_on_its_way_is_named(finished, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    changes = [("processes", 1, 2), ("train.learning_rate", 0.1, 0.2)]
+    record["drift"] = [{"step": 1, "name": n, "was": a, "now": b} for n, a, b in changes]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(
+        RecipeError, match=r"train\.learning_rate before step 1: 0\.1 then, 0\.2 now"
+    ):
+        reproduce(run)
+    found = differences(record, load_recipe(run / "recipe.yaml"), run)
+    assert [(one.what, one.changes_result) for one in found] == [
+        ("train.learning_rate before step 1", True),
+        ("processes before step 1", False),
+    ]
 
 
 def changed_copy(run, out, change):

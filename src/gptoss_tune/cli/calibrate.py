@@ -205,6 +205,7 @@ def merge_calibrated(
             f"{recipe.train.max_steps} steps merge-aware in {folder}"
         )
         if record.get("status") != "finished":
+            _refuse_other_settings(recipe)
             _train(recipe)
         update_record(folder, calibration={"adapter": digest, "survival_before": before})
     calibrated = open_adapter(folder, checkpoint, other_base=other_base)
@@ -221,8 +222,32 @@ def _record(recipe: Recipe) -> dict[str, Any]:
 
     folder = Path(recipe.train.output_dir)
     record = run_record(folder) if (folder / RECORD).is_file() else {}
-    # Anything else there is refused by the training, which names the differences.
+    # Another one there is refused before the training.
     return record if record.get("recipe") == recipe.model_dump(mode="json") else {}
+
+
+def _refuse_other_settings(recipe: Recipe) -> None:
+    """Refuse to calibrate where a finished calibration of other settings lies, and name them.
+
+    Raises:
+        RecipeError: There is one.
+    """
+    from gptoss_tune.errors import RecipeError
+    from gptoss_tune.export.run_record import run_record
+    from gptoss_tune.recipe.resolved import by_name
+    from gptoss_tune.train.drift import changed
+    from gptoss_tune.train.record import RECORD
+
+    folder = Path(recipe.train.output_dir)
+    record = run_record(folder) if (folder / RECORD).is_file() else {}
+    if record.get("status") != "finished":
+        return  # the training itself continues one, or names what differs
+    there, here = (by_name(each) for each in (record["recipe"], recipe.model_dump(mode="json")))
+    differs = "\n  ".join(map(str, changed(there, here)))
+    raise RecipeError(
+        f"{folder}: the calibration there is finished and was made with other settings; it differs "
+        f"in\n  {differs}\nset these back to use it, remove it, or choose another output folder"
+    )
 
 
 def _survival_before(record: dict[str, Any], recipe: Recipe, digest: str) -> float | None:

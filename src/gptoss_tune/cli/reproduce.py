@@ -47,8 +47,8 @@ def reproduce(
     if any(each.changes_result for each in found) and not anyway:
         listed = "; ".join(f"{d.what}: {d.then} then, {d.now} now" for d in found[:6])
         raise RecipeError(
-            f"{run}: data or base are not what the run was made of ({listed}); put them back, or "
-            "see what comes of it with --anyway"
+            f"{run}: data, base or recipe are not what the run was made of ({listed}); put them "
+            "back, or see what comes of it with --anyway"
         )
     code = run_again(record, run, out)
     if code:

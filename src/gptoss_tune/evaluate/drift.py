@@ -6,7 +6,7 @@ update B is zero and the two are one model: the divergence is then exactly 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.answers import Answer
-from gptoss_tune.evaluate.generate import without_adapters
+from gptoss_tune.evaluate.generate import Stopped, without_adapters
 from gptoss_tune.evaluate.questions import Question, read_rows
 from gptoss_tune.evaluate.ranks import Ranks
 from gptoss_tune.evaluate.refusals import is_refusal
@@ -49,7 +49,11 @@ def read_references(
 
 @torch.no_grad()
 def divergence_from_base(
-    model: nn.Module, references: Sequence[Example], ranks: Ranks, device: torch.device
+    model: nn.Module,
+    references: Sequence[Example],
+    ranks: Ranks,
+    device: torch.device,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Return the mean KL(base || tuned) over the trained tokens, in nats.
 
@@ -58,12 +62,18 @@ def divergence_from_base(
         references: Where the two are compared: at the tokens with a loss weight above 0.
         ranks: Who computes which.
         device: Where the model is.
+        should_stop: Asked before each reference, on every rank.
 
     Returns:
         ``kl``, ``kl_by_channel`` and ``kl_tokens``; ``None`` for what is not finite.
+
+    Raises:
+        Stopped: On all ranks, when ``should_stop`` was true on one.
     """
     found = []
     for reference in ranks.share(range(len(references))):
+        if ranks.any(should_stop(), device=device)[0]:
+            raise Stopped
         example = references[reference]
         ids = torch.as_tensor(example.input_ids, dtype=torch.int64, device=device)[None]
         trained = torch.as_tensor(example.loss_weights != 0).nonzero().flatten()

@@ -100,7 +100,7 @@ class Evaluator:
             step: Optimizer steps behind it.
             device: Where it is.
             is_base: Its adapters do not act yet, so the base's answers are its own.
-            should_stop: Asked before each token.
+            should_stop: Asked before each token and each reference.
 
         Raises:
             Stopped: ``should_stop`` was true on some rank; nothing was changed.
@@ -121,7 +121,9 @@ class Evaluator:
                     with without_adapters(model):
                         base = answers(self._compared)
                 self._base_answers = base
-            drift = self._drift(model, tuned, ranks, device) if is_adapted(model) else None
+            drift = None
+            if is_adapted(model):
+                drift = self._drift(model, tuned, ranks, device, should_stop)
         return self._report(step, tuned, drift)
 
     @property
@@ -134,11 +136,16 @@ class Evaluator:
         return [*self._compared_questions, *self.probes]
 
     def _drift(
-        self, model: nn.Module, tuned: Sequence[Answer], ranks: Ranks, device: torch.device
+        self,
+        model: nn.Module,
+        tuned: Sequence[Answer],
+        ranks: Ranks,
+        device: torch.device,
+        should_stop: Callable[[], bool],
     ) -> dict[str, Any] | None:
         found: dict[str, Any] = {}
         if self.references:
-            found |= divergence_from_base(model, self.references, ranks, device)
+            found |= divergence_from_base(model, self.references, ranks, device, should_stop)
         asked = len(self.questions)
         base = self._base_answers or []
         if self.probes:

@@ -47,6 +47,17 @@ def resolved_lines(recipe: Recipe) -> Iterator[ResolvedLine]:
     yield from _section_lines(recipe, ())
 
 
+def by_name(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a recipe's JSON by dotted names, such as ``train.learning_rate``."""
+    found: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            found |= by_name(entry, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = entry
+    return found
+
+
 def _section_lines(section: Section, path: tuple[str, ...]) -> Iterator[ResolvedLine]:
     indent = "  " * len(path)
     for name, field in type(section).model_fields.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gptoss_tune.recipe.resolved import by_name
 from gptoss_tune.report import facts
 from gptoss_tune.report.curves import WITHOUT_NOISE
 from gptoss_tune.report.plot import Line, chart
@@ -90,12 +91,12 @@ def figures_table(runs: Sequence[Run]) -> str:
 
 def differences(runs: Sequence[Run]) -> str:
     """Return the settings in which the recipes differ, and what else was not the same."""
-    leaves = [{**_leaves(run.recipe), **_surroundings(run)} for run in runs]
-    keys = list(dict.fromkeys(key for found in leaves for key in found))
+    settings = [{**by_name(run.recipe), **_surroundings(run)} for run in runs]
+    keys = list(dict.fromkeys(key for found in settings for key in found))
     rows = [
-        [text(key, _MOST_CELL), *(_value(found.get(key)) for found in leaves)]
+        [text(key, _MOST_CELL), *(_value(found.get(key)) for found in settings)]
         for key in keys
-        if len({repr(found.get(key)) for found in leaves}) > 1
+        if len({repr(found.get(key)) for found in settings}) > 1
     ]
     if not rows:
         return '<p class="note">The recipes, bases, versions and machines are the same.</p>'
@@ -112,16 +113,6 @@ def _surroundings(run: Run) -> dict[str, Any]:
     libraries = run.fact("environment", "libraries")
     if isinstance(libraries, dict):
         found |= {f"version of {name}": version for name, version in libraries.items()}
-    return found
-
-
-def _leaves(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, entry in value.items():
-        if isinstance(entry, dict):
-            found |= _leaves(entry, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = entry
     return found
 
 

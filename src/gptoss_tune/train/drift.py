@@ -56,14 +56,19 @@ def drift(before: dict[str, Any], now: dict[str, Any]) -> list[Drift]:
     The settings of the data count only when the rows they gave are not the same: the rows are all
     that training sees of them.
     """
-    found = [
+    found = changed(before, now)
+    if all(before.get(name) == now.get(name) for name in _ROWS):
+        found = [one for one in found if not one.name.startswith("data.")]
+    return found
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[Drift]:
+    """Return every entry that is not the same in both, by name."""
+    return [
         Drift(name, before.get(name, _ABSENT), now.get(name, _ABSENT))
         for name in sorted(before.keys() | now.keys())
         if before.get(name, _ABSENT) != now.get(name, _ABSENT)
     ]
-    if all(before.get(name) == now.get(name) for name in _ROWS):
-        found = [one for one in found if not one.name.startswith("data.")]
-    return found
 
 
 def settle(

@@ -76,7 +76,6 @@ class Evaluation(TrainerCallback):
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         started = time.monotonic()
         trainer, step = self._trainer, state.global_step
-        trainer.guard.look_away()
         try:
             report = self._evaluator.run(
                 trainer.accelerator.unwrap_model(trainer.model_wrapped),

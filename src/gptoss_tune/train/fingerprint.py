@@ -25,6 +25,7 @@ from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.model.build import engines
 from gptoss_tune.model.start import adapter_folder
 from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe.resolved import by_name
 from gptoss_tune.recipe.schema import TrainSection
 from gptoss_tune.train.checkpoints import sha256_of
 from gptoss_tune.train.state import ADAPTER_WEIGHTS
@@ -95,7 +96,7 @@ def fingerprint(
     """
     settings = {
         name: value
-        for name, value in _leaves(recipe.model_dump(mode="json"))
+        for name, value in by_name(recipe.model_dump(mode="json")).items()
         if name not in FREE
         and name not in ACTS_THROUGH
         and name.partition(".")[0] not in FREE_SECTIONS
@@ -170,13 +171,3 @@ def _versions(recipe: Recipe, device: torch.device) -> dict[str, str]:
         "gptoss-tune": __version__,
         **{name: importlib.metadata.version(name) for name in names},
     }
-
-
-def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
-    for key, entry in value.items():
-        if isinstance(entry, dict):
-            leaves += _leaves(entry, f"{prefix}{key}.")
-        else:
-            leaves.append((f"{prefix}{key}", entry))
-    return leaves

@@ -108,22 +108,17 @@ class Guard(TrainerCallback):
     def before_forward(self, inputs: dict[str, Any], rows: list[int], *, training: bool) -> None:
         """Note a micro-batch: its rows, and which of its tokens are padding."""
         if not training:
-            self.look_away()
             return
         self._batches.append(Batch(rows, inputs["input_ids"]))
         if self.load is not None:
             self.load.of_tokens((inputs["shift_labels"] != IGNORED).flatten())
 
-    def look_away(self) -> None:
-        """Count nothing of what runs until the next micro-batch that is trained on."""
-        if self.load is not None:
-            self.load.of_tokens(None)
-
     def after_forward(self, loss: Tensor) -> None:
         """Add a micro-batch's share of the step's loss."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
         if self.load is not None:
-            self.load.of_tokens(None)  # what backward runs again was counted already
+            # What backward runs again was counted already, and evaluations are not counted.
+            self.load.of_tokens(None)
 
     def before_clipping(self, model: nn.Module, step: int) -> None:
         """Judge a step by its loss and gradients; drop the gradients if they are not finite.

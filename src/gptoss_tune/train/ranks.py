@@ -133,7 +133,10 @@ class RankWatch(TrainerCallback):
         if self._world == 1:
             return
         # A store's connection answers one thread at a time, and a waiting main thread holds it.
-        self._store = dist.PrefixStore("ranks", dist.distributed_c10d._get_default_store().clone())  # pyright: ignore[reportAttributeAccessIssue]
+        store: Any = dist.distributed_c10d._get_default_store().clone()  # pyright: ignore[reportAttributeAccessIssue]
+        # The signs of an earlier run of these processes stay in the store, also why it was left.
+        run = store.add(f"watched by rank {self._rank}", 1)
+        self._store = dist.PrefixStore(f"ranks of run {run}", store)
         self._store.set_timeout(timedelta(seconds=self._timeout_s))
         self._publish()
         self._threads = [

@@ -23,11 +23,13 @@ from pydantic import ValidationError
 
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
-from gptoss_tune.errors import CheckpointError, GptossTuneError
+from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError
 from gptoss_tune.json_file import parse, read_object, refuse_other_kinds
 from gptoss_tune.recipe import Recipe
+from gptoss_tune.shipped import shipped
 from gptoss_tune.train.card import DATA, RunCard, hardware, line_marks
 from gptoss_tune.train.checkpoints import sha256_of
+from gptoss_tune.train.drift import NOTED
 from gptoss_tune.train.folder import ADAPTER
 from gptoss_tune.train.record import RECIPE, RECORD, environment, read_record
 
@@ -117,6 +119,7 @@ def record_of(run: Path) -> dict[str, Any]:
 def differences(record: dict[str, Any], recipe: Recipe, run: Path) -> list[Difference]:
     """Return what is not as it was, what changes the result first."""
     found = [*_data_differences(record, run), *_base_differences(record, recipe)]
+    found += _continued(record.get("drift", []))
     then, now = record.get("environment", {}), environment()
     found += _plain(then.get("libraries", {}), now["libraries"], "", skip=())
     found += _plain(then, now, "", skip=("libraries", "processes", "gpus"))
@@ -124,22 +127,49 @@ def differences(record: dict[str, Any], recipe: Recipe, run: Path) -> list[Diffe
     return sorted(found, key=lambda difference: not difference.changes_result)
 
 
+def launch_words(record: dict[str, Any], gpus: int) -> list[str]:
+    """Return the command that starts processes as the run's were: as many, spread likewise.
+
+    Args:
+        record: Of the run.
+        gpus: Of this machine; 0: all processes share the CPU.
+
+    Raises:
+        MachineError: The run had more processes than there are GPUs here.
+    """
+    processes = int(record["environment"]["processes"])
+    if processes == 1:
+        return [sys.executable]
+    if 0 < gpus < processes:
+        raise MachineError(
+            f"the run had {processes} processes, and this machine has {gpus} GPUs; train its "
+            f"{RECIPE} into another folder under the launcher of all its machines, and see both "
+            "with `gptoss-tune report RUN OTHER`"
+        )
+    words = [sys.executable, "-m", "accelerate.commands.launch"]
+    if record.get("fingerprint", {}).get("spread") == "fsdp2":
+        words += ["--config_file", str(shipped("recipes") / "accelerate" / "fsdp2.yaml")]
+    else:
+        words += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+        words += ["--dynamo_backend", "no"]
+    # Port 0: a free one, beside whatever else runs here.
+    return [*words, "--num_processes", str(processes), "--main_process_port", "0"]
+
+
 def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
-    """Make the run once more into ``out`` and return the exit code of its processes."""
-    processes = int(record.get("environment", {}).get("processes", 1))
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-        command += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
-        command += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    """Make the run once more into ``out`` and return the exit code of its processes.
+
+    What they say goes to standard error: standard output is the comparison's.
+    """
     words = [f"train.output_dir={out}"]
     used = record.get("micro_batch")
     if used is not None:  # another machine would find another one
         words += ["train.auto_find_batch_size=false"]
         sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
         words += [f"train.{name}={used[name]}" for name in sizes]
+    command = launch_words(record, torch.cuda.device_count())
     command += ["-m", "gptoss_tune.train", str(run / RECIPE), *words]
-    return subprocess.run(command, env=os.environ, check=False).returncode
+    return subprocess.run(command, env=os.environ, stdout=2, check=False).returncode
 
 
 def compare(then: Path, now: Path) -> Comparison:
@@ -231,6 +261,19 @@ def _distance(old: SafetensorsFile, new: SafetensorsFile, name: str) -> tuple[fl
         return float("inf"), False
     distance = float((a - b).abs().max()) if a.numel() else 0.0
     return distance, torch.allclose(b, a, rtol=FACTOR_RTOL, atol=FACTOR_ATOL)
+
+
+def _continued(drift: list[dict[str, Any]]) -> list[Difference]:
+    """Return what the run changed on its way: its recipe says the last of it alone."""
+    return [
+        Difference(
+            f"{one['name']} before step {one['step']}",
+            str(one.get("was")),
+            str(one.get("now")),
+            one["name"] not in NOTED,
+        )
+        for one in drift
+    ]
 
 
 def _data_differences(record: dict[str, Any], run: Path) -> list[Difference]:

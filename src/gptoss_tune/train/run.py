@@ -305,9 +305,10 @@ def _interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> No
     if trainer.args.should_save:
         update_record(run, status="stopped", steps=step)
         report(run, console)
+    missing = "".join(f"; the evaluation at step {n} was left out" for n in trainer.left_out)
     raise RunInterrupted(
         f"a signal ended the run after step {step} of {trainer.state.max_steps}; "
-        f"{run / f'checkpoint-{step}'} is complete, the same command continues from it"
+        f"{run / f'checkpoint-{step}'} is complete, the same command continues from it{missing}"
     )
 
 

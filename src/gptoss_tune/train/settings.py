@@ -68,6 +68,9 @@ def sft_config(recipe: Recipe) -> SFTConfig:
         router_aux_loss_coef=0.0,
         average_tokens_across_devices=True,
         report_to="none",
+        # Else other ranks than the first warn of what the first one is silent about, such as a
+        # checkpoint of another micro-batch, which keeps the rows of a step.
+        log_level_replica="passive",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,

@@ -37,6 +37,7 @@ from gptoss_tune.train.identity import Identity
 from gptoss_tune.train.loss import LossMeter, step_weight
 from gptoss_tune.train.random_state import load_random_state, random_state, save_random_states
 from gptoss_tune.train.state import load_adapter, load_state, save_state
+from gptoss_tune.train.stopping import EvaluationLeftOut
 
 BATCH_ONLY = ("channels", "counts", "rows")
 """What a batch carries for the trainer, and the model does not take."""
@@ -53,7 +54,11 @@ class OwnIntervals(TrainerCallback):
 
 
 class WeightedSftTrainer(SFTTrainer):
-    """``SFTTrainer`` for batches of ``train.collator``: weighted losses, staged checkpoints."""
+    """``SFTTrainer`` for batches of ``train.collator``: weighted losses, staged checkpoints.
+
+    Attributes:
+        left_out: Steps whose evaluation was ended by a signal.
+    """
 
     def __init__(
         self, *args: Any, guard: Guard, books: Books, identity: Identity, **kwargs: Any
@@ -72,6 +77,7 @@ class WeightedSftTrainer(SFTTrainer):
         if is_sharded(spread):
             # Autocast and nothing else: the model is spread already, and DDP would copy it.
             self.accelerator.prepare_model(spread, device_placement=False, evaluation_mode=True)
+        self.left_out: list[int] = []
         self._meters = {mode: LossMeter(self.accelerator.device) for mode in ("train", "eval")}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:  # pyright: ignore
@@ -163,14 +169,25 @@ class WeightedSftTrainer(SFTTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; the loss is the mean over all weights of the set, not over its batches."""
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output = super().evaluation_loop(*args, **kwargs)
-        gather_nothing(self.model)
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            gather_nothing(self.model)
         logs = self._read_meter("eval")
         assert output.metrics is not None
         if "mean_loss" in logs:
             output.metrics[f"{prefix}_loss"] = logs.pop("mean_loss")
         output.metrics.update({f"{prefix}_{name}": value for name, value in logs.items()})
         return output
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate between two steps; an evaluation that a signal ends is left out."""
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except EvaluationLeftOut:
+            self._read_meter("eval")  # half an evaluation says nothing
+            self.left_out.append(self.state.global_step)
+            return {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add losses by channel, throughput and memory to a line of training metrics."""

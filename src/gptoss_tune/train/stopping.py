@@ -9,6 +9,9 @@ What a signal does depends on where the run is:
 - after the last step everything is trained: the adapter is saved, the last evaluation is left out,
   and the run ends as a finished one.
 
+An evaluation is left at its next batch, whenever the signal comes: one may take longer than a
+scheduler waits.
+
 A second Ctrl-C stops at once. The alternative, saving inside the handler, saves in the middle of a
 step: such a checkpoint cannot be continued exactly.
 """
@@ -37,7 +40,7 @@ class _StoppedAtOnce(BaseException):
 
 
 class EvaluationLeftOut(Exception):
-    """A signal came during the evaluation after the last step, on this rank or another."""
+    """A signal came during an evaluation on held-out data, on this rank or another."""
 
 
 class StopOnSignal(TrainerCallback):
@@ -51,7 +54,9 @@ class StopOnSignal(TrainerCallback):
         """Listen from ``__enter__`` to ``__exit__``."""
         self.stopped = False
         self._requested = False
-        self._loading, self._trained = True, False
+        self._loading, self._signals = True, 0
+        # torchrun, and accelerate through it, passes on the Ctrl-C that a terminal sends to all.
+        self._once = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -101,21 +106,15 @@ class StopOnSignal(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note that there is nothing left to stop but an evaluation."""
-        self._trained = True
-
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the evaluation after the last step, on all ranks, if any was asked to stop.
+        """Leave the evaluation on held-out data, on all ranks, if any was asked to stop.
 
         Raises:
             EvaluationLeftOut: One was.
         """
-        if self._trained and self._anyone_asked(args.device):
+        if self._anyone_asked(args.device):
             raise EvaluationLeftOut
 
     def _request(self, number: int, frame: FrameType | None) -> None:
@@ -123,7 +122,8 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        if number == signal.SIGINT and (self._requested or self._loading):
+        self._signals += 1
+        if number == signal.SIGINT and (self._signals > self._once or self._loading):
             raise KeyboardInterrupt
         self._requested = True
         if self._loading:

@@ -1,0 +1,161 @@
+"""Signals at the ends of a run: in its evaluations, its last writes, and after its last step.
+
+The signal is real and sent from inside, at a place of the code and not at a time.
+"""
+
+import json
+import os
+import signal
+
+import pytest
+from safetensors.torch import load_file
+
+from gptoss_tune.errors import RecipeError, RunInterrupted
+from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train import run as run_module
+from gptoss_tune.train.checkpoints import verify
+from gptoss_tune.train.run import train
+from gptoss_tune.train.sft import WeightedSftTrainer
+from gptoss_tune.train.stopping import StopOnSignal
+
+
+def signal_before(owner, name, when=lambda *_: True):
+    """Let this process get SIGTERM once, as ``owner.name`` is called and ``when`` is true of it."""
+    original = getattr(owner, name)
+    sent = []
+
+    def signalled(*args, **kwargs):
+        if not sent and when(*args):
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, signalled)
+    return lambda: setattr(owner, name, original)
+
+
+@pytest.fixture
+def signalled():
+    """Return ``signal_before``, taken back at the end."""
+    undo = []
+    yield lambda *place: undo.append(signal_before(*place))
+    for back in undo:
+        back()
+
+
+def at_the_end(trainer, *_):
+    return trainer.state.global_step == trainer.state.max_steps
+
+
+def evaluations(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if "eval_loss" in row]
+
+
+PLACES = {
+    "the adapter's write": (run_module, "save_adapter"),
+    "the last evaluation": (WeightedSftTrainer, "prediction_step", at_the_end),
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_after_the_last_step_the_run_ends_as_a_finished_one(
+    recipe, rows, signalled, capsys, tmp_path, place
+):
+    settings = recipe("train.max_steps=2", f"data.eval={rows}")
+    whole = train(
+        settings.model_copy(
+            update={"train": settings.train.model_copy(update={"output_dir": f"{tmp_path}/whole"})}
+        )
+    )
+    assert whole.eval_loss is not None
+    capsys.readouterr()
+    signalled(*place)
+    summary = train(settings)
+    assert (summary.steps, summary.eval_loss) == (2, None)
+    said = capsys.readouterr().out
+    assert "a signal came after the last step: the last evaluation is left out" in said
+    assert said.index("left out") < said.index("done: 2 steps")
+    record = json.loads((summary.folder / "run.json").read_text())
+    assert (record["status"], record["steps"], record["eval_loss"]) == ("finished", 2, None)
+    assert record["losses"]["eval"] == {} and record["losses"]["last"]["loss"] == summary.loss
+    assert evaluations(summary.folder) == []
+    verify(summary.adapter)
+    expected = load_file(whole.adapter / "adapter_model.safetensors")
+    for name, tensor in load_file(summary.adapter / "adapter_model.safetensors").items():
+        assert tensor.equal(expected[name]), name
+
+
+def test_prompts_after_the_last_step_are_left_out(recipe, rows, signalled, capsys):
+    settings = recipe(
+        "train.max_steps=1",
+        "evaluation.at_start=false",
+        f"evaluation.drift.references={rows}",
+    )
+    signalled(run_module, "save_adapter")
+    summary = train(settings)
+    assert "step 1: the evaluation is left out" in capsys.readouterr().out
+    assert not (summary.folder / "evaluation").exists()
+    assert json.loads((summary.folder / "run.json").read_text())["status"] == "finished"
+
+
+def test_an_evaluation_on_the_way_is_left_and_the_run_goes_on_exactly(
+    recipe, rows, losses, signalled, tmp_path
+):
+    """One may take longer than a scheduler waits before it kills."""
+    settings = ["train.max_steps=4", f"data.eval={rows}", "train.eval_steps=2"]
+    asked = []
+    signalled(WeightedSftTrainer, "prediction_step", lambda *_: asked.append(1) or len(asked) == 2)
+    with pytest.raises(RunInterrupted) as stopped:
+        train(recipe(*settings))
+    assert "after step 3 of 4" in str(stopped.value)
+    assert "the evaluation at step 2 was left out" in str(stopped.value)
+    assert len(asked) == 2, "no batch was evaluated after the signal's"
+    run = tmp_path / "run"
+    assert evaluations(run) == []
+    train(recipe(*settings))
+    assert evaluations(run) == [4, 4]
+    train(recipe(*settings, f"train.output_dir={tmp_path / 'whole'}"))
+    assert losses(run) == losses(tmp_path / "whole")
+    ends = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
+        for folder in (run, tmp_path / "whole")
+    ]
+    assert ends[0]["eval_loss"] == ends[1]["eval_loss"], "half an evaluation is in no other"
+
+
+def interrupts_until_at_once():
+    """Return how many Ctrl-C it takes to stop a training run at once."""
+    with StopOnSignal() as stop:
+        stop._loading = False
+        for number in range(1, 5):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                return number
+            assert stop.requested
+    return None
+
+
+def test_the_second_ctrl_c_stops_at_once_not_the_one_that_a_launcher_passes_on(monkeypatch):
+    assert interrupts_until_at_once() == 2
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert interrupts_until_at_once() == 3
+
+
+def refused_then_stopped_in_the_last_evaluation(recipe_file, overrides):
+    """What each rank does: a run that is refused, and in the same process group a good one."""
+    with pytest.raises(RecipeError, match="holds no run"):
+        train(load_recipe(recipe_file, [*overrides, f"train.output_dir={recipe_file.parent}"]))
+    if os.environ["RANK"] == "1":
+        signal_before(WeightedSftTrainer, "prediction_step", at_the_end)
+    summary = train(load_recipe(recipe_file, overrides))
+    assert (summary.steps, summary.eval_loss) == (2, None)
+
+
+def test_ranks_train_again_after_a_refusal_and_end_together(recipe_file, rows, on_ranks, tmp_path):
+    overrides = ["train.max_steps=2", "train.per_device_train_batch_size=1", f"data.eval={rows}"]
+    on_ranks(2, refused_then_stopped_in_the_last_evaluation, recipe_file, overrides)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["eval_loss"]) == ("finished", None)
+    verify(tmp_path / "run" / "adapter")
