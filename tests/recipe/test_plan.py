@@ -191,6 +191,57 @@ def test_tokens_and_hours(recipe, tmp_path):
     assert unread.work.tokens is None and unread.work.hours is None
 
 
+def test_evaluations_have_hours_of_their_own(recipe, tmp_path):
+    """Worked out apart from the code: 20b, rank 16, an H100 at 0.5 of its rates."""
+    plain = plan(recipe(), H100, efficiency=0.5)
+    assert plain.evaluation.hours == 0.0 and plain.hours == plain.work.hours
+    held_out = tmp_path / "eval.jsonl"
+    held_out.write_bytes(b"x" * 4000)
+    made = plan(recipe(f"data.eval={held_out}", "train.eval_steps=4"), H100, efficiency=0.5)
+    rate = 989e12 * 0.5 / made.work.flops.forward
+    assert made.evaluation.held_out.times == 3, "after 4, 8 and 10 steps"
+    assert made.evaluation.held_out.seconds == pytest.approx(1000 / rate)
+    assert made.hours == pytest.approx(made.work.hours + 3000 / rate / 3600)
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n\n' * 20)
+    section = [
+        f"evaluation.prompts={prompts}",
+        "evaluation.reasoning_effort=[low, high]",
+        "evaluation.max_new_tokens=100",
+        "evaluation.eval_steps=4",
+        f"evaluation.drift.references={prompts}",
+    ]
+    asked = plan(recipe(*section), H100, efficiency=0.5).evaluation
+    # 24 layers x 32 experts x (2880 x 5760 + 2880 x 2880), packed in 17 bytes for 32 values, then
+    # decoded: 2 bytes written and 2 read; attention, norms, router and head are 2.4 GB.
+    experts = 24 * 32 * (2880 * 5760 + 2880 * 2880)
+    token = (experts * (17 / 32 + 4) + 2.4e9) / (3.35e12 * 0.5)
+    # 20 prompts at 2 efforts are 5 batches of 8; 16 references of 4,096 tokens go through twice.
+    seconds = 5 * 100 * token + 2 * 16 * 4096 / rate
+    assert asked.answers == 40
+    assert asked.asked.times == 4, "before the first step, after 4, 8 and 10"
+    assert asked.asked.seconds == pytest.approx(seconds, rel=0.01)
+    assert asked.base.hours == 0
+    compared = [*section, "evaluation.drift.reasoning=true", "evaluation.at_start=false"]
+    late = plan(recipe(*compared), H100, efficiency=0.5).evaluation
+    assert (late.asked.times, late.base.times) == (3, 1)
+    assert late.base.seconds == pytest.approx(500 * token, rel=0.01)
+    four = plan(recipe(*section), H100, gpus=4, efficiency=0.5).evaluation
+    # 10 answers a card are 2 batches; 4 references a card.
+    fourth = 2 * 100 * token + 2 * 4 * 4096 / rate
+    assert four.asked.seconds == pytest.approx(fourth, rel=0.01)
+
+
+def test_evaluations_of_unknown_number_or_size_are_not_guessed(recipe):
+    epochs = ["train.max_steps=null", "train.num_train_epochs=1", "data.packing=false"]
+    unread = plan(recipe(*epochs, "data.eval=owner/rows", "train.eval_steps=5"), H100)
+    assert unread.evaluation.held_out.times is None and unread.evaluation.hours is None
+    assert plan(recipe("data.eval=owner/rows"), H100).hours is None
+    once = plan(recipe(*epochs, "evaluation.prompts=owner/rows", "evaluation.max_prompts=3"), H100)
+    assert (once.evaluation.asked.times, once.evaluation.answers) == (2, 3)
+
+
 def test_a_local_base(recipe, tmp_path):
     config = {
         "model_type": "gpt_oss",
@@ -271,11 +322,20 @@ def test_the_command(tmp_path, sound, monkeypatch):
     result = runner.invoke(app, ["plan", "a.yaml", "--gpu", "rtx4090-24gb"])
     assert result.exit_code == 0, result.output
     assert "of 23.5: fits" in result.stdout and "assumed, not measured" in result.stdout
+    assert "evaluation" not in result.stdout
+    asks = ["evaluation.prompts=p.jsonl", "evaluation.max_new_tokens=64"]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    result = runner.invoke(app, ["plan", "a.yaml", *asks])
+    said = re.search(
+        r"evaluation: .* at most \(prompts and drift 2 x .*, 1 answers of", result.stdout
+    )
+    assert said and re.search(r"in all$", result.stdout, re.M)
     result = runner.invoke(app, ["plan", "a.yaml", "--gpu", "rtx4080-16gb"])
     assert result.exit_code == 3
     assert "does not fit" in result.stdout and "train.checkpointing=offload" in result.stdout
     result = runner.invoke(app, ["plan", "a.yaml", "lora.rank=8", "--gpus", "2", "--json"])
     body = json.loads(result.stdout)
+    assert body["hours"] == sum(body["hours_by_kind"].values())
     assert body["gpu"]["count"] == 2 and body["parameters"]["expert_rank"] == 8
     parts = {k: v for k, v in body["memory_bytes"].items() if k != "peak"}
     assert sum(parts.values()) == body["memory_bytes"]["peak"]

@@ -164,14 +164,33 @@ def _print_work(made: Plan, console: Console) -> None:
         return
     steps = "" if work.steps is None else f", optimizer steps: {work.steps:,}"
     console.print(f"  {work.tokens:,} tokens ({work.tokens_from}){steps}")
-    console.print(f"  {_duration(work.hours)} of computing; loading, evaluation and saving on top")
+    console.print(f"  {_duration(work.hours)} of training; loading and saving on top")
+    _print_evaluation(made, console)
+
+
+def _print_evaluation(made: Plan, console: Console) -> None:
+    found = made.evaluation
+    parts = []
+    for name, part in (("held-out data", found.held_out), ("prompts and drift", found.asked)):
+        if part.times != 0:
+            times = "every eval_steps" if part.times is None else f"{part.times:,} x"
+            each = "of unknown length" if part.seconds is None else _duration(part.seconds / 3600)
+            parts.append(f"{name} {times} {each}")
+    if not parts:
+        return
+    longest = made.recipe.evaluation.max_new_tokens
+    hours = "of unknown length" if found.hours is None else f"{_duration(found.hours)} at most"
+    answers = f", {found.answers} answers of up to {longest} tokens each time"
+    console.print(f"  evaluation: {hours} ({'; '.join(parts)}{answers if found.answers else ''})")
+    if made.hours is not None:
+        console.print(f"  {_duration(made.hours)} in all")
 
 
 def _duration(hours: float) -> str:
     for unit, length in (("hours", 1.0), ("minutes", 1 / 60)):
         if hours >= length:
             return f"{hours / length:.1f} {unit}"
-    return f"{hours * 3600:.0f} seconds"
+    return f"{hours * 3600:.0f} seconds" if hours * 3600 >= 0.5 else "less than a second"
 
 
 def _print_advice(made: Plan, console: Console) -> None:

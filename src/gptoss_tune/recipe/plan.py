@@ -3,8 +3,9 @@
 A run that stops after ten minutes of download for want of memory has cost more than a plan, which
 takes a moment and no GPU. The parts: ``plan_model`` knows the sizes of the base, ``plan_weights``
 what is always held, ``plan_memory`` the rest of the peak, ``plan_disk`` the files, ``plan_work``
-the operations, and ``plan_advice`` what to change. Bytes are counted from shapes and checked
-against loaded models and autograd; hours rest on an assumed efficiency, which a plan always names.
+the operations, ``plan_time`` what evaluations add, and ``plan_advice`` what to change. Bytes are
+counted from shapes and checked against loaded models and autograd; hours rest on an assumed
+efficiency, which a plan always names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gptoss_tune.recipe.plan_cards import Card, smallest_with
 from gptoss_tune.recipe.plan_disk import Disk, disk
 from gptoss_tune.recipe.plan_memory import Memory, host_bytes, memory
 from gptoss_tune.recipe.plan_model import Architecture, architecture_of
+from gptoss_tune.recipe.plan_time import EvaluationTime, evaluation_time
 from gptoss_tune.recipe.plan_weights import (
     Factors,
     adapter_factors,
@@ -42,7 +44,8 @@ class Plan:
         memory: Peak of one GPU by kind.
         host_bytes: Host memory of one process for what was moved there.
         disk: Bytes on disk.
-        work: Operations, tokens, hours.
+        work: Operations, tokens, hours of training.
+        evaluation: Hours of evaluation.
         advice: What to change, when it does not fit.
         larger: The smallest known card that fits, when this one does not.
     """
@@ -56,6 +59,7 @@ class Plan:
     host_bytes: int
     disk: Disk
     work: Work
+    evaluation: EvaluationTime
     advice: list[Advice]
     larger: Card | None
 
@@ -63,6 +67,13 @@ class Plan:
     def fits(self) -> bool:
         """Whether the peak lies within the card's memory."""
         return self.memory.peak <= self.card.memory_bytes
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of training and evaluation; loading and saving come on top."""
+        if self.work.hours is None or self.evaluation.hours is None:
+            return None
+        return self.work.hours + self.evaluation.hours
 
     @property
     def trained(self) -> int:
@@ -93,7 +104,8 @@ class Plan:
             "steps": self.work.steps,
             "tokens_per_second": self.work.tokens_per_second,
             "efficiency_assumed": self.work.efficiency,
-            "hours": self.work.hours,
+            "hours": self.hours,
+            "hours_by_kind": {"training": self.work.hours, "evaluation": self.evaluation.hours},
             "advice": [asdict(entry) for entry in self.advice],
             "smallest_gpu_that_fits": None if self.larger is None else self.larger.name,
         }
@@ -139,6 +151,9 @@ def plan(
     _check(recipe, architecture, spread)
     factors = adapter_factors(architecture, recipe.lora)
     needed = memory(architecture, recipe, spread)
+    training = work(
+        architecture, recipe, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens
+    )
     fits = needed.peak <= card.memory_bytes
     return Plan(
         recipe=recipe,
@@ -149,9 +164,8 @@ def plan(
         memory=needed,
         host_bytes=host_bytes(architecture, recipe),
         disk=disk(architecture, recipe),
-        work=work(
-            architecture, recipe, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens
-        ),
+        work=training,
+        evaluation=evaluation_time(architecture, recipe, card, training),
         advice=advice(architecture, recipe, card.memory_bytes, spread),
         larger=None if fits else smallest_with(needed.peak),
     )

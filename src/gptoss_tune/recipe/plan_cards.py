@@ -6,7 +6,7 @@ RTX PRO 6000 (94.97) and RTX 5090 (31.36). The rate is dense bf16 with fp32 accu
 what a data sheet names with sparsity, and no training reaches it: a plan multiplies it by a stated
 efficiency. Looked up for A100, H100, H200, B200, L4, L40S, RTX 3090, 4080, 4090 and 5090 in copies
 of NVIDIA's data sheets and whitepapers; A10G, MI300X and RTX PRO 6000 (for which one source halves
-it) are from memory. None of it was measured here.
+it) are from memory, and so are the memories' rates. None of it was measured here.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ class Card:
         name: What ``--gpu`` takes.
         memory_gib: Memory a process can allocate on an idle card.
         tflops: Dense bf16 TFLOP/s of the data sheet.
+        memory_tb_per_s: The memory's rate by the data sheet, in 1e12 bytes a second.
     """
 
     name: str
     memory_gib: float
     tflops: float
+    memory_tb_per_s: float
 
     @property
     def memory_bytes(self) -> int:
@@ -37,20 +39,20 @@ class Card:
 
 
 CARDS = (
-    Card("rtx4080-16gb", 15.6, 97),
-    Card("l4-24gb", 22.0, 121),
-    Card("a10g-24gb", 22.0, 70),
-    Card("rtx3090-24gb", 23.5, 71),
-    Card("rtx4090-24gb", 23.5, 165),
-    Card("rtx5090-32gb", 31.3, 209),
-    Card("a100-40gb", 39.4, 312),
-    Card("l40s-48gb", 44.4, 362),
-    Card("a100-80gb", 79.1, 312),
-    Card("h100-80gb", 79.1, 989),
-    Card("rtxpro6000-96gb", 94.9, 503),
-    Card("h200-141gb", 139.7, 989),
-    Card("b200-180gb", 178.0, 2250),
-    Card("mi300x-192gb", 191.5, 1307),
+    Card("rtx4080-16gb", 15.6, 97, 0.717),
+    Card("l4-24gb", 22.0, 121, 0.3),
+    Card("a10g-24gb", 22.0, 70, 0.6),
+    Card("rtx3090-24gb", 23.5, 71, 0.936),
+    Card("rtx4090-24gb", 23.5, 165, 1.008),
+    Card("rtx5090-32gb", 31.3, 209, 1.792),
+    Card("a100-40gb", 39.4, 312, 1.555),
+    Card("l40s-48gb", 44.4, 362, 0.864),
+    Card("a100-80gb", 79.1, 312, 2.039),
+    Card("h100-80gb", 79.1, 989, 3.35),
+    Card("rtxpro6000-96gb", 94.9, 503, 1.792),
+    Card("h200-141gb", 139.7, 989, 4.8),
+    Card("b200-180gb", 178.0, 2250, 8),
+    Card("mi300x-192gb", 191.5, 1307, 5.3),
 )
 """Known cards by memory."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss_tune.recipe.data_schema import DataSection
+from gptoss_tune.recipe.data_schema import DataSource
 from gptoss_tune.recipe.plan_memory import KEEP_ATTENTION_FROM
 from gptoss_tune.recipe.plan_model import Architecture, AttentionKind
 from gptoss_tune.recipe.plan_weights import Factors, adapter_factors
@@ -115,7 +115,7 @@ class Work:
 
     @property
     def hours(self) -> float | None:
-        """Hours of computing; loading, evaluation and saving come on top."""
+        """Hours of training; evaluation, loading and saving come on top."""
         return None if self.tokens is None else self.tokens / self.tokens_per_second / 3600
 
 
@@ -150,7 +150,9 @@ def work(
     assert train.num_train_epochs is not None  # the recipe's rules demand one of both
     origin = "the given tokens of an epoch"
     if epoch_tokens is None:
-        epoch_tokens = _tokens_in_files(recipe.data)
+        epoch_tokens = tokens_in_files(recipe.data.train)
+        if epoch_tokens is not None:
+            epoch_tokens = int(epoch_tokens * (1 - (recipe.data.eval_fraction or 0)))
         origin = f"file sizes at {BYTES_PER_TOKEN:g} bytes a token"
     if epoch_tokens is None:
         return Work(flops, None, "not known before the data is read", None, rate, efficiency)
@@ -159,12 +161,12 @@ def work(
     return Work(flops, tokens, origin, steps, rate, efficiency)
 
 
-def _tokens_in_files(data: DataSection) -> int | None:
-    """Return the tokens that are trained on in an epoch, where all are in plain files, by size."""
+def tokens_in_files(sources: list[DataSource]) -> int | None:
+    """Return the tokens of conversations, where all are in plain files, by their size."""
     total = 0.0
-    for source in data.train:
+    for source in sources:
         path = Path(source.path)
         if path.suffix.lower() not in _PLAIN_FILES or not path.is_file() or source.limit:
             return None
         total += path.stat().st_size / BYTES_PER_TOKEN * source.weight
-    return int(total * (1 - (data.eval_fraction or 0)))
+    return int(total)

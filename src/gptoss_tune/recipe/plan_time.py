@@ -1,0 +1,163 @@
+"""Time of what a run evaluates beside its training: at most, and on the same assumed efficiency.
+
+Two kinds of work. A pass over held-out data or references is limited by operations, as training
+is. An answer is written token by token, and each token reads every weight: experts in MXFP4 are
+decoded first, all of a layer's for any number of tokens, so their bf16 is written and read as well.
+That is limited by the memory's rate. Answers are counted at ``max_new_tokens`` each, because nobody
+knows before how long a model will think; prompts themselves are not counted.
+
+Counting answers by operations was the alternative: it is a hundred times too fast for a few rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptoss_tune.recipe.plan_cards import Card
+from gptoss_tune.recipe.plan_model import Architecture
+from gptoss_tune.recipe.plan_weights import base_bytes, compute_bytes, expert_parameters
+from gptoss_tune.recipe.plan_work import Work, tokens_in_files
+from gptoss_tune.recipe.schema import Recipe
+
+_LINES = {".jsonl", ".ndjson"}
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Something a run does several times.
+
+    Attributes:
+        times: How often; ``None`` where the steps of the run are not known.
+        seconds: Of one time; ``None`` where the size of the data is not known.
+    """
+
+    times: int | None
+    seconds: float | None
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of all times."""
+        known = self.times is not None and self.seconds is not None
+        return self.times * self.seconds / 3600 if known else 0.0 if self.times == 0 else None
+
+
+@dataclass(frozen=True)
+class EvaluationTime:
+    """What a run evaluates, and how long that takes at most.
+
+    Attributes:
+        held_out: Passes over ``data.eval`` or ``data.eval_fraction``.
+        asked: Evaluations of the ``evaluation`` section.
+        base: The base's answers to compare with, once where the run does not start with them.
+        answers: Prompts and probes of one evaluation, at most.
+    """
+
+    held_out: Repeated
+    asked: Repeated
+    base: Repeated
+    answers: int
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of all evaluations; ``None`` where one of them is not known."""
+        parts = [part.hours for part in (self.held_out, self.asked, self.base)]
+        known = [hours for hours in parts if hours is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+
+def evaluation_time(
+    architecture: Architecture, recipe: Recipe, card: Card, work: Work
+) -> EvaluationTime:
+    """Return how long ``recipe`` evaluates on ``world.processes`` cards.
+
+    Args:
+        architecture: Sizes of the base.
+        recipe: What is trained.
+        card: The GPU.
+        work: Its training, whose efficiency is assumed here too.
+    """
+    section, drift = recipe.evaluation, recipe.evaluation.drift
+    processes = recipe.world.processes
+    forward_rate = card.tflops * 1e12 * work.efficiency / work.flops.forward  # tokens/s of a card
+    token_seconds = _bytes_read(architecture, recipe) / (
+        card.memory_tb_per_s * 1e12 * work.efficiency
+    )
+
+    def answering(prompts: int) -> float:
+        share = -(-prompts // processes)
+        batches = -(-share // section.batch_size)
+        return batches * section.max_new_tokens * token_seconds
+
+    efforts = len(section.reasoning_effort or [None])
+    questions = _rows(section.prompts, section.max_prompts) * efforts
+    probes = _rows(drift.probes, drift.max_probes)
+    references = -(-_rows(drift.references, drift.max_references) // processes)
+    comparing = 2 * references * recipe.data.max_length / forward_rate
+    compared = probes + (questions if drift.reasoning else 0)
+    starts_as_base = section.at_start and recipe.lora.start_from is None
+    tokens = _held_out_tokens(recipe)
+    return EvaluationTime(
+        held_out=Repeated(
+            _held_out_passes(recipe, work.steps),
+            None if tokens is None else tokens / (forward_rate * processes),
+        ),
+        asked=Repeated(_evaluations(recipe, work.steps), answering(questions + probes) + comparing),
+        base=Repeated(int(compared > 0 and not starts_as_base), answering(compared)),
+        answers=questions + probes,
+    )
+
+
+def _bytes_read(architecture: Architecture, recipe: Recipe) -> int:
+    """Return the bytes that one token of an answer moves through a GPU's memory."""
+    held = base_bytes(architecture, recipe.model)
+    # Of the two tables of the vocabulary only the head is read whole.
+    total = sum(held.values()) - held["embeddings"] // 2
+    if recipe.model.experts_precision == "mxfp4":
+        values = architecture.layers * expert_parameters(architecture)
+        total += 2 * values * compute_bytes(recipe.model)  # decoded: written, and read
+    return total
+
+
+def _held_out_passes(recipe: Recipe, steps: int | None) -> int | None:
+    """Return the passes over held-out data: every ``eval_steps``, and once at the end."""
+    if recipe.data.eval is None and recipe.data.eval_fraction is None:
+        return 0
+    every = recipe.train.eval_steps
+    if every is None:
+        return 1
+    return None if steps is None else -(-steps // every)
+
+
+def _evaluations(recipe: Recipe, steps: int | None) -> int | None:
+    """Return the evaluations of the section: at the start, on the way, and once at the end."""
+    section = recipe.evaluation
+    if not section.wanted:
+        return 0
+    if section.eval_steps is None:
+        return section.at_start + 1
+    return None if steps is None else section.at_start + -(-steps // section.eval_steps)
+
+
+def _held_out_tokens(recipe: Recipe) -> int | None:
+    """Return the tokens of one pass over the held-out data, by the files' sizes."""
+    if recipe.data.eval is not None:
+        return tokens_in_files(recipe.data.eval)
+    tokens = tokens_in_files(recipe.data.train)
+    fraction = recipe.data.eval_fraction
+    return None if tokens is None or fraction is None else int(tokens * fraction)
+
+
+def _rows(files: Sequence[str] | None, most: int) -> int:
+    """Return the rows of ``files``, at most ``most``, which it is where they cannot be counted."""
+    total = 0
+    for path in map(Path, files or ()):
+        if path.suffix.lower() not in _LINES or not path.is_file():
+            return most
+        with path.open("rb") as stream:
+            for line in stream:
+                total += bool(line.strip())
+                if total == most:
+                    return most
+    return total
