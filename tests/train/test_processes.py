@@ -12,6 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train.hush import hush_libraries
+from gptoss_tune.train.run import train
+from gptoss_tune.train.signs import is_running
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
@@ -90,6 +95,55 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(recipe_file, losses,
     assert ">stopped</span>" in (stopped / "report.html").read_text(encoding="utf-8")
     assert run(command).returncode == 0
     assert losses(stopped) == losses(whole)
+
+
+def children(pid):
+    return [int(word) for word in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+
+
+def goes_on(recipe_file, overrides, log):
+    """What each rank of a continuation does, as the command would start it."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    hush_libraries()
+    train(load_recipe(recipe_file, overrides), allow_drift=["steps"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the ranks are found through /proc")
+def test_sigterm_to_accelerate_saves_and_another_micro_batch_goes_on(
+    recipe_file, on_ranks, losses, tmp_path
+):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    launch += ["--multi_gpu", "--main_process_port", "0", "-m", "gptoss_tune.train"]
+    batch = ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=2"]
+    # The launcher kills what has not ended after half a minute; a busy machine may need more.
+    launcher = subprocess.Popen(
+        [*launch, str(recipe_file), "train.max_steps=500", *batch],
+        env={**ENVIRONMENT, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run = tmp_path / "run"
+    metrics = run / "metrics.jsonl"
+    while launcher.poll() is None and not (metrics.exists() and metrics.read_text().count("\n")):
+        time.sleep(0.02)
+    ranks = children(launcher.pid)
+    launcher.send_signal(signal.SIGTERM)
+    _, errors = launcher.communicate(timeout=300)
+    assert launcher.returncode == 1, "accelerate's own, whatever the ranks say"
+    assert len(ranks) == 2 and not any(map(is_running, ranks))
+    done = len(losses(run))
+    said = f"stopped: a signal ended the run after step {done} of 500; {run}/checkpoint-{done} is"
+    assert errors.count(said) == 1, errors
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["steps"]) == ("stopped", done)
+    assert [path.name for path in run.glob("checkpoint-*")] == [f"checkpoint-{done}"]
+
+    log = tmp_path / "log"
+    steps = f"train.max_steps={done + 1}"
+    on_ranks(2, goes_on, recipe_file, [steps, "train.per_device_train_batch_size=2"], log)
+    assert len(losses(run)) == done + 1
+    assert "Warning" not in log.read_text(), "of the micro-batch, which is a supported change"
 
 
 def test_accelerate_launch_trains_and_a_mistake_ends_in_one_line(recipe_file, tmp_path):

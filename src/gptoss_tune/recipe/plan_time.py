@@ -39,8 +39,11 @@ class Repeated:
     @property
     def hours(self) -> float | None:
         """Hours of all times."""
-        known = self.times is not None and self.seconds is not None
-        return self.times * self.seconds / 3600 if known else 0.0 if self.times == 0 else None
+        if self.times == 0:
+            return 0.0
+        if self.times is None or self.seconds is None:
+            return None
+        return self.times * self.seconds / 3600
 
 
 @dataclass(frozen=True)
