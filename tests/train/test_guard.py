@@ -11,6 +11,7 @@ from gptoss_kernels import Mxfp4Weight
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.errors import GuardError
@@ -209,6 +210,42 @@ def test_one_nan_is_left_out_without_an_update(recipe, broken, monkeypatch, tmp_
     assert len(guard["router_entropy_by_layer"]) == 2
     weights = load_file(run / "adapter" / "adapter_model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("spoiled", [2, 3], ids=["at a save", "in the last update"])
+def test_an_update_that_is_not_finite_is_never_written_down(recipe, tmp_path, spoiled):
+    """Every gradient is finite: as when a divisor vanishes in fp32, or memory fails."""
+    updates = []
+
+    def spoil(optimizer, args, kwargs):
+        updates.append(1)
+        if len(updates) == spoiled:
+            optimizer.param_groups[0]["params"][0].data.flatten()[3] = math.inf
+
+    hook = register_optimizer_step_post_hook(spoil)
+    try:
+        with pytest.raises(
+            GuardError, match=rf"after step {spoiled} .*q_proj\.lora_A\.default"
+        ) as e:
+            train(recipe("train.max_steps=3", "train.save_steps=1"))
+    finally:
+        hook.remove()
+    run = tmp_path / "run"
+    assert "train.learning_rate" in str(e.value)
+    assert not (run / "adapter").exists()
+    kept = sorted(run.glob("checkpoint-*"))
+    assert [path.name for path in kept] == [f"checkpoint-{n}" for n in range(1, spoiled)]
+    for tensor in load_file(kept[-1] / "adapter_model.safetensors").values():
+        assert torch.isfinite(tensor).all()
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped by the guard"
+
+
+def test_a_divisor_that_vanishes_in_fp32_publishes_nothing(recipe, tmp_path):
+    """1e-50 is above 0 and 0 in fp32: A, whose first gradient is 0, becomes 0 / 0."""
+    settings = ["train.adam_epsilon=1e-50", "train.max_steps=1", "guard.check_steps=0"]
+    with pytest.raises(GuardError, match=r"raise train\.adam_epsilon"):
+        train(recipe(*settings))
+    assert not (tmp_path / "run" / "adapter").exists()
 
 
 ON_ONE_RANK = """

@@ -150,6 +150,29 @@ class Guard(TrainerCallback):
         self._since_log.append(loss)
         self.alarms.note_loss(loss, step, updates=lr > 0)
 
+    def before_saving(self, model: nn.Module, step: int) -> None:
+        """See that what is to be written down is finite; every rank has to ask.
+
+        Finite gradients can give an update that is not, and a step that would show it may not come.
+
+        Raises:
+            GuardError: A trained tensor holds NaN or infinity.
+        """
+        called = plain_names(model)
+        names = [
+            called[n]
+            for n, p in model.named_parameters()
+            if p.requires_grad and not bool(torch.isfinite(_local(p)).all())
+        ]
+        names = list(dict.fromkeys(name for found in gather_over_ranks(names) for name in found))
+        if names:
+            raise GuardError(
+                f"after step {step} trained tensors hold NaN or infinity, though no gradient did: "
+                f"{_few(names)}. They are not written to {self._run}, whose earlier checkpoints "
+                "are whole; lower train.learning_rate, and raise train.adam_epsilon if it is "
+                "below the default"
+            )
+
     def metrics(self) -> dict[str, float]:
         """Return the guard's figures since the last call; every rank has to ask."""
         found: dict[str, float] = {}

@@ -315,11 +315,13 @@ def _interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> No
 def _publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
     """Write the trained adapter; one that an earlier end of this run left there is replaced."""
     trainer.accelerator.wait_for_everyone()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    trainer.guard.before_saving(model, trainer.state.global_step)
     factors = trainer.whole_adapter()
     if trainer.args.should_save:
         with disk_full(run):
             staging = checkpoints.stage(run)
-            save_adapter(trainer.accelerator.unwrap_model(trainer.model), staging, factors)
+            save_adapter(model, staging, factors)
             checkpoints.remove(run / folder.ADAPTER)
             facts = {"run_id": trainer.identity.run_id, "step": trainer.state.global_step}
             checkpoints.publish(staging, run / folder.ADAPTER, **facts)

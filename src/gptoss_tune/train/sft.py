@@ -232,6 +232,7 @@ class WeightedSftTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         """Stage, hash and rename a checkpoint, then drop the oldest ones."""
+        self.guard.before_saving(self.accelerator.unwrap_model(self.model), self.state.global_step)
         run = Path(str(self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
         with disk_full(run):
