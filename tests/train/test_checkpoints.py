@@ -1,6 +1,8 @@
 import hashlib
 import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -189,6 +191,30 @@ def test_a_crash_before_the_rename_leaves_no_checkpoint(tmp_path):
     (staged / "adapter.safetensors").write_text("half")
     assert checkpoints.newest_complete(tmp_path) == (None, [])
     assert not any(checkpoints.stage(tmp_path).iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are named through /proc")
+def test_every_byte_is_on_the_disk_before_the_name_and_the_name_after(tmp_path, monkeypatch):
+    """What a power loss leaves is what was synced: the library's calls are watched, and made."""
+    done = []
+    fsync, rename = os.fsync, Path.rename
+
+    def watched_fsync(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def watched_rename(path, target):
+        done.append(f"{path} -> {target}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "rename", watched_rename)
+    final = make(tmp_path, 3)
+    staging = tmp_path / checkpoints.STAGING
+    named = done.index(f"{staging} -> {final}")
+    files = ("adapter.safetensors", "sub/state.json", checkpoints.MANIFEST, "sub", ".")
+    assert {str(staging / name) for name in files} <= set(done[:named])
+    assert str(tmp_path) in done[named:]
 
 
 def test_nothing_is_replaced(tmp_path):

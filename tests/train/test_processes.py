@@ -141,7 +141,8 @@ def test_sigterm_to_accelerate_saves_and_another_micro_batch_goes_on(
 
     log = tmp_path / "log"
     steps = f"train.max_steps={done + 1}"
-    on_ranks(2, goes_on, recipe_file, [steps, "train.per_device_train_batch_size=2"], log)
+    overrides = [steps, "train.per_device_train_batch_size=2"]
+    assert on_ranks(2, goes_on, recipe_file, overrides, log) == [0, 0]
     assert len(losses(run)) == done + 1
     assert "Warning" not in log.read_text(), "of the micro-batch, which is a supported change"
 

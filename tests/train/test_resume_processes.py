@@ -59,7 +59,7 @@ def test_one_process_then_two_then_one_give_the_losses_of_one(
     train_until(4, recipe_file, [*packed, f"train.output_dir={whole}", *batch(2, 2)])
     parts = [*packed, f"train.output_dir={tmp_path / 'parts'}"]
     train_until(1, recipe_file, [*parts, *batch(2, 2)])
-    on_ranks(2, train_until, 3, recipe_file, [*parts, *batch(1, 2)])
+    assert on_ranks(2, train_until, 3, recipe_file, [*parts, *batch(1, 2)]) == [0, 0]
     train_until(4, recipe_file, [*parts, *batch(4, 1)])
     expected, actual = lines(whole), lines(tmp_path / "parts")
     assert list(actual) == list(expected) == [1, 2, 3, 4]

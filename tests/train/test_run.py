@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -106,6 +107,34 @@ def test_resume_auto_continues_bit_for_bit(recipe, losses, tmp_path):
         sft.WeightedSftTrainer.log = original
     assert sorted(p.name for p in parts.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     train(recipe(f"train.output_dir={parts}", "train.max_steps=6", "train.save_steps=2"))
+    assert losses(parts) == losses(whole)
+    expected = adapter_tensors(whole)
+    for name, tensor in adapter_tensors(parts).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+WAYS = {
+    "experts in bf16": ["model.experts_precision=bf16"],
+    "merge-aware": ["lora.merge_aware=true"],
+    "packed rows, offloaded": ["data.packing=true", "train.checkpointing=offload"],
+    "8-bit moments": ["train.optim=adamw_8bit"],
+    "bf16 compute": ["model.dtype=bfloat16", "train.checkpointing=full"],
+}
+
+
+@pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
+def test_every_way_to_train_continues_bit_for_bit(recipe, losses, tmp_path, settings):
+    if "train.optim=adamw_8bit" in settings:
+        pytest.importorskip("bitsandbytes")
+    settings = [*settings, "train.save_steps=2", "train.save_total_limit=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(recipe(*settings, f"train.output_dir={whole}"))
+    shutil.copytree(whole, parts)
+    for folder in ("adapter", "checkpoint-4"):
+        shutil.rmtree(parts / folder)
+    record = json.loads((parts / "run.json").read_text())
+    (parts / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    train(recipe(*settings, f"train.output_dir={parts}"))
     assert losses(parts) == losses(whole)
     expected = adapter_tensors(whole)
     for name, tensor in adapter_tensors(parts).items():

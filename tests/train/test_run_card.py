@@ -95,7 +95,7 @@ def make(recipe_file, overrides):
 def test_a_run_of_two_processes_is_made_again_by_two(recipe_file, rows, on_ranks, capfd, tmp_path):
     data = Path(shutil.copy(rows, tmp_path / "rows.jsonl"))
     words = [f"data.train={data}", "train.max_steps=2", "train.per_device_train_batch_size=1"]
-    on_ranks(2, make, recipe_file, words)
+    assert on_ranks(2, make, recipe_file, words) == [0, 0]
     run, again = tmp_path / "run", tmp_path / "run-again"
     capfd.readouterr()
     reproduce(run, as_json=True)

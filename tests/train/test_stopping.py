@@ -155,7 +155,8 @@ def refused_then_stopped_in_the_last_evaluation(recipe_file, overrides):
 
 def test_ranks_train_again_after_a_refusal_and_end_together(recipe_file, rows, on_ranks, tmp_path):
     overrides = ["train.max_steps=2", "train.per_device_train_batch_size=1", f"data.eval={rows}"]
-    on_ranks(2, refused_then_stopped_in_the_last_evaluation, recipe_file, overrides)
+    body = refused_then_stopped_in_the_last_evaluation
+    assert on_ranks(2, body, recipe_file, overrides) == [0, 0]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["status"], record["eval_loss"]) == ("finished", None)
     verify(tmp_path / "run" / "adapter")

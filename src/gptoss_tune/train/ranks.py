@@ -92,6 +92,7 @@ def watched(state: PartialState, timeout_s: float, run: Path) -> Iterator[RankWa
         if lost is None:
             watch.leave(f"{type(error).__name__}: {_first_line(error)}", 1)
             raise
+        watch.note(lost)
         raise RankLost(watch.message(lost), exit_code=lost.code) from error
     except BaseException as error:
         said = _first_line(error) or type(error).__name__
@@ -189,6 +190,12 @@ class RankWatch(TrainerCallback):
             f"{verdict.reason}; rank {self._rank} stops after step {self._step}. The checkpoints "
             f"in {self._run} are complete: the same command continues from the newest"
         )
+
+    def note(self, verdict: Verdict) -> None:
+        """Write into the run's record who was lost."""
+        if self._rank == 0 and (self._run / RECORD).exists():
+            with contextlib.suppress(GptossTuneError):  # the disk may be what is lost
+                update_record(self._run, status="stopped", reason=verdict.reason)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -324,9 +331,7 @@ class RankWatch(TrainerCallback):
     def _end(self, verdict: Verdict) -> None:
         """Say why and end this process, whose main thread no exception can reach."""
         message = self.message(verdict)
-        if self._rank == 0 and (self._run / RECORD).exists():
-            with contextlib.suppress(GptossTuneError):  # the disk may be what is lost
-                update_record(self._run, status="stopped", reason=verdict.reason)
+        self.note(verdict)
         if sys.stdout.isatty():
             sys.stdout.write("\x1b[?25h")  # the progress bar had hidden the cursor
         sys.stderr.write(f"stopped: {message}\n")
