@@ -242,8 +242,8 @@ def _refuse_other_settings(recipe: Recipe) -> None:
     record = run_record(folder) if (folder / RECORD).is_file() else {}
     if record.get("status") != "finished":
         return  # the training itself continues one, or names what differs
-    there, here = (by_name(each) for each in (record["recipe"], recipe.model_dump(mode="json")))
-    differs = "\n  ".join(map(str, changed(there, here)))
+    there, here = record.get("recipe", {}), recipe.model_dump(mode="json")
+    differs = "\n  ".join(map(str, changed(by_name(there), by_name(here))))
     raise RecipeError(
         f"{folder}: the calibration there is finished and was made with other settings; it differs "
         f"in\n  {differs}\nset these back to use it, remove it, or choose another output folder"
