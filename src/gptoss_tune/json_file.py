@@ -80,14 +80,14 @@ def parse(raw: bytes) -> Any:
 
 
 def refuse_other_kinds(path: Path, value: object, kind: Any, name: str = "") -> None:
-    """Refuse what a reader of the file would trip over; null for a mapping or list counts as none.
+    """Refuse what a reader of the file would trip over; null for a mapping counts as none.
 
     Args:
         path: The file, for the message.
-        value: What it holds; a null mapping or list in it becomes an absent one.
+        value: What it holds; a null mapping in it becomes an absent one.
         kind: A type; ``[kind]`` for a list; ``{key: kind}`` for a mapping, whose keys may be
-            missing and which may have others; ``{}`` and ``[]`` for any mapping or list. A plain
-            value may be null, too.
+            missing and which may have others; ``{}`` and ``[]`` for any mapping or list. A list
+            or plain value may be null, too.
         name: Where the value stands in the file.
 
     Raises:
@@ -95,7 +95,7 @@ def refuse_other_kinds(path: Path, value: object, kind: Any, name: str = "") -> 
     """
     if isinstance(kind, dict) and isinstance(value, dict):
         for key, inner in kind.items():
-            if isinstance(inner, dict | list) and value.get(key) is None:
+            if isinstance(inner, dict) and value.get(key) is None:
                 value.pop(key, None)
             if key in value:
                 refuse_other_kinds(path, value[key], inner, f"{name}.{key}" if name else key)
@@ -112,9 +112,11 @@ def refuse_other_kinds(path: Path, value: object, kind: Any, name: str = "") -> 
 
 
 def _is_plain(value: object, kind: Any) -> bool:
-    if isinstance(kind, dict | list) or isinstance(value, bool):
+    if isinstance(kind, dict) or isinstance(value, bool):
         return False
-    return value is None or isinstance(value, (kind, int) if kind is float else kind)
+    if value is None or isinstance(kind, list):
+        return value is None
+    return isinstance(value, (kind, int) if kind is float else kind)
 
 
 def _inside(value: object) -> Iterable[Any]:

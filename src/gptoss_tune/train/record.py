@@ -103,7 +103,7 @@ def note_verification(sources: list[str], command: str, verdict: dict[str, Any])
         run = source if (source / RECORD).is_file() else source.parent
         # A parent folder counts for a run's own adapter only.
         if (run / RECORD).is_file() and (run == source or source.name == "adapter"):
-            earlier = read_record(run).get("verification", [])
+            earlier = read_record(run).get("verification") or []
             noted = {"command": command, "time": now, **kept}
             update_record(run, verification=[*earlier, noted])
 

@@ -119,7 +119,7 @@ def record_of(run: Path) -> dict[str, Any]:
 def differences(record: dict[str, Any], recipe: Recipe, run: Path) -> list[Difference]:
     """Return what is not as it was, what changes the result first."""
     found = [*_data_differences(record, run), *_base_differences(record, recipe)]
-    found += _continued(record.get("drift", []))
+    found += _continued(record.get("drift") or [])
     then, now = record.get("environment", {}), environment()
     found += _plain(then.get("libraries", {}), now["libraries"], "", skip=())
     found += _plain(then, now, "", skip=("libraries", "processes", "gpus"))
