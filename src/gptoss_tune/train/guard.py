@@ -162,7 +162,7 @@ class Guard(TrainerCallback):
         names = [
             called[n]
             for n, p in model.named_parameters()
-            if p.requires_grad and not bool(torch.isfinite(_local(p)).all())
+            if p.requires_grad and not bool(torch.isfinite(share_of(p)).all())
         ]
         names = list(dict.fromkeys(name for found in gather_over_ranks(names) for name in found))
         if names:
