@@ -47,12 +47,12 @@ def states():
 
 def test_losses_and_adapter_are_bit_for_bit_those_without(recipe, asked, losses, tmp_path):
     plain, evaluated = tmp_path / "plain", tmp_path / "evaluated"
-    common = ["train.checkpointing=full", "guard.check_steps=3", "train.max_steps=3"]
+    common = ["train.checkpointing=full", "guard.check_steps=3", "train.max_steps=4"]
     train(recipe(f"train.output_dir={plain}", *common))
     expected_states = states()
     train(recipe(f"train.output_dir={evaluated}", *common, *asked))
     assert states() == expected_states
-    assert losses(evaluated) == losses(plain) and len(losses(plain)) == 3
+    assert losses(evaluated) == losses(plain) and len(losses(plain)) == 4
     theirs = load_file(plain / "adapter" / "adapter_model.safetensors")
     for name, tensor in load_file(evaluated / "adapter" / "adapter_model.safetensors").items():
         assert torch.equal(tensor, theirs[name]), name
@@ -62,9 +62,13 @@ def test_losses_and_adapter_are_bit_for_bit_those_without(recipe, asked, losses,
     ]
     assert entropies[0] == entropies[1]
     files = sorted(path.name for path in (evaluated / "evaluation").iterdir())
-    assert files == ["step-0.json", "step-2.json", "step-3.json"]
+    assert files == ["step-0.json", "step-2.json", "step-4.json"]
+    # The last one comes when the adapter is safe, also where eval_steps would have it before.
+    saved = (evaluated / "adapter" / "manifest.json").stat().st_mtime_ns
+    written = [(evaluated / "evaluation" / name).stat().st_mtime_ns for name in files]
+    assert written[1] < saved <= written[2]
     reports = [json.loads((evaluated / "evaluation" / name).read_text()) for name in files]
-    assert [report["step"] for report in reports] == [0, 2, 3]
+    assert [report["step"] for report in reports] == [0, 2, 4]
     first, _, last = reports
     assert first["drift"]["kl"] == 0.0 < last["drift"]["kl"]
     assert [s["effort"] for s in last["samples"]] == ["medium", "high", "medium"]
@@ -77,11 +81,11 @@ def test_losses_and_adapter_are_bit_for_bit_those_without(recipe, asked, losses,
     assert all(s["ended"] == "length" and s["tokens"] == 3 for s in last["samples"])
     assert set(last["drift"]["reasoning_tokens_by_effort"]) == {"medium", "high"}
     logged = [row for row in metrics(evaluated) if "eval_health" in row]
-    assert [row["step"] for row in logged] == [0, 2, 3]
+    assert [row["step"] for row in logged] == [0, 2, 4]
     assert logged[0]["eval_kl"] == 0.0 and logged[2]["eval_kl"] == last["drift"]["kl"]
     assert {"eval_graded", "eval_refusal_rate", "eval_answer_tokens"} <= set(logged[2])
     record = json.loads((evaluated / "run.json").read_text())
-    assert record["evaluation"]["step"] == 3
+    assert record["evaluation"]["step"] == 4
 
 
 def test_bad_prompts_stop_the_run_before_it_starts(recipe, tmp_path):

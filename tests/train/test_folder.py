@@ -38,6 +38,11 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(recipe, run):
     assert [p.name for p in run.iterdir()] == ["thesis.tex"]
 
 
+def test_a_checkpoint_that_is_not_there_is_named(recipe, tmp_path):
+    with pytest.raises(CheckpointError, match="checkpoint-7: no such folder; expected a checkp"):
+        folder.claim(recipe(f"train.resume={tmp_path / 'checkpoint-7'}"))
+
+
 @pytest.mark.parametrize(
     "name, reason",
     [

@@ -211,6 +211,8 @@ def sha256_of(path: Path) -> str:
 
 def _manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
+    if not os.path.lexists(folder):
+        raise CheckpointError(f"{folder}: no such folder; expected a checkpoint of a run")
     if folder.is_symlink() or path.is_symlink():
         raise CheckpointError(f"{folder}: is a link; a checkpoint is a folder of its own files")
     try:

@@ -50,7 +50,6 @@ class Evaluation(TrainerCallback):
         self._fresh = recipe.lora.start_from is None
         self._run = Path(recipe.train.output_dir)
         self._console, self._should_stop = console, should_stop
-        self._newest: int | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -62,16 +61,14 @@ class Evaluation(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Evaluate where the recipe says so."""
-        every = self._section.eval_steps
-        if every is not None and state.global_step % every == 0:
+        """Evaluate where the recipe says so; after the last step the adapter is saved first."""
+        every, step = self._section.eval_steps, state.global_step
+        if every is not None and step % every == 0 and step < state.max_steps:
             self._evaluate(state, control)
 
     def finish(self) -> None:
-        """Evaluate the finished model, whose adapter is on disk, unless it was done just now."""
-        state = self._trainer.state
-        if self._newest != state.global_step:
-            self._evaluate(state, self._trainer.control)
+        """Evaluate the finished model, whose adapter is on disk."""
+        self._evaluate(self._trainer.state, self._trainer.control)
 
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         started = time.monotonic()
@@ -89,7 +86,6 @@ class Evaluation(TrainerCallback):
             return
         finally:
             trainer.books.leave_out(time.monotonic() - started)
-        self._newest = step
         found = figures(report)
         if state.is_world_process_zero:
             folder = self._run / FOLDER
