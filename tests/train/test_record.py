@@ -38,7 +38,7 @@ TEXTS = {
     "NaN": WHOLE.replace(b'"processes": 1', b'"processes": NaN'),
     "infinity spelt as a number": WHOLE.replace(b'"processes": 1', b'"processes": 1e999'),
     "5000 digits": WHOLE.replace(b'"processes": 1', b'"processes": ' + b"7" * 5000),
-    "nested deeper than can be written": WHOLE.replace(b'"stopped"', DEEP),
+    "nested deeper than can be written": WHOLE.replace(b'"cores": 2', b'"cores": ' + DEEP),
     "a list": b"[]",
     "a folder of digits": b'{"run_id": ' + DIGITS + b"}",
 }
