@@ -52,8 +52,8 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
     found.append((size(peak), where, False))
     if number(run.fact("seconds")) is not None:
         found.append((duration(number(run.fact("seconds"))), "wall time, last start", False))
-    told = len(warnings(run))
-    found.append((count(told), "warnings of the guard", bool(told)))
+    warned = len(warnings(run))
+    found.append((count(warned), "warnings of the guard", bool(warned)))
     return found
 
 
