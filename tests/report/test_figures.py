@@ -82,6 +82,11 @@ def test_ticks_of_a_short_logarithmic_axis_are_named_and_spread(low, high):
         assert max(gaps) < 0.41, "no half of the axis is without a tick"
 
 
+def test_an_axis_from_zero_holds_values_below_it():
+    frame = plot.Frame.around([1, 9], [-3e30, -1.0], False, True)
+    assert frame.low <= -3e30 and frame.high >= 0
+
+
 def test_a_curve_without_noise_has_no_mean_and_keeps_its_extremes():
     points = [(step, 1.0 if step == 777 else step / 1e6) for step in range(5_000)]
     assert thin.curve(points).mean and not thin.curve(points, noisy=False).mean

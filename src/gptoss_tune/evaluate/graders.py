@@ -27,14 +27,14 @@ SECONDS_IN_ALL: Final = 10.0
 
 _KEYBOARD: Final = str.maketrans(
     {
-        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),
+        **dict.fromkeys("\u2010\u2012\u2013\u2212", "-"),
         **dict.fromkeys("\u2018\u2019\u02bc", "'"),
         **dict.fromkeys("\u201c\u201d", '"'),
         **dict.fromkeys("\u200b\u2060\ufeff", None),
     }
 )
 """Hyphens, minus signs and quotes as a keyboard has them, nothing for characters without width:
-gpt-oss writes U+2011 (a hyphen that does not break) or U+2212 (minus) for a typed ``-``."""
+gpt-oss writes U+2011 (which NFKC makes U+2010) or U+2212 (minus) for a typed ``-``."""
 
 
 @dataclass(frozen=True)
