@@ -9,6 +9,8 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train import folder
+from gptoss_tune.train.lock import FolderLock
 
 ROWS = [
     ("Capital of France?", "A city on the Seine.", "Paris"),
@@ -131,3 +133,14 @@ def losses(run):
 @pytest.fixture(name="losses")
 def losses_fixture():
     return losses
+
+
+@pytest.fixture
+def claim():
+    """Claim a recipe's output folder, and let it go again."""
+
+    def claimed(recipe):
+        with FolderLock() as lock:
+            return folder.claim(recipe, lock)
+
+    return claimed

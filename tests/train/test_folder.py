@@ -38,9 +38,9 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(recipe, run):
     assert [p.name for p in run.iterdir()] == ["thesis.tex"]
 
 
-def test_a_checkpoint_that_is_not_there_is_named(recipe, tmp_path):
+def test_a_checkpoint_that_is_not_there_is_named(recipe, tmp_path, claim):
     with pytest.raises(CheckpointError, match="checkpoint-7: no such folder; expected a checkp"):
-        folder.claim(recipe(f"train.resume={tmp_path / 'checkpoint-7'}"))
+        claim(recipe(f"train.resume={tmp_path / 'checkpoint-7'}"))
 
 
 @pytest.mark.parametrize(
@@ -51,19 +51,21 @@ def test_a_checkpoint_that_is_not_there_is_named(recipe, tmp_path):
         ("x" * 300, "its name is too long"),
     ],
 )
-def test_a_folder_that_cannot_be_made_is_refused_with_the_reason(recipe, tmp_path, name, reason):
+def test_a_folder_that_cannot_be_made_is_refused_with_the_reason(
+    recipe, tmp_path, name, reason, claim
+):
     (tmp_path / "file").write_text("of somebody's")
     with pytest.raises(MachineError, match=f"{name}: cannot be written: {reason}"):
-        folder.claim(recipe(f"train.output_dir={tmp_path / name}"))
+        claim(recipe(f"train.output_dir={tmp_path / name}"))
 
 
-def test_a_run_killed_in_its_first_file_starts_again(recipe, run):
+def test_a_run_killed_in_its_first_file_starts_again(recipe, run, claim):
     (run / "run.json.part").write_text('{"run_id": ')
-    start = folder.claim(recipe())
+    start = claim(recipe())
     assert (start.checkpoint, start.step) == (None, 0)
 
 
-def test_a_run_killed_after_its_first_file_starts_again(recipe, run, monkeypatch):
+def test_a_run_killed_after_its_first_file_starts_again(recipe, run, monkeypatch, claim):
     def killed(*_):
         raise SystemExit("killed")
 
@@ -71,7 +73,7 @@ def test_a_run_killed_after_its_first_file_starts_again(recipe, run, monkeypatch
         patch.setattr("gptoss_tune.train.card.write_text", killed)
         train(recipe())
     assert [path.name for path in run.iterdir()] == ["run.json"]
-    start = folder.claim(recipe())
+    start = claim(recipe())
     assert (start.checkpoint, start.step) == (None, 0)
 
 
@@ -87,65 +89,63 @@ def test_resume_never_refuses_a_folder_with_a_run(recipe, run):
         train(recipe("train.resume=never"))
 
 
-def test_a_run_without_checkpoints_starts_again_under_its_own_name(recipe, run):
+def test_a_run_without_checkpoints_starts_again_under_its_own_name(recipe, run, claim):
     leave_record(run, recipe(), fingerprint={"batch": 2}, drift=[{"name": "steps"}])
-    start = folder.claim(recipe())
+    start = claim(recipe())
     assert (start.checkpoint, start.step, start.run_id) == (None, 0, "this")
     assert (start.before, start.drift) == ({"batch": 2}, ({"name": "steps"},))
     assert "starts again from step 0" in start.notes[0]
 
 
-def test_the_newest_checkpoint_of_the_run_says_what_is_continued(recipe, run):
+def test_the_newest_checkpoint_of_the_run_says_what_is_continued(recipe, run, claim):
     leave_record(run, recipe(), fingerprint={"batch": 9})
     for step, owner in ((2, "this"), (4, "this"), (6, "other")):
         leave_checkpoint(run, step, owner)
-    start = folder.claim(recipe())
+    start = claim(recipe())
     assert (start.checkpoint, start.step) == (run / "checkpoint-4", 4)
     assert start.before == {"batch": 4}
     assert "another run (other, not this)" in start.notes[0]
     assert (run / "checkpoint-6").exists(), "nothing is written before the recipe is known to fit"
 
 
-def test_a_checkpoint_that_was_named(recipe, run, tmp_path):
+def test_a_checkpoint_that_was_named(recipe, run, tmp_path, claim):
     leave_record(run, recipe())
     for step in (2, 4):
         leave_checkpoint(run, step)
     elsewhere = leave_checkpoint(tmp_path, 7, "other")
-    assert folder.claim(recipe(f"train.resume={run / 'checkpoint-4'}")).step == 4
+    assert claim(recipe(f"train.resume={run / 'checkpoint-4'}")).step == 4
     with pytest.raises(RecipeError, match=r"checkpoint-2 is older than .*checkpoint-4"):
-        folder.claim(recipe(f"train.resume={run / 'checkpoint-2'}"))
+        claim(recipe(f"train.resume={run / 'checkpoint-2'}"))
     with pytest.raises(CheckpointError, match="of another run"):
-        folder.claim(recipe(f"train.resume={elsewhere}"))
+        claim(recipe(f"train.resume={elsewhere}"))
     with pytest.raises(CheckpointError, match="expected a folder named checkpoint-STEP"):
-        folder.claim(recipe(f"train.resume={run}"))
+        claim(recipe(f"train.resume={run}"))
     # In a folder of its own, a run may go on from a checkpoint of another.
-    fork = folder.claim(
-        recipe(f"train.resume={elsewhere}", f"train.output_dir={tmp_path / 'fork'}")
-    )
+    fork = claim(recipe(f"train.resume={elsewhere}", f"train.output_dir={tmp_path / 'fork'}"))
     assert (fork.step, fork.before) == (7, {"batch": 7})
     assert fork.run_id not in ("this", "other")
 
 
-def test_a_damaged_checkpoint_that_was_named_is_refused(recipe, run):
+def test_a_damaged_checkpoint_that_was_named_is_refused(recipe, run, claim):
     leave_record(run, recipe())
     (run / "checkpoint-3").mkdir()
     with pytest.raises(CheckpointError, match="no readable manifest"):
-        folder.claim(recipe(f"train.resume={run / 'checkpoint-3'}"))
+        claim(recipe(f"train.resume={run / 'checkpoint-3'}"))
 
 
-def test_a_record_of_another_version_is_not_guessed_at(recipe, run):
+def test_a_record_of_another_version_is_not_guessed_at(recipe, run, claim):
     (run / "run.json").write_text(json.dumps({"recipe": {}, "run_id": "this"}))
     with pytest.raises(CheckpointError, match="does not say fingerprint, drift"):
-        folder.claim(recipe())
+        claim(recipe())
     leave_record(run, recipe(), drift=["train.seed"])
     with pytest.raises(CheckpointError, match=r"drift\[0\] is 'train\.seed', expected a mapping"):
-        folder.claim(recipe())
+        claim(recipe())
 
 
-def test_an_unreadable_record_is_said_and_kept(recipe, run):
+def test_an_unreadable_record_is_said_and_kept(recipe, run, claim):
     (run / "run.json").write_text("{torn")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-        folder.claim(recipe())
+        claim(recipe())
     assert (run / "run.json").read_text() == "{torn"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from gptoss_tune.errors import CheckpointError, GptossTuneError
 from gptoss_tune.json_file import parse
-from gptoss_tune.train import folder, memory_fit
+from gptoss_tune.train import memory_fit
 from gptoss_tune.train.drift import settle
 from gptoss_tune.train.folder import Start
 from gptoss_tune.train.ranks import join
@@ -53,10 +53,10 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_damaged_record_is_one_message_for_every_reader(recipe, run, text):
+def test_a_damaged_record_is_one_message_for_every_reader(recipe, run, text, claim):
     (run / "run.json").write_bytes(text)
     readers = [
-        lambda: folder.claim(recipe()),
+        lambda: claim(recipe()),
         lambda: update_record(run, status="running"),
         lambda: note_verification([str(run)], "merge", {"folder": "", "passed": 1, "checks": []}),
         lambda: record_of(run),
@@ -85,14 +85,16 @@ def replaced(value, path, new):
 
 
 @pytest.mark.parametrize("path", list(paths(RECORD))[1:], ids=lambda p: ".".join(map(str, p)))
-def test_any_value_in_a_record_is_taken_or_refused_and_never_trips_a_reader(recipe, run, path):
+def test_any_value_in_a_record_is_taken_or_refused_and_never_trips_a_reader(
+    recipe, run, path, claim
+):
     settings, state = recipe(), join()
     refused = 0
     for value in VALUES:
         raw = json.dumps(replaced(RECORD, path, value)).encode()
         (run / "run.json").write_bytes(raw)
         try:
-            start = folder.claim(settings)
+            start = claim(settings)
             now = {"batch": 2, "steps": 4, "processes": 1}
             settle(
                 start.before,

@@ -18,12 +18,13 @@ from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
 from gptoss_tune.recipe.plan_disk import RunFiles
 from gptoss_tune.recipe.schema import Recipe
 from gptoss_tune.train import checkpoints
+from gptoss_tune.train.lock import LOCK, FolderLock
 from gptoss_tune.train.record import RECORD, read_record
 from gptoss_tune.train.wandb_metrics import LEFT_LINKS
 
 ADAPTER = "adapter"
 
-_NOTHING = {".gitignore", f"{RECORD}.part"}
+_NOTHING = {".gitignore", LOCK, f"{RECORD}.part"}
 """What an empty folder may hold: a run's first file is its record, here killed in the writing."""
 
 
@@ -50,19 +51,29 @@ class Start:
     drift: tuple[dict[str, Any], ...] = ()
 
 
-def claim(recipe: Recipe) -> Start:
-    """Return where ``recipe`` starts, or refuse its output folder; nothing is written into it.
+def claim(recipe: Recipe, lock: FolderLock) -> Start:
+    """Lock the output folder and return where ``recipe`` starts, or refuse the folder.
+
+    Args:
+        recipe: What is trained.
+        lock: Taken once the folder is known to be empty or a run's; nothing else is written there.
 
     Raises:
         RecipeError: The folder holds another run, a finished one, or something else.
         CheckpointError: A checkpoint was named and is damaged.
-        MachineError: The folder cannot be written.
+        MachineError: The folder cannot be written, or another process trains in it.
     """
     folder, resume = Path(recipe.train.output_dir), recipe.train.resume
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         content = [path for path in folder.iterdir() if path.name not in _NOTHING]
     refuse_links(folder, LEFT_LINKS)
+    if content and not (folder / RECORD).exists():
+        raise RecipeError(
+            f"train.output_dir: {folder} is not empty and holds no run of gptoss-tune; choose an "
+            "empty or new folder"
+        )
+    notes = lock.take(folder)
     record = _record(folder) if content else None
     if record is not None and resume == "never":
         raise RecipeError(
@@ -75,11 +86,11 @@ def claim(recipe: Recipe) -> Start:
             "choose another folder to train again"
         )
     if resume not in ("auto", "never"):
-        return _named(folder, Path(resume).resolve(), record)
+        return _named(folder, Path(resume).resolve(), notes, record)
     if record is None:
-        return Start(folder, None, (), secrets.token_hex(8))
+        return Start(folder, None, notes, secrets.token_hex(8))
     found, passed_over = checkpoints.newest_complete(folder, record["run_id"])
-    notes = tuple(f"passed over: {reason}" for reason in passed_over)
+    notes += tuple(f"passed over: {reason}" for reason in passed_over)
     if found is None:
         notes += ("no complete checkpoint was found: the run starts again from step 0",)
         return Start(
@@ -88,7 +99,9 @@ def claim(recipe: Recipe) -> Start:
     return _continued(folder, *found, notes, record)
 
 
-def _named(folder: Path, checkpoint: Path, record: dict[str, Any] | None) -> Start:
+def _named(
+    folder: Path, checkpoint: Path, notes: tuple[str, ...], record: dict[str, Any] | None
+) -> Start:
     """Start from a checkpoint that the recipe names: this run's, or another's in a new folder."""
     step = checkpoints.step_of(checkpoint)
     manifest = checkpoints.verify(checkpoint, None if record is None else record["run_id"])
@@ -99,7 +112,7 @@ def _named(folder: Path, checkpoint: Path, record: dict[str, Any] | None) -> Sta
             "again; continue from the newest with train.resume=auto, move the newer ones away, or "
             "choose another train.output_dir"
         )
-    return _continued(folder, checkpoint, manifest, (), record)
+    return _continued(folder, checkpoint, manifest, notes, record)
 
 
 def _continued(
@@ -153,17 +166,11 @@ def check_disk(folder: Path, files: RunFiles) -> None:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    if not path.exists():
-        raise RecipeError(
-            f"train.output_dir: {folder} is not empty and holds no run of gptoss-tune; choose an "
-            "empty or new folder"
-        )
     record = read_record(folder)
     missing = [key for key in ("run_id", "fingerprint", "drift") if record.get(key) is None]
     if missing:
         raise CheckpointError(
-            f"{path}: does not say {', '.join(missing)}, which a run writes at its start; it is "
-            f"of another version or damaged, move {folder} away or restore the file"
+            f"{folder / RECORD}: does not say {', '.join(missing)}, which a run writes at its "
+            f"start; it is of another version or damaged, move {folder} away or restore the file"
         )
     return record

@@ -38,6 +38,7 @@ from gptoss_tune.train.gpu import refuse_unusable_gpu
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.identity import Identity, identify
 from gptoss_tune.train.launcher import launched_spread
+from gptoss_tune.train.lock import FolderLock
 from gptoss_tune.train.metric_lines import MetricLines
 from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.progress import ProgressDisplay
@@ -108,8 +109,9 @@ def train(
                 state, recipe.world.timeout_seconds, Path(recipe.train.output_dir)
             ) as watch,
             out_of_memory.explained(recipe, spread),
+            FolderLock() as lock,
         ):
-            return _train(recipe, command, allow_drift, spread, state, stop, watch, started)
+            return _train(recipe, command, allow_drift, spread, state, stop, watch, lock, started)
 
 
 def _train(
@@ -120,11 +122,12 @@ def _train(
     state: PartialState,
     stop: StopOnSignal,
     watch: ranks.RankWatch,
+    lock: FolderLock,
     started: float,
 ) -> RunSummary:
     # Paths are copied from these lines: none is broken where a terminal ends.
     console = Console(quiet=not state.is_main_process, markup=False, emoji=False, soft_wrap=True)
-    start: folder.Start = _on_main(state, lambda: folder.claim(recipe))
+    start: folder.Start = _on_main(state, lambda: folder.claim(recipe, lock))
     for note in start.notes:
         console.print(visible(note))
     base = open_checkpoint(recipe.model.name_or_path, recipe.model.revision)

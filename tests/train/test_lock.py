@@ -1,0 +1,83 @@
+"""One process at a time trains in a folder, however the one before it ended."""
+
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import get_context
+
+import pytest
+
+from gptoss_tune.errors import MachineError
+from gptoss_tune.train.lock import LOCK, FolderLock
+from gptoss_tune.train.run import train
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from gptoss_tune.train.lock import FolderLock
+with FolderLock() as lock:
+    assert lock.take(Path(sys.argv[1])) == ()
+    if os.fork() == 0:
+        time.sleep(600)  # a worker, which outlives its parent
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process, with a forked worker, that holds the lock on a run's folder."""
+    run = tmp_path / "run"
+    run.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process, run
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused_by_its_number(holder, recipe):
+    process, run = holder
+    with pytest.raises(MachineError, match=f"process {process.pid} on .* is training in .*run;"):
+        train(recipe())
+    assert [path.name for path in run.iterdir()] == [LOCK]
+    with FolderLock() as lock, pytest.raises(MachineError, match=f"process {process.pid} on"):
+        lock.take(run)  # being refused has not given the other's lock away
+
+
+def test_a_lock_ends_with_a_kill_though_a_worker_lives_on(holder):
+    process, run = holder
+    process.kill()
+    process.wait()
+    with FolderLock() as lock:
+        assert lock.take(run) == ()
+        assert (run / LOCK).read_text().startswith(f"process {os.getpid()} on")
+    assert not (run / LOCK).exists()
+
+
+def test_a_lock_that_leaves_takes_its_file_along_and_the_next_one_is_seen(holder):
+    process, run = holder
+    process.stdin.write("\n")
+    process.stdin.flush()
+    process.wait()
+    assert list(run.iterdir()) == []
+    with FolderLock() as lock:
+        lock.take(run)
+        with get_context("spawn").Pool(1) as pool:
+            refused = pool.apply(try_to_take, (run,))
+    assert refused is not None and f"process {os.getpid()} on" in refused
+
+
+def try_to_take(run):
+    try:
+        FolderLock().take(run)
+    except MachineError as error:
+        return str(error)
+    return None
