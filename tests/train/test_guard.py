@@ -18,6 +18,7 @@ from gptoss_tune.errors import GuardError
 from gptoss_tune.model.build import build
 from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.recipe import GuardSection
+from gptoss_tune.train import ending
 from gptoss_tune.train import run as run_module
 from gptoss_tune.train.alarms import CONSTANT_LOSSES, Alarms
 from gptoss_tune.train.checksum import checksum
@@ -188,7 +189,7 @@ def test_one_nan_is_left_out_without_an_update(recipe, broken, monkeypatch, tmp_
 
     broken(poison)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run_module, "_publish_adapter", killed)
+        patch.setattr(ending, "publish_adapter", killed)
         train(recipe("train.max_steps=5", "train.save_steps=5"))
     run = tmp_path / "run"
     guard = json.loads((run / "run.json").read_text())["guard"]

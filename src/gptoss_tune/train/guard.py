@@ -39,13 +39,12 @@ from gptoss_tune.train.collator import IGNORED
 from gptoss_tune.train.collective import gather_over_ranks, rank, sum_over_ranks, world_size
 from gptoss_tune.train.record import update_record
 from gptoss_tune.train.router_load import RouterLoad
-from gptoss_tune.train.trainability import Trainability, plain_names
+from gptoss_tune.train.trainability import Trainability, few, plain_names
 
 FOLDER = "nonfinite"
 """Folder in a run's for the batches of steps that were left out."""
 FILE = "guard.json"
 """In a checkpoint: what was seen until then."""
-_MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class Guard(TrainerCallback):
         if names:
             raise GuardError(
                 f"after step {step} trained tensors hold NaN or infinity, though no gradient did: "
-                f"{_few(names)}. They are not written to {self._run}, whose earlier checkpoints "
+                f"{few(names)}. They are not written to {self._run}, whose earlier checkpoints "
                 "are whole; lower train.learning_rate, and raise train.adam_epsilon if it is "
                 "below the default"
             )
@@ -348,13 +347,8 @@ def _describe(step: int, everyone: list[tuple[int, bool, list[str], list[str]]])
     ranks = ", ".join(str(entry[0]) for entry in guilty)
     names = list(dict.fromkeys(name for entry in everyone for name in entry[2]))
     rows = [source for entry in guilty for source in entry[3]]
-    tensors = f"; not finite: the gradients of {_few(names)}" if names else ""
-    return f"step {step}, rank {ranks}: the {what} is not finite{tensors}; rows {_few(rows)}"
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    tensors = f"; not finite: the gradients of {few(names)}" if names else ""
+    return f"step {step}, rank {ranks}: the {what} is not finite{tensors}; rows {few(rows)}"
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -6,10 +6,8 @@ of weights is read, and nothing is written into the folder before the recipe is 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from rich.console import Console
 from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
 from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.display import visible
-from gptoss_tune.errors import GptossTuneError, GuardError, RunInterrupted
+from gptoss_tune.errors import GptossTuneError, GuardError
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
@@ -29,10 +27,17 @@ from gptoss_tune.model.build import build
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.recipe.spread import Spread
-from gptoss_tune.train import card, checkpoints, folder, memory_fit, out_of_memory, ranks
-from gptoss_tune.train.books import Books, peak_memory_bytes
+from gptoss_tune.train import (
+    card,
+    checkpoints,
+    ending,
+    folder,
+    memory_fit,
+    out_of_memory,
+    ranks,
+)
+from gptoss_tune.train.books import Books
 from gptoss_tune.train.collator import Collator
-from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.gpu import refuse_unusable_gpu
 from gptoss_tune.train.guard import Guard
@@ -42,10 +47,10 @@ from gptoss_tune.train.lock import FolderLock
 from gptoss_tune.train.metric_lines import MetricLines
 from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.progress import ProgressDisplay
-from gptoss_tune.train.record import RECIPE, environment, report, update_record
+from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
-from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
-from gptoss_tune.train.stopping import EvaluationLeftOut, StopOnSignal
+from gptoss_tune.train.sft import WeightedSftTrainer
+from gptoss_tune.train.stopping import StopOnSignal
 from gptoss_tune.train.tokenizer import training_tokenizer
 from gptoss_tune.train.trackio_metrics import TrackioMetrics, refuse_missing_tracker
 from gptoss_tune.train.wandb_metrics import WandbMetrics
@@ -55,32 +60,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """How a run ended.
-
-    Attributes:
-        folder: The run's folder.
-        adapter: The folder of the trained adapter.
-        steps: Optimizer steps in total, those before a resume included.
-        loss: Mean training loss of the last logged step; ``None`` if no logged step was finite.
-        eval_loss: Mean loss on the held-out data at the end; ``None`` without such data.
-        seconds: Wall time of this process.
-        peak_memory_bytes: Peak GPU allocation, or the process's peak resident size on a CPU.
-    """
-
-    folder: Path
-    adapter: Path
-    steps: int
-    loss: float | None
-    eval_loss: float | None
-    seconds: float
-    peak_memory_bytes: int
-
-
 def train(
     recipe: Recipe, command: Sequence[str] = (), *, allow_drift: Sequence[str] = ()
-) -> RunSummary:
+) -> ending.RunSummary:
     """Train what ``recipe`` asks for and return how it went.
 
     Under ``accelerate launch`` every process calls this; rank 0 writes and speaks.
@@ -124,7 +106,7 @@ def _train(
     watch: ranks.RankWatch,
     lock: FolderLock,
     started: float,
-) -> RunSummary:
+) -> ending.RunSummary:
     # Paths are copied from these lines: none is broken where a terminal ends.
     console = Console(quiet=not state.is_main_process, markup=False, emoji=False, soft_wrap=True)
     start: folder.Start = _on_main(state, lambda: folder.claim(recipe, lock))
@@ -162,23 +144,20 @@ def _train(
     try:
         trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         if stop.stopped:
-            _interrupted(trainer, start.folder, console)
-        _publish_adapter(trainer, start.folder)
+            ending.interrupted(trainer, start.folder, console)
+        ending.publish_adapter(trainer, start.folder)
         for evaluation in asked:
             evaluation.finish()
-        eval_loss = _last_evaluation(trainer, console) if eval_set is not None else None
+        eval_loss = ending.last_evaluation(trainer, console) if eval_set is not None else None
     except GuardError as error:
-        if trainer.args.should_save:
-            update_record(start.folder, status="stopped by the guard", reason=str(error))
-            update_record(start.folder, guard=guard.facts())
-            report(start.folder, console)
+        ending.refused(trainer, start.folder, error, console)
         raise
     finally:
         guard.close()
         books.close()
         for callback in displays:
             callback.close()
-    return _finish(trainer, start.folder, eval_loss, started, console)
+    return ending.finish(trainer, start.folder, eval_loss, started, console)
 
 
 def _on_main(state: PartialState, ask: Callable[[], Any]) -> Any:
@@ -301,79 +280,3 @@ def _open_record(
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     write_text(run / RECIPE, recipe_yaml(recipe))
-
-
-def _interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> None:
-    step = trainer.state.global_step
-    if trainer.args.should_save:
-        update_record(run, status="stopped", steps=step)
-        report(run, console)
-    missing = "".join(f"; the evaluation at step {n} was left out" for n in trainer.left_out)
-    raise RunInterrupted(
-        f"a signal ended the run after step {step} of {trainer.state.max_steps}; "
-        f"{run / f'checkpoint-{step}'} is complete, the same command continues from it{missing}"
-    )
-
-
-def _publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
-    """Write the trained adapter; one that an earlier end of this run left there is replaced."""
-    trainer.accelerator.wait_for_everyone()
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    trainer.guard.before_saving(model, trainer.state.global_step)
-    factors = trainer.whole_adapter()
-    if trainer.args.should_save:
-        with disk_full(run):
-            staging = checkpoints.stage(run)
-            save_adapter(model, staging, factors)
-            checkpoints.remove(run / folder.ADAPTER)
-            facts = {"run_id": trainer.identity.run_id, "step": trainer.state.global_step}
-            checkpoints.publish(staging, run / folder.ADAPTER, **facts)
-    trainer.accelerator.wait_for_everyone()
-
-
-def _last_evaluation(trainer: WeightedSftTrainer, console: Console) -> float | None:
-    try:
-        return trainer.evaluate()["eval_loss"]
-    except EvaluationLeftOut:
-        console.print("a signal came after the last step: the last evaluation is left out")
-        return None
-
-
-def _finish(
-    trainer: WeightedSftTrainer,
-    run: Path,
-    eval_loss: float | None,
-    started: float,
-    console: Console,
-) -> RunSummary:
-    adapter = run / folder.ADAPTER
-    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    logged = [loss for loss in logged if math.isfinite(loss)]  # not those of steps left out
-    summary = RunSummary(
-        folder=run,
-        adapter=adapter,
-        steps=trainer.state.global_step,
-        loss=logged[-1] if logged else None,
-        eval_loss=eval_loss,
-        seconds=time.monotonic() - started,
-        peak_memory_bytes=peak_memory_bytes(trainer.accelerator.device),
-    )
-    if trainer.args.should_save:
-        update_record(
-            run,
-            status="finished",
-            steps=summary.steps,
-            loss=summary.loss,
-            eval_loss=eval_loss,
-            seconds=round(summary.seconds, 2),
-            peak_memory_bytes=summary.peak_memory_bytes,
-            **card.closing_facts(run),
-        )
-    trainer.accelerator.wait_for_everyone()
-    loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
-    console.print(
-        f"done: {summary.steps} steps in {summary.seconds:.1f} s{loss}; adapter in {adapter}"
-    )
-    if trainer.args.should_save:
-        report(run, console)
-    return summary

@@ -18,6 +18,7 @@ K experts per token, E experts, T tokens, R rank.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -129,7 +130,7 @@ class Trainability:
             if watched.experts is not None and had:
                 silent = (needy[watched.name] & ~watched.experts).nonzero().flatten().tolist()
                 if silent:
-                    found.append(f"{name}: experts {_few(silent)} got tokens and no gradient")
+                    found.append(f"{name}: experts {few(silent)} got tokens and no gradient")
         return found + self.moved_frozen()
 
     def moved_frozen(self) -> list[str]:
@@ -242,6 +243,7 @@ def _by_expert(nonzero: Tensor, watched: Watched) -> Tensor:
     return nonzero.view(nonzero.shape[0], -1, experts).any(dim=1).any(dim=0)
 
 
-def _few(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:_MOST_NAMED]))
-    return shown + (f" and {len(numbers) - _MOST_NAMED} more" if len(numbers) > _MOST_NAMED else "")
+def few(names: Sequence[object]) -> str:
+    """Return the first names of many, and how many more there are."""
+    shown = ", ".join(map(str, names[:_MOST_NAMED]))
+    return shown + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")

@@ -1,0 +1,145 @@
+"""The ends of a run: finished, stopped by a signal, or stopped by the guard.
+
+Each leaves a record and a report; the adapter is written once, before the evaluations that come
+last, so that a signal in them costs figures and no training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from gptoss_tune.errors import GuardError, RunInterrupted
+from gptoss_tune.train import card, checkpoints, folder
+from gptoss_tune.train.books import peak_memory_bytes
+from gptoss_tune.train.disk import disk_full
+from gptoss_tune.train.record import report, update_record
+from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
+from gptoss_tune.train.stopping import EvaluationLeftOut
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended.
+
+    Attributes:
+        folder: The run's folder.
+        adapter: The folder of the trained adapter.
+        steps: Optimizer steps in total, those before a resume included.
+        loss: Mean training loss of the last logged step; ``None`` if no logged step was finite.
+        eval_loss: Mean loss on the held-out data at the end; ``None`` without such data.
+        seconds: Wall time of this process.
+        peak_memory_bytes: Peak GPU allocation, or the process's peak resident size on a CPU.
+    """
+
+    folder: Path
+    adapter: Path
+    steps: int
+    loss: float | None
+    eval_loss: float | None
+    seconds: float
+    peak_memory_bytes: int
+
+
+def interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> NoReturn:
+    """End a run that a signal stopped; its last checkpoint is complete.
+
+    Raises:
+        RunInterrupted: Always, with the step and where to go on.
+    """
+    step = trainer.state.global_step
+    if trainer.args.should_save:
+        update_record(run, status="stopped", steps=step)
+        report(run, console)
+    missing = "".join(f"; the evaluation at step {n} was left out" for n in trainer.left_out)
+    raise RunInterrupted(
+        f"a signal ended the run after step {step} of {trainer.state.max_steps}; "
+        f"{run / f'checkpoint-{step}'} is complete, the same command continues from it{missing}"
+    )
+
+
+def refused(trainer: WeightedSftTrainer, run: Path, error: GuardError, console: Console) -> None:
+    """Write down why the guard stopped a run; no adapter is written."""
+    if trainer.args.should_save:
+        update_record(run, status="stopped by the guard", reason=str(error))
+        update_record(run, guard=trainer.guard.facts())
+        report(run, console)
+
+
+def publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
+    """Write the trained adapter; one that an earlier end of this run left there is replaced."""
+    trainer.accelerator.wait_for_everyone()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    trainer.guard.before_saving(model, trainer.state.global_step)
+    factors = trainer.whole_adapter()
+    if trainer.args.should_save:
+        with disk_full(run):
+            staging = checkpoints.stage(run)
+            save_adapter(model, staging, factors)
+            checkpoints.remove(run / folder.ADAPTER)
+            facts = {"run_id": trainer.identity.run_id, "step": trainer.state.global_step}
+            checkpoints.publish(staging, run / folder.ADAPTER, **facts)
+    trainer.accelerator.wait_for_everyone()
+
+
+def last_evaluation(trainer: WeightedSftTrainer, console: Console) -> float | None:
+    """Return the loss on the held-out rows; ``None`` where a signal left it out."""
+    try:
+        return trainer.evaluate()["eval_loss"]
+    except EvaluationLeftOut:
+        console.print("a signal came after the last step: the last evaluation is left out")
+        return None
+
+
+def finish(
+    trainer: WeightedSftTrainer,
+    run: Path,
+    eval_loss: float | None,
+    started: float,
+    console: Console,
+) -> RunSummary:
+    """Write and say how the run went.
+
+    Args:
+        trainer: Has made its last step.
+        run: The run's folder, which holds the adapter by now.
+        eval_loss: Of the last evaluation, if there was one.
+        started: Monotonic seconds at which this process began.
+        console: Where the last line goes.
+    """
+    adapter = run / folder.ADAPTER
+    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    logged = [loss for loss in logged if math.isfinite(loss)]  # not those of steps left out
+    summary = RunSummary(
+        folder=run,
+        adapter=adapter,
+        steps=trainer.state.global_step,
+        loss=logged[-1] if logged else None,
+        eval_loss=eval_loss,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=peak_memory_bytes(trainer.accelerator.device),
+    )
+    if trainer.args.should_save:
+        update_record(
+            run,
+            status="finished",
+            steps=summary.steps,
+            loss=summary.loss,
+            eval_loss=eval_loss,
+            seconds=round(summary.seconds, 2),
+            peak_memory_bytes=summary.peak_memory_bytes,
+            **card.closing_facts(run),
+        )
+    trainer.accelerator.wait_for_everyone()
+    loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
+    console.print(
+        f"done: {summary.steps} steps in {summary.seconds:.1f} s{loss}; adapter in {adapter}"
+    )
+    if trainer.args.should_save:
+        report(run, console)
+    return summary
