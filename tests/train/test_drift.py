@@ -14,7 +14,7 @@ from gptoss_tune.harmony.dataset import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.testing import tiny_checkpoint
 from gptoss_tune.train.drift import drift, settle
-from gptoss_tune.train.fingerprint import fingerprint, rows_hash
+from gptoss_tune.train.fingerprint import Place, fingerprint, rows_hash
 from gptoss_tune.train.run import train
 from gptoss_tune.train.sft import WeightedSftTrainer
 
@@ -33,8 +33,7 @@ def fingerprint_of(settings, processes=1):
         else None
         for split in ("train", "eval")
     ]
-    here = {"processes": processes, "spread": "ddp", "device": torch.device("cpu")}
-    return fingerprint(settings, base, *sets, **here)
+    return fingerprint(settings, base, *sets, Place(processes, "ddp", torch.device("cpu")))
 
 
 def continued(before, now, train, allowed=(), recorded=(), step=2):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from gptoss_tune.model.start import adapter_folder
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.resolved import by_name
 from gptoss_tune.recipe.schema import TrainSection
+from gptoss_tune.recipe.spread import Spread
 from gptoss_tune.train.checkpoints import sha256_of
 from gptoss_tune.train.state import ADAPTER_WEIGHTS
 
@@ -69,15 +71,27 @@ FREE_SECTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run runs.
+
+    Attributes:
+        processes: Ranks.
+        spread: How they share the model.
+        device: Of rank 0.
+    """
+
+    processes: int
+    spread: Spread
+    device: torch.device
+
+
 def fingerprint(
     recipe: Recipe,
     base: Checkpoint,
     train_set: Dataset,
     eval_set: Dataset | None,
-    *,
-    processes: int,
-    spread: str,
-    device: torch.device,
+    place: Place,
 ) -> dict[str, Any]:
     """Return the fingerprint of a run: names to JSON values.
 
@@ -86,9 +100,7 @@ def fingerprint(
         base: Its opened base.
         train_set: The rendered rows; all are read, 0.6 to 1.0 GB/s on one core (2026-11-23).
         eval_set: Likewise, if there are any.
-        processes: Ranks.
-        spread: How they share the model: ``ddp`` or ``fsdp2``.
-        device: Of rank 0.
+        place: Where it runs.
 
     Raises:
         MachineError: An engine was asked for by name and cannot run here.
@@ -104,6 +116,7 @@ def fingerprint(
     weights = base.fingerprint()
     tokenizer = base.path / "tokenizer.json"
     start = recipe.lora.start_from
+    device = place.device
     chosen = engines(recipe, base, device)
     return {
         **settings,
@@ -113,12 +126,12 @@ def fingerprint(
         "start_from": start and sha256_of(adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
         "data.train_rows": rows_hash(train_set),
         "data.eval_rows": None if eval_set is None else rows_hash(eval_set),
-        "batch": batch(recipe.train, processes),
-        "steps": steps(recipe.train, len(train_set), processes),
+        "batch": batch(recipe.train, place.processes),
+        "steps": steps(recipe.train, len(train_set), place.processes),
         **{f"engine.{name}": code for name, code in chosen.items()},
         **{f"versions.{name}": version for name, version in _versions(recipe, device).items()},
-        "processes": processes,
-        "spread": spread,
+        "processes": place.processes,
+        "spread": place.spread,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 

@@ -14,10 +14,9 @@ from gptoss_tune.recipe.plan_disk import run_files
 from gptoss_tune.recipe.plan_model import architecture_of
 from gptoss_tune.train import folder
 from gptoss_tune.train.drift import Drift, settle
-from gptoss_tune.train.fingerprint import fingerprint
+from gptoss_tune.train.fingerprint import Place, fingerprint
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
 
     from gptoss_tune.checkpoint import Checkpoint
@@ -60,10 +59,7 @@ def identify(
     base: Checkpoint,
     train_set: Dataset,
     eval_set: Dataset | None,
-    *,
-    processes: int,
-    spread: str,
-    device: torch.device,
+    place: Place,
     allow_drift: Sequence[str],
 ) -> Identity:
     """Return who the run is, before any weight is read.
@@ -74,9 +70,7 @@ def identify(
         base: Its opened base.
         train_set: The rendered rows.
         eval_set: Those held out.
-        processes: Ranks.
-        spread: How they share the model.
-        device: Of rank 0.
+        place: Where it runs.
         allow_drift: Names that may differ from what is continued.
 
     Raises:
@@ -85,9 +79,7 @@ def identify(
         CheckpointError: The adapter to start from is not there.
     """
     folder.check_disk(start.folder, run_files(architecture_of(str(base.path)), recipe))
-    now = fingerprint(
-        recipe, base, train_set, eval_set, processes=processes, spread=spread, device=device
-    )
+    now = fingerprint(recipe, base, train_set, eval_set, place)
     found = settle(
         start.before,
         now,

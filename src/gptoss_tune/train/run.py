@@ -39,6 +39,7 @@ from gptoss_tune.train import (
 from gptoss_tune.train.books import Books
 from gptoss_tune.train.collator import Collator
 from gptoss_tune.train.evaluation import Evaluation
+from gptoss_tune.train.fingerprint import Place
 from gptoss_tune.train.gpu import refuse_unusable_gpu
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.identity import Identity, identify
@@ -117,10 +118,9 @@ def _train(
     evaluator = Evaluator(recipe, load_vocabulary(base.path)) if recipe.evaluation.wanted else None
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     device = torch.device(state.device or "cpu")
-    here = {"processes": state.num_processes, "spread": spread, "device": device}
-    data = (train_set, eval_set)
+    place = Place(state.num_processes, spread, device)
     identity: Identity = _on_main(
-        state, lambda: identify(recipe, start, base, *data, **here, allow_drift=allow_drift)
+        state, lambda: identify(recipe, start, base, train_set, eval_set, place, allow_drift)
     )
     for note in identity.notes:
         console.print(visible(note))
