@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from gptoss_tune.harmony.render import Example
 
 _ROOM_FOR_ANSWER = 48
+_SAME_LOGITS = 0.01
+"""Of the largest logit: how far the median row of a right merge may be off."""
 _LEARNT = 0.8
 _LEFT_BY_DEMO = ("base", "run", "merged", ".merged.incomplete")
 
@@ -89,14 +91,15 @@ def run_demo(folder: Path, console: Console, changes: Sequence[str] = ()) -> boo
     adapted = judge(_plain(base, run / "adapter"), examples, texts)
     after = judge(_plain(merged), examples, texts)
     _show_answers(examples, texts, before, after, console)
-    largest, scale = _difference(adapted, after)
+    typical, largest, scale = _difference(adapted, after)
     rows = [
         ("loss on the training rows", f"{before.loss:.2f}", f"{after.loss:.2f}"),
         ("answered word for word", f"{before.exact:.0%}", f"{after.exact:.0%}"),
         ("bytes of weights", _mb(base), _mb(merged)),
     ]
     facts = [
-        ("max logit difference, adapter vs merged", f"{largest:.3f} (logits reach {scale:.1f})"),
+        (f"merged beside adapter, logits up to {scale:.1f}", f"differ by {typical:.3f}"),
+        ("... at most, where bf16 tips a router's choice", f"{largest:.3f}"),
         ("adapter", _mb(run / "adapter")),
         ("training", f"{trained_s:.0f} s"),
         ("merge", f"{merged_s:.1f} s"),
@@ -105,7 +108,7 @@ def run_demo(folder: Path, console: Console, changes: Sequence[str] = ()) -> boo
         ("the run on one page", str(run / "report.html")),
     ]
     _print_tables(rows, facts, console)
-    return after.exact >= _LEARNT and before.exact == 0 and largest < 0.05 * scale
+    return _holds(before, adapted, after)
 
 
 def _clear(folder: Path) -> None:
@@ -238,10 +241,21 @@ def _run(arguments: list[str], shown: str, console: Console) -> float:
     return time.monotonic() - started
 
 
-def _difference(adapted: Judgement, merged: Judgement) -> tuple[float, float]:
-    """Return the largest logit difference of the two, and the largest logit."""
-    difference = (adapted.logits - merged.logits).abs().max()
-    return float(difference), float(adapted.logits.abs().max())
+def _holds(before: Judgement, adapted: Judgement, merged: Judgement) -> bool:
+    """Return whether the model learnt its answers, and the merged file is what learnt them."""
+    typical, _, scale = _difference(adapted, merged)
+    return merged.exact >= _LEARNT and before.exact == 0 and typical < _SAME_LOGITS * scale
+
+
+def _difference(adapted: Judgement, merged: Judgement) -> tuple[float, float, float]:
+    """Return a row's largest logit difference, in the median and of all, and the largest logit.
+
+    The median tells whether the merge is right. A merged weight is rounded to bf16 once, and where
+    two experts are as good as tied, that lets a router choose the other one: such a row differs by
+    far more with nothing wrong.
+    """
+    by_row = (adapted.logits - merged.logits).abs().amax(dim=-1)
+    return float(by_row.median()), float(by_row.max()), float(adapted.logits.abs().max())
 
 
 def _show_answers(
