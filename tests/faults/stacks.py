@@ -82,6 +82,15 @@ train:
         )
 
 
+def _is_json(path: Path) -> bool:
+    """Return whether a file is there and whole: it stands empty before it is written."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 class PlainTrl:
     """``plain_trl.train``."""
 
@@ -111,7 +120,7 @@ class PlainTrl:
     def saving(self, run: Path) -> bool:
         """Return whether a save is going on: the state is the last file it writes."""
         return any(
-            not (folder / "trainer_state.json").exists() for folder in run.glob("checkpoint-*")
+            not _is_json(folder / "trainer_state.json") for folder in run.glob("checkpoint-*")
         )
 
     def result(self, run: Path) -> Result:
