@@ -21,7 +21,6 @@ B rows, S tokens of a row, Hq query heads, Hkv key-value heads, G = Hq / Hkv, D 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptoss_kernels.attention_documents import Documents, find_documents
-from gptoss_kernels.backend import on_device
+from gptoss_kernels.backend import on_device, without_autocast
 
 __all__ = [
     "AttentionEngine",
@@ -261,13 +260,6 @@ class _SinkAttention(torch.autograd.Function):
             weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse)
             grad_sinks = (weight * delta).sum(dim=(0, 2)).neg().to(sinks.dtype)
         return (*grads, grad_sinks, None, None, None)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which fp32 products stay fp32."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 _ROWS_AT_A_TIME = 4096

@@ -58,6 +58,8 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return "the package triton is not installed"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"it needs bfloat16, float16 or float32, got {dtype}"
+    if device.type != "cuda" and launched_on(device):
+        return None
     if device.type == "cpu":
         if not interpreted():
             return "the tensors are on a CPU and TRITON_INTERPRET=1 was not set before the start"
@@ -107,9 +109,30 @@ def interpreted() -> bool:
     return not isinstance(_combine._combine_kernel, triton.JITFunction)
 
 
+def launched_on(device: torch.device) -> bool:
+    """Return whether Triton's active driver launches on this kind of device.
+
+    Asked for devices that are no GPU: true only while a driver was set that stands for one, as the
+    benchmarks do to compile and to count launches without a GPU.
+    """
+    from triton.runtime import driver
+
+    try:
+        return driver.active.get_active_torch_device().type == device.type
+    except RuntimeError:  # Triton's word that there is no driver
+        return False
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Make the tensor's GPU the current one, where Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which fp32 products stay fp32."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: object) -> None:

@@ -26,7 +26,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptoss_kernels import experts_torch, experts_triton
-from gptoss_kernels.backend import Backend, on_device, require_backend, require_triton
+from gptoss_kernels.backend import (
+    Backend,
+    on_device,
+    require_backend,
+    require_triton,
+    without_autocast,
+)
 from gptoss_kernels.grouped_mm import grouped_mm_obstacle
 from gptoss_kernels.lora import MAX_RANK
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize_reference
@@ -191,7 +197,7 @@ class _Experts(torch.autograd.Function):
         stages: ModuleType,
     ) -> Tensor:
         """Run the forward stages and keep what backward needs."""
-        with torch.autocast(hidden_states.device.type, enabled=False), on_device(hidden_states):
+        with without_autocast(hidden_states.device), on_device(hidden_states):
             out, saved = stages.forward(layer, hidden_states, router_indices, routing_weights)
         # Through save_for_backward, so that checkpointing and offloading see the activations; the
         # base weights stay outside of it, so that neither copies or moves them.
@@ -209,7 +215,7 @@ class _Experts(torch.autograd.Function):
         layer = ctx.layer.with_factors(gate_up_A, gate_up_B, down_A, down_B)
         hidden_states, routing_weights, a1, b1, a2, b2, *_ = ctx.needs_input_grad
         needs = Needs(hidden_states, routing_weights, gate_up=a1 or b1, down=a2 or b2)
-        with torch.autocast(d_out.device.type, enabled=False), on_device(d_out):
+        with without_autocast(d_out.device), on_device(d_out):
             gradients = ctx.stages.backward(layer, Saved(*saved), d_out, needs)
         return (*gradients, None, None, None)
 

@@ -22,7 +22,6 @@ N tokens, H hidden, V vocabulary, C rows of a chunk.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
+from gptoss_kernels.backend import (
+    Backend,
+    launch,
+    on_device,
+    require_backend,
+    require_triton,
+    without_autocast,
+)
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_reference"]
 
@@ -219,7 +225,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         selected: Tensor,
         plan: _Plan,
     ) -> tuple[Tensor, Tensor]:
-        with _without_autocast(hidden.device.type), on_device(hidden):
+        with without_autocast(hidden.device), on_device(hidden):
             result = _run_chunks(hidden, weight, targets, scales, selected, plan)
         loss, losses, ctx.grad_hidden, ctx.grad_weight = result
         ctx.walked = False
@@ -243,12 +249,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grads.append(None if grad is None else grad.mul_(grad_loss.to(grad.dtype)))
         ctx.grad_hidden = ctx.grad_weight = None
         return (*grads, None, None, None, None)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _run_chunks(

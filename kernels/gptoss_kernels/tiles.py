@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from gptoss_kernels.backend import interpreted
+from gptoss_kernels.backend import interpreted, launched_on
 
 Product = Literal["store", "swiglu", "given", "packed", "packed_swiglu", "skinny"]
 Engine = Literal["fused", "grouped_mm", "packed"]
@@ -75,6 +75,8 @@ def gpu_of(device: torch.device) -> Gpu:
     if device.type == "cpu" and interpreted():
         # Fewer programs than tiles, so that tests walk the persistent loop.
         return Gpu("interpreter", "interpreter", 3)
+    if device.type != "cuda" and launched_on(device):
+        return _stand_in()
     properties = torch.cuda.get_device_properties(device)
     name = re.sub(r"[^a-z0-9]+", "-", properties.name.lower()).strip("-")
     architecture = (
@@ -83,6 +85,16 @@ def gpu_of(device: torch.device) -> Gpu:
         else f"sm_{properties.major}{properties.minor}"
     )
     return Gpu(name, architecture, properties.multi_processor_count)
+
+
+def _stand_in() -> Gpu:
+    """Return what the active driver says of a GPU that is not here."""
+    from triton.runtime import driver
+
+    target = driver.active.get_current_target()
+    properties = driver.active.utils.get_device_properties(driver.active.get_current_device())
+    architecture = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+    return Gpu(properties["name"], architecture, properties["multiprocessor_count"])
 
 
 _WIDE = {
