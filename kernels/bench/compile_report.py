@@ -1,167 +1,202 @@
 """Compile every kernel for GPUs that are not here, and check what the compiler made of it.
 
-    python kernels/bench/compile_report.py [--arch sm_90 ...] [--only gate_up] [--skip fp32 ...]
+    python kernels/bench/compile_report.py [--arch sm_90 ...] [--only "in-loop"] [--skip fp32 ...]
 
-For each architecture and variant: registers, bytes spilled, shared memory, and the tensor-core
-instruction found. Exits with 1 when a variant spills, needs more than the card has, or computes a
-product without tensor cores.
+The kernels are launched as training launches them (``launches.py``) into a driver that compiles and
+runs nothing. For each architecture and kernel: registers, bytes spilled, shared memory, programs
+that share a processor, tensor-core instructions, what stays in flight at each wait of the loop, and
+the widths of loads and stores. Exits with 1 when one has a problem (``problems_of``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "0"  # read when the kernels are defined, just below
+from fake_driver import CARDS, Compiled, pretend_gpu  # first: it switches the interpreter off
 
+# isort: split
 import triton
-from compile_variants import PROCESSORS, Variant, variants
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from variants_attention import attention_variants
+from launches import name_of, scenarios
+from machine_code import REGISTERS, TENSOR_CORES, WIDE, MachineCode, machine_code
 
-# Shared memory one program may use, bytes (CUDA C++ Programming Guide, compute capabilities; CDNA 3
-# instruction set reference).
-SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
-SHARED_LIMIT["gfx942"] = 64 << 10
-REGISTERS = 65536
-"""32-bit registers of an NVIDIA streaming multiprocessor, on all of these."""
-TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "sm_120": "mma.sync"}
-TENSOR_CORES["gfx942"] = "mfma"
+TILED = (
+    "_grouped_matmul_kernel",
+    "_ragged_outer_kernel",
+    "_attention_forward_kernel",
+    "_attention_key_value_kernel",
+    "_attention_query_kernel",
+)
+"""Kernels with a loop of products, whose copies have to run ahead."""
+GIVEN = 2
+"""``SOURCE`` of a grouped product that was made elsewhere."""
+HIDDEN_HALVES = 2
+"""Loads of one or two bytes that a product may have: a bias, once a tile."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the compiler made of one variant."""
+    """What the compiler made of one kernel."""
 
-    architecture: str
     name: str
-    tiles: str
-    warps: int
+    tile: str
     stages: int
-    registers: int
-    spilled: int
-    shared: int
-    instructions: list[str]
+    grid: tuple[int, ...]
+    code: MachineCode
     problems: list[str]
 
 
-def compile_variant(variant: Variant, architecture: str) -> Result:
-    parameters = variant.kernel.arg_names
-    signature = {
-        name: "constexpr" if name in variant.constants else variant.types.get(name, "i32")
-        for name in parameters
-    }
-    # Pointers come from an allocator that aligns, sizes and strides are multiples of 16.
-    attributes = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(parameters)
-        if signature[name] not in ("constexpr", "fp32")
-    }
-    constants = {name: variant.constants[name] for name in parameters if name in variant.constants}
-    compiled = triton.compile(
-        ASTSource(fn=variant.kernel, signature=signature, constexprs=constants, attrs=attributes),
-        target=target_of(architecture),
-        options={"num_warps": variant.warps, "num_stages": variant.stages, **variant.options},
-    )
-    nvidia = architecture.startswith("sm_")
-    text = compiled.asm["ptx" if nvidia else "amdgcn"]
-    registers, spilled = cubin_usage(compiled.asm["cubin"]) if nvidia else amd_usage(text)
-    found = [name for name in ("wgmma", "tcgen05", "mma.sync", "mfma") if name in text]
-    shared = compiled.metadata.shared
-    problems = []
-    if spilled:
-        problems.append(f"spills {spilled} bytes")
-    if shared > SHARED_LIMIT[architecture]:
-        problems.append(f"{shared} bytes of shared memory, {SHARED_LIMIT[architecture]} there are")
-    if nvidia and registers * 32 * variant.warps > REGISTERS:
-        problems.append(f"{registers} registers in {variant.warps} warps do not fit")
-    # A tile of 16 rows is below what wgmma and tcgen05 take; there mma.sync is right.
-    wanted = {TENSOR_CORES[architecture]} | (
-        {"mma.sync"} if variant.constants.get("BLOCK_M", 64) < 64 else set()
-    )
-    if variant.tensor_cores and not wanted & set(found):
-        problems.append(f"no {TENSOR_CORES[architecture]}, only {found}")
-    cut = [variant.constants.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")]
+def report(architecture: str, only: str = "", skip: tuple[str, ...] = ()) -> list[Result]:
+    """Compile and inspect every kernel of an architecture.
+
+    Args:
+        architecture: One of ``CARDS``.
+        only: Scenarios and kernels whose full name contains this.
+        skip: Leave out whose name contains one of these.
+
+    Returns:
+        A result for each kernel, in the order of launches.
+    """
+    results = []
+    with pretend_gpu(architecture) as fake:
+        for scenario in scenarios():
+            if any(part in scenario.name for part in skip):
+                continue
+            known = len(fake.compiled)
+            scenario.call(architecture)
+            for kernel in fake.compiled[known:]:
+                name = ", ".join(part for part in (name_of(kernel), scenario.name) if part)
+                if only in name and not any(part in name for part in skip):
+                    results.append(_result(name, kernel, architecture))
+    return results
+
+
+def _result(name: str, kernel: Compiled, architecture: str) -> Result:
+    code = machine_code(kernel.machine_code(), architecture)
+    cut = [kernel.constants.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")]
     return Result(
-        architecture,
-        variant.name,
+        name,
         "x".join(map(str, cut)) if all(cut) else "",
-        variant.warps,
-        variant.stages,
-        registers,
-        spilled,
-        shared,
-        found,
-        problems,
+        kernel.metadata.num_stages,
+        kernel.grid,
+        code,
+        problems_of(kernel, code),
     )
 
 
-def target_of(architecture: str) -> GPUTarget:
-    if architecture.startswith("sm_"):
-        return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
-    return GPUTarget("hip", architecture, 64)
+def problems_of(kernel: Compiled, code: MachineCode) -> list[str]:
+    """Return what must not be: spills, a loop that waits for everything, narrow accesses."""
+    card = CARDS[code.architecture]
+    problems = [f"spills {code.spilled} bytes"] if code.spilled else []
+    if code.shared > card.shared_bytes:
+        problems.append(f"{code.shared} bytes of shared memory, {card.shared_bytes} there are")
+    if not code.architecture.startswith("sm_"):
+        return problems
+    if code.registers * 32 * code.warps > REGISTERS:
+        problems.append(f"{code.registers} registers in {code.warps} warps do not fit")
+    if kernel.name == "_grouped_matmul_kernel":
+        asked = kernel.grid[0] // card.processors
+        if asked > code.programs:
+            problems.append(f"{asked} programs a processor, {code.programs} fit")
+    if kernel.name.startswith(TILED) and kernel.constants.get("SOURCE") != GIVEN:
+        problems += _loop_problems(kernel, code)
+    if "fp32" not in _element(kernel):
+        problems += _width_problems(kernel, code)
+    return problems
 
 
-def amd_usage(assembly: str) -> tuple[int, int]:
-    """Return vector registers a thread and spilled registers, from the code's own notes."""
-    counts = [
-        re.search(rf"\.{name}:\s+(\d+)", assembly) for name in ("vgpr_count", "vgpr_spill_count")
-    ]
-    if None in counts:
-        raise RuntimeError("the AMD assembly carries no register counts")
-    return int(counts[0][1]), int(counts[1][1])
+def _loop_problems(kernel: Compiled, code: MachineCode) -> list[str]:
+    """Return what is wrong with a loop of products."""
+    problems = []
+    if "fp32" not in _element(kernel):
+        # A tile of 16 rows is below what wgmma and tcgen05 take; there mma.sync is right.
+        wanted = {TENSOR_CORES[code.architecture]}
+        wanted |= {"mma.sync"} if kernel.constants.get("BLOCK_M", 64) < 64 else set()
+        if not wanted & set(code.instructions):
+            problems.append(f"no {' or '.join(sorted(wanted))}, only {code.instructions}")
+        if max(code.copy_waits, default=0) == 0:
+            problems.append(f"no copy runs ahead: waits for {code.copy_waits}")
+        # Attention's second product needs the softmax of its first, and a factor's gradient takes
+        # an operand from registers: there a product cannot run ahead of the next.
+        if (
+            kernel.name == "_grouped_matmul_kernel"
+            and "wgmma" in code.instructions
+            and max(code.product_waits) == 0
+        ):
+            problems.append(f"no product runs ahead: waits for {code.product_waits}")
+    return problems
 
 
-def cubin_usage(cubin: bytes) -> tuple[int, int]:
-    """Return registers a thread and bytes of its stack, which is where spills go."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        report = subprocess.run(
-            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    match = re.search(r"REG:(\d+) STACK:(\d+)", report)
-    if match is None:
-        raise RuntimeError(f"cuobjdump printed no register count:\n{report}")
-    return int(match[1]), int(match[2])
+def _width_problems(kernel: Compiled, code: MachineCode) -> list[str]:
+    """Return accesses that are narrower than they could be."""
+    problems = []
+    narrow = {size: n for size, n in code.stores.items() if size <= 2}
+    if narrow:
+        problems.append(f"stores of {narrow} (bytes: number)")
+    if not kernel.name.startswith(TILED):
+        return problems
+    halves = sum(n for size, n in code.loads.items() if size <= 2)
+    if halves > HIDDEN_HALVES:
+        problems.append(f"{halves} loads of one or two bytes")
+    slow = {size: n for size, n in code.copies.items() if size < WIDE}
+    if slow and kernel.name == "_grouped_matmul_kernel":
+        problems.append(f"copies of {slow} (bytes: number)")
+    return problems
+
+
+def _element(kernel: Compiled) -> str:
+    """Return the type of the first pointer, that of the activations."""
+    return next(kind for kind in kernel.signature.values() if kind.startswith("*"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", nargs="+", choices=sorted(PROCESSORS), default=list(PROCESSORS))
-    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--arch", nargs="+", choices=sorted(CARDS), default=list(CARDS))
+    parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--skip", nargs="+", default=[], help="leave these out, by part of a name")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     results = []
-    print(f"{'arch':7}{'kernel':28}{'tile':14}{'warps':>6}{'stages':>7}", end="")
-    print(f"{'regs':>6}{'spill':>6}{'KiB':>6}  tensor cores")
+    print(
+        f"{'arch':7}{'kernel':32}{'tile':13}{'warps':>6}{'stages':>7}{'regs':>6}{'spill':>6}",
+        end="",
+    )
+    print(f"{'KiB':>5}{'progs':>6}  in flight (copies; products)  loads  stores")
     for architecture in arguments.arch:
-        for variant in [*variants(architecture), *attention_variants(architecture, Variant)]:
-            if arguments.only not in variant.name:
-                continue
-            if any(part in variant.name for part in arguments.skip):
-                continue
-            result = compile_variant(variant, architecture)
+        for result in report(architecture, arguments.only, tuple(arguments.skip)):
             results.append(result)
-            print(f"{architecture:7}{result.name:28}{result.tiles:14}{result.warps:6}", end="")
-            print(f"{result.stages:7}{result.registers:6}{result.spilled:6}", end="")
-            print(f"{result.shared / 1024:6.0f}  {', '.join(result.instructions)}", end="")
-            print("".join(f"  PROBLEM: {problem}" for problem in result.problems), flush=True)
+            print(_line(architecture, result), flush=True)
     wrong = sum(bool(result.problems) for result in results)
     print(f"{len(results)} compiled with triton {triton.__version__}, {wrong} with problems")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
     return 1 if wrong or not results else 0
+
+
+def _line(architecture: str, result: Result) -> str:
+    code = result.code
+    flight = f"{_numbers(code.copy_waits)}; {_numbers(code.product_waits)}"
+    loads = _sizes({size: code.loads.get(size, 0) + code.copies.get(size, 0) for size in WIDTHS})
+    line = (
+        f"{architecture:7}{result.name:32}{result.tile:13}{code.warps:6}{result.stages:7}"
+        f"{code.registers:6}{code.spilled:6}{code.shared / 1024:5.0f}{code.programs:6}"
+        f"  {flight:14}{loads:22}{_sizes(code.stores):12}{', '.join(code.instructions)}"
+    )
+    return line.rstrip() + "".join(f"  PROBLEM: {problem}" for problem in result.problems)
+
+
+WIDTHS = (1, 2, 4, 8, 16)
+
+
+def _numbers(values: list[int]) -> str:
+    return ",".join(map(str, values)) or "-"
+
+
+def _sizes(counts: dict[int, int]) -> str:
+    return " ".join(f"{size}Bx{counts[size]}" for size in sorted(counts) if counts[size]) or "-"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Card:
 
 
 CARDS = {
-    # CUDA C++ programming guide, technical specifications by compute capability; CDNA 3 white paper.
+    # CUDA C++ programming guide, specifications by compute capability; CDNA 3 white paper.
     "sm_80": Card("nvidia-a100", 108, 163 << 10, 164 << 10, 2048),
     "sm_90": Card("nvidia-h100", 132, 227 << 10, 228 << 10, 2048),
     "sm_100": Card("nvidia-b200", 148, 227 << 10, 228 << 10, 2048),

@@ -77,15 +77,15 @@ def space(case: Case) -> Iterator[Tiles]:
     """Yield the tiles to try."""
     if case.product == "skinny":
         width = max(16, 1 << (case.n - 1).bit_length())
-        choices = combinations((32, 64, 128), (width,), (64, 128), (4, 8), (3, 4), (False,))
+        choices = combinations((32, 64, 128), (width,), (64, 128), (4, 8), (3, 4))
     elif case.product.startswith("packed"):
-        choices = combinations((16, 32, 64), (64, 128), (128, 256), (4, 8), (2, 3), (False,))
+        choices = combinations((16, 32, 64), (64, 128), (128, 256), (4, 8), (2, 3))
     else:
         shapes = (64, 128, 256)
-        choices = combinations(shapes, shapes, (32, 64, 128), (4, 8), (3, 4, 5), (False, True))
-    for block_m, block_n, block_k, warps, stages, flatten in choices:
+        choices = combinations(shapes, shapes, (32, 64, 128), (4, 8), (3, 4, 5))
+    for block_m, block_n, block_k, warps, stages in choices:
         if block_m * block_n <= 128 * 256:
-            yield Tiles(block_m, block_n, block_k, warps, stages, flatten=flatten)
+            yield Tiles(block_m, block_n, block_k, warps, stages)
 
 
 class Problem:

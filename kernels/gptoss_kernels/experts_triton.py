@@ -204,6 +204,7 @@ def _product(
         rank=rank,
         rows_per_expert=num_rows // matrices.num_experts,
         turned=engine == "fused" and is_turned(matrices),
+        bias=bias is not None,
     )
     say_once(f"expert product {product} [{columns}, {inner}] on {gpu.name}: {engine}, {tiles}")
 
@@ -281,12 +282,12 @@ def _skinny(
     num_experts, rank, inner = factor.shape
     gpu = gpu_of(rows.device)
     tiles = choose_tiles("skinny", n=rank, k=inner, dtype=this.dtype, gpu=gpu)
-    # A row stride that Triton knows to be a multiple of 16, whatever the rank: wide loads.
+    # Rows of a multiple of 16 columns, whatever the rank: wide stores here and wide loads later.
     shape = (this.routing.num_rows, -(-rank // 16) * 16)
-    out = torch.empty(shape, dtype=this.dtype, device=rows.device)[:, :rank]
+    out = torch.empty(shape, dtype=this.dtype, device=rows.device)
     tile_map = this.maps.get(tiles.block_m, 0, num_experts)
     launch_product(rows, factor, tile_map, tiles, out, indices=indices)
-    return out
+    return out[:, :rank]
 
 
 def _lora_rows(

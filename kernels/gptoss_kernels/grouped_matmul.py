@@ -253,7 +253,8 @@ def grouped_product(
         indices: ``[M]`` or None.
         bias: ``[E, N]`` or None.
         low_rank: A rank-r term or None.
-        width: Columns to allocate, at least N: rows of the result then start at aligned addresses.
+        width: Columns to allocate, N up to the next multiple of 16: rows of the result then start
+            at aligned addresses.
 
     Returns:
         ``[M, N]``, a view of ``[M, width]``; rows past the last expert's are zero.
@@ -270,7 +271,7 @@ def grouped_product(
         matrices,
         TileMaps(expert_offsets, num_rows).get(tiles.block_m, 0, matrices.shape[0]),
         tiles,
-        out=out[:, :columns],
+        out,
         indices=indices,
         bias=bias,
         low_rank=low_rank,

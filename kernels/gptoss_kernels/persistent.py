@@ -1,8 +1,8 @@
 """Launching the persistent grouped product.
 
-One kernel serves every large product of the layer: a fixed number of programs walks over the tiles
-of all experts, so an expert with few rows does not leave the GPU idle and an empty one costs
-nothing. Rejected: one launch per expert, which needs the row counts on the host.
+One kernel serves every large product of the layer: as many programs as the GPU holds at a time walk
+over the tiles of all experts, so an expert with few rows does not leave the GPU idle and an empty
+one costs nothing. Rejected: one launch per expert, which needs the row counts on the host.
 """
 
 # Legend: M rows, E experts, N columns out, K columns in, R rank.
@@ -57,7 +57,9 @@ def launch_product(
         source: ``[E, N, K]``, any strides; or MXFP4 with ``(E, N, K)``; or None.
         tile_map: Of these experts, for ``tiles.block_m``.
         tiles: How to cut.
-        out: ``[M, N]``, columns contiguous; may be ``rows`` itself when there is no source.
+        out: ``[M, N]``, columns contiguous; may be ``rows`` itself when there is no source. Wider
+            than N, its other columns, up to the next multiple of 16, become zero: a row that ends
+            on 32 bytes is stored in wide pieces, whatever the rank.
         indices: ``[M]`` int32 or None.
         bias: ``[E, N]`` contiguous or None.
         low_rank: A rank-r term or None; its rows have contiguous columns.
@@ -67,18 +69,20 @@ def launch_product(
     """
     from gptoss_kernels._triton import _grouped_matmul as device
 
-    matrix, strides, scales, inner = None, (0, 0, 0), None, MXFP4_BLOCK
-    kind = device.GIVEN
+    matrix, strides, scales = None, (0, 0, 0), None
+    columns, inner, kind = out.shape[1], MXFP4_BLOCK, device.GIVEN
     if isinstance(source, Mxfp4Weight):
-        matrix, scales, inner, kind = source.blocks, source.scales, source.shape[2], device.PACKED
+        matrix, scales, kind = source.blocks, source.scales, device.PACKED
+        columns, inner = source.shape[1:]
     elif source is not None:
-        matrix, strides, inner, kind = source, source.stride(), source.shape[2], device.DENSE
+        matrix, strides, kind = source, source.stride(), device.DENSE
+        columns, inner = source.shape[1:]
     low_rows = factor = None
     rank, factor_strides, scaling = 0, (0, 0, 0), 0.0
     if low_rank is not None:
         low_rows, factor, scaling = low_rank.rows, low_rank.factor, low_rank.scaling
         rank, factor_strides = low_rows.shape[1], factor.stride()
-    programs = gpu_of(rows.device).processors
+    programs = gpu_of(rows.device).processors * tiles.programs
     with on_device(rows):
         launch(
             device._grouped_matmul_kernel,
@@ -102,7 +106,7 @@ def launch_product(
             tile_map.start,
             tile_map.stop,
             tile_map.count,
-            N=out.shape[1],
+            N=columns,
             K=inner,
             R=rank,
             R_PAD=max(16, 1 << max(rank - 1, 0).bit_length()),
@@ -110,14 +114,13 @@ def launch_product(
             GATHER=indices is not None,
             SOURCE=kind.value,
             EPILOGUE="store" if activation is None else "swiglu",
+            STORED=out.shape[1],
             ALPHA=alpha,
             LIMIT=limit,
             BLOCK_M=tiles.block_m,
             BLOCK_N=tiles.block_n,
             BLOCK_K=tiles.block_k,
             GROUP=tiles.group,
-            PROGRAMS=programs,
-            FLATTEN=tiles.flatten,
             num_warps=tiles.warps,
             num_stages=tiles.stages,
         )

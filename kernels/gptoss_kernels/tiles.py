@@ -1,9 +1,9 @@
 """Tile sizes and engines: plain functions of shape, dtype and GPU, with a table behind them.
 
-The defaults are those that compile without spills for every supported architecture (see
-``bench/compile_report.py``); ``bench/tune.py`` measures on a GPU and writes ``tuned/<gpu>.json``,
-which then wins. Rejected: ``triton.autotune``, whose search runs inside somebody's first step and
-may choose differently from run to run.
+The defaults are those that compile without spills, with loops that run ahead and with wide
+accesses for every supported architecture (see ``bench/compile_report.py``); ``bench/tune.py``
+measures on a GPU and writes ``tuned/<gpu>.json``, which then wins. Rejected: ``triton.autotune``,
+whose search runs inside somebody's first step and may choose differently from run to run.
 """
 
 # Legend: M rows, N columns out, K columns in, R rank.
@@ -42,7 +42,8 @@ class Tiles:
         warps: Warps of a program.
         stages: Steps of the inner loop in flight.
         group: Row tiles that are walked before the next column tile.
-        flatten: Let the pipeline run on from one tile into the next.
+        programs: Programs of these tiles that a processor holds at a time; the persistent grid is
+            this many times the processors, so that one waits for memory while another multiplies.
     """
 
     block_m: int
@@ -51,7 +52,7 @@ class Tiles:
     warps: int
     stages: int
     group: int = 8
-    flatten: bool = True
+    programs: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,18 +100,20 @@ def _stand_in() -> Gpu:
 
 _WIDE = {
     # architecture: (store, swiglu), half precision
-    "sm_80": (Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3, flatten=False)),
-    "sm_90": (Tiles(128, 256, 64, 8, 3), Tiles(256, 128, 64, 8, 3, flatten=False)),
-    "sm_100": (Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 64, 8, 4, flatten=False)),
-    "sm_120": (Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3, flatten=False)),
-    "gfx": (Tiles(128, 128, 32, 8, 2, flatten=False), Tiles(128, 128, 32, 8, 2, flatten=False)),
+    "sm_80": (Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3)),
+    "sm_90": (Tiles(128, 256, 64, 8, 3), Tiles(256, 128, 64, 8, 3)),
+    "sm_100": (Tiles(128, 256, 64, 8, 3), Tiles(128, 128, 64, 8, 4)),
+    "sm_120": (Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3)),
+    "gfx": (Tiles(128, 128, 32, 8, 2), Tiles(128, 128, 32, 8, 2)),
     "interpreter": (Tiles(16, 64, 64, 4, 1, group=2), Tiles(16, 64, 64, 4, 1, group=2)),
 }
+_SHARED_KIB = {"sm_80": 164, "sm_90": 228, "sm_100": 228, "sm_120": 100, "gfx": 64}
+"""Shared memory of a processor, for all its programs."""
 _SAME_FAMILY = {"sm_86": "sm_120", "sm_89": "sm_120", "sm_103": "sm_100", "sm_121": "sm_120"}
-_FLOAT32 = Tiles(64, 64, 32, 4, 2, flatten=False)
-_FLOAT32_LARGE_RANK = Tiles(32, 32, 32, 4, 2, flatten=False)
-_MIDDLE_RANK = Tiles(128, 128, 64, 8, 3, flatten=False)
-_LARGE_RANK = Tiles(64, 64, 64, 4, 3, flatten=False)
+_FLOAT32 = Tiles(64, 64, 32, 4, 2)
+_FLOAT32_LARGE_RANK = Tiles(32, 32, 32, 4, 2)
+_MIDDLE_RANK = Tiles(128, 128, 64, 8, 3)
+_LARGE_RANK = Tiles(64, 64, 64, 4, 3)
 
 
 def choose_tiles(
@@ -123,6 +126,7 @@ def choose_tiles(
     rank: int = 0,
     rows_per_expert: int = 0,
     turned: bool = False,
+    bias: bool = False,
 ) -> Tiles:
     """Return the tiles of a grouped product: the measured ones where there are any.
 
@@ -136,6 +140,7 @@ def choose_tiles(
         rank: R of the low-rank term, 0 without one.
         rows_per_expert: M / E: a tall tile wastes half its rows on each expert's last tile.
         turned: The matrix has N contiguous in memory instead of K.
+        bias: A bias is added.
 
     Returns:
         The tiles.
@@ -147,15 +152,13 @@ def choose_tiles(
     if gpu.architecture == "interpreter":
         store, swiglu = _WIDE["interpreter"]
         return swiglu if product.endswith("swiglu") else store
-    if product == "skinny" and dtype == torch.float32:
-        return Tiles(64, max(16, _power_of_two(n)), 32, 4, 2, flatten=False)
     if product == "skinny":
-        stages = 2 if gpu.architecture.startswith("gfx") else 3  # 64 KiB of shared memory there
-        return Tiles(64, max(16, _power_of_two(n)), 64, 4, stages, flatten=False)
+        return _skinny_tiles(n, dtype, _family(gpu.architecture))
     if product.startswith("packed"):
-        return Tiles(16, 64, 128, 4, 3, flatten=False)
+        # 64 divides 2,880, so that packed bytes are read in whole copies of 16 bytes.
+        return Tiles(16, 64, 64, 4, 4, programs=6)
     if product == "given":
-        return Tiles(64, 128, 32, 8, 1, flatten=False)
+        return Tiles(64, 64, 32, 4, 1, programs=4)
     # The first step of a tile reads [M, R] and [R, N] at once: a larger rank takes smaller tiles.
     if dtype == torch.float32:
         return _FLOAT32 if rank <= 64 else _FLOAT32_LARGE_RANK
@@ -164,11 +167,27 @@ def choose_tiles(
     if rank > 32:
         return _MIDDLE_RANK
     store, swiglu = _WIDE[_family(gpu.architecture)]
-    tiles = swiglu if product == "swiglu" else store
+    # On Blackwell the accumulator lives in a memory of its own and starts there from registers: the
+    # wide tile spills where it also takes the bias through them.
+    narrow = product == "swiglu" or (bias and _family(gpu.architecture) == "sm_100")
+    tiles = swiglu if narrow else store
     # With N contiguous the tall tile spills a few bytes under Triton 3.9.
     if tiles.block_m > 128 and (turned or rows_per_expert < 4 * tiles.block_m):
         return replace(tiles, block_m=128)
     return tiles
+
+
+def _skinny_tiles(n: int, dtype: torch.dtype, family: str) -> Tiles:
+    """Return the tiles of ``rows A^T``: it waits for memory, so as many programs as fit."""
+    wide, large = dtype == torch.float32, 256 if dtype != torch.float32 else 128
+    width = min(large, max(16, _power_of_two(n)))
+    stages = 2 if wide or family == "gfx" else 3
+    tiles = Tiles(64, width, 32 if wide else 64, 4, stages)
+    # By registers; a program's shared memory is its stages and 1 KiB more.
+    most = 6 if width <= 32 else 4 if width <= 64 else 2
+    shared = (tiles.block_m + width) * tiles.block_k * dtype.itemsize * stages + 1024
+    fitting = min(most, (_SHARED_KIB[family] << 10) // shared)
+    return replace(tiles, programs=max(1, fitting // 2 if wide else fitting))
 
 
 def choose_outer_tiles(rank: int, dtype: torch.dtype) -> Tiles:
@@ -183,7 +202,8 @@ def choose_outer_tiles(rank: int, dtype: torch.dtype) -> Tiles:
     """
     padded = max(16, _power_of_two(rank))
     rows, stages = (32, 2) if dtype == torch.float32 else (64, 3)
-    return Tiles(rows, 128 if padded <= 64 else 64, padded, 8 if padded > 128 else 4, stages)
+    many = padded > (64 if dtype == torch.float32 else 128)
+    return Tiles(rows, 128 if padded <= 64 else 64, padded, 8 if many else 4, stages)
 
 
 def choose_engine(rows: int, *, packed: bool, forward: bool, gpu: Gpu) -> Engine:

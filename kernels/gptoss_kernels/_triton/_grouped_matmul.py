@@ -243,22 +243,24 @@ def _grouped_matmul_kernel(
     GATHER: tl.constexpr,
     SOURCE: tl.constexpr,
     EPILOGUE: tl.constexpr,
+    STORED: tl.constexpr,
     ALPHA: tl.constexpr,
     LIMIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    FLATTEN: tl.constexpr,
 ):
     """``out = rows @ matrix^T + bias + scaling * low @ factor^T``, then the epilogue.
 
-    EPILOGUE "store": out [M, N]. "swiglu": out is Z [M, N] and activation is swiglu(Z) [M, N/2].
+    EPILOGUE "store": out [M, STORED], its columns past N zero. "swiglu": out is Z [M, N] and
+    activation is swiglu(Z) [M, N/2].
     """
     COLUMN_TILES: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     row_tiles = tl.load(tile_count_ptr)
-    for tile_id in tl.range(tl.program_id(0), row_tiles * COLUMN_TILES, PROGRAMS, flatten=FLATTEN):
+    # Not flattened into the inner loop: the accumulator starts from the rank-r term, for which the
+    # fused loop would wait at every step, and for every copy with it: nothing would stay in flight.
+    for tile_id in tl.range(tl.program_id(0), row_tiles * COLUMN_TILES, tl.num_programs(0)):
         row_tile, column_tile = _tile_of(tile_id, row_tiles, COLUMN_TILES, GROUP)
         expert = tl.load(tile_expert_ptr + row_tile)
         stop = tl.load(tile_stop_ptr + row_tile)
@@ -313,7 +315,7 @@ def _grouped_matmul_kernel(
             SOURCE,
         )
         if EPILOGUE == "store":
-            mask = valid[:, None] & (columns[None, :] < N)
+            mask = valid[:, None] & (columns[None, :] < STORED)
             out_ptrs = out_ptr + start * stride_out + local[:, None] * stride_out
             tl.store(out_ptrs + columns[None, :], acc.to(out_ptr.dtype.element_ty), mask)
         else:

@@ -37,12 +37,18 @@ def _ragged_outer_kernel(
     r = tl.arange(0, R_PAD)
     # Columns of the wide side are the long axis of the tile: a tensor core wants 64 there.
     acc = tl.zeros((BLOCK_Q, R_PAD), dtype=tl.float32)
+    local = tl.arange(0, BLOCK_M)
+    picked = start + local
+    if GATHER:
+        picked = tl.load(indices_ptr + picked, picked < stop, 0)
     for first in range(start, stop, BLOCK_M):
-        row = first + tl.arange(0, BLOCK_M)
+        row = first + local
         exists = row < stop
-        wide_row = row
+        wide_row = picked
+        # The next rows' numbers, a step before they are needed.
+        picked = row + BLOCK_M
         if GATHER:
-            wide_row = tl.load(indices_ptr + row, exists, 0)
+            picked = tl.load(indices_ptr + picked, picked < stop, 0)
         skinny_ptrs = skinny_ptr + row.to(tl.int64)[:, None] * stride_skinny + r[None, :]
         skinny = tl.load(skinny_ptrs, exists[:, None] & (r < R)[None, :], 0.0)
         if GATED:

@@ -1,0 +1,200 @@
+"""Every launch of a gpt-oss training step, made through its real path on tensors without values.
+
+gpt-oss-20b and gpt-oss-120b share H = I = 2880, K = 4, 64 query heads on 8 key-value heads of size
+64 and the vocabulary; they differ in E, which reaches the products as data only. The scenarios go
+in order and a kernel belongs to the first one that launches it.
+"""
+
+# Legend: T tokens, K experts per token, M rows, H hidden, I intermediate, E experts, R rank,
+# N columns out and K columns in of a product.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from fake_driver import CARDS, Compiled
+from gptoss_kernels import ExpertProjection, LowRankTerm, Mxfp4Weight, experts, quantize, swiglu
+from gptoss_kernels.attention import attention, find_documents
+from gptoss_kernels.attention_triton import TritonEngine, choose_attention_tiles
+from gptoss_kernels.linear_cross_entropy import linear_cross_entropy
+from gptoss_kernels.persistent import TileMaps, launch_product
+from gptoss_kernels.tiles import choose_tiles, gpu_of
+
+HIDDEN = INTERMEDIATE = 2880
+HEADS, KEY_VALUE_HEADS, HEAD_SIZE, WINDOW, VOCABULARY = 64, 8, 64, 128, 201_088
+META = torch.device("meta")
+BF16 = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Some launches.
+
+    Attributes:
+        name: Added to the names of its kernels; empty for the main path.
+        call: Launches them on an architecture.
+    """
+
+    name: str
+    call: Callable[[str], None]
+
+
+def scenarios() -> list[Scenario]:
+    """Return every scenario, the main path first."""
+    return [
+        Scenario("", partial(layer, engine="fused")),
+        Scenario("few rows", partial(layer, tokens=1024, engine="fused")),
+        Scenario("in-loop", partial(layer, tokens=512, engine="packed")),
+        Scenario("grouped_mm", given_products),
+        Scenario("E 128", partial(layer, num_experts=128, rank=8, engine="fused")),
+        Scenario("bf16 base", partial(layer, packed=False, engine="fused")),
+        Scenario("merge-aware", partial(layer, merge_aware=True, engine="fused")),
+        Scenario("no LoRA", partial(layer, rank=0, engine="fused")),
+        *(Scenario(f"r {r}", partial(layer, rank=r, engine="fused")) for r in (64, 128, 256)),
+        Scenario("fp16", partial(layer, dtype=torch.float16, engine="fused")),
+        Scenario("fp32", partial(layer, dtype=torch.float32, engine="fused")),
+        Scenario("r 128, fp32", partial(layer, dtype=torch.float32, rank=128, engine="fused")),
+        Scenario("alone", passes),
+        Scenario("window", partial(attend, window=WINDOW)),
+        Scenario("full", partial(attend, window=None)),
+        Scenario("", loss),
+    ]
+
+
+def projection(
+    out: int, inner: int, num_experts: int, rank: int, dtype: torch.dtype, packed: bool
+) -> ExpertProjection:
+    """Return a projection of a layer without values; the factors are fp32, as in training."""
+    empty = partial(torch.empty, device=META)
+    weight = empty(num_experts, inner, out, dtype=dtype)
+    if packed:
+        weight = Mxfp4Weight(
+            empty(num_experts, out, inner // 32, 16, dtype=torch.uint8),
+            empty(num_experts, out, inner // 32, dtype=torch.uint8),
+        )
+    lora_A = lora_B = None
+    if rank:
+        lora_A = empty(num_experts, rank, inner, requires_grad=True)
+        # As PEFT holds it: [out, R * E], seen as [E, out, R].
+        lora_B = empty(out, rank, num_experts, requires_grad=True).permute(2, 0, 1)
+    bias = empty(num_experts, out, dtype=dtype)
+    return ExpertProjection(weight, bias, lora_A, lora_B, scaling=2.0)
+
+
+def layer(
+    architecture: str,
+    *,
+    tokens: int = 16384,
+    num_experts: int = 32,
+    rank: int = 16,
+    dtype: torch.dtype = BF16,
+    packed: bool = True,
+    **options: Any,
+) -> None:
+    """Run an expert layer forward and backward."""
+    gate_up = projection(2 * INTERMEDIATE, HIDDEN, num_experts, rank, dtype, packed)
+    down = projection(HIDDEN, INTERMEDIATE, num_experts, rank, dtype, packed)
+    hidden = torch.empty(tokens, HIDDEN, dtype=dtype, device=META, requires_grad=True)
+    weights = torch.empty(tokens, 4, dtype=dtype, device=META, requires_grad=True)
+    indices = torch.empty(tokens, 4, dtype=torch.int64, device=META)
+    out = experts(hidden, indices, weights, gate_up, down, backend="triton", **options)
+    factors = (gate_up.lora_A, gate_up.lora_B, down.lora_A, down.lora_B)
+    leaves = [hidden, weights, *(factor for factor in factors if factor is not None)]
+    torch.autograd.grad(out, leaves, torch.empty_like(out))
+
+
+def given_products(architecture: str) -> None:
+    """Add bias, rank-r term and activation to products that torch's ``grouped_mm`` has made."""
+    num_experts, rows, rank = 32, 65536, 16
+    maps = TileMaps(torch.empty(num_experts + 1, dtype=torch.int32, device=META), rows)
+    for columns, activated in ((2 * INTERMEDIATE, True), (HIDDEN, False)):
+        out = torch.empty(rows, columns, dtype=BF16, device=META)
+        tiles = choose_tiles("given", n=columns, k=HIDDEN, dtype=BF16, gpu=gpu_of(META), rank=rank)
+        factor = torch.empty(num_experts, columns, rank, dtype=BF16, device=META)
+        launch_product(
+            out,
+            None,
+            maps.get(tiles.block_m, 0, num_experts),
+            tiles,
+            out,
+            bias=torch.empty(num_experts, columns, dtype=BF16, device=META),
+            low_rank=LowRankTerm(torch.empty(rows, rank, dtype=BF16, device=META), factor, 2.0),
+            activation=out.new_empty(rows, columns // 2) if activated else None,
+        )
+
+
+def passes(architecture: str) -> None:
+    """Run what the layer does not: the activation by itself, and quantising."""
+    gate_up = torch.empty(4096, 2 * INTERMEDIATE, dtype=BF16, device=META, requires_grad=True)
+    out = swiglu(gate_up, backend="triton")
+    torch.autograd.grad(out, gate_up, torch.empty_like(out))
+    # Refuses values that are not finite, which takes a look at one; there is none here.
+    from gptoss_kernels.mxfp4 import _launch_quantize
+
+    _launch_quantize(torch.empty(4096, HIDDEN, dtype=BF16, device=META))
+    assert quantize  # the public function behind it
+
+
+def attend(architecture: str, *, window: int | None) -> None:
+    """Run our attention forward and backward, on packed documents."""
+    tokens = 16384
+    tiles = choose_attention_tiles(BF16, CARDS[architecture].shared_bytes >> 10)
+    heads = (HEADS, KEY_VALUE_HEADS, KEY_VALUE_HEADS)
+    leaves = [
+        torch.empty(1, tokens, n, HEAD_SIZE, dtype=BF16, device=META).transpose(1, 2) for n in heads
+    ]
+    leaves = [leaf.requires_grad_() for leaf in (*leaves, torch.empty(HEADS, device=META))]
+    documents = find_documents(1, tokens, META)
+    out = attention(
+        *leaves,
+        scaling=HEAD_SIZE**-0.5,
+        window=window,
+        documents=documents,
+        engine=TritonEngine(tiles),
+    )
+    torch.autograd.grad(out, leaves, torch.empty_like(out))
+
+
+def loss(architecture: str) -> None:
+    """Run the loss over the vocabulary, forward with and without a gradient."""
+    hidden = torch.empty(2048, HIDDEN, dtype=BF16, device=META, requires_grad=True)
+    weight = torch.empty(VOCABULARY, HIDDEN, dtype=BF16, device=META)
+    targets = torch.empty(2048, dtype=torch.int64, device=META)
+    weights = torch.empty(2048, device=META)
+    found = linear_cross_entropy(
+        hidden, weight, targets, weights, selected_rows=2048, backend="triton"
+    )
+    total = found[0] if isinstance(found, tuple) else found
+    torch.autograd.grad(getattr(total, "loss_sum", total), hidden)
+
+
+def name_of(kernel: Compiled) -> str:
+    """Return what a kernel computes, by the words of the expert layer's formulas."""
+    if kernel.name == "_grouped_matmul_kernel":
+        return _product_name(kernel.constants)
+    if kernel.name == "_ragged_outer_kernel":
+        return _factor_name(kernel.constants)
+    return kernel.name.removeprefix("_").removesuffix("_kernel").replace("_", " ")
+
+
+def _product_name(constants: dict[str, Any]) -> str:
+    wide, gather = 2 * INTERMEDIATE, constants["GATHER"]
+    n, k, bias = constants["N"], constants["K"], constants["BIAS"]
+    if n <= 256 + 16:
+        of_wide = "dZB" if k == wide else "HA"
+        return ("dYB and bias" if n % 16 and n > 1 else "XA or dYB") if gather else of_wide
+    if n == wide:
+        return "gate_up"
+    if k == wide:
+        return "d gate_up"
+    return "down" if bias and not gather else "d down"
+
+
+def _factor_name(constants: dict[str, Any]) -> str:
+    if constants["GATED"]:
+        return "dB down" if constants["GATHER"] else "dA down"
+    return "dA gate_up" if constants["GATHER"] else "dB gate_up"
