@@ -93,7 +93,8 @@ def problems(tiles, packed=False):
             launch_product(rows, weight if packed else weight.mT, tile_map, tiles, out)
         except Exception as error:  # of a kernel that does not fit, which is compiled all the same
             assert "shared memory" in str(error), error
-        print(problems_of(fake.compiled[-1], machine_code(fake.compiled[-1].machine_code(), "sm_90")))
+        kernel = fake.compiled[-1]
+        print(problems_of(kernel, machine_code(kernel.machine_code(), "sm_90")))
 
 problems(Tiles(128, 256, 64, 4, 3))
 problems(Tiles(64, 64, 64, 4, 1))
