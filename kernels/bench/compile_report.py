@@ -33,7 +33,9 @@ TILED = (
 """Kernels with a loop of products, whose copies have to run ahead."""
 GIVEN = 2
 """``SOURCE`` of a grouped product that was made elsewhere."""
-HIDDEN_HALVES = 2
+OPERANDS = 2
+"""Tiles that a product's loop copies at a step."""
+HALVES = 2
 """Loads of one or two bytes that a product may have: a bias, once a tile."""
 
 
@@ -117,7 +119,7 @@ def _loop_problems(kernel: Compiled, code: MachineCode) -> list[str]:
         wanted |= {"mma.sync"} if kernel.constants.get("BLOCK_M", 64) < 64 else set()
         if not wanted & set(code.instructions):
             problems.append(f"no {' or '.join(sorted(wanted))}, only {code.instructions}")
-        if max(code.copy_waits, default=0) == 0:
+        if max(code.copy_waits, default=0) == 0 and code.tma_copies <= OPERANDS:
             problems.append(f"no copy runs ahead: waits for {code.copy_waits}")
         # Attention's second product needs the softmax of its first, and a factor's gradient takes
         # an operand from registers: there a product cannot run ahead of the next.
@@ -139,7 +141,7 @@ def _width_problems(kernel: Compiled, code: MachineCode) -> list[str]:
     if not kernel.name.startswith(TILED):
         return problems
     halves = sum(n for size, n in code.loads.items() if size <= 2)
-    if halves > HIDDEN_HALVES:
+    if halves > HALVES:
         problems.append(f"{halves} loads of one or two bytes")
     slow = {size: n for size, n in code.copies.items() if size < WIDE}
     if slow and kernel.name == "_grouped_matmul_kernel":
@@ -178,7 +180,8 @@ def main() -> int:
 
 def _line(architecture: str, result: Result) -> str:
     code = result.code
-    flight = f"{_numbers(code.copy_waits)}; {_numbers(code.product_waits)}"
+    copies = _numbers(code.copy_waits) + (f" TMA {code.tma_copies}" if code.tma_copies else "")
+    flight = f"{copies}; {_numbers(code.product_waits)}"
     loads = _sizes({size: code.loads.get(size, 0) + code.copies.get(size, 0) for size in WIDTHS})
     line = (
         f"{architecture:7}{result.name:32}{result.tile:13}{code.warps:6}{result.stages:7}"

@@ -11,16 +11,17 @@ in order and a kernel belongs to the first one that launches it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from fake_driver import CARDS, Compiled
-from gptoss_kernels import ExpertProjection, LowRankTerm, Mxfp4Weight, experts, quantize, swiglu
+from gptoss_kernels import ExpertProjection, LowRankTerm, Mxfp4Weight, experts, swiglu
 from gptoss_kernels.attention import attention, find_documents
 from gptoss_kernels.attention_triton import TritonEngine, choose_attention_tiles
 from gptoss_kernels.linear_cross_entropy import linear_cross_entropy
+from gptoss_kernels.mxfp4 import _launch_quantize
 from gptoss_kernels.persistent import TileMaps, launch_product
 from gptoss_kernels.tiles import choose_tiles, gpu_of
 
@@ -50,6 +51,7 @@ def scenarios() -> list[Scenario]:
         Scenario("few rows", partial(layer, tokens=1024, engine="fused")),
         Scenario("in-loop", partial(layer, tokens=512, engine="packed")),
         Scenario("grouped_mm", given_products),
+        Scenario("TMA", tma_products),
         Scenario("E 128", partial(layer, num_experts=128, rank=8, engine="fused")),
         Scenario("bf16 base", partial(layer, packed=False, engine="fused")),
         Scenario("merge-aware", partial(layer, merge_aware=True, engine="fused")),
@@ -127,16 +129,49 @@ def given_products(architecture: str) -> None:
         )
 
 
+def tma_products(architecture: str) -> None:
+    """Multiply with matrices copied by TMA, as measured tiles may ask from sm_90 on."""
+    if not architecture.startswith("sm_") or int(architecture.removeprefix("sm_")) < 90:
+        return
+    num_experts, tokens, rank = 32, 16384, 16
+    maps = TileMaps(torch.empty(num_experts + 1, dtype=torch.int32, device=META), 4 * tokens)
+    indices = torch.empty(4 * tokens, dtype=torch.int32, device=META)
+    for n, k, turned in (
+        (HIDDEN, INTERMEDIATE, False),
+        (INTERMEDIATE, HIDDEN, True),
+        (HIDDEN, 2 * INTERMEDIATE, True),
+    ):
+        gather, bias = (
+            turned and k == HIDDEN,
+            None if turned else torch.empty(num_experts, n, dtype=BF16, device=META),
+        )
+        matrices = torch.empty(
+            num_experts, *((k, n) if turned else (n, k)), dtype=BF16, device=META
+        )
+        shape = {"n": n, "k": k, "dtype": BF16, "gpu": gpu_of(META), "rank": rank}
+        tiles = choose_tiles("store", turned=turned, bias=not turned, **shape)
+        factor = torch.empty(num_experts, n, rank, dtype=BF16, device=META)
+        launch_product(
+            torch.empty(tokens if gather else 4 * tokens, k, dtype=BF16, device=META),
+            matrices.mT if turned else matrices,
+            maps.get(tiles.block_m, 0, num_experts),
+            replace(tiles, tma=True),
+            torch.empty(4 * tokens, n, dtype=BF16, device=META),
+            indices=indices if gather else None,
+            bias=bias,
+            low_rank=LowRankTerm(
+                torch.empty(4 * tokens, rank, dtype=BF16, device=META), factor, 2.0
+            ),
+        )
+
+
 def passes(architecture: str) -> None:
     """Run what the layer does not: the activation by itself, and quantising."""
     gate_up = torch.empty(4096, 2 * INTERMEDIATE, dtype=BF16, device=META, requires_grad=True)
     out = swiglu(gate_up, backend="triton")
     torch.autograd.grad(out, gate_up, torch.empty_like(out))
-    # Refuses values that are not finite, which takes a look at one; there is none here.
-    from gptoss_kernels.mxfp4 import _launch_quantize
-
+    # ``quantize`` first looks for a value that is not finite; there are none to look at here.
     _launch_quantize(torch.empty(4096, HIDDEN, dtype=BF16, device=META))
-    assert quantize  # the public function behind it
 
 
 def attend(architecture: str, *, window: int | None) -> None:

@@ -43,6 +43,8 @@ class MachineCode:
         instructions: Tensor-core instructions found.
         copy_waits: Copies still in flight at each wait of the pipeline, from Triton's dialect.
         product_waits: Products still in flight at each wait on Hopper, from PTX.
+        tma_copies: Copies by TMA in the code: one for each operand of the loop, and the ones before
+            the loop that run ahead; their waits are barriers, which carry no number.
         copies: Asynchronous copies by bytes a thread.
         loads: Loads from global memory by bytes a thread.
         stores: Stores to global memory by bytes a thread.
@@ -56,6 +58,7 @@ class MachineCode:
     instructions: list[str]
     copy_waits: list[int] = field(default_factory=list)
     product_waits: list[int] = field(default_factory=list)
+    tma_copies: int = 0
     copies: dict[int, int] = field(default_factory=dict)
     loads: dict[int, int] = field(default_factory=dict)
     stores: dict[int, int] = field(default_factory=dict)
@@ -91,6 +94,7 @@ def machine_code(kernel: Any, architecture: str) -> MachineCode:
         [name for name in ("wgmma", "tcgen05", "mma.sync") if name in ptx],
         copy_waits=[int(n) for n in re.findall(r"ttg\.async_wait.*?num = (\d+)", dialect)],
         product_waits=[int(n) for n in re.findall(r"wgmma\.wait_group[\w.]* (\d+)", ptx)],
+        tma_copies=dialect.count("ttng.async_tma_copy_global_to_local"),
         copies=_count(
             int(size, 16)
             for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?(0x[0-9a-f]+)[,; ]", ptx)

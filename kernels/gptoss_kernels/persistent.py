@@ -9,6 +9,8 @@ one costs nothing. Rejected: one launch per expert, which needs the row counts o
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from gptoss_kernels.backend import launch, on_device
@@ -83,6 +85,12 @@ def launch_product(
         low_rows, factor, scaling = low_rank.rows, low_rank.factor, low_rank.scaling
         rank, factor_strides = low_rows.shape[1], factor.stride()
     programs = gpu_of(rows.device).processors * tiles.programs
+    matrix_desc = rows_desc = None
+    turned = False
+    if tiles.tma and kind == device.DENSE:
+        matrix_desc, turned = _describe_matrix(source, tiles)
+        if matrix_desc is not None and indices is None:
+            rows_desc = _describe(rows, (tiles.block_m, tiles.block_k))
     with on_device(rows):
         launch(
             device._grouped_matmul_kernel,
@@ -93,6 +101,8 @@ def launch_product(
             matrix,
             *strides,
             scales,
+            matrix_desc,
+            rows_desc,
             bias,
             low_rows,
             0 if low_rows is None else low_rows.stride(0),
@@ -113,6 +123,8 @@ def launch_product(
             BIAS=bias is not None,
             GATHER=indices is not None,
             SOURCE=kind.value,
+            TMA=matrix_desc is not None,
+            TURNED=turned,
             EPILOGUE="store" if activation is None else "swiglu",
             STORED=out.shape[1],
             ALPHA=alpha,
@@ -124,3 +136,27 @@ def launch_product(
             num_warps=tiles.warps,
             num_stages=tiles.stages,
         )
+
+
+def _describe_matrix(matrix: Tensor, tiles: Tiles) -> tuple[Any, bool]:
+    """Return the descriptor of ``[E, N, K]`` as a flat matrix, and whether N is contiguous.
+
+    None where TMA cannot copy it: the experts have gaps, or rows do not start at 16 bytes.
+    """
+    for stored, block, turned in (
+        (matrix, (tiles.block_n, tiles.block_k), False),
+        (matrix.mT, (tiles.block_k, tiles.block_n), True),
+    ):
+        if stored.is_contiguous():
+            return _describe(stored.flatten(0, 1), block), turned
+    return None, False
+
+
+def _describe(matrix: Tensor, block: tuple[int, int]) -> Any:
+    """Return a TMA descriptor of ``[rows, columns]``, None where its alignment forbids one."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    bytes_apart = matrix.stride(0) * matrix.element_size()
+    if matrix.stride(1) != 1 or bytes_apart % 16 or matrix.data_ptr() % 16:
+        return None
+    return TensorDescriptor.from_tensor(matrix, list(block))

@@ -44,6 +44,8 @@ class Tiles:
         group: Row tiles that are walked before the next column tile.
         programs: Programs of these tiles that a processor holds at a time; the persistent grid is
             this many times the processors, so that one waits for memory while another multiplies.
+        tma: Copy the matrix, and rows that are not gathered, by TMA descriptors (sm_90 on). Fewer
+            registers by 40 to 60 (not yet timed): only a measured table asks for it.
     """
 
     block_m: int
@@ -53,6 +55,7 @@ class Tiles:
     stages: int
     group: int = 8
     programs: int = 1
+    tma: bool = False
 
 
 @dataclass(frozen=True)

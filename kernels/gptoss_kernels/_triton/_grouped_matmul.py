@@ -104,6 +104,48 @@ def _dense_product(
 
 
 @triton.jit
+def _tma_product(
+    acc,
+    rows_ptr,
+    stride_rows,
+    row_ids,
+    rows_desc,
+    first_row,
+    matrix_desc,
+    expert,
+    first_column,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS_TMA: tl.constexpr,
+    TURNED: tl.constexpr,
+):
+    """Return ``acc + rows @ matrix^T`` with the matrix, and the rows if told so, copied by TMA.
+
+    The descriptors are flat: the matrix is [E * N, K], or [E * K, N] when N is contiguous. A tile
+    that passes the end of an expert reads the next one's values into columns that are never stored,
+    or against rows that are zero there.
+    """
+    k = tl.arange(0, BLOCK_K)
+    row_ptrs = rows_ptr + row_ids[:, None] * stride_rows + k[None, :]
+    for start in range(0, K, BLOCK_K):
+        if ROWS_TMA:
+            left = rows_desc.load([first_row, start])
+        elif K % BLOCK_K == 0:
+            left = tl.load(row_ptrs)
+        else:
+            left = tl.load(row_ptrs, (start + k < K)[None, :], 0.0)
+        if TURNED:
+            right = matrix_desc.load([expert * K + start, first_column])
+        else:
+            right = matrix_desc.load([expert * N + first_column, start]).T
+        acc = tl.dot(left, right, acc, input_precision="ieee")
+        row_ptrs += BLOCK_K
+    return acc
+
+
+@triton.jit
 def _packed_product(
     acc,
     rows_ptr,
@@ -162,12 +204,17 @@ def _product(
     stride_mn,
     stride_mk,
     scales_ptr,
+    matrix_desc,
+    rows_desc,
+    column_tile,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     GATHER: tl.constexpr,
     SOURCE: tl.constexpr,
+    TMA: tl.constexpr,
+    TURNED: tl.constexpr,
 ):
     """Return ``acc`` plus the tile of the product, from whichever source there is."""
     if SOURCE == GIVEN:
@@ -178,7 +225,25 @@ def _product(
         row_ids = start + local
         if GATHER:
             row_ids = tl.load(indices_ptr + row_ids).to(tl.int64)
-        if SOURCE == DENSE:
+        if TMA:
+            acc = _tma_product(
+                acc,
+                rows_ptr,
+                stride_rows,
+                row_ids,
+                rows_desc,
+                start.to(tl.int32),
+                matrix_desc,
+                expert,
+                column_tile * BLOCK_N,
+                BLOCK_N,
+                BLOCK_K,
+                N,
+                K,
+                rows_desc is not None,
+                TURNED,
+            )
+        elif SOURCE == DENSE:
             acc = _dense_product(
                 acc,
                 rows_ptr,
@@ -220,6 +285,8 @@ def _grouped_matmul_kernel(
     stride_mn,
     stride_mk,
     scales_ptr,
+    matrix_desc,
+    rows_desc,
     bias_ptr,
     low_ptr,
     stride_low,
@@ -242,6 +309,8 @@ def _grouped_matmul_kernel(
     BIAS: tl.constexpr,
     GATHER: tl.constexpr,
     SOURCE: tl.constexpr,
+    TMA: tl.constexpr,
+    TURNED: tl.constexpr,
     EPILOGUE: tl.constexpr,
     STORED: tl.constexpr,
     ALPHA: tl.constexpr,
@@ -307,12 +376,17 @@ def _grouped_matmul_kernel(
             stride_mn,
             stride_mk,
             scales_ptr,
+            matrix_desc,
+            rows_desc,
+            column_tile,
             BLOCK_N,
             BLOCK_K,
             N,
             K,
             GATHER,
             SOURCE,
+            TMA,
+            TURNED,
         )
         if EPILOGUE == "store":
             mask = valid[:, None] & (columns[None, :] < STORED)
