@@ -166,7 +166,9 @@ def main() -> int:
         f"{'arch':7}{'kernel':32}{'tile':13}{'warps':>6}{'stages':>7}{'regs':>6}{'spill':>6}",
         end="",
     )
-    print(f"{'KiB':>5}{'progs':>6}  in flight (copies; products)  loads  stores")
+    print(
+        f"{'KiB':>5}{'progs':>6}  in flight         loads                 stores      tensor cores"
+    )
     for architecture in arguments.arch:
         for result in report(architecture, arguments.only, tuple(arguments.skip)):
             results.append(result)
@@ -186,7 +188,7 @@ def _line(architecture: str, result: Result) -> str:
     line = (
         f"{architecture:7}{result.name:32}{result.tile:13}{code.warps:6}{result.stages:7}"
         f"{code.registers:6}{code.spilled:6}{code.shared / 1024:5.0f}{code.programs:6}"
-        f"  {flight:14}{loads:22}{_sizes(code.stores):12}{', '.join(code.instructions)}"
+        f"  {flight:18}{loads:22}{_sizes(code.stores):12}{', '.join(code.instructions)}"
     )
     return line.rstrip() + "".join(f"  PROBLEM: {problem}" for problem in result.problems)
 

@@ -141,10 +141,8 @@ def tma_products(architecture: str) -> None:
         (INTERMEDIATE, HIDDEN, True),
         (HIDDEN, 2 * INTERMEDIATE, True),
     ):
-        gather, bias = (
-            turned and k == HIDDEN,
-            None if turned else torch.empty(num_experts, n, dtype=BF16, device=META),
-        )
+        gather = turned and k == HIDDEN
+        bias = None if turned else torch.empty(num_experts, n, dtype=BF16, device=META)
         matrices = torch.empty(
             num_experts, *((k, n) if turned else (n, k)), dtype=BF16, device=META
         )
