@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gptoss_kernels.attention import AttentionRule

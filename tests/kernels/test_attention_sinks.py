@@ -24,7 +24,7 @@ SHAPES = {
 
 
 def draw(shape, seed=0):
-    batch, length, heads, size = shape
+    batch, length, heads, _ = shape
     generator = torch.Generator().manual_seed(seed)
     out, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in "ab")
     lse = 6 * torch.randn(batch, heads, length, generator=generator, dtype=torch.float64)

@@ -68,7 +68,9 @@ def build(
     merge_aware = recipe.lora.merge_aware
     set_expert_settings(model, ExpertSettings(backend=backend, merge_aware=merge_aware))
     try:
-        engine = set_attention(model, recipe.model.attention)
+        engine = set_attention(
+            model, recipe.model.attention, deterministic=recipe.train.deterministic
+        )
     except ValueError as error:
         raise MachineError(f"model.attention: {error}") from error
     set_checkpointing(model, recipe.train.checkpointing)
@@ -102,7 +104,11 @@ def engines(recipe: Recipe, base: Checkpoint, device: torch.device) -> dict[str,
     """
     try:
         attention = choose_engine(
-            recipe.model.attention, device, DTYPES[recipe.model.dtype], base.config["head_dim"]
+            recipe.model.attention,
+            device,
+            DTYPES[recipe.model.dtype],
+            base.config["head_dim"],
+            deterministic=recipe.train.deterministic,
         )
     except ValueError as error:
         raise MachineError(f"model.attention: {error}") from error
