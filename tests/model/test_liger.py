@@ -4,6 +4,7 @@ Without a GPU they run in Triton's interpreter, in fp32. It has neither libdevic
 methods on scalars, so those two are stood in for; the kernels are Liger's.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,8 +18,16 @@ from gptoss_kernels.testing import assert_close
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm, apply_rotary_pos_emb
 
 from gptoss_tune.model.attention import set_attention
+from gptoss_tune.model.build import build
 from gptoss_tune.model.liger import find_fault, liger_obstacle, liger_rms_norm, liger_rotate
-from gptoss_tune.model.norms import LigerRotaryAttention, RmsNorm, choose_row_kernels, set_norms
+from gptoss_tune.model.norms import (
+    LigerRotaryAttention,
+    RmsNorm,
+    RowKernelChoice,
+    choose_row_kernels,
+    set_norms,
+)
+from gptoss_tune.recipe import Recipe
 
 liger_norm_file = pytest.importorskip("liger_kernel.ops.rms_norm")
 EPS = 1e-5
@@ -263,12 +272,43 @@ def test_generation_with_a_cache(small_model):
 
 
 def test_who_computes_is_said():
-    assert choose_row_kernels("torch", DEVICE, torch.float32) == ("torch", "torch")
-    cpu = torch.device("cpu")
-    assert choose_row_kernels("triton", cpu, torch.float32) == (
-        "torch",
-        "torch, because Liger's kernels need a GPU, the model is on cpu",
+    choice = choose_row_kernels("torch", DEVICE, torch.float32)
+    assert (choice.kernels, choice.reason, choice.warning) == ("torch", "torch", None)
+    choice = choose_row_kernels("triton", torch.device("cpu"), torch.float32)
+    assert choice.reason == "torch, because Liger's kernels need a GPU, the model is on cpu"
+    assert choice.kernels == "torch" and choice.warning is None, "a CPU has no faster ones"
+
+
+def test_a_gpu_without_liger_is_warned_of_with_reason_price_and_advice(monkeypatch):
+    cuda = torch.device("cuda")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "liger_kernel" else find_spec(name, *rest),
     )
+    choice = choose_row_kernels("triton", cuda, torch.bfloat16)
+    assert choice.kernels == "torch"
+    assert "because the package liger-kernel is not installed" in choice.warning
+    assert "about 70 ms a step" in choice.warning and "not measured" in choice.warning
+    assert "pip install -U liger-kernel" in choice.warning
+    # Who asked for torch by name has chosen, and is not warned.
+    assert choose_row_kernels("torch", cuda, torch.bfloat16).warning is None
+
+
+def test_the_warning_is_a_note_of_the_built_model(mxfp4_base, opened, monkeypatch, tmp_path):
+    told = RowKernelChoice("torch", "torch, because X", "warning: X costs Y")
+    monkeypatch.setattr("gptoss_tune.model.build.choose_row_kernels", lambda *a: told)
+    recipe = Recipe.model_validate(
+        {
+            "model": {"name_or_path": str(mxfp4_base), "dtype": "float32"},
+            "data": {"train": "rows.jsonl"},
+            "train": {"output_dir": str(tmp_path), "max_steps": 1},
+        }
+    )
+    notes = build(recipe, opened, "cpu").notes
+    assert notes.count("warning: X costs Y") == 1
+    assert any("norms and rotation: torch, because X;" in note for note in notes)
 
 
 @pytest.mark.gpu

@@ -74,8 +74,8 @@ def build(
     except ValueError as error:
         raise MachineError(f"model.attention: {error}") from error
     set_checkpointing(model, recipe.train.checkpointing)
-    kernels, row_wise = choose_row_kernels(backend, device, DTYPES[recipe.model.dtype])
-    set_norms(model, kernels)
+    row_wise = choose_row_kernels(backend, device, DTYPES[recipe.model.dtype])
+    set_norms(model, row_wise.kernels)
     bare: Any = model.get_base_model()
     bare.loss_backend = backend
     if recipe.model.embeddings == "cpu":
@@ -90,7 +90,8 @@ def build(
         (
             f"model: {base.name} {each}{describe_holdings(model)}; {trained:,} parameters train",
             f"experts: {backend} backend{aware}; attention: {engine.reason}; "
-            f"norms and rotation: {row_wise}; checkpointing: {recipe.train.checkpointing}",
+            f"norms and rotation: {row_wise.reason}; checkpointing: {recipe.train.checkpointing}",
+            *([row_wise.warning] if row_wise.warning else []),
             *started_at,
         ),
     )

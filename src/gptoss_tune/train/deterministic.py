@@ -21,7 +21,7 @@ from gptoss_tune.errors import MachineError
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")
-"""Values of it under which cuBLAS gives the same bits; NVIDIA, cuBLAS, "Results Reproducibility"."""
+"""Under which cuBLAS gives the same bits; NVIDIA, cuBLAS, "Results Reproducibility"."""
 PRICE = "about 5.5 % of a step where others measured it, not measured here"
 
 
