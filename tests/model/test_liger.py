@@ -50,7 +50,7 @@ def rsqrt(x):
 
 
 @pytest.fixture(autouse=True)
-def interpretable(monkeypatch):
+def interpretable(monkeypatch, device):
     if DEVICE.type == "cuda":
         return
 
@@ -84,6 +84,7 @@ def angles(batch, length, half, dtype):
     return [(1.3466 * f(angle)).to(dtype).to(DEVICE) for f in (torch.cos, torch.sin)]
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("shape", [(1, 24), (2, 7, 33), (5, 64)], ids=str)
 def test_norm_equals_float64_autograd(shape):
     hidden, grad = 3 * draw(*shape), draw(*shape, seed=1)
@@ -100,6 +101,7 @@ def test_norm_equals_float64_autograd(shape):
         assert_close("beside transformers' module", got, expected, FP32)
 
 
+@pytest.mark.triton
 def test_a_frozen_weight_costs_no_gradient_and_nobody_elses_gradient_is_overwritten(monkeypatch):
     asked = []
     backward = liger_norm_file.rms_norm_backward
@@ -122,6 +124,7 @@ def test_a_frozen_weight_costs_no_gradient_and_nobody_elses_gradient_is_overwrit
     assert torch.equal(grad, kept)
 
 
+@pytest.mark.triton
 def test_as_much_is_kept_for_backward_as_by_the_torch_norm():
     hidden, weight = draw(16, 32), draw(32)
     saved = []
@@ -130,6 +133,7 @@ def test_as_much_is_kept_for_backward_as_by_the_torch_norm():
     assert sum(x.nbytes for x in saved) == hidden.nbytes + weight.nbytes + 16 * 4
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("tables", [1, 3], ids=["one table", "a table for each row"])
 def test_rotation_equals_transformers_bit_by_bit_and_float64(tables):
     inputs = [draw(3, 11, heads, 16, seed=heads).transpose(1, 2) for heads in (4, 2)]
@@ -204,6 +208,7 @@ def test_that_rounding_is_closer_to_the_truth_than_torch():
     assert error(usual[..., :32]) < BF16
 
 
+@pytest.mark.triton
 def test_the_proof_lets_the_real_ones_pass_and_sees_wrong_ones():
     dtype = torch.float32 if DEVICE.type == "cpu" else torch.bfloat16
     assert find_fault(liger_rms_norm, liger_rotate, DEVICE, dtype) is None
@@ -230,9 +235,10 @@ def test_the_proof_lets_the_real_ones_pass_and_sees_wrong_ones():
     assert fault == "Liger's rotary embedding raised TypeError: forward() takes 7 arguments"
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels need the model on the GPU")
 def test_a_step_through_the_model_with_the_attention_subclass(small_model, randomise_adapters):
-    model = small_model()
+    model = small_model().to(DEVICE)
     randomise_adapters(model)
     set_attention(model)
     set_norms(model)
@@ -260,9 +266,9 @@ def test_a_step_through_the_model_with_the_attention_subclass(small_model, rando
     assert all(torch.equal(value, expected[name]) for name, value in step().items())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels need the model on the GPU")
+@pytest.mark.triton
 def test_generation_with_a_cache(small_model):
-    model = small_model(adapted=False).eval()
+    model = small_model(adapted=False).to(DEVICE).eval()
     set_attention(model)
     prompt = torch.arange(5)[None].to(DEVICE)
     settings = {"max_new_tokens": 6, "do_sample": False, "use_cache": True, "pad_token_id": 0}
