@@ -26,8 +26,25 @@ def two_layer_base(tmp_path_factory):
     return tiny_checkpoint(folder, seed=1, layers=2, experts=4, hidden=64, intermediate=96)
 
 
+@pytest.fixture(scope="session")
+def device():
+    """Where a test's tensors go: a GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def pytest_collection_modifyitems(config, items):
-    """Deselect tests that need a GPU where there is none."""
+    """Skip tests of kernels that cannot run here; deselect those that need a GPU."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if parameters.get("backend") == "triton" and not item.get_closest_marker("gpu"):
+            item.add_marker("triton")
+        if item.get_closest_marker("interpreter") and not interpreted:
+            reason = "Triton's interpreter is off, and the tensors are on the CPU"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        elif item.get_closest_marker("triton") and not (interpreted or torch.cuda.is_available()):
+            reason = "Triton's interpreter is off, and there is no GPU"
+            item.add_marker(pytest.mark.skip(reason=reason))
     if torch.cuda.is_available():
         return
     needy = [item for item in items if item.get_closest_marker("gpu")]

@@ -77,8 +77,12 @@ class AttentionEngine(Protocol):
         out: Tensor,
         lse: Tensor,
         rule: AttentionRule,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return dQ, dK, dV as ``[B, heads, S, D]`` and ``rowsum(dO * O') [B, Hq, S]``."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dQ, dK, dV as ``[B, heads, S, D]``."""
+        ...
+
+    def row_sums(self, grad_out: Tensor, out: Tensor) -> Tensor:
+        """Return ``rowsum(dO * O') [B, Hq, S]``: called where the sinks are trained, only then."""
         ...
 
 
@@ -254,26 +258,10 @@ class _SinkAttention(torch.autograd.Function):
         """Return the gradients of query, key, value and sinks."""
         query, key, value, sinks, out, lse = ctx.saved_tensors
         with without_autocast(query.device), on_device(query):
-            *grads, delta = ctx.engine.backward(grad_out, query, key, value, out, lse, ctx.rule)
-        grad_sinks = None
-        if ctx.needs_input_grad[3]:
-            weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse)
-            grad_sinks = (weight * delta).sum(dim=(0, 2)).neg().to(sinks.dtype)
+            grads = ctx.engine.backward(grad_out, query, key, value, out, lse, ctx.rule)
+            grad_sinks = None
+            if ctx.needs_input_grad[3]:
+                weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse)
+                sums = ctx.engine.row_sums(grad_out, out)
+                grad_sinks = (weight * sums).sum(dim=(0, 2)).neg().to(sinks.dtype)
         return (*grads, grad_sinks, None, None, None)
-
-
-_ROWS_AT_A_TIME = 4096
-
-
-def row_sums(grad_out: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``rowsum(dO * O') [B, Hq, S]`` without rounding the products to bf16.
-
-    In pieces of the sequence: widened whole, both factors take 4 GiB at 131,072 tokens.
-    """
-    pieces = [
-        (grad.to(dtype) * rows.to(dtype)).sum(dim=-1)
-        for grad, rows in zip(
-            grad_out.split(_ROWS_AT_A_TIME, dim=1), out.split(_ROWS_AT_A_TIME, dim=1), strict=True
-        )
-    ]
-    return torch.cat(pieces, dim=1).transpose(1, 2).contiguous()

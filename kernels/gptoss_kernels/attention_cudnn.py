@@ -16,8 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule, row_sums
-from gptoss_kernels.attention_flash import TorchFlashEngine, scaled_by_share
+from gptoss_kernels.attention import AttentionRule
+from gptoss_kernels.attention_flash import TorchFlashEngine
+from gptoss_kernels.attention_sinks import add_sinks, row_sums
+from gptoss_kernels.backend import Backend
 
 OLDEST_VERSION = 90_100
 """cuDNN 9.1: the first with a backward for grouped heads that torch uses."""
@@ -27,9 +29,10 @@ HEAD_SIZES = (64, 128)
 class CudnnEngine:
     """torch's ``_scaled_dot_product_cudnn_attention`` and its backward, with LSE'."""
 
-    def __init__(self) -> None:
-        """Prepare the engine for what cuDNN does not know."""
-        self._flash = TorchFlashEngine()
+    def __init__(self, backend: Backend) -> None:
+        """Let ``backend`` add the sinks; torch's flash kernels compute what cuDNN does not know."""
+        self.backend: Backend = backend
+        self._flash = TorchFlashEngine(backend)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, rule: AttentionRule
@@ -46,7 +49,8 @@ class CudnnEngine:
             False,
             scale=rule.scaling,
         )
-        return scaled_by_share(out.transpose(1, 2), lse.view(lse.shape[:3]), sinks)
+        lse = lse.view(lse.shape[:3])
+        return add_sinks(out.transpose(1, 2), lse, sinks, backend=self.backend)
 
     def backward(
         self,
@@ -57,13 +61,13 @@ class CudnnEngine:
         out: Tensor,
         lse: Tensor,
         rule: AttentionRule,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``AttentionEngine``."""
         if not _whole(rule):
             return self._flash.backward(grad_out, query, key, value, out, lse, rule)
         length = query.shape[2]
         unused = torch.zeros((), dtype=torch.int64, device=query.device)  # of no dropout
-        grads = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+        return torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             grad_out.contiguous().transpose(1, 2),
             *(_heads_inside(tensor) for tensor in (query, key, value)),
             out.transpose(1, 2),
@@ -79,7 +83,10 @@ class CudnnEngine:
             True,
             scale=rule.scaling,
         )
-        return (*grads, row_sums(grad_out, out, lse.dtype))
+
+    def row_sums(self, grad_out: Tensor, out: Tensor) -> Tensor:
+        """See ``AttentionEngine``."""
+        return row_sums(grad_out, out, backend=self.backend)
 
 
 def cudnn_obstacle(dtype: torch.dtype, head_size: int, capability: tuple[int, int]) -> str | None:

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule, row_sums
+from gptoss_kernels.attention import AttentionRule
+from gptoss_kernels.attention_sinks import row_sums
 
 _PIECE_ROWS = 256
 
@@ -60,11 +61,11 @@ class EagerEngine:
         out: Tensor,
         lse: Tensor,
         rule: AttentionRule,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``AttentionEngine``; fp32 sums of dK and dV over the pieces."""
         groups = key.shape[1]
         wide = lse.dtype
-        delta = row_sums(grad_out, out, wide)
+        delta = row_sums(grad_out, out, backend="torch")
         wide_key, wide_value = key.to(wide), value.to(wide)
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(wide_key), torch.zeros_like(wide_value)
@@ -82,7 +83,11 @@ class EagerEngine:
             grad_part = flat @ wide_key[:, :, columns]
             grad_query[:, :, rows] = grad_part.view_as(query[:, :, rows]).to(query.dtype)
             grad_key[:, :, columns] += flat.mT @ part
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), delta
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
+
+    def row_sums(self, grad_out: Tensor, out: Tensor) -> Tensor:
+        """See ``AttentionEngine``."""
+        return row_sums(grad_out, out, backend="torch")
 
     def _pieces(self, query: Tensor, rule: AttentionRule) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield rows, the columns they may see, and what is hidden ``[B, 1, 1, P, columns]``."""

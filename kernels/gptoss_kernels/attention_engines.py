@@ -8,11 +8,16 @@ milliseconds and asks what the library computes instead of what its version prom
 
 Rejected: trying the next engine when one fails in the middle of a run. A choice is made before the
 first step, and a later failure is an error.
+
+The same bits in every run on one GPU: ``eager`` and ``flex`` where torch is told so, and ``triton``
+always, because none of them adds atomically. ``torch_flash`` and ``fa4`` have a second backward for
+it, which torch's kernels take under ``torch.use_deterministic_algorithms(True)`` and ``fa4`` by an
+argument; it holds up to three fp32 copies of dQ where a micro-batch is one document. torch does not
+ask cuDNN for its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +34,9 @@ from gptoss_kernels.attention_eager import EagerEngine
 from gptoss_kernels.attention_fa4 import CAPABILITIES, FlashAttention4Engine, installed
 from gptoss_kernels.attention_flash import TorchFlashEngine
 from gptoss_kernels.attention_flex import FlexEngine
+from gptoss_kernels.attention_sinks import sinks_obstacle
 from gptoss_kernels.attention_triton import HEAD_SIZES, TritonEngine
-from gptoss_kernels.backend import triton_obstacle
+from gptoss_kernels.backend import Backend, triton_obstacle
 
 AUTO_ORDER = ("fa4", "torch_flash", "triton", "flex", "eager")
 """In the order in which ``auto`` tries them on a GPU: published rates at head size 64."""
@@ -57,7 +63,12 @@ class EngineChoice:
 
 
 def choose_engine(
-    wanted: str, device: torch.device, dtype: torch.dtype, head_size: int
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_size: int,
+    *,
+    deterministic: bool = False,
 ) -> EngineChoice:
     """Return the engine to use.
 
@@ -66,6 +77,8 @@ def choose_engine(
         device: Where attention will run.
         dtype: Of query, key and value.
         head_size: D.
+        deterministic: Only engines whose gradients have the same bits in every run, under
+            ``torch.use_deterministic_algorithms(True)``.
 
     Returns:
         The choice, proven on ``device``. ``auto`` on anything but a GPU is ``eager``.
@@ -74,42 +87,51 @@ def choose_engine(
         ValueError: ``wanted`` is unknown, cannot run here, or fails the proof.
     """
     if wanted == "auto":
-        return _first_that_works(device, dtype, head_size)
+        return _first_that_works(device, dtype, head_size, deterministic)
     if wanted not in ENGINE_NAMES:
         names = ", ".join(ENGINE_NAMES)
         raise ValueError(f"attention must be auto or one of {names}, got {wanted!r}")
-    obstacle = find_obstacle(wanted, device, dtype, head_size)
+    obstacle = find_obstacle(wanted, device, dtype, head_size, deterministic)
     if obstacle is None:
-        engine = _FACTORIES[wanted]()
+        engine, sinks = _make(wanted, device, dtype, head_size, deterministic)
         obstacle = find_fault(engine, device, dtype, head_size)
         if obstacle is None:
-            return EngineChoice(wanted, engine, _AS_ASKED.get(wanted, f"{wanted}, as asked"))
+            asked = _AS_ASKED.get(wanted, f"{wanted}, as asked")
+            return EngineChoice(wanted, engine, asked + sinks)
     raise ValueError(f"attention {wanted} cannot be used: {obstacle}; use auto or another engine")
 
 
-def _first_that_works(device: torch.device, dtype: torch.dtype, head_size: int) -> EngineChoice:
+def _first_that_works(
+    device: torch.device, dtype: torch.dtype, head_size: int, deterministic: bool
+) -> EngineChoice:
     names = AUTO_ORDER if device.type == "cuda" else ("eager",)
     passed_over = []
     for name in names:
-        obstacle = find_obstacle(name, device, dtype, head_size)
+        obstacle = find_obstacle(name, device, dtype, head_size, deterministic)
         if obstacle is None:
-            engine = _FACTORIES[name]()
+            engine, sinks = _make(name, device, dtype, head_size, deterministic)
             obstacle = find_fault(engine, device, dtype, head_size)
             if obstacle is None:
                 rest = f" (passed over: {'; '.join(passed_over)})" if passed_over else ""
-                return EngineChoice(name, engine, f"{name}{rest}")
+                return EngineChoice(name, engine, f"{name}{sinks}{rest}")
         passed_over.append(f"{name}: {obstacle}")
     raise ValueError(f"no attention engine works on {device}: {'; '.join(passed_over)}")
 
 
 def find_obstacle(
-    name: str, device: torch.device, dtype: torch.dtype, head_size: int
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_size: int,
+    deterministic: bool = False,
 ) -> str | None:
     """Return why engine ``name`` cannot run here, or ``None`` when nothing speaks against it."""
     if name == "eager":
         return None
     if device.type != "cuda":
         return f"it needs a GPU, the model is on {device.type}"
+    if deterministic and (obstacle := _indeterminism(name)):
+        return obstacle
     half = dtype in (torch.bfloat16, torch.float16)
     major, minor = torch.cuda.get_device_capability(device)
     if name in ("fa4", "torch_flash") and not half:
@@ -127,6 +149,35 @@ def find_obstacle(
     if name == "fa4" and major not in CAPABILITIES:
         return f"it needs compute capability 9, 10 or 11, this GPU has {major}.{minor}"
     return None
+
+
+def _indeterminism(name: str) -> str | None:
+    """Return why the gradients of engine ``name`` may differ from run to run, or ``None``."""
+    if name == "cudnn":
+        return "torch does not ask cuDNN for a deterministic backward (train.deterministic)"
+    if name == "torch_flash" and torch.version.hip is not None:
+        return "its backward is not known to be deterministic on AMD GPUs (train.deterministic)"
+    return None
+
+
+def _make(
+    name: str, device: torch.device, dtype: torch.dtype, head_size: int, deterministic: bool
+) -> tuple[AttentionEngine | DifferentiableEngine, str]:
+    """Return the engine, and for the log what adds the sinks where it is not what should."""
+    if name == "eager":
+        return EagerEngine(), ""
+    if name == "triton":
+        return TritonEngine(), ""
+    if name == "flex":
+        return FlexEngine(), ""
+    obstacle = sinks_obstacle(device, dtype, head_size)
+    backend: Backend = "torch" if obstacle else "triton"
+    told = f", sinks added by torch in several passes over O, because {obstacle}"
+    if name == "fa4":
+        engine = FlashAttention4Engine(backend, deterministic=deterministic)
+    else:
+        engine = {"torch_flash": TorchFlashEngine, "cudnn": CudnnEngine}[name](backend)
+    return engine, told if obstacle else ""
 
 
 def find_fault(
@@ -184,12 +235,4 @@ _REFUSALS = (
 _RESULTS = ("output", "query gradient", "key gradient", "value gradient", "sink gradient")
 _AS_ASKED = {
     "cudnn": "cudnn, as asked, in full layers of rows that hold one document; torch_flash elsewhere"
-}
-_FACTORIES: dict[str, Callable[[], AttentionEngine | DifferentiableEngine]] = {
-    "eager": EagerEngine,
-    "torch_flash": TorchFlashEngine,
-    "triton": TritonEngine,
-    "flex": FlexEngine,
-    "fa4": FlashAttention4Engine,
-    "cudnn": CudnnEngine,
 }

@@ -12,11 +12,12 @@ import importlib
 import importlib.util
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule, row_sums
-from gptoss_kernels.attention_flash import scaled_by_share, to_rows
+from gptoss_kernels.attention import AttentionRule
+from gptoss_kernels.attention_flash import to_rows
+from gptoss_kernels.attention_sinks import add_sinks, row_sums
+from gptoss_kernels.backend import Backend
 
 CAPABILITIES = (9, 10, 11)
 """Major compute capabilities with a backward at head size 64."""
@@ -32,12 +33,19 @@ def installed() -> bool:
 class FlashAttention4Engine:
     """``flash_attn.cute.interface`` with LSE'."""
 
-    def __init__(self) -> None:
-        """Import the library.
+    def __init__(self, backend: Backend, *, deterministic: bool = False) -> None:
+        """Import the library, and let ``backend`` add the sinks.
+
+        Args:
+            backend: Who adds the sinks.
+            deterministic: Ask for gradients with the same bits in every run.
 
         Raises:
             ImportError: It is not installed.
         """
+        self.backend: Backend = backend
+        # Older versions do not know the argument: it is given only where it is meant.
+        self._options = {"deterministic": True} if deterministic else {}
         interface: Any = importlib.import_module("flash_attn.cute.interface")
         self._forward, self._backward = interface._flash_attn_fwd, interface._flash_attn_bwd
 
@@ -55,7 +63,8 @@ class FlashAttention4Engine:
             **_rule_arguments(rule),
         )
         lse = result[1].view(heads, batch, length).transpose(0, 1)
-        return scaled_by_share(result[0].view(batch, length, heads, -1), lse, sinks)
+        out = result[0].view(batch, length, heads, -1)
+        return add_sinks(out, lse, sinks, backend=self.backend)
 
     def backward(
         self,
@@ -66,7 +75,7 @@ class FlashAttention4Engine:
         out: Tensor,
         lse: Tensor,
         rule: AttentionRule,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``AttentionEngine``."""
         batch, heads, length, size = query.shape
         grads = self._backward(
@@ -78,11 +87,16 @@ class FlashAttention4Engine:
             lse.transpose(0, 1).reshape(heads, batch * length),
             softmax_scale=rule.scaling,
             **_rule_arguments(rule),
+            **self._options,
         )
         grad_query, grad_key, grad_value = (
             grad.view(batch, length, -1, size).transpose(1, 2) for grad in grads[:3]
         )
-        return grad_query, grad_key, grad_value, row_sums(grad_out, out, torch.float32)
+        return grad_query, grad_key, grad_value
+
+    def row_sums(self, grad_out: Tensor, out: Tensor) -> Tensor:
+        """See ``AttentionEngine``."""
+        return row_sums(grad_out, out, backend=self.backend)
 
 
 def _rule_arguments(rule: AttentionRule) -> dict[str, Any]:

@@ -13,13 +13,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule, row_sums
-
-_ROWS_AT_A_TIME = 4096
+from gptoss_kernels.attention import AttentionRule
+from gptoss_kernels.attention_sinks import add_sinks, row_sums
+from gptoss_kernels.backend import Backend
 
 
 class TorchFlashEngine:
     """torch's ``_flash_attention_forward`` and ``_flash_attention_backward`` with LSE'."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Let ``backend`` add the sinks."""
+        self.backend: Backend = backend
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, rule: AttentionRule
@@ -43,7 +47,7 @@ class TorchFlashEngine:
             **_window(rule),
         )
         lse = lse.view(heads, batch, length).transpose(0, 1)
-        return scaled_by_share(out.view(batch, length, heads, -1), lse, sinks)
+        return add_sinks(out.view(batch, length, heads, -1), lse, sinks, backend=self.backend)
 
     def backward(
         self,
@@ -54,7 +58,7 @@ class TorchFlashEngine:
         out: Tensor,
         lse: Tensor,
         rule: AttentionRule,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``AttentionEngine``."""
         batch, heads, length, _ = query.shape
         cu_seqlens, longest = rule.documents.cu_seqlens(), rule.documents.max_length
@@ -82,7 +86,11 @@ class TorchFlashEngine:
         grad_query, grad_key, grad_value = (
             grad.view(batch, length, -1, query.shape[-1]).transpose(1, 2) for grad in grads
         )
-        return grad_query, grad_key, grad_value, row_sums(grad_out, out, lse.dtype)
+        return grad_query, grad_key, grad_value
+
+    def row_sums(self, grad_out: Tensor, out: Tensor) -> Tensor:
+        """See ``AttentionEngine``."""
+        return row_sums(grad_out, out, backend=self.backend)
 
 
 def to_rows(heads_first: Tensor) -> Tensor:
@@ -95,30 +103,3 @@ def _window(rule: AttentionRule) -> dict[str, int]:
     if rule.window is None:
         return {}
     return {"window_size_left": rule.window - 1, "window_size_right": 0}
-
-
-def scaled_by_share(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return O' and LSE' from the O and LSE of a kernel without sinks.
-
-    Rounded once, and in pieces: widened whole, O takes 2 GiB at 131,072 tokens.
-
-    Args:
-        out: ``[B, S, Hq, D]``, any strides.
-        lse: ``[B, Hq, S]``, any strides.
-        sinks: ``[Hq]``.
-
-    Returns:
-        As ``out`` and ``lse``, both contiguous, LSE' in fp32.
-    """
-    lse = lse.float()
-    with_sink = torch.logaddexp(lse, sinks.float()[:, None])
-    share = torch.exp(lse - with_sink).transpose(1, 2).unsqueeze(-1)
-    scaled = torch.empty(out.shape, dtype=out.dtype, device=out.device)
-    for target, rows, factor in zip(
-        scaled.split(_ROWS_AT_A_TIME, dim=1),
-        out.split(_ROWS_AT_A_TIME, dim=1),
-        share.split(_ROWS_AT_A_TIME, dim=1),
-        strict=True,
-    ):
-        target.copy_(rows.float() * factor)
-    return scaled, with_sink.contiguous()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.attention import AttentionRule
+from gptoss_kernels.attention_sinks import row_sums
 from gptoss_kernels.backend import launch, require_triton
 
 HEAD_SIZES = (16, 32, 64)
@@ -57,16 +58,18 @@ def choose_attention_tiles(dtype: torch.dtype, shared_memory_kib: int) -> Attent
             163 on sm_80, 227 on sm_90 and sm_100.
 
     Returns:
-        The tiles; compiled and inspected for all of these but sm_86 and sm_89, not yet timed.
+        The tiles; compiled and inspected for all of these but sm_86 and sm_89, not yet timed. A
+        loop that loads two iterations ahead waits for the older copy only; one that loads one
+        ahead starts its copy after its products and waits for it at once.
     """
     if dtype == torch.float32:  # exact products run on the ordinary cores: for tests, not for speed
         small = Tile(32, 32, 4, 1)
         return AttentionTiles(small, small, small)
-    deep = 3 if shared_memory_kib >= 160 else 2
     # From sm_90 on the accumulators do not compete with the addresses for registers.
     rows = 64 if shared_memory_kib >= 200 else 32
-    ahead = 2 if shared_memory_kib > 64 else 1
-    return AttentionTiles(Tile(128, 64, 8, deep), Tile(rows, 128, 8, ahead), Tile(64, 64, 4, 2))
+    if shared_memory_kib <= 64:  # gfx942, which copies through registers
+        return AttentionTiles(Tile(128, 64, 8, 2), Tile(rows, 128, 8, 1), Tile(64, 64, 4, 2))
+    return AttentionTiles(Tile(128, 64, 8, 3), Tile(rows, 128, 8, 3), Tile(64, 64, 4, 3))
 
 
 class TritonEngine:
@@ -127,15 +130,19 @@ class TritonEngine:
         out: Tensor,
         lse: Tensor,
         rule: AttentionRule,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``AttentionEngine``."""
         query, key, value, grad_out = (_unit_stride(t) for t in (query, key, value, grad_out))
-        delta = row_sums_triton(grad_out, out)
         if query.numel() == 0:
-            return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), delta
+            return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        delta = self.row_sums(grad_out, out)
         grad_key, grad_value = self._key_value(grad_out, query, key, value, lse, delta, rule)
         grad_query = self._query(grad_out, query, key, value, lse, delta, rule)
-        return grad_query, grad_key, grad_value, delta
+        return grad_query, grad_key, grad_value
+
+    def row_sums(self, grad_out: Tensor, out: Tensor) -> Tensor:
+        """See ``AttentionEngine``."""
+        return row_sums(grad_out, out, backend="triton")
 
     def _key_value(
         self,
@@ -245,31 +252,6 @@ class TritonEngine:
             most = getattr(properties, "shared_memory_per_block_optin", None)
             kib = (most or properties.shared_memory_per_block) // 1024
         return choose_attention_tiles(query.dtype, kib)
-
-
-def row_sums_triton(grad_out: Tensor, out: Tensor) -> Tensor:
-    """Return ``rowsum(dO * O) [B, Hq, S]`` in fp32 from two ``[B, S, Hq, D]``."""
-    from gptoss_kernels._triton._attention_backward import _attention_delta_kernel
-
-    batch, length, heads, size = out.shape
-    delta = torch.empty(batch, heads, length, dtype=torch.float32, device=out.device)
-    if delta.numel() == 0:
-        return delta
-    rows = 128
-    launch(
-        _attention_delta_kernel,
-        (-(-length // rows) * batch * heads,),
-        grad_out,
-        out,
-        delta,
-        *grad_out.stride()[:3],
-        length,
-        heads,
-        batch * heads,
-        HEAD_SIZE=size,
-        BLOCK_M=rows,
-    )
-    return delta
 
 
 def _require_support(query: Tensor, key: Tensor, value: Tensor) -> None:

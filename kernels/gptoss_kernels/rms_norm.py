@@ -6,8 +6,8 @@ step, the formula keeps three fp32 copies of the hidden states (34 KB a token an
 here the input is kept in its own dtype, which the residual stream holds anyway, and the reciprocal
 of the norm.
 
-Only in torch: on a GPU the model uses Liger's kernel, which computes and keeps the same. A kernel
-of ours beside it was the alternative, and stood here until Liger's was shown to be equal.
+Only in torch: on a GPU the model uses Liger's kernel, which computes and keeps the same, and warns
+where it cannot. A kernel of ours beside it was the alternative: one more to tune and to prove.
 
 N rows, H hidden.
 """

@@ -50,6 +50,15 @@ CAUSES = (
         ),
     ),
     _cause(
+        "RuntimeError",
+        "does not have a deterministic implementation|Deterministic behavior was enabled",
+        (
+            "train.deterministic is on, and torch has no operation with the same bits in every run "
+            "for this ({text}); choose another model.attention or model.backend, or set "
+            "train.deterministic=false"
+        ),
+    ),
+    _cause(
         "RuntimeError AssertionError",
         "no NVIDIA driver|not compiled with CUDA|no CUDA GPUs",
         (

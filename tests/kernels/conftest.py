@@ -24,9 +24,3 @@ def poisoned_empty(monkeypatch):
         (torch.Tensor, "new_empty"),
     ]:
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
-
-
-@pytest.fixture
-def device():
-    """Where the tests run: a GPU where there is one, else the CPU with Triton's interpreter."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

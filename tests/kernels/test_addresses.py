@@ -13,7 +13,7 @@ STRIDE = 2**30
 """Elements from row to row: the third row starts at 2^31."""
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs memory that is mapped when touched"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu.py does this at full size"),
+    pytest.mark.interpreter,  # where there is a GPU test_gpu.py does this at full size
 ]
 
 

@@ -25,11 +25,13 @@ def positions_of(lengths):
     return torch.cat([torch.arange(length) for length in lengths])[None]
 
 
-def problem(length=75, heads=4, groups=2, size=16, batch=2, seed=0, dtype=torch.float64):
+def problem(
+    length=75, heads=4, groups=2, size=16, batch=2, seed=0, dtype=torch.float64, device="cpu"
+):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
     query = draw(batch, length, heads, size).transpose(1, 2)  # strided, as after a projection
     key, value = draw(batch, groups, length, size), draw(batch, groups, length, size)
@@ -72,19 +74,23 @@ TRITON_CASES = [
 ]
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(("row", "window", "tile"), TRITON_CASES)
-def test_the_triton_engine_equals_float64_autograd(row, window, tile, poisoned_empty):
-    leaves, grad = problem(batch=1, dtype=torch.float32)
-    documents = find_documents(1, 75, torch.device("cpu"), position_ids=positions_of(ROWS[row]))
+def test_the_triton_engine_equals_float64_autograd(row, window, tile, device, poisoned_empty):
+    leaves, grad = problem(batch=1, dtype=torch.float32, device=device)
+    positions = positions_of(ROWS[row]).to(device)
+    documents = find_documents(1, 75, device, position_ids=positions)
     settings = {"window": window, "documents": documents}
     expected = run(attention_reference, [x.double() for x in leaves], grad, **settings)
     engine = TritonEngine(AttentionTiles(TILES[tile], TILES[tile], TILES[tile]))
     compare(run(attention, leaves, grad, engine=engine, **settings), expected, FP32)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("heads", [1, 3], ids=["one head", "three heads on one"])
-def test_the_triton_engine_takes_a_single_token_and_any_group(heads, poisoned_empty):
-    leaves, grad = problem(length=1, heads=heads, groups=1, batch=3, dtype=torch.float32)
+def test_the_triton_engine_takes_a_single_token_and_any_group(heads, device, poisoned_empty):
+    settings = {"length": 1, "heads": heads, "groups": 1, "batch": 3}
+    leaves, grad = problem(**settings, dtype=torch.float32, device=device)
     expected = run(attention_reference, [x.double() for x in leaves], grad)
     actual = run(attention, leaves, grad, engine=TritonEngine())
     # One visible key: the softmax over it and the sink is all there is; d_query is not zero.
@@ -199,5 +205,10 @@ def test_mistakes_are_named():
     documents = find_documents(2, 5, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"documents are for \(2, 5\)"):
         attention(query, key, value, sinks, documents=documents, **settings)
+
+
+@pytest.mark.triton
+def test_a_head_size_that_triton_lacks_is_named(device):
+    leaves, _ = problem(size=24, dtype=torch.float32, device=device)
     with pytest.raises(ValueError, match="needs a head size"):
-        attention(*problem(size=24, dtype=torch.float32)[0], engine=TritonEngine(), **settings)
+        attention(*leaves, engine=TritonEngine(), scaling=1.0)

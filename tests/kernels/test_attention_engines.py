@@ -1,8 +1,17 @@
 """An engine is believed after it has computed a small problem in front of us."""
 
+import sys
+import types
+
 import pytest
 import torch
-from gptoss_kernels.attention import attention, attention_reference, find_documents
+from gptoss_kernels import attention_engines
+from gptoss_kernels.attention import (
+    AttentionRule,
+    attention,
+    attention_reference,
+    find_documents,
+)
 from gptoss_kernels.attention_cudnn import OLDEST_VERSION, CudnnEngine, cudnn_obstacle
 from gptoss_kernels.attention_eager import EagerEngine
 from gptoss_kernels.attention_engines import (
@@ -12,6 +21,7 @@ from gptoss_kernels.attention_engines import (
     find_fault,
     find_obstacle,
 )
+from gptoss_kernels.attention_fa4 import FlashAttention4Engine
 from gptoss_kernels.attention_flash import TorchFlashEngine
 from gptoss_kernels.attention_triton import TritonEngine
 from gptoss_kernels.testing import relative_rms
@@ -44,9 +54,8 @@ def test_the_exact_engine_passes_its_own_proof(dtype):
 class WithoutSinkGradient(EagerEngine):
     """A library whose forward knows sinks and whose backward does not."""
 
-    def backward(self, *args):
-        *grads, delta = super().backward(*args)
-        return (*grads, torch.zeros_like(delta))
+    def row_sums(self, grad_out, out):
+        return torch.zeros_like(super().row_sums(grad_out, out))
 
 
 class WindowOf129(EagerEngine):
@@ -129,7 +138,7 @@ def test_engines_of_torch_fit_the_signatures_of_this_torch(engine, window, packe
         scaling=0.125,
         window=window,
         documents=documents,
-        engine=engine(),
+        engine=engine("torch"),
     )
     assert out.shape == query.shape and out.is_contiguous()
     grads = torch.autograd.grad(out.sum(), (query, key, value, sinks))
@@ -155,6 +164,54 @@ def test_cudnn_says_what_it_needs(monkeypatch):
     assert "torch has 8907" in cudnn_obstacle(*sound)
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert "NVIDIA" in cudnn_obstacle(*sound)
+
+
+def test_where_the_same_bits_are_asked_for_some_engines_are_refused(monkeypatch):
+    sound = (torch.device("cuda"), torch.bfloat16, 64)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for name in ("torch_flash", "flex", "eager"):
+        assert find_obstacle(name, *sound, deterministic=True) is None
+    assert "does not ask cuDNN" in find_obstacle("cudnn", *sound, deterministic=True)
+    with pytest.raises(ValueError, match="cudnn cannot be used: torch does not ask cuDNN"):
+        choose_engine("cudnn", *sound, deterministic=True)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "not known to be deterministic" in find_obstacle("torch_flash", *sound, True)
+
+
+def test_flash_attention_4_is_asked_for_the_same_bits_only_where_they_are_wanted(monkeypatch):
+    asked = []
+
+    def backward(query, key, value, *rest, **options):
+        asked.append(options.get("deterministic"))
+        return query, key, value
+
+    library = types.ModuleType("flash_attn.cute.interface")
+    library._flash_attn_fwd, library._flash_attn_bwd = None, backward
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", library)
+    query, out, lse = torch.zeros(1, 4, 6, 16), torch.zeros(1, 6, 4, 16), torch.zeros(1, 4, 6)
+    rule = AttentionRule(0.3, None, find_documents(1, 6, CPU))
+    for wanted in (False, True):
+        engine = FlashAttention4Engine("torch", deterministic=wanted)
+        engine.backward(out, query, query, query, out, lse, rule)
+    assert asked == [None, True]
+
+
+def test_what_adds_the_sinks_is_said_where_it_is_not_triton(monkeypatch):
+    # A card whose engine runs and on which Triton cannot: the price stands in the choice.
+    monkeypatch.setattr(attention_engines, "find_obstacle", lambda *a: None)
+    monkeypatch.setattr(attention_engines, "find_fault", lambda *a: None)
+    monkeypatch.setattr(
+        "gptoss_kernels.attention_sinks.triton_obstacle", lambda *a: "triton is not installed"
+    )
+    choice = choose_engine("torch_flash", CPU, torch.bfloat16, 64)
+    assert choice.engine.backend == "torch"
+    assert "several passes over O, because triton is not installed" in choice.reason
+    monkeypatch.setattr("gptoss_kernels.attention_sinks.triton_obstacle", lambda *a: None)
+    choice = choose_engine("torch_flash", CPU, torch.bfloat16, 64)
+    assert (choice.engine.backend, choice.reason) == ("triton", "torch_flash, as asked")
+    assert "head sizes" in choose_engine("torch_flash", CPU, torch.bfloat16, 80).reason
 
 
 @pytest.mark.gpu
@@ -187,8 +244,8 @@ def test_cudnn_on_real_shapes_is_no_worse_than_torch_flash_beside_float64():
         return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
     truth = results(attention_reference, [leaf.double() for leaf in inputs])
-    flash = results(attention, inputs, engine=TorchFlashEngine())
+    flash = results(attention, inputs, engine=TorchFlashEngine("triton"))
     for got, usual, expected in zip(
-        results(attention, inputs, engine=CudnnEngine()), flash, truth, strict=True
+        results(attention, inputs, engine=CudnnEngine("triton")), flash, truth, strict=True
     ):
         assert relative_rms(got, expected) <= 1.5 * relative_rms(usual, expected)

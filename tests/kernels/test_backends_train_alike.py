@@ -20,14 +20,16 @@ def base(tmp_path_factory):
     return tiny_checkpoint(folder, seed=1, layers=1, experts=4, hidden=64, intermediate=32)
 
 
-def three_steps(base, backend, merge_aware):
+def three_steps(base, backend, merge_aware, device):
     torch.manual_seed(0)
     section = ModelSection(name_or_path=str(base), dtype="float32")
-    model = add_adapters(load_base(open_checkpoint(str(base)), section), LoraSection(rank=4))
+    loaded = load_base(open_checkpoint(str(base)), section, device=device)
+    model = add_adapters(loaded, LoraSection(rank=4))
     set_expert_settings(model, ExpertSettings(backend=backend, merge_aware=merge_aware))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-2)
-    input_ids = torch.randint(0, 199_998, (1, 12), generator=torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    input_ids = torch.randint(0, 199_998, (1, 12), generator=generator).to(device)
     losses = []
     for _ in range(3):
         loss = model(input_ids=input_ids, labels=input_ids).loss
@@ -38,10 +40,11 @@ def three_steps(base, backend, merge_aware):
     return losses
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("merge_aware", [False, True], ids=["split", "merge-aware"])
-def test_three_steps_give_the_same_losses(base, merge_aware):
-    expected = three_steps(base, "torch", merge_aware)
-    actual = three_steps(base, "triton", merge_aware)
+def test_three_steps_give_the_same_losses(base, merge_aware, device):
+    expected = three_steps(base, "torch", merge_aware, device)
+    actual = three_steps(base, "triton", merge_aware, device)
     assert actual == pytest.approx(expected, rel=TOLERANCE)
     # The steps did something: the loss falls, by far more than the tolerance.
     assert expected[2] < 0.99 * expected[0]

@@ -70,6 +70,7 @@ def test_torch_equals_float64_autograd(
     check(gradients_of(experts, inputs.to(torch.float32)), expected, FLOAT32)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(NAMES, SHAPES)
 def test_triton_equals_float64_autograd(
     tokens, top_k, num_experts, hidden, intermediate, rank, kind, device
@@ -106,6 +107,7 @@ def test_torch_modes(layer, options):
     )
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(("layer", "options"), TRITON_MODES)
 def test_triton_modes(layer, options, device):
     if options.get("engine") == "grouped_mm" and device.type == "cuda":

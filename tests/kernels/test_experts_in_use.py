@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gptoss_kernels import ExpertProjection, choose_backend, experts, experts_reference
+from gptoss_kernels.backend import interpreted
 from gptoss_kernels.testing import assert_close, make_layer, make_routing, relative_rms
 from torch.utils.checkpoint import checkpoint
 from transformers import GptOssConfig
@@ -274,17 +275,20 @@ def test_backend_and_engine_mistakes_are_named():
         experts(*layer(dtype=torch.float64).arguments(), backend="triton")
 
 
-def test_choose_backend_says_why(device, caplog):
+def test_choose_backend_says_why(caplog):
     caplog.set_level("INFO", logger="gptoss_kernels")
     cpu = torch.device("cpu")
     assert choose_backend("torch", cpu, torch.float32) == "torch"
     assert choose_backend("auto", cpu, torch.bfloat16) == "torch"
     assert choose_backend("auto", cpu, torch.bfloat16) == "torch"
     assert len(caplog.records) <= 1  # once per process
-    if device.type == "cpu":
+    if interpreted():
         assert choose_backend("triton", cpu, torch.float32) == "triton"
         with pytest.raises(ValueError, match=r"cannot run here: .*interpreter is wrong"):
             choose_backend("triton", cpu, torch.bfloat16)
+    else:
+        with pytest.raises(ValueError, match="on a CPU and TRITON_INTERPRET=1 was not set"):
+            choose_backend("triton", cpu, torch.float32)
     with pytest.raises(ValueError, match="NVIDIA and AMD GPUs, got device meta"):
         choose_backend("triton", torch.device("meta"), torch.float32)
     with pytest.raises(ValueError, match="must be"):

@@ -52,8 +52,9 @@ def expected_of(hidden, weight, labels, weights, z_loss=0.0):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2], ids=["plain", "z-loss"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_loss_and_gradients_equal_float64(case, z_loss, backend):
-    hidden, weight, labels, weights = problem(case["n"], case["h"], case["v"], torch.float32)
+def test_loss_and_gradients_equal_float64(case, z_loss, backend, device):
+    inputs = problem(case["n"], case["h"], case["v"], torch.float32)
+    hidden, weight, labels, weights = (tensor.to(device) for tensor in inputs)
     total, losses, grad_hidden, grad_weight = expected_of(hidden, weight, labels, weights, z_loss)
     hidden.requires_grad_()
     weight.requires_grad_()
@@ -177,8 +178,9 @@ def test_a_gpu_is_never_waited_for(selected_rows):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_in_a_row_without_loss_stays_there(backend):
-    hidden, weight, labels, weights = problem(12, 8, 40, torch.float32)
+def test_nan_in_a_row_without_loss_stays_there(backend, device):
+    inputs = problem(12, 8, 40, torch.float32)
+    hidden, weight, labels, weights = (tensor.to(device) for tensor in inputs)
     clean, _ = linear_cross_entropy(hidden, weight, labels, weights)
     hidden[1] = float("nan")
     hidden.requires_grad_()
@@ -192,8 +194,9 @@ def test_nan_in_a_row_without_loss_stays_there(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_in_a_row_with_loss_is_shown(backend):
-    hidden, weight, labels, weights = problem(12, 8, 40, torch.float32)
+def test_nan_in_a_row_with_loss_is_shown(backend, device):
+    inputs = problem(12, 8, 40, torch.float32)
+    hidden, weight, labels, weights = (tensor.to(device) for tensor in inputs)
     hidden[3] = float("nan")
     loss, losses = linear_cross_entropy(hidden, weight, labels, weights, backend=backend)
     assert loss.isnan() and losses[3].isnan()

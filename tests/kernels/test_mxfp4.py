@@ -37,6 +37,7 @@ def every_byte_at_every_scale(device):
     return blocks.expand(256, 16, 16).contiguous(), scales.expand(256, 16).contiguous()
 
 
+@pytest.mark.triton
 def test_values_by_hand(device):
     # Codes 0 to 15, low nibble first, at scale 2^1.
     blocks = torch.tensor([[0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE] * 2], device=device)
@@ -81,6 +82,7 @@ def hard_values():
     return torch.stack([row.float() for row in rows])
 
 
+@pytest.mark.triton
 def test_quantize_bits_equal_the_reference(device):
     values = hard_values().to(device)
     cases = [values, torch.randn((64, 96), device=device)]
@@ -93,6 +95,7 @@ def test_quantize_bits_equal_the_reference(device):
         assert torch.equal(actual.scales, expected.scales)
 
 
+@pytest.mark.triton
 def test_quantize_takes_the_nearest_value(device):
     """By brute force: of the 15 values of the block's scale, the nearest; of two, the even one."""
     values = torch.randn((40, 32), device=device)
@@ -106,6 +109,7 @@ def test_quantize_takes_the_nearest_value(device):
     assert torch.equal(packed.scales[:, 0].int() - 127, amax.log2().floor().int() - 2)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("packed", [True, False], ids=["mxfp4", "dense"])
 @pytest.mark.parametrize("scratch", [10**9, 5000], ids=["one-group", "groups-of-one"])
 def test_merge_aware_weights_are_the_exported_ones(packed, scratch, device):
@@ -141,6 +145,7 @@ def test_merge_aware_weights_are_the_exported_ones(packed, scratch, device):
             assert not torch.equal(served, base)
 
 
+@pytest.mark.triton
 def test_merge_rounds_as_the_export_does_where_the_last_bit_decides(device):
     """Values within a bit of a tie: a sum in another order, or fused, would land on both sides."""
     generator = torch.Generator().manual_seed(1)
@@ -178,6 +183,7 @@ def test_merged_weight_is_w_plus_s_b_a(device):
     assert (exact - weight).abs().max() > 1
 
 
+@pytest.mark.triton
 def test_without_an_adapter_merging_changes_no_bit(device):
     inputs = make_layer(
         make_routing(4, 1, 2),
@@ -195,6 +201,7 @@ def test_without_an_adapter_merging_changes_no_bit(device):
     assert same_bits(matrices.stack(), plain)
 
 
+@pytest.mark.triton
 def test_mistakes_are_named(device):
     blocks = torch.zeros((2, 3, 16), dtype=torch.uint8, device=device)
     scales = torch.zeros((2, 3), dtype=torch.uint8, device=device)

@@ -62,16 +62,15 @@ def test_sorted_stably(tokens, top_k, num_experts, kind, backend, device, poison
     check(indices, num_experts, route(indices.int(), num_experts, backend=backend))
 
 
+@pytest.mark.triton
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_any_routing_even_with_ties_and_absent_experts(data):
+def test_any_routing_even_with_ties_and_absent_experts(device, data):
     num_experts = data.draw(st.integers(1, 9), label="experts")
     tokens, top_k = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 4))
     values = st.integers(0, num_experts + 2)
     flat = data.draw(st.lists(values, min_size=tokens * top_k, max_size=tokens * top_k))
-    indices = torch.tensor(flat).view(tokens, top_k)
-    if torch.cuda.is_available():
-        indices = indices.cuda()
+    indices = torch.tensor(flat).view(tokens, top_k).to(device)
     for backend in BACKENDS:
         check(indices, num_experts, route(indices, num_experts, backend=backend))
 
@@ -83,6 +82,7 @@ def test_no_tokens(backend, device):
     assert routing.expert_offsets.tolist() == [0] * 9
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(
     "offsets",
     [[0, 3, 3, 5, 6], [0, 0, 0], [0, 128], [0, 0, 1, 130, 130], [4, 20, 20, 52]],

@@ -73,6 +73,7 @@ def test_swiglu_clamps_like_torch_on_the_bound(backend, device):
     ]
 
 
+@pytest.mark.triton
 def test_gated_swiglu_backward(device):
     rows, used = 9, 7
     z = draw(rows, 2 * 1100, scale=4.0).to(device, torch.float32)
@@ -230,6 +231,7 @@ def test_ragged_outer(backend, transposed, rank, columns, device):
     assert not actual[2:4].any()  # experts without rows
 
 
+@pytest.mark.triton
 def test_mistakes_are_named(device):
     x = torch.zeros((4, 32), device=device)
     w = torch.zeros((2, 8, 32), device=device)

@@ -4,6 +4,7 @@ Without a GPU they run in Triton's interpreter, in fp32. It has neither libdevic
 methods on scalars, so those two are stood in for; the kernels are Liger's.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,8 +18,16 @@ from gptoss_kernels.testing import assert_close
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm, apply_rotary_pos_emb
 
 from gptoss_tune.model.attention import set_attention
+from gptoss_tune.model.build import build
 from gptoss_tune.model.liger import find_fault, liger_obstacle, liger_rms_norm, liger_rotate
-from gptoss_tune.model.norms import LigerRotaryAttention, RmsNorm, choose_row_kernels, set_norms
+from gptoss_tune.model.norms import (
+    LigerRotaryAttention,
+    RmsNorm,
+    RowKernelChoice,
+    choose_row_kernels,
+    set_norms,
+)
+from gptoss_tune.recipe import Recipe
 
 liger_norm_file = pytest.importorskip("liger_kernel.ops.rms_norm")
 EPS = 1e-5
@@ -41,7 +50,7 @@ def rsqrt(x):
 
 
 @pytest.fixture(autouse=True)
-def interpretable(monkeypatch):
+def interpretable(monkeypatch, device):
     if DEVICE.type == "cuda":
         return
 
@@ -75,6 +84,7 @@ def angles(batch, length, half, dtype):
     return [(1.3466 * f(angle)).to(dtype).to(DEVICE) for f in (torch.cos, torch.sin)]
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("shape", [(1, 24), (2, 7, 33), (5, 64)], ids=str)
 def test_norm_equals_float64_autograd(shape):
     hidden, grad = 3 * draw(*shape), draw(*shape, seed=1)
@@ -91,6 +101,7 @@ def test_norm_equals_float64_autograd(shape):
         assert_close("beside transformers' module", got, expected, FP32)
 
 
+@pytest.mark.triton
 def test_a_frozen_weight_costs_no_gradient_and_nobody_elses_gradient_is_overwritten(monkeypatch):
     asked = []
     backward = liger_norm_file.rms_norm_backward
@@ -113,6 +124,7 @@ def test_a_frozen_weight_costs_no_gradient_and_nobody_elses_gradient_is_overwrit
     assert torch.equal(grad, kept)
 
 
+@pytest.mark.triton
 def test_as_much_is_kept_for_backward_as_by_the_torch_norm():
     hidden, weight = draw(16, 32), draw(32)
     saved = []
@@ -121,6 +133,7 @@ def test_as_much_is_kept_for_backward_as_by_the_torch_norm():
     assert sum(x.nbytes for x in saved) == hidden.nbytes + weight.nbytes + 16 * 4
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("tables", [1, 3], ids=["one table", "a table for each row"])
 def test_rotation_equals_transformers_bit_by_bit_and_float64(tables):
     inputs = [draw(3, 11, heads, 16, seed=heads).transpose(1, 2) for heads in (4, 2)]
@@ -195,6 +208,7 @@ def test_that_rounding_is_closer_to_the_truth_than_torch():
     assert error(usual[..., :32]) < BF16
 
 
+@pytest.mark.triton
 def test_the_proof_lets_the_real_ones_pass_and_sees_wrong_ones():
     dtype = torch.float32 if DEVICE.type == "cpu" else torch.bfloat16
     assert find_fault(liger_rms_norm, liger_rotate, DEVICE, dtype) is None
@@ -221,9 +235,10 @@ def test_the_proof_lets_the_real_ones_pass_and_sees_wrong_ones():
     assert fault == "Liger's rotary embedding raised TypeError: forward() takes 7 arguments"
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels need the model on the GPU")
 def test_a_step_through_the_model_with_the_attention_subclass(small_model, randomise_adapters):
-    model = small_model()
+    model = small_model().to(DEVICE)
     randomise_adapters(model)
     set_attention(model)
     set_norms(model)
@@ -251,9 +266,9 @@ def test_a_step_through_the_model_with_the_attention_subclass(small_model, rando
     assert all(torch.equal(value, expected[name]) for name, value in step().items())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels need the model on the GPU")
+@pytest.mark.triton
 def test_generation_with_a_cache(small_model):
-    model = small_model(adapted=False).eval()
+    model = small_model(adapted=False).to(DEVICE).eval()
     set_attention(model)
     prompt = torch.arange(5)[None].to(DEVICE)
     settings = {"max_new_tokens": 6, "do_sample": False, "use_cache": True, "pad_token_id": 0}
@@ -263,12 +278,43 @@ def test_generation_with_a_cache(small_model):
 
 
 def test_who_computes_is_said():
-    assert choose_row_kernels("torch", DEVICE, torch.float32) == ("torch", "torch")
-    cpu = torch.device("cpu")
-    assert choose_row_kernels("triton", cpu, torch.float32) == (
-        "torch",
-        "torch, because Liger's kernels need a GPU, the model is on cpu",
+    choice = choose_row_kernels("torch", DEVICE, torch.float32)
+    assert (choice.kernels, choice.reason, choice.warning) == ("torch", "torch", None)
+    choice = choose_row_kernels("triton", torch.device("cpu"), torch.float32)
+    assert choice.reason == "torch, because Liger's kernels need a GPU, the model is on cpu"
+    assert choice.kernels == "torch" and choice.warning is None, "a CPU has no faster ones"
+
+
+def test_a_gpu_without_liger_is_warned_of_with_reason_price_and_advice(monkeypatch):
+    cuda = torch.device("cuda")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "liger_kernel" else find_spec(name, *rest),
     )
+    choice = choose_row_kernels("triton", cuda, torch.bfloat16)
+    assert choice.kernels == "torch"
+    assert "because the package liger-kernel is not installed" in choice.warning
+    assert "about 70 ms a step" in choice.warning and "not measured" in choice.warning
+    assert "pip install -U liger-kernel" in choice.warning
+    # Who asked for torch by name has chosen, and is not warned.
+    assert choose_row_kernels("torch", cuda, torch.bfloat16).warning is None
+
+
+def test_the_warning_is_a_note_of_the_built_model(mxfp4_base, opened, monkeypatch, tmp_path):
+    told = RowKernelChoice("torch", "torch, because X", "warning: X costs Y")
+    monkeypatch.setattr("gptoss_tune.model.build.choose_row_kernels", lambda *a: told)
+    recipe = Recipe.model_validate(
+        {
+            "model": {"name_or_path": str(mxfp4_base), "dtype": "float32"},
+            "data": {"train": "rows.jsonl"},
+            "train": {"output_dir": str(tmp_path), "max_steps": 1},
+        }
+    )
+    notes = build(recipe, opened, "cpu").notes
+    assert notes.count("warning: X costs Y") == 1
+    assert any("norms and rotation: torch, because X;" in note for note in notes)
 
 
 @pytest.mark.gpu

@@ -170,17 +170,18 @@ def test_stock_eager_attention_does_leak(small_model, randomise_adapters):
     assert errors["logits"] > 100 * FP32
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels need the model on the GPU")
-def test_the_triton_kernels_give_the_same_packed_step(small_model, randomise_adapters):
+@pytest.mark.triton
+def test_the_triton_kernels_give_the_same_packed_step(small_model, randomise_adapters, device):
     from gptoss_kernels.attention_triton import TritonEngine
 
     packed = Packed(ROWS["shorter and longer than the window"], 7)
-    model = ready(small_model, randomise_adapters)
+    model = ready(small_model, randomise_adapters).to(device)
+    inputs = {"input_ids": packed.row, "position_ids": packed.position_ids, **packed.row_targets()}
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
 
     def step():
         model.zero_grad()
-        inputs = {"input_ids": packed.row, "position_ids": packed.position_ids}
-        out = model(**inputs, **packed.row_targets(), use_cache=False)
+        out = model(**inputs, use_cache=False)
         out.loss_sum.backward()
         flat = torch.cat([g.flatten() for g in gradients(model).values()])
         return out.token_losses, flat

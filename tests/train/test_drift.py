@@ -69,6 +69,7 @@ def refused(recipe):
     [
         ("train.learning_rate=4e-3", ["train.learning_rate"]),
         ("train.seed=1", ["train.seed"]),
+        ("train.deterministic=true", ["train.deterministic"]),
         ("train.lr_scheduler_type=linear", ["train.lr_scheduler_type"]),
         ("train.warmup_steps=1", ["train.warmup_steps"]),
         ("train.weight_decay=0.1", ["train.weight_decay"]),

@@ -30,12 +30,16 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 ATTENTION_IMPLEMENTATION = "gptoss_tune"
 
 
-def set_attention(model: nn.Module, wanted: str = "auto") -> EngineChoice:
+def set_attention(
+    model: nn.Module, wanted: str = "auto", *, deterministic: bool = False
+) -> EngineChoice:
     """Let every attention layer of ``model`` run on the engine ``wanted``; return what was chosen.
 
     Args:
         model: A gpt-oss model, bare or inside PEFT, on the device it will run on.
         wanted: ``auto`` or an engine's name, as in the recipe's ``model.attention``.
+        deterministic: Only an engine whose gradients have the same bits in every run, as in
+            ``train.deterministic``.
 
     Returns:
         The choice; its ``reason`` is the name and why, for the log.
@@ -50,7 +54,13 @@ def set_attention(model: nn.Module, wanted: str = "auto") -> EngineChoice:
         raise ValueError(f"{type(model).__name__} holds no GptOssModel; only gpt-oss has sinks")
     (decoder,) = decoders
     sinks = layers[0].sinks
-    choice = choose_engine(wanted, sinks.device, _compute_dtype(decoder), layers[0].head_dim)
+    choice = choose_engine(
+        wanted,
+        sinks.device,
+        _compute_dtype(decoder),
+        layers[0].head_dim,
+        deterministic=deterministic,
+    )
     for layer in layers:
         layer.attention_engine = choice.engine
     decoder.set_attn_implementation(ATTENTION_IMPLEMENTATION)

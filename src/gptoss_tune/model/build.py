@@ -68,12 +68,14 @@ def build(
     merge_aware = recipe.lora.merge_aware
     set_expert_settings(model, ExpertSettings(backend=backend, merge_aware=merge_aware))
     try:
-        engine = set_attention(model, recipe.model.attention)
+        engine = set_attention(
+            model, recipe.model.attention, deterministic=recipe.train.deterministic
+        )
     except ValueError as error:
         raise MachineError(f"model.attention: {error}") from error
     set_checkpointing(model, recipe.train.checkpointing)
-    kernels, row_wise = choose_row_kernels(backend, device, DTYPES[recipe.model.dtype])
-    set_norms(model, kernels)
+    row_wise = choose_row_kernels(backend, device, DTYPES[recipe.model.dtype])
+    set_norms(model, row_wise.kernels)
     bare: Any = model.get_base_model()
     bare.loss_backend = backend
     if recipe.model.embeddings == "cpu":
@@ -88,7 +90,8 @@ def build(
         (
             f"model: {base.name} {each}{describe_holdings(model)}; {trained:,} parameters train",
             f"experts: {backend} backend{aware}; attention: {engine.reason}; "
-            f"norms and rotation: {row_wise}; checkpointing: {recipe.train.checkpointing}",
+            f"norms and rotation: {row_wise.reason}; checkpointing: {recipe.train.checkpointing}",
+            *([row_wise.warning] if row_wise.warning else []),
             *started_at,
         ),
     )
@@ -102,7 +105,11 @@ def engines(recipe: Recipe, base: Checkpoint, device: torch.device) -> dict[str,
     """
     try:
         attention = choose_engine(
-            recipe.model.attention, device, DTYPES[recipe.model.dtype], base.config["head_dim"]
+            recipe.model.attention,
+            device,
+            DTYPES[recipe.model.dtype],
+            base.config["head_dim"],
+            deterministic=recipe.train.deterministic,
         )
     except ValueError as error:
         raise MachineError(f"model.attention: {error}") from error

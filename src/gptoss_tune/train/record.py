@@ -63,6 +63,7 @@ def environment() -> dict[str, Any]:
         "git_commit": git_commit(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 

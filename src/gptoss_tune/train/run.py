@@ -38,6 +38,7 @@ from gptoss_tune.train import (
 )
 from gptoss_tune.train.books import Books
 from gptoss_tune.train.collator import Collator
+from gptoss_tune.train.deterministic import PRICE, deterministic
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.fingerprint import Place
 from gptoss_tune.train.gpu import refuse_unusable_gpu
@@ -82,7 +83,7 @@ def train(
             trained is in its checkpoints.
     """
     started = time.monotonic()
-    with StopOnSignal() as stop:
+    with StopOnSignal() as stop, deterministic(recipe.train.deterministic):
         spread = launched_spread(recipe)
         refuse_unusable_gpu()  # starting CUDA takes seconds, in which a signal may come
         refuse_missing_tracker(recipe.tracking)
@@ -124,6 +125,8 @@ def _train(
     )
     for note in identity.notes:
         console.print(visible(note))
+    if recipe.train.deterministic and device.type == "cuda":
+        console.print(f"deterministic: the same bits in every run on this GPU; costs {PRICE}")
     set_seed(recipe.train.seed)
     model = _model(recipe, base, state, spread, console)
     fitted = memory_fit.fit(recipe, base, model, train_set, state, start, spread, console)
