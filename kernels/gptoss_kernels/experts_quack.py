@@ -57,6 +57,19 @@ class ProductForm(NamedTuple):
     turned: bool
 
 
+def package_obstacle() -> str | None:
+    """Return why there is no QuACK that can be asked, None when it is installed as needed."""
+    try:
+        version = importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return f"the package {PACKAGE} is not installed; pip install gptoss-tune[quack]"
+    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    if OLDEST <= numbers < TOO_NEW:
+        return None
+    wanted = " to before ".join(".".join(map(str, v)) for v in (OLDEST, TOO_NEW))
+    return f"it needs {PACKAGE} {wanted}, got {version}"
+
+
 @functools.cache
 def quack_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why QuACK cannot run here at all, None when nothing speaks against trying it.
@@ -68,14 +81,8 @@ def quack_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     Returns:
         The reason, for a message.
     """
-    try:
-        version = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return f"the package {PACKAGE} is not installed; pip install gptoss-tune[quack]"
-    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    if not OLDEST <= numbers < TOO_NEW:
-        wanted = " to before ".join(".".join(map(str, v)) for v in (OLDEST, TOO_NEW))
-        return f"it needs {PACKAGE} {wanted}, got {version}"
+    if why := package_obstacle():
+        return why
     if dtype != torch.bfloat16:
         return f"it needs bfloat16, got {dtype}"
     if device.type != "cuda" or torch.version.hip:
@@ -154,27 +161,21 @@ def make_product(biased: bool, added: bool, clamp: tuple[float, float] | None) -
     frontend = importlib.import_module("quack.epilogue.frontend")
     operators = importlib.import_module("quack.epilogue.ops")
     ending = _store if clamp is None else _gated(*clamp)
+
     # QuACK reads the operands off the parameters' names.
-    if biased and added:
+    def plain(acc):
+        return ending(acc)
 
-        def epilogue(acc, c, scaling, bias):
-            return ending(acc + c * scaling + bias)
+    def with_bias(acc, bias):
+        return ending(acc + bias)
 
-    elif biased:
+    def with_term(acc, c, scaling):
+        return ending(acc + c * scaling)
 
-        def epilogue(acc, bias):
-            return ending(acc + bias)
+    def with_both(acc, c, scaling, bias):
+        return ending(acc + c * scaling + bias)
 
-    elif added:
-
-        def epilogue(acc, c, scaling):
-            return ending(acc + c * scaling)
-
-    else:
-
-        def epilogue(acc):
-            return ending(acc)
-
+    epilogue = (with_both if added else with_bias) if biased else (with_term if added else plain)
     pinned = {"bias": operators.RowVecLoad("bias")} if biased else {}
     if added:
         pinned["scaling"] = operators.Scalar("scaling")
