@@ -245,9 +245,12 @@ def _product(
         )
 
     if engine == "grouped_mm":
-        gathered = rows if indices is None else rows[indices]
         (everything,) = expert_groups(matrices, scratch_bytes=2**63)
-        out = grouped_mm(gathered, everything.matrices, this.routing.expert_offsets)
+        out = grouped_mm(
+            rows if indices is None else rows[indices],
+            everything.matrices,
+            this.routing.expert_offsets,
+        )
         if bias is not None or low_rank is not None or activation is not None:
             launch(0, matrices.num_experts, None, out, out)
         return out
