@@ -27,8 +27,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gptoss_kernels.backend import say_once
+from gptoss_kernels.decode import expert_groups
 from gptoss_kernels.grouped_proof import REFUSALS, TOLERANCE, Problem, problems
+from gptoss_kernels.lora import LowRankTerm
+from gptoss_kernels.persistent import TileMaps, launch_product
+from gptoss_kernels.projection import ExpertMatrices
 from gptoss_kernels.swiglu import swiglu_reference
+from gptoss_kernels.tiles import choose_tiles, gpu_of
 
 PACKAGE = "quack-kernels"
 OLDEST, TOO_NEW = (0, 6, 5), (0, 7)
@@ -94,6 +100,60 @@ def quack_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
             f"{capability[1]} ({torch.cuda.get_device_name(device)})"
         )
     return None
+
+
+def quack_projection(
+    rows: Tensor,
+    matrices: ExpertMatrices,
+    maps: TileMaps,
+    expert_offsets: Tensor,
+    *,
+    indices: Tensor | None = None,
+    bias: Tensor | None = None,
+    low_rank: LowRankTerm | None = None,
+    activation: Tensor | None = None,
+    alpha: float = _ALPHA,
+    limit: float = _LIMIT,
+) -> Tensor:
+    """Return ``rows W_e^T + bias_e + s low B_e^T``, ``[M, N]``, with all experts decoded at once.
+
+    The rank-r product is stored where the result goes, and QuACK adds its own to it.
+
+    Args:
+        rows: ``[M, K]``, or ``[T, K]`` with ``indices``.
+        matrices: Of all experts.
+        maps: Tile maps of the routing.
+        expert_offsets: ``[E + 1]`` int32.
+        indices: ``[M]`` int32 or None.
+        bias: ``[E, N]`` or None.
+        low_rank: A rank-r term or None.
+        activation: ``[M, N/2]`` to be filled, or None.
+        alpha: Slope of the activation's sigmoid.
+        limit: Bound of its clamps.
+    """
+    columns, inner = matrices.shape
+    num_rows = rows.shape[0] if indices is None else indices.shape[0]
+    out = torch.empty((num_rows, columns), dtype=rows.dtype, device=rows.device)
+    say_once(f"expert product [{columns}, {inner}]: quack")
+    if low_rank is not None:
+        factor, gpu = low_rank.factor.to(rows.dtype), gpu_of(rows.device)
+        tiles = choose_tiles("given", n=columns, k=factor.shape[2], dtype=rows.dtype, gpu=gpu)
+        tile_map = maps.get(tiles.block_m, 0, matrices.num_experts)
+        launch_product(low_rank.rows, factor, tile_map, tiles, out)
+    (everything,) = expert_groups(matrices, scratch_bytes=2**63)
+    quack_product(
+        rows,
+        everything.matrices,
+        expert_offsets,
+        out,
+        indices=indices,
+        bias=bias,
+        scaling=None if low_rank is None else low_rank.scaling,
+        activation=activation,
+        alpha=alpha,
+        limit=limit,
+    )
+    return out
 
 
 def quack_product(
@@ -254,7 +314,7 @@ def _error(form: ProductForm, problem: Problem, generator: torch.Generator) -> d
     if form.added:
         expected += _PROOF_SCALING * out[:used].float()
     if bias is not None:
-        row = torch.arange(used, device=device)
+        row = torch.arange(used, dtype=torch.int32, device=device)
         expert = torch.bucketize(row, problem.expert_offsets[1:], right=True)
         expected += bias[expert].float()
     quack_product(

@@ -18,7 +18,7 @@ from gptoss_kernels.backend import say_once
 from gptoss_kernels.combine import launch_combine
 from gptoss_kernels.decode import expert_groups, is_turned
 from gptoss_kernels.expert_engines import engine_for
-from gptoss_kernels.experts_quack import ProductForm, quack_product
+from gptoss_kernels.experts_quack import ProductForm, quack_projection
 from gptoss_kernels.grouped_mm import grouped_mm
 from gptoss_kernels.lora import LowRankTerm, ragged_outer
 from gptoss_kernels.mxfp4 import Mxfp4Weight
@@ -204,7 +204,18 @@ def _product(
         scratch_bytes=layer.scratch_bytes,
     )
     if engine == "quack":
-        return _by_quack(this, rows, matrices, indices, bias, low_rank, activation)
+        return quack_projection(
+            rows,
+            matrices,
+            this.maps,
+            this.routing.expert_offsets,
+            indices=indices,
+            bias=bias,
+            low_rank=low_rank,
+            activation=activation,
+            alpha=layer.alpha,
+            limit=layer.limit,
+        )
     product: Product = "store" if activation is None else "swiglu"
     if engine == "packed":
         product = "packed" if activation is None else "packed_swiglu"
@@ -262,44 +273,6 @@ def _product(
         return out
     for group in expert_groups(matrices, layer.scratch_bytes):
         launch(group.first, group.last, group.matrices, rows, out)
-    return out
-
-
-def _by_quack(
-    this: _Pass,
-    rows: Tensor,
-    matrices: ExpertMatrices,
-    indices: Tensor | None,
-    bias: Tensor | None,
-    low_rank: LowRankTerm | None,
-    activation: Tensor | None,
-) -> Tensor:
-    """Return a projection's product ``[M, N]`` by QuACK.
-
-    The rank-r product goes first, to where the result will be; QuACK adds its own to it.
-    """
-    columns, inner = matrices.shape
-    shape = (this.routing.num_rows, columns)
-    out = torch.empty(shape, dtype=this.dtype, device=rows.device)
-    say_once(f"expert product [{columns}, {inner}]: quack")
-    if low_rank is not None:
-        factor, gpu = low_rank.factor.to(this.dtype), gpu_of(rows.device)
-        tiles = choose_tiles("given", n=columns, k=factor.shape[2], dtype=this.dtype, gpu=gpu)
-        tile_map = this.maps.get(tiles.block_m, 0, matrices.num_experts)
-        launch_product(low_rank.rows, factor, tile_map, tiles, out)
-    (everything,) = expert_groups(matrices, scratch_bytes=2**63)
-    quack_product(
-        rows,
-        everything.matrices,
-        this.routing.expert_offsets,
-        out,
-        indices=indices,
-        bias=bias,
-        scaling=None if low_rank is None else low_rank.scaling,
-        activation=activation,
-        alpha=this.layer.alpha,
-        limit=this.layer.limit,
-    )
     return out
 
 

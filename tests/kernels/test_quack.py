@@ -7,8 +7,11 @@ expert on torch tensors, so that shapes, offsets, gathering and the epilogue its
 import importlib.metadata
 import importlib.util
 import inspect
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -271,6 +274,27 @@ def test_the_interface_is_the_librarys():
         clamp = (1.702, 7.0) if form.activated else None
         product = experts_quack.make_product(form.biased, form.added, clamp)
         assert isinstance(product, EpiMod)
+
+
+def test_the_report_compiles_without_a_gpu_or_says_why_not():
+    script = Path(__file__).resolve().parents[2] / "kernels" / "bench" / "compile_quack.py"
+    done = subprocess.run(
+        [sys.executable, script, "--only", "d gate_up, merged"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    if experts_quack.package_obstacle():
+        assert "nothing compiled: " in done.stdout
+        return
+    line = done.stdout.splitlines()[-1]
+    spills, multiplied, copied = map(int, line.split()[-5:-2])
+    assert line.startswith("d gate_up, merged")
+    assert spills == 0
+    assert multiplied > 0
+    assert copied > 0
 
 
 @pytest.mark.gpu
