@@ -17,7 +17,7 @@ from torch import Tensor
 from gptoss_kernels.backend import say_once
 from gptoss_kernels.combine import launch_combine
 from gptoss_kernels.decode import expert_groups, is_turned
-from gptoss_kernels.expert_engines import engine_for
+from gptoss_kernels.expert_engines import Engine, engine_for
 from gptoss_kernels.experts_quack import ProductForm, quack_projection
 from gptoss_kernels.grouped_mm import grouped_mm
 from gptoss_kernels.lora import LowRankTerm, ragged_outer
@@ -185,9 +185,7 @@ def _product(
     activation: Tensor | None = None,
 ) -> Tensor:
     """Return a projection's product ``[M, N]`` by the engine that suits it."""
-    layer, gpu = this.layer, gpu_of(rows.device)
-    columns, inner = matrices.shape
-    num_rows = this.routing.num_rows
+    layer = this.layer
     form = ProductForm(
         gathered=indices is not None,
         biased=bias is not None,
@@ -199,36 +197,52 @@ def _product(
         layer.engine,
         matrices,
         form,
-        rows=num_rows,
+        rows=this.routing.num_rows,
         device=rows.device,
         scratch_bytes=layer.scratch_bytes,
     )
-    if engine == "quack":
-        return quack_projection(
-            rows,
-            matrices,
-            this.maps,
-            this.routing.expert_offsets,
-            indices=indices,
-            bias=bias,
-            low_rank=low_rank,
-            activation=activation,
-            alpha=layer.alpha,
-            limit=layer.limit,
-        )
+    if engine != "quack":
+        return _own_product(this, engine, rows, matrices, indices, bias, low_rank, activation)
+    return quack_projection(
+        rows,
+        matrices,
+        this.maps,
+        this.routing.expert_offsets,
+        indices=indices,
+        bias=bias,
+        low_rank=low_rank,
+        activation=activation,
+        alpha=layer.alpha,
+        limit=layer.limit,
+    )
+
+
+def _own_product(
+    this: _Pass,
+    engine: Engine,
+    rows: Tensor,
+    matrices: ExpertMatrices,
+    indices: Tensor | None,
+    bias: Tensor | None,
+    low_rank: LowRankTerm | None,
+    activation: Tensor | None,
+) -> Tensor:
+    """Return ``_product`` by our kernel, or by torch's product and our kernel after it."""
+    layer, gpu = this.layer, gpu_of(rows.device)
+    columns, inner = matrices.shape
+    num_rows = this.routing.num_rows
     product: Product = "store" if activation is None else "swiglu"
     if engine == "packed":
         product = "packed" if activation is None else "packed_swiglu"
     elif engine == "grouped_mm":
         product = "given"
-    rank = 0 if low_rank is None else low_rank.rows.shape[1]
     tiles = choose_tiles(
         product,
         n=columns,
         k=inner,
         dtype=this.dtype,
         gpu=gpu,
-        rank=rank,
+        rank=0 if low_rank is None else low_rank.rows.shape[1],
         rows_per_expert=num_rows // matrices.num_experts,
         turned=engine == "fused" and is_turned(matrices),
         bias=bias is not None,
@@ -256,18 +270,16 @@ def _product(
         )
 
     if engine == "grouped_mm":
+        gathered = rows if indices is None else rows[indices]
         (everything,) = expert_groups(matrices, scratch_bytes=2**63)
-        out = grouped_mm(
-            rows if indices is None else rows[indices],
-            everything.matrices,
-            this.routing.expert_offsets,
-        )
+        out = grouped_mm(gathered, everything.matrices, this.routing.expert_offsets)
+        del gathered
         if bias is not None or low_rank is not None or activation is not None:
             launch(0, matrices.num_experts, None, out, out)
         return out
     out = torch.empty((num_rows, columns), dtype=this.dtype, device=rows.device)
-    weight = matrices.projection.weight
     if engine == "packed":
+        weight = matrices.projection.weight
         assert isinstance(weight, Mxfp4Weight)  # or the engine would be another
         launch(0, matrices.num_experts, weight, rows, out)
         return out
