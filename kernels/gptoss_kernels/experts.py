@@ -19,7 +19,7 @@ letting autograd differentiate the plain formula, which keeps every decoded weig
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,14 +33,12 @@ from gptoss_kernels.backend import (
     require_triton,
     without_autocast,
 )
-from gptoss_kernels.grouped_mm import grouped_mm_obstacle
+from gptoss_kernels.expert_engines import ENGINE_NAMES, ExpertEngine, find_obstacle
 from gptoss_kernels.lora import MAX_RANK
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize_reference
 from gptoss_kernels.projection import ExpertProjection
 from gptoss_kernels.stages import ExpertLayer, Needs, Saved
 from gptoss_kernels.swiglu import swiglu_reference
-
-ExpertEngine = Literal["auto", "fused", "grouped_mm", "packed"]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -82,10 +80,11 @@ def experts(
         recompute_gate_up: Drop Z after forward and compute it again in backward: 2*M*I values less,
             one product more.
         engine: On Triton, how the large products run: "fused" is our kernel on a decoded scratch,
-            "grouped_mm" torch's on the same scratch, "packed" decodes in the loop (forward);
-            "auto" chooses by shape.
+            "grouped_mm" torch's and "quack" QuACK's on the same scratch, "packed" decodes in the
+            loop (forward); "auto" chooses by shape and by what was measured on this GPU.
         scratch_bytes: On Triton, bound of the decoded scratch; a larger weight is served in groups
-            of experts ("grouped_mm" takes all at once, so "auto" takes it only within the bound).
+            of experts ("grouped_mm" and "quack" take all at once, so "auto" takes them only within
+            the bound).
 
     Returns:
         ``[T, H]`` in the dtype of ``hidden_states``. Bit-identical from run to run.
@@ -283,8 +282,8 @@ def _check_backend(
 ) -> None:
     """Raise ValueError for a backend or an engine that cannot run on these tensors."""
     require_backend(backend)
-    if engine not in ("auto", "fused", "grouped_mm", "packed"):
-        raise ValueError(f"unknown engine {engine!r}; use auto, fused, grouped_mm or packed")
+    if engine not in ENGINE_NAMES:
+        raise ValueError(f"unknown engine {engine!r}; use one of {', '.join(ENGINE_NAMES)}")
     if backend == "torch":
         if engine != "auto":
             raise ValueError(f'engine {engine!r} belongs to backend "triton", got "torch"')
@@ -295,10 +294,7 @@ def _check_backend(
             f'backend "triton" takes a rank of at most {MAX_RANK} on experts, got {rank}; use '
             f'backend "torch" or a smaller rank'
         )
-    obstacle = None
-    if engine == "grouped_mm":
-        obstacle = grouped_mm_obstacle(hidden_states.device, hidden_states.dtype)
-    if obstacle:
+    if obstacle := find_obstacle(engine, hidden_states.device, hidden_states.dtype):
         raise ValueError(f'engine {engine!r} cannot run: {obstacle}; use engine "fused"')
 
 

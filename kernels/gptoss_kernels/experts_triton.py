@@ -9,7 +9,6 @@ almost every tile tried, and the detour of dHu through memory costs a hundredth 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,9 @@ from torch import Tensor
 from gptoss_kernels.backend import say_once
 from gptoss_kernels.combine import launch_combine
 from gptoss_kernels.decode import expert_groups, is_turned
-from gptoss_kernels.grouped_mm import grouped_mm, grouped_mm_obstacle
+from gptoss_kernels.expert_engines import Engine, engine_for
+from gptoss_kernels.experts_quack import ProductForm, quack_projection
+from gptoss_kernels.grouped_mm import grouped_mm
 from gptoss_kernels.lora import LowRankTerm, ragged_outer
 from gptoss_kernels.mxfp4 import Mxfp4Weight
 from gptoss_kernels.persistent import TileMaps, launch_product
@@ -26,7 +27,7 @@ from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
 from gptoss_kernels.routing import Routing, route
 from gptoss_kernels.stages import ExpertLayer, Gradients, Needs, Saved
 from gptoss_kernels.swiglu import launch_gated_swiglu_backward
-from gptoss_kernels.tiles import Engine, Product, choose_engine, choose_tiles, gpu_of
+from gptoss_kernels.tiles import Product, choose_tiles, gpu_of
 
 
 @dataclass(frozen=True)
@@ -184,31 +185,73 @@ def _product(
     activation: Tensor | None = None,
 ) -> Tensor:
     """Return a projection's product ``[M, N]`` by the engine that suits it."""
+    layer = this.layer
+    form = ProductForm(
+        gathered=indices is not None,
+        biased=bias is not None,
+        added=low_rank is not None,
+        activated=activation is not None,
+        turned=is_turned(matrices),
+    )
+    engine = engine_for(
+        layer.engine,
+        matrices,
+        form,
+        rows=this.routing.num_rows,
+        device=rows.device,
+        scratch_bytes=layer.scratch_bytes,
+    )
+    if engine != "quack":
+        return _own_product(this, engine, rows, matrices, indices, bias, low_rank, activation)
+    return quack_projection(
+        rows,
+        matrices,
+        this.maps,
+        this.routing.expert_offsets,
+        indices=indices,
+        bias=bias,
+        low_rank=low_rank,
+        activation=activation,
+        alpha=layer.alpha,
+        limit=layer.limit,
+    )
+
+
+def _own_product(
+    this: _Pass,
+    engine: Engine,
+    rows: Tensor,
+    matrices: ExpertMatrices,
+    indices: Tensor | None,
+    bias: Tensor | None,
+    low_rank: LowRankTerm | None,
+    activation: Tensor | None,
+) -> Tensor:
+    """Return ``_product`` by our kernel, or by torch's product and our kernel after it."""
     layer, gpu = this.layer, gpu_of(rows.device)
     columns, inner = matrices.shape
     num_rows = this.routing.num_rows
-    out = torch.empty((num_rows, columns), dtype=this.dtype, device=rows.device)
-    engine = _engine(this, matrices)
     product: Product = "store" if activation is None else "swiglu"
     if engine == "packed":
         product = "packed" if activation is None else "packed_swiglu"
     elif engine == "grouped_mm":
         product = "given"
-    rank = 0 if low_rank is None else low_rank.rows.shape[1]
     tiles = choose_tiles(
         product,
         n=columns,
         k=inner,
         dtype=this.dtype,
         gpu=gpu,
-        rank=rank,
+        rank=0 if low_rank is None else low_rank.rows.shape[1],
         rows_per_expert=num_rows // matrices.num_experts,
         turned=engine == "fused" and is_turned(matrices),
         bias=bias is not None,
     )
     say_once(f"expert product {product} [{columns}, {inner}] on {gpu.name}: {engine}, {tiles}")
 
-    def launch(first: int, last: int, source: Tensor | Mxfp4Weight | None, given: Tensor) -> None:
+    def launch(
+        first: int, last: int, source: Tensor | Mxfp4Weight | None, given: Tensor, out: Tensor
+    ) -> None:
         part = low_rank
         if part is not None:
             part = LowRankTerm(part.rows, part.factor[first:last], part.scaling)
@@ -226,51 +269,23 @@ def _product(
             limit=layer.limit,
         )
 
-    weight = matrices.projection.weight
-    if engine == "packed":
-        assert isinstance(weight, Mxfp4Weight)  # or the engine would be another
-        launch(0, matrices.num_experts, weight, rows)
-        return out
     if engine == "grouped_mm":
         gathered = rows if indices is None else rows[indices]
-        everything = expert_groups(matrices, scratch_bytes=2**63)
-        for group in everything:
-            out = grouped_mm(gathered, group.matrices, this.routing.expert_offsets)
-            if bias is not None or low_rank is not None or activation is not None:
-                launch(group.first, group.last, None, out)
+        (everything,) = expert_groups(matrices, scratch_bytes=2**63)
+        out = grouped_mm(gathered, everything.matrices, this.routing.expert_offsets)
+        del gathered
+        if bias is not None or low_rank is not None or activation is not None:
+            launch(0, matrices.num_experts, None, out, out)
+        return out
+    out = torch.empty((num_rows, columns), dtype=this.dtype, device=rows.device)
+    if engine == "packed":
+        weight = matrices.projection.weight
+        assert isinstance(weight, Mxfp4Weight)  # or the engine would be another
+        launch(0, matrices.num_experts, weight, rows, out)
         return out
     for group in expert_groups(matrices, layer.scratch_bytes):
-        launch(group.first, group.last, group.matrices, rows)
+        launch(group.first, group.last, group.matrices, rows, out)
     return out
-
-
-def _engine(this: _Pass, matrices: ExpertMatrices) -> Engine:
-    """Return the engine asked for, or the one that suits the shape."""
-    packed = isinstance(matrices.projection.weight, Mxfp4Weight) and not matrices.merged
-    usable = packed and not matrices.transposed
-    engine = this.layer.engine
-    if engine == "packed":
-        # The gradient's inner axis is not the packed one, so backward decodes first.
-        return "packed" if usable else "fused"
-    if engine != "auto":
-        return engine
-    engine = choose_engine(
-        this.routing.num_rows,
-        packed=usable,
-        forward=not matrices.transposed,
-        gpu=gpu_of(this.routing.token_indices.device),
-    )
-    obstacle = None
-    if engine == "grouped_mm":
-        obstacle = grouped_mm_obstacle(this.routing.token_indices.device, this.dtype)
-        dense = math.prod(matrices.projection.logical_shape) * this.dtype.itemsize
-        decoded = matrices.merged or isinstance(matrices.projection.weight, Mxfp4Weight)
-        if decoded and dense > this.layer.scratch_bytes:
-            obstacle = f"all experts at once are {dense / 2**30:.1f} GiB of scratch"
-    if obstacle:
-        say_once(f"expert products do not take torch's grouped_mm: {obstacle}")
-        return "fused"
-    return engine
 
 
 def _skinny(

@@ -38,7 +38,7 @@ class ExpertLayer:
     limit: float
     merge_aware: bool
     recompute_gate_up: bool
-    engine: Literal["auto", "fused", "grouped_mm", "packed"]
+    engine: Literal["auto", "fused", "grouped_mm", "packed", "quack"]
     scratch_bytes: int
 
     def without_factors(self) -> ExpertLayer:

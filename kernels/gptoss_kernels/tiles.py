@@ -1,4 +1,4 @@
-"""Tile sizes and engines: plain functions of shape, dtype and GPU, with a table behind them.
+"""Tile sizes: plain functions of shape, dtype and GPU, with a table behind them.
 
 The defaults are those that compile without spills, with loops that run ahead and with wide
 accesses for every supported architecture (see ``bench/compile_report.py``); ``bench/tune.py``
@@ -22,13 +22,8 @@ import torch
 from gptoss_kernels.backend import interpreted, launched_on
 
 Product = Literal["store", "swiglu", "given", "packed", "packed_swiglu", "skinny"]
-Engine = Literal["fused", "grouped_mm", "packed"]
 
 _TUNED = Path(__file__).parent / "tuned"
-
-PACKED_MAX_ROWS = 4096
-"""Rows up to which decoding in the loop is taken: one pass over four-bit weights costs less than
-writing and reading them in bf16 while an expert has about one tile of rows. Not measured yet."""
 
 
 @dataclass(frozen=True)
@@ -207,26 +202,6 @@ def choose_outer_tiles(rank: int, dtype: torch.dtype) -> Tiles:
     rows, stages = (32, 2) if dtype == torch.float32 else (64, 3)
     many = padded > (64 if dtype == torch.float32 else 128)
     return Tiles(rows, 128 if padded <= 64 else 64, padded, 8 if many else 4, stages)
-
-
-def choose_engine(rows: int, *, packed: bool, forward: bool, gpu: Gpu) -> Engine:
-    """Return the engine for a projection of ``rows`` rows.
-
-    Args:
-        rows: M.
-        packed: Whether the weight is MXFP4 and served as it is.
-        forward: False for the gradient, whose inner axis is not the packed one.
-        gpu: From ``gpu_of``.
-
-    Returns:
-        "packed" for few rows, else "fused", or "grouped_mm" where that measured faster.
-    """
-    limits = _tuned_file(gpu.name).get("engines", {})
-    if packed and forward and rows <= limits.get("packed_max_rows", PACKED_MAX_ROWS):
-        return "packed"
-    if rows >= limits.get("grouped_mm_min_rows", rows + 1):
-        return "grouped_mm"
-    return "fused"
 
 
 def _family(architecture: str) -> str:

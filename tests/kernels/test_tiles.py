@@ -1,4 +1,4 @@
-"""Tiles and engines: the measured table wins, defaults fit, the scripts around them run."""
+"""Tiles: the measured table wins, defaults fit, the scripts around them run."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from gptoss_kernels import tiles
-from gptoss_kernels.tiles import Gpu, Tiles, choose_engine, choose_tiles
+from gptoss_kernels.tiles import Gpu, Tiles, choose_tiles
 
 BENCH = Path(__file__).resolve().parents[2] / "kernels" / "bench"
 H200 = Gpu("nvidia-h200", "sm_90", 132)
@@ -45,23 +45,6 @@ def test_few_rows_an_expert_take_shorter_tiles(tuned):
     tall = choose_tiles("swiglu", **SHAPE, gpu=H200, rows_per_expert=2048)
     short = choose_tiles("swiglu", **SHAPE, gpu=H200, rows_per_expert=512)
     assert (tall.block_m, short.block_m) == (256, 128)
-
-
-def test_engine_by_rows(tuned):
-    def engine(rows, packed=True, forward=True):
-        return choose_engine(rows, packed=packed, forward=forward, gpu=H200)
-
-    assert engine(tiles.PACKED_MAX_ROWS) == "packed"
-    assert engine(tiles.PACKED_MAX_ROWS + 1) == "fused"
-    assert engine(64, packed=False) == engine(64, forward=False) == "fused"
-    tuned({"engines": {"packed_max_rows": 100, "grouped_mm_min_rows": 5000}})
-    tiles._tuned_file.cache_clear()
-    assert [engine(rows) for rows in (100, 101, 4999, 5000)] == [
-        "packed",
-        "fused",
-        "fused",
-        "grouped_mm",
-    ]
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_86", "sm_90", "sm_103", "sm_121", "gfx942"])
