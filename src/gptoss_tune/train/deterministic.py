@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -44,15 +45,16 @@ def deterministic(wanted: bool) -> Iterator[None]:
     _fix_cublas()
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
+    buffers: Any = torch.utils.deterministic
+    filled = buffers.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     # Every buffer would be written once more; the kernels' tests show that none is read unwritten.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    buffers.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # pyright: ignore[reportAttributeAccessIssue]
+        buffers.fill_uninitialized_memory = filled
 
 
 def _fix_cublas() -> None:
