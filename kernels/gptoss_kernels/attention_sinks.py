@@ -70,8 +70,10 @@ def add_sinks(
         if out.numel():
             _launch_add_sinks(out, lse, sinks, scaled, with_sink)
         return scaled, with_sink
-    with_sink = torch.logaddexp(lse, sinks.float()[:, None])
-    share = torch.exp(lse - with_sink).transpose(1, 2).unsqueeze(-1)
+    sinks = sinks.float()[:, None]
+    with_sink = torch.logaddexp(lse, sinks)
+    # exp(LSE - LSE') without the rounding of LSE'.
+    share = torch.sigmoid(lse - sinks).transpose(1, 2).unsqueeze(-1)
     for target, rows, factor in zip(
         scaled.split(_ROWS_AT_A_TIME, dim=1),
         out.split(_ROWS_AT_A_TIME, dim=1),

@@ -11,7 +11,7 @@ from gptoss_kernels.attention_sinks import (
 from gptoss_kernels.testing import assert_close
 
 BACKENDS = ["torch", "triton"]
-FP32 = 3e-7  # relative RMS; measured <= 9e-8 over these cases, both backends, on a CPU
+FP32 = 1e-6  # relative RMS; measured <= 9e-8 over these cases, both backends, on a CPU
 BF16 = 2.0**-8  # half a unit in the last place, at worst: what one rounding costs
 
 # Tiles have 64 tokens.
