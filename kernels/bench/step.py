@@ -133,10 +133,10 @@ def build(shape: Shape, layers: int, arguments: argparse.Namespace) -> tuple[nn.
     set_expert_settings(adapted, ExpertSettings(backend=arguments.backend))
     engine = set_attention(adapted, arguments.attention)
     set_checkpointing(adapted, arguments.checkpointing)
-    kernels, row_wise = choose_row_kernels(arguments.backend, device, dtype)
-    set_norms(adapted, kernels)
+    row_wise = choose_row_kernels(arguments.backend, device, dtype)
+    set_norms(adapted, row_wise.kernels)
     adapted.get_base_model().loss_backend = arguments.backend
-    return adapted.train(), f"{engine.reason}; norms and rotation: {row_wise}"
+    return adapted.train(), f"{engine.reason}; norms and rotation: {row_wise.reason}"
 
 
 def random_parameter(name: str, like: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
