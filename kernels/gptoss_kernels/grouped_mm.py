@@ -83,6 +83,8 @@ def grouped_mm_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     Returns:
         The reason, for a message.
     """
+    if device.type not in ("cpu", "cuda"):
+        return f"it is proved on GPUs and CPUs, got device {device}"
     if dtype != torch.bfloat16 and (device.type != "cpu" or dtype != torch.float32):
         return f"it needs bfloat16, got {dtype}"
     fault = find_product_fault(grouped_mm, device, dtype)

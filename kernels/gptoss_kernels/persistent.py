@@ -79,22 +79,15 @@ def launch_product(
     elif source is not None:
         matrix, strides, kind = source, source.stride(), device.DENSE
         columns, inner = source.shape[1:]
-    low_rows = factor = None
-    rank, factor_strides, scaling = 0, (0, 0, 0), 0.0
+    low_rows, factor, rank, factor_strides, scaling = None, None, 0, (0, 0, 0), 0.0
     if low_rank is not None:
         low_rows, factor, scaling = low_rank.rows, low_rank.factor, low_rank.scaling
         rank, factor_strides = low_rows.shape[1], factor.stride()
-    programs = gpu_of(rows.device).processors * tiles.programs
-    matrix_desc = rows_desc = None
-    turned = False
-    if tiles.tma and kind == device.DENSE:
-        matrix_desc, turned = _describe_matrix(source, tiles)
-        if matrix_desc is not None and indices is None:
-            rows_desc = _describe(rows, (tiles.block_m, tiles.block_k))
+    matrix_desc, rows_desc, turned = _descriptors(rows, source, indices, tiles)
     with on_device(rows):
         launch(
             device._grouped_matmul_kernel,
-            (programs,),
+            (gpu_of(rows.device).processors * tiles.programs,),
             rows,
             rows.stride(0),
             indices,
@@ -138,18 +131,26 @@ def launch_product(
         )
 
 
-def _describe_matrix(matrix: Tensor, tiles: Tiles) -> tuple[Any, bool]:
-    """Return the descriptor of ``[E, N, K]`` as a flat matrix, and whether N is contiguous.
+def _descriptors(
+    rows: Tensor, source: Tensor | Mxfp4Weight | None, indices: Tensor | None, tiles: Tiles
+) -> tuple[Any, Any, bool]:
+    """Return TMA descriptors of matrix and rows, and whether the matrix has N contiguous.
 
-    None where TMA cannot copy it: the experts have gaps, or rows do not start at 16 bytes.
+    The matrix is described flat, its experts one below the other. None where the tiles do not ask
+    for TMA or it cannot copy: experts with gaps, rows that do not start at 16 bytes, gathered rows.
     """
+    if not tiles.tma or not isinstance(source, Tensor):
+        return None, None, False
     for stored, block, turned in (
-        (matrix, (tiles.block_n, tiles.block_k), False),
-        (matrix.mT, (tiles.block_k, tiles.block_n), True),
+        (source, (tiles.block_n, tiles.block_k), False),
+        (source.mT, (tiles.block_k, tiles.block_n), True),
     ):
         if stored.is_contiguous():
-            return _describe(stored.flatten(0, 1), block), turned
-    return None, False
+            matrix = _describe(stored.flatten(0, 1), block)
+            if matrix is None or indices is not None:
+                return matrix, None, turned
+            return matrix, _describe(rows, (tiles.block_m, tiles.block_k)), turned
+    return None, None, False
 
 
 def _describe(matrix: Tensor, block: tuple[int, int]) -> Any:

@@ -104,6 +104,7 @@ def test_torch_passes_its_proof(dtype, device):
         pytest.skip("torch's grouped product takes bf16 on a GPU")
     assert find_obstacle("grouped_mm", device, dtype) is None
     assert "needs bfloat16" in grouped_mm_obstacle(device, torch.float16)
+    assert "got device meta" in grouped_mm_obstacle(torch.device("meta"), dtype)
 
 
 def test_problems_hold_the_hazards():
