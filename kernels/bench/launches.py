@@ -19,6 +19,7 @@ import torch
 from fake_driver import CARDS, Compiled
 from gptoss_kernels import ExpertProjection, LowRankTerm, Mxfp4Weight, experts, swiglu
 from gptoss_kernels.attention import attention, find_documents
+from gptoss_kernels.attention_sinks import add_sinks, row_sums
 from gptoss_kernels.attention_triton import TritonEngine, choose_attention_tiles
 from gptoss_kernels.linear_cross_entropy import linear_cross_entropy
 from gptoss_kernels.mxfp4 import _launch_quantize
@@ -63,6 +64,7 @@ def scenarios() -> list[Scenario]:
         Scenario("alone", passes),
         Scenario("window", partial(attend, window=WINDOW)),
         Scenario("full", partial(attend, window=None)),
+        Scenario("sinks", sinks_of_stock_kernels),
         Scenario("", loss),
     ]
 
@@ -192,17 +194,25 @@ def attend(architecture: str, *, window: int | None) -> None:
     torch.autograd.grad(out, leaves, torch.empty_like(out))
 
 
+def sinks_of_stock_kernels(architecture: str) -> None:
+    """Add sinks to what an attention kernel without them returns, laid out as flash has it."""
+    tokens = 16384
+    out = torch.empty(1, tokens, HEADS, HEAD_SIZE, dtype=BF16, device=META)
+    lse = torch.empty(HEADS, tokens, device=META).view(HEADS, 1, tokens).transpose(0, 1)
+    add_sinks(out, lse, torch.empty(HEADS, dtype=BF16, device=META), backend="triton")
+    row_sums(out, out, backend="triton")
+
+
 def loss(architecture: str) -> None:
     """Run the loss over the vocabulary, forward with and without a gradient."""
     hidden = torch.empty(2048, HIDDEN, dtype=BF16, device=META, requires_grad=True)
     weight = torch.empty(VOCABULARY, HIDDEN, dtype=BF16, device=META)
     targets = torch.empty(2048, dtype=torch.int64, device=META)
     weights = torch.empty(2048, device=META)
-    found = linear_cross_entropy(
+    total, _ = linear_cross_entropy(
         hidden, weight, targets, weights, selected_rows=2048, backend="triton"
     )
-    total = found[0] if isinstance(found, tuple) else found
-    torch.autograd.grad(getattr(total, "loss_sum", total), hidden)
+    torch.autograd.grad(total, hidden)
 
 
 def name_of(kernel: Compiled) -> str:
