@@ -118,7 +118,8 @@ def launched_on(device: torch.device) -> bool:
     from triton.runtime import driver
 
     try:
-        return driver.active.get_active_torch_device().type == device.type
+        active: Any = driver.active
+        return active.get_active_torch_device().type == device.type
     except RuntimeError:  # Triton's word that there is no driver
         return False
 

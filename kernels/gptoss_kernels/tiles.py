@@ -90,8 +90,9 @@ def _stand_in() -> Gpu:
     """Return what the active driver says of a GPU that is not here."""
     from triton.runtime import driver
 
-    target = driver.active.get_current_target()
-    properties = driver.active.utils.get_device_properties(driver.active.get_current_device())
+    active: Any = driver.active
+    target = active.get_current_target()
+    properties = active.utils.get_device_properties(active.get_current_device())
     architecture = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
     return Gpu(properties["name"], architecture, properties["multiprocessor_count"])
 
