@@ -3,55 +3,68 @@
 Bias, rank-r term and activation ride in the tile loop of the product that they follow. The gradient
 of the activation is a pass of its own: fused into the product before it, it spilled registers with
 almost every tile tried, and the detour of dHu through memory costs a hundredth of the layer.
+
+The factors come in the dtype in which they are trained, fp32; each is rounded to that of the rows
+once a pass, by one kernel that also lays it out for its product, and the copy lives no longer.
 """
 
 # Legend: T tokens, K experts per token, M rows, H hidden, I intermediate, E experts, R rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gptoss_kernels.backend import say_once
-from gptoss_kernels.combine import launch_combine
+from gptoss_kernels.combine import launch_combine, launch_routing_gradient
 from gptoss_kernels.decode import expert_groups, is_turned
 from gptoss_kernels.expert_engines import Engine, engine_for
 from gptoss_kernels.experts_quack import ProductForm, quack_projection
 from gptoss_kernels.grouped_mm import grouped_mm
-from gptoss_kernels.lora import LowRankTerm, ragged_outer
+from gptoss_kernels.lora import LowRankTerm, launch_ragged_outer
 from gptoss_kernels.mxfp4 import Mxfp4Weight
 from gptoss_kernels.persistent import TileMaps, launch_product
 from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
-from gptoss_kernels.routing import Routing, route
+from gptoss_kernels.routing import Routing, launch_route
 from gptoss_kernels.stages import ExpertLayer, Gradients, Needs, Saved
 from gptoss_kernels.swiglu import launch_gated_swiglu_backward
-from gptoss_kernels.tiles import Product, choose_tiles, gpu_of
+from gptoss_kernels.tiles import Product, Tiles, choose_tiles, gpu_of
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Pass:
-    """One direction of one layer call: the layer, its routing and the tile maps made so far."""
+    """One direction of one layer call: the layer, its routing and the tile maps made so far.
+
+    With ``shared`` the first projection is served twice, to compute Z again and for the gradient of
+    its input, and ``gate_up_matrices [E, 2I, H]`` keeps it decoded in between.
+    """
 
     layer: ExpertLayer
     routing: Routing
     maps: TileMaps
     dtype: torch.dtype
-
-    @classmethod
-    def of(cls, layer: ExpertLayer, routing: Routing, dtype: torch.dtype) -> _Pass:
-        """Return a pass without any map yet."""
-        return cls(layer, routing, TileMaps(routing.expert_offsets, routing.num_rows), dtype)
+    shared: bool = False
+    gate_up_matrices: Tensor | None = None
 
 
 def forward(
     layer: ExpertLayer, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
-) -> tuple[Tensor, Saved]:
+) -> tuple[Tensor, Saved, TileMaps]:
     """Return the layer's output ``[T, H]`` and what ``backward`` needs."""
-    num_experts = layer.gate_up.logical_shape[0]
-    routing = route(router_indices.contiguous(), num_experts, backend="triton")
-    this = _Pass.of(layer, routing, hidden_states.dtype)
+    num_experts, kept = layer.gate_up.logical_shape[0], layer.kept_routing
+    if kept is not None and kept.of is router_indices:
+        assert kept.routing is not None and kept.maps is not None
+        routing, maps = kept.routing, kept.maps
+    else:
+        routing = launch_route(router_indices.contiguous(), num_experts)
+        maps = TileMaps(routing.expert_offsets, routing.num_rows)
+        if kept is not None:
+            kept.of, kept.routing, kept.maps = router_indices, routing, maps
+    this = _Pass(layer, routing, maps, hidden_states.dtype)
     gate_up_lora_rows, gate_up_rows, activation = _gate_up(this, hidden_states)
     down_lora_rows = _lora_rows(this, layer.down, activation)
     rows = _product(
@@ -72,14 +85,17 @@ def forward(
         slot_indices=routing.slot_indices,
         row_indices=routing.row_indices,
         expert_offsets=routing.expert_offsets,
-    )
+    ), maps
 
 
-def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> Gradients:
+def backward(
+    layer: ExpertLayer, saved: Saved, maps: TileMaps, d_out: Tensor, needs: Needs
+) -> Gradients:
     """Return the gradients that ``needs`` asks for, by the formulas of ``experts``."""
     routing, tokens, d_out = saved.routing, saved.token_indices, d_out.contiguous()
-    this = _Pass.of(layer, routing, d_out.dtype)
+    this = _Pass(layer, routing, maps, d_out.dtype)
     gate_up_rows = saved.gate_up_rows
+    this.shared = gate_up_rows is None and needs.hidden_states and _both_fit(this)
     if gate_up_rows is None:
         gate_up_rows = _gate_up(this, saved.hidden_states)[1]
     gates = saved.routing_weights.flatten()[saved.slot_indices].float()
@@ -102,7 +118,9 @@ def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> G
     del d_activation, gate_up_rows
     d_routing = None
     if needs.routing_weights:
-        d_routing = _d_routing_weights(saved, gated.share, against_bias)
+        d_routing = launch_routing_gradient(
+            gated.share, against_bias, saved.row_indices, saved.routing_weights.dtype
+        )
     down = (None, None)
     if needs.down:
         lora_rows = saved.down_lora_rows
@@ -247,7 +265,7 @@ def _own_product(
         turned=engine == "fused" and is_turned(matrices),
         bias=bias is not None,
     )
-    say_once(f"expert product {product} [{columns}, {inner}] on {gpu.name}: {engine}, {tiles}")
+    _say_choice(product, columns, inner, gpu.name, engine, tiles)
 
     def launch(
         first: int, last: int, source: Tensor | Mxfp4Weight | None, given: Tensor, out: Tensor
@@ -283,9 +301,29 @@ def _own_product(
         assert isinstance(weight, Mxfp4Weight)  # or the engine would be another
         launch(0, matrices.num_experts, weight, rows, out)
         return out
+    if this.shared and matrices.projection is layer.gate_up:
+        if this.gate_up_matrices is None:
+            (group,) = expert_groups(replace(matrices, transposed=False), layer.scratch_bytes)
+            this.gate_up_matrices = group.matrices
+        decoded = this.gate_up_matrices
+        launch(0, matrices.num_experts, decoded.mT if matrices.transposed else decoded, rows, out)
+        return out
     for group in expert_groups(matrices, layer.scratch_bytes):
         launch(group.first, group.last, group.matrices, rows, out)
     return out
+
+
+@functools.cache
+def _say_choice(
+    product: Product, columns: int, inner: int, gpu: str, engine: Engine, tiles: Tiles
+) -> None:
+    say_once(f"expert product {product} [{columns}, {inner}] on {gpu}: {engine}, {tiles}")
+
+
+def _both_fit(this: _Pass) -> bool:
+    """Return whether the bound of the scratch has room for both projections at once."""
+    both = sum(math.prod(p.logical_shape) for p in (this.layer.gate_up, this.layer.down))
+    return both * this.dtype.itemsize <= this.layer.scratch_bytes
 
 
 def _skinny(
@@ -293,7 +331,7 @@ def _skinny(
 ) -> Tensor:
     """Return ``rows factor_e^T``, ``[M, R]``, for a factor ``[E, R, K]``."""
     assert factor is not None  # callers ask only with a pair
-    factor = factor.to(this.dtype).contiguous()
+    factor = _laid_out(factor, this.dtype)
     num_experts, rank, inner = factor.shape
     gpu = gpu_of(rows.device)
     tiles = choose_tiles("skinny", n=rank, k=inner, dtype=this.dtype, gpu=gpu)
@@ -321,25 +359,21 @@ def _down_skinny(
 
     The bias rides along as one more column of the factor.
     """
-    projection = this.layer.down
-    columns = []
-    if projection.lora_B is not None:
-        columns.append(projection.lora_B.mT.to(this.dtype))
-    if projection.bias is not None and routing_gradient:
-        columns.append(projection.bias.to(this.dtype)[:, None, :])
-    if not columns:
+    projection, rank = this.layer.down, this.layer.down.rank
+    bias = projection.bias if routing_gradient else None
+    width = rank + (bias is not None)
+    if not width:
         return None, None
-    both = _skinny(this, d_out, torch.cat(columns, dim=1), this.routing.token_indices)
-    rank = projection.rank
-    return both[:, :rank] if rank else None, both[:, rank] if both.shape[1] > rank else None
-
-
-def _d_routing_weights(saved: Saved, share: Tensor, against_bias: Tensor | None) -> Tensor:
-    """Return ``dg = <dHu, H> + <dO, b_d>`` for every (token, choice), zero where absent."""
-    total = share if against_bias is None else share + against_bias.float()
-    picked = total[saved.row_indices.clamp(min=0)]
-    present = saved.row_indices >= 0
-    return torch.where(present, picked, 0.0).to(saved.routing_weights.dtype)
+    num_experts, out_features, _ = projection.logical_shape
+    factor = torch.empty(
+        (num_experts, width, out_features), dtype=this.dtype, device=projection.device
+    )
+    if projection.lora_B is not None:
+        factor[:, :rank] = projection.lora_B.mT
+    if bias is not None:
+        factor[:, rank] = bias
+    both = _skinny(this, d_out, factor, this.routing.token_indices)
+    return both[:, :rank] if rank else None, both[:, rank] if bias is not None else None
 
 
 def _d_factors(
@@ -355,11 +389,10 @@ def _d_factors(
     """Return the gradients of A and B in their dtype; rows come with their indices."""
     lora_A = projection.lora_A
     assert lora_A is not None and d_lora_rows is not None  # asked for only with a pair
-    options = {"gates": gates, "scaling": projection.scaling, "backend": "triton"}
-    offsets = routing.expert_offsets
-    d_A = ragged_outer(d_lora_rows, rows[0], offsets, wide_indices=rows[1], **options)
-    d_B = ragged_outer(
-        lora_rows, d_rows[0], offsets, wide_indices=d_rows[1], transposed=True, **options
+    offsets, scaling = routing.expert_offsets, projection.scaling
+    d_A = launch_ragged_outer(d_lora_rows, rows[0], offsets, rows[1], gates, scaling)
+    d_B = launch_ragged_outer(
+        lora_rows, d_rows[0], offsets, d_rows[1], gates, scaling, transposed=True
     )
     return d_A.to(lora_A.dtype), d_B.to(lora_A.dtype)
 
@@ -370,7 +403,14 @@ def _term(
     """Return the rank-r term of a product; None without a pair, or merged."""
     if lora_rows is None or factor is None:
         return None
-    return LowRankTerm(lora_rows, factor.to(lora_rows.dtype).contiguous(), projection.scaling)
+    return LowRankTerm(lora_rows, _laid_out(factor, lora_rows.dtype), projection.scaling)
+
+
+def _laid_out(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``factor`` contiguous in ``dtype``, by one kernel at most."""
+    if factor.dtype == dtype:
+        return factor.contiguous()
+    return factor.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _unmerged(layer: ExpertLayer, lora_rows: Tensor | None) -> Tensor | None:
