@@ -47,7 +47,7 @@ from gptoss_tune.model.norms import set_norms
 from gptoss_tune.recipe import LoraSection
 
 MODES = ("none", "selective", "full")
-TOKENS, WIDTH, VOCABULARY = 64, 64, 512
+TOKENS, WIDTH, VOCABULARY = 8, 64, 512
 
 
 @dataclass(frozen=True)
