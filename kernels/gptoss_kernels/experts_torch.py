@@ -39,17 +39,21 @@ def forward(
     activation = swiglu_reference(gate_up_rows, alpha=layer.alpha, limit=layer.limit)
     down_lora_rows, rows = _project(layer.down, activation, routing, merged)
     out = combine_reference(rows, routing.row_indices, routing_weights)
-    return out, Saved(
-        hidden_states=hidden_states,
-        routing_weights=routing_weights,
-        gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
-        gate_up_lora_rows=gate_up_lora_rows,
-        down_lora_rows=down_lora_rows,
-        token_indices=routing.token_indices,
-        slot_indices=routing.slot_indices,
-        row_indices=routing.row_indices,
-        expert_offsets=routing.expert_offsets,
-    ), None
+    return (
+        out,
+        Saved(
+            hidden_states=hidden_states,
+            routing_weights=routing_weights,
+            gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
+            gate_up_lora_rows=gate_up_lora_rows,
+            down_lora_rows=down_lora_rows,
+            token_indices=routing.token_indices,
+            slot_indices=routing.slot_indices,
+            row_indices=routing.row_indices,
+            expert_offsets=routing.expert_offsets,
+        ),
+        None,
+    )
 
 
 def backward(

@@ -75,17 +75,21 @@ def forward(
         low_rank=_term(layer.down, down_lora_rows, layer.down.lora_B),
     )
     out = launch_combine(rows, routing.row_indices, routing_weights.contiguous())
-    return out, Saved(
-        hidden_states=hidden_states,
-        routing_weights=routing_weights,
-        gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
-        gate_up_lora_rows=gate_up_lora_rows,
-        down_lora_rows=down_lora_rows,
-        token_indices=routing.token_indices,
-        slot_indices=routing.slot_indices,
-        row_indices=routing.row_indices,
-        expert_offsets=routing.expert_offsets,
-    ), maps
+    return (
+        out,
+        Saved(
+            hidden_states=hidden_states,
+            routing_weights=routing_weights,
+            gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
+            gate_up_lora_rows=gate_up_lora_rows,
+            down_lora_rows=down_lora_rows,
+            token_indices=routing.token_indices,
+            slot_indices=routing.slot_indices,
+            row_indices=routing.row_indices,
+            expert_offsets=routing.expert_offsets,
+        ),
+        maps,
+    )
 
 
 def backward(

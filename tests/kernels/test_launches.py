@@ -51,8 +51,7 @@ class TorchKernels(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         aliases = any(
-            r.alias_info is not None and not r.alias_info.is_write
-            for r in function._schema.returns
+            r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns
         )
         if not aliases and not name.startswith(("empty", "new_empty", "detach")):
             self.counts[name] += 1

@@ -75,9 +75,7 @@ def add_adapters(model: GptOssForCausalLM, section: LoraSection) -> PeftModel:
             # PEFT 0.21 looks for these patterns among modules only and calls ours ignored, while it
             # applies them to parameters.
             warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not")
-            adapted = get_peft_model(
-                model, with_expert_wrapper(config), adapter_name=ADAPTER_NAME
-            )
+            adapted = get_peft_model(model, with_expert_wrapper(config), adapter_name=ADAPTER_NAME)
     except ValueError as error:
         raise RecipeError(f"lora: PEFT refused the adapter: {error}") from error
     finally:
