@@ -128,7 +128,7 @@ def test_disabled_adapters_leave_the_base(ours, bare):
     with without_adapters(ours):
         assert torch.equal(logits(ours), expected)
     # One stack alone: the wrapper around it still hands its own factors through.
-    outer = [m for m in ours.modules() if isinstance(m, ParamWrapper)][0]
+    outer = next(m for m in ours.modules() if isinstance(m, ParamWrapper))
     outer.base_layer._disable_adapters = True
     assert not torch.equal(logits(ours), adapted) and not torch.equal(logits(ours), expected)
     outer.base_layer._disable_adapters = False
@@ -151,7 +151,7 @@ def test_the_active_adapter_is_the_one_that_acts(
         ours.set_adapter(name)
         assert torch.equal(logits(ours.eval()), expected[name])
     ours.base_model.set_adapter(["default", "second"])
-    with pytest.raises(NotImplementedError, match="2 adapters are active .* would expand it"):
+    with pytest.raises(NotImplementedError, match=r"2 adapters are active .* would expand it"):
         logits(ours)
     ours.delete_adapter("default")
     ours.set_adapter("second")

@@ -13,7 +13,7 @@ wrappers after it has made them, which every later ``add_adapter`` would have to
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig
 from peft.tuners.lora import layer as peft_layer
@@ -37,7 +37,8 @@ class ParamWrapper(peft_layer.ParamWrapper):
         Raises:
             NotImplementedError: Several adapters act at once.
         """
-        implementation = self.get_base_layer().config._experts_implementation
+        experts: Any = self.get_base_layer()
+        implementation = experts.config._experts_implementation
         # A batch of mixed adapters is among what PEFT refuses.
         plain = self.disable_adapters or self.merged or "adapter_names" in kwargs
         if plain or implementation != EXPERTS_IMPLEMENTATION:
@@ -59,5 +60,5 @@ class ParamWrapper(peft_layer.ParamWrapper):
 
 def with_expert_wrapper(config: LoraConfig) -> LoraConfig:
     """Let PEFT wrap expert stacks in ``ParamWrapper``; ``config`` itself is changed."""
-    config._register_custom_module({GptOssExperts: ParamWrapper})
+    config._register_custom_module({cast(type, GptOssExperts): ParamWrapper})
     return config
