@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from gptoss_kernels.backend import say_once
 from gptoss_kernels.combine import launch_combine, launch_routing_gradient
-from gptoss_kernels.decode import expert_groups, is_turned
+from gptoss_kernels.decode import ExpertGroup, expert_groups, is_turned
 from gptoss_kernels.expert_engines import Engine, engine_for
 from gptoss_kernels.experts_quack import ProductForm, quack_projection
 from gptoss_kernels.grouped_mm import grouped_mm
@@ -293,7 +294,7 @@ def _own_product(
 
     if engine == "grouped_mm":
         gathered = rows if indices is None else rows[indices]
-        (everything,) = expert_groups(matrices, scratch_bytes=2**63)
+        (everything,) = _decoded(this, matrices, scratch_bytes=2**63)
         out = grouped_mm(gathered, everything.matrices, this.routing.expert_offsets)
         del gathered
         if bias is not None or low_rank is not None or activation is not None:
@@ -305,16 +306,21 @@ def _own_product(
         assert isinstance(weight, Mxfp4Weight)  # or the engine would be another
         launch(0, matrices.num_experts, weight, rows, out)
         return out
-    if this.shared and matrices.projection is layer.gate_up:
-        if this.gate_up_matrices is None:
-            (group,) = expert_groups(replace(matrices, transposed=False), layer.scratch_bytes)
-            this.gate_up_matrices = group.matrices
-        decoded = this.gate_up_matrices
-        launch(0, matrices.num_experts, decoded.mT if matrices.transposed else decoded, rows, out)
-        return out
-    for group in expert_groups(matrices, layer.scratch_bytes):
+    for group in _decoded(this, matrices, layer.scratch_bytes):
         launch(group.first, group.last, group.matrices, rows, out)
     return out
+
+
+def _decoded(this: _Pass, matrices: ExpertMatrices, scratch_bytes: int) -> Iterator[ExpertGroup]:
+    """Yield ``expert_groups``, or what a shared projection was decoded to before."""
+    if not this.shared or matrices.projection is not this.layer.gate_up:
+        yield from expert_groups(matrices, scratch_bytes)
+        return
+    if this.gate_up_matrices is None:
+        (group,) = expert_groups(replace(matrices, transposed=False), scratch_bytes)
+        this.gate_up_matrices = group.matrices
+    stack = this.gate_up_matrices
+    yield ExpertGroup(0, matrices.num_experts, stack.mT if matrices.transposed else stack)
 
 
 @functools.cache
