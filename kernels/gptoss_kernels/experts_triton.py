@@ -12,44 +12,17 @@ once a pass, by one kernel that also lays it out for its product, and the copy l
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
-from gptoss_kernels.backend import say_once
 from gptoss_kernels.combine import launch_combine, launch_routing_gradient
-from gptoss_kernels.decode import ExpertGroup, expert_groups, is_turned
-from gptoss_kernels.expert_engines import Engine, engine_for
-from gptoss_kernels.experts_quack import ProductForm, quack_projection
-from gptoss_kernels.grouped_mm import grouped_mm
+from gptoss_kernels.expert_products import Pass, both_fit, grouped_projection, laid_out, skinny
 from gptoss_kernels.lora import LowRankTerm, launch_ragged_outer
-from gptoss_kernels.mxfp4 import Mxfp4Weight
-from gptoss_kernels.persistent import TileMaps, launch_product
+from gptoss_kernels.persistent import TileMaps
 from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
 from gptoss_kernels.routing import Routing, launch_route
 from gptoss_kernels.stages import ExpertLayer, Gradients, Needs, Saved
 from gptoss_kernels.swiglu import launch_gated_swiglu_backward
-from gptoss_kernels.tiles import Product, Tiles, choose_tiles, gpu_of
-
-
-@dataclass
-class _Pass:
-    """One direction of one layer call: the layer, its routing and the tile maps made so far.
-
-    With ``shared`` the first projection is served twice, to compute Z again and for the gradient of
-    its input, and ``gate_up_matrices [E, 2I, H]`` keeps it decoded in between.
-    """
-
-    layer: ExpertLayer
-    routing: Routing
-    maps: TileMaps
-    dtype: torch.dtype
-    shared: bool = False
-    gate_up_matrices: Tensor | None = None
 
 
 def forward(
@@ -65,10 +38,10 @@ def forward(
         maps = TileMaps(routing.expert_offsets, routing.num_rows)
         if kept is not None:
             kept.of, kept.routing, kept.maps = router_indices, routing, maps
-    this = _Pass(layer, routing, maps, hidden_states.dtype)
+    this = Pass(layer, routing, maps, hidden_states.dtype)
     gate_up_lora_rows, gate_up_rows, activation = _gate_up(this, hidden_states)
     down_lora_rows = _lora_rows(this, layer.down, activation)
-    rows = _product(
+    rows = grouped_projection(
         this,
         activation,
         ExpertMatrices(layer.down, this.dtype, merged=layer.merge_aware),
@@ -98,14 +71,14 @@ def backward(
 ) -> Gradients:
     """Return the gradients that ``needs`` asks for, by the formulas of ``experts``."""
     routing, tokens, d_out = saved.routing, saved.token_indices, d_out.contiguous()
-    this = _Pass(layer, routing, maps, d_out.dtype)
+    this = Pass(layer, routing, maps, d_out.dtype)
     gate_up_rows = saved.gate_up_rows
-    this.shared = gate_up_rows is None and needs.hidden_states and _both_fit(this)
+    this.shared = gate_up_rows is None and needs.hidden_states and both_fit(this)
     if gate_up_rows is None:
         gate_up_rows = _gate_up(this, saved.hidden_states)[1]
     gates = saved.routing_weights.flatten()[saved.slot_indices].float()
     d_down_lora_rows, against_bias = _down_skinny(this, d_out, needs.routing_weights)
-    d_activation = _product(
+    d_activation = grouped_projection(
         this,
         d_out,
         ExpertMatrices(layer.down, this.dtype, transposed=True, merged=layer.merge_aware),
@@ -130,7 +103,7 @@ def backward(
     if needs.down:
         lora_rows = saved.down_lora_rows
         if lora_rows is None:
-            lora_rows = _skinny(this, gated.activation, layer.down.lora_A)
+            lora_rows = skinny(this, gated.activation, layer.down.lora_A)
         down = _d_factors(
             layer.down,
             routing,
@@ -146,13 +119,13 @@ def backward(
     return Gradients(hidden, d_routing, *gate_up, *down)
 
 
-def _gate_up(this: _Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _gate_up(this: Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return XA, Z and swiglu(Z)."""
     projection, tokens = this.layer.gate_up, this.routing.token_indices
     lora_rows = _lora_rows(this, projection, hidden_states, tokens)
     shape = (this.routing.num_rows, projection.logical_shape[1] // 2)
     activation = torch.empty(shape, dtype=this.dtype, device=hidden_states.device)
-    gate_up_rows = _product(
+    gate_up_rows = grouped_projection(
         this,
         hidden_states,
         ExpertMatrices(projection, this.dtype, merged=this.layer.merge_aware),
@@ -165,17 +138,17 @@ def _gate_up(this: _Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor,
 
 
 def _gate_up_gradients(
-    this: _Pass, saved: Saved, d_gate_up_rows: Tensor, needs: Needs
+    this: Pass, saved: Saved, d_gate_up_rows: Tensor, needs: Needs
 ) -> tuple[Tensor | None, tuple[Tensor | None, Tensor | None]]:
     """Return the gradients of X and of the first LoRA pair from dZ."""
     layer, routing = this.layer, saved.routing
     projection = layer.gate_up
     d_lora_rows = None
     if projection.lora_B is not None and (needs.gate_up or needs.hidden_states):
-        d_lora_rows = _skinny(this, d_gate_up_rows, _turned(projection.lora_B))
+        d_lora_rows = skinny(this, d_gate_up_rows, _turned(projection.lora_B))
     d_hidden = None
     if needs.hidden_states:
-        d_rows = _product(
+        d_rows = grouped_projection(
             this,
             d_gate_up_rows,
             ExpertMatrices(projection, this.dtype, transposed=True, merged=layer.merge_aware),
@@ -186,7 +159,7 @@ def _gate_up_gradients(
         return d_hidden, (None, None)
     lora_rows = saved.gate_up_lora_rows
     if lora_rows is None:
-        lora_rows = _skinny(this, saved.hidden_states, projection.lora_A, saved.token_indices)
+        lora_rows = skinny(this, saved.hidden_states, projection.lora_A, saved.token_indices)
     return d_hidden, _d_factors(
         projection,
         routing,
@@ -197,173 +170,17 @@ def _gate_up_gradients(
     )
 
 
-def _product(
-    this: _Pass,
-    rows: Tensor,
-    matrices: ExpertMatrices,
-    *,
-    indices: Tensor | None = None,
-    bias: Tensor | None = None,
-    low_rank: LowRankTerm | None = None,
-    activation: Tensor | None = None,
-) -> Tensor:
-    """Return a projection's product ``[M, N]`` by the engine that suits it."""
-    layer = this.layer
-    form = ProductForm(
-        gathered=indices is not None,
-        biased=bias is not None,
-        added=low_rank is not None,
-        activated=activation is not None,
-        turned=is_turned(matrices),
-    )
-    engine = engine_for(
-        layer.engine,
-        matrices,
-        form,
-        rows=this.routing.num_rows,
-        device=rows.device,
-        scratch_bytes=layer.scratch_bytes,
-    )
-    if engine != "quack":
-        return _own_product(this, engine, rows, matrices, indices, bias, low_rank, activation)
-    return quack_projection(
-        rows,
-        matrices,
-        this.maps,
-        this.routing.expert_offsets,
-        indices=indices,
-        bias=bias,
-        low_rank=low_rank,
-        activation=activation,
-        alpha=layer.alpha,
-        limit=layer.limit,
-    )
-
-
-def _own_product(
-    this: _Pass,
-    engine: Engine,
-    rows: Tensor,
-    matrices: ExpertMatrices,
-    indices: Tensor | None,
-    bias: Tensor | None,
-    low_rank: LowRankTerm | None,
-    activation: Tensor | None,
-) -> Tensor:
-    """Return ``_product`` by our kernel, or by torch's product and our kernel after it."""
-    layer, gpu = this.layer, gpu_of(rows.device)
-    columns, inner = matrices.shape
-    num_rows = this.routing.num_rows
-    product: Product = "store" if activation is None else "swiglu"
-    if engine == "packed":
-        product = "packed" if activation is None else "packed_swiglu"
-    elif engine == "grouped_mm":
-        product = "given"
-    tiles = choose_tiles(
-        product,
-        n=columns,
-        k=inner,
-        dtype=this.dtype,
-        gpu=gpu,
-        rank=0 if low_rank is None else low_rank.rows.shape[1],
-        rows_per_expert=num_rows // matrices.num_experts,
-        turned=engine == "fused" and is_turned(matrices),
-        bias=bias is not None,
-    )
-    _say_choice(product, columns, inner, gpu.name, engine, tiles)
-
-    def launch(
-        first: int, last: int, source: Tensor | Mxfp4Weight | None, given: Tensor, out: Tensor
-    ) -> None:
-        part = low_rank
-        if part is not None:
-            part = LowRankTerm(part.rows, part.factor[first:last], part.scaling)
-        launch_product(
-            given,
-            source,
-            this.maps.get(tiles.block_m, first, last),
-            tiles,
-            out,
-            indices=None if source is None else indices,
-            bias=None if bias is None else bias[first:last],
-            low_rank=part,
-            activation=activation,
-            alpha=layer.alpha,
-            limit=layer.limit,
-        )
-
-    if engine == "grouped_mm":
-        gathered = rows if indices is None else rows[indices]
-        (everything,) = _decoded(this, matrices, scratch_bytes=2**63)
-        out = grouped_mm(gathered, everything.matrices, this.routing.expert_offsets)
-        del gathered
-        if bias is not None or low_rank is not None or activation is not None:
-            launch(0, matrices.num_experts, None, out, out)
-        return out
-    out = torch.empty((num_rows, columns), dtype=this.dtype, device=rows.device)
-    if engine == "packed":
-        weight = matrices.projection.weight
-        assert isinstance(weight, Mxfp4Weight)  # or the engine would be another
-        launch(0, matrices.num_experts, weight, rows, out)
-        return out
-    for group in _decoded(this, matrices, layer.scratch_bytes):
-        launch(group.first, group.last, group.matrices, rows, out)
-    return out
-
-
-def _decoded(this: _Pass, matrices: ExpertMatrices, scratch_bytes: int) -> Iterator[ExpertGroup]:
-    """Yield ``expert_groups``, or what a shared projection was decoded to before."""
-    if not this.shared or matrices.projection is not this.layer.gate_up:
-        yield from expert_groups(matrices, scratch_bytes)
-        return
-    if this.gate_up_matrices is None:
-        (group,) = expert_groups(replace(matrices, transposed=False), scratch_bytes)
-        this.gate_up_matrices = group.matrices
-    stack = this.gate_up_matrices
-    yield ExpertGroup(0, matrices.num_experts, stack.mT if matrices.transposed else stack)
-
-
-@functools.cache
-def _say_choice(
-    product: Product, columns: int, inner: int, gpu: str, engine: Engine, tiles: Tiles
-) -> None:
-    say_once(f"expert product {product} [{columns}, {inner}] on {gpu}: {engine}, {tiles}")
-
-
-def _both_fit(this: _Pass) -> bool:
-    """Return whether the bound of the scratch has room for both projections at once."""
-    both = sum(math.prod(p.logical_shape) for p in (this.layer.gate_up, this.layer.down))
-    return both * this.dtype.itemsize <= this.layer.scratch_bytes
-
-
-def _skinny(
-    this: _Pass, rows: Tensor, factor: Tensor | None, indices: Tensor | None = None
-) -> Tensor:
-    """Return ``rows factor_e^T``, ``[M, R]``, for a factor ``[E, R, K]``."""
-    assert factor is not None  # callers ask only with a pair
-    factor = _laid_out(factor, this.dtype)
-    num_experts, rank, inner = factor.shape
-    gpu = gpu_of(rows.device)
-    tiles = choose_tiles("skinny", n=rank, k=inner, dtype=this.dtype, gpu=gpu)
-    # Rows of a multiple of 16 columns, whatever the rank: wide stores here and wide loads later.
-    shape = (this.routing.num_rows, -(-rank // 16) * 16)
-    out = torch.empty(shape, dtype=this.dtype, device=rows.device)
-    tile_map = this.maps.get(tiles.block_m, 0, num_experts)
-    launch_product(rows, factor, tile_map, tiles, out, indices=indices)
-    return out[:, :rank]
-
-
 def _lora_rows(
-    this: _Pass, projection: ExpertProjection, rows: Tensor, indices: Tensor | None = None
+    this: Pass, projection: ExpertProjection, rows: Tensor, indices: Tensor | None = None
 ) -> Tensor | None:
     """Return ``rows A^T``; None without a pair, or merged, where the forward needs none."""
     if projection.lora_A is None or this.layer.merge_aware:
         return None
-    return _skinny(this, rows, projection.lora_A, indices)
+    return skinny(this, rows, projection.lora_A, indices)
 
 
 def _down_skinny(
-    this: _Pass, d_out: Tensor, routing_gradient: bool
+    this: Pass, d_out: Tensor, routing_gradient: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return dYB ``[M, R]`` and <dO, b_d> ``[M]`` from one read of dO.
 
@@ -382,7 +199,7 @@ def _down_skinny(
         factor[:, :rank] = projection.lora_B.mT
     if bias is not None:
         factor[:, rank] = bias
-    both = _skinny(this, d_out, factor, this.routing.token_indices)
+    both = skinny(this, d_out, factor, this.routing.token_indices)
     return both[:, :rank] if rank else None, both[:, rank] if bias is not None else None
 
 
@@ -413,14 +230,7 @@ def _term(
     """Return the rank-r term of a product; None without a pair, or merged."""
     if lora_rows is None or factor is None:
         return None
-    return LowRankTerm(lora_rows, _laid_out(factor, lora_rows.dtype), projection.scaling)
-
-
-def _laid_out(factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``factor`` contiguous in ``dtype``, by one kernel at most."""
-    if factor.dtype == dtype:
-        return factor.contiguous()
-    return factor.to(dtype, memory_format=torch.contiguous_format)
+    return LowRankTerm(lora_rows, laid_out(factor, lora_rows.dtype), projection.scaling)
 
 
 def _unmerged(layer: ExpertLayer, lora_rows: Tensor | None) -> Tensor | None:
