@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
 
 _BLOCK = 1024
-"""Columns a program adds up at a time."""
+"""Columns a program adds up, or (token, choice) pairs it serves, at a time."""
 
 
 def combine(
@@ -151,6 +151,41 @@ def launch_combine(rows: Tensor, row_indices: Tensor, weights: Tensor | None = N
                 H=hidden,
                 K=top_k,
                 WEIGHTED=weights is not None,
+                BLOCK=_BLOCK,
+            )
+    return out
+
+
+def launch_routing_gradient(
+    share: Tensor, against_bias: Tensor | None, row_indices: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return ``share[row] + against_bias[row]`` for every (token, choice), zero where absent.
+
+    Args:
+        share: ``[M]`` fp32.
+        against_bias: ``[M]`` floating, any stride, or None.
+        row_indices: ``[T, K]`` int32, contiguous, -1 where absent.
+        dtype: Of the result.
+
+    Returns:
+        ``[T, K]``, the gradient of the routing weights.
+    """
+    from gptoss_kernels._triton import _combine
+
+    out = torch.empty(row_indices.shape, dtype=dtype, device=share.device)
+    count = row_indices.numel()
+    if count:
+        with on_device(share):
+            launch(
+                _combine._routing_gradient_kernel,
+                (-(-count // _BLOCK),),
+                share,
+                against_bias,
+                0 if against_bias is None else against_bias.stride(0),
+                row_indices,
+                out,
+                count,
+                BIAS=against_bias is not None,
                 BLOCK=_BLOCK,
             )
     return out

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.backend import launch, on_device
-from gptoss_kernels.mxfp4 import Mxfp4Weight, dequantize
+from gptoss_kernels.mxfp4 import Mxfp4Weight, launch_dequantize
 from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
 
 _MERGE_ROWS, _MERGE_COLUMNS = 16, 128
@@ -82,9 +82,7 @@ def _fill(stack: Tensor, projection: ExpertProjection, first: int, last: int, me
     if merged and (projection.lora_A is not None or isinstance(weight, Tensor)):
         _fill_merged(stack, projection, first, last)
     elif isinstance(weight, Mxfp4Weight):
-        dequantize(
-            weight.blocks[first:last], weight.scales[first:last], out=stack, backend="triton"
-        )
+        launch_dequantize(weight.blocks[first:last], weight.scales[first:last], stack)
     else:
         stack.copy_(weight[first:last].mT)
 

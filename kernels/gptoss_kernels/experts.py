@@ -9,7 +9,8 @@ Rows sorted by expert, e the expert of a row, g its routing weight, s = alpha / 
               dX = dZ W_gu + s dZB A_g         dA_g = s dZB^T X             dB_g = s dZ^T XA
               dA_d = s dYB^T (g H)             dB_d = s dO^T (g HA)
 
-Only X, Z, XA, HA, g and the indices are kept for backward; the weights are decoded again. Rejected:
+Only X, Z, XA, HA, g and the indices are kept for backward, and the factors as they came, which are
+no copies; the weights are decoded again. Rejected:
 letting autograd differentiate the plain formula, which keeps every decoded weight alive, and adding
 ``s B A`` to the weight, which makes both a dense weight and a dense gradient.
 """
@@ -37,7 +38,7 @@ from gptoss_kernels.expert_engines import ENGINE_NAMES, ExpertEngine, find_obsta
 from gptoss_kernels.lora import MAX_RANK
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize_reference
 from gptoss_kernels.projection import ExpertProjection
-from gptoss_kernels.stages import ExpertLayer, Needs, Saved
+from gptoss_kernels.stages import ExpertLayer, KeptRouting, Needs, Saved
 from gptoss_kernels.swiglu import swiglu_reference
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -57,6 +58,7 @@ def experts(
     recompute_gate_up: bool = False,
     engine: ExpertEngine = "auto",
     scratch_bytes: int = 2**31,
+    kept_routing: KeptRouting | None = None,
 ) -> Tensor:
     """Return ``sum_k g_k * down_{e_k}(swiglu(gate_up_{e_k}(x)))`` for every token x.
 
@@ -85,6 +87,8 @@ def experts(
         scratch_bytes: On Triton, bound of the decoded scratch; a larger weight is served in groups
             of experts ("grouped_mm" and "quack" take all at once, so "auto" takes them only within
             the bound).
+        kept_routing: Under activation checkpointing, one object for both forward passes of a call:
+            the second finds the rows sorted, if it is given the very same ``router_indices``.
 
     Returns:
         ``[T, H]`` in the dtype of ``hidden_states``. Bit-identical from run to run.
@@ -96,6 +100,8 @@ def experts(
     See ``experts_reference``; openai/gpt-oss, gpt_oss/torch/model.py; LoRA, arXiv:2106.09685.
     """
     _check_inputs(hidden_states, router_indices, routing_weights, gate_up, down)
+    if kept_routing is None or kept_routing.of is not router_indices:
+        _check_indices(router_indices)
     _check_backend(hidden_states, backend, engine, max(gate_up.rank, down.rank))
     layer = ExpertLayer(
         gate_up=gate_up,
@@ -106,6 +112,7 @@ def experts(
         recompute_gate_up=recompute_gate_up,
         engine=engine,
         scratch_bytes=scratch_bytes,
+        kept_routing=kept_routing,
     )
     # Without tokens there is nothing to launch; the torch engine returns the empty results.
     stages = experts_triton if backend == "triton" and hidden_states.shape[0] else experts_torch
@@ -197,7 +204,9 @@ class _Experts(torch.autograd.Function):
     ) -> Tensor:
         """Run the forward stages and keep what backward needs."""
         with without_autocast(hidden_states.device), on_device(hidden_states):
-            out, saved = stages.forward(layer, hidden_states, router_indices, routing_weights)
+            out, saved, ctx.maps = stages.forward(
+                layer, hidden_states, router_indices, routing_weights
+            )
         # Through save_for_backward, so that checkpointing and offloading see the activations; the
         # base weights stay outside of it, so that neither copies or moves them.
         ctx.save_for_backward(*saved, gate_up_A, gate_up_B, down_A, down_B)
@@ -215,7 +224,7 @@ class _Experts(torch.autograd.Function):
         hidden_states, routing_weights, a1, b1, a2, b2, *_ = ctx.needs_input_grad
         needs = Needs(hidden_states, routing_weights, gate_up=a1 or b1, down=a2 or b2)
         with without_autocast(d_out.device), on_device(d_out):
-            gradients = ctx.stages.backward(layer, Saved(*saved), d_out, needs)
+            gradients = ctx.stages.backward(layer, Saved(*saved), ctx.maps, d_out, needs)
         return (*gradients, None, None, None)
 
 
@@ -258,6 +267,8 @@ def _check_inputs(
             f"router_indices and routing_weights need one shape [T, K] with T = {shape[0]}, got "
             f"{tuple(router_indices.shape)} and {tuple(routing_weights.shape)}"
         )
+    if router_indices.numel() >= 2**31:
+        raise ValueError(f"expected fewer than 2^31 rows T * K, got {router_indices.numel()}")
     if not routing_weights.is_floating_point():
         raise ValueError(f"routing_weights needs a floating dtype, got {routing_weights.dtype}")
     tensors = (
@@ -274,7 +285,6 @@ def _check_inputs(
             f"everything needs to be on the device of hidden_states, {hidden_states.device}; got "
             f"{sorted(map(str, devices))}"
         )
-    _check_indices(router_indices)
 
 
 def _check_backend(

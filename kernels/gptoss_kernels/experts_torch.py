@@ -23,9 +23,15 @@ from gptoss_kernels.swiglu import swiglu_backward_reference, swiglu_reference
 
 def forward(
     layer: ExpertLayer, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
-) -> tuple[Tensor, Saved]:
+) -> tuple[Tensor, Saved, None]:
     """Return the layer's output ``[T, H]`` and what ``backward`` needs."""
-    routing = route_reference(router_indices, layer.gate_up.logical_shape[0])
+    kept = layer.kept_routing
+    if kept is not None and kept.of is router_indices and kept.routing is not None:
+        routing = kept.routing
+    else:
+        routing = route_reference(router_indices, layer.gate_up.logical_shape[0])
+        if kept is not None:
+            kept.of, kept.routing = router_indices, routing
     merged = layer.merge_aware
     gate_up_lora_rows, gate_up_rows = _project(
         layer.gate_up, hidden_states, routing, merged, routing.token_indices
@@ -33,20 +39,26 @@ def forward(
     activation = swiglu_reference(gate_up_rows, alpha=layer.alpha, limit=layer.limit)
     down_lora_rows, rows = _project(layer.down, activation, routing, merged)
     out = combine_reference(rows, routing.row_indices, routing_weights)
-    return out, Saved(
-        hidden_states=hidden_states,
-        routing_weights=routing_weights,
-        gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
-        gate_up_lora_rows=gate_up_lora_rows,
-        down_lora_rows=down_lora_rows,
-        token_indices=routing.token_indices,
-        slot_indices=routing.slot_indices,
-        row_indices=routing.row_indices,
-        expert_offsets=routing.expert_offsets,
+    return (
+        out,
+        Saved(
+            hidden_states=hidden_states,
+            routing_weights=routing_weights,
+            gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
+            gate_up_lora_rows=gate_up_lora_rows,
+            down_lora_rows=down_lora_rows,
+            token_indices=routing.token_indices,
+            slot_indices=routing.slot_indices,
+            row_indices=routing.row_indices,
+            expert_offsets=routing.expert_offsets,
+        ),
+        None,
     )
 
 
-def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> Gradients:
+def backward(
+    layer: ExpertLayer, saved: Saved, maps: None, d_out: Tensor, needs: Needs
+) -> Gradients:
     """Return the gradients that ``needs`` asks for, by the formulas of ``experts``."""
     routing, tokens, merged = saved.routing, saved.token_indices, layer.merge_aware
     gate_up_rows = saved.gate_up_rows

@@ -3,58 +3,45 @@
 Bias, rank-r term and activation ride in the tile loop of the product that they follow. The gradient
 of the activation is a pass of its own: fused into the product before it, it spilled registers with
 almost every tile tried, and the detour of dHu through memory costs a hundredth of the layer.
+
+The factors come in the dtype in which they are trained, fp32; each is rounded to that of the rows
+once a pass, by one kernel that also lays it out for its product, and the copy lives no longer.
 """
 
 # Legend: T tokens, K experts per token, M rows, H hidden, I intermediate, E experts, R rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from gptoss_kernels.backend import say_once
-from gptoss_kernels.combine import launch_combine
-from gptoss_kernels.decode import expert_groups, is_turned
-from gptoss_kernels.expert_engines import Engine, engine_for
-from gptoss_kernels.experts_quack import ProductForm, quack_projection
-from gptoss_kernels.grouped_mm import grouped_mm
-from gptoss_kernels.lora import LowRankTerm, ragged_outer
-from gptoss_kernels.mxfp4 import Mxfp4Weight
-from gptoss_kernels.persistent import TileMaps, launch_product
+from gptoss_kernels.combine import launch_combine, launch_routing_gradient
+from gptoss_kernels.expert_products import Pass, both_fit, grouped_projection, laid_out, skinny
+from gptoss_kernels.lora import LowRankTerm, launch_ragged_outer
+from gptoss_kernels.persistent import TileMaps
 from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
-from gptoss_kernels.routing import Routing, route
+from gptoss_kernels.routing import Routing, launch_route
 from gptoss_kernels.stages import ExpertLayer, Gradients, Needs, Saved
 from gptoss_kernels.swiglu import launch_gated_swiglu_backward
-from gptoss_kernels.tiles import Product, choose_tiles, gpu_of
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One direction of one layer call: the layer, its routing and the tile maps made so far."""
-
-    layer: ExpertLayer
-    routing: Routing
-    maps: TileMaps
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, layer: ExpertLayer, routing: Routing, dtype: torch.dtype) -> _Pass:
-        """Return a pass without any map yet."""
-        return cls(layer, routing, TileMaps(routing.expert_offsets, routing.num_rows), dtype)
 
 
 def forward(
     layer: ExpertLayer, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
-) -> tuple[Tensor, Saved]:
+) -> tuple[Tensor, Saved, TileMaps]:
     """Return the layer's output ``[T, H]`` and what ``backward`` needs."""
-    num_experts = layer.gate_up.logical_shape[0]
-    routing = route(router_indices.contiguous(), num_experts, backend="triton")
-    this = _Pass.of(layer, routing, hidden_states.dtype)
+    num_experts, kept = layer.gate_up.logical_shape[0], layer.kept_routing
+    if kept is not None and kept.of is router_indices:
+        assert kept.routing is not None and kept.maps is not None
+        routing, maps = kept.routing, kept.maps
+    else:
+        routing = launch_route(router_indices.contiguous(), num_experts)
+        maps = TileMaps(routing.expert_offsets, routing.num_rows)
+        if kept is not None:
+            kept.of, kept.routing, kept.maps = router_indices, routing, maps
+    this = Pass(layer, routing, maps, hidden_states.dtype)
     gate_up_lora_rows, gate_up_rows, activation = _gate_up(this, hidden_states)
     down_lora_rows = _lora_rows(this, layer.down, activation)
-    rows = _product(
+    rows = grouped_projection(
         this,
         activation,
         ExpertMatrices(layer.down, this.dtype, merged=layer.merge_aware),
@@ -62,29 +49,36 @@ def forward(
         low_rank=_term(layer.down, down_lora_rows, layer.down.lora_B),
     )
     out = launch_combine(rows, routing.row_indices, routing_weights.contiguous())
-    return out, Saved(
-        hidden_states=hidden_states,
-        routing_weights=routing_weights,
-        gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
-        gate_up_lora_rows=gate_up_lora_rows,
-        down_lora_rows=down_lora_rows,
-        token_indices=routing.token_indices,
-        slot_indices=routing.slot_indices,
-        row_indices=routing.row_indices,
-        expert_offsets=routing.expert_offsets,
+    return (
+        out,
+        Saved(
+            hidden_states=hidden_states,
+            routing_weights=routing_weights,
+            gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
+            gate_up_lora_rows=gate_up_lora_rows,
+            down_lora_rows=down_lora_rows,
+            token_indices=routing.token_indices,
+            slot_indices=routing.slot_indices,
+            row_indices=routing.row_indices,
+            expert_offsets=routing.expert_offsets,
+        ),
+        maps,
     )
 
 
-def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> Gradients:
+def backward(
+    layer: ExpertLayer, saved: Saved, maps: TileMaps, d_out: Tensor, needs: Needs
+) -> Gradients:
     """Return the gradients that ``needs`` asks for, by the formulas of ``experts``."""
     routing, tokens, d_out = saved.routing, saved.token_indices, d_out.contiguous()
-    this = _Pass.of(layer, routing, d_out.dtype)
+    this = Pass(layer, routing, maps, d_out.dtype)
     gate_up_rows = saved.gate_up_rows
+    this.shared = gate_up_rows is None and needs.hidden_states and both_fit(this)
     if gate_up_rows is None:
         gate_up_rows = _gate_up(this, saved.hidden_states)[1]
     gates = saved.routing_weights.flatten()[saved.slot_indices].float()
     d_down_lora_rows, against_bias = _down_skinny(this, d_out, needs.routing_weights)
-    d_activation = _product(
+    d_activation = grouped_projection(
         this,
         d_out,
         ExpertMatrices(layer.down, this.dtype, transposed=True, merged=layer.merge_aware),
@@ -102,12 +96,14 @@ def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> G
     del d_activation, gate_up_rows
     d_routing = None
     if needs.routing_weights:
-        d_routing = _d_routing_weights(saved, gated.share, against_bias)
+        d_routing = launch_routing_gradient(
+            gated.share, against_bias, saved.row_indices, saved.routing_weights.dtype
+        )
     down = (None, None)
     if needs.down:
         lora_rows = saved.down_lora_rows
         if lora_rows is None:
-            lora_rows = _skinny(this, gated.activation, layer.down.lora_A)
+            lora_rows = skinny(this, gated.activation, layer.down.lora_A)
         down = _d_factors(
             layer.down,
             routing,
@@ -123,13 +119,13 @@ def backward(layer: ExpertLayer, saved: Saved, d_out: Tensor, needs: Needs) -> G
     return Gradients(hidden, d_routing, *gate_up, *down)
 
 
-def _gate_up(this: _Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _gate_up(this: Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return XA, Z and swiglu(Z)."""
     projection, tokens = this.layer.gate_up, this.routing.token_indices
     lora_rows = _lora_rows(this, projection, hidden_states, tokens)
     shape = (this.routing.num_rows, projection.logical_shape[1] // 2)
     activation = torch.empty(shape, dtype=this.dtype, device=hidden_states.device)
-    gate_up_rows = _product(
+    gate_up_rows = grouped_projection(
         this,
         hidden_states,
         ExpertMatrices(projection, this.dtype, merged=this.layer.merge_aware),
@@ -142,17 +138,17 @@ def _gate_up(this: _Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor,
 
 
 def _gate_up_gradients(
-    this: _Pass, saved: Saved, d_gate_up_rows: Tensor, needs: Needs
+    this: Pass, saved: Saved, d_gate_up_rows: Tensor, needs: Needs
 ) -> tuple[Tensor | None, tuple[Tensor | None, Tensor | None]]:
     """Return the gradients of X and of the first LoRA pair from dZ."""
     layer, routing = this.layer, saved.routing
     projection = layer.gate_up
     d_lora_rows = None
     if projection.lora_B is not None and (needs.gate_up or needs.hidden_states):
-        d_lora_rows = _skinny(this, d_gate_up_rows, _turned(projection.lora_B))
+        d_lora_rows = skinny(this, d_gate_up_rows, _turned(projection.lora_B))
     d_hidden = None
     if needs.hidden_states:
-        d_rows = _product(
+        d_rows = grouped_projection(
             this,
             d_gate_up_rows,
             ExpertMatrices(projection, this.dtype, transposed=True, merged=layer.merge_aware),
@@ -163,7 +159,7 @@ def _gate_up_gradients(
         return d_hidden, (None, None)
     lora_rows = saved.gate_up_lora_rows
     if lora_rows is None:
-        lora_rows = _skinny(this, saved.hidden_states, projection.lora_A, saved.token_indices)
+        lora_rows = skinny(this, saved.hidden_states, projection.lora_A, saved.token_indices)
     return d_hidden, _d_factors(
         projection,
         routing,
@@ -174,172 +170,37 @@ def _gate_up_gradients(
     )
 
 
-def _product(
-    this: _Pass,
-    rows: Tensor,
-    matrices: ExpertMatrices,
-    *,
-    indices: Tensor | None = None,
-    bias: Tensor | None = None,
-    low_rank: LowRankTerm | None = None,
-    activation: Tensor | None = None,
-) -> Tensor:
-    """Return a projection's product ``[M, N]`` by the engine that suits it."""
-    layer = this.layer
-    form = ProductForm(
-        gathered=indices is not None,
-        biased=bias is not None,
-        added=low_rank is not None,
-        activated=activation is not None,
-        turned=is_turned(matrices),
-    )
-    engine = engine_for(
-        layer.engine,
-        matrices,
-        form,
-        rows=this.routing.num_rows,
-        device=rows.device,
-        scratch_bytes=layer.scratch_bytes,
-    )
-    if engine != "quack":
-        return _own_product(this, engine, rows, matrices, indices, bias, low_rank, activation)
-    return quack_projection(
-        rows,
-        matrices,
-        this.maps,
-        this.routing.expert_offsets,
-        indices=indices,
-        bias=bias,
-        low_rank=low_rank,
-        activation=activation,
-        alpha=layer.alpha,
-        limit=layer.limit,
-    )
-
-
-def _own_product(
-    this: _Pass,
-    engine: Engine,
-    rows: Tensor,
-    matrices: ExpertMatrices,
-    indices: Tensor | None,
-    bias: Tensor | None,
-    low_rank: LowRankTerm | None,
-    activation: Tensor | None,
-) -> Tensor:
-    """Return ``_product`` by our kernel, or by torch's product and our kernel after it."""
-    layer, gpu = this.layer, gpu_of(rows.device)
-    columns, inner = matrices.shape
-    num_rows = this.routing.num_rows
-    product: Product = "store" if activation is None else "swiglu"
-    if engine == "packed":
-        product = "packed" if activation is None else "packed_swiglu"
-    elif engine == "grouped_mm":
-        product = "given"
-    tiles = choose_tiles(
-        product,
-        n=columns,
-        k=inner,
-        dtype=this.dtype,
-        gpu=gpu,
-        rank=0 if low_rank is None else low_rank.rows.shape[1],
-        rows_per_expert=num_rows // matrices.num_experts,
-        turned=engine == "fused" and is_turned(matrices),
-        bias=bias is not None,
-    )
-    say_once(f"expert product {product} [{columns}, {inner}] on {gpu.name}: {engine}, {tiles}")
-
-    def launch(
-        first: int, last: int, source: Tensor | Mxfp4Weight | None, given: Tensor, out: Tensor
-    ) -> None:
-        part = low_rank
-        if part is not None:
-            part = LowRankTerm(part.rows, part.factor[first:last], part.scaling)
-        launch_product(
-            given,
-            source,
-            this.maps.get(tiles.block_m, first, last),
-            tiles,
-            out,
-            indices=None if source is None else indices,
-            bias=None if bias is None else bias[first:last],
-            low_rank=part,
-            activation=activation,
-            alpha=layer.alpha,
-            limit=layer.limit,
-        )
-
-    if engine == "grouped_mm":
-        gathered = rows if indices is None else rows[indices]
-        (everything,) = expert_groups(matrices, scratch_bytes=2**63)
-        out = grouped_mm(gathered, everything.matrices, this.routing.expert_offsets)
-        del gathered
-        if bias is not None or low_rank is not None or activation is not None:
-            launch(0, matrices.num_experts, None, out, out)
-        return out
-    out = torch.empty((num_rows, columns), dtype=this.dtype, device=rows.device)
-    if engine == "packed":
-        weight = matrices.projection.weight
-        assert isinstance(weight, Mxfp4Weight)  # or the engine would be another
-        launch(0, matrices.num_experts, weight, rows, out)
-        return out
-    for group in expert_groups(matrices, layer.scratch_bytes):
-        launch(group.first, group.last, group.matrices, rows, out)
-    return out
-
-
-def _skinny(
-    this: _Pass, rows: Tensor, factor: Tensor | None, indices: Tensor | None = None
-) -> Tensor:
-    """Return ``rows factor_e^T``, ``[M, R]``, for a factor ``[E, R, K]``."""
-    assert factor is not None  # callers ask only with a pair
-    factor = factor.to(this.dtype).contiguous()
-    num_experts, rank, inner = factor.shape
-    gpu = gpu_of(rows.device)
-    tiles = choose_tiles("skinny", n=rank, k=inner, dtype=this.dtype, gpu=gpu)
-    # Rows of a multiple of 16 columns, whatever the rank: wide stores here and wide loads later.
-    shape = (this.routing.num_rows, -(-rank // 16) * 16)
-    out = torch.empty(shape, dtype=this.dtype, device=rows.device)
-    tile_map = this.maps.get(tiles.block_m, 0, num_experts)
-    launch_product(rows, factor, tile_map, tiles, out, indices=indices)
-    return out[:, :rank]
-
-
 def _lora_rows(
-    this: _Pass, projection: ExpertProjection, rows: Tensor, indices: Tensor | None = None
+    this: Pass, projection: ExpertProjection, rows: Tensor, indices: Tensor | None = None
 ) -> Tensor | None:
     """Return ``rows A^T``; None without a pair, or merged, where the forward needs none."""
     if projection.lora_A is None or this.layer.merge_aware:
         return None
-    return _skinny(this, rows, projection.lora_A, indices)
+    return skinny(this, rows, projection.lora_A, indices)
 
 
 def _down_skinny(
-    this: _Pass, d_out: Tensor, routing_gradient: bool
+    this: Pass, d_out: Tensor, routing_gradient: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return dYB ``[M, R]`` and <dO, b_d> ``[M]`` from one read of dO.
 
     The bias rides along as one more column of the factor.
     """
-    projection = this.layer.down
-    columns = []
-    if projection.lora_B is not None:
-        columns.append(projection.lora_B.mT.to(this.dtype))
-    if projection.bias is not None and routing_gradient:
-        columns.append(projection.bias.to(this.dtype)[:, None, :])
-    if not columns:
+    projection, rank = this.layer.down, this.layer.down.rank
+    bias = projection.bias if routing_gradient else None
+    width = rank + (bias is not None)
+    if not width:
         return None, None
-    both = _skinny(this, d_out, torch.cat(columns, dim=1), this.routing.token_indices)
-    rank = projection.rank
-    return both[:, :rank] if rank else None, both[:, rank] if both.shape[1] > rank else None
-
-
-def _d_routing_weights(saved: Saved, share: Tensor, against_bias: Tensor | None) -> Tensor:
-    """Return ``dg = <dHu, H> + <dO, b_d>`` for every (token, choice), zero where absent."""
-    total = share if against_bias is None else share + against_bias.float()
-    picked = total[saved.row_indices.clamp(min=0)]
-    present = saved.row_indices >= 0
-    return torch.where(present, picked, 0.0).to(saved.routing_weights.dtype)
+    num_experts, out_features, _ = projection.logical_shape
+    factor = torch.empty(
+        (num_experts, width, out_features), dtype=this.dtype, device=projection.device
+    )
+    if projection.lora_B is not None:
+        factor[:, :rank] = projection.lora_B.mT
+    if bias is not None:
+        factor[:, rank] = bias
+    both = skinny(this, d_out, factor, this.routing.token_indices)
+    return both[:, :rank] if rank else None, both[:, rank] if bias is not None else None
 
 
 def _d_factors(
@@ -355,11 +216,10 @@ def _d_factors(
     """Return the gradients of A and B in their dtype; rows come with their indices."""
     lora_A = projection.lora_A
     assert lora_A is not None and d_lora_rows is not None  # asked for only with a pair
-    options = {"gates": gates, "scaling": projection.scaling, "backend": "triton"}
-    offsets = routing.expert_offsets
-    d_A = ragged_outer(d_lora_rows, rows[0], offsets, wide_indices=rows[1], **options)
-    d_B = ragged_outer(
-        lora_rows, d_rows[0], offsets, wide_indices=d_rows[1], transposed=True, **options
+    offsets, scaling = routing.expert_offsets, projection.scaling
+    d_A = launch_ragged_outer(d_lora_rows, rows[0], offsets, rows[1], gates, scaling)
+    d_B = launch_ragged_outer(
+        lora_rows, d_rows[0], offsets, d_rows[1], gates, scaling, transposed=True
     )
     return d_A.to(lora_A.dtype), d_B.to(lora_A.dtype)
 
@@ -370,7 +230,7 @@ def _term(
     """Return the rank-r term of a product; None without a pair, or merged."""
     if lora_rows is None or factor is None:
         return None
-    return LowRankTerm(lora_rows, factor.to(lora_rows.dtype).contiguous(), projection.scaling)
+    return LowRankTerm(lora_rows, laid_out(factor, lora_rows.dtype), projection.scaling)
 
 
 def _unmerged(layer: ExpertLayer, lora_rows: Tensor | None) -> Tensor | None:

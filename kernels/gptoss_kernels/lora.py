@@ -123,20 +123,21 @@ def ragged_outer(
         out.mul_(scaling)
         return out.mT.contiguous() if transposed else out
     require_triton("ragged_outer", skinny, wide, expert_offsets, wide_indices, gates)
-    return _launch_ragged_outer(
+    return launch_ragged_outer(
         skinny, wide, expert_offsets, wide_indices, gates, scaling, transposed
     )
 
 
-def _launch_ragged_outer(
+def launch_ragged_outer(
     skinny: Tensor,
     wide: Tensor,
     expert_offsets: Tensor,
     wide_indices: Tensor | None,
     gates: Tensor | None,
     scaling: float,
-    transposed: bool,
+    transposed: bool = False,
 ) -> Tensor:
+    """Return ``ragged_outer`` by its kernel; the inputs have been checked."""
     from gptoss_kernels._triton import _lora
 
     num_experts, rank, columns = expert_offsets.shape[0] - 1, skinny.shape[1], wide.shape[1]

@@ -112,7 +112,7 @@ def dequantize(
         out = torch.empty(packed.shape, dtype=dtype, device=blocks.device)
     # The bits are right in every dtype, even where the interpreter's arithmetic is not.
     require_triton("dequantize", blocks, scales)
-    return _launch_dequantize(blocks, scales, out)
+    return launch_dequantize(blocks, scales, out)
 
 
 def quantize(weight: Tensor, *, backend: Backend = "torch") -> Mxfp4Weight:
@@ -139,7 +139,8 @@ def quantize(weight: Tensor, *, backend: Backend = "torch") -> Mxfp4Weight:
     return _launch_quantize(weight.contiguous())
 
 
-def _launch_dequantize(blocks: Tensor, scales: Tensor, out: Tensor) -> Tensor:
+def launch_dequantize(blocks: Tensor, scales: Tensor, out: Tensor) -> Tensor:
+    """Return ``dequantize`` into ``out`` by its kernel; the inputs have been checked."""
     from gptoss_kernels._triton import _mxfp4
 
     count = scales.numel()

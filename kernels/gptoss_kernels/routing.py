@@ -88,6 +88,17 @@ def route_reference(router_indices: Tensor, num_experts: int) -> Routing:
     )
 
 
+@dataclass
+class KeptRouting:
+    """One layer's sorted rows, from its first forward pass to the one that checkpointing repeats.
+
+    Attributes:
+        routing: ``None`` until the first pass has sorted.
+    """
+
+    routing: Routing | None = None
+
+
 @dataclass(frozen=True)
 class TileMap:
     """Which rows each tile of a grouped product covers; made on the device, read on the device.
@@ -139,10 +150,11 @@ def route(router_indices: Tensor, num_experts: int, *, backend: Backend = "torch
         return route_reference(router_indices, num_experts)
     require_triton("route", router_indices)
     with on_device(router_indices):
-        return _route_triton(router_indices, num_experts)
+        return launch_route(router_indices, num_experts)
 
 
-def _route_triton(router_indices: Tensor, num_experts: int) -> Routing:
+def launch_route(router_indices: Tensor, num_experts: int) -> Routing:
+    """Return ``route`` by the three kernels; the inputs have been checked."""
     from gptoss_kernels._triton import _routing
 
     rows = router_indices.numel()

@@ -13,8 +13,25 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from gptoss_kernels.persistent import TileMaps
 from gptoss_kernels.projection import ExpertProjection
 from gptoss_kernels.routing import Routing
+
+
+@dataclass
+class KeptRouting:
+    """What one layer sorted, from its first forward pass to the one that checkpointing repeats.
+
+    Attributes:
+        of: The router's choice ``[T, K]`` that was sorted; ``None`` until then. Another tensor is
+            sorted anew, even if it holds the same numbers.
+        routing: The sorted rows.
+        maps: Their tiles; ``None`` in plain torch, which has none.
+    """
+
+    of: Tensor | None = None
+    routing: Routing | None = None
+    maps: TileMaps | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,7 @@ class ExpertLayer:
         recompute_gate_up: Keep no Z.
         engine: How the large products run on Triton.
         scratch_bytes: Bound of the decoded scratch.
+        kept_routing: Where the sorted rows wait for a second forward pass.
     """
 
     gate_up: ExpertProjection
@@ -40,6 +58,7 @@ class ExpertLayer:
     recompute_gate_up: bool
     engine: Literal["auto", "fused", "grouped_mm", "packed", "quack"]
     scratch_bytes: int
+    kept_routing: KeptRouting | None = None
 
     def without_factors(self) -> ExpertLayer:
         """Return the frozen part, which may outlive the graph."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from gptoss_kernels import ExpertProjection, choose_backend, experts, experts_reference
 from gptoss_kernels.backend import interpreted
+from gptoss_kernels.stages import KeptRouting
 from gptoss_kernels.testing import assert_close, make_layer, make_routing, relative_rms
 from torch.utils.checkpoint import checkpoint
 from transformers import GptOssConfig
@@ -14,6 +15,8 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 BACKENDS = ["torch", "triton"]
 FLOAT32 = 2e-6
 """As in test_experts.py."""
+UNROUNDED = 5e-4
+"""Relative RMS of fp32 sums over 2,048 bf16 rows; rounding the sums to bf16 alone is 1.6e-3."""
 BF16_RATIO = 1.5
 """Our bf16 error over the error of the plain formula in bf16, both against float64."""
 
@@ -101,6 +104,47 @@ def test_fp32_factors_beside_bf16_activations():
             assert not torch.equal(gradient, coarse.float()), name
 
 
+def test_fp32_gradients_of_factors_are_not_rounded(device):
+    """Many rows say the same, so their roundings cancel, and one of the result would stand out."""
+    tokens, experts_, hidden, inner, rank = 4096, 2, 64, 32, 3
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape, scale=1.0):
+        values = scale * torch.randn(shape, generator=generator)
+        return values.bfloat16().float().to(device)
+
+    indices = (torch.arange(tokens, device=device) % experts_)[:, None]
+    weights = torch.ones((tokens, 1), device=device)
+    rows = draw(tokens, hidden)
+    first = ExpertProjection(draw(experts_, hidden, 2 * inner, scale=0.2), None)
+    # B of one value, so that the rows' gradients <dO, B> are exact and only sums are to be rounded.
+    lora_B = torch.full((experts_, hidden, rank), 2.0**-4, device=device)
+    second = ExpertProjection(
+        draw(experts_, inner, hidden), None, draw(experts_, rank, inner), lora_B, 0.5
+    )
+
+    def gradients(dtype, factor_dtype, backend):
+        def cast(projection):
+            factors = (projection.lora_A, projection.lora_B)
+            factors = [t if t is None else t.to(factor_dtype).requires_grad_() for t in factors]
+            stack = projection.weight.to(dtype)
+            return ExpertProjection(stack, None, *factors, projection.scaling)
+
+        one, two = cast(first), cast(second)
+        options = {} if backend is None else {"backend": backend}
+        run = experts_reference if backend is None else experts
+        out = run(rows.to(dtype), indices, weights.to(dtype), one, two, **options)
+        return torch.autograd.grad(out.sum(), (two.lora_A, two.lora_B))
+
+    expected = gradients(torch.float64, torch.float64, None)
+    for backend in ("torch", *(["triton"] if device.type == "cuda" else [])):
+        actual = gradients(torch.bfloat16, torch.float32, backend)
+        for name, ours, truth in zip("AB", actual, expected, strict=True):
+            assert ours.dtype == torch.float32
+            assert_close(f"d {name}", ours, truth, UNROUNDED)
+            assert relative_rms(ours.bfloat16(), truth) > 2 * UNROUNDED, "the bound sees a rounding"
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_peft_views_give_the_same_numbers(backend, device):
     """PEFT stores A as [E*R, in] and B as [out, R*E]; their views have other strides."""
@@ -149,6 +193,25 @@ def test_checkpointing_changes_no_bit(backend, device):
         inputs.leaves(), all_gradients(plain, inputs), all_gradients(again, inputs), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_kept_routing_is_used_for_the_same_choice_alone(backend, device):
+    inputs, kept = layer(device), KeptRouting()
+    expected = experts(*inputs.arguments(), backend=backend)
+    wanted = all_gradients(expected, inputs)
+    for _ in range(2):
+        out = experts(*inputs.arguments(), backend=backend, kept_routing=kept)
+        assert torch.equal(out, expected)
+        assert all(map(torch.equal, all_gradients(out, inputs), wanted))
+    first = kept.routing
+    x, indices, *others = inputs.arguments()
+    experts(x, indices, *others, backend=backend, kept_routing=kept)
+    assert kept.routing is first
+    other = (indices + 1) % 4
+    out = experts(x, other, *others, backend=backend, kept_routing=kept)
+    assert torch.equal(out, experts(x, other, *others, backend=backend))
+    assert kept.routing is not first and kept.of is other
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -142,6 +142,24 @@ def test_several_gpus(recipe):
     assert plan(said, H100, gpus=1).spread == "ddp"
 
 
+def test_the_120b_on_one_card_of_80_gb_takes_rank_8_and_not_16():
+    """Base, factors, gradients and fp32 moments: 60.8 + 4 + 4 + 8 GiB at rank 16."""
+    path = shipped("recipes") / "gpt-oss-120b" / "qlora-80gb.yaml"
+    assert H100.memory_bytes / 2**30 == pytest.approx(79.1, abs=0.01)
+    shipped_plan = plan(load_recipe(path), H100)
+    assert shipped_plan.fits and load_recipe(path).lora.expert_rank <= 8
+    asked = ("train.optim=adamw", "lora.expert_rank=16")
+    made = plan(load_recipe(path, asked), H100)
+    held = sum(made.memory.kinds[kind] for kind in ("adapters", "gradients", "optimizer"))
+    assert (made.memory.resident + held - made.memory.kinds["adapters"]) / 2**30 == pytest.approx(
+        76.8, abs=0.05
+    )
+    assert not made.fits
+    (named,) = (entry for entry in made.advice if entry.overrides == ("lora.expert_rank=8",))
+    followed = plan(load_recipe(path, (asked[0], *named.overrides)), H100)
+    assert named.fits and followed.fits and followed.memory.peak == named.peak
+
+
 def test_advice_leads_where_it_says_and_cheapest_comes_first(recipe):
     small = replace(card("rtx4080-16gb"), memory_gib=17.0)
     settings = recipe("train.checkpointing=none", "train.per_device_train_batch_size=4")

@@ -62,3 +62,23 @@ def _combine_backward_kernel(
     if WEIGHTED:
         total = tl.sum(product, axis=0).to(d_weights_ptr.dtype.element_ty)
         tl.store(d_weights_ptr + slot, total)
+
+
+@triton.jit
+def _routing_gradient_kernel(
+    share_ptr,
+    against_bias_ptr,
+    stride_bias,
+    row_indices_ptr,
+    out_ptr,
+    count,
+    BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``out[t, k] = share[row] + against_bias[row]`` of the pair's row, 0 where it has none."""
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(row_indices_ptr + slot, slot < count, -1).to(tl.int64)
+    total = tl.load(share_ptr + row, row >= 0, 0.0)
+    if BIAS:
+        total += tl.load(against_bias_ptr + row * stride_bias, row >= 0, 0.0).to(tl.float32)
+    tl.store(out_ptr + slot, total.to(out_ptr.dtype.element_ty), slot < count)

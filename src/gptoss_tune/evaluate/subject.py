@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from gptoss_kernels import choose_backend
-from peft import PeftModel
 
 from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
 from gptoss_tune.errors import MachineError
@@ -27,6 +26,7 @@ from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
 from gptoss_tune.model.host_embedding import keep_embeddings_on_host
 from gptoss_tune.model.load import DTYPES, load_base
+from gptoss_tune.model.lora import load_adapters
 from gptoss_tune.recipe import ModelSection
 
 
@@ -93,7 +93,7 @@ def load_subject(subject: Subject, section: ModelSection, device: torch.device) 
     model: Any = load_base(subject.checkpoint, section, device=device)
     merge_aware = False
     if subject.adapter is not None:
-        model = PeftModel.from_pretrained(model, str(subject.adapter.path))
+        model = load_adapters(model, subject.adapter.path)
         merge_aware = trained_merge_aware(subject.adapter.path)
     try:
         backend = choose_backend(section.backend, device, DTYPES[section.dtype])

@@ -8,9 +8,10 @@ that call, and with an unevaluated ``LowRankExpertWeight`` that remembers W, A, 
 forward reads the factors from there and applies them to the routed rows.
 
 So adapters are created, saved and loaded by PEFT itself, under its own names, while no path can
-turn the stack into a dense tensor behind the user's back: any other operation raises. The rejected
-alternative, replacing PEFT's ``ParamWrapper`` by a class of ours, would have to follow each of its
-releases.
+turn the stack into a dense tensor behind the user's back: any other operation raises. Training and
+evaluation spare even this call: ``param_wrapper`` hands the factors to the expert forward. A model
+that plain PEFT has wrapped, ``PeftModel.from_pretrained(load_base(...), ...)``, comes through here
+and computes the same bits.
 
 Worked example, 2 experts of 32 inputs and 64 outputs: ``blocks [2, 64, 1, 16]`` (2,048 bytes) and
 ``scales [2, 64, 1]`` (128 bytes) make an ``ExpertWeight`` of shape ``[2, 32, 64]`` that holds 2,176

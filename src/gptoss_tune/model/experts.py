@@ -5,15 +5,16 @@ Legend: T tokens, K experts per token, H hidden, I intermediate, E experts, R ra
 transformers dispatches ``GptOssExperts.forward`` through its ``ExpertsInterface``; this module adds
 one name to it and patches nothing. The function only translates: it reads the layer's two stacks
 (packed or dense, adapted or not) and calls ``gptoss_kernels.experts``, which owns the maths and the
-backward.
+backward. The factors go there as PEFT holds them, in fp32: the kernels round what they multiply
+with, a copy is not kept for the backward pass, and the gradients come back unrounded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
-import torch
 from gptoss_kernels import ExpertProjection, experts
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -42,6 +43,20 @@ class ExpertSettings:
     scratch_bytes: int = 2**31
 
 
+class LowRankUpdate(NamedTuple):
+    """The adapter of one expert stack.
+
+    Attributes:
+        lora_A: ``[E, R, in]``.
+        lora_B: ``[E, out, R]``, any strides.
+        scaling: ``alpha / rank``.
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    scaling: float
+
+
 def set_expert_settings(model: nn.Module, settings: ExpertSettings) -> None:
     """Give every expert layer of ``model`` its settings.
 
@@ -56,51 +71,53 @@ def set_expert_settings(model: nn.Module, settings: ExpertSettings) -> None:
 
 
 def experts_forward(
-    self: nn.Module, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
+    self: nn.Module,
+    hidden_states: Tensor,
+    router_indices: Tensor,
+    routing_weights: Tensor,
+    *,
+    low_rank: Mapping[str, LowRankUpdate] | None = None,
 ) -> Tensor:
     """Return the weighted sum of each token's K experts.
 
     Args:
         self: A ``GptOssExperts`` layer; its stacks may be plain parameters, ``ExpertWeight`` or,
-            while PEFT applies an adapter, ``LowRankExpertWeight``.
+            where PEFT's own wrapper applies an adapter, ``LowRankExpertWeight``.
         hidden_states: ``[T, H]``.
         router_indices: ``[T, K]`` int64.
         routing_weights: ``[T, K]``.
+        low_rank: Adapters by the name of their stack.
 
     Returns:
         ``[T, H]``, dtype of ``hidden_states``.
     """
     layer = cast(Any, self)  # a GptOssExperts, whose decorator hides its type
-    settings = getattr(self, "expert_settings", ExpertSettings())
-    # The merge-aware weights are those of an export, which adds the unrounded factors.
-    factor_dtype = torch.float32 if settings.merge_aware else hidden_states.dtype
+    settings = getattr(self, "expert_settings", None) or ExpertSettings()
+    updates = low_rank or {}
     return experts(
         hidden_states,
         router_indices,
         routing_weights,
-        _projection(layer.gate_up_proj, layer.gate_up_proj_bias, factor_dtype),
-        _projection(layer.down_proj, layer.down_proj_bias, factor_dtype),
+        _projection(layer.gate_up_proj, layer.gate_up_proj_bias, updates.get("gate_up_proj")),
+        _projection(layer.down_proj, layer.down_proj_bias, updates.get("down_proj")),
         limit=layer.limit,
         alpha=layer.alpha,
         backend=settings.backend,
         merge_aware=settings.merge_aware,
         recompute_gate_up=settings.recompute_gate_up,
         scratch_bytes=settings.scratch_bytes,
+        kept_routing=getattr(self, "kept_routing", None),
     )
 
 
-def _projection(weight: Tensor, bias: Tensor, factor_dtype: torch.dtype) -> ExpertProjection:
+def _projection(weight: Tensor, bias: Tensor, update: LowRankUpdate | None) -> ExpertProjection:
     if isinstance(weight, LowRankExpertWeight):
-        return ExpertProjection(
-            weight.base.stored,
-            bias,
-            lora_A=weight.lhs.transpose(1, 2).to(factor_dtype),
-            lora_B=weight.rhs.transpose(1, 2).to(factor_dtype),
-            scaling=weight.scaling,
-        )
-    if isinstance(weight, ExpertWeight):
-        return ExpertProjection(weight.stored, bias)
-    return ExpertProjection(weight, bias)
+        update = LowRankUpdate(weight.lhs.mT, weight.rhs.mT, weight.scaling)
+        weight = weight.base
+    stored = weight.stored if isinstance(weight, ExpertWeight) else weight
+    if update is None:
+        return ExpertProjection(stored, bias)
+    return ExpertProjection(stored, bias, *update)
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, experts_forward)

@@ -10,11 +10,13 @@ experts does not change the size of their update.
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GptOssForCausalLM
 
 from gptoss_tune.errors import RecipeError
+from gptoss_tune.model.param_wrapper import with_expert_wrapper
 from gptoss_tune.recipe.schema import LoraSection
 
 ADAPTER_NAME = "default"
@@ -73,7 +75,7 @@ def add_adapters(model: GptOssForCausalLM, section: LoraSection) -> PeftModel:
             # PEFT 0.21 looks for these patterns among modules only and calls ours ignored, while it
             # applies them to parameters.
             warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not")
-            adapted = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
+            adapted = get_peft_model(model, with_expert_wrapper(config), adapter_name=ADAPTER_NAME)
     except ValueError as error:
         raise RecipeError(f"lora: PEFT refused the adapter: {error}") from error
     finally:
@@ -81,3 +83,15 @@ def add_adapters(model: GptOssForCausalLM, section: LoraSection) -> PeftModel:
             del model.is_loaded_in_4bit
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def load_adapters(model: GptOssForCausalLM, folder: Path) -> PeftModel:
+    """Wrap ``model`` with the trained adapters of ``folder``, frozen.
+
+    Args:
+        model: The base they were trained on.
+        folder: An adapter in PEFT's format that has been checked against the base.
+    """
+    config = LoraConfig.from_pretrained(str(folder))
+    assert isinstance(config, LoraConfig)
+    return PeftModel.from_pretrained(model, str(folder), config=with_expert_wrapper(config))

@@ -9,6 +9,7 @@ H hidden, E experts.
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from gptoss_kernels import Mxfp4Weight
+from gptoss_kernels.stages import KeptRouting
 from torch import Tensor, nn
 from transformers import GptOssConfig
 
@@ -25,6 +27,7 @@ from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
 from gptoss_tune.model.holdings import holdings
 from gptoss_tune.model.lora import add_adapters
+from gptoss_tune.model.memory import RouterChoice
 from gptoss_tune.model.norms import set_norms
 from gptoss_tune.recipe.plan_model import RELEASED
 from gptoss_tune.recipe.schema import LoraSection
@@ -53,9 +56,10 @@ class _Kept:
 def saved_bytes(
     model: Any, length: int, *, dtype: str, hidden: Callable[[int], Tensor] | None = None
 ) -> int:
-    """Return the bytes that the graph of one row keeps, parameters and buffers left out.
+    """Return the bytes that one row keeps for its backward pass, parameters and buffers left out.
 
-    Every storage counts once. The row has ``length`` tokens, all of them trained.
+    That is what its graph saves, and the indices that checkpointing keeps beside it. Every storage
+    counts once. The row has ``length`` tokens, all of them trained.
 
     Args:
         model: A ``GptOssForTuning`` with adapters, on a CPU.
@@ -82,9 +86,24 @@ def saved_bytes(
     ):
         weights = torch.ones(1, length)
         out = model(**inputs, shift_labels=tokens, loss_weights=weights, use_cache=False)
-    storages = [box.tensor.untyped_storage() for box in boxes]
+    storages = [
+        tensor.untyped_storage() for tensor in [*(box.tensor for box in boxes), *_indices()]
+    ]
     assert out.loss_sum.requires_grad, "or nothing would have been kept"
     return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in own}.values())
+
+
+def _indices() -> list[Tensor]:
+    """Return what routers chose and experts sorted in a forward pass that is to run again."""
+    found: list[Tensor | None] = []
+    for one in gc.get_objects():
+        if type(one) is RouterChoice:
+            found.append(one.indices)
+        elif type(one) is KeptRouting and one.routing is not None:
+            routing = one.routing
+            found += [routing.token_indices, routing.slot_indices, routing.row_indices]
+            found.append(routing.expert_offsets)
+    return [tensor for tensor in found if tensor is not None]
 
 
 def released_layer(lora: LoraSection) -> Any:

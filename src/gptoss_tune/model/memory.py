@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 import torch
 from gptoss_kernels.attention import KeptAttention
+from gptoss_kernels.stages import KeptRouting
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -66,11 +67,11 @@ def set_checkpointing(model: nn.Module, mode: Checkpointing) -> None:
     offloader = InputOffloader() if mode == "offload" else None
     for layer in layers:
         layer.gradient_checkpointing = again
-        run = partial(_run_again, layer, offloader=offloader)
-        layer._gradient_checkpointing_func = run if again else None
-        _set_router(layer.mlp.router, replayed=again)
         # PEFT wraps the experts once per adapted stack.
         (experts,) = (m for m in layer.modules() if type(m).__name__ == "GptOssExperts")
+        run = partial(_run_again, layer, experts, offloader=offloader)
+        layer._gradient_checkpointing_func = run if again else None
+        _set_router(layer.mlp.router, replayed=again)
         settings = getattr(experts, "expert_settings", ExpertSettings())
         experts.expert_settings = replace(
             settings,
@@ -81,6 +82,7 @@ def set_checkpointing(model: nn.Module, mode: Checkpointing) -> None:
 
 def _run_again(
     layer: Any,
+    experts: Any,
     forward: Callable[..., Any],
     hidden_states: Tensor,
     *,
@@ -90,6 +92,7 @@ def _run_again(
 
     Args:
         layer: The ``GptOssDecoderLayer``.
+        experts: Its ``GptOssExperts``.
         forward: Its forward with all arguments but the first, as transformers hands it over.
         hidden_states: ``[B, S, H]``.
         offloader: Where the input waits; ``None``: where it is.
@@ -97,9 +100,13 @@ def _run_again(
     choice = RouterChoice()
     long = hidden_states.shape[1] >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
     kept = KeptAttention() if long and offloader is None else None
+    routing = KeptRouting() if offloader is None else None
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return _same_choices(layer, choice, kept), _same_choices(layer, choice, kept)
+        first, again = (
+            _same_choices(layer, experts, choice, kept, routing) for _ in ("forward", "backward")
+        )
+        return first, again
 
     run = partial(
         checkpoint,
@@ -143,12 +150,19 @@ class RouterChoice:
 
 
 @contextmanager
-def _same_choices(layer: Any, choice: RouterChoice, kept: KeptAttention | None) -> Iterator[None]:
+def _same_choices(
+    layer: Any,
+    experts: Any,
+    choice: RouterChoice,
+    kept: KeptAttention | None,
+    routing: KeptRouting | None,
+) -> Iterator[None]:
     layer.mlp.router.choice, layer.self_attn.attention_kept = choice, kept
+    experts.kept_routing = routing
     try:
         yield
     finally:
-        layer.mlp.router.choice = layer.self_attn.attention_kept = None
+        layer.mlp.router.choice = layer.self_attn.attention_kept = experts.kept_routing = None
 
 
 def _set_router(router: Any, *, replayed: bool) -> None:

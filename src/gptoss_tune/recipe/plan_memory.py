@@ -48,7 +48,7 @@ class Saved:
 
     Attributes:
         per_token: Grow with the tokens of the micro-batch.
-        fixed: Do not: the factors in the compute dtype.
+        fixed: Do not: attention's factors in the compute dtype, where each expert's rows start.
     """
 
     per_token: int
@@ -109,8 +109,6 @@ def layer_saved(
     if mixed:
         fixed += sum(f.parameters for f in attention) * value
         fixed -= sum(f.parameters_A for f in without_A) * value
-        if not merged:
-            fixed += sum(f.parameters for f in experts) * value
     return Saved(token, fixed + (a.experts + 1) * _INDEX_BYTES)
 
 
@@ -131,7 +129,8 @@ def model_saved(architecture: Architecture, recipe: Recipe) -> Saved:
                 lowest=layer == lowest,
             )
         else:
-            total += Saved(_kept_by_rerun(a, recipe, layer), 0)
+            rows = 0 if mode == "offload" else (a.experts + 1) * _INDEX_BYTES
+            total += Saved(_kept_by_rerun(a, recipe, layer), rows)
     if mode in ("none", "selective"):
         total += Saved(a.head_dim * value, 0)  # cosines and sines, one table for all layers
     return total
@@ -140,9 +139,10 @@ def model_saved(architecture: Architecture, recipe: Recipe) -> Saved:
 def _kept_by_rerun(architecture: Architecture, recipe: Recipe, layer: int) -> int:
     """Return the bytes per token of a layer that is run again: its input and what saves work."""
     a, value = architecture, compute_bytes(recipe.model)
+    kept = a.experts_per_token * _LONG_INDEX_BYTES  # the router's choice
     if recipe.train.checkpointing == "offload":
-        return 0  # in pinned host memory
-    kept = a.hidden * value
+        return kept  # the input is in pinned host memory
+    kept += a.hidden * value + a.experts_per_token * 3 * _INDEX_BYTES  # and the rows it sorts
     long = recipe.data.max_length >= KEEP_ATTENTION_FROM
     if long and a.layer_types[layer] == "full_attention":
         kept += a.query_size * value + a.heads * FP32_BYTES
@@ -191,15 +191,11 @@ def moments(architecture: Architecture, recipe: Recipe, tokens: int, spread: Spr
     # of the layer's output, which its input gets as well, and of the experts' input.
     working = rows * (2 * a.intermediate + max(a.intermediate, a.hidden)) * value
     working += 2 * tokens * a.hidden * value
+    # The gradients of one layer's experts, before they are added to what earlier rows left.
+    working += FP32_BYTES * sum(f.parameters for f in factors if f.on_experts and f.layer == lowest)
     if recipe.train.checkpointing == "selective":
         working += rows * 2 * a.intermediate * value
-    scratch = 0
-    if recipe.model.experts_precision == "mxfp4":
-        per_expert = max(inner * out for inner, out in a.expert_shapes.values()) * value
-        bound = SCRATCH_BYTES[recipe.train.checkpointing == "offload"]
-        scratch = per_expert * max(1, min(a.experts, bound // per_expert))
-        if recipe.model.backend == "torch":  # its grouped product takes all experts at once
-            scratch = per_expert * a.experts
+    scratch = _scratch(a, recipe)
     chunk = min(LOSS_CHUNK_ROWS, tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value
@@ -214,6 +210,20 @@ def moments(architecture: Architecture, recipe: Recipe, tokens: int, spread: Spr
         gathered += 4 * FP32_BYTES * one_layer
         step = -(-step // recipe.world.processes)
     return Moments(rerun, working, scratch, loss, step, gathered)
+
+
+def _scratch(architecture: Architecture, recipe: Recipe) -> int:
+    """Return the bytes of decoded experts that exist at a time."""
+    a, mode = architecture, recipe.train.checkpointing
+    if recipe.model.experts_precision != "mxfp4":
+        return 0
+    sizes = [inner * out * compute_bytes(recipe.model) for inner, out in a.expert_shapes.values()]
+    if recipe.model.backend == "torch":  # its grouped product takes all experts at once
+        return max(sizes) * a.experts
+    bound = SCRATCH_BYTES[mode == "offload"]
+    if mode == "selective" and sum(sizes) * a.experts <= bound:
+        return sum(sizes) * a.experts  # gate_up stays decoded from one product to the other
+    return max(sizes) * max(1, min(a.experts, bound // max(sizes)))
 
 
 @dataclass(frozen=True)
