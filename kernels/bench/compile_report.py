@@ -197,7 +197,7 @@ WIDTHS = (1, 2, 4, 8, 16)
 
 
 def _numbers(values: list[int]) -> str:
-    return ",".join(map(str, values)) or "-"
+    return ",".join(map(str, dict.fromkeys(values))) or "-"
 
 
 def _sizes(counts: dict[int, int]) -> str:

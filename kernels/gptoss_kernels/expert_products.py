@@ -207,3 +207,16 @@ def laid_out(factor: Tensor, dtype: torch.dtype) -> Tensor:
     if factor.dtype == dtype:
         return factor.contiguous()
     return factor.to(dtype, memory_format=torch.contiguous_format)
+
+
+def laid_out_in_16s(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``factor [E, N, R]`` in ``dtype``, each of its rows at a multiple of 16 elements.
+
+    With R = 8 the compiler would know of no alignment and load value by value.
+    """
+    rank = factor.shape[-1]
+    if rank % 16 == 0:
+        return laid_out(factor, dtype)
+    shape = (*factor.shape[:-1], -(-rank // 16) * 16)
+    rows = torch.empty(shape, dtype=dtype, device=factor.device)[..., :rank]
+    return rows.copy_(factor)

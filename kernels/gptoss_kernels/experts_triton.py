@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.combine import launch_combine, launch_routing_gradient
-from gptoss_kernels.expert_products import Pass, both_fit, grouped_projection, laid_out, skinny
+from gptoss_kernels.expert_products import (
+    Pass,
+    both_fit,
+    grouped_projection,
+    laid_out_in_16s,
+    skinny,
+)
 from gptoss_kernels.lora import LowRankTerm, launch_ragged_outer
 from gptoss_kernels.persistent import TileMaps
 from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
@@ -230,7 +236,7 @@ def _term(
     """Return the rank-r term of a product; None without a pair, or merged."""
     if lora_rows is None or factor is None:
         return None
-    return LowRankTerm(lora_rows, laid_out(factor, lora_rows.dtype), projection.scaling)
+    return LowRankTerm(lora_rows, laid_out_in_16s(factor, lora_rows.dtype), projection.scaling)
 
 
 def _unmerged(layer: ExpertLayer, lora_rows: Tensor | None) -> Tensor | None:
