@@ -64,7 +64,7 @@ def adapted_layer():
     Those are fp32 here, which the interpreter needs, and the factors fp64.
     """
     inputs = make_layer(
-        make_routing(24, 2, 4), num_experts=4, hidden=64, intermediate=32, rank=3, device="cpu"
+        make_routing(24, 2, 4), num_experts=4, hidden=64, intermediate=32, rank=16, device="cpu"
     )
     adapted = {}
     for name in ("gate_up", "down"):
