@@ -179,7 +179,7 @@ def below_the_clamp(inputs: LayerInputs) -> LayerInputs:
     """Scale X in place so that no pre-activation comes near a clamp; return the inputs.
 
     At a clamp the gradient jumps: a pre-activation of 6.99 that bf16 rounds to 7.02 loses its whole
-    gradient. At the scale of ``make_layer`` such elements make dX of a right kernel wrong by 2.7e-2,
+    gradient. At the scale of ``make_layer`` such elements make a right dX wrong by 2.7e-2,
     which hides every fault below that.
     """
     with torch.no_grad():
