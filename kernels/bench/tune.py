@@ -2,8 +2,10 @@
 
     python kernels/bench/tune.py --model gpt-oss-20b --tokens 16384
 
-Every product of the layer is timed with every tile of a small space; a tile that does not compile,
-does not fit or gives other numbers than torch is dropped. Then whole projections decide from how
+Every product of the layer is timed with every tile of ``tile_lists/<architecture>.json``: those
+that were compiled and inspected without a GPU and have no spill, a pipelined loop and wide stores
+(``lease/precompile.py --tiles`` writes the list). A tile that does not fit or gives other numbers
+than torch, in any part of the result, is dropped with the reason. Then whole layers decide from how
 many rows on each engine is the faster one. ``choose_tiles`` and ``choose_engine`` read the file.
 """
 
@@ -15,8 +17,8 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import product as combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,12 +34,17 @@ from gptoss_kernels.persistent import TileMaps, launch_product
 from gptoss_kernels.routing import Routing, route
 from gptoss_kernels.testing import relative_rms
 from gptoss_kernels.tiles import Product, Tiles, gpu_of
-from measure import SHAPES, Shape, device_of, environment, median_ms
+from measure import SHAPES, Shape, device_of, environment, failure, median_ms
 from ops_experts import random_layer, random_mxfp4
 from torch import Tensor
 
 TOLERANCE = 2e-2
-"""Relative RMS against torch: bf16 roundings stay below 1e-2, a wrong tile is off by about 1."""
+"""Relative RMS against torch: bf16 roundings stay below 1e-2, a wrong product is off by about 1."""
+PART, PART_TOLERANCE = 64, 6e-2
+"""Columns of a piece of a row, and the bound of its RMS error relative to the RMS of the whole: one
+value of 64 that is off by half its size is seen, a row that was not written at once."""
+TILE_LISTS = Path(__file__).parent / "tile_lists"
+Figure = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,19 +80,44 @@ def cases(shape: Shape, rank: int) -> list[Case]:
     return [*found, Case("packed_swiglu", 2 * i, h, gather=True), Case("packed", h, i)]
 
 
-def space(case: Case) -> Iterator[Tiles]:
-    """Yield the tiles to try."""
-    if case.product == "skinny":
-        width = max(16, 1 << (case.n - 1).bit_length())
-        choices = combinations((32, 64, 128), (width,), (64, 128), (4, 8), (3, 4))
-    elif case.product.startswith("packed"):
-        choices = combinations((16, 32, 64), (64, 128), (128, 256), (4, 8), (2, 3))
-    else:
-        shapes = (64, 128, 256)
-        choices = combinations(shapes, shapes, (32, 64, 128), (4, 8), (3, 4, 5))
-    for block_m, block_n, block_k, warps, stages in choices:
-        if block_m * block_n <= 128 * 256:
-            yield Tiles(block_m, block_n, block_k, warps, stages)
+def space(case: Case, architecture: str) -> list[Tiles]:
+    """Return the tiles to try.
+
+    Raises:
+        ValueError: No list was made for this architecture.
+    """
+    if architecture == "interpreter":
+        return [Tiles(16, 64, 64, 4, 1), Tiles(32, 32, 32, 4, 1)]
+    file = TILE_LISTS / f"{architecture}.json"
+    if not file.is_file():
+        made = sorted(path.stem for path in TILE_LISTS.glob("*.json"))
+        raise ValueError(
+            f"there are no inspected tiles for {architecture}, only for {', '.join(made) or 'none'}"
+            f"; make them: python kernels/bench/lease/precompile.py --tiles --arch {architecture}"
+        )
+    listed = json.loads(file.read_text(encoding="utf-8"))["tiles"]
+    key = (case.product, case.turned)
+    return [Tiles(**e["tiles"]) for e in listed if (e["product"], e["turned"]) == key]
+
+
+def fault(actual: Tensor, expected: Tensor) -> str | None:
+    """Return what is wrong with a result, None when nothing is.
+
+    Args:
+        actual: ``[M, N]``.
+        expected: The same by torch.
+    """
+    unwritten = int((~torch.isfinite(actual)).sum())
+    if unwritten:
+        return f"{unwritten} of {actual.numel()} values are not finite"
+    error = relative_rms(actual, expected)
+    if not error <= TOLERANCE:
+        return f"relative RMS {error:.1e}"
+    scale = expected.float().square().mean().sqrt()
+    difference = (actual.float() - expected.float()).square_()
+    width = PART if difference.shape[1] % PART == 0 else difference.shape[1]
+    worst = float(difference.unflatten(1, (-1, width)).mean(-1).max().sqrt() / scale)
+    return None if worst <= PART_TOLERANCE else f"a part of a row is off by {worst:.1e}"
 
 
 class Problem:
@@ -142,55 +174,62 @@ class Problem:
             activation=self.activation,
         )
 
-    def milliseconds(self, tiles: Tiles, runs: int) -> float | None:
-        """Return the time with these tiles; None when they cannot run or compute wrongly."""
+    def timed(self, tiles: Tiles, runs: int) -> float | str:
+        """Return the time with these tiles, or why they cannot be taken."""
         self.out.fill_(float("nan"))
+        if self.activation is not None:
+            self.activation.fill_(float("nan"))
         try:
             self.run(tiles)
-        except (triton.runtime.errors.OutOfResources, triton.CompilationError, RuntimeError):
-            return None  # does not fit this card
-        wrong = relative_rms(self.out, self.expected) > TOLERANCE
+        except (triton.runtime.errors.OutOfResources, triton.CompilationError) as error:
+            return failure(error)  # does not fit this card
+        wrong = fault(self.out, self.expected)
         if self.activation is not None:
-            activated = swiglu_reference(self.expected)
-            wrong = wrong or relative_rms(self.activation, activated) > TOLERANCE
-        return None if wrong else median_ms(lambda: self.run(tiles), warmup=2, runs=runs)[0]
+            wrong = wrong or fault(self.activation, swiglu_reference(self.expected))
+        return wrong or median_ms(lambda: self.run(tiles), warmup=2, runs=runs)[0]
 
 
-def tune_tiles(shape: Shape, tokens: int, rank: int, runs: int, limit: int) -> list[dict]:
-    """Return the fastest tiles of every case, as entries of the file."""
+def tile_figures(
+    shape: Shape, tokens: int, rank: int, runs: int, limit: int, only: str = ""
+) -> Iterator[Figure]:
+    """Yield the time of every tile, or why it is not taken, and each case's best under "best"."""
     scores = torch.rand((tokens, shape.num_experts), device=device_of())
     routing = route(scores.topk(shape.top_k).indices, shape.num_experts, backend="triton")
-    entries = []
+    architecture = gpu_of(device_of()).architecture
     for case in cases(shape, rank):
-        problem = Problem(case, shape, routing, rank)
-        tried = list(space(case))[:limit]
-        timed = [
-            (milliseconds, tiles)
-            for tiles in tried
-            if (milliseconds := problem.milliseconds(tiles, runs)) is not None
-        ]
-        print(f"{len(timed)} of {len(tried)} tiles run and compute rightly here")
-        if not timed:
+        if only not in case.product:
             continue
-        milliseconds, tiles = min(timed, key=lambda pair: pair[0])
-        flops = 2 * routing.num_rows * case.n * case.k
-        rate = flops / (1e9 * milliseconds)
-        name = f"{case.product} [{case.n}, {case.k}]"
-        print(f"{name}: {milliseconds:.3f} ms, {rate:.0f} TFLOP/s, {tiles}")
+        problem = Problem(case, shape, routing, rank)
         dtype = str(problem.rows.dtype).removeprefix("torch.")
         key = {"product": case.product, "n": case.n, "k": case.k}
         key |= {"turned": case.turned, "dtype": dtype}
-        entries.append(key | {"tiles": asdict(tiles), "milliseconds": round(milliseconds, 4)})
-    return entries
+        flops, found = 2 * routing.num_rows * case.n * case.k, []
+        for tiles in space(case, architecture)[:limit]:
+            timed = problem.timed(tiles, runs)
+            figure: Figure = key | {"tiles": asdict(tiles)}
+            if isinstance(timed, str):
+                yield figure | {"not_taken": timed}
+                continue
+            found.append((timed, tiles))
+            yield figure | {"ms": round(timed, 4), "tflops": round(flops / timed / 1e9, 1)}
+        if found:
+            milliseconds, tiles = min(found, key=lambda pair: pair[0])
+            best = key | {"tiles": asdict(tiles), "milliseconds": round(milliseconds, 4)}
+            yield {"best": best, "taken": len(found)}
 
 
-def tune_engines(shape: Shape, rank: int, runs: int) -> dict[str, int]:
+ENGINE_TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+def tune_engines(
+    shape: Shape, rank: int, runs: int, all_tokens: tuple[int, ...] = ENGINE_TOKENS
+) -> dict[str, int]:
     """Return from how many rows on, and up to how many, another engine beats the fused one."""
     if not torch.cuda.is_available():
         return {}
     limits = {"packed_max_rows": 0}
     trusted = grouped_mm_obstacle(device_of(), torch.bfloat16) is None
-    for tokens in (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768):
+    for tokens in all_tokens:
         inputs = random_layer(shape, tokens, rank)
         leaves, d_out = list(inputs.leaves().values()), torch.randn_like(inputs.hidden_states)
 
@@ -213,6 +252,23 @@ def tune_engines(shape: Shape, rank: int, runs: int) -> dict[str, int]:
     return limits
 
 
+def write(
+    folder: Path, shape: Shape, tokens: int, tiles: list[Figure], engines: dict[str, int]
+) -> Path:
+    """Write ``<gpu>.json`` and return its path."""
+    measured = {"measured": environment(), "model": shape.name, "tokens": tokens}
+    measured |= {"tiles": tiles, "engines": engines}
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{gpu_of(device_of()).name}.json"
+    file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def tuned_folder() -> Path:
+    """Return the folder that ``choose_tiles`` reads."""
+    return Path(gptoss_kernels.__file__).parent / "tuned"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=sorted(SHAPES), default="gpt-oss-20b")
@@ -226,20 +282,14 @@ def main() -> int:
     if not torch.cuda.is_available() and not arguments.cpu:
         print("no GPU: nothing to tune (--cpu --model tiny --limit 2 --out DIR checks the script)")
         return 3
-    shape = SHAPES[arguments.model]
-    tiles = tune_tiles(shape, arguments.tokens, arguments.rank, arguments.runs, arguments.limit)
-    measured = {
-        "measured": environment(),
-        "model": shape.name,
-        "tokens": arguments.tokens,
-        "tiles": tiles,
-        "engines": tune_engines(shape, arguments.rank, arguments.runs),
-    }
-    folder = arguments.out or Path(gptoss_kernels.__file__).parent / "tuned"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{gpu_of(device_of()).name}.json"
-    file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {file}")
+    shape, best = SHAPES[arguments.model], []
+    settings = (arguments.tokens, arguments.rank, arguments.runs, arguments.limit)
+    for figure in tile_figures(shape, *settings):
+        print(figure, flush=True)
+        best += [figure["best"]] if "best" in figure else []
+    engines = tune_engines(shape, arguments.rank, arguments.runs)
+    folder = arguments.out or tuned_folder()
+    print(f"wrote {write(folder, shape, arguments.tokens, best, engines)}")
     return 0
 
 
