@@ -107,7 +107,7 @@ def main() -> int:
         tokens=arguments.length,
         documents=arguments.documents,
         rank=arguments.rank or DEFAULT_RANK.get(shape.name, 16),
-        backend=settings.backend,
+        backend=arguments.backend,
         attention=arguments.attention,
         checkpointing=arguments.checkpointing,
     )
