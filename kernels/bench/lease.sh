@@ -47,9 +47,11 @@ if [ "$DRY" != 1 ]; then
         export PYTHONPATH=$WORK/site:$PYTHONPATH
     fi
     export TRITON_CACHE_DIR=$WORK/cache
+    [ -d .tcache ] && "$PYTHON" kernels/bench/lease/cache_key.py .tcache "$TRITON_CACHE_DIR"
     mkdir -p "$TRITON_CACHE_DIR"
-    [ -d .tcache ] && cp -r .tcache/. "$TRITON_CACHE_DIR"
-    command -v nvidia-smi > /dev/null && nvidia-smi dmon -s pucm -d 5 -o T > "$OUT/dmon.txt" 2>&1 &
+    if command -v nvidia-smi > /dev/null; then
+        nvidia-smi dmon -s pucm -d 5 -o T > "$OUT/dmon.txt" 2>&1 &
+    fi
 fi
 
 correct=0

@@ -144,10 +144,12 @@ def decode_figure(shape: Shape, bandwidth: float) -> Figure:
     }
 
 
-def random_mxfp4(num_experts: int, out_features: int, in_features: int) -> Mxfp4Weight:
+def random_mxfp4(
+    num_experts: int, out_features: int, in_features: int, device: torch.device | None = None
+) -> Mxfp4Weight:
     """Return random codes with scales that give weights the size of a trained layer's."""
     shape = (num_experts, out_features, in_features // 32)
-    device = device_of()
+    device = device or device_of()
     blocks = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, device=device)
     scales = torch.randint(118, 121, shape, dtype=torch.uint8, device=device)
     return Mxfp4Weight(blocks, scales)

@@ -12,6 +12,7 @@ many rows on each engine is the faster one. ``choose_tiles`` and ``choose_engine
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -121,42 +122,51 @@ def fault(actual: Tensor, expected: Tensor) -> str | None:
 
 
 class Problem:
-    """A case with its tensors, the answer by torch, and a way to run it with given tiles."""
+    """A case with its tensors and a way to run it with given tiles.
+
+    The launch is the layer's own: bias and rank-r term where the layer has them, so that what is
+    compiled here is what the layer takes.
+    """
 
     def __init__(self, case: Case, shape: Shape, routing: Routing, rank: int) -> None:
         self.case, self.routing = case, routing
-        device = device_of()
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        rows = int(routing.token_indices.max()) + 1 if case.gather else routing.num_rows
-        self.rows = torch.randn((rows, case.k), device=device).to(dtype)
+        device = routing.row_indices.device
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        rows = routing.row_indices.shape[0] if case.gather else routing.num_rows
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(size, device=device).to(dtype)
+
+        self.rows = draw(rows, case.k)
         self.source: Tensor | Mxfp4Weight
-        packed = (
-            random_mxfp4(shape.num_experts, case.n, case.k) if case.product != "skinny" else None
-        )
-        if packed is None:
-            self.source = torch.randn((shape.num_experts, case.n, case.k), device=device).to(dtype)
+        self.bias = self.low_rank = None
+        if case.product == "skinny":
+            self.source = self.dense = draw(shape.num_experts, case.n, case.k)
         else:
-            self.source = dequantize(packed.blocks, packed.scales, dtype=dtype, backend="triton")
-        dense = self.source
-        if case.turned:
-            self.source = self.source.mT.contiguous().mT
-        if case.product.startswith("packed") and packed is not None:
-            self.source = packed
-        self.low_rank = None
-        if case.product != "skinny":
-            low = torch.randn((routing.num_rows, rank), device=device).to(dtype)
-            factor = torch.randn((shape.num_experts, case.n, rank), device=device).to(dtype)
-            self.low_rank = LowRankTerm(low, factor, 0.1)
+            packed = random_mxfp4(shape.num_experts, case.n, case.k, device)
+            self.dense = dequantize(packed.blocks, packed.scales, dtype=dtype, backend="triton")
+            self.source = self.dense.mT.contiguous().mT if case.turned else self.dense
+            if case.product.startswith("packed"):
+                self.source = packed
+            if not case.turned:
+                self.bias = draw(shape.num_experts, case.n)
+            factor = draw(shape.num_experts, case.n, rank)
+            self.low_rank = LowRankTerm(draw(routing.num_rows, rank), factor, 0.1)
         self.indices = routing.token_indices if case.gather else None
         self.out = torch.empty((routing.num_rows, case.n), device=device, dtype=dtype)
         self.activation = None
         if case.product.endswith("swiglu"):
             self.activation = self.out.new_empty((routing.num_rows, case.n // 2))
-        self.expected = grouped_matmul_reference(
+
+    @functools.cached_property
+    def expected(self) -> Tensor:
+        """The result by torch."""
+        return grouped_matmul_reference(
             self.rows,
-            dense,
-            routing.expert_offsets,
+            self.dense,
+            self.routing.expert_offsets,
             token_indices=self.indices,
+            bias=self.bias,
             low_rank=self.low_rank,
         )
 
@@ -170,6 +180,7 @@ class Problem:
             tiles,
             self.out,
             indices=self.indices,
+            bias=self.bias,
             low_rank=self.low_rank,
             activation=self.activation,
         )

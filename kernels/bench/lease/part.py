@@ -1,7 +1,7 @@
 """One part of a lease in a process of its own: ``python kernels/bench/lease/part.py NAME``.
 
-Exit codes: 0 when all is right, 3 when a figure says that something is wrong, 1 after a crash, whose
-error is a line too.
+Exit codes: 0 when all is right, 3 when a figure says that something is wrong, 1 after a crash,
+whose error is a line too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 sys.path[:0] = [str(HERE.parent), str(REPOSITORY / "src"), str(REPOSITORY / "kernels")]
 
-from lines import RED, Lines, dry
+from lines import RED, Lines, dry  # noqa: E402
 
 PARTS = {
     "env": "part_env",

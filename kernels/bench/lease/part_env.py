@@ -1,4 +1,4 @@
-"""What the machine is: GPU, versions, ceilings, and whether the kernels that came along are taken."""
+"""What the machine is: GPU, versions, ceilings, and whether the carried kernels are taken."""
 
 from __future__ import annotations
 
