@@ -11,7 +11,8 @@
 #     LIMIT       seconds for everything; default 480
 #     PART_LIMIT  most seconds of one part; default: its own limit
 #     PYTHON      default python3
-#     DRY=1       a CPU, Triton's interpreter, tiny sizes: checks the scripts, measures nothing
+#     DRY=1       a CPU, Triton's interpreter, tiny sizes: checks the scripts, measures nothing; ten
+#                 times the time
 #
 # At the root of the repository, where present: .whl (wheels, lease/wheels.sh) and .tcache (compiled
 # kernels, lease/precompile.py).
@@ -19,7 +20,9 @@ set -u
 cd "$(dirname "$0")/../.." || exit 1
 REPOSITORY=$PWD
 export OUT=${OUT:-$REPOSITORY/kernels/bench/results/run} DRY=${DRY:-0}
-LIMIT=${LIMIT:-480} PART_LIMIT=${PART_LIMIT:-480} PYTHON=${PYTHON:-python3}
+TIMES=1 && [ "$DRY" = 1 ] && TIMES=10
+LIMIT=${LIMIT:-$((480 * TIMES))} PYTHON=${PYTHON:-python3}
+PART_LIMIT=${PART_LIMIT:-$LIMIT}
 RESERVE=5          # seconds for the end
 LOG_BYTES=1500000  # of each part, so that the log stays small
 declare -A LIMITS=([env]=30 [correct]=75 [tune]=70 [op]=80 [step20b]=85 [attention]=40 [loss]=25
@@ -39,7 +42,9 @@ trap 'exit 143' TERM INT
 
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export PYTHONPATH=$REPOSITORY/src:$REPOSITORY/kernels${PYTHONPATH:+:$PYTHONPATH}
-if [ "$DRY" != 1 ]; then
+if [ "$DRY" = 1 ]; then
+    export CUDA_VISIBLE_DEVICES=
+else
     if compgen -G ".whl/*.whl" > /dev/null; then
         timeout -k 5 60 "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \
             --upgrade --target "$WORK/site" .whl/*.whl >> "$OUT/log.txt" 2>&1 ||
@@ -67,7 +72,7 @@ for name in $PARTS; do
         echo "## $name: not run, no time left"
         continue
     fi
-    limit=${LIMITS[$name]}
+    limit=$((LIMITS[$name] * TIMES))
     [ "$PART_LIMIT" -lt "$limit" ] && limit=$PART_LIMIT
     [ $left -lt "$limit" ] && limit=$left
     started=$SECONDS

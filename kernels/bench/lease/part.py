@@ -51,7 +51,12 @@ def main() -> int:
         lines.say(crashed=f"{type(error).__name__}: {str(error)[:300]}")
         code = 1
     seconds = round(time.perf_counter() - started, 1)
-    lines.say(seconds=seconds, compiled_here=_compiled_kernels() - cached, wrong=lines.wrong)
+    lines.say(
+        seconds=seconds,
+        cpu_seconds=round(time.process_time(), 1),
+        compiled_here=_compiled_kernels() - cached,
+        wrong=lines.wrong,
+    )
     return code or (RED if lines.wrong else 0)
 
 
