@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from gptoss_kernels import Mxfp4Weight, dequantize, experts
-from gptoss_kernels.grouped_mm import grouped_mm_obstacle
+from gptoss_kernels.expert_engines import Engine, find_obstacle
 from gptoss_kernels.projection import ExpertProjection
 from gptoss_kernels.testing import LayerInputs, relative_rms
-from gptoss_kernels.tiles import Engine
 from measure import SHAPES, Shape, copy_peak, device_of, failure, matmul_peak, measure
 from rivals.layers import Gradients, split_lora, transformers_layer
 from rivals.published import UNSLOTH, axolotl
@@ -190,8 +189,8 @@ def candidates(shape: Shape, inputs: LayerInputs) -> Iterator[Candidate]:
     a time limit takes the others.
     """
     d_out, dtype = gradient_of(inputs), inputs.hidden_states.dtype
-    obstacle = grouped_mm_obstacle(d_out.device, dtype)
-    engines: list[Engine] = ["fused", "grouped_mm", "packed"]
+    engines: list[Engine] = ["fused", "grouped_mm", "quack", "packed"]
+    obstacles = {engine: find_obstacle(engine, d_out.device, dtype) for engine in engines}
 
     def ours(layer: LayerInputs, **options: Any) -> Callable[[], Gradients]:
         leaves = list(layer.leaves().values())
@@ -203,14 +202,12 @@ def candidates(shape: Shape, inputs: LayerInputs) -> Iterator[Candidate]:
         return call
 
     for engine in engines:
-        refused = obstacle if engine == "grouped_mm" else None
-        yield f"ours, MXFP4, {engine}", refused or ours(inputs, engine=engine)
+        yield f"ours, MXFP4, {engine}", obstacles[engine] or ours(inputs, engine=engine)
     yield "ours, MXFP4, fused, drop Z", ours(inputs, engine="fused", recompute_gate_up=True)
     yield f"ours, MXFP4, fused, {MERGE_AWARE}", ours(inputs, engine="fused", merge_aware=True)
     dense = replace(inputs, gate_up=_dense(inputs.gate_up, dtype), down=_dense(inputs.down, dtype))
     for engine in engines[:2]:
-        refused = obstacle if engine == "grouped_mm" else None
-        yield f"ours, bf16 base, {engine}", refused or ours(dense, engine=engine)
+        yield f"ours, bf16 base, {engine}", obstacles[engine] or ours(dense, engine=engine)
     yield "split LoRA on grouped_mm, bf16 base", split_lora(dense, d_out)
     yield f"transformers grouped_mm, {NO_LORA} (the floor)", transformers_layer(shape, dense, d_out)
     yield "transformers grouped_mm + PEFT", transformers_layer(shape, dense, d_out, peft=True)

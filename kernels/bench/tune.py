@@ -29,7 +29,7 @@ if not torch.cuda.is_available():
 import gptoss_kernels
 import triton
 from gptoss_kernels import LowRankTerm, experts, grouped_matmul_reference, swiglu_reference
-from gptoss_kernels.grouped_mm import grouped_mm_obstacle
+from gptoss_kernels.expert_engines import Engine, find_obstacle
 from gptoss_kernels.mxfp4 import Mxfp4Weight, dequantize
 from gptoss_kernels.persistent import TileMaps, launch_product
 from gptoss_kernels.routing import Routing, route
@@ -239,27 +239,32 @@ def tune_engines(
     if not torch.cuda.is_available():
         return {}
     limits = {"packed_max_rows": 0}
-    trusted = grouped_mm_obstacle(device_of(), torch.bfloat16) is None
+    others: list[Engine] = ["grouped_mm", "quack"]
+    others = [e for e in others if find_obstacle(e, device_of(), torch.bfloat16) is None]
     for tokens in all_tokens:
         inputs = random_layer(shape, tokens, rank)
         leaves, d_out = list(inputs.leaves().values()), torch.randn_like(inputs.hidden_states)
 
-        def timed(engine: str, inputs=inputs, leaves=leaves, d_out=d_out) -> float:
+        def timed(engine: Engine, inputs=inputs, leaves=leaves, d_out=d_out) -> float:
             def call() -> object:
                 out = experts(*inputs.arguments(), backend="triton", engine=engine)
                 return torch.autograd.grad(out, leaves, d_out)
 
             return median_ms(call, runs=runs)[0]
 
-        times = {e: timed(e) for e in ("fused", "packed", *(["grouped_mm"] if trusted else []))}
+        # The packed engine decodes once for every tile of rows: hopeless for many.
+        few: list[Engine] = ["packed"] if tokens <= 4096 else []
+        times = {engine: timed(engine) for engine in ("fused", *few, *others)}
         print(f"{tokens} tokens: " + ", ".join(f"{e} {t:.2f} ms" for e, t in times.items()))
-        rows = tokens * shape.top_k
-        if times["packed"] < times["fused"]:
+        rows, best = tokens * shape.top_k, min(times, key=lambda engine: times[engine])
+        if few and times["packed"] < times["fused"]:
             limits["packed_max_rows"] = rows
-        if trusted and times["grouped_mm"] < times["fused"]:
-            limits.setdefault("grouped_mm_min_rows", rows)
-        else:
-            limits.pop("grouped_mm_min_rows", None)
+        for engine in others:
+            # From some number of rows on, without a gap.
+            if engine == best:
+                limits.setdefault(f"{engine}_min_rows", rows)
+            else:
+                limits.pop(f"{engine}_min_rows", None)
     return limits
 
 

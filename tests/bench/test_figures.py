@@ -1,4 +1,4 @@
-"""What the benchmarks' figures rest on: no wrong tile, useful operations only, rivals that agree."""
+"""What the benchmarks' figures rest on: no wrong tile, useful operations only, honest tables."""
 
 import json
 import subprocess

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from gptoss_kernels.grouped_mm import grouped_mm_obstacle
+from gptoss_kernels.expert_engines import find_obstacle
 from gptoss_kernels.testing import (
     LayerInputs,
     below_the_clamp,
@@ -61,9 +61,9 @@ def run(name: str, lines: Lines) -> None:
 def engines(inputs: LayerInputs, packed: bool) -> Iterator[dict[str, object]]:
     """Yield each engine's errors and whether it is right."""
     truth = outputs_and_gradients(inputs.to(torch.float32, device_of()))
-    for engine in ("fused", "grouped_mm", "packed") if packed else ("fused", "grouped_mm"):
-        obstacle = grouped_mm_obstacle(device_of(), inputs.hidden_states.dtype)
-        if engine == "grouped_mm" and obstacle:
+    for engine in ("fused", "grouped_mm", "quack", *(["packed"] if packed else [])):
+        obstacle = find_obstacle(engine, device_of(), inputs.hidden_states.dtype)
+        if obstacle:
             yield {"engine": engine, "not_run": obstacle}
             continue
         try:

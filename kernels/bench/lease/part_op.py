@@ -7,7 +7,14 @@ from measure import SHAPES, copy_peak, kernel_times
 from ops_experts import candidates, decode_figure, figures, random_layer
 
 PROFILED = ("ours, MXFP4, fused", "ours, MXFP4, grouped_mm")
-DRY_LEAVES_OUT = ("drop Z", "merge-aware", "packed", "ours, bf16", "ours, MXFP4, grouped_mm")
+DRY_LEAVES_OUT = (
+    "drop Z",
+    "merge-aware",
+    "packed",
+    "ours, bf16",
+    "ours, MXFP4, grouped_mm",
+    "quack",
+)
 # At 16k rows the packed engine decodes every weight hundreds of times: it is for few rows.
 LEAVES_OUT = {16384: ("packed",), 4096: ("drop Z", "merge-aware")}
 

@@ -1,12 +1,13 @@
 """Compile on a CPU what a lease launches on a GPU, for a cache that travels along.
 
     python kernels/bench/lease/precompile.py .tcache --key-of triton-3.6.0-cp312-....whl
-    python kernels/bench/lease/precompile.py .tcache --tiles
+    python kernels/bench/lease/precompile.py .tcache --check
 
 Every kernel goes through its real launch with a driver that launches nothing, so its signature,
 constants and alignments are those of the launches to come. Compile with the version of Triton that
 the GPU machine has; ``--key-of`` names the wheel installed there, where that is for another Python.
-Source and its line numbers enter the key: compile again after each change of a kernel.
+Source and its line numbers enter the key: compile again after each change of a kernel. ``--check``
+moves the cache, launches all again and fails when anything is compiled.
 
 ``--tiles`` also compiles the tiles that ``tune.py`` may try, and writes those to
 ``tile_lists/<architecture>.json`` whose machine code has no spill, a pipelined loop and no narrow
@@ -20,12 +21,17 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product as combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptoss_kernels.tiles import Tiles
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), *(str(HERE.parents[2] / name) for name in ("src", "kernels"))]
@@ -40,7 +46,12 @@ def main() -> int:
     parser.add_argument("--key-of", type=Path, help="Triton's wheel on the GPU machine")
     parser.add_argument("--tiles", action="store_true", help="also tune.py's, inspected")
     parser.add_argument("--only", default="", help="launches whose name contains this")
+    parser.add_argument(
+        "--check", action="store_true", help="launch from a moved copy of the cache"
+    )
     arguments = parser.parse_args()
+    if arguments.check:
+        return check(arguments.cache, arguments.only)
     if arguments.cache.exists():
         shutil.rmtree(arguments.cache)
     os.environ["TRITON_CACHE_DIR"] = str(arguments.cache.resolve())
@@ -52,7 +63,7 @@ def main() -> int:
     _compile_under(key)
     started, kernels = time.perf_counter(), 0
     with pretend_gpu(arguments.arch) as fake:
-        for name, launch in launches():
+        for name, launch in launches(arguments.arch):
             if arguments.only not in name:
                 continue
             found, seconds = launch_and_time(fake, launch)
@@ -70,6 +81,31 @@ def main() -> int:
     return 0
 
 
+def check(cache: Path, only: str) -> int:
+    """Launch all again from a copy in another folder; return 1 when a kernel was compiled."""
+    from cache_key import MADE, unpack
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        unpack(cache, Path(folder))
+        made = json.loads((cache / MADE).read_text(encoding="utf-8"))
+
+        from fake_driver import pretend_gpu
+        from triton import knobs
+
+        _compile_under(made["key"])
+        hits: list[bool] = []
+        knobs.compilation.listener = lambda **told: hits.append(told["cache_hit"])
+        started = time.perf_counter()
+        with pretend_gpu(made["architecture"]):
+            for name, launch in launches(made["architecture"]):
+                if only in name:
+                    launch()
+        seconds = time.perf_counter() - started
+    print(f"{sum(hits)} kernels loaded, {len(hits) - sum(hits)} compiled, {seconds:.1f} s")
+    return 0 if hits and all(hits) else 1
+
+
 def _compile_under(key: str) -> None:
     """Let this process file kernels under the key of another machine."""
     from triton.runtime import cache
@@ -77,34 +113,40 @@ def _compile_under(key: str) -> None:
     cache.triton_key = lambda: key
 
 
-def launches() -> Iterator[tuple[str, Callable[[], object]]]:
+def launches(architecture: str) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield names and calls of all that a lease launches."""
+    import launches as steps
     import part_correct
-    from gptoss_kernels import experts_triton
+    from gptoss_kernels import expert_engines, experts_triton
     from measure import SHAPES
 
-    # torch's own product needs no compiling, and its probe needs a GPU.
-    for module in (experts_triton, sys.modules["gptoss_kernels.experts"]):
-        module.grouped_mm_obstacle = lambda device, dtype: None
+    # torch's own product needs no compiling, and its proof needs a GPU.
+    expert_engines.grouped_mm_obstacle = lambda device, dtype: None
     experts_triton.grouped_mm = lambda rows, matrices, offsets: rows.new_empty(
         (rows.shape[0], matrices.shape[1])
     )
-    h, i = SHAPES["gpt-oss-20b"].hidden, SHAPES["gpt-oss-20b"].intermediate
-    settings = [(tokens, e, rank, True) for tokens, e, rank, _, _ in part_correct.CASES]
-    settings += [(tokens, e, rank, False) for tokens, e, rank, _, _ in part_correct.CASES]
-    settings += [(16384, 32, 16, True), (4096, 32, 16, True), (16384, 32, 16, False)]
-    for tokens, num_experts, rank, packed in (*settings, (8192, 128, 8, True)):
+    sizes = SHAPES["gpt-oss-20b"].hidden, SHAPES["gpt-oss-20b"].intermediate
+    settings = {(tokens, e, rank, p) for tokens, e, rank, *_ in part_correct.CASES for p in (0, 1)}
+    settings |= {(16384, 32, 16, 1), (4096, 32, 16, 1), (16384, 32, 16, 0)}
+    for tokens, num_experts, rank, packed in sorted(settings):
         base = "MXFP4" if packed else "bf16"
-        for engine in ("fused", "grouped_mm", "packed") if packed else ("fused", "grouped_mm"):
-            for factors in ("bf16", "fp32"):
-                name = f"layer, T {tokens}, E {num_experts}, r {rank}, {base}, {factors}, {engine}"
-                yield name, layer(tokens, num_experts, rank, packed, factors, (h, i), engine=engine)
+        for engine in ("fused", "grouped_mm", "packed")[: 2 + packed]:
+            name = f"layer, T {tokens}, E {num_experts}, r {rank}, {base}, {engine}"
+            yield name, layer(tokens, num_experts, rank, bool(packed), sizes, engine=engine)
     for options in ({"merge_aware": True}, {"recompute_gate_up": True}):
-        call = layer(16384, 32, 16, True, "bf16", (h, i), engine="fused", **options)
+        call = layer(16384, 32, 16, True, sizes, engine="fused", **options)
         yield f"layer, {next(iter(options))}", call
+    # As the model calls it: fp32 factors, PEFT's layout.
+    for tokens, num_experts, rank in ((16384, 32, 16), (8192, 128, 8)):
+        for engine in ("fused", "grouped_mm"):
+            name = f"step, T {tokens}, E {num_experts}, r {rank}, {engine}"
+            case = {"tokens": tokens, "num_experts": num_experts, "rank": rank, "engine": engine}
+            yield name, partial(steps.layer, architecture, **case)
     for tokens in (512, 4096, 16384):
         yield f"attention, S {tokens}", attention_call(tokens)
-    yield "loss", loss_call(h)
+    for window in (steps.WINDOW, None):
+        yield f"attention, documents, {window}", partial(steps.attend, architecture, window=window)
+    yield "loss", partial(steps.loss, architecture)
 
 
 def layer(
@@ -112,16 +154,14 @@ def layer(
     num_experts: int,
     rank: int,
     packed: bool,
-    factors: str,
     sizes: tuple[int, int],
     **options: Any,
 ) -> Callable[[], object]:
-    """Return a call of an expert layer, forward and backward, on tensors without values."""
+    """Return a call of the layer of the benchmarks, whose factors are bf16, without values."""
     import torch
     from gptoss_kernels import ExpertProjection, Mxfp4Weight, experts
 
     hidden, intermediate = sizes
-    factor_dtype = torch.float32 if factors == "fp32" else torch.bfloat16
 
     def empty(*size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device="meta")
@@ -132,8 +172,8 @@ def layer(
             shape = (num_experts, out, inner // 32)
             blocks, scales = (empty(*s, dtype=torch.uint8) for s in ((*shape, 16), shape))
             weight = Mxfp4Weight(blocks, scales)
-        lora_A = empty(num_experts, rank, inner, dtype=factor_dtype).requires_grad_()
-        lora_B = empty(num_experts, out, rank, dtype=factor_dtype).requires_grad_()
+        lora_A = empty(num_experts, rank, inner, dtype=torch.bfloat16).requires_grad_()
+        lora_B = empty(num_experts, out, rank, dtype=torch.bfloat16).requires_grad_()
         return ExpertProjection(weight, empty(num_experts, out), lora_A, lora_B, scaling=2.0)
 
     def call() -> object:
@@ -168,47 +208,34 @@ def attention_call(tokens: int) -> Callable[[], object]:
     return call
 
 
-def loss_call(hidden_size: int) -> Callable[[], object]:
-    """Return a call of the loss at the released vocabulary."""
-    import ops_loss
-    import torch
-    from gptoss_kernels import linear_cross_entropy
+def candidates(product: str, rank: int) -> Iterator[Tiles]:
+    """Yield the tiles worth compiling."""
+    from gptoss_kernels.tiles import Tiles
 
-    def call() -> object:
-        rows, kind = 4096, {"dtype": torch.bfloat16, "device": "meta"}
-        hidden = torch.empty((rows, hidden_size), **kind).requires_grad_()
-        weight = torch.empty((ops_loss.VOCABULARY, hidden_size), **kind)
-        labels = torch.empty(rows, dtype=torch.int64, device="meta")
-        weights = torch.empty(rows, device="meta")
-        loss, _ = linear_cross_entropy(
-            hidden, weight, labels, weights, selected_rows=rows, backend="triton"
-        )
-        return torch.autograd.grad(loss, hidden)
-
-    return call
-
-
-def candidates(product: str, rank: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield (block_m, block_n, block_k, warps, stages) worth compiling."""
     if product == "skinny":
-        yield from combinations((32, 64, 128), (max(16, rank),), (64, 128), (4,), (3, 4))
+        sizes = combinations((32, 64, 128), (max(16, rank),), (64, 128), (4,), (3, 4))
     elif product.startswith("packed"):
-        yield from combinations((16, 32, 64), (64, 128), (64,), (4, 8), (3, 4))
+        sizes = combinations((16, 32, 64), (64, 128), (64,), (4, 8), (3, 4))
     else:
-        for shape, warps, stages in combinations(
-            ((128, 256), (256, 128), (128, 128), (64, 256)), (4, 8), (3, 4)
-        ):
-            yield (*shape, 64, warps, stages)
-        yield from combinations((128,), (256,), (32,), (8,), (4, 5))
+        sizes = [
+            (m, n, k, warps, stages)
+            for m, n, k, warps in (
+                *((128, 256, 64, 8), (256, 128, 64, 8), (128, 128, 64, 8), (128, 128, 64, 4)),
+                *((64, 256, 64, 4), (128, 256, 32, 8), (256, 128, 32, 8)),
+            )
+            for stages in ((3, 4) if k == 64 else (4, 5))
+        ]
+    for size in sizes:
+        yield Tiles(*size)
+        if product in ("store", "swiglu") and size[2] == 64:
+            yield Tiles(*size, tma=True)
 
 
 def inspect_tiles(fake: Any, architecture: str) -> tuple[list[dict[str, Any]], int]:
     """Return the tiles that the compiler makes good code of, and how many were tried."""
     import torch
     import tune
-    from fake_driver import launch_and_time
     from gptoss_kernels.routing import route
-    from gptoss_kernels.tiles import Tiles
     from machine_code import machine_code
     from measure import SHAPES
 
@@ -217,16 +244,18 @@ def inspect_tiles(fake: Any, architecture: str) -> tuple[list[dict[str, Any]], i
     routing = route(routed, shape.num_experts, backend="triton")
     for case in tune.cases(shape, rank):
         problem = tune.Problem(case, shape, routing, rank)
-        for size in candidates(case.product, rank):
-            tiles = Tiles(*size)
-            found, _ = launch_and_time(fake, lambda p=problem, t=tiles: p.run(t))
-            # A tile map of another height may be new as well.
-            product = [kernel for kernel in found if "grouped" in kernel.name]
-            if not product:
-                continue  # compiled for the layer above, or for another case with the same product
-            code, tried = machine_code(product[0].machine_code(), architecture), tried + 1
+        for tiles in candidates(case.product, rank):
+            before = {id(kernel): kernel.launches for kernel in fake.compiled}
+            problem.run(tiles)
+            # Be it new or known from a layer; a tile map of its own may be new as well.
+            (product,) = [
+                kernel
+                for kernel in fake.compiled
+                if "grouped" in kernel.name and kernel.launches > before.get(id(kernel), 0)
+            ]
+            code, tried = machine_code(product.machine_code(), architecture), tried + 1
             reason = _reason(code)
-            print(f"{case.product} [{case.n}, {case.k}] {size}: {reason or 'kept'}, {code}")
+            print(f"{case.product} [{case.n}, {case.k}] {tiles}: {reason or 'kept'}, {code}")
             if reason is None:
                 key = {"product": case.product, "turned": case.turned, "n": case.n, "k": case.k}
                 taken = replace(tiles, programs=code.programs)
