@@ -202,10 +202,10 @@ def build(shape: Shape, settings: Step) -> tuple[nn.Module, str]:
     set_expert_settings(adapted, ExpertSettings(backend=settings.backend))
     engine = set_attention(adapted, settings.attention)
     set_checkpointing(adapted, settings.checkpointing)
-    kernels, row_wise = choose_row_kernels(settings.backend, device, dtype)
-    set_norms(adapted, kernels)
+    row_wise = choose_row_kernels(settings.backend, device, dtype)
+    set_norms(adapted, row_wise.kernels)
     adapted.get_base_model().loss_backend = settings.backend
-    return adapted.train(), f"{engine.reason}; norms and rotation: {row_wise}"
+    return adapted.train(), f"{engine.reason}; norms and rotation: {row_wise.reason}"
 
 
 def random_parameter(name: str, like: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
