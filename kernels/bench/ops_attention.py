@@ -56,11 +56,14 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def figures(lengths: list[int], runs: int, only: str = "") -> Iterator[Figure]:
+def figures(
+    lengths: list[int], runs: int, only: str = "", leave_out: tuple[str, ...] = ()
+) -> Iterator[Figure]:
     """Yield the figures of each length, kind of layer and candidate, or why there are none."""
+    found = candidates(leave_out)
     for length in lengths:
         for window in (None, WINDOW):
-            for name, prepare in candidates():
+            for name, prepare in found:
                 if only not in name:
                     continue
                 figure: Figure = {"name": name, "tokens": length, "window": window}
@@ -75,10 +78,16 @@ def figures(lengths: list[int], runs: int, only: str = "") -> Iterator[Figure]:
                         yield figure | {"not_run": failure(error)}
 
 
-def candidates() -> list[tuple[str, Prepare | str]]:
-    """Return names with what prepares a function, or with the reason why there is none here."""
+def candidates(leave_out: tuple[str, ...] = ()) -> list[tuple[str, Prepare | str]]:
+    """Return names with what prepares a function, or with the reason why there is none here.
+
+    Args:
+        leave_out: Parts of names that are not even tried: flex compiles before it computes.
+    """
     found: list[tuple[str, Prepare | str]] = []
     for name in ENGINE_NAMES:
+        if any(part in name for part in leave_out):
+            continue
         try:
             engine = choose_engine(name, device_of(), torch.bfloat16, SIZE).engine
         except ValueError as error:
@@ -86,7 +95,8 @@ def candidates() -> list[tuple[str, Prepare | str]]:
         else:
             found.append((f"ours, {name}", ours(engine)))
     flex = transformers_flex if device_of().type == "cuda" else "it needs a GPU"
-    return [*found, ("transformers eager", transformers_eager), ("transformers flex", flex)]
+    found += [("transformers eager", transformers_eager), ("transformers flex", flex)]
+    return [pair for pair in found if not any(part in pair[0] for part in leave_out)]
 
 
 def ours(engine: object) -> Prepare:

@@ -29,6 +29,7 @@ TESTS = [
     "test_mxfp4.py",
     "test_routing.py",
     "test_stages.py",
+    "test_bf16_bounds.py",
     "test_gpu.py",
 ]
 """What must be green before a number is printed."""

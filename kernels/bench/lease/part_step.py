@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from lines import Lines, dry
 from measure import SHAPES, failure
@@ -18,6 +20,7 @@ def run(name: str, lines: Lines) -> None:
                 lines.say(**figure)
         except torch.OutOfMemoryError as error:
             lines.say(model=model, checkpointing=settings.checkpointing, not_run=failure(error))
+        gc.collect()  # wrapped modules refer to one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -284,8 +284,9 @@ def write_list(architecture: str, kept: list[dict[str, Any]]) -> None:
 
     tune.TILE_LISTS.mkdir(exist_ok=True)
     file = tune.TILE_LISTS / f"{architecture}.json"
-    made = {"triton": triton.__version__, "tiles": kept}
-    file.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    entries = ",\n".join(json.dumps(entry) for entry in kept)  # a line each
+    version = json.dumps(triton.__version__)
+    file.write_text(f'{{"triton": {version}, "tiles": [\n{entries}\n]}}\n', encoding="utf-8")
     print(f"wrote {len(kept)} tiles to {file}")
 
 
