@@ -97,8 +97,10 @@ def space(case: Case, architecture: str) -> list[Tiles]:
             f"; make them: python kernels/bench/lease/precompile.py --tiles --arch {architecture}"
         )
     listed = json.loads(file.read_text(encoding="utf-8"))["tiles"]
-    key = (case.product, case.turned)
-    return [Tiles(**e["tiles"]) for e in listed if (e["product"], e["turned"]) == key]
+    same = [e for e in listed if (e["product"], e["turned"]) == (case.product, case.turned)]
+    # Of another size of model, where this one was not compiled.
+    exact = [e for e in same if (e["n"], e["k"]) == (case.n, case.k)]
+    return list(dict.fromkeys(Tiles(**entry["tiles"]) for entry in exact or same))
 
 
 def fault(actual: Tensor, expected: Tensor) -> str | None:

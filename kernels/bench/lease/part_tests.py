@@ -18,7 +18,7 @@ RESULT = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED)\s+(tests/\S+)|(tests/\S+)\
 def run(name: str, lines: Lines) -> None:
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short"]
     if dry():
-        command += ["tests/kernels/test_rms_norm.py"]
+        command += ["tests/kernels/test_addresses.py"]
     else:
         command += ["-m", "gpu", "-k", "not flex", *FILES]  # which compiles for minutes
         if importlib.util.find_spec("xdist"):
