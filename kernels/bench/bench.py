@@ -49,10 +49,14 @@ def main() -> int:
 
 def green(tests: list[str]) -> bool:
     """Run the op's tests; show their output when one fails."""
-    files = [str(TESTS / name) for name in tests]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *files], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += [str(TESTS / name) for name in tests]
+    # The tests choose by themselves: compiled where there is a GPU, interpreted elsewhere.
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    root = TESTS.parents[1]
+    paths = [str(root / "src"), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout[-8000:], done.stderr[-2000:], "tests are red: nothing measured", sep="\n")
     return done.returncode == 0

@@ -11,7 +11,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,16 +53,19 @@ SHAPES = {
     "gpt-oss-20b": Shape("gpt-oss-20b", 24, 32, 4, 2880, 2880),
     "gpt-oss-120b": Shape("gpt-oss-120b", 36, 128, 4, 2880, 2880),
     "tiny": Shape("tiny", 2, 4, 2, 64, 32),
+    # What the interpreter can do in a moment: every stage, one tile of most.
+    "least": Shape("least", 1, 2, 1, 32, 32),
 }
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Time and memory of one candidate."""
+    """Time and memory of one candidate; the host's time only where it was asked for."""
 
     milliseconds: float
     spread: float
     peak_bytes: int
+    host_milliseconds: float = 0.0
 
 
 def device_of() -> torch.device:
@@ -109,6 +112,65 @@ def measure(call: Callable[[], object], *, runs: int = 20) -> Measured:
     call()
     synchronize()
     return Measured(milliseconds, spread, torch.cuda.max_memory_allocated() - before)
+
+
+def host_and_device_ms(call: Callable[[], object], *, warmup: int, runs: int) -> Measured:
+    """Return medians of a whole call and of the host's part of it: until the call returns."""
+    for _ in range(warmup):
+        call()
+    whole, host = [], []
+    for _ in range(runs):
+        synchronize()
+        started = time.perf_counter()
+        call()
+        host.append(1e3 * (time.perf_counter() - started))
+        synchronize()
+        whole.append(1e3 * (time.perf_counter() - started))
+    whole.sort()
+    spread = whole[(3 * runs) // 4] - whole[runs // 4]
+    return Measured(statistics.median(whole), spread, 0, statistics.median(host))
+
+
+def kernel_times(call: Callable[[], object], most: int = 30) -> Iterator[dict[str, object]]:
+    """Yield the kernels of one call that take the longest on the device, by profiler."""
+    if not torch.cuda.is_available():
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        call()
+        synchronize()
+    found = sorted(profiled.key_averages(), key=lambda entry: -entry.device_time_total)
+    for entry in found[:most]:
+        us = round(entry.device_time_total)
+        yield {"kernel": entry.key[:80], "calls": entry.count, "microseconds": us}
+
+
+def attended_pairs(length: int, window: int | None, document: int | None = None) -> int:
+    """Return how many (query, key) pairs see each other, causal.
+
+    Args:
+        length: Tokens of the row.
+        window: Keys that a query sees at most, itself among them; None for all.
+        document: Tokens of each packed document, the last one shorter; None for one document.
+    """
+    document = document or length
+    lengths = [document] * (length // document) + [length % document]
+    pairs = 0
+    for tokens in lengths:
+        seen = tokens if window is None else min(window, tokens)
+        pairs += tokens * seen - seen * (seen - 1) // 2
+    return pairs
+
+
+def failure(error: Exception) -> str:
+    """Return an error as the one line that a table has room for, and let the next one start."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    first = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first[0][:200]}"
 
 
 def matmul_peak(size: int = 8192) -> float:

@@ -3,7 +3,8 @@
 Shapes are gpt-oss's: 64 query heads on 8 key-value heads of size 64, one row, a full layer and one
 with a window of 128. The error is the worst relative RMS of the output and the four gradients
 against float64, at 512 tokens. The backward's time is that of forward and backward less the
-forward's.
+forward's. Masks are built before the clock runs. What holds scores of the whole row (eager) or
+compiles for each length (flex) stops at 4,096 tokens: above it would take most of a table's time.
 """
 
 # Legend: S tokens, Hq query heads, Hkv key-value heads, D head size.
@@ -11,40 +12,82 @@ forward's.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from gptoss_kernels.attention import attention, attention_reference
 from gptoss_kernels.attention_engines import ENGINE_NAMES, choose_engine
 from gptoss_kernels.testing import relative_rms
-from measure import device_of, measure
+from measure import attended_pairs, device_of, failure, measure
 from torch import Tensor
 
 TESTS = ["test_attention.py", "test_attention_documents.py", "test_attention_engines.py"]
 """What must be green before a number is printed."""
 
 HEADS, GROUPS, SIZE, WINDOW = 64, 8, 64, 128
-CPU_TOKENS = 128
+CPU_TOKENS, ERROR_TOKENS = 136, 512
+SLOW, SLOW_TOKENS = ("eager", "flex"), 4096
+RIGHT = 2e-2
+"""Relative RMS above which a result is wrong: bf16 roundings stay below 1e-2."""
 Function = Callable[..., Tensor]
+Prepare = Callable[[int, int | None], Function]
+Figure = dict[str, Any]
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print one table for each number of tokens and kind of layer."""
-    for length in [CPU_TOKENS] if arguments.cpu else arguments.tokens:
-        for window in (None, WINDOW):
-            kind = "full layer" if window is None else f"window of {window}"
-            print(f"\nattention, {length} tokens, {kind}")
+    lengths = [CPU_TOKENS] if arguments.cpu else arguments.tokens
+    title = None
+    for figure in figures(lengths, arguments.runs, arguments.only):
+        kind = "full layer" if figure["window"] is None else f"window of {figure['window']}"
+        if title != (title := f"attention, {figure['tokens']} tokens, {kind}"):
+            print(f"\n{title}")
             print(f"{'':28}{'fwd ms':>9}{'bwd ms':>9}{'TFLOP/s':>16}{'peak MiB':>10}{'error':>10}")
-            for name, found in candidates():
-                if arguments.only in name:
-                    _print(name, found, length, window, arguments.runs)
+        if "not_run" in figure:
+            print(f"{figure['name']:28}{figure['not_run']}", flush=True)
+            continue
+        print(
+            f"{figure['name']:28}{figure['forward_ms']:9.3f}{figure['backward_ms']:9.3f}"
+            f"{figure['forward_tflops']:8.1f}{figure['backward_tflops']:8.1f}"
+            f"{figure['peak_mib']:10.0f}{figure['error']:10.1e}",
+            flush=True,
+        )
 
 
-def candidates() -> list[tuple[str, Function | str]]:
-    """Return names with functions, or with the reason why there is none here."""
-    found: list[tuple[str, Function | str]] = []
+def figures(
+    lengths: list[int], runs: int, only: str = "", leave_out: tuple[str, ...] = ()
+) -> Iterator[Figure]:
+    """Yield the figures of each length, kind of layer and candidate, or why there are none."""
+    found = candidates(leave_out)
+    for length in lengths:
+        for window in (None, WINDOW):
+            for name, prepare in found:
+                if only not in name:
+                    continue
+                figure: Figure = {"name": name, "tokens": length, "window": window}
+                if isinstance(prepare, str):
+                    yield figure | {"not_run": prepare}
+                elif length > SLOW_TOKENS and any(slow in name for slow in SLOW):
+                    yield figure | {"not_run": f"measured up to {SLOW_TOKENS} tokens only"}
+                else:
+                    try:
+                        yield figure | one(prepare, length, window, runs)
+                    except Exception as error:
+                        yield figure | {"not_run": failure(error)}
+
+
+def candidates(leave_out: tuple[str, ...] = ()) -> list[tuple[str, Prepare | str]]:
+    """Return names with what prepares a function, or with the reason why there is none here.
+
+    Args:
+        leave_out: Parts of names that are not even tried: flex compiles before it computes.
+    """
+    found: list[tuple[str, Prepare | str]] = []
     for name in ENGINE_NAMES:
+        if any(part in name for part in leave_out):
+            continue
         try:
             engine = choose_engine(name, device_of(), torch.bfloat16, SIZE).engine
         except ValueError as error:
@@ -52,36 +95,38 @@ def candidates() -> list[tuple[str, Function | str]]:
         else:
             found.append((f"ours, {name}", ours(engine)))
     flex = transformers_flex if device_of().type == "cuda" else "it needs a GPU"
-    return [*found, ("transformers eager", transformers_eager), ("transformers flex", flex)]
+    found += [("transformers eager", transformers_eager), ("transformers flex", flex)]
+    return [pair for pair in found if not any(part in pair[0] for part in leave_out)]
 
 
-def ours(engine: object) -> Function:
+def ours(engine: object) -> Prepare:
     def function(*leaves: Tensor, **settings: object) -> Tensor:
         return attention(*leaves, engine=engine, **settings)
+
+    return lambda length, window: function
+
+
+def transformers_eager(length: int, window: int | None) -> Function:
+    from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
+
+    rows = torch.arange(length, device=device_of())[:, None]
+    columns = torch.arange(length, device=device_of())
+    hidden = columns > rows
+    if window is not None:
+        hidden |= columns <= rows - window
+    mask = torch.zeros(length, length, dtype=torch.bfloat16, device=device_of())
+    mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)[None, None]
+
+    def function(
+        query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, *, scaling: float, window: object
+    ) -> Tensor:
+        module = SimpleNamespace(num_key_value_groups=HEADS // GROUPS, sinks=sinks, training=True)
+        return eager_attention_forward(module, query, key, value, mask, scaling)[0]
 
     return function
 
 
-def transformers_eager(
-    query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, *, scaling: float, window: int | None
-) -> Tensor:
-    from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
-
-    length = query.shape[2]
-    rows = torch.arange(length, device=query.device)[:, None]
-    columns = torch.arange(length, device=query.device)
-    hidden = columns > rows
-    if window is not None:
-        hidden |= columns <= rows - window
-    mask = torch.zeros(length, length, dtype=query.dtype, device=query.device)
-    mask = mask.masked_fill(hidden, torch.finfo(query.dtype).min)[None, None]
-    module = SimpleNamespace(num_key_value_groups=HEADS // GROUPS, sinks=sinks, training=True)
-    return eager_attention_forward(module, query, key, value, mask, scaling)[0]
-
-
-def transformers_flex(
-    query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, *, scaling: float, window: int | None
-) -> Tensor:
+def transformers_flex(length: int, window: int | None) -> Function:
     from torch.nn.attention.flex_attention import create_block_mask
     from transformers.integrations.flex_attention import flex_attention_forward
 
@@ -89,53 +134,57 @@ def transformers_flex(
         seen = column <= row
         return seen if window is None else seen & (column > row - window)
 
-    length = query.shape[2]
-    mask = create_block_mask(visible, 1, None, length, length, query.device, _compile=True)
-    module = SimpleNamespace(training=True)
-    return flex_attention_forward(module, query, key, value, mask, scaling, s_aux=sinks)[0]
+    mask = create_block_mask(visible, 1, None, length, length, device_of(), _compile=True)
+
+    def function(
+        query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, *, scaling: float, window: object
+    ) -> Tensor:
+        module = SimpleNamespace(training=True)
+        return flex_attention_forward(module, query, key, value, mask, scaling, s_aux=sinks)[0]
+
+    return function
 
 
 def problem(length: int) -> tuple[list[Tensor], Tensor]:
     """Return query, key, value and sinks, and a gradient of the output, in bf16."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device_of()).manual_seed(0)
     shapes = [(1, heads, length, SIZE) for heads in (HEADS, GROUPS, GROUPS)] + [(HEADS,)]
     made = [
-        torch.randn(shape, generator=generator).to(device_of(), torch.bfloat16)
+        torch.randn(shape, generator=generator, device=device_of()).bfloat16()
         for shape in (*shapes, (1, length, HEADS, SIZE))
     ]
     return made[:-1], made[-1]
 
 
-def _print(name: str, function: Function | str, length: int, window: int | None, runs: int) -> None:
-    if isinstance(function, str):
-        print(f"{name:28}{function}")
-        return
+def one(prepare: Prepare, length: int, window: int | None, runs: int) -> Figure:
+    """Return times, rates, memory and error of one candidate."""
     settings = {"scaling": SIZE**-0.5, "window": window}
+    function = prepare(length, window)
     leaves, grad = problem(length)
     leaves = [leaf.requires_grad_() for leaf in leaves]
 
     def both() -> None:
         torch.autograd.grad(function(*leaves, **settings), leaves, grad)
 
-    try:
-        forward = measure(lambda: function(*leaves, **settings), runs=runs)
-        total = measure(both, runs=runs)
-    except torch.OutOfMemoryError:
-        print(f"{name:28}out of memory")
-        return
+    forward = measure(lambda: function(*leaves, **settings), runs=runs)
+    total = measure(both, runs=runs)
     backward_ms = max(total.milliseconds - forward.milliseconds, 1e-6)
     flops = useful_flops(length, window)
-    rates = (flops / forward.milliseconds / 1e9, 2.5 * flops / backward_ms / 1e9)
-    print(
-        f"{name:28}{forward.milliseconds:9.3f}{backward_ms:9.3f}"
-        f"{rates[0]:8.1f}{rates[1]:8.1f}{total.peak_bytes / 2**20:10.0f}"
-        f"{worst_error(function, settings):10.1e}",
-        flush=True,
-    )
+    error = worst_error(prepare, settings)
+    return {
+        "forward_ms": round(forward.milliseconds, 4),
+        "backward_ms": round(backward_ms, 4),
+        "forward_tflops": round(flops / forward.milliseconds / 1e9, 1),
+        "backward_tflops": round(2.5 * flops / backward_ms / 1e9, 1),
+        "peak_mib": total.peak_bytes / 2**20,
+        "error": error,
+        "right": error <= RIGHT,
+    }
 
 
-def worst_error(function: Function, settings: dict[str, object]) -> float:
-    leaves, grad = problem(CPU_TOKENS if device_of().type == "cpu" else 512)
+def worst_error(prepare: Prepare, settings: dict[str, Any]) -> float:
+    length = CPU_TOKENS if device_of().type == "cpu" else ERROR_TOKENS
+    leaves, grad = problem(length)
 
     def results(function: Function, leaves: list[Tensor]) -> list[Tensor]:
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
@@ -143,12 +192,11 @@ def worst_error(function: Function, settings: dict[str, object]) -> float:
         return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out))]
 
     expected = results(attention_reference, [leaf.double() for leaf in leaves])
-    actual = results(function, leaves)
-    return max(relative_rms(a, e) for a, e in zip(actual, expected, strict=True))
+    actual = results(prepare(length, settings["window"]), leaves)
+    errors = torch.tensor([relative_rms(a, e) for a, e in zip(actual, expected, strict=True)])
+    return float(errors.max())  # NaN where one is
 
 
 def useful_flops(length: int, window: int | None) -> float:
     """Return the forward's operations: two products over the pairs that see each other."""
-    window = length if window is None else min(window, length)
-    pairs = length * window - window * (window - 1) / 2
-    return 4 * pairs * HEADS * SIZE
+    return 4 * attended_pairs(length, window) * HEADS * SIZE

@@ -2,21 +2,24 @@
 
     python kernels/bench/tune.py --model gpt-oss-20b --tokens 16384
 
-Every product of the layer is timed with every tile of a small space; a tile that does not compile,
-does not fit or gives other numbers than torch is dropped. Then whole projections decide from how
+Every product of the layer is timed with every tile of ``tile_lists/<architecture>.json``: those
+that were compiled and inspected without a GPU and have no spill, a pipelined loop and wide stores
+(``lease/precompile.py --tiles`` writes the list). A tile that does not fit or gives other numbers
+than torch, in any part of the result, is dropped with the reason. Then whole layers decide from how
 many rows on each engine is the faster one. ``choose_tiles`` and ``choose_engine`` read the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import product as combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,18 +29,23 @@ if not torch.cuda.is_available():
 import gptoss_kernels
 import triton
 from gptoss_kernels import LowRankTerm, experts, grouped_matmul_reference, swiglu_reference
-from gptoss_kernels.grouped_mm import grouped_mm_obstacle
+from gptoss_kernels.expert_engines import Engine, find_obstacle
 from gptoss_kernels.mxfp4 import Mxfp4Weight, dequantize
 from gptoss_kernels.persistent import TileMaps, launch_product
 from gptoss_kernels.routing import Routing, route
 from gptoss_kernels.testing import relative_rms
 from gptoss_kernels.tiles import Product, Tiles, gpu_of
-from measure import SHAPES, Shape, device_of, environment, median_ms
+from measure import SHAPES, Shape, device_of, environment, failure, median_ms
 from ops_experts import random_layer, random_mxfp4
 from torch import Tensor
 
 TOLERANCE = 2e-2
-"""Relative RMS against torch: bf16 roundings stay below 1e-2, a wrong tile is off by about 1."""
+"""Relative RMS against torch: bf16 roundings stay below 1e-2, a wrong product is off by about 1."""
+PART, PART_TOLERANCE = 64, 6e-2
+"""Columns of a piece of a row, and the bound of its RMS error relative to the RMS of the whole: one
+value of 64 that is off by half its size is seen, a row that was not written at once."""
+TILE_LISTS = Path(__file__).parent / "tile_lists"
+Figure = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,58 +81,94 @@ def cases(shape: Shape, rank: int) -> list[Case]:
     return [*found, Case("packed_swiglu", 2 * i, h, gather=True), Case("packed", h, i)]
 
 
-def space(case: Case) -> Iterator[Tiles]:
-    """Yield the tiles to try."""
-    if case.product == "skinny":
-        width = max(16, 1 << (case.n - 1).bit_length())
-        choices = combinations((32, 64, 128), (width,), (64, 128), (4, 8), (3, 4))
-    elif case.product.startswith("packed"):
-        choices = combinations((16, 32, 64), (64, 128), (128, 256), (4, 8), (2, 3))
-    else:
-        shapes = (64, 128, 256)
-        choices = combinations(shapes, shapes, (32, 64, 128), (4, 8), (3, 4, 5))
-    for block_m, block_n, block_k, warps, stages in choices:
-        if block_m * block_n <= 128 * 256:
-            yield Tiles(block_m, block_n, block_k, warps, stages)
+def space(case: Case, architecture: str) -> list[Tiles]:
+    """Return the tiles to try.
+
+    Raises:
+        ValueError: No list was made for this architecture.
+    """
+    if architecture == "interpreter":
+        return [Tiles(16, 64, 64, 4, 1), Tiles(32, 32, 32, 4, 1)]
+    file = TILE_LISTS / f"{architecture}.json"
+    if not file.is_file():
+        made = sorted(path.stem for path in TILE_LISTS.glob("*.json"))
+        raise ValueError(
+            f"there are no inspected tiles for {architecture}, only for {', '.join(made) or 'none'}"
+            f"; make them: python kernels/bench/lease/precompile.py --tiles --arch {architecture}"
+        )
+    listed = json.loads(file.read_text(encoding="utf-8"))["tiles"]
+    same = [e for e in listed if (e["product"], e["turned"]) == (case.product, case.turned)]
+    # Of another size of model, where this one was not compiled.
+    exact = [e for e in same if (e["n"], e["k"]) == (case.n, case.k)]
+    return list(dict.fromkeys(Tiles(**entry["tiles"]) for entry in exact or same))
+
+
+def fault(actual: Tensor, expected: Tensor) -> str | None:
+    """Return what is wrong with a result, None when nothing is.
+
+    Args:
+        actual: ``[M, N]``.
+        expected: The same by torch.
+    """
+    unwritten = int((~torch.isfinite(actual)).sum())
+    if unwritten:
+        return f"{unwritten} of {actual.numel()} values are not finite"
+    error = relative_rms(actual, expected)
+    if not error <= TOLERANCE:
+        return f"relative RMS {error:.1e}"
+    scale = expected.float().square().mean().sqrt()
+    difference = (actual.float() - expected.float()).square_()
+    width = PART if difference.shape[1] % PART == 0 else difference.shape[1]
+    worst = float(difference.unflatten(1, (-1, width)).mean(-1).max().sqrt() / scale)
+    return None if worst <= PART_TOLERANCE else f"a part of a row is off by {worst:.1e}"
 
 
 class Problem:
-    """A case with its tensors, the answer by torch, and a way to run it with given tiles."""
+    """A case with its tensors and a way to run it with given tiles.
+
+    The launch is the layer's own: bias and rank-r term where the layer has them, so that what is
+    compiled here is what the layer takes.
+    """
 
     def __init__(self, case: Case, shape: Shape, routing: Routing, rank: int) -> None:
         self.case, self.routing = case, routing
-        device = device_of()
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        rows = int(routing.token_indices.max()) + 1 if case.gather else routing.num_rows
-        self.rows = torch.randn((rows, case.k), device=device).to(dtype)
+        device = routing.row_indices.device
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        rows = routing.row_indices.shape[0] if case.gather else routing.num_rows
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(size, device=device).to(dtype)
+
+        self.rows = draw(rows, case.k)
         self.source: Tensor | Mxfp4Weight
-        packed = (
-            random_mxfp4(shape.num_experts, case.n, case.k) if case.product != "skinny" else None
-        )
-        if packed is None:
-            self.source = torch.randn((shape.num_experts, case.n, case.k), device=device).to(dtype)
+        self.bias = self.low_rank = None
+        if case.product == "skinny":
+            self.source = self.dense = draw(shape.num_experts, case.n, case.k)
         else:
-            self.source = dequantize(packed.blocks, packed.scales, dtype=dtype, backend="triton")
-        dense = self.source
-        if case.turned:
-            self.source = self.source.mT.contiguous().mT
-        if case.product.startswith("packed") and packed is not None:
-            self.source = packed
-        self.low_rank = None
-        if case.product != "skinny":
-            low = torch.randn((routing.num_rows, rank), device=device).to(dtype)
-            factor = torch.randn((shape.num_experts, case.n, rank), device=device).to(dtype)
-            self.low_rank = LowRankTerm(low, factor, 0.1)
+            packed = random_mxfp4(shape.num_experts, case.n, case.k, device)
+            self.dense = dequantize(packed.blocks, packed.scales, dtype=dtype, backend="triton")
+            self.source = self.dense.mT.contiguous().mT if case.turned else self.dense
+            if case.product.startswith("packed"):
+                self.source = packed
+            if not case.turned:
+                self.bias = draw(shape.num_experts, case.n)
+            factor = draw(shape.num_experts, case.n, rank)
+            self.low_rank = LowRankTerm(draw(routing.num_rows, rank), factor, 0.1)
         self.indices = routing.token_indices if case.gather else None
         self.out = torch.empty((routing.num_rows, case.n), device=device, dtype=dtype)
         self.activation = None
         if case.product.endswith("swiglu"):
             self.activation = self.out.new_empty((routing.num_rows, case.n // 2))
-        self.expected = grouped_matmul_reference(
+
+    @functools.cached_property
+    def expected(self) -> Tensor:
+        """The result by torch."""
+        return grouped_matmul_reference(
             self.rows,
-            dense,
-            routing.expert_offsets,
+            self.dense,
+            self.routing.expert_offsets,
             token_indices=self.indices,
+            bias=self.bias,
             low_rank=self.low_rank,
         )
 
@@ -138,79 +182,109 @@ class Problem:
             tiles,
             self.out,
             indices=self.indices,
+            bias=self.bias,
             low_rank=self.low_rank,
             activation=self.activation,
         )
 
-    def milliseconds(self, tiles: Tiles, runs: int) -> float | None:
-        """Return the time with these tiles; None when they cannot run or compute wrongly."""
+    def timed(self, tiles: Tiles, runs: int) -> float | str:
+        """Return the time with these tiles, or why they cannot be taken."""
         self.out.fill_(float("nan"))
+        if self.activation is not None:
+            self.activation.fill_(float("nan"))
         try:
             self.run(tiles)
-        except (triton.runtime.errors.OutOfResources, triton.CompilationError, RuntimeError):
-            return None  # does not fit this card
-        wrong = relative_rms(self.out, self.expected) > TOLERANCE
+        except (triton.runtime.errors.OutOfResources, triton.CompilationError) as error:
+            return failure(error)  # does not fit this card
+        wrong = fault(self.out, self.expected)
         if self.activation is not None:
-            activated = swiglu_reference(self.expected)
-            wrong = wrong or relative_rms(self.activation, activated) > TOLERANCE
-        return None if wrong else median_ms(lambda: self.run(tiles), warmup=2, runs=runs)[0]
+            wrong = wrong or fault(self.activation, swiglu_reference(self.expected))
+        return wrong or median_ms(lambda: self.run(tiles), warmup=2, runs=runs)[0]
 
 
-def tune_tiles(shape: Shape, tokens: int, rank: int, runs: int, limit: int) -> list[dict]:
-    """Return the fastest tiles of every case, as entries of the file."""
+def tile_figures(
+    shape: Shape, tokens: int, rank: int, runs: int, limit: int, only: str = ""
+) -> Iterator[Figure]:
+    """Yield the time of every tile, or why it is not taken, and each case's best under "best"."""
     scores = torch.rand((tokens, shape.num_experts), device=device_of())
     routing = route(scores.topk(shape.top_k).indices, shape.num_experts, backend="triton")
-    entries = []
+    architecture = gpu_of(device_of()).architecture
     for case in cases(shape, rank):
-        problem = Problem(case, shape, routing, rank)
-        tried = list(space(case))[:limit]
-        timed = [
-            (milliseconds, tiles)
-            for tiles in tried
-            if (milliseconds := problem.milliseconds(tiles, runs)) is not None
-        ]
-        print(f"{len(timed)} of {len(tried)} tiles run and compute rightly here")
-        if not timed:
+        if only not in case.product:
             continue
-        milliseconds, tiles = min(timed, key=lambda pair: pair[0])
-        flops = 2 * routing.num_rows * case.n * case.k
-        rate = flops / (1e9 * milliseconds)
-        name = f"{case.product} [{case.n}, {case.k}]"
-        print(f"{name}: {milliseconds:.3f} ms, {rate:.0f} TFLOP/s, {tiles}")
+        problem = Problem(case, shape, routing, rank)
         dtype = str(problem.rows.dtype).removeprefix("torch.")
         key = {"product": case.product, "n": case.n, "k": case.k}
         key |= {"turned": case.turned, "dtype": dtype}
-        entries.append(key | {"tiles": asdict(tiles), "milliseconds": round(milliseconds, 4)})
-    return entries
+        flops, found = 2 * routing.num_rows * case.n * case.k, []
+        for tiles in space(case, architecture)[:limit]:
+            timed = problem.timed(tiles, runs)
+            figure: Figure = key | {"tiles": asdict(tiles)}
+            if isinstance(timed, str):
+                yield figure | {"not_taken": timed}
+                continue
+            found.append((timed, tiles))
+            yield figure | {"ms": round(timed, 4), "tflops": round(flops / timed / 1e9, 1)}
+        if found:
+            milliseconds, tiles = min(found, key=lambda pair: pair[0])
+            best = key | {"tiles": asdict(tiles), "milliseconds": round(milliseconds, 4)}
+            yield {"best": best, "taken": len(found)}
 
 
-def tune_engines(shape: Shape, rank: int, runs: int) -> dict[str, int]:
+ENGINE_TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+def tune_engines(
+    shape: Shape, rank: int, runs: int, all_tokens: tuple[int, ...] = ENGINE_TOKENS
+) -> dict[str, int]:
     """Return from how many rows on, and up to how many, another engine beats the fused one."""
     if not torch.cuda.is_available():
         return {}
     limits = {"packed_max_rows": 0}
-    trusted = grouped_mm_obstacle(device_of(), torch.bfloat16) is None
-    for tokens in (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768):
+    others: list[Engine] = ["grouped_mm", "quack"]
+    others = [e for e in others if find_obstacle(e, device_of(), torch.bfloat16) is None]
+    for tokens in all_tokens:
         inputs = random_layer(shape, tokens, rank)
         leaves, d_out = list(inputs.leaves().values()), torch.randn_like(inputs.hidden_states)
 
-        def timed(engine: str, inputs=inputs, leaves=leaves, d_out=d_out) -> float:
+        def timed(engine: Engine, inputs=inputs, leaves=leaves, d_out=d_out) -> float:
             def call() -> object:
                 out = experts(*inputs.arguments(), backend="triton", engine=engine)
                 return torch.autograd.grad(out, leaves, d_out)
 
             return median_ms(call, runs=runs)[0]
 
-        times = {e: timed(e) for e in ("fused", "packed", *(["grouped_mm"] if trusted else []))}
+        # The packed engine decodes once for every tile of rows: hopeless for many.
+        few: list[Engine] = ["packed"] if tokens <= 4096 else []
+        times = {engine: timed(engine) for engine in ("fused", *few, *others)}
         print(f"{tokens} tokens: " + ", ".join(f"{e} {t:.2f} ms" for e, t in times.items()))
-        rows = tokens * shape.top_k
-        if times["packed"] < times["fused"]:
+        rows, best = tokens * shape.top_k, min(times, key=lambda engine: times[engine])
+        if few and times["packed"] < times["fused"]:
             limits["packed_max_rows"] = rows
-        if trusted and times["grouped_mm"] < times["fused"]:
-            limits.setdefault("grouped_mm_min_rows", rows)
-        else:
-            limits.pop("grouped_mm_min_rows", None)
+        for engine in others:
+            # From some number of rows on, without a gap.
+            if engine == best:
+                limits.setdefault(f"{engine}_min_rows", rows)
+            else:
+                limits.pop(f"{engine}_min_rows", None)
     return limits
+
+
+def write(
+    folder: Path, shape: Shape, tokens: int, tiles: list[Figure], engines: dict[str, int]
+) -> Path:
+    """Write ``<gpu>.json`` and return its path."""
+    measured = {"measured": environment(), "model": shape.name, "tokens": tokens}
+    measured |= {"tiles": tiles, "engines": engines}
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{gpu_of(device_of()).name}.json"
+    file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def tuned_folder() -> Path:
+    """Return the folder that ``choose_tiles`` reads."""
+    return Path(gptoss_kernels.__file__).parent / "tuned"
 
 
 def main() -> int:
@@ -226,20 +300,14 @@ def main() -> int:
     if not torch.cuda.is_available() and not arguments.cpu:
         print("no GPU: nothing to tune (--cpu --model tiny --limit 2 --out DIR checks the script)")
         return 3
-    shape = SHAPES[arguments.model]
-    tiles = tune_tiles(shape, arguments.tokens, arguments.rank, arguments.runs, arguments.limit)
-    measured = {
-        "measured": environment(),
-        "model": shape.name,
-        "tokens": arguments.tokens,
-        "tiles": tiles,
-        "engines": tune_engines(shape, arguments.rank, arguments.runs),
-    }
-    folder = arguments.out or Path(gptoss_kernels.__file__).parent / "tuned"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{gpu_of(device_of()).name}.json"
-    file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {file}")
+    shape, best = SHAPES[arguments.model], []
+    settings = (arguments.tokens, arguments.rank, arguments.runs, arguments.limit)
+    for figure in tile_figures(shape, *settings):
+        print(figure, flush=True)
+        best += [figure["best"]] if "best" in figure else []
+    engines = tune_engines(shape, arguments.rank, arguments.runs)
+    folder = arguments.out or tuned_folder()
+    print(f"wrote {write(folder, shape, arguments.tokens, best, engines)}")
     return 0
 
 
