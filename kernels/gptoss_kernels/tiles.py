@@ -39,8 +39,8 @@ class Tiles:
         group: Row tiles that are walked before the next column tile.
         programs: Programs of these tiles that a processor holds at a time; the persistent grid is
             this many times the processors, so that one waits for memory while another multiplies.
-        tma: Copy the matrix, and rows that are not gathered, by TMA descriptors (sm_90 on). Fewer
-            registers by 40 to 60 (not yet timed): only a measured table asks for it.
+        tma: Copy the matrix, and rows that are not gathered, by TMA descriptors (sm_90, sm_100):
+            40 to 60 registers less. Not yet timed, so only a measured table asks for it.
     """
 
     block_m: int
@@ -167,8 +167,8 @@ def choose_tiles(
         return _MIDDLE_RANK
     store, swiglu = _WIDE[_family(gpu.architecture)]
     # On Blackwell the accumulator lives in a memory of its own and starts there from registers: the
-    # wide tile spills where it also takes the bias through them.
-    narrow = product == "swiglu" or (bias and _family(gpu.architecture) == "sm_100")
+    # wide tile spills where both the rank-r term and the bias go through them.
+    narrow = product == "swiglu" or (bias and rank > 0 and _family(gpu.architecture) == "sm_100")
     tiles = swiglu if narrow else store
     # With N contiguous the tall tile spills a few bytes under Triton 3.9.
     if tiles.block_m > 128 and (turned or rows_per_expert < 4 * tiles.block_m):
@@ -181,7 +181,8 @@ def _skinny_tiles(n: int, dtype: torch.dtype, family: str) -> Tiles:
     wide, large = dtype == torch.float32, 256 if dtype != torch.float32 else 128
     width = min(large, max(16, _power_of_two(n)))
     stages = 2 if wide or family == "gfx" else 3
-    tiles = Tiles(64, width, 32 if wide else 64, 4, stages)
+    warps = 8 if width == 256 else 4
+    tiles = Tiles(64, width, 32 if wide else 64, warps, stages)
     # By registers; a program's shared memory is its stages and 1 KiB more.
     most = 6 if width <= 32 else 4 if width <= 64 else 2
     shared = (tiles.block_m + width) * tiles.block_k * dtype.itemsize * stages + 1024
@@ -201,8 +202,9 @@ def choose_outer_tiles(rank: int, dtype: torch.dtype) -> Tiles:
     """
     padded = max(16, _power_of_two(rank))
     rows, stages = (32, 2) if dtype == torch.float32 else (64, 3)
-    many = padded > (64 if dtype == torch.float32 else 128)
-    return Tiles(rows, 128 if padded <= 64 else 64, padded, 8 if many else 4, stages)
+    many = padded > (64 if dtype == torch.float32 else 32)
+    wide = 128 if padded <= (64 if dtype == torch.float32 else 128) else 64
+    return Tiles(rows, wide, padded, 8 if many else 4, stages)
 
 
 def _family(architecture: str) -> str:
