@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.backend import Backend, launch, on_device, require_backend, require_triton
-from gptoss_kernels.tiles import choose_outer_tiles
+from gptoss_kernels.tiles import choose_outer_tiles, gpu_of
 
 MAX_RANK = 256
 """The largest rank on Triton: a program holds the rank's side of a tile whole."""
@@ -144,7 +144,7 @@ def launch_ragged_outer(
     shape = (num_experts, columns, rank) if transposed else (num_experts, rank, columns)
     out = torch.empty(shape, dtype=torch.float32, device=wide.device)
     logical = out.mT if transposed else out
-    tiles = choose_outer_tiles(rank, wide.dtype)
+    tiles = choose_outer_tiles(rank, wide.dtype, gpu_of(wide.device))
     with on_device(wide):
         launch(
             _lora._ragged_outer_kernel,

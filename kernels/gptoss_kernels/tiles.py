@@ -108,6 +108,14 @@ _WIDE = {
 }
 _SHARED_KIB = {"sm_80": 164, "sm_90": 228, "sm_100": 228, "sm_120": 100, "gfx": 64}
 """Shared memory of a processor, for all its programs."""
+_SHARED_REGISTERS = {
+    # padded rank: rows, columns, warps of ``ragged_outer``
+    16: (32, 64, 4),
+    32: (64, 64, 8),
+    64: (64, 128, 8),
+    128: (64, 128, 8),
+    256: (64, 64, 8),
+}
 _SAME_FAMILY = {"sm_86": "sm_120", "sm_89": "sm_120", "sm_103": "sm_100", "sm_121": "sm_120"}
 _FLOAT32 = Tiles(64, 64, 32, 4, 2)
 _FLOAT32_LARGE_RANK = Tiles(32, 32, 32, 4, 2)
@@ -155,7 +163,7 @@ def choose_tiles(
         return _skinny_tiles(n, dtype, _family(gpu.architecture))
     if product.startswith("packed"):
         # 64 divides 2,880, so that packed bytes are read in whole copies of 16 bytes.
-        return Tiles(16, 64, 64, 4, 4, programs=6)
+        return Tiles(16, 64, 64, 4, 4, programs=5)
     if product == "given":
         return Tiles(64, 64, 32, 4, 1, programs=4)
     # The first step of a tile reads [M, R] and [R, N] at once: a larger rank takes smaller tiles.
@@ -165,10 +173,12 @@ def choose_tiles(
         return _LARGE_RANK
     if rank > 32:
         return _MIDDLE_RANK
-    store, swiglu = _WIDE[_family(gpu.architecture)]
-    # On Blackwell the accumulator lives in a memory of its own and starts there from registers: the
-    # wide tile spills where both the rank-r term and the bias go through them.
-    narrow = product == "swiglu" or (bias and rank > 0 and _family(gpu.architecture) == "sm_100")
+    family = _family(gpu.architecture)
+    store, swiglu = _WIDE[family]
+    # The wide tile spills where both the rank-r term and the bias start the accumulator: on
+    # Blackwell, where it lives in a memory of its own, and under Triton 3.9 with N contiguous.
+    started = bias and rank > 0
+    narrow = product == "swiglu" or (started and (turned or family == "sm_100"))
     tiles = swiglu if narrow else store
     # With N contiguous the tall tile spills a few bytes under Triton 3.9.
     if tiles.block_m > 128 and (turned or rows_per_expert < 4 * tiles.block_m):
@@ -190,21 +200,26 @@ def _skinny_tiles(n: int, dtype: torch.dtype, family: str) -> Tiles:
     return replace(tiles, programs=max(1, fitting // 2 if wide else fitting))
 
 
-def choose_outer_tiles(rank: int, dtype: torch.dtype) -> Tiles:
+def choose_outer_tiles(rank: int, dtype: torch.dtype, gpu: Gpu) -> Tiles:
     """Return the tiles of ``ragged_outer``: rows a step, columns of the wide side, padded rank.
 
     Args:
         rank: R, at most 256.
         dtype: Of both sides.
+        gpu: From ``gpu_of``.
 
     Returns:
         The tiles; ``block_m`` counts rows, ``block_n`` wide columns, ``block_k`` is R padded.
     """
     padded = max(16, _power_of_two(rank))
-    rows, stages = (32, 2) if dtype == torch.float32 else (64, 3)
-    many = padded > (64 if dtype == torch.float32 else 32)
-    wide = 128 if padded <= (64 if dtype == torch.float32 else 128) else 64
-    return Tiles(rows, wide, padded, 8 if many else 4, stages)
+    if dtype == torch.float32:
+        return Tiles(32, 128 if padded <= 64 else 64, padded, 8 if padded > 64 else 4, 2)
+    # Where accumulators and addresses share the registers, other tiles spill by version of Triton.
+    if _family(gpu.architecture) in ("sm_80", "sm_120"):
+        rows, columns, warps = _SHARED_REGISTERS[padded]
+    else:
+        rows, columns, warps = 64, 128 if padded <= 64 else 64, 8 if padded > 128 else 4
+    return Tiles(rows, columns, padded, warps, 3)
 
 
 def _family(architecture: str) -> str:

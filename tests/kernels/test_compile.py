@@ -66,8 +66,10 @@ def test_no_spills_pipelined_wide_and_within_the_card(architecture, tmp_path):
         return
     for name in [*LARGE, *IN_LOOP, *FACTORS]:
         assert max(codes[name]["copy_waits"]) > 0, name
-    for name in [*LARGE, *IN_LOOP]:
+    for name in LARGE:
         assert set(codes[name]["copies"]) == {"16"}, name
+    for name in IN_LOOP:  # 8 for the packed bytes under Triton 3.9
+        assert set(codes[name]["copies"]) <= {"8", "16"}, name
     if architecture == "sm_90":
         for name in LARGE:
             assert max(codes[name]["product_waits"]) >= 1, name
