@@ -18,6 +18,7 @@ from torch import Tensor
 from gptoss_kernels.backend import (
     Backend,
     launch,
+    on_device,
     require_backend,
     require_triton,
     triton_obstacle,
@@ -68,7 +69,8 @@ def add_sinks(
         _require_triton("add_sinks", out, lse, sinks)
         with_sink = torch.empty(lse.shape, dtype=torch.float32, device=lse.device)
         if out.numel():
-            _launch_add_sinks(out, lse, sinks, scaled, with_sink)
+            with on_device(out):
+                _launch_add_sinks(out, lse, sinks, scaled, with_sink)
         return scaled, with_sink
     sinks = sinks.float()[:, None]
     with_sink = torch.logaddexp(lse, sinks)
@@ -116,7 +118,8 @@ def row_sums(grad_out: Tensor, out: Tensor, *, backend: Backend) -> Tensor:
     require_backend(backend)
     if backend == "triton":
         _require_triton("row_sums", out, grad_out)
-        return _launch_row_sums(grad_out, out)
+        with on_device(out):
+            return _launch_row_sums(grad_out, out)
     wide = torch.promote_types(out.dtype, torch.float32)
     pieces = [
         (grad.to(wide) * rows.to(wide)).sum(dim=-1)

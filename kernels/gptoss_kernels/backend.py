@@ -169,9 +169,9 @@ def _specialization(
 ) -> tuple[object, ...] | None:
     """Return what the code of a launch depends on, None where that is for Triton to say.
 
-    As Triton has it: the type of a pointer and whether it is a multiple of 16, the width of an
-    integer, whether it is 1 and whether it is a multiple of 16, the type of a float, and every
-    constant; and the device.
+    As Triton has it: the type of a pointer, whether it is a multiple of 16 and, for AMD's buffer
+    addresses, whether what it points into ends within 2^31 bytes; the width of an integer, whether
+    it is 1 and whether it is a multiple of 16; the type of a float, and every constant; the device.
     """
     from triton.runtime import driver
 
@@ -180,12 +180,13 @@ def _specialization(
     key: list[object] = [id(kernel), active.get_current_device()]
     for argument in arguments:
         if isinstance(argument, Tensor):
-            key.append((argument.dtype, argument.data_ptr() & 15 == 0))
+            short = argument.untyped_storage().nbytes() < 2**31
+            key.append((argument.dtype, argument.data_ptr() & 15 == 0, short))
         elif argument is None:
             key.append(None)
         elif type(argument) is int:
-            wide = not -(2**31) <= argument < 2**31
-            key.append(1 if argument == 1 else (argument & 15 == 0, wide))
+            width = 32 if -(2**31) <= argument < 2**31 else 64 if argument < 2**63 else 65
+            key.append(1 if argument == 1 else (argument & 15 == 0, width))
         elif type(argument) is float:
             key.append(float)
         else:  # a TMA descriptor

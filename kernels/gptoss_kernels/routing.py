@@ -88,17 +88,6 @@ def route_reference(router_indices: Tensor, num_experts: int) -> Routing:
     )
 
 
-@dataclass
-class KeptRouting:
-    """One layer's sorted rows, from its first forward pass to the one that checkpointing repeats.
-
-    Attributes:
-        routing: ``None`` until the first pass has sorted.
-    """
-
-    routing: Routing | None = None
-
-
 @dataclass(frozen=True)
 class TileMap:
     """Which rows each tile of a grouped product covers; made on the device, read on the device.

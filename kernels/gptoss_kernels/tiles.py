@@ -153,9 +153,12 @@ def choose_tiles(
         The tiles.
     """
     key = (product, n, k, turned, str(dtype).removeprefix("torch."))
-    tuned = _tuned_entries(gpu.name).get(key)
-    if tuned is not None:
-        return tuned
+    # A larger rank holds more of a tile's registers and shared memory than was measured; the rank
+    # of a skinny product is its N.
+    needed = 0 if product == "skinny" else _power_of_two(max(rank, 16))
+    for measured, tuned in _tuned_entries(gpu.name).get(key, ()):
+        if needed <= measured:
+            return tuned
     if gpu.architecture == "interpreter":
         store, swiglu = _WIDE["interpreter"]
         return swiglu if product.endswith("swiglu") else store
@@ -240,11 +243,15 @@ def _tuned_file(name: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _tuned_entries(name: str) -> dict[tuple[str, int, int, bool, str], Tiles]:
-    entries = _tuned_file(name).get("tiles", [])
-    return {
-        tuple(entry[name] for name in ("product", "n", "k", "turned", "dtype")): Tiles(
-            **entry["tiles"]
-        )
-        for entry in entries
-    }
+def _tuned_entries(
+    name: str,
+) -> dict[tuple[str, int, int, bool, str], list[tuple[int, Tiles]]]:
+    """Return measured tiles with the padded ranks they were measured at, the smallest first."""
+    found: dict[tuple[str, int, int, bool, str], list[tuple[int, Tiles]]] = {}
+    for entry in _tuned_file(name).get("tiles", []):
+        key = (entry["product"], entry["n"], entry["k"], entry["turned"], entry["dtype"])
+        rank = _power_of_two(max(entry.get("rank", 16), 16))
+        found.setdefault(key, []).append((rank, Tiles(**entry["tiles"])))
+    for measured in found.values():
+        measured.sort(key=lambda one: one[0])
+    return found

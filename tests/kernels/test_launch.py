@@ -54,6 +54,11 @@ with pretend_gpu("sm_90", "cpu"):
     ):
         launch_product(x, matrices, tile_map, tiles, rows(64, 48))
     launch_product(rows(64, 64), matrices.mT.contiguous().mT, tile_map, tiles, rows(64, 48))
+with pretend_gpu("gfx942", "cpu"):  # its addresses have 32 bits where a tensor ends within 2 GiB
+    indices = torch.zeros(8, 4, dtype=torch.int32)
+    long = torch.empty(2**30 + 32 * 64, dtype=bf16)  # never touched
+    for whole in (long[: 32 * 64].clone(), long):
+        combine.launch_combine(whole[: 32 * 64].view(32, 64), indices)
 print(launches[0], len(backend._COMPILED))
 """
 
@@ -69,5 +74,5 @@ def test_kernels_found_again_are_those_that_triton_would_take():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     launches, kernels = map(int, done.stdout.split())
-    assert launches == 2 * (6 + 4)
-    assert kernels == 6 + 4 + 1  # and the tile map's
+    assert launches == 2 * (6 + 4 + 2)
+    assert kernels == 6 + 4 + 2 + 1  # and the tile map's

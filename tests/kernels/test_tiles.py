@@ -41,6 +41,18 @@ def test_a_measured_entry_wins_for_its_shape_only(tuned):
     assert choose_tiles("store", **SHAPE, gpu=H200) != Tiles(**chosen)
 
 
+def test_tiles_measured_at_one_rank_do_not_serve_a_larger_one(tuned):
+    """At rank 64 a tile of rank 16 may ask for more shared memory than there is."""
+    shape = {"product": "store", "n": 2880, "k": 2880, "turned": False, "dtype": "bfloat16"}
+    cut = {"block_m": 128, "block_n": 256, "block_k": 64, "warps": 8, "stages": 4}
+    large = cut | {"block_n": 64}
+    tuned({"tiles": [shape | {"rank": 64, "tiles": large}, shape | {"rank": 16, "tiles": cut}]})
+    asked = {"n": 2880, "k": 2880, "dtype": torch.bfloat16, "gpu": H200}
+    for rank, expected in ((0, cut), (8, cut), (16, cut), (17, large), (64, large)):
+        assert choose_tiles("store", rank=rank, **asked) == Tiles(**expected), rank
+    assert choose_tiles("store", rank=65, **asked) not in (Tiles(**cut), Tiles(**large))
+
+
 def test_few_rows_an_expert_take_shorter_tiles(tuned):
     tall = choose_tiles("swiglu", **SHAPE, gpu=H200, rows_per_expert=2048)
     short = choose_tiles("swiglu", **SHAPE, gpu=H200, rows_per_expert=512)

@@ -96,6 +96,14 @@ def test_a_changed_setting_stops_and_is_named(refused, recipe, override, names):
         refused(override, names=names)
 
 
+def test_a_run_from_before_a_setting_existed_goes_on_as_it_was(recipe):
+    before = fingerprint_of(recipe())
+    del before["train.deterministic"]
+    assert drift(before, fingerprint_of(recipe())) == []
+    now = fingerprint_of(recipe("train.deterministic=true"))
+    assert [one.name for one in drift(before, now)] == ["train.deterministic"]
+
+
 def test_data_that_was_edited_in_place_stops(recipe, rows, tmp_path):
     train_file, eval_file = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
     for file in (train_file, eval_file):

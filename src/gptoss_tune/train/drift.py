@@ -22,6 +22,8 @@ from gptoss_tune.recipe.schema import TrainSection
 
 NOTED = {"processes", "spread", "device"}
 """Entries of a fingerprint whose change is told and written down, and stops nothing."""
+_BEFORE_IT_WAS = {"train.deterministic": False}
+"""What runs did that were started before a setting existed."""
 _ROWS = ("data.train_rows", "data.eval_rows")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LONGEST = 60
@@ -56,7 +58,7 @@ def drift(before: dict[str, Any], now: dict[str, Any]) -> list[Drift]:
     The settings of the data count only when the rows they gave are not the same: the rows are all
     that training sees of them.
     """
-    found = changed(before, now)
+    found = changed(_BEFORE_IT_WAS | before, now)
     if all(before.get(name) == now.get(name) for name in _ROWS):
         found = [one for one in found if not one.name.startswith("data.")]
     return found

@@ -122,7 +122,8 @@ def differences(record: dict[str, Any], recipe: Recipe, run: Path) -> list[Diffe
     found += _continued(record.get("drift") or [])
     then, now = record.get("environment", {}), environment()
     found += _plain(then.get("libraries", {}), now["libraries"], "", skip=())
-    found += _plain(then, now, "", skip=("libraries", "processes", "gpus"))
+    # The recipe says whether a run is deterministic; this process only starts it.
+    found += _plain(then, now, "", skip=("libraries", "processes", "gpus", "deterministic"))
     found += _plain(record.get("hardware", {}), hardware(), "hardware ", skip=())
     return sorted(found, key=lambda difference: not difference.changes_result)
 
