@@ -210,12 +210,13 @@ def laid_out(factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def laid_out_in_16s(factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``factor [E, N, R]`` in ``dtype``, each of its rows at a multiple of 16 elements.
+    """Return ``factor [E, N, R]`` in ``dtype``, half-precision rows at multiples of 16 elements.
 
-    With R = 8 the compiler would know of no alignment and load value by value.
+    With R = 8 the compiler would know of no alignment and load them value by value; fp32 rows come
+    without a copy, in products that do not run on tensor cores anyway.
     """
     rank = factor.shape[-1]
-    if rank % 16 == 0:
+    if rank % 16 == 0 or dtype == torch.float32:
         return laid_out(factor, dtype)
     shape = (*factor.shape[:-1], -(-rank // 16) * 16)
     rows = torch.empty(shape, dtype=dtype, device=factor.device)[..., :rank]

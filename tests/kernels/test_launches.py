@@ -13,6 +13,7 @@ import gptoss_kernels
 import pytest
 import torch
 from gptoss_kernels import backend, experts
+from gptoss_kernels.expert_products import laid_out_in_16s
 from gptoss_kernels.stages import KeptRouting
 from gptoss_kernels.testing import make_layer, make_routing
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -64,7 +65,7 @@ def adapted_layer():
     Those are fp32 here, which the interpreter needs, and the factors fp64.
     """
     inputs = make_layer(
-        make_routing(24, 2, 4), num_experts=4, hidden=64, intermediate=32, rank=16, device="cpu"
+        make_routing(24, 2, 4), num_experts=4, hidden=64, intermediate=32, rank=3, device="cpu"
     )
     adapted = {}
     for name in ("gate_up", "down"):
@@ -120,3 +121,13 @@ def test_launches_of_a_layer(mode, launches):
     # the four gradients, which are fp32 as PEFT's factors are and are copied for these alone.
     copies = 3 + {"none": 0, "selective": 2, "full": 4}[mode] + 4
     assert torchs.counts == {"index": 1, "copy_": 2 + 2, "_to_copy": copies}
+
+
+@pytest.mark.parametrize(("rank", "apart"), [(3, 16), (8, 16), (16, 16), (24, 32)])
+def test_half_precision_factors_lie_at_multiples_of_16(rank, apart):
+    """Only so does the compiler load them in wide pieces (compile_report.py, "E 128")."""
+    factor = torch.randn(5, rank, 2).permute(2, 0, 1)  # as PEFT holds B
+    laid = laid_out_in_16s(factor, torch.bfloat16)
+    assert torch.equal(laid, factor.bfloat16())
+    assert laid.stride()[1:] == (apart, 1)
+    assert torch.equal(laid_out_in_16s(factor, torch.float32), factor)
