@@ -1,8 +1,8 @@
 """The expert layer against fp32, every engine, on real shapes; and the same bits twice.
 
 A result that is not finite, or further off than roundings to bf16 explain
-(``gptoss_kernels.testing``), is wrong; so is an engine that raises. One of another library that fails
-its proof on this device is not run: no layer takes it there.
+(``gptoss_kernels.testing``), is wrong; so is an engine that raises. One of another library that
+fails its proof on this device is not run: no layer takes it there.
 """
 
 from __future__ import annotations

@@ -26,9 +26,7 @@ def run(name: str, lines: Lines) -> None:
     _keep(shape, tokens, best, engines)
 
 
-def _keep(
-    shape: tune.Shape, tokens: int, best: list[dict], engines: dict[str, int] | None
-) -> None:
+def _keep(shape: tune.Shape, tokens: int, best: list[dict], engines: dict[str, int] | None) -> None:
     """Write the table for who comes back, and for the parts after this one.
 
     Without engines until they were measured: a part may be killed in between, and an empty entry

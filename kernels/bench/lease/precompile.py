@@ -210,7 +210,8 @@ def candidates(product: str, n: int) -> Iterator[Tiles]:
     from gptoss_kernels.tiles import Tiles
 
     if product == "skinny":
-        sizes = combinations((32, 64, 128), (max(16, 1 << (n - 1).bit_length()),), (64, 128), (4,), (3, 4))
+        width = max(16, 1 << (n - 1).bit_length())
+        sizes = combinations((32, 64, 128), (width,), (64, 128), (4,), (3, 4))
     elif product.startswith("packed"):
         sizes = combinations((16, 32, 64), (64, 128), (64,), (4, 8), (3, 4))
     else:

@@ -3,8 +3,8 @@
     python kernels/bench/lease/report.py kernels/bench/results/run/lines.jsonl
 
 Lines of a dry run are no measurements: they are printed on request (``--out``), and refused as
-results and in README. So are lines that name no GPU, or two. Where a part ran twice, README shows its
-last figures. A second run on the same card and day does not take the file of the first.
+results and in README. So are lines that name no GPU, or two. Where a part ran twice, README shows
+its last figures. A second run on the same card and day does not take the file of the first.
 """
 
 from __future__ import annotations
@@ -93,12 +93,9 @@ def free_file(folder: Path, lines: list[Line]) -> Path:
     Reported again, the same lines go to the same file.
     """
     name, text = slug(lines), markdown(lines)
-    numbered = (f"{name}-{number}" for number in itertools.count(2))
-    for stem in itertools.chain([name], numbered):
-        file = folder / f"{stem}.md"
-        if not file.exists() or file.read_text(encoding="utf-8") == text:
-            return file
-    raise AssertionError("unreachable: the numbers do not end")
+    stems = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    files = (folder / f"{stem}.md" for stem in stems)
+    return next(f for f in files if not f.exists() or f.read_text(encoding="utf-8") == text)
 
 
 def markdown(lines: list[Line]) -> str:
