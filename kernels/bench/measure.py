@@ -173,6 +173,20 @@ def failure(error: Exception) -> str:
     return f"{type(error).__name__}: {first[0][:200]}"
 
 
+def proof_failed(error: Exception) -> bool:
+    """Return whether an engine of another library refused itself: its proof failed here."""
+    return isinstance(error, ValueError) and "failed its proof" in str(error)
+
+
+def no_figure(name: str, error: Exception) -> dict[str, object]:
+    """Return the fields of a candidate that raised: one of ours is wrong, unless memory lacked."""
+    fields: dict[str, object] = {"not_run": failure(error)}
+    explained = isinstance(error, torch.OutOfMemoryError) or proof_failed(error)
+    if name.startswith("ours") and not explained:
+        fields["right"] = False
+    return fields
+
+
 def matmul_peak(size: int = 8192) -> float:
     """Return the operations per second of a large bf16 product of random numbers."""
     size = size if torch.cuda.is_available() else 256

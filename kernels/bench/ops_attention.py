@@ -20,7 +20,7 @@ import torch
 from gptoss_kernels.attention import attention, attention_reference
 from gptoss_kernels.attention_engines import ENGINE_NAMES, choose_engine
 from gptoss_kernels.testing import relative_rms
-from measure import attended_pairs, device_of, failure, measure
+from measure import attended_pairs, device_of, measure, no_figure
 from torch import Tensor
 
 TESTS = ["test_attention.py", "test_attention_documents.py", "test_attention_engines.py"]
@@ -75,7 +75,7 @@ def figures(
                     try:
                         yield figure | one(prepare, length, window, runs)
                     except Exception as error:
-                        yield figure | {"not_run": failure(error)}
+                        yield figure | no_figure(name, error)
 
 
 def candidates(leave_out: tuple[str, ...] = ()) -> list[tuple[str, Prepare | str]]:

@@ -18,7 +18,7 @@ from gptoss_kernels import Mxfp4Weight, dequantize, experts
 from gptoss_kernels.expert_engines import Engine, find_obstacle
 from gptoss_kernels.projection import ExpertProjection
 from gptoss_kernels.testing import LayerInputs, relative_rms
-from measure import SHAPES, Shape, copy_peak, device_of, failure, matmul_peak, measure
+from measure import SHAPES, Shape, copy_peak, device_of, matmul_peak, measure, no_figure
 from rivals.layers import Gradients, split_lora, transformers_layer
 from rivals.published import UNSLOTH, axolotl
 from torch import Tensor
@@ -92,7 +92,7 @@ def figures(
             off = relative_rms(call()[0], truths[kind])
             found = measure(call, runs=runs)
         except Exception as error:
-            yield figure | {"not_run": failure(error)}
+            yield figure | no_figure(name, error)
         else:
             yield figure | {
                 "ms": round(found.milliseconds, 4),

@@ -22,7 +22,7 @@ from gptoss_kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
 )
 from gptoss_kernels.testing import relative_rms
-from measure import device_of, failure, measure
+from measure import device_of, measure, no_figure
 from torch import Tensor
 
 TESTS = ["test_linear_cross_entropy.py"]
@@ -70,7 +70,7 @@ def figures(all_rows: list[int], runs: int) -> Iterator[Figure]:
             try:
                 found = one(name, loss, rows, runs)
             except Exception as error:
-                yield figure | {"not_run": failure(error)}
+                yield figure | no_figure(name, error)
                 continue
             floor = found["ms"] if name == FLOOR else floor
             yield figure | found | {"of_floor": found["ms"] / floor if floor else float("nan")}

@@ -16,14 +16,15 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-if not torch.cuda.is_available():
+# As a script only: who imports this may compile for a GPU that is not here.
+if __name__ == "__main__" and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import gptoss_kernels
@@ -76,6 +77,7 @@ def cases(shape: Shape, rank: int) -> list[Case]:
         Case("store", i, h, turned=True, gather=True),
         Case("store", h, 2 * i, turned=True),
         Case("skinny", rank, h, gather=True),
+        Case("skinny", rank + 1, h, gather=True),  # dYB, whose factor holds the bias as well
         Case("skinny", rank, 2 * i),
     ]
     return [*found, Case("packed_swiglu", 2 * i, h, gather=True), Case("packed", h, i)]
@@ -155,7 +157,10 @@ class Problem:
             factor = draw(shape.num_experts, case.n, rank)
             self.low_rank = LowRankTerm(draw(routing.num_rows, rank), factor, 0.1)
         self.indices = routing.token_indices if case.gather else None
-        self.out = torch.empty((routing.num_rows, case.n), device=device, dtype=dtype)
+        # The layer's skinny products stand in rows of a multiple of 16 columns.
+        width = -(-case.n // 16) * 16 if case.product == "skinny" else case.n
+        self._padded = torch.empty((routing.num_rows, width), device=device, dtype=dtype)
+        self.out = self._padded[:, : case.n]
         self.activation = None
         if case.product.endswith("swiglu"):
             self.activation = self.out.new_empty((routing.num_rows, case.n // 2))
@@ -180,7 +185,7 @@ class Problem:
             self.source,
             maps.get(tiles.block_m, 0, self.routing.num_experts),
             tiles,
-            self.out,
+            self._padded,
             indices=self.indices,
             bias=self.bias,
             low_rank=self.low_rank,
@@ -215,7 +220,7 @@ def tile_figures(
         problem = Problem(case, shape, routing, rank)
         dtype = str(problem.rows.dtype).removeprefix("torch.")
         key = {"product": case.product, "n": case.n, "k": case.k}
-        key |= {"turned": case.turned, "dtype": dtype}
+        key |= {"turned": case.turned, "dtype": dtype, "rank": rank}
         flops, found = 2 * routing.num_rows * case.n * case.k, []
         for tiles in space(case, architecture)[:limit]:
             timed = problem.timed(tiles, runs)
@@ -236,29 +241,59 @@ ENGINE_TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 def tune_engines(
     shape: Shape, rank: int, runs: int, all_tokens: tuple[int, ...] = ENGINE_TOKENS
-) -> dict[str, int]:
-    """Return from how many rows on, and up to how many, another engine beats the fused one."""
+) -> dict[str, int] | None:
+    """Return the measured limits of the engines, None without a GPU."""
     if not torch.cuda.is_available():
-        return {}
-    limits = {"packed_max_rows": 0}
-    others: list[Engine] = ["grouped_mm", "quack"]
-    others = [e for e in others if find_obstacle(e, device_of(), torch.bfloat16) is None]
-    for tokens in all_tokens:
+        return None
+
+    def clock(tokens: int) -> Callable[[Engine], float]:
         inputs = random_layer(shape, tokens, rank)
         leaves, d_out = list(inputs.leaves().values()), torch.randn_like(inputs.hidden_states)
 
-        def timed(engine: Engine, inputs=inputs, leaves=leaves, d_out=d_out) -> float:
+        def timed(engine: Engine) -> float:
             def call() -> object:
                 out = experts(*inputs.arguments(), backend="triton", engine=engine)
                 return torch.autograd.grad(out, leaves, d_out)
 
             return median_ms(call, runs=runs)[0]
 
+        return timed
+
+    others: list[Engine] = ["grouped_mm", "quack"]
+    others = [e for e in others if find_obstacle(e, device_of(), torch.bfloat16) is None]
+    return engine_limits(clock, others, all_tokens, shape.top_k)
+
+
+def engine_limits(
+    clock: Callable[[int], Callable[[Engine], float]],
+    others: list[Engine],
+    all_tokens: tuple[int, ...],
+    top_k: int,
+) -> dict[str, int]:
+    """Return from how many rows on, and up to how many, another engine beats the fused one.
+
+    Args:
+        clock: Of a number of tokens; returns the milliseconds of a layer by engine.
+        others: Engines of other libraries that nothing speaks against. One that raises is left out
+            from there on, and has no limit.
+        all_tokens: Ascending.
+        top_k: Rows of a token.
+    """
+    limits, others = {"packed_max_rows": 0}, list(others)
+    for tokens in all_tokens:
+        timed = clock(tokens)
         # The packed engine decodes once for every tile of rows: hopeless for many.
         few: list[Engine] = ["packed"] if tokens <= 4096 else []
-        times = {engine: timed(engine) for engine in ("fused", *few, *others)}
+        times = {engine: timed(engine) for engine in ("fused", *few)}
+        for engine in tuple(others):
+            try:
+                times[engine] = timed(engine)
+            except Exception as error:  # a proof that failed, or memory
+                others.remove(engine)
+                limits.pop(f"{engine}_min_rows", None)
+                print(f"{tokens} tokens: {engine} is left out, {failure(error)}", flush=True)
         print(f"{tokens} tokens: " + ", ".join(f"{e} {t:.2f} ms" for e, t in times.items()))
-        rows, best = tokens * shape.top_k, min(times, key=lambda engine: times[engine])
+        rows, best = tokens * top_k, min(times, key=lambda engine: times[engine])
         if few and times["packed"] < times["fused"]:
             limits["packed_max_rows"] = rows
         for engine in others:
@@ -271,11 +306,13 @@ def tune_engines(
 
 
 def write(
-    folder: Path, shape: Shape, tokens: int, tiles: list[Figure], engines: dict[str, int]
+    folder: Path, shape: Shape, tokens: int, tiles: list[Figure], engines: dict[str, int] | None
 ) -> Path:
-    """Write ``<gpu>.json`` and return its path."""
+    """Write ``<gpu>.json`` and return its path; None for engines that were not measured."""
     measured = {"measured": environment(), "model": shape.name, "tokens": tokens}
-    measured |= {"tiles": tiles, "engines": engines}
+    measured |= {"tiles": tiles}
+    if engines is not None:  # or ``choose_engine`` would take it for a measurement
+        measured["engines"] = engines
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{gpu_of(device_of()).name}.json"
     file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")

@@ -4,8 +4,13 @@ import json
 import subprocess
 import sys
 
+import lines
 import measure
+import ops_attention
+import ops_experts
 import ops_loss
+import part_correct
+import part_tune
 import pytest
 import report
 import step
@@ -13,6 +18,7 @@ import torch
 import tune
 from cache_key import MADE, key_of_wheel, unpack
 from gptoss_kernels.routing import route
+from gptoss_kernels.testing import make_layer, make_routing
 from gptoss_kernels.tiles import Tiles
 from measure import SHAPES, attended_pairs
 
@@ -128,9 +134,111 @@ def test_no_error_stops_a_table():
     assert measure.failure(ValueError("")) == "ValueError: "
 
 
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
+def test_an_engine_of_ours_that_raises_is_wrong(monkeypatch, error):
+    def broken(*arguments, **options):
+        raise error("made up")
+
+    names, calls = ("ours, one", "another"), {}
+    monkeypatch.setattr(ops_attention, "candidates", lambda _: [(n, broken) for n in names])
+    calls["attention"] = ops_attention.figures([8], 1)
+    monkeypatch.setattr(ops_loss, "candidates", lambda: [(n, broken) for n in names])
+    calls["loss"] = ops_loss.figures([8], 1)
+    monkeypatch.setattr(ops_experts, "candidates", lambda *_: [(n, broken) for n in names])
+    calls["experts"] = ops_experts.figures(SHAPES["least"], 2, 4, 1)
+    for op, figures in calls.items():
+        ours, other = list(figures)[:2]
+        assert "not_run" in ours and "right" not in other, op
+        assert ours.get("right") is (None if error is torch.OutOfMemoryError else False), op
+
+
+FAILED_PROOF = ValueError('engine "quack" failed its proof: made up; use engine "fused"')
+
+
+def test_a_failed_proof_stops_nothing(monkeypatch):
+    def outputs(inputs, engine="", **options):
+        if engine == "quack":
+            raise FAILED_PROOF
+        return {"out": torch.ones(4)}
+
+    monkeypatch.setattr(part_correct, "find_obstacle", lambda *_: None)
+    monkeypatch.setattr(part_correct, "outputs_and_gradients", outputs)
+    monkeypatch.setattr(part_correct, "bf16_faults", lambda *_: {})
+    routing = make_routing(3, 2, 4, kind="random")
+    sizes = {"num_experts": 4, "hidden": 32, "intermediate": 32, "rank": 4, "packed": True}
+    inputs = make_layer(routing, **sizes, dtype=torch.float32, device=torch.device("cpu"))
+    found = list(part_correct.engines(inputs, packed=True))
+    assert [figure["engine"] for figure in found] == ["fused", "grouped_mm", "packed", "quack"]
+    assert all(figure["right"] for figure in found[:-1])
+    assert "failed its proof" in found[-1]["not_run"] and "right" not in found[-1]
+    assert measure.no_figure("ours, quack", FAILED_PROOF).keys() == {"not_run"}
+
+
+def test_an_engine_that_raises_loses_its_own_limit_alone(capsys):
+    def clock(tokens):
+        times = {"fused": 4.0, "packed": 3.0 if tokens < 2048 else 5.0, "grouped_mm": 9.0}
+        times["quack"] = 1.0
+
+        def timed(engine):
+            if engine == "quack" and tokens >= failing:
+                raise FAILED_PROOF
+            return times[engine] if (engine, tokens) != ("grouped_mm", 16384) else 2.0
+
+        return timed
+
+    for failing in (512, 16384):
+        limits = tune.engine_limits(clock, ["grouped_mm", "quack"], (512, 2048, 16384), 4)
+        assert limits == {"packed_max_rows": 2048, "grouped_mm_min_rows": 65536}
+        assert f"{failing} tokens: quack is left out" in capsys.readouterr().out
+    failing = 10**9
+    limits = tune.engine_limits(clock, ["grouped_mm", "quack"], (2048, 16384), 4)
+    assert limits == {"packed_max_rows": 0, "quack_min_rows": 8192}
+
+
+def test_a_killed_tune_leaves_no_engines(tmp_path, monkeypatch):
+    """Or ``choose_engine`` would read that none was ever faster than the fused one."""
+    monkeypatch.setenv("DRY", "1")
+    monkeypatch.setenv("OUT", str(tmp_path))
+    best = {"product": "store", "rank": 4}
+    monkeypatch.setattr(tune, "tile_figures", lambda *_: [{"best": best, "taken": 1}])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "tune_engines", killed)
+    with pytest.raises(KeyboardInterrupt):
+        part_tune.run("tune", lines.Lines(tmp_path, "tune"))
+    (file,) = tmp_path.glob("*.json")
+    assert json.loads(file.read_text())["tiles"] == [best]
+    assert "engines" not in json.loads(file.read_text())
+    monkeypatch.setattr(tune, "tune_engines", lambda *_: {"packed_max_rows": 0})
+    part_tune.run("tune", lines.Lines(tmp_path, "tune"))
+    assert json.loads(file.read_text())["engines"] == {"packed_max_rows": 0}
+
+
+def test_a_tuned_entry_says_its_rank():
+    found = list(tune.tile_figures(SHAPES["least"], 4, 4, 1, 1, "packed_swiglu"))
+    assert found[-1]["best"]["rank"] == 4
+
+
+def test_the_factor_that_holds_the_bias_is_tuned():
+    """As the layer launches it: one column more, in rows of a multiple of 16."""
+    shape = SHAPES["gpt-oss-20b"]
+    case = next(c for c in tune.cases(shape, 16) if (c.n, c.k) == (17, shape.hidden))
+    assert case.product == "skinny" and case.gather and not case.turned
+    assert {tiles.block_n for tiles in tune.space(case, "sm_90")} == {32}
+    small = SHAPES["tiny"]
+    picked = torch.rand(16, small.num_experts).topk(small.top_k).indices
+    routing = route(picked, small.num_experts, backend="triton")
+    made = tune.Problem(tune.Case("skinny", 5, small.hidden, gather=True), small, routing, 4)
+    assert made.out.shape[1] == 5 and made.out.stride(0) == 16
+    assert made.timed(Tiles(16, 16, 32, 4, 1), 1) > 0
+
+
+MADE_UP = {"gpu": "Made-Up 1", "dry": False, "day": "2001-01-01"}
 FIXTURE = [
     # Made up, to test the report: no GPU gave these numbers.
-    {"part": "env", "environment": "2001-01-01, Made-Up 1, driver 1", "gpu": "Made-Up 1"},
+    {"part": "env", "environment": "2001-01-01, Made-Up 1, driver 1"} | MADE_UP,
     {
         "part": "op",
         "name": "ours, MXFP4, fused",
@@ -163,7 +271,7 @@ FIXTURE = [
 
 def test_figures_reach_the_report_and_readme(tmp_path):
     text, table = report.markdown(FIXTURE), report.readme_table(FIXTURE, "there")
-    assert report.slug(FIXTURE) == "made-up-1-2001-01-01" and report.DRY_RUN not in text
+    assert report.slug(FIXTURE) == "made-up-1-2001-01-01" and "No results" not in text
     assert "| ours, MXFP4, fused | 16384 | 1.5 |" in text and "crashed: RuntimeError" in text
     assert "fused | 1.50 ms, 11 TFLOP/s, 1,234 MiB |" in table
     assert "forward / backward | wrong, see the report |" in table
@@ -187,9 +295,64 @@ def test_readme_holds_a_table_of_the_report():
         assert any(name in table for name in named)
 
 
-def test_lines_without_a_gpu_are_dry():
-    assert report.is_dry([]) and report.is_dry([{"part": "op", "ms": 1.0}])
-    assert report.is_dry([{"part": "env", "gpu": "CPU"}]) and not report.is_dry(FIXTURE)
+@pytest.mark.parametrize(
+    ("lines", "obstacle"),
+    [
+        ([], "no line names the GPU"),
+        ([{"part": "op", "ms": 1.0}], "no line names the GPU"),
+        ([{"part": "op", "gpu": "CPU"}], "without a GPU"),
+        ([*FIXTURE, {"part": "op"} | MADE_UP | {"dry": True}], "dry run"),
+        ([*FIXTURE, {"part": "op", "gpu": "Made-Up 2"}], "Made-Up 1, Made-Up 2"),
+        (FIXTURE, None),
+        ([FIXTURE[1] | MADE_UP], None),  # a part by itself, without env
+    ],
+)
+def test_lines_are_results_by_what_each_of_them_says(lines, obstacle):
+    found = report.find_obstacle(lines)
+    assert found is None if obstacle is None else obstacle in found
+
+
+def test_each_line_names_its_gpu(tmp_path, monkeypatch):
+    monkeypatch.delenv("DRY", raising=False)
+    monkeypatch.setattr(lines, "gpu_name", lambda: "Made-Up 1")
+    lines.Lines(tmp_path, "op").say(**{k: v for k, v in FIXTURE[1].items() if k != "part"})
+    found = lines.read_lines(tmp_path / "lines.jsonl")
+    assert report.find_obstacle(found) is None and found[0]["name"] == FIXTURE[1]["name"]
+    assert report.slug(found).startswith("made-up-1-20")
+    assert f"{report.slug(found)}; the whole report: there." in report.readme_table(found, "there")
+
+
+@pytest.mark.parametrize(
+    ("change", "cell"),
+    [
+        ({"tflops": None}, report.NOT_MEASURED),
+        ({"ms": float("nan")}, report.NOT_MEASURED),
+        ({"tflops": None, "right": False}, "wrong, see the report"),
+        ({"not_run": "ValueError: made up", "right": False}, "wrong, see the report"),
+        ({"ms": 2.5}, "2.50 ms, 11 TFLOP/s, 1,234 MiB"),  # a part that ran again
+    ],
+)
+def test_readme_shows_the_last_line_and_nothing_that_is_no_number(change, cell):
+    table = report.readme_table([*FIXTURE, FIXTURE[1] | change], "there")
+    assert f"| expert layer, ours, MXFP4, fused | {cell} |" in table
+
+
+def test_lines_of_other_kinds_do_not_stop_a_report(tmp_path):
+    file = tmp_path / "lines.jsonl"
+    odd = [*FIXTURE, {"tokens": 3}, {"best": {"product": "store"}}, 7, None, ["part"]]
+    file.write_text("\n".join(json.dumps(line) for line in odd) + '\n{"part": "op", "na')
+    found = lines.read_lines(file)
+    assert len(found) == len(FIXTURE) + 2
+    assert "ours, MXFP4, fused" in report.markdown(found) and report.readme_table(found)
+
+
+def test_a_second_run_of_a_day_has_a_file_of_its_own(tmp_path):
+    first = report.free_file(tmp_path, FIXTURE)
+    first.write_text(report.markdown(FIXTURE))
+    assert first.name == "made-up-1-2001-01-01.md"
+    assert report.free_file(tmp_path, FIXTURE) == first
+    again = [*FIXTURE, FIXTURE[1] | {"ms": 2.5}]
+    assert report.free_file(tmp_path, again).name == "made-up-1-2001-01-01-2.md"
 
 
 def test_a_moved_cache_names_its_files_anew(tmp_path):

@@ -121,7 +121,7 @@ def test_its_report_says_cpu_and_is_no_result(good, tmp_path):
 
     folder = good[0]
     lines = read(folder)
-    assert report.DRY_RUN in report.markdown(lines)
+    assert "No results: lines of a dry run" in report.markdown(lines)
     command = [sys.executable, report.__file__, str(folder / "out" / "lines.jsonl")]
     before = report.README.read_bytes()
     refused = [[], ["--out", str(report.RESULTS / "cpu.md")]]
@@ -137,11 +137,62 @@ def test_its_report_says_cpu_and_is_no_result(good, tmp_path):
 def test_a_part_that_crashes_loses_itself_alone(bad):
     lines = read(bad["crash"][0])
     assert ends(lines) == {"attention": 139}  # SIGSEGV
+    assert bad["crash"][1] == 1
     assert any("of_floor" in line for line in lines if line["part"] == "loss")
 
 
 def test_a_part_that_hangs_is_stopped_and_the_next_one_starts(bad):
     assert ends(read(bad["hang"][0])) == {"op": 124, "env": 139}
+
+
+def quick(folder, *parts, **codes):
+    """Run the kit with parts that write one line and end with a code; return its code and words."""
+    folder.mkdir(exist_ok=True)
+    part = folder / "part.sh"
+    part.write_text(
+        '#!/bin/bash\necho "{\\"part\\": \\"$2\\"}" >> "$OUT/lines.jsonl"\n'
+        'code=CODE_$2\nexit "${!code:-0}"\n'
+    )
+    part.chmod(0o755)
+    environment = os.environ | {"DRY": "1", "OUT": "out", "PYTHON": str(part)}
+    environment |= {f"CODE_{name}": str(code) for name, code in codes.items()}
+    done = subprocess.run(
+        ["bash", str(LEASE), *parts], env=environment, cwd=folder, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout
+
+
+def test_a_relative_folder_is_the_callers(tmp_path):
+    assert quick(tmp_path, "env")[0] == 0
+    assert read(tmp_path) == [{"part": "env"}] and not (REPOSITORY / "out").exists()
+
+
+def test_named_parts_add_and_a_whole_run_keeps_what_was_there(tmp_path):
+    quick(tmp_path, "env")
+    with (tmp_path / "out" / "lines.jsonl").open("a") as half:
+        half.write('{"part": "op", "na')
+    quick(tmp_path, "loss")
+    assert [line["part"] for line in read(tmp_path)] == ["env", "loss"]
+    for _ in range(5):
+        quick(tmp_path)
+    whole = ["env", "correct", "tune", "op", "step20b", "attention", "loss", "step120b", "tests"]
+    assert [line["part"] for line in read(tmp_path)] == whole
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"log.txt", "lines.jsonl", *(f"lines-{n}.jsonl" for n in (1, 2, 3))}
+    quick(tmp_path / "other", "loss")
+    quick(tmp_path / "other")
+    (kept,) = (tmp_path / "other" / "out").glob("lines-*.jsonl")
+    assert kept.name == "lines-1.jsonl" and '"loss"' in kept.read_text()
+
+
+@pytest.mark.parametrize(
+    ("part", "ended", "code"),
+    [("env", 127, 1), ("loss", 126, 1), ("loss", 1, 1), ("loss", 3, 1), ("loss", 124, 0)],
+)
+def test_the_exit_code_and_the_last_line_say_which_part_failed(tmp_path, part, ended, code):
+    found, shown = quick(tmp_path, "env", "loss", **{part: ended})
+    assert found == code
+    assert (f"{part} ({ended})" in shown.splitlines()[-1]) is bool(code)
 
 
 def ends(lines):

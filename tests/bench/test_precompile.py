@@ -30,3 +30,33 @@ def test_a_moved_cache_is_taken_and_another_key_is_not(tmp_path):
     made.write_text(json.dumps(told | {"key": "that of another Triton"}))
     code, (loaded, compiled, *_) = precompile(tmp_path / "cache", "--check")
     assert (code, loaded, compiled) == (1, 0, told["kernels"])
+
+
+def test_kernels_are_compiled_whatever_is_imported_beside_them():
+    """``--tiles`` imports ``tune``; and what is replaced for a launch is there to replace."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import precompile, fake_driver, tune
+from gptoss_kernels import expert_engines, experts_triton
+from gptoss_kernels.backend import interpreted
+before = [set(vars(module)) for module in (expert_engines, experts_triton)]
+next(precompile.launches("sm_90"))
+assert before == [set(vars(module)) for module in (expert_engines, experts_triton)]
+assert not interpreted()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_wheel_that_the_readme_names_is_fetched_there():
+    text = (SCRIPT.parents[1] / "README.md").read_text().replace("\\\n", "")
+    commands = text.partition("```bash")[2].partition("```")[0].splitlines()
+    (taken,) = re.findall(r"--key-of (\S+)/triton-(\S+)-cp(\d)(\d+)-", "\n".join(commands))
+    (fetched,) = [line for line in commands if "pip download" in line]
+    assert f"-d {taken[0]} triton=={taken[1]}" in fetched
+    assert f"--python-version {taken[2]}.{taken[3]} " in fetched
+    assert commands.index(fetched) < next(n for n, line in enumerate(commands) if "--key" in line)

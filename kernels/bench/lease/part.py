@@ -42,7 +42,8 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
     folder = Path(os.environ["OUT"])
     folder.mkdir(parents=True, exist_ok=True)
-    lines, started, cached = Lines(folder, name), time.perf_counter(), _compiled_kernels()
+    started, cached = time.perf_counter(), _compiled_kernels()
+    lines = Lines(folder, name)
     code = 0
     try:
         importlib.import_module(PARTS[name]).run(name, lines)

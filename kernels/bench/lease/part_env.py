@@ -22,7 +22,7 @@ CARD = "name,memory.total,driver_version,clocks.max.sm,power.limit,temperature.g
 
 
 def run(name: str, lines: Lines) -> None:
-    lines.say(environment=environment(), gpu=_gpu(), dry=dry())
+    lines.say(environment=environment())
     lines.say(python=platform.python_version(), **{p: _version(p) for p in PACKAGES})
     if not dry():
         query = ["nvidia-smi", f"--query-gpu={CARD}", "--format=csv,noheader"]
@@ -30,10 +30,6 @@ def run(name: str, lines: Lines) -> None:
         lines.say(card=found.stdout.strip(), memory_bytes=torch.cuda.mem_get_info()[1])
         lines.say(**_cache())
     lines.say(matmul_tflops=round(matmul_peak() / 1e12, 1), copy_gb_s=round(copy_peak() / 1e9))
-
-
-def _gpu() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def _version(package: str) -> str | None:

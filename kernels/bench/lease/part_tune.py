@@ -20,14 +20,18 @@ def run(name: str, lines: Lines) -> None:
         lines.say(**figure)
         if "best" in figure:
             best.append(figure["best"])
-            _keep(shape, tokens, best, {})
+            _keep(shape, tokens, best, None)
     engines = tune.tune_engines(shape, rank, runs, ENGINE_TOKENS)
     lines.say(engines=engines)
     _keep(shape, tokens, best, engines)
 
 
-def _keep(shape: tune.Shape, tokens: int, best: list[dict], engines: dict[str, int]) -> None:
-    """Write the table for who comes back, and for the parts after this one."""
+def _keep(shape: tune.Shape, tokens: int, best: list[dict], engines: dict[str, int] | None) -> None:
+    """Write the table for who comes back, and for the parts after this one.
+
+    Without engines until they were measured: a part may be killed in between, and an empty entry
+    would say that no other engine is ever the faster one.
+    """
     folders = [Path(os.environ["OUT"])] + ([] if dry() else [tune.tuned_folder()])
     for folder in folders:
         tune.write(folder, shape, tokens, best, engines)

@@ -117,14 +117,11 @@ def launches(architecture: str) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield names and calls of all that a lease launches."""
     import launches as steps
     import part_correct
-    from gptoss_kernels import expert_engines, experts_triton
+    from gptoss_kernels import expert_engines
     from measure import SHAPES
 
-    # torch's own product needs no compiling, and its proof needs a GPU.
+    # torch's own product computes shapes here; its proof needs a GPU.
     expert_engines.grouped_mm_obstacle = lambda device, dtype: None
-    experts_triton.grouped_mm = lambda rows, matrices, offsets: rows.new_empty(
-        (rows.shape[0], matrices.shape[1])
-    )
     sizes = SHAPES["gpt-oss-20b"].hidden, SHAPES["gpt-oss-20b"].intermediate
     settings = {(tokens, e, rank, p) for tokens, e, rank, *_ in part_correct.CASES for p in (0, 1)}
     settings |= {(16384, 32, 16, 1), (4096, 32, 16, 1), (16384, 32, 16, 0)}
@@ -208,12 +205,13 @@ def attention_call(tokens: int) -> Callable[[], object]:
     return call
 
 
-def candidates(product: str, rank: int) -> Iterator[Tiles]:
-    """Yield the tiles worth compiling."""
+def candidates(product: str, n: int) -> Iterator[Tiles]:
+    """Yield the tiles worth compiling for a product with N columns out."""
     from gptoss_kernels.tiles import Tiles
 
     if product == "skinny":
-        sizes = combinations((32, 64, 128), (max(16, rank),), (64, 128), (4,), (3, 4))
+        width = max(16, 1 << (n - 1).bit_length())
+        sizes = combinations((32, 64, 128), (width,), (64, 128), (4,), (3, 4))
     elif product.startswith("packed"):
         sizes = combinations((16, 32, 64), (64, 128), (64,), (4, 8), (3, 4))
     else:
@@ -244,7 +242,7 @@ def inspect_tiles(fake: Any, architecture: str) -> tuple[list[dict[str, Any]], i
     routing = route(routed, shape.num_experts, backend="triton")
     for case in tune.cases(shape, rank):
         problem = tune.Problem(case, shape, routing, rank)
-        for tiles in candidates(case.product, rank):
+        for tiles in candidates(case.product, case.n):
             before = {id(kernel): kernel.launches for kernel in fake.compiled}
             problem.run(tiles)
             # Be it new or known from a layer; a tile map of its own may be new as well.

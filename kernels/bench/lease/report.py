@@ -3,13 +3,17 @@
     python kernels/bench/lease/report.py kernels/bench/results/run/lines.jsonl
 
 Lines of a dry run are no measurements: they are printed on request (``--out``), and refused as
-results and in README.
+results and in README. So are lines that name no GPU, or two. Where a part ran twice, README shows
+its last figures. A second run on the same card and day does not take the file of the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import re
+import string
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,6 @@ COMMANDS = """```bash
 bash kernels/bench/lease.sh
 python kernels/bench/lease/report.py kernels/bench/results/run/lines.jsonl
 ```"""
-DRY_RUN = "**A dry run on a CPU: it checks the scripts and measures nothing.**"
 # (part, title, columns): one table for each part.
 TABLES = (
     ("correct", "Right against fp32", ("tokens", "experts", "rank", "base", "engine", "right")),
@@ -50,9 +53,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write here and leave README as it is")
     arguments = parser.parse_args()
     lines = read_lines(arguments.lines)
-    out = arguments.out or RESULTS / f"{slug(lines)}.md"
-    if is_dry(lines) and (arguments.out is None or RESULTS in out.resolve().parents):
-        print("these lines are of a dry run on a CPU: no results, nothing for README")
+    out = arguments.out or free_file(RESULTS, lines)
+    obstacle = find_obstacle(lines)
+    if obstacle and (arguments.out is None or RESULTS in out.resolve().parents):
+        print(f"{obstacle}: no results, nothing for README")
         print("(--out FILE outside of kernels/bench/results shows the report)")
         return 2
     out.write_text(markdown(lines), encoding="utf-8")
@@ -63,33 +67,51 @@ def main() -> int:
     return 0
 
 
-def is_dry(lines: list[Line]) -> bool:
-    """Return whether no GPU stands behind the lines; lines that name none count as that."""
-    gpus = {line["gpu"] for line in lines if "gpu" in line}
-    return any(line.get("dry") for line in lines) or not gpus or "CPU" in gpus
+def find_obstacle(lines: list[Line]) -> str | None:
+    """Return why the lines are no results of one GPU, None when they are."""
+    gpus = {line["gpu"] for line in lines if line.get("gpu")}
+    if any(line.get("dry") for line in lines) or "CPU" in gpus:
+        return "lines of a dry run, or without a GPU, are among these"
+    if not gpus:
+        return "no line names the GPU that it was measured on"
+    if len(gpus) > 1:
+        return f"these lines are of {len(gpus)} GPUs ({', '.join(sorted(gpus))}), one is expected"
+    return None
 
 
 def slug(lines: list[Line]) -> str:
-    """Return ``<gpu>-<date>``, a file name."""
-    env = next((line for line in lines if "gpu" in line), {"gpu": "unknown", "environment": ""})
-    gpu = re.sub(r"[^a-z0-9]+", "-", env["gpu"].lower()).strip("-")
-    return f"{gpu}-{env['environment'].partition(',')[0]}".rstrip("-")
+    """Return ``<gpu>-<date>``, a file name; the date of the last line that has one."""
+    gpu = next((line["gpu"] for line in lines if line.get("gpu")), "unknown")
+    day = next((line["day"] for line in reversed(lines) if line.get("day")), "")
+    gpu = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    return f"{gpu}-{day}".rstrip("-")
+
+
+def free_file(folder: Path, lines: list[Line]) -> Path:
+    """Return where the report belongs: ``<gpu>-<date>.md``, with -2, -3, ... for another run's.
+
+    Reported again, the same lines go to the same file.
+    """
+    name, text = slug(lines), markdown(lines)
+    stems = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    files = (folder / f"{stem}.md" for stem in stems)
+    return next(f for f in files if not f.exists() or f.read_text(encoding="utf-8") == text)
 
 
 def markdown(lines: list[Line]) -> str:
     """Return the whole report."""
     text = [f"# {slug(lines)}", ""]
-    if is_dry(lines):
-        text += [DRY_RUN, ""]
-    env = [line for line in lines if line["part"] == "env"]
+    if find_obstacle(lines):
+        text += [f"**No results: {find_obstacle(lines)}.**", ""]
+    env = [line for line in lines if line.get("part") == "env"]
     text += [f"* {_shown(line)}" for line in env] + [""]
     for part, title, columns in TABLES:
-        found = [line for line in lines if line["part"] == part and columns[0] in line]
+        found = [line for line in lines if line.get("part") == part and columns[0] in line]
         text += _section(title, found, columns + EXTRA.get(part, ()))
     steps = [line for line in lines if "step_ms" in line]
     text += _section("Training steps", steps, STEP)
     text += [f"* {_shown(line)}" for line in lines if "built" in line] + [""]
-    best = [line["best"] | {"taken": line["taken"]} for line in lines if "best" in line]
+    best = [line["best"] | {"taken": line.get("taken")} for line in lines if "best" in line]
     columns = ("product", "n", "k", "turned", "milliseconds", "taken", "tiles")
     text += _section("Best tiles", best, columns)
     kernels = [line for line in lines if "kernel" in line]
@@ -111,14 +133,11 @@ def readme_table(lines: list[Line], where: str = "") -> str:
     """
     rows = ["| figure | measured |", "|---|---|"]
     for name, want, shown in FIGURES:
-        found = next((line for line in lines if _fits(line, want)), None)
-        cell = NOT_MEASURED if found is None else shown.format(**found)
-        if found is not None and found.get("right") is False:
-            cell = "wrong, see the report"
-        rows.append(f"| {name} | {cell} |")
+        found = next((line for line in reversed(lines) if _fits(line, want)), None)
+        rows.append(f"| {name} | {_figure(found, shown)} |")
     if lines:
-        env = next(line["environment"] for line in lines if "environment" in line)
-        note = f"{env}; the whole report: {where}."
+        told = [line["environment"] for line in lines if "environment" in line]
+        note = f"{told[-1] if told else slug(lines)}; the whole report: {where}."
     else:
         note = f"No kernel of this version has run on a GPU. To measure all of it:\n\n{COMMANDS}"
     return "\n".join([*rows, "", note])
@@ -189,8 +208,21 @@ def update_readme(file: Path, lines: list[Line], report: Path) -> None:
     file.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
+def _figure(line: Line | None, shown: str) -> str:
+    """Return README's cell of a line; a field that is missing or no number was not measured."""
+    if line is None:
+        return NOT_MEASURED
+    if line.get("right") is False:
+        return "wrong, see the report"
+    fields = [line.get(field) for _, field, _, _ in string.Formatter().parse(shown) if field]
+    numbers = all(isinstance(f, int | float) and math.isfinite(f) for f in fields)
+    return shown.format(**line) if numbers else NOT_MEASURED
+
+
 def _fits(line: Line, want: Line) -> bool:
-    if "not_run" in line or "built" in line or "profile" in line:
+    if "built" in line or "profile" in line:
+        return False
+    if "not_run" in line and line.get("right") is not False:
         return False
     return all(key in line and line[key] == value for key, value in want.items())
 
@@ -216,7 +248,9 @@ def _cell(value: object) -> str:
 
 
 def _shown(line: Line) -> str:
-    return ", ".join(f"{key}: {_cell(value)}" for key, value in line.items())
+    """Return a line's own fields; GPU and day are in the title."""
+    own = {key: value for key, value in line.items() if key not in ("gpu", "day", "dry")}
+    return ", ".join(f"{key}: {_cell(value)}" for key, value in own.items())
 
 
 if __name__ == "__main__":
