@@ -34,16 +34,15 @@ from gptoss_kernels.tiles import Product, Tiles, choose_tiles, gpu_of
 class Pass:
     """One direction of one layer call: the layer, its routing and the tile maps made so far.
 
-    With ``shared`` the first projection is served twice, to compute Z again and for the gradient of
-    its input, and ``gate_up_matrices [E, 2I, H]`` keeps it decoded in between.
+    With ``decoded`` a projection that is multiplied forwards keeps its matrices there, by its name,
+    for the gradient of its input, which takes them out.
     """
 
     layer: ExpertLayer
     routing: Routing
     maps: TileMaps
     dtype: torch.dtype
-    shared: bool = False
-    gate_up_matrices: Tensor | None = None
+    decoded: dict[str, Tensor] | None = None
 
 
 def grouped_projection(
@@ -161,14 +160,17 @@ def _own_product(
 
 
 def _decoded(this: Pass, matrices: ExpertMatrices, scratch_bytes: int) -> Iterator[ExpertGroup]:
-    """Yield ``expert_groups``, or what a shared projection was decoded to before."""
-    if not this.shared or matrices.projection is not this.layer.gate_up:
+    """Yield ``expert_groups``, or what was decoded for the product before."""
+    if this.decoded is None:
         yield from expert_groups(matrices, scratch_bytes)
         return
-    if this.gate_up_matrices is None:
+    name = "gate_up" if matrices.projection is this.layer.gate_up else "down"
+    stack = this.decoded.pop(name, None)
+    if stack is None:
         (group,) = expert_groups(replace(matrices, transposed=False), scratch_bytes)
-        this.gate_up_matrices = group.matrices
-    stack = this.gate_up_matrices
+        stack = group.matrices
+    if not matrices.transposed:
+        this.decoded[name] = stack
     yield ExpertGroup(0, matrices.num_experts, stack.mT if matrices.transposed else stack)
 
 

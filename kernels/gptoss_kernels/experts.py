@@ -38,7 +38,7 @@ from gptoss_kernels.expert_engines import ENGINE_NAMES, ExpertEngine, find_obsta
 from gptoss_kernels.lora import MAX_RANK
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize_reference
 from gptoss_kernels.projection import ExpertProjection
-from gptoss_kernels.stages import ExpertLayer, KeptRouting, Needs, Saved
+from gptoss_kernels.stages import ExpertLayer, KeptExperts, Needs, Saved
 from gptoss_kernels.swiglu import swiglu_reference
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -58,7 +58,7 @@ def experts(
     recompute_gate_up: bool = False,
     engine: ExpertEngine = "auto",
     scratch_bytes: int = 2**31,
-    kept_routing: KeptRouting | None = None,
+    kept: KeptExperts | None = None,
 ) -> Tensor:
     """Return ``sum_k g_k * down_{e_k}(swiglu(gate_up_{e_k}(x)))`` for every token x.
 
@@ -87,8 +87,9 @@ def experts(
         scratch_bytes: On Triton, bound of the decoded scratch; a larger weight is served in groups
             of experts ("grouped_mm" and "quack" take all at once, so "auto" takes them only within
             the bound).
-        kept_routing: Under activation checkpointing, one object for both forward passes of a call:
-            the second finds the rows sorted, if it is given the very same ``router_indices``.
+        kept: Under activation checkpointing, one object for both forward passes of a call: the
+            second finds the rows sorted, if it is given the very same ``router_indices``, and keeps
+            what it decodes for the backward, where ``scratch_bytes`` has room for both projections.
 
     Returns:
         ``[T, H]`` in the dtype of ``hidden_states``. Bit-identical from run to run.
@@ -100,7 +101,7 @@ def experts(
     See ``experts_reference``; openai/gpt-oss, gpt_oss/torch/model.py; LoRA, arXiv:2106.09685.
     """
     _check_inputs(hidden_states, router_indices, routing_weights, gate_up, down)
-    if kept_routing is None or kept_routing.of is not router_indices:
+    if kept is None or kept.of is not router_indices:
         _check_indices(router_indices)
     _check_backend(hidden_states, backend, engine, max(gate_up.rank, down.rank))
     layer = ExpertLayer(
@@ -112,7 +113,7 @@ def experts(
         recompute_gate_up=recompute_gate_up,
         engine=engine,
         scratch_bytes=scratch_bytes,
-        kept_routing=kept_routing,
+        kept=kept,
     )
     # Without tokens there is nothing to launch; the torch engine returns the empty results.
     stages = experts_triton if backend == "triton" and hidden_states.shape[0] else experts_torch

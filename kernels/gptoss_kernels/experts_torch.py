@@ -25,7 +25,7 @@ def forward(
     layer: ExpertLayer, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
 ) -> tuple[Tensor, Saved, None]:
     """Return the layer's output ``[T, H]`` and what ``backward`` needs."""
-    kept = layer.kept_routing
+    kept = layer.kept
     if kept is not None and kept.of is router_indices and kept.routing is not None:
         routing = kept.routing
     else:

@@ -35,16 +35,8 @@ def forward(
     layer: ExpertLayer, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
 ) -> tuple[Tensor, Saved, TileMaps]:
     """Return the layer's output ``[T, H]`` and what ``backward`` needs."""
-    num_experts, kept = layer.gate_up.logical_shape[0], layer.kept_routing
-    if kept is not None and kept.of is router_indices:
-        assert kept.routing is not None and kept.maps is not None
-        routing, maps = kept.routing, kept.maps
-    else:
-        routing = launch_route(router_indices.contiguous(), num_experts)
-        maps = TileMaps(routing.expert_offsets, routing.num_rows)
-        if kept is not None:
-            kept.of, kept.routing, kept.maps = router_indices, routing, maps
-    this = Pass(layer, routing, maps, hidden_states.dtype)
+    this = _started(layer, router_indices, hidden_states.dtype)
+    routing = this.routing
     gate_up_lora_rows, gate_up_rows, activation = _gate_up(this, hidden_states)
     down_lora_rows = _lora_rows(this, layer.down, activation)
     rows = grouped_projection(
@@ -68,7 +60,7 @@ def forward(
             row_indices=routing.row_indices,
             expert_offsets=routing.expert_offsets,
         ),
-        maps,
+        this.maps,
     )
 
 
@@ -79,7 +71,10 @@ def backward(
     routing, tokens, d_out = saved.routing, saved.token_indices, d_out.contiguous()
     this = Pass(layer, routing, maps, d_out.dtype)
     gate_up_rows = saved.gate_up_rows
-    this.shared = gate_up_rows is None and needs.hidden_states and both_fit(this)
+    if layer.kept is not None:
+        this.decoded, layer.kept.matrices = layer.kept.matrices, None
+    elif gate_up_rows is None and needs.hidden_states and both_fit(this):
+        this.decoded = {}
     if gate_up_rows is None:
         gate_up_rows = _gate_up(this, saved.hidden_states)[1]
     gates = saved.routing_weights.flatten()[saved.slot_indices].float()
@@ -123,6 +118,25 @@ def backward(
     del gated  # the activation is not needed any more, and the widest product comes now
     hidden, gate_up = _gate_up_gradients(this, saved, d_gate_up_rows, needs)
     return Gradients(hidden, d_routing, *gate_up, *down)
+
+
+def _started(layer: ExpertLayer, router_indices: Tensor, dtype: torch.dtype) -> Pass:
+    """Return a forward pass with its rows sorted; one that is repeated finds them sorted.
+
+    A repeated pass is followed by the backward at once, which finds its matrices decoded.
+    """
+    kept = layer.kept
+    if kept is None or kept.of is not router_indices:
+        routing = launch_route(router_indices.contiguous(), layer.gate_up.logical_shape[0])
+        maps = TileMaps(routing.expert_offsets, routing.num_rows)
+        if kept is not None:
+            kept.of, kept.routing, kept.maps = router_indices, routing, maps
+        return Pass(layer, routing, maps, dtype)
+    assert kept.routing is not None and kept.maps is not None  # set with ``of``
+    this = Pass(layer, kept.routing, kept.maps, dtype)
+    if both_fit(this):
+        this.decoded = kept.matrices = {}
+    return this
 
 
 def _gate_up(this: Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:

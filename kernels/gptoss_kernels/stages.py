@@ -19,19 +19,23 @@ from gptoss_kernels.routing import Routing
 
 
 @dataclass
-class KeptRouting:
-    """What one layer sorted, from its first forward pass to the one that checkpointing repeats.
+class KeptExperts:
+    """What one layer call keeps for the forward pass that checkpointing repeats, and its backward.
 
     Attributes:
         of: The router's choice ``[T, K]`` that was sorted; ``None`` until then. Another tensor is
             sorted anew, even if it holds the same numbers.
         routing: The sorted rows.
         maps: Their tiles; ``None`` in plain torch, which has none.
+        matrices: What the repeated pass has decoded, ``[E, out, in]`` by the projection's name, for
+            the backward that follows at once; ``None`` before and after, and where the bound of the
+            scratch has no room for both.
     """
 
     of: Tensor | None = None
     routing: Routing | None = None
     maps: TileMaps | None = None
+    matrices: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class ExpertLayer:
         recompute_gate_up: Keep no Z.
         engine: How the large products run on Triton.
         scratch_bytes: Bound of the decoded scratch.
-        kept_routing: Where the sorted rows wait for a second forward pass.
+        kept: What waits for a second forward pass.
     """
 
     gate_up: ExpertProjection
@@ -58,7 +62,7 @@ class ExpertLayer:
     recompute_gate_up: bool
     engine: Literal["auto", "fused", "grouped_mm", "packed", "quack"]
     scratch_bytes: int
-    kept_routing: KeptRouting | None = None
+    kept: KeptExperts | None = None
 
     def without_factors(self) -> ExpertLayer:
         """Return the frozen part, which may outlive the graph."""

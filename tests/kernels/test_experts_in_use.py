@@ -6,7 +6,7 @@ import pytest
 import torch
 from gptoss_kernels import ExpertProjection, choose_backend, experts, experts_reference
 from gptoss_kernels.backend import interpreted
-from gptoss_kernels.stages import KeptRouting
+from gptoss_kernels.stages import KeptExperts
 from gptoss_kernels.testing import assert_close, make_layer, make_routing, relative_rms
 from torch.utils.checkpoint import checkpoint
 from transformers import GptOssConfig
@@ -195,21 +195,30 @@ def test_checkpointing_changes_no_bit(backend, device):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("merge_aware", [False, True], ids=["split", "merge-aware"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_kept_routing_is_used_for_the_same_choice_alone(backend, device):
-    inputs, kept = layer(device), KeptRouting()
-    expected = experts(*inputs.arguments(), backend=backend)
+def test_what_is_kept_serves_the_same_choice_alone(backend, merge_aware, device):
+    inputs, kept = layer(device), KeptExperts()
+    options = {"backend": backend, "merge_aware": merge_aware}
+    expected = experts(*inputs.arguments(), **options)
     wanted = all_gradients(expected, inputs)
-    for _ in range(2):
-        out = experts(*inputs.arguments(), backend=backend, kept_routing=kept)
+    for repeated in (False, True):
+        out = experts(*inputs.arguments(), **options, kept=kept)
         assert torch.equal(out, expected)
+        decoded = kept.matrices
+        assert (decoded is not None) == (repeated and backend == "triton")
         assert all(map(torch.equal, all_gradients(out, inputs), wanted))
+        assert kept.matrices is None and not decoded, "freed by the backward"
+    with torch.no_grad():  # the next step's factors are other ones
+        inputs.gate_up.lora_A.mul_(2)
+    changed = experts(*inputs.arguments(), **options)
+    assert torch.equal(experts(*inputs.arguments(), **options, kept=kept), changed)
     first = kept.routing
     x, indices, *others = inputs.arguments()
-    experts(x, indices, *others, backend=backend, kept_routing=kept)
+    experts(x, indices, *others, backend=backend, kept=kept)
     assert kept.routing is first
     other = (indices + 1) % 4
-    out = experts(x, other, *others, backend=backend, kept_routing=kept)
+    out = experts(x, other, *others, backend=backend, kept=kept)
     assert torch.equal(out, experts(x, other, *others, backend=backend))
     assert kept.routing is not first and kept.of is other
 

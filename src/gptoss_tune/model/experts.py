@@ -106,7 +106,7 @@ def experts_forward(
         merge_aware=settings.merge_aware,
         recompute_gate_up=settings.recompute_gate_up,
         scratch_bytes=settings.scratch_bytes,
-        kept_routing=getattr(self, "kept_routing", None),
+        kept=getattr(self, "experts_kept", None),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from gptoss_kernels import Mxfp4Weight
-from gptoss_kernels.stages import KeptRouting
+from gptoss_kernels.stages import KeptExperts
 from torch import Tensor, nn
 from transformers import GptOssConfig
 
@@ -99,7 +99,7 @@ def _indices() -> list[Tensor]:
     for one in gc.get_objects():
         if type(one) is RouterChoice:
             found.append(one.indices)
-        elif type(one) is KeptRouting and one.routing is not None:
+        elif type(one) is KeptExperts and one.routing is not None:
             routing = one.routing
             found += [routing.token_indices, routing.slot_indices, routing.row_indices]
             found.append(routing.expert_offsets)

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import torch
 from gptoss_kernels.attention import KeptAttention
-from gptoss_kernels.stages import KeptRouting
+from gptoss_kernels.stages import KeptExperts
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -100,7 +100,7 @@ def _run_again(
     choice = RouterChoice()
     long = hidden_states.shape[1] >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
     kept = KeptAttention() if long and offloader is None else None
-    routing = KeptRouting() if offloader is None else None
+    routing = KeptExperts() if offloader is None else None
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         first, again = (
@@ -155,14 +155,14 @@ def _same_choices(
     experts: Any,
     choice: RouterChoice,
     kept: KeptAttention | None,
-    routing: KeptRouting | None,
+    routing: KeptExperts | None,
 ) -> Iterator[None]:
     layer.mlp.router.choice, layer.self_attn.attention_kept = choice, kept
-    experts.kept_routing = routing
+    experts.experts_kept = routing
     try:
         yield
     finally:
-        layer.mlp.router.choice = layer.self_attn.attention_kept = experts.kept_routing = None
+        layer.mlp.router.choice = layer.self_attn.attention_kept = experts.experts_kept = None
 
 
 def _set_router(router: Any, *, replayed: bool) -> None:

@@ -221,8 +221,8 @@ def _scratch(architecture: Architecture, recipe: Recipe) -> int:
     if recipe.model.backend == "torch":  # its grouped product takes all experts at once
         return max(sizes) * a.experts
     bound = SCRATCH_BYTES[mode == "offload"]
-    if mode == "selective" and sum(sizes) * a.experts <= bound:
-        return sum(sizes) * a.experts  # gate_up stays decoded from one product to the other
+    if mode in ("selective", "full") and sum(sizes) * a.experts <= bound:
+        return sum(sizes) * a.experts  # what is computed again stays decoded for the backward
     return max(sizes) * max(1, min(a.experts, bound // max(sizes)))
 
 
