@@ -103,13 +103,14 @@ def test_packed_documents_count_less_attention_and_nothing_else():
     assert 0.8 < packed / whole < 1
 
 
-def test_step_needs_no_trainer_tokenizer_or_data():
+def test_steps_and_gpu_tests_need_no_trainer_tokenizer_or_data():
     """A bare machine has torch, triton and transformers; pydantic and PEFT are carried."""
     missing = ["trl", "datasets", "openai_harmony", "bitsandbytes", "typer", "rich", "wandb"]
     missing += ["trackio", "tiktoken", "pyarrow", "pandas", "liger_kernel"]
     code = f"""
 import importlib.machinery, importlib.metadata, sys
-sys.path.insert(0, {str(report.REPOSITORY / "kernels" / "bench")!r})
+bench = {str(report.REPOSITORY / "kernels" / "bench")!r}
+sys.path[:0] = [bench, bench + "/lease"]
 missing = {missing!r}
 class Bare(importlib.machinery.PathFinder):
     @classmethod
@@ -119,9 +120,13 @@ class Bare(importlib.machinery.PathFinder):
 sys.meta_path = [Bare if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
 import step
 assert not [name for name in missing if name in sys.modules]
+import pytest, part_tests
+sys.exit(pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", *part_tests.FILES]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=report.REPOSITORY
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_what_a_torch_lacks_is_named(monkeypatch):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from gptoss_tune.evaluate.generate import without_adapters
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.model.lora import add_adapters, load_adapters, lora_config
@@ -125,14 +124,16 @@ def test_disabled_adapters_leave_the_base(ours, bare):
     assert not torch.equal(adapted, expected)
     with ours.disable_adapter():
         assert torch.equal(logits(ours), expected)
-    with without_adapters(ours):
-        assert torch.equal(logits(ours), expected)
     # One stack alone: the wrapper around it still hands its own factors through.
     outer = next(m for m in ours.modules() if isinstance(m, ParamWrapper))
     outer.base_layer._disable_adapters = True
     assert not torch.equal(logits(ours), adapted) and not torch.equal(logits(ours), expected)
     outer.base_layer._disable_adapters = False
     assert torch.equal(logits(ours), adapted)
+    # Reading answers needs openai-harmony, which a machine that only measures lacks.
+    generate = pytest.importorskip("gptoss_tune.evaluate.generate", exc_type=ImportError)
+    with generate.without_adapters(ours):
+        assert torch.equal(logits(ours), expected)
 
 
 def test_the_active_adapter_is_the_one_that_acts(
