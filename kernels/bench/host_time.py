@@ -19,6 +19,7 @@ import pstats
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 from fake_driver import CARDS, FakeDriver, pretend_gpu  # isort: skip - before any kernel
 
 import torch
-from gptoss_kernels import tiles
+from gptoss_kernels import expert_engines
 from gptoss_kernels.attention_triton import TritonEngine
 from measure import environment
 from ops_experts import random_mxfp4
@@ -61,6 +62,7 @@ class HostTime:
         backward_launches: Triton launches after it.
         forward_ms: CPU time, median of the repeats.
         backward_ms: Likewise.
+        kernels: Launches of a step by the kernel's name.
     """
 
     checkpointing: str
@@ -69,6 +71,7 @@ class HostTime:
     backward_launches: int
     forward_ms: float
     backward_ms: float
+    kernels: dict[str, int]
 
     def line(self) -> str:
         """Return the row of the table."""
@@ -106,7 +109,7 @@ def main() -> int:
 def build(layers: int) -> Any:
     """Return a small gpt-oss with the layers, experts and ranks of the 20b, ready to train."""
     # The launches of a large batch: few rows would decode their weights inside the product.
-    tiles.PACKED_MAX_ROWS = 0
+    expert_engines.PACKED_MAX_ROWS = 0
     config = GptOssConfig(
         num_hidden_layers=layers,
         num_local_experts=32,
@@ -154,7 +157,7 @@ def measure(fake: FakeDriver, model: Any, mode: str, repeats: int) -> HostTime:
     forward_ms, backward_ms = [], []
     for _ in range(repeats):
         model.zero_grad()
-        before = fake.launches
+        before, known = fake.launches, _launched(fake)
         spent, loss = _cpu_ms(lambda: forward(model))
         between = fake.launches
         forward_ms.append(spent)
@@ -166,7 +169,16 @@ def measure(fake: FakeDriver, model: Any, mode: str, repeats: int) -> HostTime:
         fake.launches - between,
         statistics.median(forward_ms),
         statistics.median(backward_ms),
+        dict(_launched(fake) - known),
     )
+
+
+def _launched(fake: FakeDriver) -> Counter[str]:
+    """Return the launches so far by the kernel's name."""
+    counts: Counter[str] = Counter()
+    for kernel in fake.compiled:
+        counts[kernel.name] += kernel.launches
+    return counts
 
 
 def _cpu_ms(call: Callable[[], Any]) -> tuple[float, Any]:
