@@ -351,6 +351,20 @@ def test_lines_of_other_kinds_do_not_stop_a_report(tmp_path):
     assert "ours, MXFP4, fused" in report.markdown(found) and report.readme_table(found)
 
 
+def test_a_report_names_a_file_that_is_not_there_and_counts_what_it_leaves_out(
+    tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "lines.jsonl"
+    monkeypatch.setattr("sys.argv", ["report.py", str(file), "--out", str(tmp_path / "report.md")])
+    with pytest.raises(SystemExit, match="2"):
+        report.main()
+    assert f"{file}: no such file; kernels/bench/lease.sh writes one" in capsys.readouterr().err
+    file.write_text("\n".join(map(json.dumps, FIXTURE)) + '\n{"part": "op", "na')
+    assert report.main() == 0
+    assert "left out: 1 lines" in capsys.readouterr().out
+    assert "ours, MXFP4, fused" in (tmp_path / "report.md").read_text()
+
+
 def test_a_second_run_of_a_day_has_a_file_of_its_own(tmp_path):
     first = report.free_file(tmp_path, FIXTURE)
     first.write_text(report.markdown(FIXTURE))

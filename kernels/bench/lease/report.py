@@ -52,7 +52,12 @@ def main() -> int:
     parser.add_argument("lines", type=Path)
     parser.add_argument("--out", type=Path, help="write here and leave README as it is")
     arguments = parser.parse_args()
+    if not arguments.lines.is_file():
+        parser.error(f"{arguments.lines}: no such file; kernels/bench/lease.sh writes one")
     lines = read_lines(arguments.lines)
+    left_out = len(arguments.lines.read_text(encoding="utf-8").splitlines()) - len(lines)
+    if left_out:
+        print(f"left out: {left_out} lines that were cut off or hold no figures")
     out = arguments.out or free_file(RESULTS, lines)
     obstacle = find_obstacle(lines)
     if obstacle and (arguments.out is None or RESULTS in out.resolve().parents):

@@ -100,11 +100,12 @@ def _run_again(
     choice = RouterChoice()
     long = hidden_states.shape[1] >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
     kept = KeptAttention() if long and offloader is None else None
-    routing = KeptExperts() if offloader is None else None
+    kept_experts = KeptExperts() if offloader is None else None
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         first, again = (
-            _same_choices(layer, experts, choice, kept, routing) for _ in ("forward", "backward")
+            _same_choices(layer, experts, choice, kept, kept_experts)
+            for _ in ("forward", "backward")
         )
         return first, again
 
@@ -155,10 +156,10 @@ def _same_choices(
     experts: Any,
     choice: RouterChoice,
     kept: KeptAttention | None,
-    routing: KeptExperts | None,
+    kept_experts: KeptExperts | None,
 ) -> Iterator[None]:
     layer.mlp.router.choice, layer.self_attn.attention_kept = choice, kept
-    experts.experts_kept = routing
+    experts.experts_kept = kept_experts
     try:
         yield
     finally:
