@@ -27,7 +27,7 @@ from unittest import mock
 
 import torch
 import triton
-from gptoss_kernels.experts_quack import ProductForm, make_product, package_obstacle
+from gptoss_kernels.experts.quack import ProductForm, make_product, package_obstacle
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 HIDDEN = INTERMEDIATE = 2880

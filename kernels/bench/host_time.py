@@ -27,8 +27,8 @@ from typing import Any
 from fake_driver import CARDS, FakeDriver, pretend_gpu  # isort: skip - before any kernel
 
 import torch
-from gptoss_kernels import expert_engines
-from gptoss_kernels.attention_triton import TritonEngine
+from gptoss_kernels.attention.triton_engine import TritonEngine
+from gptoss_kernels.experts import engines
 from measure import environment
 from ops_experts import random_mxfp4
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ def main() -> int:
 def build(layers: int) -> Any:
     """Return a small gpt-oss with the layers, experts and ranks of the 20b, ready to train."""
     # The launches of a large batch: few rows would decode their weights inside the product.
-    expert_engines.PACKED_MAX_ROWS = 0
+    engines.PACKED_MAX_ROWS = 0
     config = GptOssConfig(
         num_hidden_layers=layers,
         num_local_experts=32,

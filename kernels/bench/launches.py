@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from fake_driver import CARDS, Compiled
-from gptoss_kernels import ExpertProjection, LowRankTerm, Mxfp4Weight, experts, swiglu
-from gptoss_kernels.attention import attention, find_documents
-from gptoss_kernels.attention_sinks import add_sinks, row_sums
-from gptoss_kernels.attention_triton import TritonEngine, choose_attention_tiles
+from gptoss_kernels import ExpertProjection, LowRankTerm, Mxfp4Weight, swiglu
+from gptoss_kernels.attention.attention import attention, find_documents
+from gptoss_kernels.attention.sinks import add_sinks, row_sums
+from gptoss_kernels.attention.triton_engine import TritonEngine, choose_attention_tiles
+from gptoss_kernels.experts import experts
 from gptoss_kernels.linear_cross_entropy import linear_cross_entropy
 from gptoss_kernels.mxfp4 import _launch_quantize
 from gptoss_kernels.persistent import TileMaps, launch_product

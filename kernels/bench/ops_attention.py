@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from gptoss_kernels.attention import attention, attention_reference
-from gptoss_kernels.attention_engines import ENGINE_NAMES, choose_engine
+from gptoss_kernels.attention.attention import attention, attention_reference
+from gptoss_kernels.attention.engines import ENGINE_NAMES, choose_engine
 from gptoss_kernels.testing import relative_rms
 from measure import attended_pairs, device_of, measure, no_figure
 from torch import Tensor

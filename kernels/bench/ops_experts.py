@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from gptoss_kernels import Mxfp4Weight, dequantize, experts
-from gptoss_kernels.expert_engines import Engine, find_obstacle
-from gptoss_kernels.projection import ExpertProjection
+from gptoss_kernels import Mxfp4Weight, dequantize
+from gptoss_kernels.experts import experts
+from gptoss_kernels.experts.engines import Engine, find_obstacle
+from gptoss_kernels.experts.projection import ExpertProjection
 from gptoss_kernels.testing import LayerInputs, relative_rms
 from measure import SHAPES, Shape, copy_peak, device_of, matmul_peak, measure, no_figure
 from rivals.layers import Gradients, split_lora, transformers_layer

@@ -29,8 +29,9 @@ if __name__ == "__main__" and not torch.cuda.is_available():
 
 import gptoss_kernels
 import triton
-from gptoss_kernels import LowRankTerm, experts, grouped_matmul_reference, swiglu_reference
-from gptoss_kernels.expert_engines import Engine, find_obstacle
+from gptoss_kernels import LowRankTerm, grouped_matmul_reference, swiglu_reference
+from gptoss_kernels.experts import experts
+from gptoss_kernels.experts.engines import Engine, find_obstacle
 from gptoss_kernels.mxfp4 import Mxfp4Weight, dequantize
 from gptoss_kernels.persistent import TileMaps, launch_product
 from gptoss_kernels.routing import Routing, route

@@ -4,7 +4,7 @@ Shape legend of the whole package: T tokens, K experts per token, M = T*K routed
 I intermediate, E experts, R adapter rank.
 """
 
-from gptoss_kernels.attention import (
+from gptoss_kernels.attention.attention import (
     Documents,
     attention,
     attention_reference,
@@ -12,7 +12,8 @@ from gptoss_kernels.attention import (
 )
 from gptoss_kernels.backend import choose_backend
 from gptoss_kernels.combine import combine, combine_reference
-from gptoss_kernels.experts import experts, experts_reference
+from gptoss_kernels.experts.experts import experts, experts_reference
+from gptoss_kernels.experts.projection import ExpertProjection
 from gptoss_kernels.grouped_matmul import grouped_matmul, grouped_matmul_reference
 from gptoss_kernels.linear_cross_entropy import (
     linear_cross_entropy,
@@ -32,7 +33,6 @@ from gptoss_kernels.mxfp4 import (
     quantize,
     quantize_reference,
 )
-from gptoss_kernels.projection import ExpertProjection
 from gptoss_kernels.rms_norm import rms_norm, rms_norm_reference
 from gptoss_kernels.routing import Routing, route, route_reference
 from gptoss_kernels.swiglu import swiglu, swiglu_reference

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptoss_kernels.backend import Backend, require_backend, require_triton
+from gptoss_kernels.experts.projection import ExpertMatrices
 from gptoss_kernels.lora import LowRankTerm, ragged_outer
 from gptoss_kernels.persistent import TileMaps, launch_product
-from gptoss_kernels.projection import ExpertMatrices
 from gptoss_kernels.tiles import Product, choose_tiles, gpu_of
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptoss_kernels.experts.projection import ExpertProjection
 from gptoss_kernels.mxfp4 import Mxfp4Weight, dequantize_reference, quantize_reference
-from gptoss_kernels.projection import ExpertProjection
 
 BF16_ERRORS = {
     "out": 4.15e-3,
@@ -166,7 +166,7 @@ def outputs_and_gradients(inputs: LayerInputs, **options: Any) -> dict[str, Tens
         inputs: The layer.
         options: Of ``experts``.
     """
-    from gptoss_kernels.experts import experts
+    from gptoss_kernels.experts.experts import experts
 
     out = experts(*inputs.arguments(), **options)
     probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).bfloat16().to(out)

@@ -38,11 +38,11 @@ def test_kernels_are_compiled_whatever_is_imported_beside_them():
 import sys
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import precompile, fake_driver, tune
-from gptoss_kernels import expert_engines, experts_triton
+from gptoss_kernels.experts import engines, triton_engine
 from gptoss_kernels.backend import interpreted
-before = [set(vars(module)) for module in (expert_engines, experts_triton)]
+before = [set(vars(module)) for module in (engines, triton_engine)]
 next(precompile.launches("sm_90"))
-assert before == [set(vars(module)) for module in (expert_engines, experts_triton)]
+assert before == [set(vars(module)) for module in (engines, triton_engine)]
 assert not interpreted()
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -11,7 +11,7 @@ from gptoss_kernels import (
     dequantize_reference,
     quantize_reference,
 )
-from gptoss_kernels.projection import merged_mxfp4_expert
+from gptoss_kernels.experts.projection import merged_mxfp4_expert
 
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.errors import CheckpointError

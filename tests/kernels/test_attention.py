@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from gptoss_kernels.attention import attention, attention_reference, find_documents
-from gptoss_kernels.attention_eager import EagerEngine
-from gptoss_kernels.attention_flex import FlexEngine
-from gptoss_kernels.attention_triton import AttentionTiles, Tile, TritonEngine
+from gptoss_kernels.attention.attention import attention, attention_reference, find_documents
+from gptoss_kernels.attention.eager import EagerEngine
+from gptoss_kernels.attention.flex import FlexEngine
+from gptoss_kernels.attention.triton_engine import AttentionTiles, Tile, TritonEngine
 from gptoss_kernels.testing import assert_close, relative_rms
 
 RESULTS = ("output", "d_query", "d_key", "d_value", "d_sinks")

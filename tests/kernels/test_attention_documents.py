@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gptoss_kernels.attention import find_documents
+from gptoss_kernels.attention.attention import find_documents
 
 CPU = torch.device("cpu")
 

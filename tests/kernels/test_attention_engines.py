@@ -5,25 +5,21 @@ import types
 
 import pytest
 import torch
-from gptoss_kernels import attention_engines
-from gptoss_kernels.attention import (
-    AttentionRule,
-    attention,
-    attention_reference,
-    find_documents,
-)
-from gptoss_kernels.attention_cudnn import OLDEST_VERSION, CudnnEngine, cudnn_obstacle
-from gptoss_kernels.attention_eager import EagerEngine
-from gptoss_kernels.attention_engines import (
+from gptoss_kernels.attention import engines
+from gptoss_kernels.attention.attention import attention, attention_reference, find_documents
+from gptoss_kernels.attention.cudnn import OLDEST_VERSION, CudnnEngine, cudnn_obstacle
+from gptoss_kernels.attention.eager import EagerEngine
+from gptoss_kernels.attention.engines import (
     AUTO_ORDER,
     ENGINE_NAMES,
     choose_engine,
     find_fault,
     find_obstacle,
 )
-from gptoss_kernels.attention_fa4 import FlashAttention4Engine
-from gptoss_kernels.attention_flash import TorchFlashEngine
-from gptoss_kernels.attention_triton import TritonEngine
+from gptoss_kernels.attention.fa4 import FlashAttention4Engine
+from gptoss_kernels.attention.interface import AttentionRule
+from gptoss_kernels.attention.torch_flash import TorchFlashEngine
+from gptoss_kernels.attention.triton_engine import TritonEngine
 from gptoss_kernels.testing import relative_rms
 
 CPU = torch.device("cpu")
@@ -200,15 +196,15 @@ def test_flash_attention_4_is_asked_for_the_same_bits_only_where_they_are_wanted
 
 def test_what_adds_the_sinks_is_said_where_it_is_not_triton(monkeypatch):
     # A card whose engine runs and on which Triton cannot: the price stands in the choice.
-    monkeypatch.setattr(attention_engines, "find_obstacle", lambda *a: None)
-    monkeypatch.setattr(attention_engines, "find_fault", lambda *a: None)
+    monkeypatch.setattr(engines, "find_obstacle", lambda *a: None)
+    monkeypatch.setattr(engines, "find_fault", lambda *a: None)
     monkeypatch.setattr(
-        "gptoss_kernels.attention_sinks.triton_obstacle", lambda *a: "triton is not installed"
+        "gptoss_kernels.attention.sinks.triton_obstacle", lambda *a: "triton is not installed"
     )
     choice = choose_engine("torch_flash", CPU, torch.bfloat16, 64)
     assert choice.engine.backend == "torch"
     assert "several passes over O, because triton is not installed" in choice.reason
-    monkeypatch.setattr("gptoss_kernels.attention_sinks.triton_obstacle", lambda *a: None)
+    monkeypatch.setattr("gptoss_kernels.attention.sinks.triton_obstacle", lambda *a: None)
     choice = choose_engine("torch_flash", CPU, torch.bfloat16, 64)
     assert (choice.engine.backend, choice.reason) == ("triton", "torch_flash, as asked")
     assert "head sizes" in choose_engine("torch_flash", CPU, torch.bfloat16, 80).reason

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gptoss_kernels.attention_sinks import (
+from gptoss_kernels.attention.sinks import (
     add_sinks,
     add_sinks_reference,
     row_sums,

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from gptoss_kernels import expert_engines, tiles
-from gptoss_kernels.expert_engines import PACKED_MAX_ROWS, choose_engine, engine_for, find_obstacle
-from gptoss_kernels.experts_quack import ProductForm
+from gptoss_kernels import tiles
+from gptoss_kernels.experts import engines
+from gptoss_kernels.experts.engines import PACKED_MAX_ROWS, choose_engine, engine_for, find_obstacle
+from gptoss_kernels.experts.projection import ExpertMatrices, ExpertProjection
+from gptoss_kernels.experts.quack import ProductForm
 from gptoss_kernels.grouped_mm import grouped_mm, grouped_mm_obstacle
 from gptoss_kernels.grouped_proof import find_product_fault, problems
 from gptoss_kernels.mxfp4 import Mxfp4Weight
-from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
 from gptoss_kernels.tiles import Gpu
 
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def chosen(matrices, wanted="auto", rows=20000, scratch_bytes=2**31):
 
 
 def test_all_experts_at_once_need_their_scratch(tuned, monkeypatch, caplog):
-    monkeypatch.setattr(expert_engines, "gpu_of", lambda device: H200)
+    monkeypatch.setattr(engines, "gpu_of", lambda device: H200)
     needed = 4 * 64 * 32 * 4
     assert chosen(matrices_of(), scratch_bytes=needed) == "grouped_mm"
     with caplog.at_level("INFO", "gptoss_kernels"):
@@ -83,18 +84,18 @@ def test_all_experts_at_once_need_their_scratch(tuned, monkeypatch, caplog):
 
 
 def test_auto_takes_quack_only_measured_and_proved(tuned, monkeypatch, caplog):
-    monkeypatch.setattr(expert_engines, "gpu_of", lambda device: H200)
+    monkeypatch.setattr(engines, "gpu_of", lambda device: H200)
     assert chosen(matrices_of()) == "grouped_mm", "never unmeasured"
     tuned({"engines": {"quack_min_rows": 9000}})
     with caplog.at_level("INFO", "gptoss_kernels"):
         assert chosen(matrices_of()) == "fused"
     assert "do not take quack" in caplog.text
-    monkeypatch.setattr(expert_engines, "quack_obstacle", lambda device, dtype: None)
-    monkeypatch.setattr(expert_engines, "find_fault", lambda *form: "its product is wrong")
+    monkeypatch.setattr(engines, "quack_obstacle", lambda device, dtype: None)
+    monkeypatch.setattr(engines, "find_fault", lambda *form: "its product is wrong")
     assert chosen(matrices_of()) == "fused", "measured, here, and wrong"
     with pytest.raises(ValueError, match=r"failed its proof.*its product is wrong"):
         chosen(matrices_of(), "quack")
-    monkeypatch.setattr(expert_engines, "find_fault", lambda *form: None)
+    monkeypatch.setattr(engines, "find_fault", lambda *form: None)
     assert chosen(matrices_of()) == "quack"
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from gptoss_kernels import experts, experts_reference
+from gptoss_kernels import experts_reference
+from gptoss_kernels.experts import experts
 from gptoss_kernels.testing import LayerInputs, assert_close, make_layer, make_routing
 
 FLOAT64 = 1e-12
@@ -157,7 +158,7 @@ def test_merge_aware_runs_on_the_exported_weights(backend, packed, device):
     those of A and B are the chain rule through W + s B A at the gradient of the merged weight."""
     inputs = on(device, small(packed=packed))
     actual = gradients_of(experts, inputs, backend=backend, merge_aware=True)
-    from gptoss_kernels.projection import merged_mxfp4_expert
+    from gptoss_kernels.experts.projection import merged_mxfp4_expert
 
     dense, merged = {}, {}
     for name in ("gate_up", "down"):

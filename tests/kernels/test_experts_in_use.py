@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gptoss_kernels import ExpertProjection, choose_backend, experts, experts_reference
+from gptoss_kernels import ExpertProjection, choose_backend, experts_reference
 from gptoss_kernels.backend import interpreted
-from gptoss_kernels.stages import KeptExperts
+from gptoss_kernels.experts import experts
+from gptoss_kernels.experts.records import KeptExperts
 from gptoss_kernels.testing import assert_close, make_layer, make_routing, relative_rms
 from torch.utils.checkpoint import checkpoint
 from transformers import GptOssConfig

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from gptoss_kernels import dequantize, dequantize_reference, experts, swiglu, swiglu_reference
+from gptoss_kernels import dequantize, dequantize_reference, swiglu, swiglu_reference
+from gptoss_kernels.experts import experts
 from gptoss_kernels.testing import (
     BF16_ERRORS,
     BF16_ROOM,

@@ -12,9 +12,10 @@ from dataclasses import replace
 import gptoss_kernels
 import pytest
 import torch
-from gptoss_kernels import backend, experts
-from gptoss_kernels.expert_products import laid_out_in_16s
-from gptoss_kernels.stages import KeptExperts
+from gptoss_kernels import backend
+from gptoss_kernels.experts import experts
+from gptoss_kernels.experts.products import laid_out_in_16s
+from gptoss_kernels.experts.records import KeptExperts
 from gptoss_kernels.testing import make_layer, make_routing
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.checkpoint import checkpoint

@@ -10,12 +10,8 @@ from gptoss_kernels import (
     quantize,
     quantize_reference,
 )
-from gptoss_kernels.decode import expert_groups
-from gptoss_kernels.projection import (
-    ExpertMatrices,
-    ExpertProjection,
-    merged_mxfp4_expert,
-)
+from gptoss_kernels.experts.decode import expert_groups
+from gptoss_kernels.experts.projection import ExpertMatrices, ExpertProjection, merged_mxfp4_expert
 from gptoss_kernels.testing import make_layer, make_routing
 
 BACKENDS = ["torch", "triton"]

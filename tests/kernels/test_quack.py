@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from gptoss_kernels import ExpertProjection, expert_engines, experts, experts_quack, mxfp4
-from gptoss_kernels.experts import experts_reference
-from gptoss_kernels.experts_quack import ProductForm, find_fault, quack_obstacle, quack_product
+from gptoss_kernels import ExpertProjection, mxfp4
+from gptoss_kernels.experts import engines, experts, quack
+from gptoss_kernels.experts.experts import experts_reference
+from gptoss_kernels.experts.quack import ProductForm, find_fault, quack_obstacle, quack_product
 from gptoss_kernels.swiglu import swiglu_reference
 from gptoss_kernels.testing import assert_close
 
@@ -97,7 +98,7 @@ def library(monkeypatch):
         module = types.ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    caches = (experts_quack.make_product, experts_quack.find_fault, experts_quack.quack_obstacle)
+    caches = (quack.make_product, quack.find_fault, quack.quack_obstacle)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setattr(StandIn, "calls", ())
@@ -246,7 +247,7 @@ def run(inputs, function=experts, **options):
 @pytest.mark.parametrize("packed", [True, False], ids=["mxfp4", "dense"])
 def test_the_layer_on_the_stand_in(library, packed):
     """All four products by the engine, everything else ours: outputs and every gradient."""
-    library.setattr(expert_engines, "quack_obstacle", lambda device, dtype: None)
+    library.setattr(engines, "quack_obstacle", lambda device, dtype: None)
     inputs = layer_inputs(packed=packed)
     expected = run(inputs, experts_reference)
     before = len(StandIn.calls)
@@ -272,7 +273,7 @@ def test_the_interface_is_the_librarys():
     assert all(map(callable, (pack, unpack, RowVecLoad, Scalar)))
     for form in (parameter.values[0] for parameter in FORMS):
         clamp = (1.702, 7.0) if form.activated else None
-        product = experts_quack.make_product(form.biased, form.added, clamp)
+        product = quack.make_product(form.biased, form.added, clamp)
         assert isinstance(product, EpiMod)
 
 
@@ -286,7 +287,7 @@ def test_the_report_compiles_without_a_gpu_or_says_why_not():
         env=os.environ | {"TRITON_INTERPRET": "0"},
     )
     assert done.returncode == 0, done.stderr
-    if experts_quack.package_obstacle():
+    if quack.package_obstacle():
         assert "nothing compiled: " in done.stdout
         return
     line = done.stdout.splitlines()[-1]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gptoss_kernels.attention_eager import EagerEngine
+from gptoss_kernels.attention.eager import EagerEngine
 from transformers import GptOssConfig
 
 from gptoss_tune.model.attention import set_attention

@@ -172,7 +172,7 @@ def test_stock_eager_attention_does_leak(small_model, randomise_adapters):
 
 @pytest.mark.triton
 def test_the_triton_kernels_give_the_same_packed_step(small_model, randomise_adapters, device):
-    from gptoss_kernels.attention_triton import TritonEngine
+    from gptoss_kernels.attention.triton_engine import TritonEngine
 
     packed = Packed(ROWS["shorter and longer than the window"], 7)
     model = ready(small_model, randomise_adapters).to(device)

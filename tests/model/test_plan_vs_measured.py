@@ -3,7 +3,8 @@
 import inspect
 
 import pytest
-from gptoss_kernels import experts, linear_cross_entropy
+from gptoss_kernels import linear_cross_entropy
+from gptoss_kernels.experts import experts
 
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.model import memory as model_memory

@@ -106,8 +106,8 @@ def test_an_operation_without_a_deterministic_form_is_explained():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["torch_flash", "triton", "fa4", "flex"])
 def test_on_a_gpu_gradients_have_the_same_bits_each_time(name):
-    from gptoss_kernels.attention import attention, find_documents
-    from gptoss_kernels.attention_engines import choose_engine, find_obstacle
+    from gptoss_kernels.attention.attention import attention, find_documents
+    from gptoss_kernels.attention.engines import choose_engine, find_obstacle
 
     place = (torch.device("cuda"), torch.bfloat16, 64)
     if (obstacle := find_obstacle(name, *place, deterministic=True)) is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from gptoss_kernels.expert_engines import find_obstacle
+from gptoss_kernels.experts.engines import find_obstacle
 from gptoss_kernels.testing import (
     LayerInputs,
     below_the_clamp,

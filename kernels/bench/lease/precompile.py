@@ -117,11 +117,11 @@ def launches(architecture: str) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield names and calls of all that a lease launches."""
     import launches as steps
     import part_correct
-    from gptoss_kernels import expert_engines
+    from gptoss_kernels.experts import engines
     from measure import SHAPES
 
     # torch's own product computes shapes here; its proof needs a GPU.
-    expert_engines.grouped_mm_obstacle = lambda device, dtype: None
+    engines.grouped_mm_obstacle = lambda device, dtype: None
     sizes = SHAPES["gpt-oss-20b"].hidden, SHAPES["gpt-oss-20b"].intermediate
     settings = {(tokens, e, rank, p) for tokens, e, rank, *_ in part_correct.CASES for p in (0, 1)}
     settings |= {(16384, 32, 16, 1), (4096, 32, 16, 1), (16384, 32, 16, 0)}
@@ -156,7 +156,8 @@ def layer(
 ) -> Callable[[], object]:
     """Return a call of the layer of the benchmarks, whose factors are bf16, without values."""
     import torch
-    from gptoss_kernels import ExpertProjection, Mxfp4Weight, experts
+    from gptoss_kernels import ExpertProjection, Mxfp4Weight
+    from gptoss_kernels.experts import experts
 
     hidden, intermediate = sizes
 
@@ -188,8 +189,8 @@ def attention_call(tokens: int) -> Callable[[], object]:
     """Return a call of our attention, a full layer and one with a window."""
     import ops_attention
     import torch
-    from gptoss_kernels.attention import attention
-    from gptoss_kernels.attention_triton import TritonEngine
+    from gptoss_kernels.attention.attention import attention
+    from gptoss_kernels.attention.triton_engine import TritonEngine
 
     heads = (ops_attention.HEADS, ops_attention.GROUPS, ops_attention.GROUPS)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from gptoss_kernels.projection import ExpertProjection
+from gptoss_kernels.experts.projection import ExpertProjection
 from gptoss_kernels.routing import route
 from gptoss_kernels.swiglu import swiglu_reference
 from gptoss_kernels.testing import LayerInputs

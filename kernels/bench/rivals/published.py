@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gptoss_kernels.projection import ExpertProjection
+from gptoss_kernels.experts.projection import ExpertProjection
 from gptoss_kernels.testing import LayerInputs
 from measure import Shape
 from rivals.layers import Gradients, stock_layer

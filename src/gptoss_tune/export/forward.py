@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from gptoss_kernels import ExpertProjection, Mxfp4Weight, experts
+from gptoss_kernels import ExpertProjection, Mxfp4Weight
+from gptoss_kernels.experts import experts
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GptOssConfig

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 import torch
 from gptoss_kernels import ExpertProjection, Mxfp4Weight, dequantize, quantize_reference
+from gptoss_kernels.experts.projection import merged_mxfp4_expert
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK
-from gptoss_kernels.projection import merged_mxfp4_expert
 from torch import Tensor
 
 from gptoss_tune.checkpoint import Checkpoint

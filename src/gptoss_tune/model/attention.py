@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from gptoss_kernels.attention import Documents, attention, find_documents
-from gptoss_kernels.attention_engines import EngineChoice, choose_engine
+from gptoss_kernels.attention.attention import Documents, attention, find_documents
+from gptoss_kernels.attention.engines import EngineChoice, choose_engine
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from gptoss_kernels import choose_backend
-from gptoss_kernels.attention_engines import choose_engine
+from gptoss_kernels.attention.engines import choose_engine
 from gptoss_kernels.backend import Backend
 from peft import PeftModel
 

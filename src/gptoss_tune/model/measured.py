@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from gptoss_kernels import Mxfp4Weight
-from gptoss_kernels.stages import KeptExperts
+from gptoss_kernels.experts.records import KeptExperts
 from torch import Tensor, nn
 from transformers import GptOssConfig
 

@@ -30,8 +30,8 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from gptoss_kernels.attention import KeptAttention
-from gptoss_kernels.stages import KeptExperts
+from gptoss_kernels.attention.interface import KeptAttention
+from gptoss_kernels.experts.records import KeptExperts
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule
-from gptoss_kernels.attention_flash import to_rows
-from gptoss_kernels.attention_sinks import add_sinks, row_sums
+from gptoss_kernels.attention.interface import AttentionRule
+from gptoss_kernels.attention.sinks import add_sinks, row_sums
+from gptoss_kernels.attention.torch_flash import to_rows
 from gptoss_kernels.backend import Backend
 
 CAPABILITIES = (9, 10, 11)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule
-from gptoss_kernels.attention_sinks import row_sums
+from gptoss_kernels.attention.interface import AttentionRule
+from gptoss_kernels.attention.sinks import row_sums
 from gptoss_kernels.backend import launch, require_triton
 
 HEAD_SIZES = (16, 32, 64)

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule
-from gptoss_kernels.attention_sinks import row_sums
+from gptoss_kernels.attention.interface import AttentionRule
+from gptoss_kernels.attention.sinks import row_sums
 
 _PIECE_ROWS = 256
 

@@ -23,19 +23,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import (
-    AttentionEngine,
-    DifferentiableEngine,
-    attention,
-    find_documents,
-)
-from gptoss_kernels.attention_cudnn import CudnnEngine, cudnn_obstacle
-from gptoss_kernels.attention_eager import EagerEngine
-from gptoss_kernels.attention_fa4 import CAPABILITIES, FlashAttention4Engine, installed
-from gptoss_kernels.attention_flash import TorchFlashEngine
-from gptoss_kernels.attention_flex import FlexEngine
-from gptoss_kernels.attention_sinks import sinks_obstacle
-from gptoss_kernels.attention_triton import HEAD_SIZES, TritonEngine
+from gptoss_kernels.attention.attention import attention, find_documents
+from gptoss_kernels.attention.cudnn import CudnnEngine, cudnn_obstacle
+from gptoss_kernels.attention.eager import EagerEngine
+from gptoss_kernels.attention.fa4 import CAPABILITIES, FlashAttention4Engine, installed
+from gptoss_kernels.attention.flex import FlexEngine
+from gptoss_kernels.attention.interface import AttentionEngine, DifferentiableEngine
+from gptoss_kernels.attention.sinks import sinks_obstacle
+from gptoss_kernels.attention.torch_flash import TorchFlashEngine
+from gptoss_kernels.attention.triton_engine import HEAD_SIZES, TritonEngine
 from gptoss_kernels.backend import Backend, triton_obstacle
 
 AUTO_ORDER = ("fa4", "torch_flash", "triton", "flex", "eager")

@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule
-from gptoss_kernels.attention_flash import TorchFlashEngine
-from gptoss_kernels.attention_sinks import add_sinks, row_sums
+from gptoss_kernels.attention.interface import AttentionRule
+from gptoss_kernels.attention.sinks import add_sinks, row_sums
+from gptoss_kernels.attention.torch_flash import TorchFlashEngine
 from gptoss_kernels.backend import Backend
 
 OLDEST_VERSION = 90_100

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention import AttentionRule
-from gptoss_kernels.attention_sinks import add_sinks, row_sums
+from gptoss_kernels.attention.interface import AttentionRule
+from gptoss_kernels.attention.sinks import add_sinks, row_sums
 from gptoss_kernels.backend import Backend
 
 

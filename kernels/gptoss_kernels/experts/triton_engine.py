@@ -1,4 +1,4 @@
-"""The expert layer on Triton: the same stages as ``experts_torch``, fused where it pays.
+"""The expert layer on Triton: the same stages as ``torch_engine``, fused where it pays.
 
 Bias, rank-r term and activation ride in the tile loop of the product that they follow. The gradient
 of the activation is a pass of its own: fused into the product before it, it spilled registers with
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.combine import launch_combine, launch_routing_gradient
-from gptoss_kernels.expert_products import (
+from gptoss_kernels.experts.products import (
     Pass,
     both_fit,
     grouped_projection,
     laid_out_in_16s,
     skinny,
 )
+from gptoss_kernels.experts.projection import ExpertMatrices, ExpertProjection
+from gptoss_kernels.experts.records import ExpertLayer, Gradients, Needs, Saved
 from gptoss_kernels.lora import LowRankTerm, launch_ragged_outer
 from gptoss_kernels.persistent import TileMaps
-from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
 from gptoss_kernels.routing import Routing, launch_route
-from gptoss_kernels.stages import ExpertLayer, Gradients, Needs, Saved
 from gptoss_kernels.swiglu import launch_gated_swiglu_backward
 
 

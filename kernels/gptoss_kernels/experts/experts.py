@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gptoss_kernels import experts_torch, experts_triton
 from gptoss_kernels.backend import (
     Backend,
     on_device,
@@ -34,11 +33,12 @@ from gptoss_kernels.backend import (
     require_triton,
     without_autocast,
 )
-from gptoss_kernels.expert_engines import ENGINE_NAMES, ExpertEngine, find_obstacle
+from gptoss_kernels.experts import torch_engine, triton_engine
+from gptoss_kernels.experts.engines import ENGINE_NAMES, ExpertEngine, find_obstacle
+from gptoss_kernels.experts.projection import ExpertProjection
+from gptoss_kernels.experts.records import ExpertLayer, KeptExperts, Needs, Saved
 from gptoss_kernels.lora import MAX_RANK
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize_reference
-from gptoss_kernels.projection import ExpertProjection
-from gptoss_kernels.stages import ExpertLayer, KeptExperts, Needs, Saved
 from gptoss_kernels.swiglu import swiglu_reference
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -116,7 +116,7 @@ def experts(
         kept=kept,
     )
     # Without tokens there is nothing to launch; the torch engine returns the empty results.
-    stages = experts_triton if backend == "triton" and hidden_states.shape[0] else experts_torch
+    stages = triton_engine if backend == "triton" and hidden_states.shape[0] else torch_engine
     return _Experts.apply(
         hidden_states,
         routing_weights,

@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
-from gptoss_kernels.attention import AttentionRule
+from gptoss_kernels.attention.interface import AttentionRule
 
 
 class FlexEngine:

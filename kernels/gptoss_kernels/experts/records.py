@@ -1,6 +1,6 @@
 """What passes between the forward and the backward half of an expert layer.
 
-Both engines (``experts_torch``, ``experts_triton``) are two functions over these records, so the
+Both engines (``torch_engine``, ``triton_engine``) are two functions over these records, so the
 autograd node in ``experts`` is the same for both and the engines can be compared stage by stage.
 """
 
@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from gptoss_kernels.experts.projection import ExpertProjection
 from gptoss_kernels.persistent import TileMaps
-from gptoss_kernels.projection import ExpertProjection
 from gptoss_kernels.routing import Routing
 
 

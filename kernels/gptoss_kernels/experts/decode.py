@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.backend import launch, on_device
+from gptoss_kernels.experts.projection import ExpertMatrices, ExpertProjection
 from gptoss_kernels.mxfp4 import Mxfp4Weight, launch_dequantize
-from gptoss_kernels.projection import ExpertMatrices, ExpertProjection
 
 _MERGE_ROWS, _MERGE_COLUMNS = 16, 128
 """Tile of the merging kernel."""
