@@ -28,11 +28,11 @@ from gptoss_tune.model.measured import (
     saved_bytes,
 )
 from gptoss_tune.model.memory import set_checkpointing
+from gptoss_tune.plan.architecture import architecture_of
+from gptoss_tune.plan.disk import run_files
+from gptoss_tune.plan.memory import layer_saved, memory, model_saved
+from gptoss_tune.plan.weights import adapter_factors, base_bytes
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.recipe.plan_disk import run_files
-from gptoss_tune.recipe.plan_memory import layer_saved, memory, model_saved
-from gptoss_tune.recipe.plan_model import architecture_of
-from gptoss_tune.recipe.plan_weights import adapter_factors, base_bytes
 from gptoss_tune.testing import tiny_checkpoint
 from gptoss_tune.train.hush import hush_libraries
 

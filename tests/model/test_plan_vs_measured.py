@@ -17,8 +17,8 @@ from gptoss_tune.model.measured import (
     saved_bytes,
 )
 from gptoss_tune.model.memory import set_checkpointing
-from gptoss_tune.recipe import Recipe
-from gptoss_tune.recipe.plan_memory import (
+from gptoss_tune.plan.architecture import architecture_of
+from gptoss_tune.plan.memory import (
     KEEP_ATTENTION_FROM,
     LOSS_CHUNK_ROWS,
     SCRATCH_BYTES,
@@ -26,8 +26,8 @@ from gptoss_tune.recipe.plan_memory import (
     memory,
     model_saved,
 )
-from gptoss_tune.recipe.plan_model import architecture_of
-from gptoss_tune.recipe.plan_weights import adapter_factors, base_bytes
+from gptoss_tune.plan.weights import adapter_factors, base_bytes
+from gptoss_tune.recipe import Recipe
 
 # What the plan promises. Counted from shapes, so a miss means that code and plan have parted.
 WITHIN = 0.05

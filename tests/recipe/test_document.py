@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gptoss_tune.recipe.document import scalar
+from gptoss_tune.recipe.yaml_reader import scalar
 
 
 @pytest.mark.parametrize(

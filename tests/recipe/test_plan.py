@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, RecipeError
+from gptoss_tune.plan.advice import with_settings
+from gptoss_tune.plan.architecture import RELEASED, architecture_of
+from gptoss_tune.plan.flops import flops_per_token
+from gptoss_tune.plan.gpus import CARDS, card
+from gptoss_tune.plan.memory import memory
+from gptoss_tune.plan.plan import plan
+from gptoss_tune.plan.weights import parameters
 from gptoss_tune.recipe import Recipe, load_recipe
-from gptoss_tune.recipe.plan import plan
-from gptoss_tune.recipe.plan_advice import with_settings
-from gptoss_tune.recipe.plan_cards import CARDS, card
-from gptoss_tune.recipe.plan_memory import memory
-from gptoss_tune.recipe.plan_model import RELEASED, architecture_of
-from gptoss_tune.recipe.plan_weights import parameters
-from gptoss_tune.recipe.plan_work import flops_per_token
 from gptoss_tune.shipped import shipped
 
 SMALL = RELEASED["openai/gpt-oss-20b"]

@@ -4,8 +4,8 @@ from collections import namedtuple
 import pytest
 
 from gptoss_tune.errors import CheckpointError, DataError, MachineError, RecipeError
-from gptoss_tune.recipe.plan_disk import SMALL_FILES_BYTES, RunFiles, run_files
-from gptoss_tune.recipe.plan_model import architecture_of
+from gptoss_tune.plan.architecture import architecture_of
+from gptoss_tune.plan.disk import SMALL_FILES_BYTES, RunFiles, run_files
 from gptoss_tune.train import checkpoints, folder
 from gptoss_tune.train.run import train
 

@@ -21,9 +21,9 @@ from gptoss_tune.errors import GuardError, MachineError
 from gptoss_tune.harmony.dataset import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.sharding import Share
+from gptoss_tune.plan.gpus import CARDS
+from gptoss_tune.plan.plan import plan
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.recipe.plan import plan
-from gptoss_tune.recipe.plan_cards import CARDS
 from gptoss_tune.testing import tiny_checkpoint
 from gptoss_tune.train.run import train
 

@@ -234,7 +234,7 @@ def _refuse_other_settings(recipe: Recipe) -> None:
     """
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.export.run_record import run_record
-    from gptoss_tune.recipe.resolved import by_name
+    from gptoss_tune.recipe.dump import by_name
     from gptoss_tune.train.drift import changed
     from gptoss_tune.train.record import RECORD
 

@@ -12,7 +12,7 @@ from gptoss_tune.cli.arguments import AsJson, Overrides, RecipePath
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptoss_tune.recipe.plan import Plan
+    from gptoss_tune.plan.plan import Plan
 
 _GIB = 2**30
 
@@ -56,10 +56,10 @@ def plan(
     Reads no weights and asks no network. Exit code 0 when it fits, 3 when it does not.
     """
     from gptoss_tune.errors import MachineError
+    from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY
+    from gptoss_tune.plan.gpus import card
+    from gptoss_tune.plan.plan import plan as make_plan
     from gptoss_tune.recipe import load_recipe
-    from gptoss_tune.recipe.plan import plan as make_plan
-    from gptoss_tune.recipe.plan_cards import card
-    from gptoss_tune.recipe.plan_work import DEFAULT_EFFICIENCY
 
     made = make_plan(
         load_recipe(recipe, overrides or []),
@@ -116,7 +116,7 @@ def _print(made: Plan, name: str) -> None:
 def _print_parameters(made: Plan, console: Console) -> None:
     from rich.text import Text
 
-    from gptoss_tune.recipe.plan import experts_per_rank, parameters, trained_by_target
+    from gptoss_tune.plan.plan import experts_per_rank, parameters, trained_by_target
 
     layers = len({factor.layer for factor in made.factors})
     console.print(Text("parameters", style="bold cyan"))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gptoss_tune.errors import DataError, HubError, RecipeError
 from gptoss_tune.harmony.rows import READERS, Located, format_suffix, read_file, without_nulls
-from gptoss_tune.recipe.values import is_hub_name
+from gptoss_tune.recipe.value_types import is_hub_name
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import DataSource

@@ -29,7 +29,7 @@ from gptoss_tune.model.holdings import holdings
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.memory import RouterChoice
 from gptoss_tune.model.norms import set_norms
-from gptoss_tune.recipe.plan_model import RELEASED
+from gptoss_tune.plan.architecture import RELEASED
 from gptoss_tune.recipe.schema import LoraSection
 
 RELEASED_LAYER = replace(

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.recipe.spread import uneven_experts
+from gptoss_tune.recipe.recipe import uneven_experts
 
 
 @dataclass(frozen=True)

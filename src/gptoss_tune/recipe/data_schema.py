@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gptoss_tune.recipe.section import Section
-from gptoss_tune.recipe.values import Count, Date, FromText, PathText, Text, refuse
+from gptoss_tune.recipe.value_types import Count, Date, FromText, PathText, Section, Text, refuse
 
 ColumnName = Literal[
     "prompt",

@@ -11,7 +11,7 @@ import functools
 from typing import Any
 
 from gptoss_tune.recipe.mistakes import KeyPath
-from gptoss_tune.recipe.schema import Recipe
+from gptoss_tune.recipe.recipe import Recipe
 
 _MOST_NAMES = 3
 

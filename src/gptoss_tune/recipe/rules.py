@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticCustomError
 
-from gptoss_tune.recipe.values import is_hub_name
+from gptoss_tune.recipe.value_types import is_hub_name
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.data_schema import DataSection, DataSource
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gptoss_tune.recipe.schema import (
         LoraSection,
         ModelSection,
-        Recipe,
         TrackingSection,
         TrainSection,
         WorldSection,
@@ -63,20 +62,8 @@ def contradiction_error(found: list[Contradiction]) -> PydanticCustomError:
     )
 
 
-def contradictions(recipe: Recipe) -> list[Contradiction]:
-    """Return every contradiction in a recipe whose fields are each sound."""
-    return [
-        *_model_rules(recipe.model),
-        *_lora_rules(recipe.lora, recipe.model),
-        *_data_rules(recipe.data),
-        *_train_rules(recipe.train, recipe.data),
-        *_evaluation_rules(recipe.evaluation),
-        *_tracking_rules(recipe.tracking),
-        *_world_rules(recipe.world),
-    ]
-
-
-def _model_rules(model: ModelSection) -> Iterator[Contradiction]:
+def model_rules(model: ModelSection) -> Iterator[Contradiction]:
+    """Yield what contradicts itself in ``model``."""
     if model.revision is not None and not is_hub_name(model.name_or_path):
         yield Contradiction(
             ("model.revision", "model.name_or_path"),
@@ -86,7 +73,8 @@ def _model_rules(model: ModelSection) -> Iterator[Contradiction]:
         )
 
 
-def _lora_rules(lora: LoraSection, model: ModelSection) -> Iterator[Contradiction]:
+def lora_rules(lora: LoraSection, model: ModelSection) -> Iterator[Contradiction]:
+    """Yield what contradicts itself in ``lora``, or the precision of the experts."""
     if not lora.target_modules and not lora.target_parameters:
         yield Contradiction(
             ("lora.target_modules", "lora.target_parameters"),
@@ -134,7 +122,8 @@ def _source_rules(key: str, sources: list[DataSource] | None) -> Iterator[Contra
                 )
 
 
-def _data_rules(data: DataSection) -> Iterator[Contradiction]:
+def data_rules(data: DataSection) -> Iterator[Contradiction]:
+    """Yield what contradicts itself in ``data``."""
     yield from _source_rules("data.train", data.train)
     yield from _source_rules("data.eval", data.eval)
     if data.eval is not None and data.eval_fraction is not None:
@@ -166,7 +155,8 @@ def _data_rules(data: DataSection) -> Iterator[Contradiction]:
         )
 
 
-def _train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradiction]:
+def train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradiction]:
+    """Yield what contradicts itself in ``train``, or the held-out data."""
     length_keys = ("train.max_steps", "train.num_train_epochs")
     if train.max_steps is not None and train.num_train_epochs is not None:
         yield Contradiction(
@@ -220,7 +210,8 @@ def _train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradicti
         )
 
 
-def _evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
+def evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
+    """Yield the settings of ``evaluation`` that nothing uses."""
     drift = evaluation.drift
     prompts = ("evaluation.prompts", evaluation.prompts is not None)
     anything = ("evaluation.prompts", evaluation.wanted)
@@ -258,7 +249,8 @@ def _evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
         )
 
 
-def _tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
+def tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
+    """Yield the settings of ``tracking`` that nothing uses."""
     for key, value in (("project", tracking.project), ("run_name", tracking.run_name)):
         if value is not None and tracking.wandb == "disabled" and tracking.trackio == "disabled":
             yield Contradiction(
@@ -269,7 +261,8 @@ def _tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
             )
 
 
-def _world_rules(world: WorldSection) -> Iterator[Contradiction]:
+def world_rules(world: WorldSection) -> Iterator[Contradiction]:
+    """Yield the settings of ``world`` that nothing uses."""
     if world.spread is not None and world.processes == 1:
         yield Contradiction(
             ("world.spread", "world.processes"),

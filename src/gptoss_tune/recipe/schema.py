@@ -1,4 +1,4 @@
-"""What a recipe can say: one frozen, strict pydantic model per section.
+"""What a recipe can say: one frozen, strict pydantic model per section (``recipe.py`` joins them).
 
 A setting exists once, here: its name (the word that users of transformers, PEFT and TRL know), its
 range, its default and one line of documentation, from which the loader's messages and the editors'
@@ -16,14 +16,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
-from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
-from gptoss_tune.recipe.rules import contradiction_error, contradictions
-from gptoss_tune.recipe.section import Section
-from gptoss_tune.recipe.spread import Spread
-from gptoss_tune.recipe.values import Count, FromText, PathText, Resume, Text, Unique
+from gptoss_tune.recipe.value_types import Count, FromText, PathText, Resume, Section, Text, Unique
 
 
 class ModelSection(Section):
@@ -177,47 +172,5 @@ class WorldSection(Section):
     """Seconds one process may be silent, or keep the others waiting in a step, before all stop."""
 
 
-class Recipe(Section):
-    """A whole recipe; what it does not say has the default."""
-
-    model: ModelSection
-    """Which weights are the base, and in which precision they are held."""
-    lora: LoraSection = LoraSection()
-    """Which adapters are trained, on attention and on all experts."""
-    data: DataSection
-    """Which conversations are trained on, and how they become tokens and loss weights."""
-    train: TrainSection
-    """The optimisation: how long, how fast, what is kept."""
-    evaluation: EvaluationSection = EvaluationSection()
-    """What the model is asked while it trains, through the chat format, and how it is judged."""
-    guard: GuardSection = GuardSection()
-    """What is watched while a run trains; one that trains nothing, or NaN, is stopped."""
-    export: ExportSection = ExportSection()
-    """What the export of the finished run must hold."""
-    tracking: TrackingSection = TrackingSection()
-    """Where metrics go beside the run's own metrics.jsonl."""
-    world: WorldSection = WorldSection()
-    """On how many processes the run is spread."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        found = contradictions(self)
-        if found:
-            raise contradiction_error(found)
-        return self
-
-
-SECTIONS: dict[tuple[str, ...], type[Section]] = {
-    ("model",): ModelSection,
-    ("lora",): LoraSection,
-    ("data",): DataSection,
-    ("data", "channel_weights"): ChannelWeights,
-    ("train",): TrainSection,
-    ("evaluation",): EvaluationSection,
-    ("evaluation", "drift"): DriftSection,
-    ("guard",): GuardSection,
-    ("export",): ExportSection,
-    ("tracking",): TrackingSection,
-    ("world",): WorldSection,
-}
-"""Every mapping of settings by its place in a recipe, outer ones first."""
+Spread = Literal["ddp", "fsdp2"]
+"""``ddp``: each GPU holds the whole model; ``fsdp2``: each holds a share and gathers layers."""

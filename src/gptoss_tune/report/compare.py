@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss_tune.recipe.resolved import by_name
+from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.report import facts
 from gptoss_tune.report.curves import WITHOUT_NOISE
 from gptoss_tune.report.plot import Line, chart

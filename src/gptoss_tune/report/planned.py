@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Callable
 
 from gptoss_tune.errors import GptossTuneError
-from gptoss_tune.recipe.plan import Plan, plan
-from gptoss_tune.recipe.plan_cards import CARDS, DEFAULT_CARD, Card, card
-from gptoss_tune.recipe.plan_disk import run_files
-from gptoss_tune.recipe.schema import Recipe
+from gptoss_tune.plan.disk import run_files
+from gptoss_tune.plan.gpus import CARDS, DEFAULT_CARD, Card, card
+from gptoss_tune.plan.plan import Plan, plan
+from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.report.read import Run, listing, mapping
 from gptoss_tune.report.text import count, figure, number, size, table, text
 

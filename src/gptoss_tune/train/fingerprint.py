@@ -26,9 +26,8 @@ from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.model.build import engines
 from gptoss_tune.model.start import adapter_folder
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.recipe.resolved import by_name
-from gptoss_tune.recipe.schema import TrainSection
-from gptoss_tune.recipe.spread import Spread
+from gptoss_tune.recipe.dump import by_name
+from gptoss_tune.recipe.schema import Spread, TrainSection
 from gptoss_tune.train.checkpoints import sha256_of
 from gptoss_tune.train.state import ADAPTER_WEIGHTS
 

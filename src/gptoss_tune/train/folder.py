@@ -15,8 +15,8 @@ from typing import Any
 from gptoss_tune.checkpoint.inside import refuse_links
 from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
-from gptoss_tune.recipe.plan_disk import RunFiles
-from gptoss_tune.recipe.schema import Recipe
+from gptoss_tune.plan.disk import RunFiles
+from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.train import checkpoints
 from gptoss_tune.train.lock import LOCK, FolderLock
 from gptoss_tune.train.record import RECORD, read_record

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.recipe.schema import Recipe
-from gptoss_tune.recipe.spread import Spread, unspreadable
+from gptoss_tune.recipe.recipe import Recipe, unspreadable
+from gptoss_tune.recipe.schema import Spread
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 _WITHOUT_EFFECT = {

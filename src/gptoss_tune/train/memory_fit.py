@@ -34,12 +34,12 @@ from torch import nn
 
 from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.errors import MachineError, RecipeError
+from gptoss_tune.plan.advice import with_settings
+from gptoss_tune.plan.architecture import read_architecture
+from gptoss_tune.plan.memory import FRAGMENTATION
+from gptoss_tune.plan.weights import FP32_BYTES, adapter_factors, optimizer_bytes
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.recipe.plan_advice import with_settings
-from gptoss_tune.recipe.plan_memory import FRAGMENTATION
-from gptoss_tune.recipe.plan_model import read_architecture
-from gptoss_tune.recipe.plan_weights import FP32_BYTES, adapter_factors, optimizer_bytes
-from gptoss_tune.recipe.spread import Spread
+from gptoss_tune.recipe.schema import Spread
 from gptoss_tune.train.books import peak_memory_bytes
 from gptoss_tune.train.collator import Collator
 from gptoss_tune.train.collective import sum_over_ranks

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from gptoss_tune.errors import GptossTuneError, MachineError
+from gptoss_tune.plan.advice import Advice, advice
+from gptoss_tune.plan.architecture import architecture_of
+from gptoss_tune.plan.memory import memory
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.recipe.plan_advice import Advice, advice
-from gptoss_tune.recipe.plan_memory import memory
-from gptoss_tune.recipe.plan_model import architecture_of
-from gptoss_tune.recipe.spread import Spread
+from gptoss_tune.recipe.schema import Spread
 from gptoss_tune.train import checkpoints
 
 _WORDS = re.compile(

@@ -26,7 +26,7 @@ from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
-from gptoss_tune.recipe.spread import Spread
+from gptoss_tune.recipe.schema import Spread
 from gptoss_tune.train import (
     card,
     checkpoints,

@@ -6,7 +6,7 @@ import torch
 from trl import SFTConfig
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.recipe.schema import Recipe
+from gptoss_tune.recipe.recipe import Recipe
 
 _OPTIMIZERS = {
     "adamw": "adamw_torch",

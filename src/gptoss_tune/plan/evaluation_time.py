@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptoss_tune.recipe.plan_cards import Card
-from gptoss_tune.recipe.plan_model import Architecture
-from gptoss_tune.recipe.plan_weights import base_bytes, compute_bytes, expert_parameters
-from gptoss_tune.recipe.plan_work import Work, tokens_in_files
-from gptoss_tune.recipe.schema import Recipe
+from gptoss_tune.plan.architecture import Architecture
+from gptoss_tune.plan.flops import Work, tokens_in_files
+from gptoss_tune.plan.gpus import Card
+from gptoss_tune.plan.weights import base_bytes, compute_bytes, expert_parameters
+from gptoss_tune.recipe.recipe import Recipe
 
 _LINES = {".jsonl", ".ndjson"}
 

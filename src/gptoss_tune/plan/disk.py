@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptoss_tune.recipe.plan_model import Architecture
-from gptoss_tune.recipe.plan_weights import (
+from gptoss_tune.plan.architecture import Architecture
+from gptoss_tune.plan.weights import (
     FP32_BYTES,
     adapter_factors,
     adapter_parameters,
     base_bytes,
     optimizer_bytes,
 )
-from gptoss_tune.recipe.schema import ModelSection, Recipe
+from gptoss_tune.recipe.recipe import Recipe
+from gptoss_tune.recipe.schema import ModelSection
 
 SMALL_FILES_BYTES = 2**16
 """Allowance for what a checkpoint holds beside factors and moments: 66 KB in a tiny run

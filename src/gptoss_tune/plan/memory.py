@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptoss_tune.recipe.plan_model import Architecture
-from gptoss_tune.recipe.plan_weights import (
+from gptoss_tune.plan.architecture import Architecture
+from gptoss_tune.plan.weights import (
     FP32_BYTES,
     Factors,
     adapter_factors,
@@ -25,8 +25,8 @@ from gptoss_tune.recipe.plan_weights import (
     layer_bytes,
     optimizer_bytes,
 )
-from gptoss_tune.recipe.schema import Recipe
-from gptoss_tune.recipe.spread import Spread
+from gptoss_tune.recipe.recipe import Recipe
+from gptoss_tune.recipe.schema import Spread
 
 LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
 SCRATCH_BYTES = (2**31, 2**26)

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss_tune.recipe.plan_memory import memory
-from gptoss_tune.recipe.plan_model import Architecture
-from gptoss_tune.recipe.schema import Recipe
-from gptoss_tune.recipe.spread import Spread, unspreadable
+from gptoss_tune.plan.architecture import Architecture
+from gptoss_tune.plan.memory import memory
+from gptoss_tune.recipe.recipe import Recipe, unspreadable
+from gptoss_tune.recipe.schema import Spread
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptoss_tune.plan.architecture import Architecture, AttentionKind
+from gptoss_tune.plan.memory import KEEP_ATTENTION_FROM
+from gptoss_tune.plan.weights import Factors, adapter_factors
 from gptoss_tune.recipe.data_schema import DataSource
-from gptoss_tune.recipe.plan_memory import KEEP_ATTENTION_FROM
-from gptoss_tune.recipe.plan_model import Architecture, AttentionKind
-from gptoss_tune.recipe.plan_weights import Factors, adapter_factors
-from gptoss_tune.recipe.schema import Recipe
+from gptoss_tune.recipe.recipe import Recipe
 
 DEFAULT_EFFICIENCY = 0.35
 """Share of the data sheet's rate that a plan assumes. An assumption: it has not been measured."""

@@ -1,9 +1,9 @@
 """What a run will need, from its recipe alone: memory, disk, operations, hours. No torch.
 
 A run that stops after ten minutes of download for want of memory has cost more than a plan, which
-takes a moment and no GPU. The parts: ``plan_model`` knows the sizes of the base, ``plan_weights``
-what is always held, ``plan_memory`` the rest of the peak, ``plan_disk`` the files, ``plan_work``
-the operations, ``plan_time`` what evaluations add, and ``plan_advice`` what to change. Bytes are
+takes a moment and no GPU. The parts: ``architecture`` knows the sizes of the base, ``weights`` what
+is always held, ``memory`` the rest of the peak, ``disk`` the files, ``flops`` the operations,
+``evaluation_time`` what evaluations add, and ``advice`` what to change. Bytes are
 counted from shapes and checked against loaded models and autograd; hours rest on an assumed
 efficiency, which a plan always names.
 """
@@ -14,21 +14,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.recipe.plan_advice import Advice, advice, with_settings
-from gptoss_tune.recipe.plan_cards import Card, smallest_with
-from gptoss_tune.recipe.plan_disk import Disk, disk
-from gptoss_tune.recipe.plan_memory import Memory, host_bytes, memory
-from gptoss_tune.recipe.plan_model import Architecture, architecture_of
-from gptoss_tune.recipe.plan_time import EvaluationTime, evaluation_time
-from gptoss_tune.recipe.plan_weights import (
-    Factors,
-    adapter_factors,
-    adapter_parameters,
-    parameters,
-)
-from gptoss_tune.recipe.plan_work import DEFAULT_EFFICIENCY, Work, work
-from gptoss_tune.recipe.schema import Recipe
-from gptoss_tune.recipe.spread import Spread, uneven_experts, unspreadable
+from gptoss_tune.plan.advice import Advice, advice, with_settings
+from gptoss_tune.plan.architecture import Architecture, architecture_of
+from gptoss_tune.plan.disk import Disk, disk
+from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
+from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
+from gptoss_tune.plan.gpus import Card, smallest_with
+from gptoss_tune.plan.memory import Memory, host_bytes, memory
+from gptoss_tune.plan.weights import Factors, adapter_factors, adapter_parameters, parameters
+from gptoss_tune.recipe.recipe import Recipe, uneven_experts, unspreadable
+from gptoss_tune.recipe.schema import Spread
 
 
 @dataclass(frozen=True)

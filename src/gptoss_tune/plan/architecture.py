@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.json_file import read_object
-from gptoss_tune.recipe.values import is_hub_name
+from gptoss_tune.recipe.value_types import is_hub_name
 
 _LARGEST_SIZE = 2**30
 AttentionKind = Literal["sliding_attention", "full_attention"]

@@ -13,7 +13,7 @@ import datetime
 import re
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 # No leading zeros: 017 is 15 to one YAML and 17 to the next, so here it is no number at all.
@@ -102,3 +102,16 @@ Date = Annotated[
 ]
 Unique = AfterValidator(_unique)
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, strict types, unknown keys refused, numbers finite."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )

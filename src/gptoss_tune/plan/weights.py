@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptoss_tune.recipe.plan_model import Architecture
+from gptoss_tune.plan.architecture import Architecture
 from gptoss_tune.recipe.schema import LoraSection, ModelSection
 
 FP32_BYTES = 4

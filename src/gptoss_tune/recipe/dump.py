@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gptoss_tune.recipe.data_schema import DataSource
-from gptoss_tune.recipe.document import scalar
-from gptoss_tune.recipe.schema import Recipe
-from gptoss_tune.recipe.section import Section
+from gptoss_tune.recipe.recipe import Recipe
+from gptoss_tune.recipe.value_types import Section
+from gptoss_tune.recipe.yaml_reader import scalar
 
 _BARE = re.compile(r"[A-Za-z_./][\w./+-]*", re.ASCII)
 _SWITCH_WORDS = {"y", "n", "yes", "no", "on", "off"}  # bools to YAML 1.1

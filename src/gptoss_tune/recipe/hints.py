@@ -12,9 +12,9 @@ import json
 import math
 from typing import Any
 
-from gptoss_tune.recipe.document import scalar
 from gptoss_tune.recipe.json_schema import expected_phrase, node_at, settings_below
 from gptoss_tune.recipe.mistakes import KeyPath, dotted, plain
+from gptoss_tune.recipe.yaml_reader import scalar
 
 _EXPERTS_CANNOT = "is not possible for adapters on expert weights: PEFT refuses it there"
 _NO_CODE = "a recipe cannot enable or name code to run; remove it"

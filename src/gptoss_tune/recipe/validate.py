@@ -13,11 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gptoss_tune.recipe.document import Document
-from gptoss_tune.recipe.messages import example_or_default, expected_and_todo, meant_by, unknown_key
+from gptoss_tune.recipe.hints import example_or_default, expected_and_todo, meant_by, unknown_key
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, dotted, shown
-from gptoss_tune.recipe.rules import contradictions
-from gptoss_tune.recipe.schema import SECTIONS, Recipe
+from gptoss_tune.recipe.recipe import SECTIONS, Recipe, contradictions
+from gptoss_tune.recipe.yaml_reader import Document
 
 # Sound values for required settings that are wrong or missing, so that the rules can run; no rule
 # about these settings is reported then.

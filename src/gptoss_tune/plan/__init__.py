@@ -1,0 +1,1 @@
+"""What a run needs, from its recipe alone: memory, disk, operations, hours. No torch."""

@@ -1,0 +1,120 @@
+"""The whole recipe: every section by its name, and what must hold between them.
+
+Sections are described in ``schema.py``, ``data_schema.py`` and ``evaluation_schema.py`` and know
+nothing of each other; here they become one frozen model whose settings do not contradict each
+other.
+"""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
+from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
+from gptoss_tune.recipe.rules import (
+    Contradiction,
+    contradiction_error,
+    data_rules,
+    evaluation_rules,
+    lora_rules,
+    model_rules,
+    tracking_rules,
+    train_rules,
+    world_rules,
+)
+from gptoss_tune.recipe.schema import (
+    ExportSection,
+    GuardSection,
+    LoraSection,
+    ModelSection,
+    TrackingSection,
+    TrainSection,
+    WorldSection,
+)
+from gptoss_tune.recipe.value_types import Section
+
+
+class Recipe(Section):
+    """A whole recipe; what it does not say has the default."""
+
+    model: ModelSection
+    """Which weights are the base, and in which precision they are held."""
+    lora: LoraSection = LoraSection()
+    """Which adapters are trained, on attention and on all experts."""
+    data: DataSection
+    """Which conversations are trained on, and how they become tokens and loss weights."""
+    train: TrainSection
+    """The optimisation: how long, how fast, what is kept."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """What the model is asked while it trains, through the chat format, and how it is judged."""
+    guard: GuardSection = GuardSection()
+    """What is watched while a run trains; one that trains nothing, or NaN, is stopped."""
+    export: ExportSection = ExportSection()
+    """What the export of the finished run must hold."""
+    tracking: TrackingSection = TrackingSection()
+    """Where metrics go beside the run's own metrics.jsonl."""
+    world: WorldSection = WorldSection()
+    """On how many processes the run is spread."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        found = contradictions(self)
+        if found:
+            raise contradiction_error(found)
+        return self
+
+
+SECTIONS: dict[tuple[str, ...], type[Section]] = {
+    ("model",): ModelSection,
+    ("lora",): LoraSection,
+    ("data",): DataSection,
+    ("data", "channel_weights"): ChannelWeights,
+    ("train",): TrainSection,
+    ("evaluation",): EvaluationSection,
+    ("evaluation", "drift"): DriftSection,
+    ("guard",): GuardSection,
+    ("export",): ExportSection,
+    ("tracking",): TrackingSection,
+    ("world",): WorldSection,
+}
+"""Every mapping of settings by its place in a recipe, outer ones first."""
+
+
+def contradictions(recipe: Recipe) -> list[Contradiction]:
+    """Return every contradiction in a recipe whose fields are each sound."""
+    return [
+        *model_rules(recipe.model),
+        *lora_rules(recipe.lora, recipe.model),
+        *data_rules(recipe.data),
+        *train_rules(recipe.train, recipe.data),
+        *evaluation_rules(recipe.evaluation),
+        *tracking_rules(recipe.tracking),
+        *world_rules(recipe.world),
+    ]
+
+
+def unspreadable(recipe: Recipe) -> str | None:
+    """Return what FSDP2 cannot spread of ``recipe`` and what to set instead; else ``None``."""
+    if recipe.model.linear_precision == "nf4":
+        return (
+            "FSDP2 cannot spread model.linear_precision: nf4, whose scales are not part of the "
+            "weight; set it to bf16, of which each of 4 GPUs holds no more than the whole in NF4"
+        )
+    if recipe.train.optim != "adamw":
+        return (
+            f"FSDP2 cannot spread train.optim: {recipe.train.optim}, which updates whole "
+            "parameters; set it to adamw, whose fp32 moments are spread: each of 4 GPUs holds as "
+            "much as the 8-bit ones are together"
+        )
+    return None
+
+
+def uneven_experts(experts: int, processes: int) -> str | None:
+    """Return why ``experts`` cannot be dealt out to ``processes``; else ``None``."""
+    if experts % processes == 0:
+        return None
+    return (
+        f"FSDP2 spreads {experts} experts over {processes} processes, which leaves some without "
+        "their share, and packed experts cannot be padded; launch as many processes as divide "
+        f"{experts}, or use recipes/accelerate/ddp.yaml"
+    )
