@@ -18,7 +18,6 @@ from pathlib import Path
 
 from measure import environment
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.model.build import build
 from gptoss_tune.model.measured import (
     RELEASED_LAYER,
@@ -35,6 +34,7 @@ from gptoss_tune.plan.weights import adapter_factors, base_bytes
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.testing import tiny_checkpoint
 from gptoss_tune.train.hush import hush_libraries
+from gptoss_tune.weights import open_checkpoint
 
 WITHIN, LENGTH = 0.05, 24
 MODES = ("none", "selective", "full")

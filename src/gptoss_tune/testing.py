@@ -25,18 +25,17 @@ import torch
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK, dequantize_reference, quantize_reference
 from torch import Tensor
 
-from gptoss_tune.checkpoint.safetensors_file import TensorSpec
-from gptoss_tune.checkpoint.write import (
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.files.atomic import staged, to_json
+from gptoss_tune.shipped import shipped
+from gptoss_tune.weights.safetensors_file import TensorSpec
+from gptoss_tune.weights.write import (
     INDEX_NAME,
     MAX_SHARD_SIZE,
     index_json,
     plan_shards,
-    staged,
-    to_json,
     write_shard,
 )
-from gptoss_tune.errors import CheckpointError
-from gptoss_tune.shipped import shipped
 
 FIRST_SPECIAL_ID = 199_998
 LAST_SPECIAL_ID = 200_018

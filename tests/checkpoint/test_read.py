@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.checkpoint import open_checkpoint
-from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
 from gptoss_tune.errors import CheckpointError, HubError
 from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.safetensors_file import SafetensorsFile
 
 INDEX = "model.safetensors.index.json"
 

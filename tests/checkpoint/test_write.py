@@ -8,18 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile, TensorSpec
-from gptoss_tune.checkpoint.write import (
-    Shard,
-    ShardWriter,
-    disk_errors,
-    index_json,
-    plan_shards,
-    refuse_existing,
-    staged,
-    write_shard,
-)
 from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.files.atomic import disk_errors, refuse_existing, staged
+from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
+from gptoss_tune.weights.write import Shard, ShardWriter, index_json, plan_shards, write_shard
 
 
 def spec(name, *shape, dtype=torch.bfloat16):

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.evaluate.evaluator import Evaluator, figures
 from gptoss_tune.evaluate.ranks import Ranks
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.recipe import recipe_yaml
+from gptoss_tune.weights import open_checkpoint
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

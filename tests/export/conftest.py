@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.checkpoint import open_checkpoint
-from gptoss_tune.export.factors import open_adapter
 from gptoss_tune.export.merge import MergeOptions, merge
 from gptoss_tune.export.plan import WeightedAdapter
 from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.adapter import open_adapter
 
 SIZES = {"layers": 2, "experts": 4}
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from gptoss_tune.checkpoint import open_checkpoint
-from gptoss_tune.checkpoint.write import staging_folder
-from gptoss_tune.export.factors import open_adapter
 from gptoss_tune.export.merge import MergeOptions, merge
 from gptoss_tune.export.plan import WeightedAdapter
+from gptoss_tune.files.atomic import staging_folder
+from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.adapter import open_adapter
 
 
 def run(base, adapter, out, expert_format):

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from gptoss_tune.checkpoint import open_checkpoint
-from gptoss_tune.checkpoint.names import ATTENTION_PROJECTIONS, EXPERT_PROJECTIONS
-from gptoss_tune.export.factors import open_adapter
 from gptoss_tune.export.merge import MergeOptions, merge
 from gptoss_tune.export.plan import WeightedAdapter
-from gptoss_tune.export.targets import targets_of
+from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.adapter import open_adapter
+from gptoss_tune.weights.adapter_targets import targets_of
+from gptoss_tune.weights.names import ATTENTION_PROJECTIONS, EXPERT_PROJECTIONS
 
 
 def write_adapter(base, out, layer, rank=16):

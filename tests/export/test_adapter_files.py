@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.adapter import serve_command, write_adapter
-from gptoss_tune.export.factors import open_adapter
+from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.adapter import open_adapter
 
 
 def logits(lab, base, adapter):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, MachineError
-from gptoss_tune.export.factors import adapter_folder, base_name, open_adapter
 from gptoss_tune.export.merge import MergeOptions, merge
 from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.adapter import adapter_folder, base_name, open_adapter
 
 EXPERT_A = "base_model.model.model.layers.1.mlp.experts.base_layer.lora_A.weight"
 LINEAR_B = "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight"

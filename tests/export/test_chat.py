@@ -5,10 +5,10 @@ import torch
 from openai_harmony import Conversation, Message, RenderConversationConfig, Role, StreamableParser
 from typer.testing import CliRunner
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.cli import app
 from gptoss_tune.export.chat import RAW, STOP_IDS, ChannelStreamer, ChatModel, ChatSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary
+from gptoss_tune.weights import open_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from gptoss_tune.checkpoint import open_checkpoint
-from gptoss_tune.export.factors import open_adapter
+from gptoss_tune.weights.adapter import open_adapter
 from gptoss_tune.export.merge import MergeOptions, merge
 from gptoss_tune.export.plan import WeightedAdapter
 base, adapter, out = sys.argv[1:]

@@ -13,10 +13,10 @@ from gptoss_kernels import (
 )
 from gptoss_kernels.experts.projection import merged_mxfp4_expert
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.factors import open_adapter
 from gptoss_tune.export.merge import MergeOptions, merge
+from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.adapter import open_adapter
 
 KEYS = [f"model.layers.{i}.mlp.experts.{p}_proj" for i in range(2) for p in ("gate_up", "down")]
 

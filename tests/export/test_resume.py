@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_tune.checkpoint.write import staging_folder
 from gptoss_tune.export.merge import MergeOptions, merge
+from gptoss_tune.files.atomic import staging_folder
 
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
 

@@ -16,11 +16,11 @@ import torch
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.export.forward import LayerwiseModel
 from gptoss_tune.export.served import SERVED_PROMPTS, verify_served
+from gptoss_tune.weights import open_checkpoint
 
 
 @pytest.fixture(scope="module")

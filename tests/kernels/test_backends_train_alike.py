@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
 from gptoss_tune.model.load import load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.recipe import LoraSection, ModelSection
 from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.weights import open_checkpoint
 
 TOLERANCE = 1e-5
 """Relative difference of losses; both runs are fp32 and differ in the order of sums."""

@@ -6,7 +6,6 @@ import pytest
 from gptoss_kernels import linear_cross_entropy
 from gptoss_kernels.experts import experts
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.model import memory as model_memory
 from gptoss_tune.model.build import build
 from gptoss_tune.model.measured import (
@@ -28,6 +27,7 @@ from gptoss_tune.plan.memory import (
 )
 from gptoss_tune.plan.weights import adapter_factors, base_bytes
 from gptoss_tune.recipe import Recipe
+from gptoss_tune.weights import open_checkpoint
 
 # What the plan promises. Counted from shapes, so a miss means that code and plan have parted.
 WITHIN = 0.05

@@ -53,7 +53,7 @@ def merged(adapter, base, place):
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_configuration_that_deceives(base, adapter, place, tools, refused, case, monkeypatch):
-    monkeypatch.setattr("gptoss_tune.export.patterns._TIMEOUT_S", 0.5)
+    monkeypatch.setattr("gptoss_tune.weights.adapter_config._TIMEOUT_S", 0.5)
     changes, reason = CONFIGS[case]
     file = adapter / "adapter_config.json"
     tools.edit(file, **changes)
@@ -123,8 +123,8 @@ def test_a_record_of_a_run_that_is_none(base, adapter, place, tools, refused, ca
 
 def test_patterns_that_other_tools_write_still_match(base, adapter, place, tools):
     """The control: what is refused above is refused for its running time, not for its form."""
-    from gptoss_tune.checkpoint import open_checkpoint
-    from gptoss_tune.export.factors import open_adapter
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.weights.adapter import open_adapter
 
     pattern = r"(?:.*?(?:self_attn|attention).*?(?:q_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.x)"
     tools.edit(

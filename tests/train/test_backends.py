@@ -9,13 +9,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
-from gptoss_tune.checkpoint import open_checkpoint
-from gptoss_tune.export.factors import open_adapter
 from gptoss_tune.export.merge import MergeOptions, merge
 from gptoss_tune.export.plan import WeightedAdapter
 from gptoss_tune.model.build import build
 from gptoss_tune.testing import tiny_checkpoint
 from gptoss_tune.train.run import train
+from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.adapter import open_adapter
 
 # fp32 on both sides, different orders of summation; measured 6e-7.
 SAME_LOGITS = 5e-6

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Mxfp4Config
 from typer.testing import CliRunner
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, DataError, RecipeError, RunInterrupted
 from gptoss_tune.export.merge import TooLittleSurvives
@@ -25,6 +24,7 @@ from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.recipe import Recipe, load_recipe
 from gptoss_tune.train.run import train
+from gptoss_tune.weights import open_checkpoint
 
 # Experts alone: all of what is learned then has to pass through MXFP4.
 WEAK = (

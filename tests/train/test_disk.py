@@ -5,8 +5,8 @@ import resource
 
 import pytest
 
-from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.files.atomic import write_text
 from gptoss_tune.train import checkpoints
 from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.metrics_file import append_line, open_lines

@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.dataset import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
@@ -17,6 +16,7 @@ from gptoss_tune.train.drift import drift, settle
 from gptoss_tune.train.fingerprint import Place, fingerprint, rows_hash
 from gptoss_tune.train.run import train
 from gptoss_tune.train.sft import WeightedSftTrainer
+from gptoss_tune.weights import open_checkpoint
 
 
 @functools.cache

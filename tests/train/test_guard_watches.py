@@ -8,7 +8,6 @@ from gptoss_kernels import Mxfp4Weight
 from rich.console import Console
 from torch import nn
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.errors import GuardError
 from gptoss_tune.model.build import build
 from gptoss_tune.model.expert_weight import ExpertWeight
@@ -17,6 +16,7 @@ from gptoss_tune.train.alarms import CONSTANT_LOSSES, Alarms
 from gptoss_tune.train.checksum import checksum
 from gptoss_tune.train.router_load import RouterLoad
 from gptoss_tune.train.trainability import Trainability
+from gptoss_tune.weights import open_checkpoint
 
 
 def parameter(model, part):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.train import sft
 from gptoss_tune.train.run import train
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gptoss_tune.errors import CheckpointError, GptossTuneError
-from gptoss_tune.json_file import parse
+from gptoss_tune.files.strict_json import parse
 from gptoss_tune.train import memory_fit
 from gptoss_tune.train.drift import settle
 from gptoss_tune.train.folder import Start

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.checkpoint.write import to_json
 from gptoss_tune.cli.reproduce import reproduce
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
+from gptoss_tune.files.atomic import to_json
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.card import RunCard, line_marks
 from gptoss_tune.train.checkpoints import sha256_of

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.errors import GuardError, MachineError
 from gptoss_tune.harmony.dataset import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
@@ -26,6 +25,7 @@ from gptoss_tune.plan.plan import plan
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.testing import tiny_checkpoint
 from gptoss_tune.train.run import train
+from gptoss_tune.weights import open_checkpoint
 
 LAYERS, EXPERTS = 3, 8
 FACTORS = "adapter/adapter_model.safetensors"

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from gptoss_tune.checkpoint import Checkpoint
     from gptoss_tune.export.plan import WeightedAdapter
     from gptoss_tune.recipe import Recipe
+    from gptoss_tune.weights import Checkpoint
 
 STEPS = 200
 _HINT = "--calibrate"
@@ -178,10 +178,10 @@ def merge_calibrated(
         GptossTuneError: What training or merging refuses; ``RunInterrupted`` when stopped.
     """
     from gptoss_tune.errors import CheckpointError
-    from gptoss_tune.export.factors import open_adapter
     from gptoss_tune.export.merge import TooLittleSurvives
     from gptoss_tune.export.plan import WeightedAdapter
     from gptoss_tune.train.record import update_record
+    from gptoss_tune.weights.adapter import open_adapter
 
     folder, digest = Path(recipe.train.output_dir), weighted[0].adapter.digest
     record = _record(recipe)

@@ -44,9 +44,9 @@ def chat(
     from rich.console import Console
     from transformers.utils import logging
 
-    from gptoss_tune.checkpoint import open_checkpoint
     from gptoss_tune.export.chat import ChatModel, ChatSettings
-    from gptoss_tune.export.factors import base_name, open_adapter
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.weights.adapter import base_name, open_adapter
 
     settings = ChatSettings(effort.value, instructions, date, max_new_tokens, temperature)
     console = Console(highlight=False, soft_wrap=True)

@@ -44,10 +44,10 @@ def evaluate(
     from gptoss_tune.train.hush import hush_libraries
 
     hush_libraries()
-    from gptoss_tune.checkpoint.write import write_text
     from gptoss_tune.evaluate.lm_eval import lm_eval_command
     from gptoss_tune.evaluate.report import print_report
     from gptoss_tune.evaluate.subject import open_subject
+    from gptoss_tune.files.atomic import write_text
 
     subject = open_subject(model, base=base, revision=revision, other_base=other_base)
     report = {"model": model, **_evaluate(resolved, subject, device)}

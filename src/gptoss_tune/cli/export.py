@@ -15,9 +15,9 @@ from gptoss_tune.cli.tiny import ExpertFormat
 from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
-    from gptoss_tune.checkpoint import Checkpoint
     from gptoss_tune.export.plan import WeightedAdapter
     from gptoss_tune.export.verify import Verification
+    from gptoss_tune.weights import Checkpoint
 
 AdapterPath = Annotated[
     list[str],
@@ -67,11 +67,11 @@ def merge(
 
     A merge that was stopped goes on where it was when the same command is given again.
     """
-    from gptoss_tune.checkpoint.write import refuse_existing, to_json
     from gptoss_tune.cli.calibrate import Calibration, merge_calibrated
     from gptoss_tune.export.merge import MergeOptions
     from gptoss_tune.export.merge import merge as run_merge
     from gptoss_tune.export.verify import verify as run_verify
+    from gptoss_tune.files.atomic import refuse_existing, to_json
     from gptoss_tune.train.record import note_verification
 
     refuse_existing(out)
@@ -141,11 +141,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check that a merged checkpoint, or a server of it, holds what was trained."""
-    from gptoss_tune.checkpoint import open_checkpoint
-    from gptoss_tune.checkpoint.write import to_json
     from gptoss_tune.export.served import verify_served
     from gptoss_tune.export.verify import verify as run_verify
+    from gptoss_tune.files.atomic import to_json
     from gptoss_tune.train.record import note_verification
+    from gptoss_tune.weights import open_checkpoint
 
     checkpoint, weighted = None, []
     if adapter:
@@ -193,9 +193,9 @@ def adapter(
     ] = False,
 ) -> None:
     """Write an adapter as PEFT or a server reads it, and print the command that serves it."""
-    from gptoss_tune.checkpoint import open_checkpoint
     from gptoss_tune.export.adapter import serve_command, write_adapter
-    from gptoss_tune.export.factors import base_name, open_adapter
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.weights.adapter import base_name, open_adapter
 
     if base is None:
         base, revision = base_name([source])
@@ -234,9 +234,9 @@ def open_all(
     adapters: list[str], base: str | None, revision: str | None, other_base: bool
 ) -> tuple[Checkpoint, list[WeightedAdapter]]:
     """Open the base and the adapters named on the command line, each as ``PATH[=WEIGHT]``."""
-    from gptoss_tune.checkpoint import open_checkpoint
-    from gptoss_tune.export.factors import base_name, open_adapter
     from gptoss_tune.export.plan import WeightedAdapter
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.weights.adapter import base_name, open_adapter
 
     parsed = [_path_and_weight(text) for text in adapters]
     if base is None:

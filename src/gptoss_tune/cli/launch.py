@@ -157,8 +157,8 @@ def _check(
 
 
 def _write(place: Path, text: str) -> None:
-    from gptoss_tune.checkpoint.write import write_text
     from gptoss_tune.errors import RecipeError
+    from gptoss_tune.files.atomic import write_text
 
     if place.exists():
         raise RecipeError(f"{place}: exists and is not overwritten; remove it, or give --output")

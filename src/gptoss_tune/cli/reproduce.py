@@ -29,8 +29,8 @@ def reproduce(
     Exit code 0: exact, or within the reduction error of fp32; 2: different.
     Call it from the folder in which the run was started: its recipe's paths are relative to it.
     """
-    from gptoss_tune.checkpoint.write import refuse_existing
     from gptoss_tune.errors import CheckpointError, RecipeError
+    from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.recipe import load_recipe
     from gptoss_tune.train.hush import hush_libraries
 

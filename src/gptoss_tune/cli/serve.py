@@ -35,8 +35,8 @@ def serve_config(
     revision: Revision = None,
 ) -> None:
     """Write the commands and files that serve a model."""
-    from gptoss_tune.checkpoint import open_checkpoint
     from gptoss_tune.export.serving import Served, write_bundle
+    from gptoss_tune.weights import open_checkpoint
 
     if (source / "config.json").is_file():
         open_checkpoint(source)  # a damaged folder is refused here and not by the server
@@ -58,10 +58,10 @@ def _adapter_bundle(
     revision: str | None,
 ) -> list[str]:
     """Write a bundle for base + adapter, with the adapter in the server's form inside it."""
-    from gptoss_tune.checkpoint import open_checkpoint
     from gptoss_tune.export.adapter import VLLM_RANKS, largest_rank, write_adapter
-    from gptoss_tune.export.factors import base_name, open_adapter
     from gptoss_tune.export.serving import Served, write_bundle
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.weights.adapter import base_name, open_adapter
 
     if base is None:
         base, revision = base_name([source])
@@ -88,11 +88,11 @@ def push(
     logits: Annotated[bool, typer.Option(help="Compare logits of a merged folder first.")] = True,
 ) -> None:
     """Verify a run's adapter or merged model and upload it with a model card."""
-    from gptoss_tune.checkpoint import open_checkpoint
     from gptoss_tune.export import hub
-    from gptoss_tune.export.factors import base_name as recorded_base
-    from gptoss_tune.export.factors import open_adapter
     from gptoss_tune.export.upload import collect
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.weights.adapter import base_name as recorded_base
+    from gptoss_tune.weights.adapter import open_adapter
 
     if base is None:
         base, revision = recorded_base([source])

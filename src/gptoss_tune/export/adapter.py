@@ -19,13 +19,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gptoss_tune.checkpoint.safetensors_file import TensorSpec
-from gptoss_tune.checkpoint.write import Shard, staged, to_json, write_shard
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from gptoss_tune.export.factors import Adapter, LowRank
 from gptoss_tune.export.run_record import run_record
-from gptoss_tune.export.targets import Target
+from gptoss_tune.files.atomic import staged, to_json
+from gptoss_tune.weights.adapter import Adapter, LowRank
+from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gptoss_tune.weights.adapter_targets import Target
+from gptoss_tune.weights.safetensors_file import TensorSpec
+from gptoss_tune.weights.write import Shard, write_shard
 
 Server = Literal["peft", "vllm", "sglang"]
 

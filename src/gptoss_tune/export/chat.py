@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.quantization_config import Mxfp4Config
 
-from gptoss_tune.checkpoint import Checkpoint
-from gptoss_tune.export.factors import Adapter
 from gptoss_tune.harmony.vocabulary import load_vocabulary
+from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.adapter import Adapter
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -16,9 +16,9 @@ import torch
 from gptoss_kernels import dequantize, merged_expert_reference
 from torch import Tensor
 
-from gptoss_tune.checkpoint import Checkpoint
-from gptoss_tune.checkpoint.safetensors_file import TensorSpec
-from gptoss_tune.export.factors import LowRank
+from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.adapter import LowRank
+from gptoss_tune.weights.safetensors_file import TensorSpec
 
 _CHUNK_VALUES = 1 << 22
 """Values in flight: 16 MiB in fp32, or one expert where that is more."""

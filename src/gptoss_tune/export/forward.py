@@ -23,10 +23,10 @@ from transformers.models.gpt_oss.modeling_gpt_oss import (
     GptOssRotaryEmbedding,
 )
 
-from gptoss_tune.checkpoint import Checkpoint
-from gptoss_tune.checkpoint.names import ATTENTION_PROJECTIONS, expert_key
-from gptoss_tune.export.factors import LowRank
 from gptoss_tune.export.plan import WeightedAdapter, low_ranks
+from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.adapter import LowRank
+from gptoss_tune.weights.names import ATTENTION_PROJECTIONS, expert_key
 
 _HEAD_ROWS = 1 << 14
 """Rows of the embedding's shape read at once for the logits."""

@@ -25,28 +25,30 @@ from typing import Any
 import torch
 from gptoss_kernels import dequantize
 
-from gptoss_tune.checkpoint import Checkpoint
-from gptoss_tune.checkpoint.names import ExpertFormat
-from gptoss_tune.checkpoint.write import (
-    INDEX_NAME,
-    MAX_SHARD_SIZE,
-    Shard,
-    ShardWriter,
-    disk_errors,
-    index_json,
-    plan_shards,
-    publish,
-    refuse_existing,
-    staging_folder,
-    to_json,
-    write_text,
-)
 from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.export.compute import added, unpacked
 from gptoss_tune.export.mxfp4 import ScaleRule, Survival, packed, total_share
 from gptoss_tune.export.plan import Step, WeightedAdapter, low_ranks, merged_config, plan_steps
 from gptoss_tune.export.run_record import trained_merge_aware
 from gptoss_tune.export.travel import copy_companions
+from gptoss_tune.files.atomic import (
+    disk_errors,
+    publish,
+    refuse_existing,
+    staging_folder,
+    to_json,
+    write_text,
+)
+from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.names import ExpertFormat
+from gptoss_tune.weights.write import (
+    INDEX_NAME,
+    MAX_SHARD_SIZE,
+    Shard,
+    ShardWriter,
+    index_json,
+    plan_shards,
+)
 
 REPORT = "merge_report.json"
 _PLAN = "plan.json"

@@ -14,17 +14,17 @@ from typing import Any, Literal
 
 import torch
 
-from gptoss_tune.checkpoint import Checkpoint
-from gptoss_tune.checkpoint.names import (
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.adapter import Adapter, LowRank
+from gptoss_tune.weights.names import (
     EXPERT_PROJECTIONS,
     MXFP4_BLOCK,
     ExpertFormat,
     expert_key,
     expert_shape,
 )
-from gptoss_tune.checkpoint.safetensors_file import TensorSpec
-from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.factors import Adapter, LowRank
+from gptoss_tune.weights.safetensors_file import TensorSpec
 
 QUANTIZATION_CONFIG = {
     "modules_to_not_convert": [

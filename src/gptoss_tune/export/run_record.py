@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gptoss_tune.json_file import read_object, refuse_other_kinds
+from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
 
 _SOURCE = {"path": str}
 _KINDS: dict[str, Any] = {

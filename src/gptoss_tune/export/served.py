@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.errors import MachineError
 from gptoss_tune.export.forward import LayerwiseModel
 from gptoss_tune.export.verify import Check
+from gptoss_tune.files.strict_json import parse
 from gptoss_tune.harmony.tokenizer_file import open_tokenizer
-from gptoss_tune.json_file import parse
+from gptoss_tune.weights import Checkpoint
 
 _TIMEOUT_S = 120.0
 _LARGEST_ANSWER = 1 << 20

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from gptoss_tune.checkpoint.write import staged
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.files.atomic import staged
 
 _MODEL_MOUNT = "/models"
 _PORT = 8000

@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptoss_tune.checkpoint import Checkpoint
-from gptoss_tune.checkpoint.inside import inside
-from gptoss_tune.checkpoint.write import disk_errors, write_text
-from gptoss_tune.export.factors import Adapter
+from gptoss_tune.files.atomic import disk_errors, write_text
+from gptoss_tune.files.paths import inside
+from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.adapter import Adapter
 
 NOTICE = "NOTICE"
 _COMPANIONS = (

@@ -10,12 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
-from gptoss_tune.checkpoint.inside import inside
-from gptoss_tune.checkpoint.write import INDEX_NAME, to_json
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_tune.export.card import (
     Facts,
     hub_base_name,
@@ -25,12 +21,17 @@ from gptoss_tune.export.card import (
     read_metrics,
     run_card,
 )
-from gptoss_tune.export.factors import Adapter
 from gptoss_tune.export.plan import WeightedAdapter
 from gptoss_tune.export.run_record import run_record
 from gptoss_tune.export.travel import NOTICE, change_notice, companions, notice_of
 from gptoss_tune.export.verify import Verification, verify
+from gptoss_tune.files.atomic import to_json
+from gptoss_tune.files.paths import inside
 from gptoss_tune.shipped import shipped
+from gptoss_tune.weights import Checkpoint, open_checkpoint
+from gptoss_tune.weights.adapter import Adapter
+from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gptoss_tune.weights.write import INDEX_NAME
 
 _MERGE_WRITES = {"config.json", "merge_report.json", INDEX_NAME, NOTICE, "README.md"}
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import GptOssConfig
 
-from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.forward import LayerwiseModel
 from gptoss_tune.export.inspection import (
@@ -28,6 +27,7 @@ from gptoss_tune.export.plan import WeightedAdapter
 from gptoss_tune.export.run_record import trained_merge_aware
 from gptoss_tune.export.travel import companions
 from gptoss_tune.harmony.tokenizer_file import open_tokenizer
+from gptoss_tune.weights import Checkpoint, open_checkpoint
 
 _MAY_DIFFER = {"quantization_config", "torch_dtype", "dtype", "transformers_version", "use_cache"}
 _LISTED = 3

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import DataError
-from gptoss_tune.json_file import LARGEST_FILE, parse
+from gptoss_tune.files.strict_json import LARGEST_FILE, parse
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

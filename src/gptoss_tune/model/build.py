@@ -15,7 +15,6 @@ from gptoss_kernels.attention.engines import choose_engine
 from gptoss_kernels.backend import Backend
 from peft import PeftModel
 
-from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.errors import MachineError
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
@@ -28,6 +27,7 @@ from gptoss_tune.model.norms import choose_row_kernels, set_norms
 from gptoss_tune.model.sharding import Share, shard
 from gptoss_tune.model.start import start_from
 from gptoss_tune.recipe import Recipe
+from gptoss_tune.weights import Checkpoint
 
 
 @dataclass(frozen=True)

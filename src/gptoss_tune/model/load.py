@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 
-from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import expert_stack
 from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe.schema import ModelSection
+from gptoss_tune.weights import Checkpoint
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _STACKS = ("gate_up_proj", "down_proj")

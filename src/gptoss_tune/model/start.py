@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 
-from gptoss_tune.checkpoint.inside import inside
-from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.paths import inside
+from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.model.lora import ADAPTER_NAME
+from gptoss_tune.weights.safetensors_file import SafetensorsFile
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SWAPPING_PEFT = "0.19.0"

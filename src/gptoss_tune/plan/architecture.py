@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptoss_tune.errors import CheckpointError, RecipeError
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.recipe.value_types import is_hub_name
 
 _LARGEST_SIZE = 2**30

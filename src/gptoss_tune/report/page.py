@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gptoss_tune import __version__
-from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.errors import RecipeError
+from gptoss_tune.files.atomic import disk_errors
 from gptoss_tune.recipe import Recipe, resolved_lines
 from gptoss_tune.report import compare, curves, facts, layered
 from gptoss_tune.report.planned import plan_section

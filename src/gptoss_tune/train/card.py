@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from gptoss_tune.checkpoint.write import write_text
+from gptoss_tune.files.atomic import write_text
 from gptoss_tune.harmony.sources import find_files
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.train.checkpoints import sha256_of

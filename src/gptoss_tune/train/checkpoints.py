@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.atomic import disk_errors
+from gptoss_tune.files.strict_json import read_object
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.evaluate.evaluator import Evaluator, figures
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.report import one_line
+from gptoss_tune.files.atomic import write_text
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.train.record import update_record
 

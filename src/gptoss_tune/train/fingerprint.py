@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from gptoss_tune import __version__
-from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.model.build import engines
 from gptoss_tune.model.start import adapter_folder
 from gptoss_tune.recipe import Recipe
@@ -30,6 +29,7 @@ from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.recipe.schema import Spread, TrainSection
 from gptoss_tune.train.checkpoints import sha256_of
 from gptoss_tune.train.state import ADAPTER_WEIGHTS
+from gptoss_tune.weights import Checkpoint
 
 if TYPE_CHECKING:
     from datasets import Dataset

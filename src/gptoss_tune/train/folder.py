@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptoss_tune.checkpoint.inside import refuse_links
-from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
+from gptoss_tune.files.atomic import disk_errors
+from gptoss_tune.files.paths import refuse_links
 from gptoss_tune.plan.disk import RunFiles
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.train import checkpoints

@@ -29,9 +29,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import CheckpointError, GuardError
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.atomic import write_text
+from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.model.sharding import share_of
 from gptoss_tune.recipe.schema import GuardSection
 from gptoss_tune.train.alarms import Alarms

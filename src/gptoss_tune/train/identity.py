@@ -19,8 +19,8 @@ from gptoss_tune.train.fingerprint import Place, fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from gptoss_tune.checkpoint import Checkpoint
     from gptoss_tune.recipe import Recipe
+    from gptoss_tune.weights import Checkpoint
 
 _SAME_ROWS = "every step keeps its rows, its sums come out in another order"
 _OTHER_ROWS = (

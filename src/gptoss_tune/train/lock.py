@@ -16,8 +16,8 @@ import platform
 from pathlib import Path
 from typing import IO
 
-from gptoss_tune.checkpoint.write import disk_errors
 from gptoss_tune.errors import MachineError
+from gptoss_tune.files.atomic import disk_errors
 
 LOCK = ".lock"
 """In a run's folder while a process writes there: that process and its host."""

@@ -32,7 +32,6 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import nn
 
-from gptoss_tune.checkpoint import Checkpoint
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.plan.advice import with_settings
 from gptoss_tune.plan.architecture import read_architecture
@@ -47,6 +46,7 @@ from gptoss_tune.train.folder import Start
 from gptoss_tune.train.out_of_memory import describe, first_words, is_out_of_memory
 from gptoss_tune.train.record import read_record, update_record
 from gptoss_tune.train.sft import BATCH_ONLY
+from gptoss_tune.weights import Checkpoint
 
 
 @dataclass(frozen=True)

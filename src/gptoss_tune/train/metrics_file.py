@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import TrainerState
 
-from gptoss_tune.checkpoint.write import disk_errors, write_text
-from gptoss_tune.json_file import parse
+from gptoss_tune.files.atomic import disk_errors, write_text
+from gptoss_tune.files.strict_json import parse
 from gptoss_tune.train.metric_lines import MetricLines
 
 

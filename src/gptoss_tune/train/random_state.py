@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.atomic import write_text
+from gptoss_tune.files.strict_json import read_object
 
 RANDOM = "random.json"
 

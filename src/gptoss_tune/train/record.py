@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 
 from gptoss_tune import __version__
-from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.errors import GptossTuneError
-from gptoss_tune.json_file import read_object, refuse_other_kinds
+from gptoss_tune.files.atomic import write_text
+from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
 from gptoss_tune.report.page import write_report
 from gptoss_tune.train.commit import git_commit
 

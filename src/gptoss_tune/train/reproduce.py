@@ -21,10 +21,8 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from gptoss_tune.checkpoint import open_checkpoint
-from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError
-from gptoss_tune.json_file import parse, read_object, refuse_other_kinds
+from gptoss_tune.files.strict_json import parse, read_object, refuse_other_kinds
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.shipped import shipped
 from gptoss_tune.train.card import DATA, RunCard, hardware, line_marks
@@ -32,6 +30,8 @@ from gptoss_tune.train.checkpoints import sha256_of
 from gptoss_tune.train.drift import NOTED
 from gptoss_tune.train.folder import ADAPTER
 from gptoss_tune.train.record import RECIPE, RECORD, environment, read_record
+from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.safetensors_file import SafetensorsFile
 
 Verdict = Literal["exact", "within fp32 reduction error", "different"]
 

@@ -16,11 +16,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 
-from gptoss_tune.checkpoint import Checkpoint, open_checkpoint
-from gptoss_tune.checkpoint.write import write_text
 from gptoss_tune.display import visible
 from gptoss_tune.errors import GptossTuneError, GuardError
 from gptoss_tune.evaluate.evaluator import Evaluator
+from gptoss_tune.files.atomic import write_text
 from gptoss_tune.harmony.dataset import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
@@ -56,6 +55,7 @@ from gptoss_tune.train.stopping import StopOnSignal
 from gptoss_tune.train.tokenizer import training_tokenizer
 from gptoss_tune.train.trackio_metrics import TrackioMetrics, refuse_missing_tracker
 from gptoss_tune.train.wandb_metrics import WandbMetrics
+from gptoss_tune.weights import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from datasets import Dataset

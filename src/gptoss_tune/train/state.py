@@ -22,11 +22,12 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile, TensorSpec
-from gptoss_tune.checkpoint.write import Shard, ShardWriter, write_text
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.atomic import write_text
+from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.model import sharding
+from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
+from gptoss_tune.weights.write import Shard, ShardWriter
 
 TENSORS, FACTS = "optimizer.safetensors", "optimizer.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

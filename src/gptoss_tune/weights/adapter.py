@@ -20,17 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptoss_tune.checkpoint import Checkpoint
-from gptoss_tune.checkpoint.inside import inside
-from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.adapter_config import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    read_adapter_config,
-)
 from gptoss_tune.export.run_record import run_record
-from gptoss_tune.export.targets import Target, targets_of
+from gptoss_tune.files.paths import inside
+from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from gptoss_tune.weights.adapter_targets import Target, targets_of
+from gptoss_tune.weights.safetensors_file import SafetensorsFile
 
 _SWAPPING_PEFT = "0.19.0"
 

@@ -14,15 +14,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gptoss_tune.checkpoint import Checkpoint
-from gptoss_tune.checkpoint.names import (
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.adapter_config import matching
+from gptoss_tune.weights.names import (
     ATTENTION_PROJECTIONS,
     EXPERT_PROJECTIONS,
     expert_key,
     expert_shape,
 )
-from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.patterns import matching
 
 _PREFIX = "base_model.model."
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.json_file import parse
+from gptoss_tune.files.strict_json import parse
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,

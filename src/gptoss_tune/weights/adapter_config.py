@@ -8,13 +8,17 @@ that is set and not understood is refused, whatever it is.
 
 from __future__ import annotations
 
+import functools
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gptoss_tune.checkpoint.inside import inside
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.paths import inside
+from gptoss_tune.files.strict_json import read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -147,3 +151,62 @@ def _check_options(file: Path, config: dict[str, Any]) -> None:
             f"{file}: {unknown[0][:60]!a} is {ascii(config[unknown[0]])[:60]}, an option that no "
             "export knows; expected plain LoRA"
         )
+
+
+_PLAIN = re.compile(r"(?:[\w.-]|\\\.)*", re.ASCII)
+
+
+_LONGEST = 4000
+
+
+_TIMEOUT_S = 5.0
+
+
+_MATCHER = (
+    "import json, re, sys; how, pattern, names = json.load(sys.stdin); "
+    "json.dump([getattr(re, how)(pattern, name) is not None for name in names], sys.stdout)"
+)
+
+
+@functools.lru_cache(maxsize=256)
+def matching(
+    how: Literal["ends", "fullmatch"], pattern: str, names: tuple[str, ...], where: str
+) -> frozenset[str]:
+    """Return those of ``names`` that ``pattern`` matches by one of PEFT's two rules.
+
+    Args:
+        how: The whole name (``fullmatch``), or the last parts of it (``ends``).
+        pattern: As the configuration has it.
+        names: Names of modules.
+        where: The configuration's file and the option, for messages.
+
+    Raises:
+        CheckpointError: It is no regular expression, is very long, or does not come to an end.
+    """
+    if len(pattern) > _LONGEST:
+        raise CheckpointError(f"{where}: a pattern of {len(pattern)} characters; list the modules")
+    regex = pattern if how == "fullmatch" else rf"(.*\.)?({pattern})$"
+    function = "fullmatch" if how == "fullmatch" else "match"
+    if _PLAIN.fullmatch(pattern):
+        return frozenset(name for name in names if getattr(re, function)(regex, name))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _MATCHER],
+            input=json.dumps([function, regex, names]),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(
+            f"{where}: the pattern {pattern[:60]!a} is not matched within {_TIMEOUT_S:g} s; it "
+            "backtracks without end, list the modules by name"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise CheckpointError(
+            f"{where}: {pattern[:60]!a} is no regular expression ({reason}); list the modules"
+        ) from None
+    found = json.loads(done.stdout)
+    return frozenset(name for name, matched in zip(names, found, strict=True) if matched)

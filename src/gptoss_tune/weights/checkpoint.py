@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptoss_tune.checkpoint.config import check_companions, read_config
-from gptoss_tune.checkpoint.inside import inside
-from gptoss_tune.checkpoint.names import ExpertFormat, expected_shapes
-from gptoss_tune.checkpoint.safetensors_file import SafetensorsFile, TensorSpec
-from gptoss_tune.checkpoint.write import INDEX_NAME, SINGLE_NAME, natural_order
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError, HubError
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.paths import inside
+from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.weights.config import check_companions, read_config
+from gptoss_tune.weights.names import ExpertFormat, expected_shapes
+from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
+from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME, natural_order
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"]

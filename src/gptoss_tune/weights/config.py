@@ -15,9 +15,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gptoss_tune.checkpoint.inside import inside
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.json_file import read_object
+from gptoss_tune.files.paths import inside
+from gptoss_tune.files.strict_json import read_object
 
 ARCHITECTURE = "GptOssForCausalLM"
 MODEL_TYPE = "gpt_oss"
