@@ -27,10 +27,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gptoss_tune.harmony.packing import efficiency, pack
+from gptoss_tune.harmony.dataset.packing import efficiency, pack
+from gptoss_tune.harmony.dataset.render_rows import RowRenderer, SampleSettings, chunks
 from gptoss_tune.harmony.render import RenderSettings
 from gptoss_tune.harmony.vocabulary import SPLIT_PATTERN, load_vocabulary, tokenizer_ranks
-from gptoss_tune.harmony.workers import RowRenderer, SampleSettings, chunks
 from gptoss_tune.shipped import shipped
 
 PASSES = 5

@@ -180,8 +180,8 @@ def _rows(recipe: Recipe, base: Path) -> tuple[list[Example], list[str]]:
     """Return the training rows as rendered for training, and the final text of each."""
     import json
 
-    from gptoss_tune.harmony.chat import read_chat
-    from gptoss_tune.harmony.dataset import sample_settings
+    from gptoss_tune.harmony.dataset.load import sample_settings
+    from gptoss_tune.harmony.formats.openai_chat import read_chat
     from gptoss_tune.harmony.render import Renderer
     from gptoss_tune.harmony.vocabulary import load_vocabulary
 

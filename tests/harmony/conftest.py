@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gptoss_tune.harmony.formats import read_row
+from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.formats import read_row
+from gptoss_tune.harmony.formats.registry import read_row
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from gptoss_tune.harmony.templates import ColumnTemplates
+from gptoss_tune.harmony.sources.columns import ColumnTemplates
 from gptoss_tune.recipe import DataSection
 from gptoss_tune.shipped import shipped
 

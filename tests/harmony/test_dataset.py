@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptoss_tune.errors import DataError, MachineError
-from gptoss_tune.harmony import cache, dataset, workers
-from gptoss_tune.harmony.dataset import (
+from gptoss_tune.harmony.dataset import cache, render_rows
+from gptoss_tune.harmony.dataset import load as load_module
+from gptoss_tune.harmony.dataset.load import (
     load_dataset,
     pack_selection,
     packing_efficiency,
@@ -281,7 +282,7 @@ def test_a_second_load_renders_nothing(load, write_jsonl, monkeypatch):
     def refuse(*_):
         raise AssertionError("rendered again")
 
-    monkeypatch.setattr(dataset, "render_rows", refuse)
+    monkeypatch.setattr(load_module, "render_rows", refuse)
     assert load(path)["input_ids"][:] == first
     for changed in ({"date": "2024-01-01"}, {"max_length": 512}, {"turns": "last"}):
         with pytest.raises(AssertionError, match="rendered again"):
@@ -297,7 +298,7 @@ def test_a_rendering_that_fails_leaves_nothing_behind(load, write_jsonl, tmp_pat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers.RowRenderer, "columns", interrupt)
+    monkeypatch.setattr(render_rows.RowRenderer, "columns", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load(path)
     left = [entry for entry in cache.cache_folder().iterdir() if entry.suffix != ".lock"]
@@ -320,7 +321,7 @@ def test_several_processes_give_the_same_dataset_and_report(write_jsonl, vocabul
     found = []
     for processes in (1, 2):
         monkeypatch.setenv("XDG_CACHE_HOME", f"{path}-{processes}")
-        monkeypatch.setattr(workers, "CHUNK_ROWS", 64)
+        monkeypatch.setattr(render_rows, "CHUNK_ROWS", 64)
         data = DataSection.model_validate(
             {"train": path, "on_error": "skip", "dataset_num_proc": processes}
         )
@@ -336,15 +337,15 @@ def test_processes_that_start_together_render_once(write_jsonl, tmp_path):
     path = write_jsonl([chat(number) for number in range(20)])
     code = (
         "import sys\n"
-        "from gptoss_tune.harmony import workers\n"
-        "from gptoss_tune.harmony.dataset import load_dataset\n"
+        "from gptoss_tune.harmony.dataset import render_rows\n"
+        "from gptoss_tune.harmony.dataset.load import load_dataset\n"
         "from gptoss_tune.harmony.vocabulary import load_vocabulary\n"
         "from gptoss_tune.recipe import DataSection\n"
-        "columns = workers.RowRenderer.columns\n"
+        "columns = render_rows.RowRenderer.columns\n"
         "def counted(self, chunk):\n"
         "    print('rendered', flush=True)\n"
         "    return columns(self, chunk)\n"
-        "workers.RowRenderer.columns = counted\n"
+        "render_rows.RowRenderer.columns = counted\n"
         "data = DataSection.model_validate({'train': sys.argv[1]})\n"
         "load_dataset(data, split='train', vocabulary=load_vocabulary())\n"
     )

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from gptoss_tune.errors import DataError, RecipeError
-from gptoss_tune.harmony.formats import format_of, read_preference, read_prompt, read_row
+from gptoss_tune.harmony.formats.detect import format_of
+from gptoss_tune.harmony.formats.preference import read_preference
+from gptoss_tune.harmony.formats.prompt import read_prompt
+from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import Renderer, RenderSettings
-from gptoss_tune.harmony.templates import ColumnTemplates
+from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
 CHAT = {
     "messages": [

@@ -7,9 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.formats import read_preference, read_prompt, read_row
+from gptoss_tune.harmony.formats.preference import read_preference
+from gptoss_tune.harmony.formats.prompt import read_prompt
+from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import Renderer, RenderSettings
-from gptoss_tune.harmony.rows import parse_object
+from gptoss_tune.harmony.sources.files import parse_object
 from gptoss_tune.harmony.vocabulary import ORDINARY_TOKENS, load_vocabulary
 
 SETTINGS = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptoss_tune.harmony.dataset.packing import efficiency, pack
 from gptoss_tune.harmony.order import EpochOrder
-from gptoss_tune.harmony.packing import efficiency, pack
 
 
 def chat_lengths(count, seed=0):

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.display import visible
-from gptoss_tune.harmony.census import histogram, reasons, take_census
-from gptoss_tune.harmony.page import preview_page
-from gptoss_tune.harmony.pieces import first_examples, pieces
+from gptoss_tune.harmony.dataset.statistics import histogram, reasons, take_census
 from gptoss_tune.recipe import DataSection
+from gptoss_tune.report.preview_page import preview_page
+from gptoss_tune.report.token_view import first_examples, pieces
 
 
 def chat(question, answer, **fields):

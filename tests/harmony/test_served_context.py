@@ -9,7 +9,7 @@ import json
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gptoss_tune.harmony.chat import read_chat
+from gptoss_tune.harmony.formats.openai_chat import read_chat
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import NAMED_SPECIAL_TOKENS
 from gptoss_tune.shipped import shipped

@@ -20,7 +20,7 @@ from openai_harmony import (
     ToolNamespaceConfig,
 )
 
-from gptoss_tune.harmony.formats import read_row
+from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import END, RETURN
 

@@ -148,8 +148,8 @@ FILES = {
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_data_file_that_deceives(place, recipe, refused, case, monkeypatch):
-    monkeypatch.setattr("gptoss_tune.harmony.bounded_file.LONGEST_LINE", 1 << 20)
-    monkeypatch.setattr("gptoss_tune.harmony.bounded_file._SMALL", 4 << 20)
+    monkeypatch.setattr("gptoss_tune.harmony.sources.bounded_file.LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("gptoss_tune.harmony.sources.bounded_file._SMALL", 4 << 20)
     make, reason = FILES[case]
     file = make(place)
     command = ["train", recipe, f"data.train={file}", "data.dataset_num_proc=1"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.harmony.dataset import load_dataset
+from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.testing import tiny_checkpoint
 from gptoss_tune.train.drift import drift, settle

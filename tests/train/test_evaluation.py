@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.dataset import load_dataset
+from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.train.run import train
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptoss_tune.errors import GuardError, MachineError
-from gptoss_tune.harmony.dataset import load_dataset
+from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.plan.gpus import CARDS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.harmony.dataset import load_dataset
+from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.loss import CHANNELS

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from gptoss_tune.harmony.census import Census, Overlap, SplitCensus
-    from gptoss_tune.harmony.pieces import Piece
+    from gptoss_tune.harmony.dataset.statistics import Census, Overlap, SplitCensus
     from gptoss_tune.harmony.render import Example
     from gptoss_tune.harmony.vocabulary import Vocabulary
+    from gptoss_tune.report.token_view import Piece
 
 _WIDEST_BAR = 40
 _MOST_LISTED = 10
@@ -49,11 +49,11 @@ def preview(
     from rich.console import Console
 
     from gptoss_tune.errors import RecipeError
-    from gptoss_tune.harmony.census import take_census
-    from gptoss_tune.harmony.dataset import split_sources
-    from gptoss_tune.harmony.pieces import first_examples
+    from gptoss_tune.harmony.dataset.load import split_sources
+    from gptoss_tune.harmony.dataset.statistics import take_census
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.report.token_view import first_examples
 
     resolved = load_recipe(recipe, overrides or [])
     if split not in ("train", "eval"):
@@ -90,7 +90,7 @@ def check_data(
     """
     from rich.console import Console
 
-    from gptoss_tune.harmony.census import take_census
+    from gptoss_tune.harmony.dataset.statistics import take_census
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
 
@@ -113,7 +113,7 @@ def check_data(
 def _write_page(
     path: Path, census: Census, examples: list[Example], vocabulary: Vocabulary, title: str
 ) -> None:
-    from gptoss_tune.harmony.page import preview_page
+    from gptoss_tune.report.preview_page import preview_page
 
     _write(path, preview_page(census, examples, vocabulary, title=title))
 
@@ -132,7 +132,7 @@ def _write(path: Path, text: str) -> None:
 def _print_example(console: Console, number: int, example: Example, vocabulary: Vocabulary) -> None:
     from rich.text import Text
 
-    from gptoss_tune.harmony.pieces import pieces
+    from gptoss_tune.report.token_view import pieces
 
     trained = int((example.loss_weights > 0).sum())
     size = f"{len(example.input_ids):,} tokens, {trained:,} trained"

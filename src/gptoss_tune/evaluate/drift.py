@@ -20,7 +20,7 @@ from gptoss_tune.evaluate.questions import Question, read_rows
 from gptoss_tune.evaluate.ranks import Ranks
 from gptoss_tune.evaluate.refusals import is_refusal
 from gptoss_tune.harmony.conversation import CHANNELS
-from gptoss_tune.harmony.formats import read_row
+from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import CHANNEL_NUMBERS, Example, Renderer, truncate
 
 

@@ -32,7 +32,7 @@ from gptoss_tune.evaluate.graders import Judge
 from gptoss_tune.evaluate.health import problems
 from gptoss_tune.evaluate.questions import Question, read_questions
 from gptoss_tune.evaluate.ranks import Ranks
-from gptoss_tune.harmony.dataset import sample_settings
+from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.recipe import Recipe

@@ -20,10 +20,12 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.graders import Grader, read_grader
 from gptoss_tune.harmony.conversation import Conversation, Message
 from gptoss_tune.harmony.fields import Effort
-from gptoss_tune.harmony.formats import format_of, read_as, read_prompt
+from gptoss_tune.harmony.formats.detect import format_of
+from gptoss_tune.harmony.formats.prompt import read_prompt
+from gptoss_tune.harmony.formats.registry import read_as
 from gptoss_tune.harmony.render import Renderer
-from gptoss_tune.harmony.rows import parse_object, read_file
-from gptoss_tune.harmony.sources import find_files
+from gptoss_tune.harmony.sources.files import parse_object, read_file
+from gptoss_tune.harmony.sources.open import find_files
 
 LONGEST_CONTEXT: Final = 131_072
 """Positions that gpt-oss was made for."""

@@ -1,7 +1,7 @@
 """One conversation as harmony sees it, and the rules that make it trainable.
 
-Every accepted format (``chat.py``, ``native.py``, ``formats.py``) ends in a ``Conversation``: what
-goes into the system and the developer message, and the messages after them, each with its header.
+Every accepted format (``formats/``) ends in a ``Conversation``: what goes into the system and the
+developer message, and the messages after them, each with its header.
 ``check_structure`` then refuses what a server could never produce: a thought without an answer, a
 call without a result, two answers in a row, no assistant at the end.
 

@@ -25,7 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.harmony.sources import find_files
+from gptoss_tune.harmony.sources.open import find_files
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.train.checkpoints import sha256_of
 

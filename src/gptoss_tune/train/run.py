@@ -20,7 +20,7 @@ from gptoss_tune.display import visible
 from gptoss_tune.errors import GptossTuneError, GuardError
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.harmony.dataset import load_dataset, row_sources
+from gptoss_tune.harmony.dataset.load import load_dataset, row_sources
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.model.sharding import Share

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.bounded_file import LARGEST_DOCUMENT, LONGEST_LINE, lines, opened
 from gptoss_tune.harmony.fields import kind
+from gptoss_tune.harmony.sources.bounded_file import LARGEST_DOCUMENT, LONGEST_LINE, lines, opened
 
 Raw = bytes | dict[str, Any] | DataError
 """A line of JSON still to be parsed, a row, or why there is none."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.dataset import sample_settings
-from gptoss_tune.harmony.formats import read_row
+from gptoss_tune.harmony.dataset.load import sample_settings
+from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import Example, Renderer, Span
-from gptoss_tune.harmony.rows import Located, parse_object
-from gptoss_tune.harmony.sources import open_source
+from gptoss_tune.harmony.sources.files import Located, parse_object
+from gptoss_tune.harmony.sources.open import open_source
 from gptoss_tune.harmony.vocabulary import ORDINARY_TOKENS, Vocabulary
 from gptoss_tune.recipe import DataSection, DataSource
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from gptoss_tune.harmony.report import Report
+from gptoss_tune.harmony.dataset.counts import Report
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from gptoss_tune.harmony.packing import PackedRows
-    from gptoss_tune.harmony.workers import Columns
+    from gptoss_tune.harmony.dataset.packing import PackedRows
+    from gptoss_tune.harmony.dataset.render_rows import Columns
 
 TOKEN_COLUMNS: Final = {
     "input_ids": pa.int32(),

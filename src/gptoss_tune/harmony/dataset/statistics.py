@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.dataset import (
+from gptoss_tune.harmony.dataset.counts import Report
+from gptoss_tune.harmony.dataset.load import (
     RenderedSource,
     Selection,
     Split,
@@ -27,7 +28,6 @@ from gptoss_tune.harmony.dataset import (
     select,
     split_sources,
 )
-from gptoss_tune.harmony.report import Report
 from gptoss_tune.harmony.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

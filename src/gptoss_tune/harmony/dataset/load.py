@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony import arrow
-from gptoss_tune.harmony.cache import built_once, cache_key
-from gptoss_tune.harmony.packing import PackedRows, efficiency, pack
+from gptoss_tune.harmony.dataset import arrow
+from gptoss_tune.harmony.dataset.cache import built_once, cache_key
+from gptoss_tune.harmony.dataset.counts import Report
+from gptoss_tune.harmony.dataset.packing import PackedRows, efficiency, pack
+from gptoss_tune.harmony.dataset.render_rows import SampleSettings, default_processes, render_rows
 from gptoss_tune.harmony.render import RenderSettings
-from gptoss_tune.harmony.report import Report
-from gptoss_tune.harmony.sources import OpenedSource, open_source
+from gptoss_tune.harmony.sources.open import OpenedSource, open_source
 from gptoss_tune.harmony.vocabulary import RANKS_SHA256, Vocabulary
-from gptoss_tune.harmony.workers import SampleSettings, default_processes, render_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

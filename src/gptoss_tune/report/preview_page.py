@@ -14,10 +14,10 @@ from html import escape
 from typing import Final
 
 from gptoss_tune.display import visible
-from gptoss_tune.harmony.census import Census, Overlap, SplitCensus, reasons
-from gptoss_tune.harmony.pieces import Piece, pieces
+from gptoss_tune.harmony.dataset.statistics import Census, Overlap, SplitCensus, reasons
 from gptoss_tune.harmony.render import Example, Span
 from gptoss_tune.harmony.vocabulary import Vocabulary
+from gptoss_tune.report.token_view import Piece, pieces
 
 MOST_LISTED: Final = 50
 

@@ -17,7 +17,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.harmony.fields import shown
-from gptoss_tune.harmony.rows import Located, parse_object
+from gptoss_tune.harmony.sources.files import Located, parse_object
 from gptoss_tune.harmony.template_language import TemplateLanguage
 
 # What Python raises when an expression does not fit the row.

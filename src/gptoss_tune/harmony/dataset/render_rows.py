@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 
 from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.harmony.conversation import CHANNELS, Conversation, count_special_text
+from gptoss_tune.harmony.dataset.counts import MOST_LISTED, Report
 from gptoss_tune.harmony.fields import EFFORTS
-from gptoss_tune.harmony.formats import format_of, read_as
+from gptoss_tune.harmony.formats.detect import format_of
+from gptoss_tune.harmony.formats.registry import read_as
 from gptoss_tune.harmony.render import Example, Renderer, RenderSettings, truncate
-from gptoss_tune.harmony.report import MOST_LISTED, Report
-from gptoss_tune.harmony.rows import Located, parse_object
+from gptoss_tune.harmony.sources.files import Located, parse_object
 from gptoss_tune.harmony.vocabulary import LONGEST_TOKEN_BYTES, Vocabulary, vocabulary_from
 
 CHUNK_BYTES: Final = 1 << 18

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gptoss_tune.errors import DataError, HubError, RecipeError
-from gptoss_tune.harmony.rows import READERS, Located, format_suffix, read_file, without_nulls
+from gptoss_tune.harmony.sources.files import (
+    READERS,
+    Located,
+    format_suffix,
+    read_file,
+    without_nulls,
+)
 from gptoss_tune.recipe.value_types import is_hub_name
 
 if TYPE_CHECKING:
@@ -55,7 +61,7 @@ def open_source(source: DataSource) -> OpenedSource:
         RecipeError: The column templates cannot be used.
     """
     if source.columns is not None:
-        from gptoss_tune.harmony.templates import ColumnTemplates
+        from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
         ColumnTemplates(dict(source.columns.items()))  # refused before anything is read
     files = find_files(source.path)
@@ -109,7 +115,7 @@ def _limited(source: DataSource, opened: OpenedSource) -> OpenedSource:
         located = itertools.islice(opened.rows(), limit)
         if columns is None:
             return located
-        from gptoss_tune.harmony.templates import ColumnTemplates
+        from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
         return ColumnTemplates(columns).rows(located)
 

@@ -1,0 +1,1 @@
+"""Rows -> columns of token ids and weights: rendered in parallel, kept, packed and counted."""

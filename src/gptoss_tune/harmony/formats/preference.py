@@ -1,0 +1,33 @@
+"""Preference pairs: two answers to one prompt, the first preferred."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.conversation import Conversation
+from gptoss_tune.harmony.formats.detect import format_of
+from gptoss_tune.harmony.formats.prompt import join_answer
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one prompt, the first preferred."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+def read_preference(row: dict[str, Any], source: str) -> Preference:
+    """Return both conversations of a preference pair; each ends with its own answer.
+
+    Raises:
+        DataError: The row is not such a pair.
+    """
+    if format_of(row, source) != "preference":
+        raise DataError(f"{source}: the row has no pair of 'chosen' and 'rejected'; add both")
+    both = [join_answer(row, row[key], key, source) for key in ("chosen", "rejected")]
+    if both[0].messages == both[1].messages:
+        raise DataError(f"{source}: chosen and rejected are the same; remove the row")
+    return Preference(*both)

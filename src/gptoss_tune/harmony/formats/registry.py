@@ -1,0 +1,48 @@
+"""Every format that can be trained on by its name: a row in, a conversation out."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.conversation import Conversation
+from gptoss_tune.harmony.formats.detect import format_of
+from gptoss_tune.harmony.formats.harmony import read_native
+from gptoss_tune.harmony.formats.openai_chat import read_chat
+from gptoss_tune.harmony.formats.prompt import read_completion
+from gptoss_tune.harmony.formats.sharegpt import read_sharegpt
+
+
+def read_row(row: dict[str, Any], source: str) -> Conversation:
+    """Return the conversation of a row for supervised fine-tuning, whatever its format.
+
+    Raises:
+        DataError: The row cannot be trained on; the message names file, line, reason and fix.
+    """
+    return read_as(format_of(row, source), row, source)
+
+
+def read_as(name: str, row: dict[str, Any], source: str) -> Conversation:
+    """Return the conversation of a row whose format is known.
+
+    Raises:
+        DataError: As ``read_row``.
+    """
+    if name == "preference":
+        raise DataError(
+            f"{source}: the row is a preference pair (chosen, rejected); supervised fine-tuning "
+            "needs one answer: name the column of it with a template"
+        )
+    if name == "prompt":
+        raise DataError(
+            f"{source}: the row is a prompt without an answer; add a 'completion', or 'messages'"
+        )
+    return _READERS[name](row, source)
+
+
+_READERS: Final = {
+    "native": read_native,
+    "chat": read_chat,
+    "sharegpt": read_sharegpt,
+    "completion": read_completion,
+}
