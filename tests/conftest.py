@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def two_layer_base(tmp_path_factory):
     """A tiny base in the released layout, for rooms that only need one to train."""
-    from gptoss_tune.testing import tiny_checkpoint
+    from gptoss_tune.testing.tiny import tiny_checkpoint
 
     folder = tmp_path_factory.mktemp("two-layers") / "base"
     return tiny_checkpoint(folder, seed=1, layers=2, experts=4, hidden=64, intermediate=96)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.shipped import shipped
-from gptoss_tune.testing import special_tokens, tiny_checkpoint, tiny_config, tokenizer_json
+from gptoss_tune.testing.tiny import special_tokens, tiny_checkpoint, tiny_config, tokenizer_json
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from ops_experts import random_mxfp4
 from torch import Tensor, nn
 from transformers import GptOssConfig
 
+from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import ExpertWeight
@@ -43,7 +44,6 @@ from gptoss_tune.model.experts import (
     set_expert_settings,
 )
 from gptoss_tune.model.lora import add_adapters
-from gptoss_tune.model.memory import set_checkpointing
 from gptoss_tune.model.norms import set_norms
 from gptoss_tune.recipe import LoraSection
 

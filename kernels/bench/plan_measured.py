@@ -18,21 +18,21 @@ from pathlib import Path
 
 from measure import environment
 
+from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.build import build
-from gptoss_tune.model.measured import (
+from gptoss_tune.plan.architecture import architecture_of
+from gptoss_tune.plan.disk import run_files
+from gptoss_tune.plan.memory import layer_saved, memory, model_saved
+from gptoss_tune.plan.weights import adapter_factors, base_bytes
+from gptoss_tune.recipe import Recipe
+from gptoss_tune.testing.measured import (
     RELEASED_LAYER,
     released_hidden,
     released_layer,
     resident_bytes,
     saved_bytes,
 )
-from gptoss_tune.model.memory import set_checkpointing
-from gptoss_tune.plan.architecture import architecture_of
-from gptoss_tune.plan.disk import run_files
-from gptoss_tune.plan.memory import layer_saved, memory, model_saved
-from gptoss_tune.plan.weights import adapter_factors, base_bytes
-from gptoss_tune.recipe import Recipe
-from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train.hush import hush_libraries
 from gptoss_tune.weights import open_checkpoint
 

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 
+from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import ExpertWeight
@@ -49,7 +50,6 @@ from gptoss_tune.model.experts import (
     set_expert_settings,
 )
 from gptoss_tune.model.lora import add_adapters
-from gptoss_tune.model.memory import set_checkpointing
 from gptoss_tune.model.norms import choose_row_kernels, set_norms
 from gptoss_tune.recipe import LoraSection
 

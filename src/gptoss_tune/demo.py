@@ -170,7 +170,7 @@ def _answer(model: Any, prompt: Any) -> str:
 
 
 def _write_base(base: Path, console: Console) -> None:
-    from gptoss_tune.testing import tiny_checkpoint
+    from gptoss_tune.testing.tiny import tiny_checkpoint
 
     tiny_checkpoint(base, seed=0)
     console.print(f"{base}: MXFP4 experts, random weights, the real tokenizer; {_mb(base)}")

@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from gptoss_tune.causes import cause_of
 from gptoss_tune.display import shown_safely
+from gptoss_tune.error_hints import cause_of
 from gptoss_tune.telemetry import switch_off_telemetry
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptoss_tune.errors import CheckpointError, HubError
-from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 

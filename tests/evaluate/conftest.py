@@ -9,7 +9,7 @@ import torch
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
 
 SIZES = {"layers": 2, "experts": 4, "hidden": 64, "intermediate": 96}

@@ -20,7 +20,7 @@ from gptoss_tune.evaluate.ranks import Ranks
 from gptoss_tune.evaluate.refusals import is_refusal
 from gptoss_tune.evaluate.report import one_line
 from gptoss_tune.harmony.render import Renderer, RenderSettings
-from gptoss_tune.model.divergence import divergence
+from gptoss_tune.model.causal_lm import divergence
 from gptoss_tune.shipped import shipped
 
 CPU = torch.device("cpu")

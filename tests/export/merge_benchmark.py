@@ -76,7 +76,9 @@ def main():
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "base").exists():
         sizes = {"hidden": 2880, "intermediate": 2880, "experts": 32}
-        code = f"from gptoss_tune.testing import tiny_checkpoint as t; t({str(work / 'base')!r}, "
+        code = (
+            f"from gptoss_tune.testing.tiny import tiny_checkpoint as t; t({str(work / 'base')!r}, "
+        )
         code += f"layers={arguments.layers}, **{sizes})"
         subprocess.run([sys.executable, "-c", code], check=True)
     base = open_checkpoint(work / "base")

@@ -7,7 +7,7 @@ import sys
 import torch
 from safetensors.torch import save_file
 
-from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.testing.tiny import tiny_checkpoint
 
 # The base holds two tensors of 103 MB; a merge that read one of them whole in fp32 would need 206.
 MOST_MIB = 120

@@ -173,7 +173,7 @@ def prepare(work: Path) -> None:
 
     torch.set_num_threads(1)
     from gptoss_tune.harmony.vocabulary import load_vocabulary
-    from gptoss_tune.testing import tiny_checkpoint
+    from gptoss_tune.testing.tiny import tiny_checkpoint
     from gptoss_tune.train import run
 
     shutil.rmtree(work, ignore_errors=True)

@@ -23,7 +23,7 @@ from gptoss_tune.harmony.vocabulary import (
     tokenizer_ranks,
 )
 from gptoss_tune.shipped import shipped
-from gptoss_tune.testing import tokenizer_json as tokenizer_json_of_tiny
+from gptoss_tune.testing.tiny import tokenizer_json as tokenizer_json_of_tiny
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
 from gptoss_tune.model.load import load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.recipe import LoraSection, ModelSection
-from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
 
 TOLERANCE = 1e-5

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.model.expert_weight import ExpertWeight
-from gptoss_tune.model.holdings import describe_holdings, holdings
+from gptoss_tune.model.footprint import describe_holdings, holdings
 from gptoss_tune.model.load import load_base
 from gptoss_tune.recipe import ModelSection
 from gptoss_tune.weights import open_checkpoint

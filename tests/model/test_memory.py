@@ -5,8 +5,8 @@ import torch
 from gptoss_kernels.attention.eager import EagerEngine
 from transformers import GptOssConfig
 
+from gptoss_tune.model.activation_checkpointing import InputOffloader, set_checkpointing
 from gptoss_tune.model.attention import set_attention
-from gptoss_tune.model.memory import InputOffloader, set_checkpointing
 from gptoss_tune.model.norms import set_norms
 
 MODES = ["none", "selective", "full", "offload"]
@@ -61,11 +61,11 @@ def test_modes_can_be_changed_and_evaluation_is_not_checkpointed(trainable, batc
 
 
 def test_long_rows_compute_the_scores_of_full_layers_once(trainable, batch, monkeypatch):
-    from gptoss_tune.model import memory
+    from gptoss_tune.model import activation_checkpointing
 
     set_checkpointing(trainable, "full")
     expected = gradients(trainable, batch)
-    monkeypatch.setattr(memory, "KEEP_ATTENTION_FROM", 21)
+    monkeypatch.setattr(activation_checkpointing, "KEEP_ATTENTION_FROM", 21)
     windows = []
 
     class Counting(EagerEngine):
@@ -232,7 +232,7 @@ LIMITS = {
 @pytest.mark.parametrize("name", LIMITS)
 def test_recipes_stay_within_what_their_first_line_says(real_layer, name):
     """Calculated from shapes and from what a layer was counted to keep; no GPU takes part."""
-    from gptoss_tune.model.memory import SCRATCH_BYTES
+    from gptoss_tune.model.activation_checkpointing import SCRATCH_BYTES
     from gptoss_tune.recipe import load_recipe
     from gptoss_tune.shipped import shipped
 

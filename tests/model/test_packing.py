@@ -4,8 +4,8 @@ import pytest
 import torch
 from gptoss_kernels.testing import relative_rms
 
+from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.attention import set_attention
-from gptoss_tune.model.memory import set_checkpointing
 
 FP32 = 1e-6  # relative RMS, as promised; measured up to 3.5e-7, the gradients taken as one vector
 FP64 = 1e-12  # every tensor alone; measured below 1e-15

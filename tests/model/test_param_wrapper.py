@@ -4,12 +4,11 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.expert_weight import ExpertWeight
-from gptoss_tune.model.lora import add_adapters, load_adapters, lora_config
-from gptoss_tune.model.memory import set_checkpointing
+from gptoss_tune.model.lora import ParamWrapper, add_adapters, load_adapters, lora_config
 from gptoss_tune.model.norms import set_norms
-from gptoss_tune.model.param_wrapper import ParamWrapper
 from gptoss_tune.recipe import LoraSection
 
 SECTION = LoraSection(rank=4, expert_rank=3)

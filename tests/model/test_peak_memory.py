@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
-from gptoss_tune.model.memory import set_checkpointing
 from gptoss_tune.model.norms import set_norms
 from gptoss_tune.plan.architecture import Architecture
 from gptoss_tune.plan.memory import model_saved, moments

@@ -6,16 +6,9 @@ import pytest
 from gptoss_kernels import linear_cross_entropy
 from gptoss_kernels.experts import experts
 
-from gptoss_tune.model import memory as model_memory
+from gptoss_tune.model import activation_checkpointing as model_memory
+from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.build import build
-from gptoss_tune.model.measured import (
-    RELEASED_LAYER,
-    released_hidden,
-    released_layer,
-    resident_bytes,
-    saved_bytes,
-)
-from gptoss_tune.model.memory import set_checkpointing
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.memory import (
     KEEP_ATTENTION_FROM,
@@ -27,6 +20,13 @@ from gptoss_tune.plan.memory import (
 )
 from gptoss_tune.plan.weights import adapter_factors, base_bytes
 from gptoss_tune.recipe import Recipe
+from gptoss_tune.testing.measured import (
+    RELEASED_LAYER,
+    released_hidden,
+    released_layer,
+    resident_bytes,
+    saved_bytes,
+)
 from gptoss_tune.weights import open_checkpoint
 
 # What the plan promises. Counted from shapes, so a miss means that code and plan have parted.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.testing import tiny_config
+from gptoss_tune.testing.tiny import tiny_config
 
 CHANNELS = ("other", "analysis", "commentary", "final")
 

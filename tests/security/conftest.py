@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.testing.tiny import tiny_checkpoint
 
 INDEX = "model.safetensors.index.json"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptoss_tune.causes import cause_of
+from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import MachineError
 from gptoss_tune.train.deterministic import CUBLAS, deterministic
 from gptoss_tune.train.run import train

@@ -11,7 +11,7 @@ import torch
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
-from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train.drift import drift, settle
 from gptoss_tune.train.fingerprint import Place, fingerprint, rows_hash
 from gptoss_tune.train.run import train

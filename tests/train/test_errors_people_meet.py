@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from gptoss_tune.causes import cause_of
+from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import MachineError
 from gptoss_tune.train.gpu import refuse_unusable_gpu
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train import memory_fit, out_of_memory
 from gptoss_tune.train.folder import Start
 from gptoss_tune.train.run import train

@@ -23,7 +23,7 @@ from gptoss_tune.model.sharding import Share
 from gptoss_tune.plan.gpus import CARDS
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.testing import tiny_checkpoint
+from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train.run import train
 from gptoss_tune.weights import open_checkpoint
 

@@ -28,7 +28,7 @@ def tiny(
     ] = ExpertFormat.mxfp4,
 ) -> None:
     """Write a tiny random gpt-oss checkpoint with the real tokenizer and layout."""
-    from gptoss_tune.testing import tiny_checkpoint
+    from gptoss_tune.testing.tiny import tiny_checkpoint
 
     tiny_checkpoint(
         out,

@@ -16,16 +16,16 @@ from gptoss_kernels.backend import Backend
 from peft import PeftModel
 
 from gptoss_tune.errors import MachineError
+from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
-from gptoss_tune.model.holdings import describe_holdings
+from gptoss_tune.model.footprint import describe_holdings
 from gptoss_tune.model.host_embedding import keep_embeddings_on_host
+from gptoss_tune.model.initial_adapter import start_from
 from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import add_adapters
-from gptoss_tune.model.memory import set_checkpointing
 from gptoss_tune.model.norms import choose_row_kernels, set_norms
 from gptoss_tune.model.sharding import Share, shard
-from gptoss_tune.model.start import start_from
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.weights import Checkpoint
 

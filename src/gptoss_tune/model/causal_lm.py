@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from gptoss_kernels import linear_cross_entropy
 from torch import Tensor
+from torch.nn import functional
 from transformers import GptOssForCausalLM
 from transformers.utils.generic import ModelOutput
-
-from gptoss_tune.model.divergence import divergence
 
 
 @dataclass
@@ -91,3 +91,31 @@ class GptOssForTuning(GptOssForCausalLM):
             backend=self.loss_backend,
         )
         return TokenLossOutput(loss_sum=loss_sum, token_losses=token_losses.view_as(loss_weights))
+
+
+CHUNK_BYTES = 1 << 28
+"""Bytes of one fp32 ``[rows, V]`` at most; four of them exist at a time."""
+
+
+@torch.no_grad()
+def divergence(
+    reference: Tensor, states: Tensor, lm_head: Tensor, *, chunk_bytes: int = CHUNK_BYTES
+) -> Tensor:
+    """Return ``KL(p || q) = sum_v p (log p - log q)`` per token, in nats.
+
+    Args:
+        reference: ``[N, H]`` final states that give p.
+        states: ``[N, H]`` final states that give q.
+        lm_head: ``[V, H]``.
+        chunk_bytes: Bound of one fp32 block of logits.
+
+    Returns:
+        ``[N]`` fp32; the logits are computed in the dtype of ``lm_head``, all after them in fp32.
+    """
+    rows = max(1, chunk_bytes // (4 * lm_head.shape[0]))
+    found = []
+    for old, new in zip(reference.split(rows), states.split(rows), strict=True):
+        log_p = functional.linear(old.to(lm_head.dtype), lm_head).float().log_softmax(-1)
+        log_q = functional.linear(new.to(lm_head.dtype), lm_head).float().log_softmax(-1)
+        found.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.cat(found)

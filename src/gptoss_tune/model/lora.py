@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import layer as peft_layer
+from torch import Tensor
 from transformers import GptOssForCausalLM
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.model.param_wrapper import with_expert_wrapper
+from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION, LowRankUpdate
 from gptoss_tune.recipe.schema import LoraSection
 
 ADAPTER_NAME = "default"
@@ -95,3 +99,44 @@ def load_adapters(model: GptOssForCausalLM, folder: Path) -> PeftModel:
     config = LoraConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
     return PeftModel.from_pretrained(model, str(folder), config=with_expert_wrapper(config))
+
+
+# PEFT knows wrappers that it may nest by the name of their class.
+class ParamWrapper(peft_layer.ParamWrapper):
+    """The adapter of one expert stack, applied by ``experts_forward``.
+
+    A stack with its adapters disabled or merged, and experts that transformers or another
+    implementation runs, are PEFT's own business.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the experts with this stack's factors beside those of the wrappers around it.
+
+        Raises:
+            NotImplementedError: Several adapters act at once.
+        """
+        experts: Any = self.get_base_layer()
+        implementation = experts.config._experts_implementation
+        # A batch of mixed adapters is among what PEFT refuses.
+        plain = self.disable_adapters or self.merged or "adapter_names" in kwargs
+        if plain or implementation != EXPERTS_IMPLEMENTATION:
+            return super().forward(x, *args, **kwargs)
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if not active:
+            return self.base_layer(x, *args, **kwargs)
+        if len(active) > 1:
+            raise NotImplementedError(
+                f"{len(active)} adapters are active on one stack of experts, {', '.join(active)}, "
+                "and their sum would expand it; expected one: `set_adapter(NAME)`, or combine "
+                "them with `gptoss-tune merge`"
+            )
+        lhs, rhs, scaling = self.get_delta_factors(active[0])
+        low_rank = dict(kwargs.pop("low_rank", {}))
+        low_rank[self.parameter_name] = LowRankUpdate(lhs.mT, rhs.mT, scaling)
+        return self.base_layer(x, *args, low_rank=low_rank, **kwargs)
+
+
+def with_expert_wrapper(config: LoraConfig) -> LoraConfig:
+    """Let PEFT wrap expert stacks in ``ParamWrapper``; ``config`` itself is changed."""
+    config._register_custom_module({cast(type, GptOssExperts): ParamWrapper})
+    return config

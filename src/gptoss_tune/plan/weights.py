@@ -139,7 +139,7 @@ def nf4_bytes(values: int) -> int:
 
 
 def base_bytes(architecture: Architecture, model: ModelSection) -> dict[str, int]:
-    """Return the bytes of the frozen model by kind, as ``model.holdings`` names them."""
+    """Return the bytes of the frozen model by kind, as ``model.footprint`` names them."""
     value, a = compute_bytes(model), architecture
     kinds = {kind: size * a.layers for kind, size in layer_bytes(a, model).items()}
     kinds["embeddings"] = 2 * a.vocabulary * a.hidden * value

@@ -23,7 +23,7 @@ import torch
 
 from gptoss_tune import __version__
 from gptoss_tune.model.build import engines
-from gptoss_tune.model.start import adapter_folder
+from gptoss_tune.model.initial_adapter import adapter_folder
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.recipe.schema import Spread, TrainSection

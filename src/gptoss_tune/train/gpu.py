@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gptoss_tune.causes import cause_of
+from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import MachineError
 
 _DEVICE = Path("/dev/nvidiactl")

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.causes import cause_of
+from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import GptossTuneError, MachineError, RankLost
 from gptoss_tune.train.record import RECORD, update_record
 from gptoss_tune.train.signs import Judge, Phase, Sign, Verdict, place_of, this_host

@@ -21,13 +21,13 @@ from gptoss_kernels.experts.records import KeptExperts
 from torch import Tensor, nn
 from transformers import GptOssConfig
 
+from gptoss_tune.model.activation_checkpointing import RouterChoice
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
-from gptoss_tune.model.holdings import holdings
+from gptoss_tune.model.footprint import holdings
 from gptoss_tune.model.lora import add_adapters
-from gptoss_tune.model.memory import RouterChoice
 from gptoss_tune.model.norms import set_norms
 from gptoss_tune.plan.architecture import RELEASED
 from gptoss_tune.recipe.schema import LoraSection
