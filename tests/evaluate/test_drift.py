@@ -5,20 +5,20 @@ import json
 import pytest
 import torch
 
+from gptoss_tune.distributed import Ranks
 from gptoss_tune.errors import DataError
-from gptoss_tune.evaluate.answers import read_answer
 from gptoss_tune.evaluate.drift import (
     divergence_from_base,
+    is_refusal,
     read_references,
     reasoning_tokens,
     refusal_rate,
 )
 from gptoss_tune.evaluate.evaluator import figures
 from gptoss_tune.evaluate.generate import Generation, answer, evaluating
-from gptoss_tune.evaluate.questions import read_questions
-from gptoss_tune.evaluate.ranks import Ranks
-from gptoss_tune.evaluate.refusals import is_refusal
-from gptoss_tune.evaluate.report import one_line
+from gptoss_tune.evaluate.parse import read_answer
+from gptoss_tune.evaluate.prompts import read_questions
+from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.model.causal_lm import divergence
 from gptoss_tune.shipped import shipped

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gptoss_tune.evaluate.answers import STOP_IDS
+from gptoss_tune.distributed import Ranks
 from gptoss_tune.evaluate.generate import (
     Generation,
     Stopped,
@@ -11,7 +11,7 @@ from gptoss_tune.evaluate.generate import (
     evaluating,
     without_adapters,
 )
-from gptoss_tune.evaluate.ranks import Ranks
+from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.harmony.vocabulary import ENDOFTEXT
 
 LENGTHS = (3, 45, 37)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from gptoss_tune.distributed import Ranks
 from gptoss_tune.evaluate.drift import divergence_from_base, read_references
 from gptoss_tune.evaluate.generate import Generation, answer, evaluating
-from gptoss_tune.evaluate.ranks import Ranks
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.model.build import build
 from gptoss_tune.weights import open_checkpoint

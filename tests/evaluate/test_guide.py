@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from gptoss_tune.evaluate.questions import read_questions
+from gptoss_tune.evaluate.prompts import read_questions
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.recipe import EvaluationSection
 from gptoss_tune.shipped import shipped

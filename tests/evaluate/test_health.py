@@ -3,9 +3,9 @@
 import pytest
 from openai_harmony import HarmonyError, Role
 
-from gptoss_tune.evaluate.answers import read_answer
-from gptoss_tune.evaluate.health import problems, repeated_period
-from gptoss_tune.evaluate.questions import Question
+from gptoss_tune.evaluate.format_checks import problems, repeated_period
+from gptoss_tune.evaluate.parse import read_answer
+from gptoss_tune.evaluate.prompts import Question
 
 THOUGHT = (
     "The user asks for the capital of France. That is a question of geography, and the answer is "

@@ -7,7 +7,7 @@ import pytest
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate import graders
 from gptoss_tune.evaluate.graders import Exact, Judge, Pattern, normalized
-from gptoss_tune.evaluate.questions import read_questions
+from gptoss_tune.evaluate.prompts import read_questions
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.shipped import shipped
 

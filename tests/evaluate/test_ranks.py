@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptoss_tune.distributed import Ranks
 from gptoss_tune.evaluate.evaluator import Evaluator, figures
-from gptoss_tune.evaluate.ranks import Ranks
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.recipe import recipe_yaml

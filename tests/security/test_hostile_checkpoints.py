@@ -316,7 +316,7 @@ def test_pickles_and_code_beside_the_weights_are_never_touched(
     base, adapter, place, poison, canary, tools
 ):
     """Read in full, by our readers and by the plain transformers and PEFT of ``chat``."""
-    from gptoss_tune.export.chat import load_plain
+    from gptoss_tune.evaluate.chat import load_plain
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import open_adapter
 

@@ -18,11 +18,11 @@ from sharded_faults import disconnected, ended_by, interrupted
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from gptoss_tune.distributed import gather_over_ranks, sum_over_ranks
 from gptoss_tune.model.build import build
 from gptoss_tune.model.footprint import holdings
 from gptoss_tune.model.sharding import Share, share_of, whole
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train.collective import gather_over_ranks, sum_over_ranks
 from gptoss_tune.train.run import train
 from gptoss_tune.train.trainability import Trainability
 from gptoss_tune.weights import open_checkpoint

@@ -44,7 +44,7 @@ def chat(
     from rich.console import Console
     from transformers.utils import logging
 
-    from gptoss_tune.export.chat import ChatModel, ChatSettings
+    from gptoss_tune.evaluate.chat import ChatModel, ChatSettings
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name, open_adapter
 

@@ -12,7 +12,7 @@ import typer
 from gptoss_tune.cli.arguments import AsJson, BasePath, OtherBase, Overrides, Revision
 
 if TYPE_CHECKING:
-    from gptoss_tune.evaluate.subject import Subject
+    from gptoss_tune.evaluate.load import Subject
     from gptoss_tune.recipe import Recipe
 
 
@@ -45,8 +45,8 @@ def evaluate(
 
     hush_libraries()
     from gptoss_tune.evaluate.lm_eval import lm_eval_command
-    from gptoss_tune.evaluate.report import print_report
-    from gptoss_tune.evaluate.subject import open_subject
+    from gptoss_tune.evaluate.load import open_subject
+    from gptoss_tune.evaluate.tables import print_report
     from gptoss_tune.files.atomic import write_text
 
     subject = open_subject(model, base=base, revision=revision, other_base=other_base)
@@ -104,7 +104,7 @@ def _evaluate(recipe: Recipe, subject: Subject, device: str | None) -> dict[str,
 
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.evaluate.evaluator import Evaluator
-    from gptoss_tune.evaluate.subject import load_subject
+    from gptoss_tune.evaluate.load import load_subject
     from gptoss_tune.harmony.vocabulary import load_vocabulary
 
     if subject.adapter is None and not recipe.evaluation.generates:

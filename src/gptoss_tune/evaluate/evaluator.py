@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptoss_tune.evaluate.answers import Answer, read_answer
+from gptoss_tune.distributed import Ranks
 from gptoss_tune.evaluate.drift import (
     divergence_from_base,
     read_references,
     reasoning_tokens,
     refusal_rate,
 )
+from gptoss_tune.evaluate.format_checks import problems
 from gptoss_tune.evaluate.generate import (
     Generation,
     answer,
@@ -29,9 +30,8 @@ from gptoss_tune.evaluate.generate import (
     without_adapters,
 )
 from gptoss_tune.evaluate.graders import Judge
-from gptoss_tune.evaluate.health import problems
-from gptoss_tune.evaluate.questions import Question, read_questions
-from gptoss_tune.evaluate.ranks import Ranks
+from gptoss_tune.evaluate.parse import Answer, read_answer
+from gptoss_tune.evaluate.prompts import Question, read_questions
 from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.vocabulary import Vocabulary

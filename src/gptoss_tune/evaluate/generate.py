@@ -20,8 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from gptoss_tune.evaluate.answers import STOP_IDS
-from gptoss_tune.evaluate.ranks import Ranks
+from gptoss_tune.distributed import Ranks
+from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.harmony.vocabulary import ENDOFTEXT
 from gptoss_tune.model.sharding import gather_nothing
 

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gptoss_tune.evaluate.evaluator import Evaluator, figures
 from gptoss_tune.evaluate.generate import Stopped
-from gptoss_tune.evaluate.report import one_line
+from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.train.record import update_record

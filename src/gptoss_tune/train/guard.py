@@ -29,6 +29,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gptoss_tune.distributed import gather_over_ranks, rank, sum_over_ranks, world_size
 from gptoss_tune.errors import CheckpointError, GuardError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import read_object
@@ -36,7 +37,6 @@ from gptoss_tune.model.sharding import share_of
 from gptoss_tune.recipe.schema import GuardSection
 from gptoss_tune.train.alarms import Alarms
 from gptoss_tune.train.collator import IGNORED
-from gptoss_tune.train.collective import gather_over_ranks, rank, sum_over_ranks, world_size
 from gptoss_tune.train.record import update_record
 from gptoss_tune.train.router_load import RouterLoad
 from gptoss_tune.train.trainability import Trainability, few, plain_names

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.model.sharding import share_of
-from gptoss_tune.train.collective import sum_over_ranks
 from gptoss_tune.train.metrics_file import append_line, keep_lines_until, open_lines
 
 FILE = "layers.jsonl"

@@ -32,6 +32,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import nn
 
+from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.plan.advice import with_settings
 from gptoss_tune.plan.architecture import read_architecture
@@ -41,7 +42,6 @@ from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.schema import Spread
 from gptoss_tune.train.books import peak_memory_bytes
 from gptoss_tune.train.collator import Collator
-from gptoss_tune.train.collective import sum_over_ranks
 from gptoss_tune.train.folder import Start
 from gptoss_tune.train.out_of_memory import describe, first_words, is_out_of_memory
 from gptoss_tune.train.record import read_record, update_record

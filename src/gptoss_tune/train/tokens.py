@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.train.collective import sum_over_ranks
 from gptoss_tune.train.loss import CHANNELS
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import Final
 
 import numpy as np
 
-from gptoss_tune.evaluate.answers import Answer, Said
-from gptoss_tune.evaluate.questions import Question
+from gptoss_tune.evaluate.parse import Answer, Said
+from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.harmony.conversation import BUILTIN_TOOLS, CHANNELS
 
 LONGEST_PERIOD: Final = 64

@@ -1,10 +1,4 @@
-"""Several processes that evaluate one model in step.
-
-Every rank answers its share of the questions, but all make the same number of forward passes: with
-sharded weights each pass is a collective, and a rank that went ahead would wait for ever. It also
-keeps the ranks from drifting apart by more than a token, so that none runs into the process group's
-timeout while another is still answering.
-"""
+"""Asking all ranks: the few questions a run puts to its processes; one process answers itself."""
 
 from __future__ import annotations
 
@@ -13,6 +7,34 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return ``values`` added up over all ranks, in a tensor of its own."""
+    total = values.clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gather_over_ranks(value: Any) -> list[Any]:
+    """Return every rank's ``value``, in their order."""
+    gathered: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(gathered, value)
+    return gathered
+
 
 _Item = TypeVar("_Item")
 
