@@ -71,7 +71,7 @@ train:
 
     def result(self, run: Path) -> Result:
         """Read what a finished run left."""
-        from gptoss_tune.train.checkpoints import verify
+        from gptoss_tune.run.checkpoints import verify
 
         verify(run / "adapter")
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

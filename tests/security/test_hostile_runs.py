@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from gptoss_tune.train.commit import git_commit
+from gptoss_tune.run.environment import git_commit
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_record_that_is_none_stops_the_run(recipe, run, refused, text):
 
 def checkpoint(run, files, listed=None, name="checkpoint-3"):
     """A checkpoint whose manifest is true, as whoever has the tool can write it."""
-    from gptoss_tune.train.checkpoints import MANIFEST, _digest, sha256_of
+    from gptoss_tune.run.checkpoints import MANIFEST, _digest, sha256_of
 
     folder = run / name
     folder.mkdir(parents=True)

@@ -9,8 +9,8 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train import folder
-from gptoss_tune.train.lock import FolderLock
+from gptoss_tune.run import folder
+from gptoss_tune.run.lock import FolderLock
 
 ROWS = [
     ("Capital of France?", "A city on the Seine.", "Paris"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.train import checkpoints
+from gptoss_tune.run import checkpoints
 
 
 def make(run, step, text="weights", owner="this", **facts):

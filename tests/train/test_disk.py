@@ -7,10 +7,10 @@ import pytest
 
 from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.train import checkpoints
-from gptoss_tune.train.disk import disk_full
-from gptoss_tune.train.metrics_file import append_line, open_lines
-from gptoss_tune.train.record import update_record
+from gptoss_tune.run import checkpoints
+from gptoss_tune.run.checkpoints import disk_full
+from gptoss_tune.run.jsonl import append_line, open_lines
+from gptoss_tune.run.record import update_record
 
 
 @pytest.fixture

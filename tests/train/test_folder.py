@@ -6,7 +6,7 @@ import pytest
 from gptoss_tune.errors import CheckpointError, DataError, MachineError, RecipeError
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.disk import SMALL_FILES_BYTES, RunFiles, run_files
-from gptoss_tune.train import checkpoints, folder
+from gptoss_tune.run import checkpoints, folder
 from gptoss_tune.train.run import train
 
 
@@ -70,7 +70,7 @@ def test_a_run_killed_after_its_first_file_starts_again(recipe, run, monkeypatch
         raise SystemExit("killed")
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="killed"):
-        patch.setattr("gptoss_tune.train.card.write_text", killed)
+        patch.setattr("gptoss_tune.run.card.write_text", killed)
         train(recipe())
     assert [path.name for path in run.iterdir()] == ["run.json"]
     start = claim(recipe())

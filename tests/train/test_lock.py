@@ -9,13 +9,13 @@ from multiprocessing import get_context
 import pytest
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.train.lock import LOCK, FolderLock
+from gptoss_tune.run.lock import LOCK, FolderLock
 from gptoss_tune.train.run import train
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from gptoss_tune.train.lock import FolderLock
+from gptoss_tune.run.lock import FolderLock
 with FolderLock() as lock:
     assert lock.take(Path(sys.argv[1])) == ()
     if os.fork() == 0:

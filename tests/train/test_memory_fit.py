@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.run.folder import Start
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train import memory_fit, out_of_memory
-from gptoss_tune.train.folder import Start
 from gptoss_tune.train.run import train
 
 # Of the bytes that a process may add, those with which so many rows are found to fit; measured on a

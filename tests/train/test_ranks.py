@@ -8,7 +8,7 @@ import pytest
 
 from gptoss_tune.errors import run_command
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train.checkpoints import verify
+from gptoss_tune.run.checkpoints import verify
 from gptoss_tune.train.run import train
 from gptoss_tune.train.sft import WeightedSftTrainer
 

@@ -6,11 +6,11 @@ import pytest
 
 from gptoss_tune.errors import CheckpointError, GptossTuneError
 from gptoss_tune.files.strict_json import parse
+from gptoss_tune.run.folder import Start
+from gptoss_tune.run.record import note_verification, read_record, update_record
 from gptoss_tune.train import memory_fit
 from gptoss_tune.train.drift import settle
-from gptoss_tune.train.folder import Start
 from gptoss_tune.train.ranks import join
-from gptoss_tune.train.record import note_verification, read_record, update_record
 from gptoss_tune.train.reproduce import record_of
 
 RECORD = {

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from gptoss_tune.errors import RecipeError, RunInterrupted
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.run.checkpoints import verify
 from gptoss_tune.train import ending
-from gptoss_tune.train.checkpoints import verify
 from gptoss_tune.train.run import train
 from gptoss_tune.train.sft import WeightedSftTrainer
 from gptoss_tune.train.stopping import StopOnSignal

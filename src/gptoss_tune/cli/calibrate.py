@@ -65,7 +65,7 @@ class Calibration:
         Raises:
             typer.BadParameter: It goes with other options, or with another kind of adapter.
         """
-        from gptoss_tune.train.record import RECIPE
+        from gptoss_tune.run.record import RECIPE
 
         if data is None:
             if steps is not None:
@@ -111,7 +111,7 @@ class Calibration:
         """
         from gptoss_tune.errors import DataError
         from gptoss_tune.recipe import DataSource, load_recipe
-        from gptoss_tune.train.record import RECIPE
+        from gptoss_tune.run.record import RECIPE
 
         trained = load_recipe(self.run / RECIPE)
         # A file of the run's own data keeps the templates of its columns.
@@ -180,7 +180,7 @@ def merge_calibrated(
     from gptoss_tune.errors import CheckpointError
     from gptoss_tune.export.merge import TooLittleSurvives
     from gptoss_tune.export.plan import WeightedAdapter
-    from gptoss_tune.train.record import update_record
+    from gptoss_tune.run.record import update_record
     from gptoss_tune.weights.adapter import open_adapter
 
     folder, digest = Path(recipe.train.output_dir), weighted[0].adapter.digest
@@ -217,8 +217,7 @@ def merge_calibrated(
 
 def _record(recipe: Recipe) -> dict[str, Any]:
     """Return the record of this calibration; empty where it has not begun."""
-    from gptoss_tune.export.run_record import run_record
-    from gptoss_tune.train.record import RECORD
+    from gptoss_tune.run.record import RECORD, run_record
 
     folder = Path(recipe.train.output_dir)
     record = run_record(folder) if (folder / RECORD).is_file() else {}
@@ -233,10 +232,9 @@ def _refuse_other_settings(recipe: Recipe) -> None:
         RecipeError: There is one.
     """
     from gptoss_tune.errors import RecipeError
-    from gptoss_tune.export.run_record import run_record
     from gptoss_tune.recipe.dump import by_name
+    from gptoss_tune.run.record import RECORD, run_record
     from gptoss_tune.train.drift import changed
-    from gptoss_tune.train.record import RECORD
 
     folder = Path(recipe.train.output_dir)
     record = run_record(folder) if (folder / RECORD).is_file() else {}

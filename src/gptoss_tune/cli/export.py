@@ -72,7 +72,7 @@ def merge(
     from gptoss_tune.export.merge import merge as run_merge
     from gptoss_tune.export.verify import verify as run_verify
     from gptoss_tune.files.atomic import refuse_existing, to_json
-    from gptoss_tune.train.record import note_verification
+    from gptoss_tune.run.record import note_verification
 
     refuse_existing(out)
     calibration = Calibration.of(
@@ -144,7 +144,7 @@ def verify(
     from gptoss_tune.export.served import verify_served
     from gptoss_tune.export.verify import verify as run_verify
     from gptoss_tune.files.atomic import to_json
-    from gptoss_tune.train.record import note_verification
+    from gptoss_tune.run.record import note_verification
     from gptoss_tune.weights import open_checkpoint
 
     checkpoint, weighted = None, []
@@ -250,8 +250,8 @@ def open_all(
 
 def _threshold(weighted: list[WeightedAdapter]) -> float:
     """Return the strictest survival that the recipes of the adapters ask for."""
-    from gptoss_tune.export.run_record import wanted_survival
     from gptoss_tune.recipe import ExportSection
+    from gptoss_tune.run.record import wanted_survival
 
     asked = [wanted_survival(each.adapter.path) for each in weighted]
     found = [share for share in asked if share is not None]

@@ -35,7 +35,7 @@ def reproduce(
     from gptoss_tune.train.hush import hush_libraries
 
     hush_libraries()
-    from gptoss_tune.train.record import RECIPE
+    from gptoss_tune.run.record import RECIPE
     from gptoss_tune.train.reproduce import compare, differences, record_of, run_again
 
     record = record_of(run)

@@ -19,13 +19,13 @@ import torch
 from gptoss_kernels import choose_backend
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.export.run_record import run_record, trained_merge_aware
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
 from gptoss_tune.model.host_embedding import keep_embeddings_on_host
 from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import load_adapters
 from gptoss_tune.recipe import ModelSection
+from gptoss_tune.run.record import run_record, trained_merge_aware
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 from gptoss_tune.weights.adapter import Adapter, base_name, open_adapter
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.run_record import run_record
 from gptoss_tune.files.atomic import staged, to_json
+from gptoss_tune.run.record import run_record
 from gptoss_tune.weights.adapter import Adapter, LowRank
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_tune.weights.adapter_targets import Target

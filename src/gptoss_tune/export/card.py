@@ -18,8 +18,8 @@ import yaml
 from gptoss_tune import __version__
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.run_record import run_record
 from gptoss_tune.files.strict_json import parse
+from gptoss_tune.run.record import run_record
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WIDTH, _HEIGHT, _MARGIN = 640, 240, 40

@@ -29,7 +29,6 @@ from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.export.compute import added, unpacked
 from gptoss_tune.export.mxfp4 import ScaleRule, Survival, packed, total_share
 from gptoss_tune.export.plan import Step, WeightedAdapter, low_ranks, merged_config, plan_steps
-from gptoss_tune.export.run_record import trained_merge_aware
 from gptoss_tune.export.travel import copy_companions
 from gptoss_tune.files.atomic import (
     disk_errors,
@@ -39,6 +38,7 @@ from gptoss_tune.files.atomic import (
     to_json,
     write_text,
 )
+from gptoss_tune.run.record import trained_merge_aware
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.names import ExpertFormat
 from gptoss_tune.weights.write import (

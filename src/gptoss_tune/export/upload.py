@@ -22,11 +22,11 @@ from gptoss_tune.export.card import (
     run_card,
 )
 from gptoss_tune.export.plan import WeightedAdapter
-from gptoss_tune.export.run_record import run_record
 from gptoss_tune.export.travel import NOTICE, change_notice, companions, notice_of
 from gptoss_tune.export.verify import Verification, verify
 from gptoss_tune.files.atomic import to_json
 from gptoss_tune.files.paths import inside
+from gptoss_tune.run.record import run_record
 from gptoss_tune.shipped import shipped
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 from gptoss_tune.weights.adapter import Adapter

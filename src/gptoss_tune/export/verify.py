@@ -24,9 +24,9 @@ from gptoss_tune.export.inspection import (
     inspect_untouched,
 )
 from gptoss_tune.export.plan import WeightedAdapter
-from gptoss_tune.export.run_record import trained_merge_aware
 from gptoss_tune.export.travel import companions
 from gptoss_tune.harmony.tokenizer_file import open_tokenizer
+from gptoss_tune.run.record import trained_merge_aware
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 
 _MAY_DIFFER = {"quantization_config", "torch_dtype", "dtype", "transformers_version", "use_cache"}

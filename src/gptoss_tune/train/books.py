@@ -17,8 +17,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.model.footprint import holdings
+from gptoss_tune.run.record import update_record
 from gptoss_tune.train import layers
-from gptoss_tune.train.record import update_record
 from gptoss_tune.train.tokens import TokenAccount
 
 if TYPE_CHECKING:

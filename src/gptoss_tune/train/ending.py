@@ -15,10 +15,10 @@ from typing import NoReturn
 from rich.console import Console
 
 from gptoss_tune.errors import GuardError, RunInterrupted
-from gptoss_tune.train import card, checkpoints, folder
+from gptoss_tune.run import card, checkpoints, folder
+from gptoss_tune.run.checkpoints import disk_full
+from gptoss_tune.run.record import update_record
 from gptoss_tune.train.books import peak_memory_bytes
-from gptoss_tune.train.disk import disk_full
-from gptoss_tune.train.record import report, update_record
 from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
 from gptoss_tune.train.stopping import EvaluationLeftOut
 
@@ -55,7 +55,7 @@ def interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> NoR
     step = trainer.state.global_step
     if trainer.args.should_save:
         update_record(run, status="stopped", steps=step)
-        report(run, console)
+        write_report_of(run, console)
     missing = "".join(f"; the evaluation at step {n} was left out" for n in trainer.left_out)
     raise RunInterrupted(
         f"a signal ended the run after step {step} of {trainer.state.max_steps}; "
@@ -68,7 +68,7 @@ def refused(trainer: WeightedSftTrainer, run: Path, error: GuardError, console: 
     if trainer.args.should_save:
         update_record(run, status="stopped by the guard", reason=str(error))
         update_record(run, guard=trainer.guard.facts())
-        report(run, console)
+        write_report_of(run, console)
 
 
 def publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
@@ -141,5 +141,5 @@ def finish(
         f"done: {summary.steps} steps in {summary.seconds:.1f} s{loss}; adapter in {adapter}"
     )
     if trainer.args.should_save:
-        report(run, console)
+        write_report_of(run, console)
     return summary

@@ -25,7 +25,7 @@ from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.train.record import update_record
+from gptoss_tune.run.record import update_record
 
 if TYPE_CHECKING:
     from gptoss_tune.train.sft import WeightedSftTrainer

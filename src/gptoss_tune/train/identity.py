@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.disk import run_files
-from gptoss_tune.train import folder
+from gptoss_tune.run import folder
 from gptoss_tune.train.drift import Drift, settle
 from gptoss_tune.train.fingerprint import Place, fingerprint
 

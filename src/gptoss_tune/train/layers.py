@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.model.sharding import share_of
-from gptoss_tune.train.metrics_file import append_line, keep_lines_until, open_lines
+from gptoss_tune.run.jsonl import append_line, keep_lines_until, open_lines
 
 FILE = "layers.jsonl"
 MOST_NORMS = 1000

@@ -20,7 +20,7 @@ from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.memory import memory
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.schema import Spread
-from gptoss_tune.train import checkpoints
+from gptoss_tune.run import checkpoints
 
 _WORDS = re.compile(
     r"out of memory"  # CUDA, HIP, XPU

@@ -24,12 +24,13 @@ from pydantic import ValidationError
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError
 from gptoss_tune.files.strict_json import parse, read_object, refuse_other_kinds
 from gptoss_tune.recipe import Recipe
+from gptoss_tune.run.card import DATA, RunCard, line_marks
+from gptoss_tune.run.checkpoints import sha256_of
+from gptoss_tune.run.environment import environment, hardware
+from gptoss_tune.run.folder import ADAPTER
+from gptoss_tune.run.record import RECIPE, RECORD, read_record
 from gptoss_tune.shipped import shipped
-from gptoss_tune.train.card import DATA, RunCard, hardware, line_marks
-from gptoss_tune.train.checkpoints import sha256_of
 from gptoss_tune.train.drift import NOTED
-from gptoss_tune.train.folder import ADAPTER
-from gptoss_tune.train.record import RECIPE, RECORD, environment, read_record
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 

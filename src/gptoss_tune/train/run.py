@@ -26,15 +26,11 @@ from gptoss_tune.model.build import build
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.recipe.schema import Spread
-from gptoss_tune.train import (
-    card,
-    checkpoints,
-    ending,
-    folder,
-    memory_fit,
-    out_of_memory,
-    ranks,
-)
+from gptoss_tune.run import card, checkpoints, folder
+from gptoss_tune.run.environment import environment
+from gptoss_tune.run.lock import FolderLock
+from gptoss_tune.run.record import RECIPE, update_record
+from gptoss_tune.train import ending, memory_fit, out_of_memory, ranks
 from gptoss_tune.train.books import Books
 from gptoss_tune.train.collator import Collator
 from gptoss_tune.train.deterministic import PRICE, deterministic
@@ -44,11 +40,9 @@ from gptoss_tune.train.gpu import refuse_unusable_gpu
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.identity import Identity, identify
 from gptoss_tune.train.launcher import launched_spread
-from gptoss_tune.train.lock import FolderLock
 from gptoss_tune.train.metric_lines import MetricLines
 from gptoss_tune.train.metrics_file import MetricsFile
 from gptoss_tune.train.progress import ProgressDisplay
-from gptoss_tune.train.record import RECIPE, environment, update_record
 from gptoss_tune.train.settings import sft_config
 from gptoss_tune.train.sft import WeightedSftTrainer
 from gptoss_tune.train.stopping import StopOnSignal

@@ -27,11 +27,11 @@ from trl import SFTTrainer
 
 from gptoss_tune.harmony.order import EpochOrder
 from gptoss_tune.model.sharding import gather_nothing, is_sharded, whole_factors
-from gptoss_tune.train import checkpoints
+from gptoss_tune.run import checkpoints
+from gptoss_tune.run.checkpoints import disk_full
 from gptoss_tune.train.books import Books
 from gptoss_tune.train.collator import NumberedRows
 from gptoss_tune.train.dealing import Dealer, WithFiller
-from gptoss_tune.train.disk import disk_full
 from gptoss_tune.train.guard import Guard
 from gptoss_tune.train.identity import Identity
 from gptoss_tune.train.loss import LossMeter, step_weight

@@ -21,9 +21,6 @@ from gptoss_tune.display import shown_safely
 from gptoss_tune.recipe.schema import TrackingSection
 from gptoss_tune.train.metric_lines import MetricLines
 
-LEFT_LINKS = ("wandb/*run-*/logs/debug-core.log",)
-"""Links out of the run's folder that wandb leaves behind, to its own log; nobody writes there."""
-
 _START_S, _END_S = 20.0, 60.0
 """How long a service that does not answer may hold up a run, at its start and at its end."""
 

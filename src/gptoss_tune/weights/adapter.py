@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.run_record import run_record
 from gptoss_tune.files.paths import inside
+from gptoss_tune.run.record import run_record
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from gptoss_tune.weights.adapter_targets import Target, targets_of

@@ -17,10 +17,9 @@ from gptoss_tune.files.atomic import disk_errors
 from gptoss_tune.files.paths import refuse_links
 from gptoss_tune.plan.disk import RunFiles
 from gptoss_tune.recipe.recipe import Recipe
-from gptoss_tune.train import checkpoints
-from gptoss_tune.train.lock import LOCK, FolderLock
-from gptoss_tune.train.record import RECORD, read_record
-from gptoss_tune.train.wandb_metrics import LEFT_LINKS
+from gptoss_tune.run import checkpoints
+from gptoss_tune.run.lock import LOCK, FolderLock
+from gptoss_tune.run.record import RECORD, read_record
 
 ADAPTER = "adapter"
 
@@ -174,3 +173,7 @@ def _record(folder: Path) -> dict[str, Any]:
             f"start; it is of another version or damaged, move {folder} away or restore the file"
         )
     return record
+
+
+LEFT_LINKS = ("wandb/*run-*/logs/debug-core.log",)
+"""Links out of the run's folder that wandb leaves behind, to its own log; nobody writes there."""

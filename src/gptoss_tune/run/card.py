@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import platform
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.harmony.sources.open import find_files
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.train.checkpoints import sha256_of
+from gptoss_tune.run.checkpoints import sha256_of
+from gptoss_tune.run.environment import hardware
 
 DATA = "data.json"
 _MOST_LINES = 200_000
@@ -173,19 +171,6 @@ def _throughput(steps: list[dict[str, Any]]) -> float | None:
     return tokens / seconds if seconds else None
 
 
-def hardware() -> dict[str, Any]:
-    """Return CPU, memory, GPUs and driver of this machine."""
-    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    driver = Path("/sys/module/nvidia/version")
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
-        "driver": driver.read_text("utf-8").strip() if gpus and driver.is_file() else None,
-    }
-
-
 def line_marks(path: Path) -> str | None:
     """Return eight hex digits (CRC-32) a line of a text file; None for other or huge ones."""
     if path.suffix not in (".jsonl", ".ndjson", ".csv"):
@@ -204,12 +189,3 @@ def _files(path: str) -> Iterator[Path | None]:
     """Yield the files that a source's path means; None for a dataset of the Hub."""
     found = find_files(path)
     yield from (None,) if found is None else (file for file, _ in found)
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

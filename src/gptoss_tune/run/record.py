@@ -6,38 +6,20 @@ facts around it: versions, commit, hardware, the base's fingerprint, and how the
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from gptoss_tune import __version__
 from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
 from gptoss_tune.report.page import write_report
-from gptoss_tune.train.commit import git_commit
 
 RECORD = "run.json"
 RECIPE = "recipe.yaml"
-_LIBRARIES = (
-    "torch",
-    "triton",
-    "transformers",
-    "peft",
-    "trl",
-    "accelerate",
-    "datasets",
-    "bitsandbytes",
-    "openai-harmony",
-    "safetensors",
-)
 # What is looked up in a record that another process wrote, or another person.
 _KINDS: dict[str, Any] = {
     "run_id": str,
@@ -51,20 +33,6 @@ _KINDS: dict[str, Any] = {
     "hardware": {},
     "verification": [{}],
 }
-
-
-def environment() -> dict[str, Any]:
-    """Return versions, commit and hardware of this process."""
-    return {
-        "gptoss_tune": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "libraries": {name: _version(name) for name in _LIBRARIES},
-        "git_commit": git_commit(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
 
 
 def read_record(run: Path) -> dict[str, Any]:
@@ -119,8 +87,42 @@ def report(run: Path, console: Console) -> None:
         console.print(f"report: {path}", soft_wrap=True, highlight=False)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+_SOURCE = {"path": str}
+
+
+_EXPORT_KINDS: dict[str, Any] = {
+    "base": {"name": str, "fingerprint": {"weights": str, "config": str}},
+    "environment": {"libraries": {}},
+    "recipe": {
+        "model": {},
+        "lora": {},
+        "train": {},
+        "export": {"min_survival": float},
+        "data": {"train": [_SOURCE], "eval": [_SOURCE]},
+    },
+}
+
+
+def run_record(folder: Path) -> dict[str, Any]:
+    """Return ``run.json`` beside or above an adapter; empty where there is none.
+
+    Raises:
+        CheckpointError: It is not strict JSON, or holds something else than a record.
+    """
+    for path in (folder / "run.json", folder.absolute().parent / "run.json"):
+        if path.is_file():
+            record = read_object(path)
+            refuse_other_kinds(path, record, _EXPORT_KINDS)
+            return record
+    return {}
+
+
+def wanted_survival(folder: Path) -> float | None:
+    """Return the recipe's ``export.min_survival`` from ``run.json``; ``None`` where it has none."""
+    return run_record(folder).get("recipe", {}).get("export", {}).get("min_survival")
+
+
+def trained_merge_aware(folder: Path) -> bool:
+    """Return whether ``run.json`` says that the rounded weights were trained."""
+    recipe = run_record(folder).get("recipe", {})
+    return bool(recipe.get("lora", {}).get("merge_aware", False))

@@ -9,7 +9,16 @@ checkout itself configures no program.
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import platform
 import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptoss_tune import __version__
 
 _QUIET = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 _TIMEOUT_S = 10
@@ -62,3 +71,60 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
+
+
+def hardware() -> dict[str, Any]:
+    """Return CPU, memory, GPUs and driver of this machine."""
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    driver = Path("/sys/module/nvidia/version")
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
+        "driver": driver.read_text("utf-8").strip() if gpus and driver.is_file() else None,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+_LIBRARIES = (
+    "torch",
+    "triton",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "openai-harmony",
+    "safetensors",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, commit and hardware of this process."""
+    return {
+        "gptoss_tune": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "git_commit": git_commit(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
