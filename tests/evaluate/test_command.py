@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.evaluate.lm_eval import lm_eval_command
-from gptoss_tune.export.merge import MergeOptions, merge
-from gptoss_tune.export.plan import WeightedAdapter
+from gptoss_tune.export.merge.merge import MergeOptions, merge
+from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.recipe import recipe_yaml
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.export.merge import MergeOptions, merge
-from gptoss_tune.export.plan import WeightedAdapter
+from gptoss_tune.export.merge.merge import MergeOptions, merge
+from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from gptoss_tune.export.merge import MergeOptions, merge
-from gptoss_tune.export.plan import WeightedAdapter
+from gptoss_tune.export.merge.merge import MergeOptions, merge
+from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.files.atomic import staging_folder
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter

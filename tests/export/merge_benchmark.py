@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from gptoss_tune.export.merge import MergeOptions, merge
-from gptoss_tune.export.plan import WeightedAdapter
+from gptoss_tune.export.merge.merge import MergeOptions, merge
+from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter
 from gptoss_tune.weights.adapter_targets import targets_of

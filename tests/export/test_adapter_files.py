@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.adapter import serve_command, write_adapter
+from gptoss_tune.export.adapter_formats import serve_command, write_adapter
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter
 

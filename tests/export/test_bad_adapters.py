@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, MachineError
-from gptoss_tune.export.merge import MergeOptions, merge
+from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import adapter_folder, base_name, open_adapter

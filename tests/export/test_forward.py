@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 
-from gptoss_tune.export.forward import LayerwiseModel
+from gptoss_tune.export.verify.layerwise import LayerwiseModel
 
 # Longer than the window of 128, so that the sliding layers hide something.
 PROMPTS = [[200006, 1428, 200008, 40, 41, 42, 200007], [i * 37 % 5000 for i in range(150)]]

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, HubError
-from gptoss_tune.export.hub import push, without_tokens
-from gptoss_tune.export.upload import collect
+from gptoss_tune.export.hub.files import collect
+from gptoss_tune.export.hub.push import push, without_tokens
 from gptoss_tune.weights import open_checkpoint
 
 spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).parent / "hub_server.py")

@@ -19,8 +19,8 @@ import torch
 torch.set_num_threads(1)
 from gptoss_tune.checkpoint import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter
-from gptoss_tune.export.merge import MergeOptions, merge
-from gptoss_tune.export.plan import WeightedAdapter
+from gptoss_tune.export.merge.merge import MergeOptions, merge
+from gptoss_tune.export.merge.steps import WeightedAdapter
 base, adapter, out = sys.argv[1:]
 checkpoint = open_checkpoint(base)
 opened = [WeightedAdapter(open_adapter(adapter, checkpoint))]

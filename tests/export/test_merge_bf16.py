@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
-from gptoss_tune.export.merge import MergeOptions, merge
+from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.weights import open_checkpoint
 
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"

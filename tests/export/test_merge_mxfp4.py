@@ -14,7 +14,7 @@ from gptoss_kernels import (
 from gptoss_kernels.experts.projection import merged_mxfp4_expert
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.merge import MergeOptions, merge
+from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter
 

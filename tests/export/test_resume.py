@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_tune.export.merge import MergeOptions, merge
+from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.files.atomic import staging_folder
 
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, MachineError
-from gptoss_tune.export.forward import LayerwiseModel
-from gptoss_tune.export.served import SERVED_PROMPTS, verify_served
+from gptoss_tune.export.verify.layerwise import LayerwiseModel
+from gptoss_tune.export.verify.server import SERVED_PROMPTS, verify_served
 from gptoss_tune.weights import open_checkpoint
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.serving import TARGETS, Served, write_bundle
+from gptoss_tune.export.serve import TARGETS, Served, write_bundle
 
 # Compose specification, services top-level element.
 COMPOSE = {"image", "ports", "volumes", "ipc", "deploy", "command", "environment"}

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.verify import verify
+from gptoss_tune.export.verify.verify import verify
 
 GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
 DOWN = "model.layers.0.mlp.experts.down_proj"

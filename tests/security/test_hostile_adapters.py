@@ -140,7 +140,7 @@ def test_patterns_that_other_tools_write_still_match(base, adapter, place, tools
 
 
 def test_a_record_cannot_write_markup_into_the_card(base, adapter, tools, place):
-    from gptoss_tune.export.card import Facts, model_card, read_metrics
+    from gptoss_tune.export.hub.model_card import Facts, model_card, read_metrics
 
     run = place / "theirs"
     run.mkdir()

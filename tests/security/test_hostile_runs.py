@@ -125,7 +125,7 @@ def test_an_output_folder_that_exists_is_left_alone(base, adapter, place, refuse
 
 def test_a_merged_folder_with_a_stranger_in_it_is_not_uploaded(base, adapter, place):
     from gptoss_tune.errors import CheckpointError
-    from gptoss_tune.export.upload import _merged_files
+    from gptoss_tune.export.hub.files import _merged_files
 
     (base / "config.json.bak").write_text("x")
     with pytest.raises(CheckpointError, match=r"holds 'config\.json\.bak', which no merge writes"):

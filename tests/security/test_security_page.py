@@ -9,7 +9,7 @@ import pytest
 
 from gptoss_tune.display import shown_safely
 from gptoss_tune.errors import MachineError
-from gptoss_tune.export.served import _complete
+from gptoss_tune.export.verify.server import _complete
 
 ROOT = Path(__file__).resolve().parents[2]
 

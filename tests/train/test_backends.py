@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
-from gptoss_tune.export.merge import MergeOptions, merge
-from gptoss_tune.export.plan import WeightedAdapter
+from gptoss_tune.export.merge.merge import MergeOptions, merge
+from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.model.build import build
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train.run import train

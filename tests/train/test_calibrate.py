@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, DataError, RecipeError, RunInterrupted
-from gptoss_tune.export.merge import TooLittleSurvives
+from gptoss_tune.export.merge.merge import TooLittleSurvives
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build

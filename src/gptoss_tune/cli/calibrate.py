@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from gptoss_tune.export.plan import WeightedAdapter
+    from gptoss_tune.export.merge.steps import WeightedAdapter
     from gptoss_tune.recipe import Recipe
     from gptoss_tune.weights import Checkpoint
 
@@ -178,8 +178,8 @@ def merge_calibrated(
         GptossTuneError: What training or merging refuses; ``RunInterrupted`` when stopped.
     """
     from gptoss_tune.errors import CheckpointError
-    from gptoss_tune.export.merge import TooLittleSurvives
-    from gptoss_tune.export.plan import WeightedAdapter
+    from gptoss_tune.export.merge.merge import TooLittleSurvives
+    from gptoss_tune.export.merge.steps import WeightedAdapter
     from gptoss_tune.run.record import update_record
     from gptoss_tune.weights.adapter import open_adapter
 

@@ -15,8 +15,8 @@ from gptoss_tune.cli.tiny import ExpertFormat
 from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
-    from gptoss_tune.export.plan import WeightedAdapter
-    from gptoss_tune.export.verify import Verification
+    from gptoss_tune.export.merge.steps import WeightedAdapter
+    from gptoss_tune.export.verify.verify import Verification
     from gptoss_tune.weights import Checkpoint
 
 AdapterPath = Annotated[
@@ -68,9 +68,9 @@ def merge(
     A merge that was stopped goes on where it was when the same command is given again.
     """
     from gptoss_tune.cli.calibrate import Calibration, merge_calibrated
-    from gptoss_tune.export.merge import MergeOptions
-    from gptoss_tune.export.merge import merge as run_merge
-    from gptoss_tune.export.verify import verify as run_verify
+    from gptoss_tune.export.merge.merge import MergeOptions
+    from gptoss_tune.export.merge.merge import merge as run_merge
+    from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import refuse_existing, to_json
     from gptoss_tune.run.record import note_verification
 
@@ -141,8 +141,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check that a merged checkpoint, or a server of it, holds what was trained."""
-    from gptoss_tune.export.served import verify_served
-    from gptoss_tune.export.verify import verify as run_verify
+    from gptoss_tune.export.verify.server import verify_served
+    from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import to_json
     from gptoss_tune.run.record import note_verification
     from gptoss_tune.weights import open_checkpoint
@@ -193,7 +193,7 @@ def adapter(
     ] = False,
 ) -> None:
     """Write an adapter as PEFT or a server reads it, and print the command that serves it."""
-    from gptoss_tune.export.adapter import serve_command, write_adapter
+    from gptoss_tune.export.adapter_formats import serve_command, write_adapter
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name, open_adapter
 
@@ -234,7 +234,7 @@ def open_all(
     adapters: list[str], base: str | None, revision: str | None, other_base: bool
 ) -> tuple[Checkpoint, list[WeightedAdapter]]:
     """Open the base and the adapters named on the command line, each as ``PATH[=WEIGHT]``."""
-    from gptoss_tune.export.plan import WeightedAdapter
+    from gptoss_tune.export.merge.steps import WeightedAdapter
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name, open_adapter
 

@@ -35,7 +35,7 @@ def serve_config(
     revision: Revision = None,
 ) -> None:
     """Write the commands and files that serve a model."""
-    from gptoss_tune.export.serving import Served, write_bundle
+    from gptoss_tune.export.serve import Served, write_bundle
     from gptoss_tune.weights import open_checkpoint
 
     if (source / "config.json").is_file():
@@ -58,8 +58,8 @@ def _adapter_bundle(
     revision: str | None,
 ) -> list[str]:
     """Write a bundle for base + adapter, with the adapter in the server's form inside it."""
-    from gptoss_tune.export.adapter import VLLM_RANKS, largest_rank, write_adapter
-    from gptoss_tune.export.serving import Served, write_bundle
+    from gptoss_tune.export.adapter_formats import VLLM_RANKS, largest_rank, write_adapter
+    from gptoss_tune.export.serve import Served, write_bundle
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name, open_adapter
 
@@ -88,8 +88,8 @@ def push(
     logits: Annotated[bool, typer.Option(help="Compare logits of a merged folder first.")] = True,
 ) -> None:
     """Verify a run's adapter or merged model and upload it with a model card."""
-    from gptoss_tune.export import hub
-    from gptoss_tune.export.upload import collect
+    from gptoss_tune.export.hub import push
+    from gptoss_tune.export.hub.files import collect
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name as recorded_base
     from gptoss_tune.weights.adapter import open_adapter
@@ -100,5 +100,5 @@ def push(
     adapter = open_adapter(source, checkpoint)
     files = collect(adapter, checkpoint, repo, merged=merged, base_name=base_name, logits=logits)
     kind = "merged model" if merged else "adapter"
-    done = hub.push(files, repo, public=public, message=f"Upload {kind} with gptoss-tune")
+    done = push.push(files, repo, public=public, message=f"Upload {kind} with gptoss-tune")
     typer.echo(f"{done.url}: {len(files)} files, commit {done.commit}")

@@ -23,7 +23,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import (
     GptOssRotaryEmbedding,
 )
 
-from gptoss_tune.export.plan import WeightedAdapter, low_ranks
+from gptoss_tune.export.merge.steps import WeightedAdapter, low_ranks
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import LowRank
 from gptoss_tune.weights.names import ATTENTION_PROJECTIONS, expert_key

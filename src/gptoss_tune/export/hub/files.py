@@ -12,7 +12,8 @@ from pathlib import Path
 
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.card import (
+from gptoss_tune.export.assets import NOTICE, change_notice, companions, notice_of
+from gptoss_tune.export.hub.model_card import (
     Facts,
     hub_base_name,
     loss_plot,
@@ -21,9 +22,8 @@ from gptoss_tune.export.card import (
     read_metrics,
     run_card,
 )
-from gptoss_tune.export.plan import WeightedAdapter
-from gptoss_tune.export.travel import NOTICE, change_notice, companions, notice_of
-from gptoss_tune.export.verify import Verification, verify
+from gptoss_tune.export.merge.steps import WeightedAdapter
+from gptoss_tune.export.verify.verify import Verification, verify
 from gptoss_tune.files.atomic import to_json
 from gptoss_tune.files.paths import inside
 from gptoss_tune.run.record import run_record

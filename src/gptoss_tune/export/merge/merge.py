@@ -26,10 +26,16 @@ import torch
 from gptoss_kernels import dequantize
 
 from gptoss_tune.errors import CheckpointError, MachineError
-from gptoss_tune.export.compute import added, unpacked
-from gptoss_tune.export.mxfp4 import ScaleRule, Survival, packed, total_share
-from gptoss_tune.export.plan import Step, WeightedAdapter, low_ranks, merged_config, plan_steps
-from gptoss_tune.export.travel import copy_companions
+from gptoss_tune.export.assets import copy_companions
+from gptoss_tune.export.merge.arithmetic import added, unpacked
+from gptoss_tune.export.merge.quantize import ScaleRule, Survival, packed, total_share
+from gptoss_tune.export.merge.steps import (
+    Step,
+    WeightedAdapter,
+    low_ranks,
+    merged_config,
+    plan_steps,
+)
 from gptoss_tune.files.atomic import (
     disk_errors,
     publish,

@@ -16,15 +16,15 @@ import torch
 from transformers import GptOssConfig
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.forward import LayerwiseModel
-from gptoss_tune.export.inspection import (
+from gptoss_tune.export.assets import companions
+from gptoss_tune.export.merge.steps import WeightedAdapter
+from gptoss_tune.export.verify.layerwise import LayerwiseModel
+from gptoss_tune.export.verify.weights import (
     TargetReport,
     find_nonfinite,
     inspect_target,
     inspect_untouched,
 )
-from gptoss_tune.export.plan import WeightedAdapter
-from gptoss_tune.export.travel import companions
 from gptoss_tune.harmony.tokenizer_file import open_tokenizer
 from gptoss_tune.run.record import trained_merge_aware
 from gptoss_tune.weights import Checkpoint, open_checkpoint

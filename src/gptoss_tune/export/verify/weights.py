@@ -23,8 +23,8 @@ from gptoss_kernels.experts.projection import merged_mxfp4_expert
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK
 from torch import Tensor
 
-from gptoss_tune.export.compute import chunks, decoded
-from gptoss_tune.export.plan import WeightedAdapter
+from gptoss_tune.export.merge.arithmetic import chunks, decoded
+from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import LowRank
 from gptoss_tune.weights.names import layer_of

@@ -22,8 +22,8 @@ import torch
 from tokenizers import Tokenizer
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.export.forward import LayerwiseModel
-from gptoss_tune.export.verify import Check
+from gptoss_tune.export.verify.layerwise import LayerwiseModel
+from gptoss_tune.export.verify.verify import Check
 from gptoss_tune.files.strict_json import parse
 from gptoss_tune.harmony.tokenizer_file import open_tokenizer
 from gptoss_tune.weights import Checkpoint

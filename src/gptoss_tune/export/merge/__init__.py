@@ -1,0 +1,1 @@
+"""Adapter and base to a merged checkpoint: streamed, exact, resumable."""
