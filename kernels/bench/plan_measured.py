@@ -33,7 +33,7 @@ from gptoss_tune.testing.measured import (
     saved_bytes,
 )
 from gptoss_tune.testing.tiny import tiny_checkpoint
-from gptoss_tune.train.hush import hush_libraries
+from gptoss_tune.train.entrypoint import hush_libraries
 from gptoss_tune.weights import open_checkpoint
 
 WITHIN, LENGTH = 0.05, 24

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_tune.harmony.dataset.packing import efficiency, pack
-from gptoss_tune.harmony.order import EpochOrder
+from gptoss_tune.train.data.sampler import EpochOrder
 
 
 def chat_lengths(count, seed=0):

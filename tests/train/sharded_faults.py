@@ -13,14 +13,15 @@ import torch.distributed as dist
 
 from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.model import experts
-from gptoss_tune.train import ranks, sft
+from gptoss_tune.train import sft
+from gptoss_tune.train.distributed import watchdog
 
 Run = Callable[..., Any]
 Ended = tuple[str, int, str]
 """Name, exit code and text of the error that ended a run."""
 
 # Both ranks leave a run by themselves here, and a slow one is not to be ended by the other.
-ranks._GRACE_S = 120.0
+watchdog._GRACE_S = 120.0
 CUT_OFF = (1, 6)
 """Experts of which one rank holds the first, the other the second."""
 

@@ -23,8 +23,8 @@ from gptoss_tune.model.build import build
 from gptoss_tune.model.footprint import holdings
 from gptoss_tune.model.sharding import Share, share_of, whole
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train.guard.gradients import Trainability
 from gptoss_tune.train.run import train
-from gptoss_tune.train.trainability import Trainability
 from gptoss_tune.weights import open_checkpoint
 
 RECIPE, FOLDER = sys.argv[1], Path(sys.argv[2])

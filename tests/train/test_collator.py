@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gptoss_tune.train.collator import IGNORED, Collator
+from gptoss_tune.train.data.collator import IGNORED, Collator
 
 SHORT = {"input_ids": [7, 8, 9], "loss_weights": [0.0, 0.0, 2.0], "channels": [0, 0, 3]}
 LONG = {

@@ -12,8 +12,8 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.testing.tiny import tiny_checkpoint
-from gptoss_tune.train.drift import drift, settle
-from gptoss_tune.train.fingerprint import Place, fingerprint, rows_hash
+from gptoss_tune.train.resume.changes import drift, settle
+from gptoss_tune.train.resume.fingerprint import Place, fingerprint, rows_hash
 from gptoss_tune.train.run import train
 from gptoss_tune.train.sft import WeightedSftTrainer
 from gptoss_tune.weights import open_checkpoint

@@ -13,7 +13,7 @@ import pytest
 
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import MachineError
-from gptoss_tune.train.gpu import refuse_unusable_gpu
+from gptoss_tune.train.distributed.device import refuse_unusable_gpu
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 

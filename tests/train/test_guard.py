@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gptoss_tune.errors import GuardError
-from gptoss_tune.train import ending
+from gptoss_tune.train import finish
 from gptoss_tune.train import run as run_module
 from gptoss_tune.train.run import train
 
@@ -178,7 +178,7 @@ def test_one_nan_is_left_out_without_an_update(recipe, broken, monkeypatch, tmp_
 
     broken(poison)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(ending, "publish_adapter", killed)
+        patch.setattr(finish, "publish_adapter", killed)
         train(recipe("train.max_steps=5", "train.save_steps=5"))
     run = tmp_path / "run"
     guard = json.loads((run / "run.json").read_text())["guard"]

@@ -12,10 +12,10 @@ from gptoss_tune.errors import GuardError
 from gptoss_tune.model.build import build
 from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.recipe import GuardSection
-from gptoss_tune.train.alarms import CONSTANT_LOSSES, Alarms
-from gptoss_tune.train.checksum import checksum
-from gptoss_tune.train.router_load import RouterLoad
-from gptoss_tune.train.trainability import Trainability
+from gptoss_tune.train.guard.checksum import checksum
+from gptoss_tune.train.guard.gradients import Trainability
+from gptoss_tune.train.guard.router_load import RouterLoad
+from gptoss_tune.train.guard.warnings import CONSTANT_LOSSES, Alarms
 from gptoss_tune.weights import open_checkpoint
 
 

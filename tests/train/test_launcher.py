@@ -5,7 +5,7 @@ import os
 import pytest
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.train.launcher import launched_spread
+from gptoss_tune.train.distributed.launcher import launched_spread
 from gptoss_tune.train.run import train
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "8"}

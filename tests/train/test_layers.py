@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from gptoss_tune.train import layers
-from gptoss_tune.train.layers import LayerFigures, layer_norms
+from gptoss_tune.train.metrics import layers
+from gptoss_tune.train.metrics.layers import LayerFigures, layer_norms
 from gptoss_tune.train.run import train
 
 
@@ -16,7 +16,7 @@ def lines(run):
 
 def test_norms_and_loads_are_those_of_the_step(recipe, tmp_path, monkeypatch):
     """Norms in float64 from the gradients; loads from what the routers return, counted by hand."""
-    from gptoss_tune.train.books import Books
+    from gptoss_tune.train.metrics.step_metrics import Books
 
     norms, loads = {}, {}
 

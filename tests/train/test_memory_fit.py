@@ -15,7 +15,7 @@ from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.run.folder import Start
 from gptoss_tune.testing.tiny import tiny_checkpoint
-from gptoss_tune.train import memory_fit, out_of_memory
+from gptoss_tune.train import find_batch_size, out_of_memory
 from gptoss_tune.train.run import train
 
 # Of the bytes that a process may add, those with which so many rows are found to fit; measured on a
@@ -165,7 +165,7 @@ def test_one_rank_out_of_memory_in_a_step_ends_the_run_with_one_message(wide, tm
 
 def test_a_row_that_does_not_fit_stops_before_the_first_step(wide, tmp_path, monkeypatch):
     # More than an address space holds is set aside for the optimizer.
-    monkeypatch.setattr(memory_fit, "_spare_bytes", lambda *arguments: 1 << 50)
+    monkeypatch.setattr(find_batch_size, "_spare_bytes", lambda *arguments: 1 << 50)
     recipe = load_recipe(wide, overrides(tmp_path / "run", 2, 1, AUTOMATIC))
     with pytest.raises(MachineError, match="out of memory on the host") as caught:
         train(recipe)
@@ -175,7 +175,7 @@ def test_a_row_that_does_not_fit_stops_before_the_first_step(wide, tmp_path, mon
 
 @pytest.mark.parametrize("rows, smaller", [(2, 1), (8, 4), (6, 3), (9, 3), (7, 1), (35, 7)])
 def test_the_product_stays_for_odd_sizes(rows, smaller):
-    assert memory_fit.next_smaller(rows) == smaller
+    assert find_batch_size.next_smaller(rows) == smaller
     assert rows % smaller == 0
 
 
@@ -185,7 +185,7 @@ def test_a_continued_run_starts_with_what_it_used(tmp_path):
     state = PartialState(cpu=True)
 
     def used(asked, checkpoint):
-        return memory_fit._used_before(Start(tmp_path, checkpoint, (), "run"), asked, state)
+        return find_batch_size._used_before(Start(tmp_path, checkpoint, (), "run"), asked, state)
 
     assert used(8, tmp_path / "checkpoint-2") == 2
     # Another product of rows and processes than before: nothing of it can be kept.
@@ -197,7 +197,7 @@ def test_a_model_in_shares_is_refused(wide, tmp_path):
     recipe = load_recipe(wide, overrides(tmp_path, 8, 1, AUTOMATIC))
     start, none = Start(tmp_path, None, (), "run"), None
     with pytest.raises(RecipeError, match=r"accelerate/ddp\.yaml"):
-        memory_fit.fit(recipe, none, none, none, none, start, "fsdp2", none)
+        find_batch_size.fit(recipe, none, none, none, none, start, "fsdp2", none)
 
 
 @pytest.mark.parametrize(
@@ -229,19 +229,19 @@ def test_the_message_names_the_checkpoint_that_is_kept(wide, tmp_path):
 @pytest.mark.gpu
 def test_a_full_gpu_halves_the_micro_batch(wide, tmp_path, monkeypatch):
     """The allocator is given room for 4 rows, which the run then trains."""
-    real = memory_fit.fit
+    real = find_batch_size.fit
 
     def limited(recipe, base, model, dataset, state, *others):
         peaks = {}
         for rows in (4, 8):
             torch.cuda.reset_peak_memory_stats()
-            assert memory_fit._try_step(recipe, model, dataset, rows, 0, state) is None
+            assert find_batch_size._try_step(recipe, model, dataset, rows, 0, state) is None
             peaks[rows] = torch.cuda.max_memory_reserved()
         total = torch.cuda.mem_get_info()[1]
         torch.cuda.set_per_process_memory_fraction((peaks[4] + peaks[8]) / 2 / total)
         return real(recipe, base, model, dataset, state, *others)
 
-    monkeypatch.setattr(memory_fit, "fit", limited)
+    monkeypatch.setattr(find_batch_size, "fit", limited)
     run = tmp_path / "run"
     try:
         train(load_recipe(wide, overrides(run, 8, 1, AUTOMATIC)))

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train.hush import hush_libraries
+from gptoss_tune.train.distributed.heartbeat import is_running
+from gptoss_tune.train.entrypoint import hush_libraries
 from gptoss_tune.train.run import train
-from gptoss_tune.train.signs import is_running
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 

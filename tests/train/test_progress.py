@@ -6,7 +6,7 @@ import re
 from rich.console import Console
 from transformers import TrainerState
 
-from gptoss_tune.train.progress import ProgressDisplay
+from gptoss_tune.train.metrics.progress import ProgressDisplay
 
 LOGS = {
     "loss": 12.3456,

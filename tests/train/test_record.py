@@ -8,10 +8,10 @@ from gptoss_tune.errors import CheckpointError, GptossTuneError
 from gptoss_tune.files.strict_json import parse
 from gptoss_tune.run.folder import Start
 from gptoss_tune.run.record import note_verification, read_record, update_record
-from gptoss_tune.train import memory_fit
-from gptoss_tune.train.drift import settle
-from gptoss_tune.train.ranks import join
+from gptoss_tune.train import find_batch_size
+from gptoss_tune.train.distributed.watchdog import join
 from gptoss_tune.train.reproduce import record_of
+from gptoss_tune.train.resume.changes import settle
 
 RECORD = {
     "run_id": "this",
@@ -106,7 +106,7 @@ def test_any_value_in_a_record_is_taken_or_refused_and_never_trips_a_reader(
                 train=settings.train,
             )
             checkpoint = run / "checkpoint-1"
-            used = memory_fit._used_before(Start(run, checkpoint, (), "this"), 2, state)
+            used = find_batch_size._used_before(Start(run, checkpoint, (), "this"), 2, state)
             assert used in (1, 2)
             update_record(run, status="running")
             read_record(run)

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from accelerate.data_loader import DataLoaderShard, skip_first_batches
 
-from gptoss_tune.harmony.order import EpochOrder
-from gptoss_tune.train.dealing import FILLER, Dealer, WithFiller
+from gptoss_tune.train.data.sampler import FILLER, Dealer, EpochOrder, WithFiller
+from gptoss_tune.train.data.token_counts import count_row
 from gptoss_tune.train.run import train
-from gptoss_tune.train.tokens import count_row
 
 
 def batches(size, batch, ranks, rank, epoch):

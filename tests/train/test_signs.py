@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from gptoss_tune.train.signs import Judge, Sign, is_running, this_host
+from gptoss_tune.train.distributed.heartbeat import Judge, Sign, is_running, this_host
 
 TIMEOUT_S = 120.0
 

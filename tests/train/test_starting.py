@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from gptoss_tune.train.starting import starting
+from gptoss_tune.train.entrypoint import starting
 
 IN_AN_IMPORT = """
 import os, signal
-from gptoss_tune.train.starting import starting
+from gptoss_tune.train.entrypoint import starting
 with starting():
     try:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -11,8 +11,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.train.random_state import load_random_state, random_state, save_random_states
-from gptoss_tune.train.state import FACTS, TENSORS, load_state, save_state
+from gptoss_tune.train.resume.state import (
+    FACTS,
+    TENSORS,
+    load_random_state,
+    load_state,
+    random_state,
+    save_random_states,
+    save_state,
+)
 
 
 def adamw(parameters, **options):

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from gptoss_tune.errors import RecipeError, RunInterrupted
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.run.checkpoints import verify
-from gptoss_tune.train import ending
+from gptoss_tune.train import finish
+from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.run import train
 from gptoss_tune.train.sft import WeightedSftTrainer
-from gptoss_tune.train.stopping import StopOnSignal
 
 
 def signal_before(owner, name, when=lambda *_: True):
@@ -53,7 +53,7 @@ def evaluations(run):
 
 
 PLACES = {
-    "the adapter's write": (ending, "save_adapter"),
+    "the adapter's write": (finish, "save_adapter"),
     "the last evaluation": (WeightedSftTrainer, "prediction_step", at_the_end),
 }
 
@@ -92,7 +92,7 @@ def test_prompts_after_the_last_step_are_left_out(recipe, rows, signalled, capsy
         "evaluation.at_start=false",
         f"evaluation.drift.references={rows}",
     )
-    signalled(ending, "save_adapter")
+    signalled(finish, "save_adapter")
     summary = train(settings)
     assert "step 1: the evaluation is left out" in capsys.readouterr().out
     assert not (summary.folder / "evaluation").exists()

@@ -1,7 +1,7 @@
 """The trainer's tokenizer has the ids of the encoding that rows are rendered with."""
 
 from gptoss_tune.harmony.vocabulary import NAMED_SPECIAL_TOKENS, load_vocabulary
-from gptoss_tune.train.tokenizer import training_tokenizer
+from gptoss_tune.train.trl_config import training_tokenizer
 
 
 def test_its_ids_are_those_of_the_rendering():

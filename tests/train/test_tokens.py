@@ -12,9 +12,9 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train.data.token_counts import TokenAccount, count_row
 from gptoss_tune.train.loss import CHANNELS
 from gptoss_tune.train.run import train
-from gptoss_tune.train.tokens import TokenAccount, count_row
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_two_processes_count_together_and_a_resume_goes_on(two_datasets, recipe_
 
 
 def test_a_step_that_is_left_out_was_read_and_not_trained(recipe, tmp_path, monkeypatch):
-    from gptoss_tune.train.books import Books
+    from gptoss_tune.train.metrics.step_metrics import Books
 
     original = Books.before_clipping
 

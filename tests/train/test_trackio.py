@@ -10,7 +10,7 @@ import pytest
 
 from gptoss_tune.errors import MachineError
 from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train.trackio_metrics import refuse_missing_tracker
+from gptoss_tune.train.metrics.trackio_tracker import refuse_missing_tracker
 
 SCRIPT = """
 import json, sys
@@ -27,7 +27,7 @@ def hook(event, arguments):
         seen.append([event, str(arguments[0])])
 
 from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train.trackio_metrics import TrackioMetrics
+from gptoss_tune.train.metrics.trackio_tracker import TrackioMetrics
 
 sys.addaudithook(hook)
 for after, lines in ((0, [1, 2, 3]), (2, [3, 4])):  # the second start is resumed after step 2

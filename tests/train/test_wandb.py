@@ -13,14 +13,14 @@ import wandb
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train import wandb_metrics
+from gptoss_tune.train.metrics import wandb_tracker
 
 
 @pytest.fixture
 def track(tmp_path, monkeypatch):
     """Return a function that logs two steps to a service, at a closed port unless told."""
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setattr(wandb_metrics, "_START_S", 3.0)
+    monkeypatch.setattr(wandb_tracker, "_START_S", 3.0)
     state = TrainerState(is_world_process_zero=True)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
 
@@ -28,7 +28,7 @@ def track(tmp_path, monkeypatch):
         monkeypatch.setenv("WANDB_BASE_URL", url)
         wandb.teardown()  # it remembers the address as long as the process lives
         tracking = TrackingSection(wandb="online")
-        tracker = wandb_metrics.WandbMetrics(tracking, tmp_path, {"a": 1}, "0123abcd")
+        tracker = wandb_tracker.WandbMetrics(tracking, tmp_path, {"a": 1}, "0123abcd")
         tracker.on_train_begin(arguments, state, TrainerControl())
         for step in (1, 2):
             state.global_step = step

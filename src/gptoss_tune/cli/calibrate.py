@@ -234,7 +234,7 @@ def _refuse_other_settings(recipe: Recipe) -> None:
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.recipe.dump import by_name
     from gptoss_tune.run.record import RECORD, run_record
-    from gptoss_tune.train.drift import changed
+    from gptoss_tune.train.resume.changes import changed
 
     folder = Path(recipe.train.output_dir)
     record = run_record(folder) if (folder / RECORD).is_file() else {}
@@ -268,7 +268,7 @@ def _survival_before(record: dict[str, Any], recipe: Recipe, digest: str) -> flo
 
 
 def _train(recipe: Recipe) -> None:
-    from gptoss_tune.train.hush import hush_libraries
+    from gptoss_tune.train.entrypoint import hush_libraries
 
     hush_libraries()
     from gptoss_tune.train.run import train

@@ -23,7 +23,7 @@ def demo(
     console = Console()
     # Said before the libraries are imported, which takes a second or two.
     console.print(f"tune, merge and reload a tiny gpt-oss in {folder}, on this CPU")
-    from gptoss_tune.train.hush import hush_libraries
+    from gptoss_tune.train.entrypoint import hush_libraries
 
     hush_libraries()
     from gptoss_tune.demo import run_demo

@@ -41,7 +41,7 @@ def evaluate(
     resolved = _recipe(model, recipe, overrides or [])
     from rich.console import Console
 
-    from gptoss_tune.train.hush import hush_libraries
+    from gptoss_tune.train.entrypoint import hush_libraries
 
     hush_libraries()
     from gptoss_tune.evaluate.lm_eval import lm_eval_command

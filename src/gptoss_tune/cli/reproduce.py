@@ -32,7 +32,7 @@ def reproduce(
     from gptoss_tune.errors import CheckpointError, RecipeError
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.recipe import load_recipe
-    from gptoss_tune.train.hush import hush_libraries
+    from gptoss_tune.train.entrypoint import hush_libraries
 
     hush_libraries()
     from gptoss_tune.run.record import RECIPE

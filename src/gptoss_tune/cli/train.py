@@ -36,10 +36,10 @@ def train(
         words = [str(recipe), *(overrides or [])]
         typer.echo(accelerate_command(words, loaded.world, allow_drift or []))
         return
-    from gptoss_tune.train.starting import starting
+    from gptoss_tune.train.entrypoint import starting
 
     with starting():
-        from gptoss_tune.train.hush import hush_libraries
+        from gptoss_tune.train.entrypoint import hush_libraries
 
         hush_libraries()
         from gptoss_tune.train.run import train as run

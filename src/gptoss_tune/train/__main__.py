@@ -6,7 +6,7 @@ import sys
 
 from gptoss_tune.errors import RecipeError, run_command
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train.starting import starting
+from gptoss_tune.train.entrypoint import starting
 
 _USAGE = "accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-drift NAME ...]"
 
@@ -23,7 +23,7 @@ def _train(arguments: list[str]) -> None:
         raise RecipeError(f"no recipe was given; usage: {_USAGE}")
     recipe = load_recipe(arguments[0], arguments[1:])
     with starting():
-        from gptoss_tune.train.hush import hush_libraries
+        from gptoss_tune.train.entrypoint import hush_libraries
 
         hush_libraries()
         from gptoss_tune.train.run import train

@@ -30,7 +30,7 @@ from gptoss_tune.run.environment import environment, hardware
 from gptoss_tune.run.folder import ADAPTER
 from gptoss_tune.run.record import RECIPE, RECORD, read_record
 from gptoss_tune.shipped import shipped
-from gptoss_tune.train.drift import NOTED
+from gptoss_tune.train.resume.changes import NOTED
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 

@@ -30,25 +30,25 @@ from gptoss_tune.run import card, checkpoints, folder
 from gptoss_tune.run.environment import environment
 from gptoss_tune.run.lock import FolderLock
 from gptoss_tune.run.record import RECIPE, update_record
-from gptoss_tune.train import ending, memory_fit, out_of_memory, ranks
-from gptoss_tune.train.books import Books
-from gptoss_tune.train.collator import Collator
+from gptoss_tune.train import find_batch_size, finish, out_of_memory
+from gptoss_tune.train.data.collator import Collator
 from gptoss_tune.train.deterministic import PRICE, deterministic
+from gptoss_tune.train.distributed import watchdog
+from gptoss_tune.train.distributed.device import refuse_unusable_gpu
+from gptoss_tune.train.distributed.launcher import launched_spread
+from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.evaluation import Evaluation
-from gptoss_tune.train.fingerprint import Place
-from gptoss_tune.train.gpu import refuse_unusable_gpu
-from gptoss_tune.train.guard import Guard
-from gptoss_tune.train.identity import Identity, identify
-from gptoss_tune.train.launcher import launched_spread
-from gptoss_tune.train.metric_lines import MetricLines
-from gptoss_tune.train.metrics_file import MetricsFile
-from gptoss_tune.train.progress import ProgressDisplay
-from gptoss_tune.train.settings import sft_config
+from gptoss_tune.train.guard.guard import Guard
+from gptoss_tune.train.metrics.metrics_file import MetricsFile
+from gptoss_tune.train.metrics.progress import ProgressDisplay
+from gptoss_tune.train.metrics.step_metrics import Books
+from gptoss_tune.train.metrics.trackers import MetricLines
+from gptoss_tune.train.metrics.trackio_tracker import TrackioMetrics, refuse_missing_tracker
+from gptoss_tune.train.metrics.wandb_tracker import WandbMetrics
+from gptoss_tune.train.resume.changes import Identity, identify
+from gptoss_tune.train.resume.fingerprint import Place
 from gptoss_tune.train.sft import WeightedSftTrainer
-from gptoss_tune.train.stopping import StopOnSignal
-from gptoss_tune.train.tokenizer import training_tokenizer
-from gptoss_tune.train.trackio_metrics import TrackioMetrics, refuse_missing_tracker
-from gptoss_tune.train.wandb_metrics import WandbMetrics
+from gptoss_tune.train.trl_config import sft_config, training_tokenizer
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Recipe, command: Sequence[str] = (), *, allow_drift: Sequence[str] = ()
-) -> ending.RunSummary:
+) -> finish.RunSummary:
     """Train what ``recipe`` asks for and return how it went.
 
     Under ``accelerate launch`` every process calls this; rank 0 writes and speaks.
@@ -81,9 +81,9 @@ def train(
         spread = launched_spread(recipe)
         refuse_unusable_gpu()  # starting CUDA takes seconds, in which a signal may come
         refuse_missing_tracker(recipe.tracking)
-        state = ranks.join()
+        state = watchdog.join()
         with (
-            ranks.watched(
+            watchdog.watched(
                 state, recipe.world.timeout_seconds, Path(recipe.train.output_dir)
             ) as watch,
             out_of_memory.explained(recipe, spread),
@@ -99,10 +99,10 @@ def _train(
     spread: Spread,
     state: PartialState,
     stop: StopOnSignal,
-    watch: ranks.RankWatch,
+    watch: watchdog.RankWatch,
     lock: FolderLock,
     started: float,
-) -> ending.RunSummary:
+) -> finish.RunSummary:
     # Paths are copied from these lines: none is broken where a terminal ends.
     console = Console(quiet=not state.is_main_process, markup=False, emoji=False, soft_wrap=True)
     start: folder.Start = _on_main(state, lambda: folder.claim(recipe, lock))
@@ -123,7 +123,7 @@ def _train(
         console.print(f"deterministic: the same bits in every run on this GPU; costs {PRICE}")
     set_seed(recipe.train.seed)
     model = _model(recipe, base, state, spread, console)
-    fitted = memory_fit.fit(recipe, base, model, train_set, state, start, spread, console)
+    fitted = find_batch_size.fit(recipe, base, model, train_set, state, start, spread, console)
     guard = _guard(recipe, base, start, console)
     books = Books(start.folder, recipe.data.train, device, start.checkpoint)
     trainer = _trainer(fitted.recipe, model, train_set, eval_set, guard, books, identity)
@@ -141,20 +141,20 @@ def _train(
     try:
         trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         if stop.stopped:
-            ending.interrupted(trainer, start.folder, console)
-        ending.publish_adapter(trainer, start.folder)
+            finish.interrupted(trainer, start.folder, console)
+        finish.publish_adapter(trainer, start.folder)
         for evaluation in asked:
             evaluation.finish()
-        eval_loss = ending.last_evaluation(trainer, console) if eval_set is not None else None
+        eval_loss = finish.last_evaluation(trainer, console) if eval_set is not None else None
     except GuardError as error:
-        ending.refused(trainer, start.folder, error, console)
+        finish.refused(trainer, start.folder, error, console)
         raise
     finally:
         guard.close()
         books.close()
         for callback in displays:
             callback.close()
-    return ending.finish(trainer, start.folder, eval_loss, started, console)
+    return finish.finish(trainer, start.folder, eval_loss, started, console)
 
 
 def _on_main(state: PartialState, ask: Callable[[], Any]) -> Any:

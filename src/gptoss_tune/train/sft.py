@@ -25,19 +25,24 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from gptoss_tune.harmony.order import EpochOrder
 from gptoss_tune.model.sharding import gather_nothing, is_sharded, whole_factors
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.checkpoints import disk_full
-from gptoss_tune.train.books import Books
-from gptoss_tune.train.collator import NumberedRows
-from gptoss_tune.train.dealing import Dealer, WithFiller
-from gptoss_tune.train.guard import Guard
-from gptoss_tune.train.identity import Identity
+from gptoss_tune.train.data.collator import NumberedRows
+from gptoss_tune.train.data.sampler import Dealer, EpochOrder, WithFiller
+from gptoss_tune.train.distributed.signals import EvaluationLeftOut
+from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossMeter, step_weight
-from gptoss_tune.train.random_state import load_random_state, random_state, save_random_states
-from gptoss_tune.train.state import load_adapter, load_state, save_state
-from gptoss_tune.train.stopping import EvaluationLeftOut
+from gptoss_tune.train.metrics.step_metrics import Books
+from gptoss_tune.train.resume.changes import Identity
+from gptoss_tune.train.resume.state import (
+    load_adapter,
+    load_random_state,
+    load_state,
+    random_state,
+    save_random_states,
+    save_state,
+)
 
 BATCH_ONLY = ("channels", "counts", "rows")
 """What a batch carries for the trainer, and the model does not take."""
@@ -54,7 +59,7 @@ class OwnIntervals(TrainerCallback):
 
 
 class WeightedSftTrainer(SFTTrainer):
-    """``SFTTrainer`` for batches of ``train.collator``: weighted losses, staged checkpoints.
+    """``SFTTrainer`` for batches of ``train.data.collator``: weighted losses, staged checkpoints.
 
     Attributes:
         left_out: Steps whose evaluation was ended by a signal.

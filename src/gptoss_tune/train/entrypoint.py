@@ -7,9 +7,11 @@ catch what is raised in them, so the handler ends the process itself instead of 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -31,3 +33,17 @@ def _end(number: int, frame: FrameType | None) -> None:
     sys.stderr.write("stopped: a signal came before the run began; the same command starts it\n")
     sys.stderr.flush()
     os._exit(RunInterrupted.exit_code)
+
+
+def hush_libraries() -> None:
+    """Silence deprecation warnings between libraries, their information and their progress bars."""
+    # torch prints a C++ stack when another rank's connection closes; the run says who it was.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # On CPUs with AVX-512 bitsandbytes looks for a package "kernels" on import, and says so.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for library in ("transformers", "peft", "trl", "accelerate", "torch"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{library}\b")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -28,7 +28,7 @@ from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.recipe.schema import Spread, TrainSection
 from gptoss_tune.run.checkpoints import sha256_of
-from gptoss_tune.train.state import ADAPTER_WEIGHTS
+from gptoss_tune.train.resume.state import ADAPTER_WEIGHTS
 from gptoss_tune.weights import Checkpoint
 
 if TYPE_CHECKING:

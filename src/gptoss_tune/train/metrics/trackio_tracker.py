@@ -21,7 +21,7 @@ from transformers import TrainerState
 
 from gptoss_tune.errors import MachineError
 from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train.metric_lines import MetricLines
+from gptoss_tune.train.metrics.trackers import MetricLines
 
 FOLDER = "trackio"
 

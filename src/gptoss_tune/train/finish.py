@@ -18,9 +18,9 @@ from gptoss_tune.errors import GuardError, RunInterrupted
 from gptoss_tune.run import card, checkpoints, folder
 from gptoss_tune.run.checkpoints import disk_full
 from gptoss_tune.run.record import update_record
-from gptoss_tune.train.books import peak_memory_bytes
+from gptoss_tune.train.distributed.signals import EvaluationLeftOut
+from gptoss_tune.train.metrics.step_metrics import peak_memory_bytes
 from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
-from gptoss_tune.train.stopping import EvaluationLeftOut
 
 
 @dataclass(frozen=True)

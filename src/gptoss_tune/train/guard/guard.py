@@ -36,10 +36,10 @@ from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.model.sharding import share_of
 from gptoss_tune.recipe.schema import GuardSection
 from gptoss_tune.run.record import update_record
-from gptoss_tune.train.alarms import Alarms
-from gptoss_tune.train.collator import IGNORED
-from gptoss_tune.train.router_load import RouterLoad
-from gptoss_tune.train.trainability import Trainability, few, plain_names
+from gptoss_tune.train.data.collator import IGNORED
+from gptoss_tune.train.guard.gradients import Trainability, few, plain_names
+from gptoss_tune.train.guard.router_load import RouterLoad
+from gptoss_tune.train.guard.warnings import Alarms
 
 FOLDER = "nonfinite"
 """Folder in a run's for the batches of steps that were left out."""

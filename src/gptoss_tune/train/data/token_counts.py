@@ -45,7 +45,7 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
     Args:
         row: With ``input_ids``, ``loss_weights``, ``channels``, and, in packed rows,
             ``position_ids``; ``sources`` names the dataset of each document (default: 0). A
-            ``filler`` (``train.dealing``) is no data and counts as nothing.
+            ``filler`` (``train.data.sampler``) is no data and counts as nothing.
 
     Returns:
         ``[largest source + 1, 5]``: trained tokens of the four channels, and all tokens.

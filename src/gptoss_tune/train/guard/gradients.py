@@ -30,7 +30,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.model.sharding import whole
-from gptoss_tune.train.checksum import checksum
+from gptoss_tune.train.guard.checksum import checksum
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 _MOST_NAMED = 8

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptoss_tune.train.tokens import count_row, sum_counts
+from gptoss_tune.train.data.token_counts import count_row, sum_counts
 
 IGNORED = -100
 _MULTIPLE = 8

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig
 
 from gptoss_tune.errors import MachineError
+from gptoss_tune.harmony.vocabulary import NAMED_SPECIAL_TOKENS
 from gptoss_tune.recipe.recipe import Recipe
 
 _OPTIMIZERS = {
@@ -74,4 +78,14 @@ def sft_config(recipe: Recipe) -> SFTConfig:
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+    )
+
+
+def training_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer that knows gpt-oss's special tokens by their ids, and no other word."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(NAMED_SPECIAL_TOKENS)),
+        bos_token="<|startoftext|>",
+        eos_token="<|return|>",
+        pad_token="<|endoftext|>",
     )

@@ -18,14 +18,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gptoss_tune.model.footprint import holdings
 from gptoss_tune.run.record import update_record
-from gptoss_tune.train import layers
-from gptoss_tune.train.tokens import TokenAccount
+from gptoss_tune.train.data.token_counts import TokenAccount
+from gptoss_tune.train.metrics import layers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gptoss_tune.recipe.data_schema import DataSource
-    from gptoss_tune.train.guard import Guard
+    from gptoss_tune.train.guard.guard import Guard
 
 
 class Books(TrainerCallback):

@@ -33,7 +33,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import GptossTuneError, MachineError, RankLost
 from gptoss_tune.run.record import RECORD, update_record
-from gptoss_tune.train.signs import Judge, Phase, Sign, Verdict, place_of, this_host
+from gptoss_tune.train.distributed.heartbeat import Judge, Phase, Sign, Verdict, place_of, this_host
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 """How long the ranks wait for each other to come."""

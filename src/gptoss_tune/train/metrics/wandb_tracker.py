@@ -19,7 +19,7 @@ from transformers import TrainerState
 
 from gptoss_tune.display import shown_safely
 from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train.metric_lines import MetricLines
+from gptoss_tune.train.metrics.trackers import MetricLines
 
 _START_S, _END_S = 20.0, 60.0
 """How long a service that does not answer may hold up a run, at its start and at its end."""

@@ -42,8 +42,8 @@ from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.schema import Spread
 from gptoss_tune.run.folder import Start
 from gptoss_tune.run.record import read_record, update_record
-from gptoss_tune.train.books import peak_memory_bytes
-from gptoss_tune.train.collator import Collator
+from gptoss_tune.train.data.collator import Collator
+from gptoss_tune.train.metrics.step_metrics import peak_memory_bytes
 from gptoss_tune.train.out_of_memory import describe, first_words, is_out_of_memory
 from gptoss_tune.train.sft import BATCH_ONLY
 from gptoss_tune.weights import Checkpoint

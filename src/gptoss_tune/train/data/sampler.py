@@ -18,10 +18,14 @@ Eight rows left, batches of 2, two ranks, accumulation 3 (12 rows a step)::
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import BatchSampler
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FILLER = -1
 """Index of a row that trains nothing."""
@@ -81,3 +85,47 @@ class WithFiller(torch.utils.data.Dataset):
         first = {name: self._dataset[0].get(name) for name in columns}
         row = {name: value[:1] for name, value in first.items() if value is not None}
         return {**row, "loss_weights": [0.0], "filler": True}
+
+
+class EpochOrder:
+    """Sampler over the row indices of an epoch; set the epoch with ``set_epoch``.
+
+    Args:
+        size: Number of rows.
+        seed: Of every epoch's order.
+        phases: ``[size]`` numbers; rows of a lower phase come first (a curriculum), each phase in
+            its own drawn order. None: one phase.
+    """
+
+    def __init__(self, size: int, *, seed: int, phases: NDArray[np.integer] | None = None) -> None:
+        """Start at epoch 0.
+
+        Raises:
+            ValueError: There is not one phase per row.
+        """
+        if phases is not None and len(phases) != size:
+            raise ValueError(f"{len(phases)} phases for {size} rows; give one per row")
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+        self._phases = phases
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration is of."""
+        self.epoch = epoch
+
+    def indices(self, epoch: int) -> NDArray[np.int64]:
+        """Return the row indices of an epoch in order, ``[size]`` int64."""
+        generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        order = generator.permutation(self.size)
+        if self._phases is None:
+            return order
+        return order[np.argsort(np.asarray(self._phases)[order], kind="stable")]
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices of the current epoch."""
+        yield from self.indices(self.epoch).tolist()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.size

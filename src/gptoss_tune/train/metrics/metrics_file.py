@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerState
 
 from gptoss_tune.run.jsonl import append_line, keep_lines_until, open_lines
-from gptoss_tune.train.metric_lines import MetricLines
+from gptoss_tune.train.metrics.trackers import MetricLines
 
 
 class MetricsFile(MetricLines):
