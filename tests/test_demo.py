@@ -2,8 +2,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from gptoss_tune.demo import Judgement, _holds, run_demo
 from gptoss_tune.errors import RecipeError
+from gptoss_tune.workflows.demo import Judgement, _holds, run_demo
 
 
 def test_a_folder_with_anything_else_in_it_is_not_cleared(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gptoss_tune.cli.job_files import job_name
+from gptoss_tune.workflows.cluster_jobs import job_name
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 HOSTILE = """a b'c"d$(touch owned)`touch owned`;touch owned #%j"""

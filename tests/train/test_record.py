@@ -10,8 +10,8 @@ from gptoss_tune.run.folder import Start
 from gptoss_tune.run.record import note_verification, read_record, update_record
 from gptoss_tune.train import find_batch_size
 from gptoss_tune.train.distributed.watchdog import join
-from gptoss_tune.train.reproduce import record_of
 from gptoss_tune.train.resume.changes import settle
+from gptoss_tune.workflows.reproduce import record_of
 
 RECORD = {
     "run_id": "this",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gptoss_tune.train.reproduce import StepPair, compare
+from gptoss_tune.workflows.reproduce import StepPair, compare
 
 LOSSES = {1: 3.0, 2: 2.75, 3: 2.5, 4: 2.0, 5: 1.75, 6: 1.5}
 

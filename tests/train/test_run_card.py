@@ -15,8 +15,8 @@ from gptoss_tune.files.atomic import to_json
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.run.card import RunCard, line_marks
 from gptoss_tune.run.checkpoints import sha256_of
-from gptoss_tune.train.reproduce import FACTOR_ATOL, compare, differences, launch_words
 from gptoss_tune.train.run import train
+from gptoss_tune.workflows.reproduce import FACTOR_ATOL, compare, differences, launch_words
 
 WEIGHTS = "adapter_model.safetensors"
 

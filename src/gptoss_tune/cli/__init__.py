@@ -24,7 +24,6 @@ from gptoss_tune.cli import (
     report,
     reproduce,
     serve,
-    tiny,
     train,
 )
 from gptoss_tune.errors import run_command
@@ -61,7 +60,7 @@ app.command("recipes")(recipes.recipes)
 app.command("plan")(plan.plan)
 app.command("preview")(data.preview)
 app.command("check-data")(data.check_data)
-app.command("tiny")(tiny.tiny)
+app.command("tiny")(demo.tiny)
 app.command("merge")(export.merge)
 app.command("verify")(export.verify)
 app.command("adapter")(export.adapter)

@@ -5,6 +5,7 @@ Each is an annotated type; a command gives its default.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -27,3 +28,10 @@ OtherBase = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a base on the Hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+class ExpertFormat(StrEnum):
+    """How a checkpoint holds its experts."""
+
+    mxfp4 = "mxfp4"
+    bf16 = "bf16"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gptoss_tune.cli.arguments import ExpertFormat
+
 
 def demo(
     changes: Annotated[
@@ -26,8 +28,35 @@ def demo(
     from gptoss_tune.train.entrypoint import hush_libraries
 
     hush_libraries()
-    from gptoss_tune.demo import run_demo
+    from gptoss_tune.workflows.demo import run_demo
 
     if not run_demo(folder, console, changes or ()):
         typer.echo("the demo did not reach its marks (see the table above)", err=True)
         raise typer.Exit(1)
+
+
+def tiny(
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    layers: Annotated[int, typer.Option(help="Decoder layers.")] = 4,
+    experts: Annotated[int, typer.Option(help="Experts of each layer.")] = 8,
+    hidden: Annotated[int, typer.Option(help="Hidden size, a multiple of 32.")] = 64,
+    intermediate: Annotated[int, typer.Option(help="Expert size, a multiple of 32.")] = 96,
+    format: Annotated[
+        ExpertFormat, typer.Option(help="Layout of the experts.")
+    ] = ExpertFormat.mxfp4,
+) -> None:
+    """Write a tiny random gpt-oss checkpoint with the real tokenizer and layout."""
+    from gptoss_tune.testing.tiny import tiny_checkpoint
+
+    tiny_checkpoint(
+        out,
+        seed=seed,
+        layers=layers,
+        experts=experts,
+        hidden=hidden,
+        intermediate=intermediate,
+        format=format.value,
+    )
+    size = sum(file.stat().st_size for file in out.iterdir())
+    typer.echo(f"{out}: {layers} layers, {experts} experts, {format.value}, {size / 1e6:.1f} MB")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptoss_tune.cli.arguments import AsJson, BasePath, OtherBase, Revision
-from gptoss_tune.cli.tiny import ExpertFormat
+from gptoss_tune.cli.arguments import AsJson, BasePath, ExpertFormat, OtherBase, Revision
 from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
@@ -67,12 +66,12 @@ def merge(
 
     A merge that was stopped goes on where it was when the same command is given again.
     """
-    from gptoss_tune.cli.calibrate import Calibration, merge_calibrated
     from gptoss_tune.export.merge.merge import MergeOptions
     from gptoss_tune.export.merge.merge import merge as run_merge
     from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import refuse_existing, to_json
     from gptoss_tune.run.record import note_verification
+    from gptoss_tune.workflows.calibrate import Calibration, merge_calibrated
 
     refuse_existing(out)
     calibration = Calibration.of(

@@ -17,8 +17,8 @@ import typer
 from gptoss_tune.cli.arguments import Overrides, RecipePath
 
 if TYPE_CHECKING:
-    from gptoss_tune.cli.job_files import Job
     from gptoss_tune.recipe import Recipe
+    from gptoss_tune.workflows.cluster_jobs import Job
 
 
 def launch(
@@ -72,9 +72,9 @@ def launch(
     ] = None,
 ) -> None:
     """Write the job file that trains a recipe on a cluster and goes on after every stop."""
-    from gptoss_tune.cli.job_files import Job, job_name, skypilot_task, slurm_script
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.workflows.cluster_jobs import Job, job_name, skypilot_task, slurm_script
 
     if slurm == skypilot:
         raise RecipeError("launch: name one of --slurm and --skypilot")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gptoss_tune.train.reproduce import Comparison, Difference
+    from gptoss_tune.workflows.reproduce import Comparison, Difference
 
 _MOST_STEPS = 12
 
@@ -36,7 +36,7 @@ def reproduce(
 
     hush_libraries()
     from gptoss_tune.run.record import RECIPE
-    from gptoss_tune.train.reproduce import compare, differences, record_of, run_again
+    from gptoss_tune.workflows.reproduce import compare, differences, record_of, run_again
 
     record = record_of(run)
     out = output or run.with_name(f"{run.name}-again")
