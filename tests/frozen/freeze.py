@@ -17,9 +17,10 @@ results carry the version of torch and the CPU, and ``check`` says so when these
 was changed on purpose is recorded again; a rename can be laid over the frozen results instead, with
 ``RENAMED`` in ``surface.py``, which also holds every name of the project used here.
 
-It is no pytest test: on two cores it takes about six minutes, of which ``runs`` 200 s, ``merges`` and
-``commands`` 70 s each, ``rendered`` and ``plans`` 15 s each. Each part runs in a process and an empty
-folder of its own. Not frozen: what needs a GPU, the Hub or a server, and ``demo``.
+It is no pytest test: on two cores it takes six to eight minutes, of which ``runs`` 200 to 250 s,
+``merges`` and ``commands`` 70 to 100 s each, ``rendered`` and ``plans`` 15 to 20 s each. Each part
+runs in a process and an empty folder of its own. Not frozen: what needs a GPU, the Hub or a server,
+and ``demo``.
 """
 
 import argparse

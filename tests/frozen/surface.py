@@ -262,6 +262,7 @@ def sha256(data):
 def file_sha256(path):
     """Return the hash of a file; of a small text, without what differs from run to run."""
     data = path.read_bytes()
-    if len(data) < 2_000_000 and path.suffix in (".json", ".jsonl", ".md", ".yaml", ".sh", ".html"):
-        data = plain(data.decode()).encode()
+    if len(data) < 2_000_000:
+        with contextlib.suppress(UnicodeDecodeError):
+            data = plain(data.decode()).encode()
     return sha256(data)
