@@ -115,7 +115,7 @@ def machine():
 
 
 def make_base():
-    from gptoss_tune.testing import tiny_checkpoint
+    from gptoss_tune.testing.tiny import tiny_checkpoint
 
     Path(BASE).parent.mkdir(parents=True, exist_ok=True)
     tiny_checkpoint(BASE, seed=1, layers=2, experts=8, hidden=64, intermediate=96)
@@ -123,7 +123,7 @@ def make_base():
 
 def rendered_rows(recipe, overrides, split):
     """Yield the rows of a split as training reads them."""
-    from gptoss_tune.harmony.dataset import load_dataset
+    from gptoss_tune.harmony.dataset.load import load_dataset
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
 

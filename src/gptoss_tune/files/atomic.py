@@ -84,7 +84,7 @@ def staging_folder(out: Path) -> Path:
 def staged(out: Path) -> Iterator[Path]:
     """Yield a folder that becomes ``out`` on success and vanishes on any error.
 
-    For what is quick to redo; a merge keeps its staging folder to resume (see ``export.merge.merge``).
+    For what is quick to redo; a merge keeps its staging folder to resume (``export.merge``).
 
     Raises:
         CheckpointError: ``out`` already holds something.

@@ -11,12 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
-from gptoss_tune.report.page import write_report
 
 RECORD = "run.json"
 RECIPE = "recipe.yaml"
@@ -75,16 +71,6 @@ def note_verification(sources: list[str], command: str, verdict: dict[str, Any])
             earlier = read_record(run).get("verification") or []
             noted = {"command": command, "time": now, **kept}
             update_record(run, verification=[*earlier, noted])
-
-
-def report(run: Path, console: Console) -> None:
-    """Write ``RUN/report.html``; a page that cannot be written costs the run nothing."""
-    try:
-        path = write_report([run])
-    except GptossTuneError as error:
-        console.print(f"no report was written: {error}", soft_wrap=True, markup=False)
-    else:
-        console.print(f"report: {path}", soft_wrap=True, highlight=False)
 
 
 _SOURCE = {"path": str}

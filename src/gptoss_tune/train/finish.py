@@ -14,7 +14,8 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from gptoss_tune.errors import GuardError, RunInterrupted
+from gptoss_tune.errors import GptossTuneError, GuardError, RunInterrupted
+from gptoss_tune.report.page import write_report
 from gptoss_tune.run import card, checkpoints, folder
 from gptoss_tune.run.checkpoints import disk_full
 from gptoss_tune.run.record import update_record
@@ -55,7 +56,7 @@ def interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> NoR
     step = trainer.state.global_step
     if trainer.args.should_save:
         update_record(run, status="stopped", steps=step)
-        write_report_of(run, console)
+        write_run_report(run, console)
     missing = "".join(f"; the evaluation at step {n} was left out" for n in trainer.left_out)
     raise RunInterrupted(
         f"a signal ended the run after step {step} of {trainer.state.max_steps}; "
@@ -68,7 +69,7 @@ def refused(trainer: WeightedSftTrainer, run: Path, error: GuardError, console: 
     if trainer.args.should_save:
         update_record(run, status="stopped by the guard", reason=str(error))
         update_record(run, guard=trainer.guard.facts())
-        write_report_of(run, console)
+        write_run_report(run, console)
 
 
 def publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
@@ -141,5 +142,15 @@ def finish(
         f"done: {summary.steps} steps in {summary.seconds:.1f} s{loss}; adapter in {adapter}"
     )
     if trainer.args.should_save:
-        write_report_of(run, console)
+        write_run_report(run, console)
     return summary
+
+
+def write_run_report(run: Path, console: Console) -> None:
+    """Write ``RUN/report.html``; a page that cannot be written costs the run nothing."""
+    try:
+        path = write_report([run])
+    except GptossTuneError as error:
+        console.print(f"no report was written: {error}", soft_wrap=True, markup=False)
+    else:
+        console.print(f"report: {path}", soft_wrap=True, highlight=False)
