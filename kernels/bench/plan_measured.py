@@ -33,7 +33,7 @@ from gptoss_tune.testing.measured import (
     saved_bytes,
 )
 from gptoss_tune.testing.tiny import tiny_checkpoint
-from gptoss_tune.train.entrypoint import hush_libraries
+from gptoss_tune.train.entrypoint import quiet_libraries
 from gptoss_tune.weights import open_checkpoint
 
 WITHIN, LENGTH = 0.05, 24
@@ -42,7 +42,7 @@ Row = tuple[str, float, float]
 
 
 def main() -> int:
-    hush_libraries()
+    quiet_libraries()
     print(environment())
     with tempfile.TemporaryDirectory() as folder:
         rows = [*tiny_rows(Path(folder)), *layer_rows()]

@@ -6,7 +6,7 @@ import pytest
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate import graders
-from gptoss_tune.evaluate.graders import Exact, Judge, Pattern, normalized
+from gptoss_tune.evaluate.graders import Exact, Grading, Pattern, normalized
 from gptoss_tune.evaluate.prompts import read_questions
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.shipped import shipped
@@ -163,7 +163,7 @@ def test_a_missing_file_is_named(vocabulary):
     ],
 )
 def test_exact_match_after_normalisation(given, equal):
-    assert Judge().grade(Exact(("Lutetia", "Paris")), given) == {
+    assert Grading().grade(Exact(("Lutetia", "Paris")), given) == {
         "kind": "exact",
         "passed": equal,
         "expected": "Lutetia | Paris",
@@ -183,8 +183,8 @@ def test_exact_match_after_normalisation(given, equal):
     ],
 )
 def test_typographic_marks_are_the_typed_ones(typed, written):
-    assert Judge().grade(Exact((typed,)), written)["passed"]
-    assert Judge().grade(Exact((written,)), typed)["passed"]
+    assert Grading().grade(Exact((typed,)), written)["passed"]
+    assert Grading().grade(Exact((written,)), typed)["passed"]
 
 
 def test_normalisation_keeps_what_tells_answers_apart():
@@ -195,7 +195,7 @@ def test_normalisation_keeps_what_tells_answers_apart():
 
 
 def test_patterns_are_searched_in_the_final_text():
-    judge = Judge()
+    judge = Grading()
     assert judge.grade(Pattern(r"\b42\b"), "It is 42.")["passed"]
     assert not judge.grade(Pattern(r"\b42\b"), "It is 421.")["passed"]
     assert not judge.grade(Pattern("x"), None)["passed"]
@@ -204,7 +204,7 @@ def test_patterns_are_searched_in_the_final_text():
 def test_a_pattern_that_backtracks_without_end_is_cut_off(monkeypatch):
     monkeypatch.setattr(graders, "SECONDS_PER_MATCH", 0.2)
     slow = Pattern(r"(?:(?:a{1,1000}){1,1000}){1,1000}b")
-    judge = Judge(seconds=0.5)
+    judge = Grading(seconds=0.5)
     notes = [judge.grade(slow, "a" * 500) for _ in range(5)]
     assert not any(note["passed"] for note in notes)
     assert "did not end" in notes[0]["note"] and "not searched" in notes[-1]["note"]

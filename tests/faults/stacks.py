@@ -165,9 +165,9 @@ def prepare(work: Path) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Transformers loads weights in threads; after a fork torch finds no pool of threads there.
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    from gptoss_tune.train.entrypoint import hush_libraries
+    from gptoss_tune.train.entrypoint import quiet_libraries
 
-    hush_libraries()
+    quiet_libraries()
     import plain_trl  # noqa: F401 - loaded for the forks
     import torch
 

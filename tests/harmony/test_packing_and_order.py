@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_tune.harmony.dataset.packing import efficiency, pack
-from gptoss_tune.train.data.sampler import EpochOrder
+from gptoss_tune.train.data.sampler import EpochSampler
 
 
 def chat_lengths(count, seed=0):
@@ -73,7 +73,7 @@ def test_no_samples_give_no_rows():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_every_number_of_ranks_reads_the_same_steps(ranks):
-    order = EpochOrder(96, seed=7)
+    order = EpochSampler(96, seed=7)
     order.set_epoch(2)
     global_batch = 24
     expected = [set(range_) for range_ in np.array_split(order.indices(2), 96 // global_batch)]
@@ -85,8 +85,8 @@ def test_every_number_of_ranks_reads_the_same_steps(ranks):
 
 
 def test_an_epoch_resumed_in_the_middle_goes_on_where_it_stopped():
-    whole = list(EpochOrder(100, seed=3))
-    resumed = EpochOrder(100, seed=3)
+    whole = list(EpochSampler(100, seed=3))
+    resumed = EpochSampler(100, seed=3)
     assert resumed.indices(0)[40:].tolist() == whole[40:]
     assert len(resumed) == 100
     resumed.set_epoch(1)
@@ -96,9 +96,9 @@ def test_an_epoch_resumed_in_the_middle_goes_on_where_it_stopped():
 
 def test_a_curriculum_orders_phases_and_draws_within_them():
     phases = np.array([2, 0, 1] * 20)
-    order = EpochOrder(60, seed=0, phases=phases)
+    order = EpochSampler(60, seed=0, phases=phases)
     first, second = order.indices(0), order.indices(1)
     assert phases[first].tolist() == [0] * 20 + [1] * 20 + [2] * 20
     assert first.tolist() != second.tolist()
     with pytest.raises(ValueError, match="2 phases for 3 rows"):
-        EpochOrder(3, seed=0, phases=np.array([0, 1]))
+        EpochSampler(3, seed=0, phases=np.array([0, 1]))

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.display import visible
-from gptoss_tune.harmony.dataset.statistics import histogram, reasons, take_census
+from gptoss_tune.harmony.dataset.statistics import data_statistics, histogram, reasons
 from gptoss_tune.recipe import DataSection
 from gptoss_tune.report.preview_page import preview_page
 from gptoss_tune.report.token_view import first_examples, pieces
@@ -58,7 +58,7 @@ def recipe(tmp_path, write_jsonl):
 
 
 def census_of(vocabulary, **settings):
-    return take_census(DataSection.model_validate(settings), vocabulary, seed=0)
+    return data_statistics(DataSection.model_validate(settings), vocabulary, seed=0)
 
 
 def run(*arguments):
@@ -158,7 +158,7 @@ class Tags(HTMLParser):
 
 def page_of(vocabulary, path, title="recipe"):
     data = DataSection.model_validate({"train": path, "on_error": "skip"})
-    census = take_census(data, vocabulary, seed=0)
+    census = data_statistics(data, vocabulary, seed=0)
     return preview_page(
         census, first_examples(data, data.train, vocabulary, 50), vocabulary, title=title
     )

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.model.expert_weight import ExpertWeight
-from gptoss_tune.model.footprint import describe_holdings, holdings
+from gptoss_tune.model.footprint import describe_footprint, footprint
 from gptoss_tune.model.load import load_base
 from gptoss_tune.recipe import ModelSection
 from gptoss_tune.weights import open_checkpoint
@@ -18,7 +18,7 @@ def section(base, **settings):
 
 
 def held(model, kind):
-    return {row.precision: row.nbytes for row in holdings(model) if row.kind == kind}
+    return {row.precision: row.nbytes for row in footprint(model) if row.kind == kind}
 
 
 def test_packed_experts_hold_the_files_own_bytes(mxfp4_base, opened):
@@ -38,7 +38,7 @@ def test_packed_experts_hold_the_files_own_bytes(mxfp4_base, opened):
     assert total == experts_weights * 17 // 32
     assert held(model, "experts") == {"MXFP4": total}
     assert not any(p.requires_grad for p in model.parameters())
-    assert "experts MXFP4" in describe_holdings(model)
+    assert "experts MXFP4" in describe_footprint(model)
 
 
 @pytest.mark.parametrize("dtype, width", [("bfloat16", 2), ("float32", 4)])

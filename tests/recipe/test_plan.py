@@ -15,7 +15,7 @@ from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.plan.advice import with_settings
 from gptoss_tune.plan.architecture import RELEASED, architecture_of
 from gptoss_tune.plan.flops import flops_per_token
-from gptoss_tune.plan.gpus import CARDS, card
+from gptoss_tune.plan.gpus import GPUS, card
 from gptoss_tune.plan.memory import memory
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.plan.weights import parameters
@@ -373,8 +373,8 @@ def test_a_plan_imports_nothing_heavy(tmp_path, sound):
 
 
 def test_cards_are_in_order():
-    assert [c.memory_gib for c in CARDS] == sorted(c.memory_gib for c in CARDS)
-    assert len({c.name for c in CARDS}) == len(CARDS)
+    assert [c.memory_gib for c in GPUS] == sorted(c.memory_gib for c in GPUS)
+    assert len({c.name for c in GPUS}) == len(GPUS)
 
 
 def test_the_peaks_in_the_documentation_are_those_of_the_plan():

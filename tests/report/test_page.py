@@ -134,7 +134,7 @@ def test_hostile_text_is_shown_as_text_wherever_it_comes_from(make_run, tiny_bas
         started=HOSTILE,
         environment={"gpus": [HOSTILE], "platform": HOSTILE, "libraries": {HOSTILE: HOSTILE}},
         tokens={"by_dataset": [{"path": HOSTILE, "weight": HOSTILE}], "trained": HOSTILE},
-        holdings=[{"kind": HOSTILE, "precision": HOSTILE, "parameters": 1, "nbytes": 1}],
+        footprint=[{"kind": HOSTILE, "precision": HOSTILE, "parameters": 1, "nbytes": 1}],
         reason=HOSTILE,
     )
     write_evaluation(run, 0, [sample(HOSTILE, final=HOSTILE, **{HOSTILE: HOSTILE})])

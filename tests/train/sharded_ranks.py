@@ -20,10 +20,10 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from gptoss_tune.distributed import gather_over_ranks, sum_over_ranks
 from gptoss_tune.model.build import build
-from gptoss_tune.model.footprint import holdings
+from gptoss_tune.model.footprint import footprint
 from gptoss_tune.model.sharding import Share, share_of, whole
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train.guard.gradients import Trainability
+from gptoss_tune.train.guard.gradients import GradientCheck
 from gptoss_tune.train.run import train
 from gptoss_tune.weights import open_checkpoint
 
@@ -62,7 +62,7 @@ def memory():
     model = build(recipe, open_checkpoint(recipe.model.name_or_path), "cpu", share).model
     at_rest, seen = packed_bytes() - before, []
     kinds: dict[str, int] = {}
-    for row in holdings(model):
+    for row in footprint(model):
         kinds[row.kind] = kinds.get(row.kind, 0) + row.nbytes
     for layer in model.get_base_model().model.layers:
         layer.mlp.register_forward_hook(lambda *_: seen.append(packed_bytes() - before))
@@ -81,7 +81,7 @@ def guard():
     recipe = load_recipe(RECIPE, [])
     share = Share(dist.get_rank(), dist.get_world_size())
     model = build(recipe, open_checkpoint(recipe.model.name_or_path), "cpu", share).model
-    watch = Trainability(model)
+    watch = GradientCheck(model)
     first = dist.get_rank() == 0
     named = dict(model.named_parameters())
     adapter = next(p for n, p in named.items() if ".mlp.experts." in n and "lora_A" in n)

@@ -13,9 +13,9 @@ from gptoss_tune.model.build import build
 from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.recipe import GuardSection
 from gptoss_tune.train.guard.checksum import checksum
-from gptoss_tune.train.guard.gradients import Trainability
+from gptoss_tune.train.guard.gradients import GradientCheck
 from gptoss_tune.train.guard.router_load import RouterLoad
-from gptoss_tune.train.guard.warnings import CONSTANT_LOSSES, Alarms
+from gptoss_tune.train.guard.warnings import CONSTANT_LOSSES, LossWarnings
 from gptoss_tune.weights import open_checkpoint
 
 
@@ -45,7 +45,7 @@ def step(model, watch, rate=1e-3, scored=30):
 
 
 def test_an_expert_without_a_gradient_is_named(model):
-    watch = Trainability(model)
+    watch = GradientCheck(model)
     name = "layers.0.mlp.experts.lora_B"
 
     def silence(grad):
@@ -67,7 +67,7 @@ def test_experts_without_tokens_are_not_asked_for_a_gradient(model):
     for layer in model.get_base_model().model.layers:
         layer.mlp.router.top_k = 2
         layer.mlp.router.bias.data = torch.tensor([50.0, 50.0, 0.0, 0.0])
-    watch = Trainability(model)
+    watch = GradientCheck(model)
     step(model, watch)
     step(model, watch)
     assert watch.verdict() == []
@@ -76,7 +76,7 @@ def test_experts_without_tokens_are_not_asked_for_a_gradient(model):
 def test_experts_of_unscored_tokens_are_not_asked_for_a_gradient(model):
     """In the last layer only the scored tokens have something to learn, as with padding."""
     model.get_base_model().model.layers[1].mlp.router.top_k = 1
-    watch = Trainability(model)
+    watch = GradientCheck(model)
     step(model, watch, scored=1)
     step(model, watch, scored=1)
     assert watch.verdict() == []
@@ -85,7 +85,7 @@ def test_experts_of_unscored_tokens_are_not_asked_for_a_gradient(model):
 
 
 def test_a_tensor_with_a_gradient_that_does_not_move_is_named(model):
-    watch = Trainability(model)
+    watch = GradientCheck(model)
     step(model, watch, rate=0.0)
     lines = watch.verdict()
     assert len(lines) == 2 * 6 and all("lora_B" in line for line in lines)
@@ -93,7 +93,7 @@ def test_a_tensor_with_a_gradient_that_does_not_move_is_named(model):
 
 
 def test_a_missing_A_is_named_once_its_B_is_open(model):
-    watch = Trainability(model)
+    watch = GradientCheck(model)
     parameter(model, "layers.1.self_attn.q_proj.lora_A").register_hook(torch.zeros_like)
     step(model, watch)
     assert watch.verdict() == [], "behind a B of zeros no A has a gradient"
@@ -104,7 +104,7 @@ def test_a_missing_A_is_named_once_its_B_is_open(model):
 
 @pytest.fixture
 def alarms():
-    return Alarms(GuardSection(), Console(quiet=True))
+    return LossWarnings(GuardSection(), Console(quiet=True))
 
 
 def test_a_loss_that_never_changes_stops_the_run(alarms):
@@ -128,7 +128,7 @@ def test_a_resumed_run_compares_with_what_was_seen_before(alarms):
         alarms.note_loss(2.0, number + 1, updates=number >= 3)
     alarms.note_entropies([1.0, 0.8])
     alarms.note_entropies([0.6, 0.8])
-    resumed = Alarms(GuardSection(), Console(quiet=True))
+    resumed = LossWarnings(GuardSection(), Console(quiet=True))
     resumed.load(json.loads(json.dumps(alarms.state())))
     assert resumed.state() == alarms.state()
     resumed.note_entropies([0.6, 0.5])

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.train.distributed.launcher import launched_spread
+from gptoss_tune.train.distributed.launcher import launched_parallelism
 from gptoss_tune.train.run import train
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "8"}
@@ -47,7 +47,7 @@ def test_what_fsdp2_cannot_spread_is_refused(recipe, monkeypatch, override, reas
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MachineError, match=reason):
-        launched_spread(recipe(override))
+        launched_parallelism(recipe(override))
 
 
 @pytest.mark.parametrize(("started", "asked"), [("fsdp2", "ddp"), ("ddp", "fsdp2")])
@@ -59,18 +59,18 @@ def test_another_way_to_share_the_model_than_the_recipes_is_refused(
     asking = recipe("world.processes=8", f"world.spread={asked}")
     message = f"recipes/accelerate/{asked}.yaml, or set world.spread={started}"
     with pytest.raises(MachineError, match=message):
-        launched_spread(asking)
-    assert launched_spread(recipe("world.processes=8", f"world.spread={started}")) == started
+        launched_parallelism(asking)
+    assert launched_parallelism(recipe("world.processes=8", f"world.spread={started}")) == started
     monkeypatch.setenv("WORLD_SIZE", "1")  # nothing is shared, whatever is asked for
     monkeypatch.setenv("ACCELERATE_USE_FSDP", str(started == "fsdp2"))
-    assert launched_spread(asking) == "ddp"
+    assert launched_parallelism(asking) == "ddp"
 
 
 def test_fsdp2_is_taken_over_and_one_process_has_nothing_to_spread(recipe, monkeypatch):
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)
-    assert launched_spread(recipe()) == "fsdp2"
+    assert launched_parallelism(recipe()) == "fsdp2"
     assert os.environ["ACCELERATE_USE_FSDP"] == "false"  # or Accelerate would spread it again
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launched_spread(recipe()) == "ddp"
+    assert launched_parallelism(recipe()) == "ddp"

@@ -16,11 +16,11 @@ def lines(run):
 
 def test_norms_and_loads_are_those_of_the_step(recipe, tmp_path, monkeypatch):
     """Norms in float64 from the gradients; loads from what the routers return, counted by hand."""
-    from gptoss_tune.train.metrics.step_metrics import Books
+    from gptoss_tune.train.metrics.step_metrics import StepMetrics
 
     norms, loads = {}, {}
 
-    original = Books.before_clipping
+    original = StepMetrics.before_clipping
 
     def measured(self, model, step, guard):
         squares = {}
@@ -32,7 +32,7 @@ def test_norms_and_loads_are_those_of_the_step(recipe, tmp_path, monkeypatch):
         norms[step] = {key: value**0.5 for key, value in squares.items()}
         original(self, model, step, guard)
 
-    monkeypatch.setattr(Books, "before_clipping", measured)
+    monkeypatch.setattr(StepMetrics, "before_clipping", measured)
     from gptoss_tune.train import run as run_module
 
     build = run_module._model

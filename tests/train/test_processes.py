@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.distributed.heartbeat import is_running
-from gptoss_tune.train.entrypoint import hush_libraries
+from gptoss_tune.train.entrypoint import quiet_libraries
 from gptoss_tune.train.run import train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -104,7 +104,7 @@ def children(pid):
 def goes_on(recipe_file, overrides, log):
     """What each rank of a continuation does, as the command would start it."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    hush_libraries()
+    quiet_libraries()
     train(load_recipe(recipe_file, overrides), allow_drift=["steps"])
 
 

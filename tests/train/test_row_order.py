@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 from accelerate.data_loader import DataLoaderShard, skip_first_batches
 
-from gptoss_tune.train.data.sampler import FILLER, Dealer, EpochOrder, WithFiller
+from gptoss_tune.train.data.sampler import (
+    FILLER,
+    DatasetWithFiller,
+    EpochSampler,
+    MicroBatchSampler,
+)
 from gptoss_tune.train.data.token_counts import count_row
 from gptoss_tune.train.run import train
 
 
 def batches(size, batch, ranks, rank, epoch):
-    dealer = Dealer(EpochOrder(size, seed=5), batch, ranks=ranks, rank=rank)
+    dealer = MicroBatchSampler(EpochSampler(size, seed=5), batch, ranks=ranks, rank=rank)
     loader = DataLoaderShard([*range(size), FILLER], batch_sampler=dealer, collate_fn=list)
     loader.set_epoch(epoch)
     return loader
@@ -52,7 +57,7 @@ def test_a_resumed_epoch_skips_what_was_trained(ranks):
 
 def test_the_filler_trains_nothing_and_names_no_row():
     rows = [{"input_ids": [5, 6], "loss_weights": [1.0, 1.0], "channels": [1, 1], "row": 0}]
-    filled = WithFiller(rows)
+    filled = DatasetWithFiller(rows)
     assert len(filled) == 1 and filled[0] == rows[0]
     row = filled[FILLER]
     assert row == {"input_ids": [5], "loss_weights": [0.0], "channels": [1], "filler": True}

@@ -124,16 +124,16 @@ def test_two_processes_count_together_and_a_resume_goes_on(two_datasets, recipe_
 
 
 def test_a_step_that_is_left_out_was_read_and_not_trained(recipe, tmp_path, monkeypatch):
-    from gptoss_tune.train.metrics.step_metrics import Books
+    from gptoss_tune.train.metrics.step_metrics import StepMetrics
 
-    original = Books.before_clipping
+    original = StepMetrics.before_clipping
 
     def spoiled(self, model, step, guard):
         if step == 2:
             next(p for p in model.parameters() if p.grad is not None).grad.fill_(math.nan)
         original(self, model, step, guard)
 
-    monkeypatch.setattr(Books, "before_clipping", spoiled)
+    monkeypatch.setattr(StepMetrics, "before_clipping", spoiled)
     train(recipe())
     rows = logged(tmp_path / "run")
     assert rows[1]["trained_tokens_total"] == rows[0]["trained_tokens_total"] > 0

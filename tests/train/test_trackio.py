@@ -27,11 +27,11 @@ def hook(event, arguments):
         seen.append([event, str(arguments[0])])
 
 from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train.metrics.trackio_tracker import TrackioMetrics
+from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker
 
 sys.addaudithook(hook)
 for after, lines in ((0, [1, 2, 3]), (2, [3, 4])):  # the second start is resumed after step 2
-    tracker = TrackioMetrics(TrackingSection(trackio="local"), run, {"lora": {"rank": 4}})
+    tracker = TrackioTracker(TrackingSection(trackio="local"), run, {"lora": {"rank": 4}})
     state = TrainerState(is_world_process_zero=True, global_step=after)
     tracker.on_train_begin(None, state, None)
     for step in lines:

@@ -28,7 +28,7 @@ def track(tmp_path, monkeypatch):
         monkeypatch.setenv("WANDB_BASE_URL", url)
         wandb.teardown()  # it remembers the address as long as the process lives
         tracking = TrackingSection(wandb="online")
-        tracker = wandb_tracker.WandbMetrics(tracking, tmp_path, {"a": 1}, "0123abcd")
+        tracker = wandb_tracker.WandbTracker(tracking, tmp_path, {"a": 1}, "0123abcd")
         tracker.on_train_begin(arguments, state, TrainerControl())
         for step in (1, 2):
             state.global_step = step

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from gptoss_tune.harmony.dataset.statistics import Census, Overlap, SplitCensus
+    from gptoss_tune.harmony.dataset.statistics import DataStatistics, Overlap, SplitStatistics
     from gptoss_tune.harmony.render import Example
     from gptoss_tune.harmony.vocabulary import Vocabulary
     from gptoss_tune.report.token_view import Piece
@@ -50,7 +50,7 @@ def preview(
 
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.harmony.dataset.load import split_sources
-    from gptoss_tune.harmony.dataset.statistics import take_census
+    from gptoss_tune.harmony.dataset.statistics import data_statistics
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
     from gptoss_tune.report.token_view import first_examples
@@ -61,7 +61,7 @@ def preview(
     chosen: Literal["train", "eval"] = "eval" if split == "eval" else "train"
     sources = split_sources(resolved.data, chosen)
     vocabulary = load_vocabulary()
-    census = take_census(resolved.data, vocabulary, seed=resolved.train.seed)
+    census = data_statistics(resolved.data, vocabulary, seed=resolved.train.seed)
     examples = first_examples(resolved.data, sources, vocabulary, n)
     console = Console(highlight=False, soft_wrap=True)
     if html is not None:
@@ -90,12 +90,12 @@ def check_data(
     """
     from rich.console import Console
 
-    from gptoss_tune.harmony.dataset.statistics import take_census
+    from gptoss_tune.harmony.dataset.statistics import data_statistics
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
-    census = take_census(resolved.data, load_vocabulary(), seed=resolved.train.seed)
+    census = data_statistics(resolved.data, load_vocabulary(), seed=resolved.train.seed)
     report = {"recipe": str(recipe), **census.to_json()}
     if strict:
         report["ok"] = not (census.problems() or census.warnings())
@@ -111,7 +111,7 @@ def check_data(
 
 
 def _write_page(
-    path: Path, census: Census, examples: list[Example], vocabulary: Vocabulary, title: str
+    path: Path, census: DataStatistics, examples: list[Example], vocabulary: Vocabulary, title: str
 ) -> None:
     from gptoss_tune.report.preview_page import preview_page
 
@@ -177,7 +177,7 @@ def _style(piece: Piece, largest: float) -> str:
     return f"{bold}white on {ground}"
 
 
-def _print_census(console: Console, census: Census) -> None:
+def _print_census(console: Console, census: DataStatistics) -> None:
     from rich.text import Text
 
     for name, split in census.splits.items():
@@ -196,7 +196,7 @@ def _print_census(console: Console, census: Census) -> None:
         console.print(Text("All rows can be trained on.", style="green"))
 
 
-def _print_split(console: Console, name: str, split: SplitCensus) -> None:
+def _print_split(console: Console, name: str, split: SplitStatistics) -> None:
     from rich.text import Text
 
     counts = split.report.counts
@@ -227,7 +227,7 @@ def _print_split(console: Console, name: str, split: SplitCensus) -> None:
     _print_overlap(console, "rows equal to an earlier one", split.duplicates)
 
 
-def _channels(split: SplitCensus) -> str:
+def _channels(split: SplitStatistics) -> str:
     trained = max(1, split.report.counts["trained_tokens"])
     return ", ".join(
         f"{channel} {count / trained:.0%}" for channel, count in split.report.channels.items()

@@ -25,9 +25,9 @@ def demo(
     console = Console()
     # Said before the libraries are imported, which takes a second or two.
     console.print(f"tune, merge and reload a tiny gpt-oss in {folder}, on this CPU")
-    from gptoss_tune.train.entrypoint import hush_libraries
+    from gptoss_tune.train.entrypoint import quiet_libraries
 
-    hush_libraries()
+    quiet_libraries()
     from gptoss_tune.workflows.demo import run_demo
 
     if not run_demo(folder, console, changes or ()):

@@ -12,7 +12,7 @@ import typer
 from gptoss_tune.cli.arguments import AsJson, BasePath, OtherBase, Overrides, Revision
 
 if TYPE_CHECKING:
-    from gptoss_tune.evaluate.load import Subject
+    from gptoss_tune.evaluate.load import EvaluatedModel
     from gptoss_tune.recipe import Recipe
 
 
@@ -41,15 +41,15 @@ def evaluate(
     resolved = _recipe(model, recipe, overrides or [])
     from rich.console import Console
 
-    from gptoss_tune.train.entrypoint import hush_libraries
+    from gptoss_tune.train.entrypoint import quiet_libraries
 
-    hush_libraries()
+    quiet_libraries()
     from gptoss_tune.evaluate.lm_eval import lm_eval_command
-    from gptoss_tune.evaluate.load import open_subject
+    from gptoss_tune.evaluate.load import open_evaluated_model
     from gptoss_tune.evaluate.tables import print_report
     from gptoss_tune.files.atomic import write_text
 
-    subject = open_subject(model, base=base, revision=revision, other_base=other_base)
+    subject = open_evaluated_model(model, base=base, revision=revision, other_base=other_base)
     report = {"model": model, **_evaluate(resolved, subject, device)}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,13 +98,13 @@ def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
     return resolved
 
 
-def _evaluate(recipe: Recipe, subject: Subject, device: str | None) -> dict[str, Any]:
+def _evaluate(recipe: Recipe, subject: EvaluatedModel, device: str | None) -> dict[str, Any]:
     """Return the report of one evaluation; the files are read before the weights."""
     import torch
 
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.evaluate.evaluator import Evaluator
-    from gptoss_tune.evaluate.load import load_subject
+    from gptoss_tune.evaluate.load import load_evaluated_model
     from gptoss_tune.harmony.vocabulary import load_vocabulary
 
     if subject.adapter is None and not recipe.evaluation.generates:
@@ -114,7 +114,7 @@ def _evaluate(recipe: Recipe, subject: Subject, device: str | None) -> dict[str,
         )
     evaluator = Evaluator(recipe, load_vocabulary(subject.checkpoint.path))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = load_subject(subject, recipe.model, place)
+    model = load_evaluated_model(subject, recipe.model, place)
     narrow = recipe.model.dtype == "bfloat16"
     # As in training: the fp32 factors multiply in bf16.
     with torch.autocast(place.type, dtype=torch.bfloat16, enabled=narrow):

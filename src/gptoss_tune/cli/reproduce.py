@@ -32,9 +32,9 @@ def reproduce(
     from gptoss_tune.errors import CheckpointError, RecipeError
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.recipe import load_recipe
-    from gptoss_tune.train.entrypoint import hush_libraries
+    from gptoss_tune.train.entrypoint import quiet_libraries
 
-    hush_libraries()
+    quiet_libraries()
     from gptoss_tune.run.record import RECIPE
     from gptoss_tune.workflows.reproduce import compare, differences, record_of, run_again
 

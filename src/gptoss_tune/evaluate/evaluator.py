@@ -29,7 +29,7 @@ from gptoss_tune.evaluate.generate import (
     is_adapted,
     without_adapters,
 )
-from gptoss_tune.evaluate.graders import Judge
+from gptoss_tune.evaluate.graders import Grading
 from gptoss_tune.evaluate.parse import Answer, read_answer
 from gptoss_tune.evaluate.prompts import Question, read_questions
 from gptoss_tune.harmony.dataset.load import sample_settings
@@ -167,7 +167,7 @@ class Evaluator:
     def _report(
         self, step: int, tuned: Sequence[Answer], drift: dict[str, Any] | None
     ) -> dict[str, Any]:
-        judge = Judge()
+        judge = Grading()
         samples = [
             self._sample(question, given, judge)
             for question, given in zip(self.questions, tuned[: len(self.questions)], strict=True)
@@ -184,7 +184,7 @@ class Evaluator:
             "drift": drift,
         }
 
-    def _sample(self, question: Question, given: Answer, judge: Judge) -> dict[str, Any]:
+    def _sample(self, question: Question, given: Answer, judge: Grading) -> dict[str, Any]:
         grader = question.grader
         return {
             "prompt": list(question.messages),

@@ -68,7 +68,7 @@ class Pattern:
 Grader = Exact | Pattern
 
 
-class Judge:
+class Grading:
     """Grades the answers of one evaluation within its time."""
 
     def __init__(self, seconds: float = SECONDS_IN_ALL) -> None:

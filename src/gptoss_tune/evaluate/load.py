@@ -31,7 +31,7 @@ from gptoss_tune.weights.adapter import Adapter, base_name, open_adapter
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A checkpoint to evaluate, maybe with an adapter beside it; nothing is loaded yet.
 
     Attributes:
@@ -52,9 +52,9 @@ class Subject:
         return steps if isinstance(steps, int) else 0
 
 
-def open_subject(
+def open_evaluated_model(
     name: str, *, base: str | None = None, revision: str | None = None, other_base: bool = False
-) -> Subject:
+) -> EvaluatedModel:
     """Return what ``name`` means: a run, an adapter's folder, a merged folder or a Hub name.
 
     Args:
@@ -68,14 +68,16 @@ def open_subject(
     """
     folder = Path(name)
     if not folder.is_dir() or (folder / "config.json").is_file():
-        return Subject(name, open_checkpoint(name, revision), None)
+        return EvaluatedModel(name, open_checkpoint(name, revision), None)
     if base is None:
         base, revision = base_name([name])
     checkpoint = open_checkpoint(base, revision)
-    return Subject(name, checkpoint, open_adapter(name, checkpoint, other_base=other_base))
+    return EvaluatedModel(name, checkpoint, open_adapter(name, checkpoint, other_base=other_base))
 
 
-def load_subject(subject: Subject, section: ModelSection, device: torch.device) -> Any:
+def load_evaluated_model(
+    subject: EvaluatedModel, section: ModelSection, device: torch.device
+) -> Any:
     """Return the model of ``subject`` on ``device``, in evaluation mode.
 
     Args:

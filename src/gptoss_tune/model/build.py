@@ -19,7 +19,7 @@ from gptoss_tune.errors import MachineError
 from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
-from gptoss_tune.model.footprint import describe_holdings
+from gptoss_tune.model.footprint import describe_footprint
 from gptoss_tune.model.host_embedding import keep_embeddings_on_host
 from gptoss_tune.model.initial_adapter import start_from
 from gptoss_tune.model.load import DTYPES, load_base
@@ -88,7 +88,7 @@ def build(
     return Built(
         model,
         (
-            f"model: {base.name} {each}{describe_holdings(model)}; {trained:,} parameters train",
+            f"model: {base.name} {each}{describe_footprint(model)}; {trained:,} parameters train",
             f"experts: {backend} backend{aware}; attention: {engine.reason}; "
             f"norms and rotation: {row_wise.reason}; checkpointing: {recipe.train.checkpointing}",
             *([row_wise.warning] if row_wise.warning else []),

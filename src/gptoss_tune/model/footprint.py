@@ -20,7 +20,7 @@ _DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "f
 
 
 @dataclass(frozen=True)
-class Holding:
+class FootprintPart:
     """One kind of weights in one precision.
 
     Attributes:
@@ -36,7 +36,7 @@ class Holding:
     nbytes: int
 
 
-def holdings(model: nn.Module) -> list[Holding]:
+def footprint(model: nn.Module) -> list[FootprintPart]:
     """Return what ``model`` holds here, largest first; tied tensors count once."""
     found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -45,13 +45,13 @@ def holdings(model: nn.Module) -> list[Holding]:
         entry = found[_kind(name), precision]
         entry[0] += count
         entry[1] += nbytes
-    rows = [Holding(kind, precision, *counts) for (kind, precision), counts in found.items()]
+    rows = [FootprintPart(kind, precision, *counts) for (kind, precision), counts in found.items()]
     return sorted(rows, key=lambda row: row.nbytes, reverse=True)
 
 
-def describe_holdings(model: nn.Module) -> str:
-    """Return the holdings as one line, for the log."""
-    rows = holdings(model)
+def describe_footprint(model: nn.Module) -> str:
+    """Return the footprint as one line, for the log."""
+    rows = footprint(model)
     parts = [f"{row.kind} {row.precision} {_size(row.nbytes)}" for row in rows]
     return f"holds {_size(sum(row.nbytes for row in rows))}: " + ", ".join(parts)
 

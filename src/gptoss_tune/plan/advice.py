@@ -14,8 +14,8 @@ from typing import Any
 
 from gptoss_tune.plan.architecture import Architecture
 from gptoss_tune.plan.memory import memory
-from gptoss_tune.recipe.recipe import Recipe, unspreadable
-from gptoss_tune.recipe.schema import Spread
+from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle
+from gptoss_tune.recipe.schema import Parallelism
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Change:
 
 
 def advice(
-    architecture: Architecture, recipe: Recipe, memory_bytes: int, spread: Spread
+    architecture: Architecture, recipe: Recipe, memory_bytes: int, spread: Parallelism
 ) -> list[Advice]:
     """Return what would help, cheapest first, and at last what is enough together.
 
@@ -60,7 +60,7 @@ def advice(
     found: list[Advice] = []
     combined, gathered = recipe, []
     for change in _changes(architecture, recipe):
-        if spread == "fsdp2" and unspreadable(with_settings(recipe, change.settings)):
+        if spread == "fsdp2" and fsdp2_obstacle(with_settings(recipe, change.settings)):
             continue
         single = memory(architecture, with_settings(recipe, change.settings), spread).peak
         if single >= peak:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gptoss_tune.plan.architecture import Architecture
 from gptoss_tune.plan.flops import Work, tokens_in_files
-from gptoss_tune.plan.gpus import Card
+from gptoss_tune.plan.gpus import Gpu
 from gptoss_tune.plan.weights import base_bytes, compute_bytes, expert_parameters
 from gptoss_tune.recipe.recipe import Recipe
 
@@ -71,7 +71,7 @@ class EvaluationTime:
 
 
 def evaluation_time(
-    architecture: Architecture, recipe: Recipe, card: Card, work: Work
+    architecture: Architecture, recipe: Recipe, card: Gpu, work: Work
 ) -> EvaluationTime:
     """Return how long ``recipe`` evaluates on ``world.processes`` cards.
 

@@ -17,7 +17,7 @@ from gptoss_tune.errors import RecipeError
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """One GPU.
 
     Attributes:
@@ -38,43 +38,43 @@ class Card:
         return int(self.memory_gib * 2**30)
 
 
-CARDS = (
-    Card("rtx4080-16gb", 15.6, 97, 0.717),
-    Card("l4-24gb", 22.0, 121, 0.3),
-    Card("a10g-24gb", 22.0, 70, 0.6),
-    Card("rtx3090-24gb", 23.5, 71, 0.936),
-    Card("rtx4090-24gb", 23.5, 165, 1.008),
-    Card("rtx5090-32gb", 31.3, 209, 1.792),
-    Card("a100-40gb", 39.4, 312, 1.555),
-    Card("l40s-48gb", 44.4, 362, 0.864),
-    Card("a100-80gb", 79.1, 312, 2.039),
-    Card("h100-80gb", 79.1, 989, 3.35),
-    Card("rtxpro6000-96gb", 94.9, 503, 1.792),
-    Card("h200-141gb", 139.7, 989, 4.8),
-    Card("b200-180gb", 178.0, 2250, 8),
-    Card("mi300x-192gb", 191.5, 1307, 5.3),
+GPUS = (
+    Gpu("rtx4080-16gb", 15.6, 97, 0.717),
+    Gpu("l4-24gb", 22.0, 121, 0.3),
+    Gpu("a10g-24gb", 22.0, 70, 0.6),
+    Gpu("rtx3090-24gb", 23.5, 71, 0.936),
+    Gpu("rtx4090-24gb", 23.5, 165, 1.008),
+    Gpu("rtx5090-32gb", 31.3, 209, 1.792),
+    Gpu("a100-40gb", 39.4, 312, 1.555),
+    Gpu("l40s-48gb", 44.4, 362, 0.864),
+    Gpu("a100-80gb", 79.1, 312, 2.039),
+    Gpu("h100-80gb", 79.1, 989, 3.35),
+    Gpu("rtxpro6000-96gb", 94.9, 503, 1.792),
+    Gpu("h200-141gb", 139.7, 989, 4.8),
+    Gpu("b200-180gb", 178.0, 2250, 8),
+    Gpu("mi300x-192gb", 191.5, 1307, 5.3),
 )
 """Known cards by memory."""
 
-DEFAULT_CARD = "h100-80gb"
+DEFAULT_GPU = "h100-80gb"
 
 
-def card(name: str) -> Card:
+def card(name: str) -> Gpu:
     """Return the card ``name``.
 
     Raises:
         RecipeError: It is not known.
     """
-    for known in CARDS:
+    for known in GPUS:
         if known.name == name.lower():
             return known
     raise RecipeError(
-        f"--gpu: got {name!r}, expected one of {', '.join(known.name for known in CARDS)}; choose "
+        f"--gpu: got {name!r}, expected one of {', '.join(known.name for known in GPUS)}; choose "
         "the one with the same memory if yours is not listed"
     )
 
 
-def smallest_with(peak: int) -> Card | None:
+def smallest_with(peak: int) -> Gpu | None:
     """Return the card with the least memory that holds ``peak`` bytes, the fastest of equals."""
-    fitting = [known for known in CARDS if known.memory_bytes >= peak]
+    fitting = [known for known in GPUS if known.memory_bytes >= peak]
     return min(fitting, key=lambda known: (known.memory_gib, -known.tflops), default=None)

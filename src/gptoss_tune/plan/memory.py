@@ -26,7 +26,7 @@ from gptoss_tune.plan.weights import (
     optimizer_bytes,
 )
 from gptoss_tune.recipe.recipe import Recipe
-from gptoss_tune.recipe.schema import Spread
+from gptoss_tune.recipe.schema import Parallelism
 
 LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
 SCRATCH_BYTES = (2**31, 2**26)
@@ -175,7 +175,9 @@ class Moments:
         return max(self.rerun + self.rows + self.scratch, self.loss, self.step) + self.gathered
 
 
-def moments(architecture: Architecture, recipe: Recipe, tokens: int, spread: Spread) -> Moments:
+def moments(
+    architecture: Architecture, recipe: Recipe, tokens: int, spread: Parallelism
+) -> Moments:
     """Return the passing buffers of a step over ``tokens`` tokens in a micro-batch."""
     a, value = architecture, compute_bytes(recipe.model)
     factors = adapter_factors(a, recipe.lora)
@@ -248,7 +250,7 @@ class Memory:
         return sum(self.kinds[name] for name in names)
 
 
-def memory(architecture: Architecture, recipe: Recipe, spread: Spread = "ddp") -> Memory:
+def memory(architecture: Architecture, recipe: Recipe, spread: Parallelism = "ddp") -> Memory:
     """Return the peak of one of ``world.processes`` GPUs, by kind.
 
     Rows are taken at ``data.max_length``: shorter ones need less.

@@ -19,11 +19,11 @@ from gptoss_tune.plan.architecture import Architecture, architecture_of
 from gptoss_tune.plan.disk import Disk, disk
 from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
-from gptoss_tune.plan.gpus import Card, smallest_with
+from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import Memory, host_bytes, memory
 from gptoss_tune.plan.weights import Factors, adapter_factors, adapter_parameters, parameters
-from gptoss_tune.recipe.recipe import Recipe, uneven_experts, unspreadable
-from gptoss_tune.recipe.schema import Spread
+from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle, uneven_experts
+from gptoss_tune.recipe.schema import Parallelism
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Plan:
 
     recipe: Recipe
     architecture: Architecture
-    card: Card
-    spread: Spread
+    card: Gpu
+    spread: Parallelism
     factors: list[Factors]
     memory: Memory
     host_bytes: int
@@ -56,7 +56,7 @@ class Plan:
     work: Work
     evaluation: EvaluationTime
     advice: list[Advice]
-    larger: Card | None
+    larger: Gpu | None
 
     @property
     def fits(self) -> bool:
@@ -108,10 +108,10 @@ class Plan:
 
 def plan(
     recipe: Recipe,
-    card: Card,
+    card: Gpu,
     *,
     gpus: int | None = None,
-    spread: Spread | None = None,
+    spread: Parallelism | None = None,
     efficiency: float = DEFAULT_EFFICIENCY,
     epoch_tokens: int | None = None,
 ) -> Plan:
@@ -166,11 +166,11 @@ def plan(
     )
 
 
-def _check(recipe: Recipe, architecture: Architecture, spread: Spread) -> None:
+def _check(recipe: Recipe, architecture: Architecture, spread: Parallelism) -> None:
     """Refuse what a run would refuse later."""
     if spread == "fsdp2":
         uneven = uneven_experts(architecture.experts, recipe.world.processes)
-        reason = unspreadable(recipe) or uneven
+        reason = fsdp2_obstacle(recipe) or uneven
         if reason is not None:
             raise RecipeError(f"--spread fsdp2: {reason}")
     unknown = [n for n in recipe.lora.layers or () if n >= architecture.layers]

@@ -93,7 +93,7 @@ def contradictions(recipe: Recipe) -> list[Contradiction]:
     ]
 
 
-def unspreadable(recipe: Recipe) -> str | None:
+def fsdp2_obstacle(recipe: Recipe) -> str | None:
     """Return what FSDP2 cannot spread of ``recipe`` and what to set instead; else ``None``."""
     if recipe.model.linear_precision == "nf4":
         return (

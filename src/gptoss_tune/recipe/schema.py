@@ -166,11 +166,11 @@ class WorldSection(Section):
 
     processes: Annotated[int, Field(ge=1, le=65536)] = 1
     """Processes, one per GPU; the accelerate command is printed when more than one."""
-    spread: Spread | None = None
+    spread: Parallelism | None = None
     """Each GPU holds the model (ddp), or a share of it (fsdp2); null: as the launcher says."""
     timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120
     """Seconds one process may be silent, or keep the others waiting in a step, before all stop."""
 
 
-Spread = Literal["ddp", "fsdp2"]
+Parallelism = Literal["ddp", "fsdp2"]
 """``ddp``: each GPU holds the whole model; ``fsdp2``: each holds a share and gathers layers."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.plan.disk import run_files
-from gptoss_tune.plan.gpus import CARDS, DEFAULT_CARD, Card, card
+from gptoss_tune.plan.gpus import DEFAULT_GPU, GPUS, Gpu, card
 from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.report.read import Run, listing, mapping
@@ -28,7 +28,7 @@ def plan_section(run: Run) -> str:
     try:
         recipe = Recipe.model_validate(run.recipe)
         processes = number(run.fact("environment", "processes")) or 1
-        made = plan(recipe, known or card(DEFAULT_CARD), gpus=int(processes))
+        made = plan(recipe, known or card(DEFAULT_GPU), gpus=int(processes))
     except (GptossTuneError, ValueError) as error:
         return f'<p class="note">No plan can be made of this run here: {text(error, 400)}</p>'
     rows = [
@@ -47,7 +47,7 @@ def plan_section(run: Run) -> str:
     return table(["", "planned", "measured", "measured / planned"], rows)
 
 
-def _on_a_card(run: Run, made: Plan, known: Card | None, gpu: str | None) -> list[list[str]]:
+def _on_a_card(run: Run, made: Plan, known: Gpu | None, gpu: str | None) -> list[list[str]]:
     peak = number(run.fact("peak_memory_bytes"))
     rates = [value for _, value in run.series("tokens_per_second") if value]
     rate = statistics.median(rates) if rates else None
@@ -78,10 +78,10 @@ def _row(
     return [name, form(planned), form(measured), f"{measured / planned:.3f}" if planned else "–"]
 
 
-def _card_of(gpu: str) -> Card | None:
+def _card_of(gpu: str) -> Gpu | None:
     """Return the known card that a driver's name means, by model and, of several, by memory."""
     plain = re.sub(r"[^a-z0-9]", "", gpu.lower())
-    found = [known for known in CARDS if known.name.split("-")[0] in plain]
+    found = [known for known in GPUS if known.name.split("-")[0] in plain]
     by_memory = [known for known in found if known.name.split("-")[1] in plain]
     return (by_memory or found or [None])[0]
 

@@ -14,7 +14,7 @@ from html import escape
 from typing import Final
 
 from gptoss_tune.display import visible
-from gptoss_tune.harmony.dataset.statistics import Census, Overlap, SplitCensus, reasons
+from gptoss_tune.harmony.dataset.statistics import DataStatistics, Overlap, SplitStatistics, reasons
 from gptoss_tune.harmony.render import Example, Span
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.report.token_view import Piece, pieces
@@ -68,7 +68,7 @@ _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def preview_page(
-    census: Census, examples: Sequence[Example], vocabulary: Vocabulary, *, title: str
+    census: DataStatistics, examples: Sequence[Example], vocabulary: Vocabulary, *, title: str
 ) -> str:
     """Return the HTML of a preview.
 
@@ -102,7 +102,7 @@ def preview_page(
     )
 
 
-def _findings(census: Census) -> Iterable[str]:
+def _findings(census: DataStatistics) -> Iterable[str]:
     for heading, kind, found in (
         ("Problems", ' class="bad"', census.problems()),
         ("To know", "", census.warnings()),
@@ -112,7 +112,7 @@ def _findings(census: Census) -> Iterable[str]:
             yield f"<h2{kind}>{heading}</h2><ul class='rows'>{items}</ul>"
 
 
-def _split(name: str, split: SplitCensus) -> Iterable[str]:
+def _split(name: str, split: SplitStatistics) -> Iterable[str]:
     counts = split.report.counts
     yield f'<h2 id="{_text(name)}">{_text(name)}</h2>'
     tiles = [
@@ -151,7 +151,7 @@ def _split(name: str, split: SplitCensus) -> Iterable[str]:
     yield from _overlap("Rows with the question of an earlier one", split.same_prompts)
 
 
-def _sources(split: SplitCensus) -> str:
+def _sources(split: SplitStatistics) -> str:
     rows = "".join(
         f"<tr><td>{_text(path)}</td><td>{weight:g}</td><td>{report.counts['rows']:,}</td>"
         f"<td>{report.counts['rejected']:,}</td><td>{report.counts['samples']:,}</td>"
@@ -173,7 +173,7 @@ def _trained_by_channel(channels: Counter[str]) -> str:
     return f"<h3>Trained tokens by channel</h3><table>{rows}</table>"
 
 
-def _histogram(split: SplitCensus) -> str:
+def _histogram(split: SplitStatistics) -> str:
     highest = max(count for _, _, count in split.histogram)
     bars = "".join(
         f"<span class='soft'>{low:,} to {high - 1:,}</span>"

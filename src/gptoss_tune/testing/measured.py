@@ -26,7 +26,7 @@ from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
-from gptoss_tune.model.footprint import holdings
+from gptoss_tune.model.footprint import footprint
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.norms import set_norms
 from gptoss_tune.plan.architecture import RELEASED
@@ -41,7 +41,7 @@ RELEASED_LAYER = replace(
 def resident_bytes(model: nn.Module) -> dict[str, int]:
     """Return the bytes held by kind, as ``memory`` of a plan names them."""
     totals: dict[str, int] = {}
-    for row in holdings(model):
+    for row in footprint(model):
         totals[row.kind] = totals.get(row.kind, 0) + row.nbytes
     return totals
 

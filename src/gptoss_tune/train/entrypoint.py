@@ -35,7 +35,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(RunInterrupted.exit_code)
 
 
-def hush_libraries() -> None:
+def quiet_libraries() -> None:
     """Silence deprecation warnings between libraries, their information and their progress bars."""
     # torch prints a C++ stack when another rank's connection closes; the run says who it was.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

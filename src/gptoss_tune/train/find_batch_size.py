@@ -39,7 +39,7 @@ from gptoss_tune.plan.architecture import read_architecture
 from gptoss_tune.plan.memory import FRAGMENTATION
 from gptoss_tune.plan.weights import FP32_BYTES, adapter_factors, optimizer_bytes
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.recipe.schema import Spread
+from gptoss_tune.recipe.schema import Parallelism
 from gptoss_tune.run.folder import Start
 from gptoss_tune.run.record import read_record, update_record
 from gptoss_tune.train.data.collator import Collator
@@ -82,7 +82,7 @@ def fit(
     dataset: Any,
     state: PartialState,
     start: Start,
-    spread: Spread,
+    spread: Parallelism,
     console: Console,
 ) -> Fitted:
     """Return ``recipe`` with the largest micro-batch that fits, of those that keep the step.

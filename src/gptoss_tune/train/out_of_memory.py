@@ -19,7 +19,7 @@ from gptoss_tune.plan.advice import Advice, advice
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.memory import memory
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.recipe.schema import Spread
+from gptoss_tune.recipe.schema import Parallelism
 from gptoss_tune.run import checkpoints
 
 _WORDS = re.compile(
@@ -39,7 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def explained(recipe: Recipe, spread: Spread = "ddp") -> Iterator[None]:
+def explained(recipe: Recipe, spread: Parallelism = "ddp") -> Iterator[None]:
     """Turn running out of memory into one message with the plan's advice.
 
     Args:
@@ -65,7 +65,7 @@ def first_words(error: BaseException) -> str:
     return re.split(r" If reserved but| See documentation| Exception raised from", said)[0]
 
 
-def describe(said: str, recipe: Recipe, spread: Spread) -> str:
+def describe(said: str, recipe: Recipe, spread: Parallelism) -> str:
     """Return the message: where, what the allocator said, what helps, what is kept."""
     lines = [f"out of memory {_place()}: {said}"]
     found = _advice(recipe, spread)
@@ -104,7 +104,7 @@ def _place() -> str:
     return words + (f" and others {others / _GIB:.1f})" if others > _GIB else ")")
 
 
-def _advice(recipe: Recipe, spread: Spread) -> list[Advice]:
+def _advice(recipe: Recipe, spread: Parallelism) -> list[Advice]:
     """Return the plan's advice for this recipe, which did not fit whatever the plan says."""
     try:
         architecture = architecture_of(recipe.model.name_or_path)

@@ -25,7 +25,7 @@ from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
-from gptoss_tune.recipe.schema import Spread
+from gptoss_tune.recipe.schema import Parallelism
 from gptoss_tune.run import card, checkpoints, folder
 from gptoss_tune.run.environment import environment
 from gptoss_tune.run.lock import FolderLock
@@ -35,16 +35,16 @@ from gptoss_tune.train.data.collator import Collator
 from gptoss_tune.train.deterministic import PRICE, deterministic
 from gptoss_tune.train.distributed import watchdog
 from gptoss_tune.train.distributed.device import refuse_unusable_gpu
-from gptoss_tune.train.distributed.launcher import launched_spread
+from gptoss_tune.train.distributed.launcher import launched_parallelism
 from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.metrics.metrics_file import MetricsFile
 from gptoss_tune.train.metrics.progress import ProgressDisplay
-from gptoss_tune.train.metrics.step_metrics import Books
-from gptoss_tune.train.metrics.trackers import MetricLines
-from gptoss_tune.train.metrics.trackio_tracker import TrackioMetrics, refuse_missing_tracker
-from gptoss_tune.train.metrics.wandb_tracker import WandbMetrics
+from gptoss_tune.train.metrics.step_metrics import StepMetrics
+from gptoss_tune.train.metrics.trackers import Tracker
+from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker, refuse_missing_tracker
+from gptoss_tune.train.metrics.wandb_tracker import WandbTracker
 from gptoss_tune.train.resume.changes import Identity, identify
 from gptoss_tune.train.resume.fingerprint import Place
 from gptoss_tune.train.sft import WeightedSftTrainer
@@ -78,7 +78,7 @@ def train(
     """
     started = time.monotonic()
     with StopOnSignal() as stop, deterministic(recipe.train.deterministic):
-        spread = launched_spread(recipe)
+        spread = launched_parallelism(recipe)
         refuse_unusable_gpu()  # starting CUDA takes seconds, in which a signal may come
         refuse_missing_tracker(recipe.tracking)
         state = watchdog.join()
@@ -96,10 +96,10 @@ def _train(
     recipe: Recipe,
     command: Sequence[str],
     allow_drift: Sequence[str],
-    spread: Spread,
+    spread: Parallelism,
     state: PartialState,
     stop: StopOnSignal,
-    watch: watchdog.RankWatch,
+    watch: watchdog.Watchdog,
     lock: FolderLock,
     started: float,
 ) -> finish.RunSummary:
@@ -125,7 +125,7 @@ def _train(
     model = _model(recipe, base, state, spread, console)
     fitted = find_batch_size.fit(recipe, base, model, train_set, state, start, spread, console)
     guard = _guard(recipe, base, start, console)
-    books = Books(start.folder, recipe.data.train, device, start.checkpoint)
+    books = StepMetrics(start.folder, recipe.data.train, device, start.checkpoint)
     trainer = _trainer(fitted.recipe, model, train_set, eval_set, guard, books, identity)
     displays = _callbacks(recipe, start.folder, identity.run_id, console)
     asked = []
@@ -191,7 +191,7 @@ def _datasets(
 
 
 def _model(
-    recipe: Recipe, base: Checkpoint, state: PartialState, spread: Spread, console: Console
+    recipe: Recipe, base: Checkpoint, state: PartialState, spread: Parallelism, console: Console
 ) -> PeftModel:
     share = Share(state.process_index, state.num_processes) if spread == "fsdp2" else None
     built = build(recipe, base, state.device or "cpu", share)
@@ -210,7 +210,7 @@ def _trainer(
     train_set: Dataset,
     eval_set: Dataset | None,
     guard: Guard,
-    books: Books,
+    books: StepMetrics,
     identity: Identity,
 ) -> WeightedSftTrainer:
     tokenizer = training_tokenizer()
@@ -240,16 +240,16 @@ def _guard(recipe: Recipe, base: Checkpoint, start: folder.Start, console: Conso
 
 def _callbacks(
     recipe: Recipe, run: Path, run_id: str, console: Console
-) -> list[MetricLines | ProgressDisplay]:
-    callbacks: list[MetricLines | ProgressDisplay] = [
+) -> list[Tracker | ProgressDisplay]:
+    callbacks: list[Tracker | ProgressDisplay] = [
         MetricsFile(run / "metrics.jsonl"),
         ProgressDisplay(console),
     ]
     config = recipe.model_dump(mode="json")
     if recipe.tracking.wandb != "disabled":
-        callbacks.append(WandbMetrics(recipe.tracking, run, config, run_id))
+        callbacks.append(WandbTracker(recipe.tracking, run, config, run_id))
     if recipe.tracking.trackio != "disabled":
-        callbacks.append(TrackioMetrics(recipe.tracking, run, config))
+        callbacks.append(TrackioTracker(recipe.tracking, run, config))
     return callbacks
 
 

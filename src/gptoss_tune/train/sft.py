@@ -29,11 +29,11 @@ from gptoss_tune.model.sharding import gather_nothing, is_sharded, whole_factors
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.checkpoints import disk_full
 from gptoss_tune.train.data.collator import NumberedRows
-from gptoss_tune.train.data.sampler import Dealer, EpochOrder, WithFiller
+from gptoss_tune.train.data.sampler import DatasetWithFiller, EpochSampler, MicroBatchSampler
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
 from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossMeter, step_weight
-from gptoss_tune.train.metrics.step_metrics import Books
+from gptoss_tune.train.metrics.step_metrics import StepMetrics
 from gptoss_tune.train.resume.changes import Identity
 from gptoss_tune.train.resume.state import (
     load_adapter,
@@ -66,7 +66,7 @@ class WeightedSftTrainer(SFTTrainer):
     """
 
     def __init__(
-        self, *args: Any, guard: Guard, books: Books, identity: Identity, **kwargs: Any
+        self, *args: Any, guard: Guard, books: StepMetrics, identity: Identity, **kwargs: Any
     ) -> None:
         """Take what ``SFTTrainer`` takes; the model is a ``GptOssForTuning`` with adapters."""
         super().__init__(*args, **kwargs)
@@ -85,11 +85,11 @@ class WeightedSftTrainer(SFTTrainer):
         self.left_out: list[int] = []
         self._meters = {mode: LossMeter(self.accelerator.device) for mode in ("train", "eval")}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:  # pyright: ignore
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:  # pyright: ignore
         """Return the order of the rows: seed, epoch and curriculum decide it, never the ranks."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         phases = np.array(dataset["phase"]) if "phase" in dataset.column_names else None
-        return EpochOrder(len(dataset), seed=self.args.data_seed or 0, phases=phases)
+        return EpochSampler(len(dataset), seed=self.args.data_seed or 0, phases=phases)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         if not batch_samples:
@@ -147,9 +147,11 @@ class WeightedSftTrainer(SFTTrainer):
         order = self._get_train_sampler(dataset) if is_training else range(len(dataset))
         device, rank = self.accelerator.device, self.accelerator.process_index
         return DataLoaderShard(
-            WithFiller(NumberedRows(dataset) if is_training else dataset),
+            DatasetWithFiller(NumberedRows(dataset) if is_training else dataset),
             device=device,
-            batch_sampler=Dealer(order, batch_size, ranks=self.args.world_size, rank=rank),
+            batch_sampler=MicroBatchSampler(
+                order, batch_size, ranks=self.args.world_size, rank=rank
+            ),
             collate_fn=self.data_collator,
             pin_memory=device.type == "cuda",
         )

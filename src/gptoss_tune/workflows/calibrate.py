@@ -268,9 +268,9 @@ def _survival_before(record: dict[str, Any], recipe: Recipe, digest: str) -> flo
 
 
 def _train(recipe: Recipe) -> None:
-    from gptoss_tune.train.entrypoint import hush_libraries
+    from gptoss_tune.train.entrypoint import quiet_libraries
 
-    hush_libraries()
+    quiet_libraries()
     from gptoss_tune.train.run import train
 
     # Standard output belongs to the merge's report, which may be read by a machine.

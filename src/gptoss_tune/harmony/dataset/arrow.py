@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from gptoss_tune.harmony.dataset.counts import Report
+from gptoss_tune.harmony.dataset.counts import RowCounts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -157,14 +157,14 @@ def read_packed(folder: Path) -> Dataset:
     return Dataset.from_file(str(folder / "tokens.arrow"))
 
 
-def write_report(folder: Path, report: Report) -> None:
+def write_counts(folder: Path, report: RowCounts) -> None:
     """Keep a report beside the samples it is about."""
     (folder / "report.json").write_text(json.dumps(report.to_json()), encoding="utf-8")
 
 
-def read_report(folder: Path) -> Report:
+def read_counts(folder: Path) -> RowCounts:
     """Return the report kept in a folder."""
-    return Report.from_json((folder / "report.json").read_text(encoding="utf-8"))
+    return RowCounts.from_json((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def _packed_batch(

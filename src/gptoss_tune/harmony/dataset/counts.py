@@ -16,7 +16,7 @@ MOST_LISTED: Final = 1000
 
 
 @dataclass(slots=True)
-class Report:
+class RowCounts:
     """Counts and places, added up over chunks and sources.
 
     Attributes:
@@ -40,7 +40,7 @@ class Report:
     special_text: list[str] = field(default_factory=list)
     too_long: list[str] = field(default_factory=list)
 
-    def add(self, other: Report) -> None:
+    def add(self, other: RowCounts) -> None:
         """Add another report to this one."""
         for name in ("counts", "formats", "efforts", "channels"):
             getattr(self, name).update(getattr(other, name))
@@ -67,7 +67,7 @@ class Report:
         }
 
     @classmethod
-    def from_json(cls, text: str) -> Report:
+    def from_json(cls, text: str) -> RowCounts:
         """Read what ``to_json`` wrote."""
         value = json.loads(text)
         return cls(

@@ -26,7 +26,7 @@ import numpy as np
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.dataset import arrow
 from gptoss_tune.harmony.dataset.cache import built_once, cache_key
-from gptoss_tune.harmony.dataset.counts import Report
+from gptoss_tune.harmony.dataset.counts import RowCounts
 from gptoss_tune.harmony.dataset.packing import PackedRows, efficiency, pack
 from gptoss_tune.harmony.dataset.render_rows import SampleSettings, default_processes, render_rows
 from gptoss_tune.harmony.render import RenderSettings
@@ -65,7 +65,7 @@ class RenderedSource:
     source: DataSource
     key: str
     samples: arrow.SampleFile
-    report: Report
+    report: RowCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def load_dataset(
     """Return the rendered samples of a split, packed when the recipe says so.
 
     With ``curriculum: reasoning_effort`` the dataset has a column ``phase`` (0 to 2) besides, for
-    ``order.EpochOrder``.
+    ``order.EpochSampler``.
 
     Args:
         data: The recipe's data section.
@@ -168,17 +168,17 @@ def render_source(source: DataSource, data: DataSection, vocabulary: Vocabulary)
     key = cache_key(["samples", versions, opened.fingerprint, asdict(settings)])
 
     def build(folder: Path) -> None:
-        report = Report()
+        report = RowCounts()
         processes = data.dataset_num_proc or default_processes(opened.size)
         with arrow.SampleWriter(folder) as writer:
             for columns in render_rows(opened.rows(), vocabulary, settings, processes):
                 report.add(columns.report)
                 _stop_when_over(most, report, opened, data)
                 writer.write(columns)
-        arrow.write_report(folder, report)
+        arrow.write_counts(folder, report)
 
     folder = built_once(key, build)
-    return RenderedSource(source, key, arrow.SampleFile(folder), arrow.read_report(folder))
+    return RenderedSource(source, key, arrow.SampleFile(folder), arrow.read_counts(folder))
 
 
 def sample_settings(data: DataSection) -> SampleSettings:
@@ -198,7 +198,7 @@ def refuse_rejected(rendered: Sequence[RenderedSource], data: DataSection) -> No
     Raises:
         DataError: Lists the first of them.
     """
-    report = Report()
+    report = RowCounts()
     for one in rendered:
         report.add(one.report)
     rejected = report.counts["rejected"]
@@ -208,7 +208,7 @@ def refuse_rejected(rendered: Sequence[RenderedSource], data: DataSection) -> No
         raise DataError(rejected_message(report, _over(data)))
 
 
-def rejected_message(report: Report, todo: str) -> str:
+def rejected_message(report: RowCounts, todo: str) -> str:
     """Return the message for rejected rows: the first ones, one a line."""
     rejected = report.counts["rejected"]
     shown = report.rejected[:MOST_SHOWN]
@@ -218,7 +218,7 @@ def rejected_message(report: Report, todo: str) -> str:
     return "\n  ".join([f"{rejected} rows cannot be trained on; {todo}:", *shown, *more])
 
 
-def _stop_when_over(most: int, report: Report, opened: OpenedSource, data: DataSection) -> None:
+def _stop_when_over(most: int, report: RowCounts, opened: OpenedSource, data: DataSection) -> None:
     if report.counts["rejected"] <= most:
         return
     todo = (
@@ -309,7 +309,7 @@ def _repeated(
 
 
 def _nothing_left(rendered: Sequence[RenderedSource], data: DataSection, split: Split) -> str:
-    report = Report()
+    report = RowCounts()
     for one in rendered:
         report.add(one.report)
     counts = report.counts

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.harmony.conversation import CHANNELS, Conversation, count_special_text
-from gptoss_tune.harmony.dataset.counts import MOST_LISTED, Report
+from gptoss_tune.harmony.dataset.counts import MOST_LISTED, RowCounts
 from gptoss_tune.harmony.fields import EFFORTS
 from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.registry import read_as
@@ -62,7 +62,7 @@ class Columns:
     row_keys: NDArray[np.uint64]
     prompt_keys: NDArray[np.uint64]
     sources: list[str]
-    report: Report
+    report: RowCounts
 
 
 class RowRenderer:
@@ -75,7 +75,7 @@ class RowRenderer:
 
     def columns(self, chunk: list[Located]) -> Columns:
         """Return the samples of a chunk; rows that cannot be used are in its report."""
-        report = Report()
+        report = RowCounts()
         examples: list[Example] = []
         efforts: list[int] = []
         keys: list[tuple[int, int]] = []
@@ -99,7 +99,7 @@ class RowRenderer:
             keys += [conversation.keys()] * len(kept)
         return _columns(examples, efforts, keys, report)
 
-    def _samples(self, conversation: Conversation, report: Report) -> list[Example]:
+    def _samples(self, conversation: Conversation, report: RowCounts) -> list[Example]:
         at, settings = conversation.source, self.settings
         self._count_special_text(conversation, report)
         if settings.too_long == "drop" and _surely_longer(conversation, settings.max_length):
@@ -121,7 +121,7 @@ class RowRenderer:
             kept += self._fitted(example, report)
         return kept
 
-    def _fitted(self, example: Example, report: Report) -> list[Example]:
+    def _fitted(self, example: Example, report: RowCounts) -> list[Example]:
         limit = self.settings.max_length
         if len(example.input_ids) <= limit:
             return [example]
@@ -139,13 +139,13 @@ class RowRenderer:
         report.counts["truncated"] += 1
         return [shorter]
 
-    def _drop(self, at: str, report: Report) -> list[Example]:
+    def _drop(self, at: str, report: RowCounts) -> list[Example]:
         report.counts["too_long"] += 1
         if len(report.too_long) < MOST_LISTED:
             report.too_long.append(at)
         return []
 
-    def _count_special_text(self, conversation: Conversation, report: Report) -> None:
+    def _count_special_text(self, conversation: Conversation, report: RowCounts) -> None:
         found = sum(map(count_special_text, conversation.texts()))
         if found:
             report.counts["special_text"] += found
@@ -242,7 +242,7 @@ def _repeated_tokens(examples: list[Example]) -> int:
 
 
 def _columns(
-    examples: list[Example], efforts: list[int], keys: list[tuple[int, int]], report: Report
+    examples: list[Example], efforts: list[int], keys: list[tuple[int, int]], report: RowCounts
 ) -> Columns:
     def joined(name: str, dtype: type) -> NDArray:
         parts = [getattr(example, name) for example in examples]

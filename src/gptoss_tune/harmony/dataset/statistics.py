@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.dataset.counts import Report
+from gptoss_tune.harmony.dataset.counts import RowCounts
 from gptoss_tune.harmony.dataset.load import (
     RenderedSource,
     Selection,
@@ -52,7 +52,7 @@ class Overlap:
 
 
 @dataclass(slots=True)
-class SplitCensus:
+class SplitStatistics:
     """The figures of one split.
 
     Attributes:
@@ -69,8 +69,8 @@ class SplitCensus:
         problem: Why the split is empty, None when it is not.
     """
 
-    sources: list[tuple[str, float, Report]]
-    report: Report
+    sources: list[tuple[str, float, RowCounts]]
+    report: RowCounts
     samples: int = 0
     tokens: int = 0
     lengths: dict[str, float] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class SplitCensus:
 
 
 @dataclass(slots=True)
-class Census:
+class DataStatistics:
     """The figures of a recipe's data.
 
     Attributes:
@@ -118,7 +118,7 @@ class Census:
         leaked_prompts: Held-out rows whose question is trained on, with another answer.
     """
 
-    splits: dict[Split, SplitCensus]
+    splits: dict[Split, SplitStatistics]
     leaked: Overlap = field(default_factory=Overlap)
     leaked_prompts: Overlap = field(default_factory=Overlap)
 
@@ -166,7 +166,7 @@ class Census:
         }
 
 
-def take_census(data: DataSection, vocabulary: Vocabulary, *, seed: int) -> Census:
+def data_statistics(data: DataSection, vocabulary: Vocabulary, *, seed: int) -> DataStatistics:
     """Return the figures of all data of a recipe; rejected rows are counted, never an error.
 
     Raises:
@@ -174,14 +174,14 @@ def take_census(data: DataSection, vocabulary: Vocabulary, *, seed: int) -> Cens
         HubError: A dataset on the Hub cannot be had.
     """
     data = data.model_copy(update={"on_error": "skip", "max_errors": 1_000_000_000})
-    splits: dict[Split, SplitCensus] = {}
+    splits: dict[Split, SplitStatistics] = {}
     keys: dict[Split, _Rows] = {}
     for split in _splits(data):
         rendered = [
             render_source(source, data, vocabulary) for source in split_sources(data, split)
         ]
         splits[split], keys[split] = _split_census(rendered, data, split=split, seed=seed)
-    census = Census(splits)
+    census = DataStatistics(splits)
     if "eval" in splits:
         held_out, trained = keys["eval"], keys["train"]
         same = np.isin(held_out.rows, trained.rows)
@@ -207,12 +207,12 @@ def _splits(data: DataSection) -> Sequence[Split]:
 
 def _split_census(
     rendered: list[RenderedSource], data: DataSection, *, split: Split, seed: int
-) -> tuple[SplitCensus, _Rows]:
-    report = Report()
+) -> tuple[SplitStatistics, _Rows]:
+    report = RowCounts()
     for one in rendered:
         report.add(one.report)
     sources = [(one.source.path, one.source.weight, one.report) for one in rendered]
-    census = SplitCensus(sources, report)
+    census = SplitStatistics(sources, report)
     rows = _rows_of(rendered, data, split=split, seed=seed)
     first = np.zeros(len(rows.rows), dtype=bool)
     first[np.unique(rows.rows, return_index=True)[1]] = True
@@ -229,7 +229,9 @@ def _split_census(
     return census, rows
 
 
-def _measure(census: SplitCensus, selection: Selection, data: DataSection, *, seed: int) -> None:
+def _measure(
+    census: SplitStatistics, selection: Selection, data: DataSection, *, seed: int
+) -> None:
     lengths = selection.lengths
     census.samples = len(lengths)
     census.tokens = int(lengths.sum())

@@ -31,7 +31,7 @@ FILLER = -1
 """Index of a row that trains nothing."""
 
 
-class Dealer(BatchSampler):
+class MicroBatchSampler(BatchSampler):
     """One rank's micro-batches of an epoch, as lists of row indices."""
 
     def __init__(self, order: Any, batch_size: int, *, ranks: int, rank: int) -> None:
@@ -66,7 +66,7 @@ class Dealer(BatchSampler):
         return -(-len(self.sampler) // (self.batch_size * self.num_processes))
 
 
-class WithFiller(torch.utils.data.Dataset):
+class DatasetWithFiller(torch.utils.data.Dataset):
     """A dataset that also has the row ``FILLER``: one token, of loss weight 0."""
 
     def __init__(self, dataset: Any) -> None:
@@ -87,7 +87,7 @@ class WithFiller(torch.utils.data.Dataset):
         return {**row, "loss_weights": [0.0], "filler": True}
 
 
-class EpochOrder:
+class EpochSampler:
     """Sampler over the row indices of an epoch; set the epoch with ``set_epoch``.
 
     Args:

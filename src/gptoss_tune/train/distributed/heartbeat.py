@@ -25,7 +25,7 @@ Phase = Literal["starting", "training", "between steps", "ending"]
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """What a rank says of itself.
 
     Attributes:
@@ -58,7 +58,7 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Failure:
     """Why the run cannot go on.
 
     Attributes:
@@ -74,7 +74,7 @@ class Verdict:
     left: bool = False
 
 
-class Judge:
+class StallDetector:
     """Hold the newest signs against what was seen before.
 
     Attributes:
@@ -92,22 +92,22 @@ class Judge:
         self._beats.clear()
         self._behind.clear()
 
-    def verdict(self, signs: dict[int, Sign], now: float) -> Verdict | None:
+    def verdict(self, signs: dict[int, Heartbeat], now: float) -> Failure | None:
         """Return who holds up the run at ``now`` seconds of a monotonic clock, if anyone does."""
         left = {rank: sign for rank, sign in signs.items() if sign.left is not None}
         if left:
             first = min(left)
             sign = left[first]
-            return Verdict(tuple(left), f"rank {first} left the run: {sign.left}", sign.code, True)
+            return Failure(tuple(left), f"rank {first} left the run: {sign.left}", sign.code, True)
         signs = {rank: sign for rank, sign in signs.items() if not sign.ended}
         gone = [r for r, s in signs.items() if s.host == this_host() and not is_running(s.pid)]
         if gone:
             ended = "its process is gone" if len(gone) == 1 else "their processes are gone"
-            return Verdict(tuple(gone), f"{named(gone)} was killed or crashed: {ended}")
+            return Failure(tuple(gone), f"{named(gone)} was killed or crashed: {ended}")
         silent = [rank for rank, sign in signs.items() if self._silent(rank, sign, now)]
         if silent:
             places = "; ".join(f"rank {r} {_whereabouts(signs[r])}" for r in silent)
-            return Verdict(
+            return Failure(
                 tuple(silent),
                 f"{named(silent)} gave no sign of life for {self.timeout_s:g} s: frozen, without "
                 f"a processor, or cut off from the network ({places})",
@@ -117,20 +117,20 @@ class Judge:
         if not stuck:
             return None
         places = "; ".join(f"rank {rank} {_whereabouts(sign)}" for rank, sign in signs.items())
-        return Verdict(
+        return Failure(
             tuple(stuck),
             f"{named(stuck)} runs but its training loop has hung for {self.timeout_s:g} s while "
             f"the others wait for it ({places})",
         )
 
-    def _silent(self, rank: int, sign: Sign, now: float) -> bool:
+    def _silent(self, rank: int, sign: Heartbeat, now: float) -> bool:
         beat, since = self._beats.get(rank, (-1, now))
         if beat != sign.beat:
             self._beats[rank] = (sign.beat, now)
             return False
         return now - since >= self.timeout_s
 
-    def _stuck(self, rank: int, sign: Sign, furthest: int, now: float) -> bool:
+    def _stuck(self, rank: int, sign: Heartbeat, furthest: int, now: float) -> bool:
         if sign.phase != "training" or sign.marks >= furthest:
             self._behind.pop(rank, None)
             return False
@@ -146,7 +146,7 @@ def named(ranks: list[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
-def _whereabouts(sign: Sign) -> str:
+def _whereabouts(sign: Heartbeat) -> str:
     at = f", at {sign.place}" if sign.place else ""
     return f"after step {sign.step}, {sign.phase}{at}"
 

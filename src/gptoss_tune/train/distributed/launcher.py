@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.recipe.recipe import Recipe, unspreadable
-from gptoss_tune.recipe.schema import Spread
+from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle
+from gptoss_tune.recipe.schema import Parallelism
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 _WITHOUT_EFFECT = {
@@ -23,7 +23,7 @@ _WITHOUT_EFFECT = {
 }
 
 
-def launched_spread(recipe: Recipe) -> Spread:
+def launched_parallelism(recipe: Recipe) -> Parallelism:
     """Return how the processes of this run share the model; with one process it is whole.
 
     Raises:
@@ -52,7 +52,7 @@ def launched_spread(recipe: Recipe) -> Spread:
                 f"the launcher sets {variable.lower()}: true, which has no effect here: {why}; "
                 "set it to false, or launch with recipes/accelerate/fsdp2.yaml"
             )
-    reason = unspreadable(recipe)
+    reason = fsdp2_obstacle(recipe)
     if reason is not None:
         raise MachineError(reason)
     started = _as_asked("fsdp2", recipe) if _processes() > 1 else "ddp"
@@ -60,7 +60,7 @@ def launched_spread(recipe: Recipe) -> Spread:
     return started
 
 
-def _as_asked(started: Spread, recipe: Recipe) -> Spread:
+def _as_asked(started: Parallelism, recipe: Recipe) -> Parallelism:
     """Return how the model is shared, unless the recipe asks for the other way.
 
     Raises:

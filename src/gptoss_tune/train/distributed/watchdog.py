@@ -33,7 +33,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import GptossTuneError, MachineError, RankLost
 from gptoss_tune.run.record import RECORD, update_record
-from gptoss_tune.train.distributed.heartbeat import Judge, Phase, Sign, Verdict, place_of, this_host
+from gptoss_tune.train.distributed.heartbeat import (
+    Failure,
+    Heartbeat,
+    Phase,
+    StallDetector,
+    place_of,
+    this_host,
+)
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 """How long the ranks wait for each other to come."""
@@ -69,7 +76,7 @@ def join() -> PartialState:
 
 
 @contextlib.contextmanager
-def watched(state: PartialState, timeout_s: float, run: Path) -> Iterator[RankWatch]:
+def watched(state: PartialState, timeout_s: float, run: Path) -> Iterator[Watchdog]:
     """Watch the ranks while the body runs; a lost rank ends it on all of them.
 
     Args:
@@ -80,7 +87,7 @@ def watched(state: PartialState, timeout_s: float, run: Path) -> Iterator[RankWa
     Raises:
         RankLost: Another rank was killed, or left with an error.
     """
-    watch = RankWatch(state, timeout_s, run)
+    watch = Watchdog(state, timeout_s, run)
     watch.start()
     try:
         yield watch
@@ -102,7 +109,7 @@ def watched(state: PartialState, timeout_s: float, run: Path) -> Iterator[RankWa
         watch.close()
 
 
-class RankWatch(TrainerCallback):
+class Watchdog(TrainerCallback):
     """Publish this rank's signs of life and judge those of the others.
 
     As a callback of the trainer it learns how far the training loop is. With one process it does
@@ -114,7 +121,7 @@ class RankWatch(TrainerCallback):
         self._rank, self._world = state.process_index, state.num_processes
         self._timeout_s, self._run = timeout_s, run
         self._poll_s = min(_POLL_S, timeout_s / 5)
-        self._judge = Judge(timeout_s)
+        self._judge = StallDetector(timeout_s)
         self._main = threading.main_thread().ident or 0
         self._host, self._pid = this_host(), os.getpid()
         self._beat = self._marks = self._step = 0
@@ -126,7 +133,7 @@ class RankWatch(TrainerCallback):
         self._answered = time.monotonic()
         self._ended = self._lost_store = False
         self._store: Any = None
-        self._found: Verdict | None = None
+        self._found: Failure | None = None
         self._blaming = self._all_seen = False
 
     def start(self) -> None:
@@ -170,7 +177,7 @@ class RankWatch(TrainerCallback):
         """Tell the others, with the next sign, why this rank ends early."""
         self._left = (reason, code)
 
-    def blame(self) -> Verdict | None:
+    def blame(self) -> Failure | None:
         """Return who is to blame for a collective that failed, after a look at all signs.
 
         A connection broke, so a few seconds of silence say as much as the whole timeout otherwise.
@@ -184,14 +191,14 @@ class RankWatch(TrainerCallback):
             time.sleep(self._poll_s / 5)
         return self._found
 
-    def message(self, verdict: Verdict) -> str:
+    def message(self, verdict: Failure) -> str:
         """Return what the user is told: who, where the run stands, and what to do."""
         return (
             f"{verdict.reason}; rank {self._rank} stops after step {self._step}. The checkpoints "
             f"in {self._run} are complete: the same command continues from the newest"
         )
 
-    def note(self, verdict: Verdict) -> None:
+    def note(self, verdict: Failure) -> None:
         """Write into the run's record who was lost."""
         if self._rank == 0 and (self._run / RECORD).exists():
             with contextlib.suppress(GptossTuneError):  # the disk may be what is lost
@@ -245,9 +252,9 @@ class RankWatch(TrainerCallback):
         self._marks += 1
         self._phase, self._marked = phase, time.monotonic()
 
-    def _sign(self) -> Sign:
+    def _sign(self) -> Heartbeat:
         reason, code = self._left or (None, 0)
-        return Sign(
+        return Heartbeat(
             self._beat,
             self._marks,
             self._phase,
@@ -269,13 +276,13 @@ class RankWatch(TrainerCallback):
         self._beat += 1
         self._store.set(str(self._rank), self._sign().to_json())
 
-    def _read(self) -> dict[int, Sign]:
+    def _read(self) -> dict[int, Heartbeat]:
         ranks = list(range(self._world))
         if not self._all_seen:  # a key that is not there yet would be waited for
             ranks = [rank for rank in ranks if self._store.check([str(rank)])]
             self._all_seen = len(ranks) == self._world
         found = self._store.multi_get([str(rank) for rank in ranks])
-        return {rank: Sign(**json.loads(raw)) for rank, raw in zip(ranks, found, strict=True)}
+        return {rank: Heartbeat(**json.loads(raw)) for rank, raw in zip(ranks, found, strict=True)}
 
     def _watch(self) -> None:
         while not self._closed.is_set():
@@ -306,19 +313,19 @@ class RankWatch(TrainerCallback):
                 self._act(self._without_store(f"no answer for {self._judge.timeout_s:g} s"))
                 return
 
-    def _act(self, verdict: Verdict) -> None:
+    def _act(self, verdict: Failure) -> None:
         self._found = verdict
         # The main thread may be on its way out, by the same error or by the broken collective.
         out = self._closed.wait(_GRACE_S if verdict.left else self._poll_s / 2)
         if not out and not self._blaming:
             self._end(verdict)
 
-    def _without_store(self, how: str) -> Verdict:
+    def _without_store(self, how: str) -> Failure:
         """Return the verdict when the store does not answer: its keeper is gone or frozen."""
         self._lost_store = True
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         keeper = "the launcher of the first machine" if agent else "rank 0"
-        return Verdict(
+        return Failure(
             () if agent else (0,),
             f"{keeper}, which keeps the list of all ranks, was killed or is frozen ({how})",
         )
@@ -328,7 +335,7 @@ class RankWatch(TrainerCallback):
         if self._rank == 0:
             time.sleep(2 * self._poll_s)
 
-    def _end(self, verdict: Verdict) -> None:
+    def _end(self, verdict: Failure) -> None:
         """Say why and end this process, whose main thread no exception can reach."""
         message = self.message(verdict)
         self.note(verdict)

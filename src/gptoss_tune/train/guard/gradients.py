@@ -83,7 +83,7 @@ class Routed:
     handles: list[RemovableHandle] = field(default_factory=list)
 
 
-class Trainability:
+class GradientCheck:
     """Watch a model from its first step on; ``verdict`` says what is wrong with it."""
 
     def __init__(self, model: nn.Module) -> None:

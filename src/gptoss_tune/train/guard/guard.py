@@ -37,9 +37,9 @@ from gptoss_tune.model.sharding import share_of
 from gptoss_tune.recipe.schema import GuardSection
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.data.collator import IGNORED
-from gptoss_tune.train.guard.gradients import Trainability, few, plain_names
+from gptoss_tune.train.guard.gradients import GradientCheck, few, plain_names
 from gptoss_tune.train.guard.router_load import RouterLoad
-from gptoss_tune.train.guard.warnings import Alarms
+from gptoss_tune.train.guard.warnings import LossWarnings
 
 FOLDER = "nonfinite"
 """Folder in a run's for the batches of steps that were left out."""
@@ -88,11 +88,11 @@ class Guard(TrainerCallback):
             row_sources: From row numbers to ``file:line``.
             checkpoint: What the run continues from; ``None`` for a fresh start.
         """
-        self.alarms = Alarms(section, console)
+        self.alarms = LossWarnings(section, console)
         self.skipped_steps = 0
         self._section, self._run = section, run
         self._row_sources, self._checkpoint = row_sources, checkpoint
-        self._watch: Trainability | None = None
+        self._watch: GradientCheck | None = None
         self.load: RouterLoad | None = None
         self.logged_load: Tensor | None = None
         self._optimizer: Any = None
@@ -208,7 +208,7 @@ class Guard(TrainerCallback):
             self._resume(self._checkpoint / FILE)
         self.load = RouterLoad(model)
         if self._section.check_steps:
-            self._watch = Trainability(model)
+            self._watch = GradientCheck(model)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -285,7 +285,7 @@ class Guard(TrainerCallback):
             if watch is not None:
                 watch.close()
 
-    def _judge(self, watch: Trainability) -> None:
+    def _judge(self, watch: GradientCheck) -> None:
         watch.close()
         lines = [line for found in gather_over_ranks(watch.verdict()) for line in found]
         lines = list(dict.fromkeys(lines))

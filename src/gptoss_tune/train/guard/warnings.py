@@ -21,7 +21,7 @@ CONSTANT_LOSSES = 10
 _RECENT, _ENOUGH = 50, 10
 
 
-class Alarms:
+class LossWarnings:
     """Look at losses and expert load, and warn.
 
     Attributes:

@@ -10,10 +10,10 @@ from typing import Any
 from transformers import TrainerState
 
 from gptoss_tune.run.jsonl import append_line, keep_lines_until, open_lines
-from gptoss_tune.train.metrics.trackers import MetricLines
+from gptoss_tune.train.metrics.trackers import Tracker
 
 
-class MetricsFile(MetricLines):
+class MetricsFile(Tracker):
     """Append every logged line to ``RUN/metrics.jsonl``, flushed at once."""
 
     def __init__(self, path: Path) -> None:

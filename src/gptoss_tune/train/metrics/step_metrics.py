@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.model.footprint import holdings
+from gptoss_tune.model.footprint import footprint
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.data.token_counts import TokenAccount
 from gptoss_tune.train.metrics import layers
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gptoss_tune.train.guard.guard import Guard
 
 
-class Books(TrainerCallback):
+class StepMetrics(TrainerCallback):
     """Keep the books of one run; every rank has one, rank 0 writes."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Books(TrainerCallback):
         )
         if state.is_world_process_zero:
             self._layers.open(state.global_step)
-            update_record(self._run, holdings=[asdict(row) for row in holdings(model)])
+            update_record(self._run, footprint=[asdict(row) for row in footprint(model)])
         self._logged_tokens, self._logged_step = self.account.read(), state.global_step
         self._logged_at = time.monotonic()
 

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class MetricLines(TrainerCallback, ABC):
+class Tracker(TrainerCallback, ABC):
     """Takes every logged line of a run; a subclass says how."""
 
     _taking = False

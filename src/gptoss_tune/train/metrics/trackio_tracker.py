@@ -21,7 +21,7 @@ from transformers import TrainerState
 
 from gptoss_tune.errors import MachineError
 from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train.metrics.trackers import MetricLines
+from gptoss_tune.train.metrics.trackers import Tracker
 
 FOLDER = "trackio"
 
@@ -39,7 +39,7 @@ def refuse_missing_tracker(tracking: TrackingSection) -> None:
         )
 
 
-class TrackioMetrics(MetricLines):
+class TrackioTracker(Tracker):
     """Write every logged line of figures, and the resolved recipe, to a local trackio database."""
 
     def __init__(self, tracking: TrackingSection, run: Path, config: dict[str, Any]) -> None:

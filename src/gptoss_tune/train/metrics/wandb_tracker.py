@@ -19,7 +19,7 @@ from transformers import TrainerState
 
 from gptoss_tune.display import shown_safely
 from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train.metrics.trackers import MetricLines
+from gptoss_tune.train.metrics.trackers import Tracker
 
 _START_S, _END_S = 20.0, 60.0
 """How long a service that does not answer may hold up a run, at its start and at its end."""
@@ -37,7 +37,7 @@ def _nobody_to_ask() -> Iterator[None]:
             sys.stdin = before
 
 
-class WandbMetrics(MetricLines):
+class WandbTracker(Tracker):
     """Send the metrics to Weights & Biases, online or into the run's folder."""
 
     def __init__(

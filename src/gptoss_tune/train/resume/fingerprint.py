@@ -26,7 +26,7 @@ from gptoss_tune.model.build import engines
 from gptoss_tune.model.initial_adapter import adapter_folder
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.dump import by_name
-from gptoss_tune.recipe.schema import Spread, TrainSection
+from gptoss_tune.recipe.schema import Parallelism, TrainSection
 from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.train.resume.state import ADAPTER_WEIGHTS
 from gptoss_tune.weights import Checkpoint
@@ -81,7 +81,7 @@ class Place:
     """
 
     processes: int
-    spread: Spread
+    spread: Parallelism
     device: torch.device
 
 
