@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
 from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
+from gptoss_tune.recipe.method_schema import MethodSection, SftSection
 from gptoss_tune.recipe.rules import (
     Contradiction,
     contradiction_error,
@@ -41,6 +42,8 @@ class Recipe(Section):
     """Which weights are the base, and in which precision they are held."""
     lora: LoraSection = LoraSection()
     """Which adapters are trained, on attention and on all experts."""
+    method: MethodSection = SftSection()
+    """How the rows become a loss: the method of training and its settings."""
     data: DataSection
     """Which conversations are trained on, and how they become tokens and loss weights."""
     train: TrainSection
@@ -67,6 +70,7 @@ class Recipe(Section):
 SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("model",): ModelSection,
     ("lora",): LoraSection,
+    ("method",): MethodSection,
     ("data",): DataSection,
     ("data", "channel_weights"): ChannelWeights,
     ("train",): TrainSection,

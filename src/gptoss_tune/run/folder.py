@@ -16,7 +16,7 @@ from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
 from gptoss_tune.files.atomic import disk_errors
 from gptoss_tune.files.paths import refuse_links
 from gptoss_tune.plan.disk import RunFiles
-from gptoss_tune.recipe.recipe import Recipe
+from gptoss_tune.recipe.schema import TrainSection
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.lock import LOCK, FolderLock
 from gptoss_tune.run.record import RECORD, read_record
@@ -50,11 +50,11 @@ class Start:
     drift: tuple[dict[str, Any], ...] = ()
 
 
-def claim(recipe: Recipe, lock: FolderLock) -> Start:
-    """Lock the output folder and return where ``recipe`` starts, or refuse the folder.
+def claim(train: TrainSection, lock: FolderLock) -> Start:
+    """Lock the output folder and return where the run starts, or refuse the folder.
 
     Args:
-        recipe: What is trained.
+        train: Names the folder, and where to resume.
         lock: Taken once the folder is known to be empty or a run's; nothing else is written there.
 
     Raises:
@@ -62,7 +62,7 @@ def claim(recipe: Recipe, lock: FolderLock) -> Start:
         CheckpointError: A checkpoint was named and is damaged.
         MachineError: The folder cannot be written, or another process trains in it.
     """
-    folder, resume = Path(recipe.train.output_dir), recipe.train.resume
+    folder, resume = Path(train.output_dir), train.resume
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         content = [path for path in folder.iterdir() if path.name not in _NOTHING]

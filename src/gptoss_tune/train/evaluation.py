@@ -13,22 +13,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.evaluate.evaluator import Evaluator, figures
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.recipe import Recipe
 from gptoss_tune.run.record import update_record
-
-if TYPE_CHECKING:
-    from gptoss_tune.train.sft import WeightedSftTrainer
+from gptoss_tune.train.context import RunContext
+from gptoss_tune.train.metrics.step_metrics import StepMetrics
+from gptoss_tune.train.trainer import MethodTrainer
 
 FOLDER = "evaluation"
 """Folder in a run's for the evaluations, one file a step."""
@@ -40,16 +36,23 @@ class Evaluation(TrainerCallback):
     def __init__(
         self,
         evaluator: Evaluator,
-        recipe: Recipe,
-        trainer: WeightedSftTrainer,
-        console: Console,
-        should_stop: Callable[[], bool],
+        context: RunContext,
+        trainer: MethodTrainer,
+        metrics: StepMetrics,
     ) -> None:
-        """Evaluate the model of ``trainer``; a signal that ``should_stop`` knows of ends it."""
+        """Evaluate the model of ``trainer``; a signal ends it.
+
+        Args:
+            evaluator: Has the questions.
+            context: Of the run.
+            trainer: Trains the model.
+            metrics: Whose throughput leaves the time of evaluations out.
+        """
+        recipe = context.recipe
         self._evaluator, self._section, self._trainer = evaluator, recipe.evaluation, trainer
         self._fresh = recipe.lora.start_from is None
-        self._run = Path(recipe.train.output_dir)
-        self._console, self._should_stop = console, should_stop
+        self._run, self._console, self._stop = context.run, context.console, context.stop
+        self._metrics = metrics
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -79,13 +82,13 @@ class Evaluation(TrainerCallback):
                 step=step,
                 device=trainer.accelerator.device,
                 is_base=self._fresh and step == 0,
-                should_stop=self._should_stop,
+                should_stop=lambda: self._stop.requested,
             )
         except Stopped:
             self._console.print(f"step {step}: the evaluation is left out, the run is stopping")
             return
         finally:
-            trainer.books.leave_out(time.monotonic() - started)
+            self._metrics.leave_out(time.monotonic() - started)
         found = figures(report)
         if state.is_world_process_zero:
             folder = self._run / FOLDER

@@ -23,13 +23,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from rich.console import Console
 from torch import nn
 
 from gptoss_tune.distributed import sum_over_ranks
@@ -39,14 +38,15 @@ from gptoss_tune.plan.architecture import read_architecture
 from gptoss_tune.plan.memory import FRAGMENTATION
 from gptoss_tune.plan.weights import FP32_BYTES, adapter_factors, optimizer_bytes
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.recipe.schema import Parallelism
 from gptoss_tune.run.folder import Start
 from gptoss_tune.run.record import read_record, update_record
-from gptoss_tune.train.data.collator import Collator
+from gptoss_tune.train.context import RunContext
+from gptoss_tune.train.data.collator import BATCH_ONLY
 from gptoss_tune.train.metrics.step_metrics import peak_memory_bytes
 from gptoss_tune.train.out_of_memory import describe, first_words, is_out_of_memory
-from gptoss_tune.train.sft import BATCH_ONLY
-from gptoss_tune.weights import Checkpoint
+
+if TYPE_CHECKING:
+    from gptoss_tune.train.methods import Method
 
 
 @dataclass(frozen=True)
@@ -75,46 +75,35 @@ class Fitted:
             update_record(run, micro_batch=facts)
 
 
-def fit(
-    recipe: Recipe,
-    base: Checkpoint,
-    model: nn.Module,
-    dataset: Any,
-    state: PartialState,
-    start: Start,
-    spread: Parallelism,
-    console: Console,
-) -> Fitted:
-    """Return ``recipe`` with the largest micro-batch that fits, of those that keep the step.
+def fit(context: RunContext, method: Method, model: nn.Module, dataset: Any) -> Fitted:
+    """Return the recipe with the largest micro-batch that fits, of those that keep the step.
 
     Args:
-        recipe: Unchanged where ``train.auto_find_batch_size`` is off.
-        base: The opened base, whose shapes give the optimizer's size.
+        context: Of the run, whose processes all call this. A continued one starts with the
+            micro-batch it used before; without ``train.auto_find_batch_size`` nothing is tried.
+        method: Gives the batches and their loss.
         model: On its device, not wrapped; weights, gradients and random state are left as found.
         dataset: Rows to train on, with their ``length``.
-        state: Of the processes, which all call this.
-        start: Of the run; a continued one starts with the micro-batch it used before.
-        spread: How the launcher spreads the model.
-        console: Where a change is said.
 
     Raises:
         RecipeError: The model is spread over the processes.
         MachineError: A single row does not fit.
     """
+    recipe, state, console = context.recipe, context.state, context.console
     train = recipe.train
     asked = train.per_device_train_batch_size
     if not train.auto_find_batch_size:
         return Fitted(recipe, asked, probed=False)
-    if spread == "fsdp2":
+    if context.parallelism == "fsdp2":
         raise RecipeError(
             "train.auto_find_batch_size tries a step on each process alone, and a model spread by "
             "FSDP2 needs all of them for one; remove it and set the micro-batch by `gptoss-tune "
             "plan --spread fsdp2`, or launch with recipes/accelerate/ddp.yaml"
         )
-    rows = _used_before(start, asked, state)
-    spare = _spare_bytes(recipe, base, model, state)
+    rows = _used_before(context.start, asked, state)
+    spare = _spare_bytes(context, model)
     while True:
-        failure = _try_step(recipe, model, dataset, rows, spare, state)
+        failure = _try_step(context, method, model, dataset, rows, spare)
         # Every process asks, so that all take the same way.
         if not sum_over_ranks(torch.tensor(float(failure is not None), device=state.device)):
             break
@@ -150,27 +139,27 @@ def _used_before(start: Start, asked: int, state: PartialState) -> int:
     return found[0]
 
 
-def _spare_bytes(recipe: Recipe, base: Checkpoint, model: nn.Module, state: PartialState) -> int:
+def _spare_bytes(context: RunContext, model: nn.Module) -> int:
     """Return the device's bytes that a step holds and the probe does not."""
-    factors = adapter_factors(read_architecture(base.path / "config.json"), recipe.lora)
-    optim = recipe.train.optim
+    architecture = read_architecture(context.base.path / "config.json")
+    factors, optim = adapter_factors(architecture, context.recipe.lora), context.recipe.train.optim
     moments = 0 if optim == "paged_adamw_8bit" else optimizer_bytes(factors, optim)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    buckets = FP32_BYTES * trained if state.num_processes > 1 else 0
-    device = torch.device(state.device or "cpu")
+    buckets = FP32_BYTES * trained if context.state.num_processes > 1 else 0
+    device = context.device
     whole = torch.cuda.mem_get_info()[1] if device.type == "cuda" else peak_memory_bytes(device)
     return moments + buckets + round(FRAGMENTATION * whole)
 
 
 def _try_step(
-    recipe: Recipe, model: nn.Module, dataset: Any, rows: int, spare: int, state: PartialState
+    context: RunContext, method: Method, model: nn.Module, dataset: Any, rows: int, spare: int
 ) -> str | None:
     """Run two micro-batches; return why they do not fit, or None."""
-    device = torch.device(state.device or "cpu")
+    device = context.device
     failure: str | None = None
     with _as_found(model, device):
         try:
-            _step(recipe, model, dataset, rows, spare, device)
+            _step(context, method, model, dataset, rows, spare)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -185,10 +174,11 @@ def _try_step(
 
 
 def _step(
-    recipe: Recipe, model: nn.Module, dataset: Any, rows: int, spare: int, device: torch.device
+    context: RunContext, method: Method, model: nn.Module, dataset: Any, rows: int, spare: int
 ) -> None:
-    pad: Any = model.config
-    collate = Collator(pad.pad_token_id, packed=recipe.data.packing)
+    recipe, device, pad = context.recipe, context.device, cast(Any, model.config)
+    collate = method.collator(pad.pad_token_id, packed=recipe.data.packing)
+    loss_of = context.loss or method.loss
     longest = np.argsort(np.asarray(dataset["length"]), kind="stable")[::-1][:rows].tolist()
     # A data set smaller than the micro-batch fills it as often as it takes.
     chosen = [dataset[longest[n % len(longest)]] for n in range(rows)]
@@ -201,7 +191,7 @@ def _step(
     # The second pass adds to the gradients of the first, as accumulation does.
     for _ in range(2):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-            loss = model(**batch, use_cache=False).loss_sum
+            loss = loss_of(model, batch).loss_sum
         loss.backward()
         del loss
     del held

@@ -1,4 +1,4 @@
-"""The ends of a run: finished, stopped by a signal, or stopped by the guard.
+"""How a run ends, and what it leaves: finished, stopped by a signal, or stopped by the guard.
 
 Each leaves a record and a report; the adapter is written once, before the evaluations that come
 last, so that a signal in them costs figures and no training.
@@ -19,9 +19,11 @@ from gptoss_tune.report.page import write_report
 from gptoss_tune.run import card, checkpoints, folder
 from gptoss_tune.run.checkpoints import disk_full
 from gptoss_tune.run.record import update_record
+from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
+from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.metrics.step_metrics import peak_memory_bytes
-from gptoss_tune.train.sft import WeightedSftTrainer, save_adapter
+from gptoss_tune.train.trainer import MethodTrainer, save_adapter
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,16 @@ class RunSummary:
     peak_memory_bytes: int
 
 
-def interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> NoReturn:
+def interrupted(trainer: MethodTrainer, context: RunContext) -> NoReturn:
     """End a run that a signal stopped; its last checkpoint is complete.
 
     Raises:
         RunInterrupted: Always, with the step and where to go on.
     """
-    step = trainer.state.global_step
+    run, step = context.run, trainer.state.global_step
     if trainer.args.should_save:
         update_record(run, status="stopped", steps=step)
-        write_run_report(run, console)
+        write_run_report(run, context.console)
     missing = "".join(f"; the evaluation at step {n} was left out" for n in trainer.left_out)
     raise RunInterrupted(
         f"a signal ended the run after step {step} of {trainer.state.max_steps}; "
@@ -64,19 +66,19 @@ def interrupted(trainer: WeightedSftTrainer, run: Path, console: Console) -> NoR
     )
 
 
-def refused(trainer: WeightedSftTrainer, run: Path, error: GuardError, console: Console) -> None:
+def refused(trainer: MethodTrainer, guard: Guard, context: RunContext, error: GuardError) -> None:
     """Write down why the guard stopped a run; no adapter is written."""
     if trainer.args.should_save:
-        update_record(run, status="stopped by the guard", reason=str(error))
-        update_record(run, guard=trainer.guard.facts())
-        write_run_report(run, console)
+        update_record(context.run, status="stopped by the guard", reason=str(error))
+        update_record(context.run, guard=guard.facts())
+        write_run_report(context.run, context.console)
 
 
-def publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
+def publish_adapter(trainer: MethodTrainer, run: Path) -> None:
     """Write the trained adapter; one that an earlier end of this run left there is replaced."""
     trainer.accelerator.wait_for_everyone()
     model = trainer.accelerator.unwrap_model(trainer.model)
-    trainer.guard.before_saving(model, trainer.state.global_step)
+    trainer.observers.before_saving(model, trainer.state.global_step)
     factors = trainer.whole_adapter()
     if trainer.args.should_save:
         with disk_full(run):
@@ -88,7 +90,7 @@ def publish_adapter(trainer: WeightedSftTrainer, run: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def last_evaluation(trainer: WeightedSftTrainer, console: Console) -> float | None:
+def last_evaluation(trainer: MethodTrainer, console: Console) -> float | None:
     """Return the loss on the held-out rows; ``None`` where a signal left it out."""
     try:
         return trainer.evaluate()["eval_loss"]
@@ -97,22 +99,15 @@ def last_evaluation(trainer: WeightedSftTrainer, console: Console) -> float | No
         return None
 
 
-def finish(
-    trainer: WeightedSftTrainer,
-    run: Path,
-    eval_loss: float | None,
-    started: float,
-    console: Console,
-) -> RunSummary:
+def finish(trainer: MethodTrainer, context: RunContext, eval_loss: float | None) -> RunSummary:
     """Write and say how the run went.
 
     Args:
         trainer: Has made its last step.
-        run: The run's folder, which holds the adapter by now.
+        context: Of the run, whose folder holds the adapter by now.
         eval_loss: Of the last evaluation, if there was one.
-        started: Monotonic seconds at which this process began.
-        console: Where the last line goes.
     """
+    run, console = context.run, context.console
     adapter = run / folder.ADAPTER
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     logged = [loss for loss in logged if math.isfinite(loss)]  # not those of steps left out
@@ -122,7 +117,7 @@ def finish(
         steps=trainer.state.global_step,
         loss=logged[-1] if logged else None,
         eval_loss=eval_loss,
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - context.started,
         peak_memory_bytes=peak_memory_bytes(trainer.accelerator.device),
     )
     if trainer.args.should_save:

@@ -9,13 +9,46 @@ ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-CHANNELS = ("other", "analysis", "commentary", "final")
-"""Names of the channel numbers that a dataset's ``channels`` column holds."""
+from gptoss_tune.train.data.token_counts import CHANNELS
+
+
+class LossOutputs(Protocol):
+    """What a loss of a micro-batch gives.
+
+    Attributes:
+        loss_sum: Scalar fp32 with a gradient, summed and not averaged: the trainer divides by the
+            loss weight of the whole optimizer step.
+        token_losses: ``[B, S]`` fp32 without gradient, for the figures by channel; 0 where the
+            weight is 0.
+    """
+
+    loss_sum: Tensor
+    token_losses: Tensor
+
+
+class LossFunction(Protocol):
+    """The loss of a micro-batch: from the model as the run wraps it, and the collator's batch."""
+
+    def __call__(self, model: nn.Module, inputs: dict[str, Any], /) -> LossOutputs:
+        """Return the loss of ``inputs``.
+
+        Args:
+            model: A ``GptOssForTuning`` with adapters, in DDP or FSDP2 where there are several
+                processes; called once, so that they meet in its backward pass.
+            inputs: ``input_ids``, ``shift_labels``, ``loss_weights`` ``[B, S]`` and what else the
+                model's forward takes (``train.data.collator``).
+        """
+        ...
+
+
+def weighted_token_loss(model: nn.Module, inputs: dict[str, Any], /) -> LossOutputs:
+    """Return ``sum(loss_weights * -log p(shift_labels))``: the loss of supervised fine-tuning."""
+    return model(**inputs, use_cache=False)
 
 
 def step_weight(batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
@@ -48,14 +81,12 @@ class LossMeter:
         self.weighted += torch.stack(((losses * weights).sum(), weights.sum()))
 
     def read(self, reduced: Tensor | None = None) -> dict[str, float]:
-        """Return the mean losses and token counts, and start again at zero.
+        """Return the mean losses and token counts since the last ``reset``.
 
         Args:
             reduced: The meter's ``state()`` summed over all ranks; ``None``: this rank alone.
         """
         state = (self.state() if reduced is None else reduced).cpu()
-        self.totals.zero_()
-        self.weighted.zero_()
         sums, counts, weighted = state[:4], state[4:8], state[8:]
         logs = {
             f"loss_{name}": float(total / count)
@@ -66,6 +97,11 @@ class LossMeter:
         if weighted[1] > 0:
             logs["mean_loss"] = float(weighted[0] / weighted[1])
         return logs
+
+    def reset(self) -> None:
+        """Start again at zero."""
+        self.totals.zero_()
+        self.weighted.zero_()
 
     def state(self) -> Tensor:
         """Return ``[10]`` fp64, which may be summed over ranks."""

@@ -16,6 +16,8 @@ from torch import Tensor
 from gptoss_tune.train.data.token_counts import count_row, sum_counts
 
 IGNORED = -100
+BATCH_ONLY = ("channels", "counts", "rows")
+"""What a batch carries for the trainer, and the model does not take."""
 _MULTIPLE = 8
 
 

@@ -13,8 +13,6 @@ S datasets (entries of ``data.train``).
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,17 +20,14 @@ import torch
 
 from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.files.atomic import write_text
-from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.train.loss import CHANNELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gptoss_tune.recipe.data_schema import DataSource
 
-FILE = "tokens.json"
-"""In a checkpoint: what was counted until then."""
+CHANNELS = ("other", "analysis", "commentary", "final")
+"""Names of the channel numbers that a dataset's ``channels`` column holds."""
 _READ = len(CHANNELS)
 
 
@@ -115,27 +110,22 @@ class TokenAccount:
         """Return the tokens read by all ranks; every rank has to ask."""
         return int(self.total()[:, _READ].sum())
 
-    def save(self, folder: Path, total: NDArray[np.int64]) -> None:
-        """Write what was counted into a checkpoint; one rank does."""
-        write_text(folder / FILE, json.dumps({"channels": CHANNELS, "tokens": total.tolist()}))
+    def state_dict(self) -> dict[str, Any]:
+        """Return what all ranks counted, for a checkpoint; every rank has to ask."""
+        return {"channels": CHANNELS, "tokens": self.total().tolist()}
 
-    def resume(self, folder: Path, *, first_rank: bool) -> None:
-        """Go on from a checkpoint's count.
+    def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
+        """Go on from a checkpoint's count; rank 0 holds it for all.
 
         Raises:
-            CheckpointError: The checkpoint holds none, or one of other datasets.
+            CheckpointError: The checkpoint counts other datasets.
+            ArithmeticError, KeyError, TypeError, ValueError: It holds no count.
         """
-        try:
-            done = np.asarray(read_object(folder / FILE)["tokens"], dtype=np.int64)
-        except (ArithmeticError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{folder / FILE}: no readable count of tokens ({error}); resume from another "
-                "checkpoint"
-            ) from error
+        done = np.asarray(state["tokens"], dtype=np.int64)
         if done.shape != self._done.shape:
             raise CheckpointError(
-                f"{folder / FILE}: counts {done.shape[0] if done.ndim else 0} datasets, the recipe "
-                f"names {len(self.sources)}; resume with the recipe of the checkpoint"
+                f"counts {done.shape[0] if done.ndim else 0} datasets, the recipe names "
+                f"{len(self.sources)}; resume with the recipe of the checkpoint"
             )
         if first_rank:
             self._done = done

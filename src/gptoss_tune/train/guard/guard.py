@@ -20,56 +20,39 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.distributed import gather_over_ranks, rank, sum_over_ranks, world_size
-from gptoss_tune.errors import CheckpointError, GuardError
+from gptoss_tune.errors import GuardError
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.model.sharding import share_of
 from gptoss_tune.recipe.schema import GuardSection
 from gptoss_tune.run.record import update_record
-from gptoss_tune.train.data.collator import IGNORED
 from gptoss_tune.train.guard.gradients import GradientCheck, few, plain_names
-from gptoss_tune.train.guard.router_load import RouterLoad
 from gptoss_tune.train.guard.warnings import LossWarnings
+from gptoss_tune.train.observers.expert_load import entropies
+from gptoss_tune.train.observers.observer import GradientStep, LogLine, MicroBatch, StepObserver
 
 FOLDER = "nonfinite"
 """Folder in a run's for the batches of steps that were left out."""
-FILE = "guard.json"
-"""In a checkpoint: what was seen until then."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch of the step at hand.
-
-    Attributes:
-        rows: Row numbers in the training data.
-        input_ids: ``[B, S]``.
-    """
-
-    rows: list[int]
-    input_ids: Tensor
-
-
-class Guard(TrainerCallback):
-    """Watch one run; the trainer calls it around each forward pass and before clipping.
+class Guard(StepObserver):
+    """Watch one run, around each forward pass and before gradients are clipped.
 
     Attributes:
         alarms: What was warned of, and from which figures.
         skipped_steps: Steps that were left out.
-        applies: Whether the step at hand makes an update.
-        load: Counts the tokens of each expert while the run trains.
-        logged_load: ``[L, E]``, what it had counted when ``metrics`` was last asked.
     """
+
+    file = "guard.json"
+    kept = "findings of the guard"
 
     def __init__(
         self,
@@ -77,7 +60,6 @@ class Guard(TrainerCallback):
         run: Path,
         console: Console,
         row_sources: Callable[[list[int]], list[str]],
-        checkpoint: Path | None = None,
     ) -> None:
         """Watch the run in the folder ``run``.
 
@@ -86,51 +68,37 @@ class Guard(TrainerCallback):
             run: Where batches and the record are written.
             console: Where warnings go; quiet on all ranks but the first.
             row_sources: From row numbers to ``file:line``.
-            checkpoint: What the run continues from; ``None`` for a fresh start.
         """
         self.alarms = LossWarnings(section, console)
         self.skipped_steps = 0
         self._section, self._run = section, run
-        self._row_sources, self._checkpoint = row_sources, checkpoint
+        self._row_sources = row_sources
         self._watch: GradientCheck | None = None
-        self.load: RouterLoad | None = None
-        self.logged_load: Tensor | None = None
         self._optimizer: Any = None
-        self._batches: list[Batch] = []
+        self._batches: list[tuple[list[int], Tensor]] = []
         self._loss: Tensor | None = None
         self._in_row = self._updates = 0
         self._updates_before = self._checked_before = 0
-        self.applies = False
+        self._applied = False
         self._since_log: list[float] = []
         self._skipped_since_log = 0
 
-    def before_forward(self, inputs: dict[str, Any], rows: list[int], *, training: bool) -> None:
-        """Note a micro-batch: its rows, and which of its tokens are padding."""
-        if not training:
-            return
-        self._batches.append(Batch(rows, inputs["input_ids"]))
-        if self.load is not None:
-            self.load.of_tokens((inputs["shift_labels"] != IGNORED).flatten())
+    def before_forward(self, batch: MicroBatch) -> None:
+        """Keep a micro-batch until its step is judged: a bad one is written down."""
+        self._batches.append((batch.rows, batch.inputs["input_ids"]))
 
     def after_forward(self, loss: Tensor) -> None:
         """Add a micro-batch's share of the step's loss."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
-        if self.load is not None:
-            # What backward runs again was counted already, and evaluations are not counted.
-            self.load.of_tokens(None)
 
-    def before_clipping(self, model: nn.Module, step: int) -> None:
+    def on_gradients(self, step: GradientStep) -> None:
         """Judge a step by its loss and gradients; drop the gradients if they are not finite.
-
-        Args:
-            model: Its gradients are those of the whole step.
-            step: Number of the step, from 1.
 
         Raises:
             GuardError: Too many steps in a row were not finite, or the loss never changes.
         """
         assert self._loss is not None  # a step has at least one micro-batch
-        trained = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
+        trained = [(n, p) for n, p in step.model.named_parameters() if p.grad is not None]
         norm = _total_norm(trained).to(self._loss.device)
         fine = torch.isfinite(norm) & torch.isfinite(self._loss)
         seen = torch.stack((~fine, torch.where(fine, self._loss, 0.0))).double()
@@ -138,16 +106,16 @@ class Guard(TrainerCallback):
         loss = loss_sum / world_size()
         batches, local_loss = self._batches, float(self._loss) if bad_ranks else loss
         self._batches, self._loss = [], None
-        self.applies = not bad_ranks
+        step.applied = self._applied = not bad_ranks
         lr = max(group["lr"] for group in self._optimizer.param_groups)
         if self._watch is not None and self._updates < self._section.check_steps:
-            self._watch.observe(updates=self.applies and lr > 0)
+            self._watch.observe(updates=step.applied and lr > 0)
         if bad_ranks:
-            self._leave_out(model, trained, step, batches, local_loss)
+            self._leave_out(step, trained, batches, local_loss)
             return
         self._in_row = 0
         self._since_log.append(loss)
-        self.alarms.note_loss(loss, step, updates=lr > 0)
+        self.alarms.note_loss(loss, step.number, updates=lr > 0)
 
     def before_saving(self, model: nn.Module, step: int) -> None:
         """See that what is to be written down is finite; every rank has to ask.
@@ -172,22 +140,24 @@ class Guard(TrainerCallback):
                 "below the default"
             )
 
-    def metrics(self) -> dict[str, float]:
-        """Return the guard's figures since the last call; every rank has to ask."""
+    def figures(self, line: LogLine) -> dict[str, float]:
+        """Return the mean loss without steps left out, and how evenly experts are used."""
         found: dict[str, float] = {}
         if self._skipped_since_log:
             finite = self._since_log
             found["loss"] = sum(finite) / len(finite) if finite else math.nan
             found["skipped_steps"] = float(self.skipped_steps)
-        self._since_log, self._skipped_since_log = [], 0
-        if self.load is not None:
-            counts = self.logged_load = sum_over_ranks(self.load.counts)
-            if counts.sum() > 0:
-                entropies = self.load.entropies(counts)
-                self.alarms.note_entropies(entropies)
-                found["router_entropy"] = sum(entropies) / len(entropies)
-                found["router_entropy_lowest"] = min(entropies)
+        if line.expert_load.sum() > 0:
+            found_entropies = entropies(line.expert_load)
+            found["router_entropy"] = sum(found_entropies) / len(found_entropies)
+            found["router_entropy_lowest"] = min(found_entropies)
         return found
+
+    def after_log(self, line: LogLine) -> None:
+        """Warn of routers that use few experts, and begin the next line."""
+        self._since_log, self._skipped_since_log = [], 0
+        if line.expert_load.sum() > 0:
+            self.alarms.note_entropies(entropies(line.expert_load))
 
     def on_train_begin(
         self,
@@ -198,15 +168,8 @@ class Guard(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Start to watch; on a resumed run too, whose model was just read from a file.
-
-        Raises:
-            CheckpointError: What a resumed run goes on from does not say what was seen.
-        """
+        """Start to watch; on a resumed run too, whose model was just read from a file."""
         self._optimizer = optimizer
-        if self._checkpoint is not None:
-            self._resume(self._checkpoint / FILE)
-        self.load = RouterLoad(model)
         if self._section.check_steps:
             self._watch = GradientCheck(model)
 
@@ -219,7 +182,7 @@ class Guard(TrainerCallback):
             GuardError: A tensor does not train as it should.
         """
         lr = max(group["lr"] for group in self._optimizer.param_groups)
-        self._updates += self.applies and lr > 0
+        self._updates += self._applied and lr > 0
         if self._watch is not None and self._updates == self._section.check_steps:
             self._judge(self._watch)
 
@@ -252,38 +215,30 @@ class Guard(TrainerCallback):
             "router_entropy_by_layer": self.alarms.entropies,
         }
 
-    def save(self, folder: Path) -> None:
-        """Put what was seen into a checkpoint that is being written; one rank does."""
-        seen = {
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen, for a checkpoint."""
+        return {
             **self.facts(),
             **self.alarms.state(),
             "updates": self._updates + self._updates_before,
             "steps_left_out_in_a_row": self._in_row,
         }
-        write_text(folder / FILE, json.dumps(seen) + "\n")
 
-    def _resume(self, path: Path) -> None:
-        try:
-            seen = read_object(path)
-            self.alarms.load(seen)
-            self.skipped_steps = int(seen["skipped_steps"])
-            self._in_row = int(seen["steps_left_out_in_a_row"])
-            self._updates_before = int(seen["updates"])
-            self._checked_before = int(seen["updates_checked"])
-        except (OSError, KeyError, TypeError, ValueError, CheckpointError) as error:
-            raise CheckpointError(
-                f"{path}: no readable findings of the guard ({error}); resume from another "
-                "checkpoint"
-            ) from error
+    def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
+        """Go on from what a checkpoint says was seen."""
+        self.alarms.load(state)
+        self.skipped_steps = int(state["skipped_steps"])
+        self._in_row = int(state["steps_left_out_in_a_row"])
+        self._updates_before = int(state["updates"])
+        self._checked_before = int(state["updates_checked"])
 
     def _checked(self) -> int:
         return min(self._updates, self._section.check_steps)
 
     def close(self) -> None:
         """Take the hooks off the model."""
-        for watch in (self._watch, self.load):
-            if watch is not None:
-                watch.close()
+        if self._watch is not None:
+            self._watch.close()
 
     def _judge(self, watch: GradientCheck) -> None:
         watch.close()
@@ -300,12 +255,12 @@ class Guard(TrainerCallback):
 
     def _leave_out(
         self,
-        model: nn.Module,
+        event: GradientStep,
         trained: list[tuple[str, nn.Parameter]],
-        step: int,
-        batches: list[Batch],
+        batches: list[tuple[list[int], Tensor]],
         loss: float,
     ) -> None:
+        model, step = event.model, event.number
         called = plain_names(model)
         names = [called[n] for n, p in trained if not bool(_gradient(p).isfinite().all())]
         for parameter in model.parameters():
@@ -313,7 +268,7 @@ class Guard(TrainerCallback):
         self.skipped_steps += 1
         self._skipped_since_log += 1
         self._in_row += 1
-        rows = [row for batch in batches for row in batch.rows]
+        rows = [row for numbers, _ in batches for row in numbers]
         path = self._run / FOLDER / f"step-{step}-rank-{rank()}.json"
         path.parent.mkdir(exist_ok=True)
         sources = self._row_sources(rows)
@@ -324,7 +279,7 @@ class Guard(TrainerCallback):
             "tensors_not_finite": names,
             "rows": rows,
             "sources": sources,
-            "input_ids": [batch.input_ids.tolist() for batch in batches],
+            "input_ids": [input_ids.tolist() for _, input_ids in batches],
         }
         write_text(path, json.dumps(kept) + "\n")
         everyone = gather_over_ranks((rank(), math.isfinite(loss), names, sources))

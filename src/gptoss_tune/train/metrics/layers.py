@@ -58,7 +58,7 @@ class LayerFigures:
         keep_lines_until(self._path, step)
         self._stream = open_lines(self._path)
 
-    def before_clipping(self, model: nn.Module, step: int) -> None:
+    def on_gradients(self, model: nn.Module, step: int) -> None:
         """Take the norms of a step's gradients where its line will hold them."""
         if self._is_kept(step, MOST_NORMS):
             self._norms = layer_norms(model, self._layers)

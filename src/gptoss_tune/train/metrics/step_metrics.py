@@ -1,7 +1,7 @@
-"""The books of a run: tokens trained, throughput, memory, and the figures of each layer.
+"""Metrics of a step: tokens trained, throughput, memory, and the figures of each layer.
 
-One object that the trainer asks around each step, so that counting stands apart from training. Its
-counts go into each checkpoint (``tokens.json``) and on from there.
+An observer of each step, so that counting stands apart from training. Its counts go into each
+checkpoint (``tokens.json``) and on from there.
 """
 
 from __future__ import annotations
@@ -13,37 +13,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.model.footprint import footprint
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.data.token_counts import TokenAccount
 from gptoss_tune.train.metrics import layers
+from gptoss_tune.train.observers.observer import GradientStep, LogLine, MicroBatch, StepObserver
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from gptoss_tune.recipe.data_schema import DataSource
-    from gptoss_tune.train.guard.guard import Guard
 
 
-class StepMetrics(TrainerCallback):
-    """Keep the books of one run; every rank has one, rank 0 writes."""
+class StepMetrics(StepObserver):
+    """Measure the steps of one run; every rank has one, rank 0 writes."""
 
-    def __init__(
-        self, run: Path, sources: list[DataSource], device: torch.device, checkpoint: Path | None
-    ) -> None:
-        """Keep them in the folder ``run``.
+    file = "tokens.json"
+    kept = "count of tokens"
+
+    def __init__(self, run: Path, sources: list[DataSource], device: torch.device) -> None:
+        """Measure the run in the folder ``run``.
 
         Args:
             run: The run's folder.
             sources: ``data.train``, whose tokens are counted one by one.
             device: Of this process.
-            checkpoint: What the run continues from; ``None`` for a fresh start.
         """
         self.account = TokenAccount(sources, device)
-        self._run, self._device, self._checkpoint = run, device, checkpoint
+        self._run, self._device = run, device
         self._layers: layers.LayerFigures | None = None
         self._logged_tokens = self._logged_step = 0
         self._logged_at = 0.0
@@ -56,13 +53,7 @@ class StepMetrics(TrainerCallback):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Go on from the checkpoint's counts, and start the clock.
-
-        Raises:
-            CheckpointError: It holds none that can be read.
-        """
-        if self._checkpoint is not None:
-            self.account.resume(self._checkpoint, first_rank=state.is_world_process_zero)
+        """Open the file of the layers, and start the clock."""
         self._layers = layers.LayerFigures(
             self._run / layers.FILE,
             layers=model.config.num_hidden_layers,
@@ -75,48 +66,52 @@ class StepMetrics(TrainerCallback):
         self._logged_tokens, self._logged_step = self.account.read(), state.global_step
         self._logged_at = time.monotonic()
 
-    def add(self, counts: NDArray[Any]) -> None:
+    def before_forward(self, batch: MicroBatch) -> None:
         """Count a micro-batch of the step at hand."""
-        self.account.add(counts)
+        self.account.add(batch.counts)
 
-    def before_clipping(self, model: nn.Module, step: int, guard: Guard) -> None:
+    def on_gradients(self, step: GradientStep) -> None:
         """Look at a step's gradients before anything changes them, and at the first step's load."""
         if self._layers is not None:
-            self._layers.before_clipping(model, step)
-            if step == 1 and guard.load is not None:
-                self._layers.first_load(guard.load.counts)
+            self._layers.on_gradients(step.model, step.number)
+            if step.number == 1:
+                self._layers.first_load(step.expert_load)
 
-    def end_step(self, *, applied: bool) -> None:
-        """Enter the step at hand, which was applied or left out."""
-        self.account.end_step(applied=applied)
+    def after_gradients(self, step: GradientStep) -> None:
+        """Enter the step's tokens, as trained or as left out."""
+        self.account.end_step(applied=step.applied)
 
     def leave_out(self, seconds: float) -> None:
         """Count ``seconds`` that were not spent on training out of the next throughput."""
         self._logged_at += seconds
 
-    def figures(self, state: TrainerState, guard: Guard) -> dict[str, float]:
-        """Return what a line of training metrics says besides losses; every rank has to ask."""
+    def figures(self, line: LogLine) -> dict[str, float]:
+        """Return throughput, memory and tokens since the last line; every rank has to ask."""
         total = self.account.total()
-        tokens = int(total[:, -1].sum())
-        now, step = time.monotonic(), state.global_step
-        seconds, steps = max(now - self._logged_at, 1e-9), step - self._logged_step
-        found = {
+        tokens, steps = int(total[:, -1].sum()), line.step - self._logged_step
+        seconds = max(line.at - self._logged_at, 1e-9)
+        return {
             "tokens_per_second": (tokens - self._logged_tokens) / seconds,
             "seconds_per_step": seconds / max(steps, 1),
             "memory_gib": peak_memory_bytes(self._device) / 2**30,
-            **self.account.metrics(total, last=step == state.max_steps),
-            **guard.metrics(),
+            **self.account.metrics(total, last=line.last),
         }
-        self._logged_tokens, self._logged_step, self._logged_at = tokens, step, now
-        if self._layers is not None:
-            self._layers.log(step, guard.logged_load, steps)
-        return found
 
-    def save(self, folder: Path, *, writes: bool) -> None:
-        """Put the counts into a checkpoint that is being written; every rank has to ask."""
-        total = self.account.total()
-        if writes:
-            self.account.save(folder, total)
+    def after_log(self, line: LogLine) -> None:
+        """Write the line of the layers, and begin the next stretch."""
+        steps = line.step - self._logged_step
+        if self._layers is not None:
+            self._layers.log(line.step, line.expert_load, steps)
+        self._logged_tokens = int(line.figures["tokens"])
+        self._logged_step, self._logged_at = line.step, line.at
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tokens of all ranks, for a checkpoint; every rank has to ask."""
+        return self.account.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
+        """Go on from a checkpoint's count."""
+        self.account.load_state_dict(state, first_rank=first_rank)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -27,12 +27,11 @@ from gptoss_tune.train.resume.fingerprint import Place, fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from gptoss_tune.recipe import Recipe
-    from gptoss_tune.weights import Checkpoint
+    from gptoss_tune.train.context import RunContext
 
 NOTED = {"processes", "spread", "device"}
 """Entries of a fingerprint whose change is told and written down, and stops nothing."""
-_BEFORE_IT_WAS = {"train.deterministic": False}
+_BEFORE_IT_WAS = {"train.deterministic": False, "method.name": "sft"}
 """What runs did that were started before a setting existed."""
 _ROWS = ("data.train_rows", "data.eval_rows")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -202,23 +201,17 @@ class Identity:
 
 
 def identify(
-    recipe: Recipe,
-    start: folder.Start,
-    base: Checkpoint,
+    context: RunContext,
     train_set: Dataset,
     eval_set: Dataset | None,
-    place: Place,
     allow_drift: Sequence[str],
 ) -> Identity:
     """Return who the run is, before any weight is read.
 
     Args:
-        recipe: What is trained.
-        start: Where it starts.
-        base: Its opened base.
+        context: What is trained, on which base, where it starts and where it runs.
         train_set: The rendered rows.
         eval_set: Those held out.
-        place: Where it runs.
         allow_drift: Names that may differ from what is continued.
 
     Raises:
@@ -226,8 +219,12 @@ def identify(
         MachineError: The disk has no room for it, or an engine cannot run here.
         CheckpointError: The adapter to start from is not there.
     """
+    recipe, start, base = context.recipe, context.start, context.base
     folder.check_disk(start.folder, run_files(architecture_of(str(base.path)), recipe))
+    place = Place(context.state.num_processes, context.parallelism, context.device)
     now = fingerprint(recipe, base, train_set, eval_set, place)
+    if context.loss is not None:
+        now["loss"] = f"{context.loss.__module__}.{getattr(context.loss, '__qualname__', '')}"
     found = settle(
         start.before,
         now,

@@ -1,4 +1,4 @@
-"""How evenly a layer's experts are used: the entropy of their load, 1 when all get the same.
+"""How many tokens each expert gets, and how evenly: the entropy of a layer's load.
 
 Counted by hooks on the routers, on the device, over tokens that are not padding, in the forward
 pass alone: what activation checkpointing runs again is not counted again.
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
-class RouterLoad:
-    """Counts of tokens by layer and expert since they were last read.
+class ExpertLoad:
+    """Counts of tokens by layer and expert since the last ``reset``.
 
     Attributes:
         counts: ``[L, E]`` fp64 on the model's device.
@@ -38,16 +38,9 @@ class RouterLoad:
         """Count tokens of the coming forward pass where ``real [T]`` is not 0; ``None``: none."""
         self._real = real
 
-    def entropies(self, counts: Tensor) -> list[float]:
-        """Return each layer's ``-sum p log p / log E`` from summed counts, and start again at zero.
-
-        Args:
-            counts: ``self.counts`` summed over all ranks.
-        """
-        shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).cpu()
+    def reset(self) -> None:
+        """Start again at zero."""
         self.counts.zero_()
-        entropy = -torch.special.xlogy(shares, shares).sum(dim=1)
-        return (entropy / math.log(max(counts.shape[1], 2))).tolist()
 
     def close(self) -> None:
         """Stop counting."""
@@ -64,3 +57,14 @@ class RouterLoad:
             self.counts[layer].index_add_(0, indices.flatten(), pairs.flatten())
 
         return count
+
+
+def entropies(counts: Tensor) -> list[float]:
+    """Return each layer's ``-sum p log p / log E``: 1 where all experts get the same.
+
+    Args:
+        counts: ``[L, E]``, summed over all ranks.
+    """
+    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).cpu()
+    entropy = -torch.special.xlogy(shares, shares).sum(dim=1)
+    return (entropy / math.log(max(counts.shape[1], 2))).tolist()

@@ -1,0 +1,72 @@
+"""What every part of a run knows: the recipe, the folder, the processes, the console."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+
+from gptoss_tune.display import visible
+from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe.schema import Parallelism
+from gptoss_tune.run.folder import Start
+from gptoss_tune.train.distributed.signals import StopOnSignal
+from gptoss_tune.train.distributed.watchdog import Watchdog
+from gptoss_tune.train.loss import LossFunction
+from gptoss_tune.weights import Checkpoint
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run on one process, from before its model is built to its last line.
+
+    Attributes:
+        recipe: What is trained; the micro-batch that fits may replace the one that was asked for.
+        command: The recipe's path and the overrides as typed.
+        start: The run's folder, and where in it the run starts.
+        base: The opened base.
+        state: The processes, which all run the same.
+        parallelism: How they share the model.
+        console: Where the run speaks; quiet on all ranks but the first.
+        stop: Knows of signals.
+        watch: Knows of ranks that are lost.
+        started: Monotonic seconds at which this process began.
+        loss: The caller's own; ``None``: the method's.
+    """
+
+    recipe: Recipe
+    command: tuple[str, ...]
+    start: Start
+    base: Checkpoint
+    state: PartialState
+    parallelism: Parallelism
+    console: Console
+    stop: StopOnSignal
+    watch: Watchdog
+    started: float
+    loss: LossFunction | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.start.folder
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return torch.device(self.state.device or "cpu")
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the recipe holds rows back to evaluate on."""
+        data = self.recipe.data
+        return data.eval is not None or data.eval_fraction is not None
+
+    def say(self, notes: Sequence[str]) -> None:
+        """Print notes that may hold text of a file, control characters made visible."""
+        for note in notes:
+            self.console.print(visible(note))
