@@ -23,7 +23,7 @@ from gptoss_kernels.testing import relative_rms
 from measure import attended_pairs, device_of, measure, no_figure
 from torch import Tensor
 
-TESTS = ["test_attention.py", "test_attention_documents.py", "test_attention_engines.py"]
+TESTS = [f"attention/test_{name}.py" for name in ("attention", "documents", "engines")]
 """What must be green before a number is printed."""
 
 HEADS, GROUPS, SIZE, WINDOW = 64, 8, 64, 128

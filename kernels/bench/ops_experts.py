@@ -25,12 +25,12 @@ from rivals.published import UNSLOTH, axolotl
 from torch import Tensor
 
 TESTS = [
-    "test_experts.py",
-    "test_experts_in_use.py",
+    "experts/test_experts.py",
+    "experts/test_experts_in_use.py",
     "test_mxfp4.py",
     "test_routing.py",
-    "test_stages.py",
-    "test_bf16_bounds.py",
+    "experts/test_stages.py",
+    "experts/test_bf16_bounds.py",
     "test_gpu.py",
 ]
 """What must be green before a number is printed."""
@@ -40,7 +40,7 @@ Figure = dict[str, Any]
 NO_LORA, MERGE_AWARE = "no LoRA", "merge-aware"
 RIGHT = 3e-2
 """Relative RMS of dX above which a candidate computes something else: roundings across the clamps
-of the activation explain 2.7e-2 (tests/kernels/test_bf16_bounds.py)."""
+of the activation explain 2.7e-2 (tests/kernels/experts/test_bf16_bounds.py)."""
 
 
 def run(arguments: argparse.Namespace) -> None:

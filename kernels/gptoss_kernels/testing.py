@@ -29,7 +29,7 @@ BF16_ERRORS = {
 
 Simulated on a CPU at H = I = 2880 with 48 tokens, 4 experts and rank 16, every result rounded once
 where the kernels round it; ``grouped_mm`` counts, which rounds a product once more before bias and
-rank-r term (the others: 3.35e-3 to 4.29e-3). See tests/kernels/test_bf16_bounds.py.
+rank-r term (the others: 3.35e-3 to 4.29e-3). See tests/kernels/experts/test_bf16_bounds.py.
 """
 BF16_ROOM = 1.4
 """How far above ``BF16_ERRORS`` a layer may be: other shapes and orders of addition."""

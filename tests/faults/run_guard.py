@@ -2,7 +2,8 @@
 
 Each run is the real command on a tiny random checkpoint, with one thing broken in the process
 before it starts, as a defect in a library would. The command, its exit code and its last words are
-printed; ``docs/guard.md`` shows them. ``tests/train/test_guard.py`` asserts the same and more.
+printed; ``docs/guard.md`` shows them. ``tests/train/guard/test_guard.py`` asserts the same and
+more.
 """
 
 import argparse

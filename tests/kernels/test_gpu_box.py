@@ -32,7 +32,7 @@ code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", sys.argv[1] + "/kernel
 print("misplaced:", look.misplaced)
 sys.exit(code)
 """
-FILES = ("test_attention.py", "test_attention_sinks.py", "test_linear_cross_entropy.py")
+FILES = ("test_attention.py", "test_sinks.py", "test_linear_cross_entropy.py")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is such a machine")

@@ -15,7 +15,7 @@ import pytest
 
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location(
-    "hub_server_for_canaries", HERE.parent / "export" / "hub_server.py"
+    "hub_server_for_canaries", HERE.parent / "export" / "hub" / "hub_server.py"
 )
 hub_server = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(hub_server)

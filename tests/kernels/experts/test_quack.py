@@ -278,7 +278,7 @@ def test_the_interface_is_the_librarys():
 
 
 def test_the_report_compiles_without_a_gpu_or_says_why_not():
-    script = Path(__file__).resolve().parents[2] / "kernels" / "bench" / "compile_quack.py"
+    script = Path(__file__).resolve().parents[3] / "kernels" / "bench" / "compile_quack.py"
     done = subprocess.run(
         [sys.executable, script, "--only", "d gate_up, merged"],
         capture_output=True,

@@ -20,7 +20,7 @@ from gptoss_tune.errors import GuardError, MachineError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.sharding import Share
-from gptoss_tune.plan.gpus import CARDS
+from gptoss_tune.plan.gpus import GPUS
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.testing.tiny import tiny_checkpoint
@@ -284,7 +284,7 @@ def test_a_rank_holds_its_share_and_gathers_few_layers(runs, seen):
 
 
 def test_a_plan_knows_what_a_rank_holds(runs, seen):
-    made = plan(load_recipe(runs / "recipe.yaml"), CARDS[-1], gpus=2, spread="fsdp2")
+    made = plan(load_recipe(runs / "recipe.yaml"), GPUS[-1], gpus=2, spread="fsdp2")
     for rank in seen["memory"]:
         assert rank["kinds"]["experts"] == made.memory.kinds["experts"]
         for kind in ("attention", "embeddings", "adapters"):
@@ -316,7 +316,7 @@ def test_experts_that_cannot_be_dealt_out_are_refused():
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_give_the_losses_of_one(tmp_path, recipe_file, losses):
-    configurations = Path(__file__).parents[2] / "recipes" / "accelerate"
+    configurations = Path(__file__).parents[3] / "recipes" / "accelerate"
     run = ["-m", "gptoss_tune.train", str(recipe_file), "model.dtype=bfloat16", ONE_RANK[1]]
     for name, file, ranks, rows in (("one", "one_gpu", 1, 2), ("two", "fsdp2", 2, 1)):
         command = [

@@ -17,7 +17,7 @@ import resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from gptoss_tune.checkpoint import open_checkpoint
+from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter
 from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.export.merge.steps import WeightedAdapter

@@ -1,6 +1,6 @@
 """Merge speed and memory beside cp, on a checkpoint with the released tensor shapes.
 
-    python tests/export/merge_benchmark.py WORK [--layers 2] [--format bf16|mxfp4]
+    python tests/export/merge/merge_benchmark.py WORK [--layers 2] [--format bf16|mxfp4]
 
 Writes a random base with gpt-oss-20b's shapes (hidden and intermediate 2880, 32 experts, 201,088
 tokens) and an adapter of rank 16 on its last layer, copies the base with cp, merges, and prints
