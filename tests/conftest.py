@@ -169,7 +169,7 @@ def claim():
 
     def claimed(recipe):
         with FolderLock() as lock:
-            return folder.claim(recipe, lock)
+            return folder.claim(recipe.train, lock)
 
     return claimed
 

@@ -174,7 +174,7 @@ def prepare(work: Path) -> None:
     torch.set_num_threads(1)
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.testing.tiny import tiny_checkpoint
-    from gptoss_tune.train import run
+    from gptoss_tune.train import methods, run
 
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -184,4 +184,4 @@ def prepare(work: Path) -> None:
     # The objects that each run would read from the same file, without the seconds it takes.
     tokenizer(work / "base")
     words = load_vocabulary(work / "base")
-    run.load_vocabulary = lambda path: words
+    run.load_vocabulary = methods.load_vocabulary = lambda path: words

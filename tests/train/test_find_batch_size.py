@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
+from rich.console import Console
 from safetensors.torch import load_file
 
 from gptoss_tune.errors import MachineError, RecipeError
@@ -16,6 +17,8 @@ from gptoss_tune.recipe import load_recipe
 from gptoss_tune.run.folder import Start
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train import find_batch_size, out_of_memory
+from gptoss_tune.train.context import RunContext
+from gptoss_tune.train.methods import METHODS
 from gptoss_tune.train.run import train
 
 # Of the bytes that a process may add, those with which so many rows are found to fit; measured on a
@@ -27,9 +30,9 @@ AUTOMATIC = "train.auto_find_batch_size=true"
 LIMITED = """
 import os, resource, sys
 import torch
-from gptoss_tune.train import __main__, memory_fit
+from gptoss_tune.train import __main__, find_batch_size
 torch.set_num_threads(1)
-real = memory_fit.fit
+real = find_batch_size.fit
 def limited(*arguments):
     before = resource.getrlimit(resource.RLIMIT_AS)
     random_state = torch.get_rng_state()
@@ -42,7 +45,7 @@ def limited(*arguments):
         resource.setrlimit(resource.RLIMIT_AS, before)
         print("random state kept:", torch.equal(random_state, torch.get_rng_state()))
     return found
-memory_fit.fit = limited
+find_batch_size.fit = limited
 __main__.main()
 """
 
@@ -195,9 +198,20 @@ def test_a_continued_run_starts_with_what_it_used(tmp_path):
 
 def test_a_model_in_shares_is_refused(wide, tmp_path):
     recipe = load_recipe(wide, overrides(tmp_path, 8, 1, AUTOMATIC))
-    start, none = Start(tmp_path, None, (), "run"), None
+    context = RunContext(
+        recipe=recipe,
+        command=(),
+        start=Start(tmp_path, None, (), "run"),
+        base=None,
+        state=PartialState(cpu=True),
+        parallelism="fsdp2",
+        console=Console(),
+        stop=None,
+        watch=None,
+        started=0.0,
+    )
     with pytest.raises(RecipeError, match=r"accelerate/ddp\.yaml"):
-        find_batch_size.fit(recipe, none, none, none, none, start, "fsdp2", none)
+        find_batch_size.fit(context, METHODS["sft"], None, None)
 
 
 @pytest.mark.parametrize(
@@ -231,15 +245,15 @@ def test_a_full_gpu_halves_the_micro_batch(wide, tmp_path, monkeypatch):
     """The allocator is given room for 4 rows, which the run then trains."""
     real = find_batch_size.fit
 
-    def limited(recipe, base, model, dataset, state, *others):
+    def limited(context, method, model, dataset):
         peaks = {}
         for rows in (4, 8):
             torch.cuda.reset_peak_memory_stats()
-            assert find_batch_size._try_step(recipe, model, dataset, rows, 0, state) is None
+            assert find_batch_size._try_step(context, method, model, dataset, rows, 0) is None
             peaks[rows] = torch.cuda.max_memory_reserved()
         total = torch.cuda.mem_get_info()[1]
         torch.cuda.set_per_process_memory_fraction((peaks[4] + peaks[8]) / 2 / total)
-        return real(recipe, base, model, dataset, state, *others)
+        return real(context, method, model, dataset)
 
     monkeypatch.setattr(find_batch_size, "fit", limited)
     run = tmp_path / "run"

@@ -24,4 +24,5 @@ def test_meter_gives_means_by_channel_and_starts_again():
     assert "loss_commentary" not in logs
     assert logs["trained_tokens"] == 4
     assert logs["mean_loss"] == (2 + 2 + 6 + 5) / 4.5
+    meter.reset()
     assert meter.read() == {"trained_tokens": 0.0}

@@ -5,15 +5,17 @@ import math
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+import torch
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train.data.token_counts import TokenAccount, count_row
+from gptoss_tune.train.data.token_counts import count_row
 from gptoss_tune.train.loss import CHANNELS
+from gptoss_tune.train.metrics.step_metrics import StepMetrics
+from gptoss_tune.train.observers.observers import StepObservers
 from gptoss_tune.train.run import train
 
 
@@ -124,16 +126,14 @@ def test_two_processes_count_together_and_a_resume_goes_on(two_datasets, recipe_
 
 
 def test_a_step_that_is_left_out_was_read_and_not_trained(recipe, tmp_path, monkeypatch):
-    from gptoss_tune.train.metrics.step_metrics import StepMetrics
+    original = StepMetrics.on_gradients
 
-    original = StepMetrics.before_clipping
+    def spoiled(self, step):
+        if step.number == 2:
+            next(p for p in step.model.parameters() if p.grad is not None).grad.fill_(math.nan)
+        original(self, step)
 
-    def spoiled(self, model, step, guard):
-        if step == 2:
-            next(p for p in model.parameters() if p.grad is not None).grad.fill_(math.nan)
-        original(self, model, step, guard)
-
-    monkeypatch.setattr(StepMetrics, "before_clipping", spoiled)
+    monkeypatch.setattr(StepMetrics, "on_gradients", spoiled)
     train(recipe())
     rows = logged(tmp_path / "run")
     assert rows[1]["trained_tokens_total"] == rows[0]["trained_tokens_total"] > 0
@@ -153,9 +153,15 @@ def test_documents_of_a_packed_row_count_for_their_own_dataset():
 
 
 def test_a_checkpoint_without_a_count_or_of_other_datasets_is_refused(recipe, tmp_path):
-    account = TokenAccount(recipe().data.train, "cpu")
+    metrics = StepMetrics(tmp_path, recipe().data.train, torch.device("cpu"))
+    observers = StepObservers([metrics], tmp_path)
     with pytest.raises(CheckpointError, match=r"tokens\.json: no readable count of tokens"):
-        account.resume(tmp_path, first_rank=True)
-    account.save(tmp_path, np.ones((2, 5), dtype=np.int64))
-    with pytest.raises(CheckpointError, match="counts 2 datasets, the recipe names 1"):
-        account.resume(tmp_path, first_rank=True)
+        observers.resume(first_rank=True)
+    (tmp_path / "tokens.json").write_text(json.dumps({"tokens": [[1] * 5] * 2}))
+    with pytest.raises(
+        CheckpointError, match=r"tokens\.json: counts 2 datasets, the recipe names 1"
+    ):
+        observers.resume(first_rank=True)
+    (tmp_path / "tokens.json").write_text(json.dumps({"tokens": [[1] * 5]}))
+    observers.resume(first_rank=True)
+    assert metrics.account.total().tolist() == [[1] * 5]

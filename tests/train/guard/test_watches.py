@@ -14,8 +14,8 @@ from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.recipe import GuardSection
 from gptoss_tune.train.guard.checksum import checksum
 from gptoss_tune.train.guard.gradients import GradientCheck
-from gptoss_tune.train.guard.router_load import RouterLoad
 from gptoss_tune.train.guard.warnings import CONSTANT_LOSSES, LossWarnings
+from gptoss_tune.train.observers.expert_load import ExpertLoad, entropies
 from gptoss_tune.weights import open_checkpoint
 
 
@@ -143,16 +143,17 @@ def test_a_resumed_run_compares_with_what_was_seen_before(alarms):
 
 
 def test_router_load_counts_real_tokens_and_a_collapse_is_warned_of(model, alarms):
-    load = RouterLoad(model)
+    load = ExpertLoad(model)
     tokens = torch.arange(40).view(1, 40)
     load.of_tokens((torch.arange(40) < 30).float())
     model(input_ids=tokens, use_cache=False)
     assert load.counts.sum(dim=1).tolist() == [30 * 4, 30 * 4]
     # 4 experts, all 4 chosen for every token: perfectly even.
-    assert load.entropies(load.counts) == pytest.approx([1.0, 1.0])
+    assert entropies(load.counts) == pytest.approx([1.0, 1.0])
+    load.reset()
     assert load.counts.sum() == 0
     two_of_four = torch.tensor([[8.0, 8.0, 0.0, 0.0], [4.0, 4.0, 4.0, 4.0]])
-    assert load.entropies(two_of_four) == pytest.approx([0.5, 1.0])
+    assert entropies(two_of_four) == pytest.approx([0.5, 1.0])
     load.of_tokens(None)
     model(input_ids=tokens, use_cache=False)
     assert load.counts.sum() == 0

@@ -20,19 +20,19 @@ def test_norms_and_loads_are_those_of_the_step(recipe, tmp_path, monkeypatch):
 
     norms, loads = {}, {}
 
-    original = StepMetrics.before_clipping
+    original = StepMetrics.on_gradients
 
-    def measured(self, model, step, guard):
+    def measured(self, step):
         squares = {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in step.model.named_parameters():
             if parameter.grad is not None:
                 key = ("experts" if "experts" in name else "attention", name.split(".")[4])
                 square = float((parameter.grad.double() ** 2).sum())
                 squares[key] = squares.get(key, 0.0) + square
-        norms[step] = {key: value**0.5 for key, value in squares.items()}
-        original(self, model, step, guard)
+        norms[step.number] = {key: value**0.5 for key, value in squares.items()}
+        original(self, step)
 
-    monkeypatch.setattr(StepMetrics, "before_clipping", measured)
+    monkeypatch.setattr(StepMetrics, "on_gradients", measured)
     from gptoss_tune.train import run as run_module
 
     build = run_module._model
@@ -112,7 +112,7 @@ def test_a_long_run_keeps_a_bounded_number_of_lines(tmp_path):
     model = torch.nn.Module()
     load = torch.ones(2, 4)
     for step in (*range(3, 300_001, 3), 300_001):
-        figures.before_clipping(model, step)
+        figures.on_gradients(model, step)
         figures.log(step, load, 3)
     figures.close()
     found = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]

@@ -58,12 +58,20 @@ class StepObservers(TrainerCallback):
         Raises:
             CheckpointError: The checkpoint holds none that can be read.
         """
-        if self._checkpoint is not None:
-            for observer in self.observers:
-                _resume(observer, self._checkpoint, first_rank=state.is_world_process_zero)
+        self.resume(first_rank=state.is_world_process_zero)
         self._load = ExpertLoad(model)
         for observer in self.observers:
             observer.on_train_begin(args, state, control, model=model, **kwargs)
+
+    def resume(self, *, first_rank: bool) -> None:
+        """Hand every observer what the checkpoint kept of it; nothing on a fresh start.
+
+        Raises:
+            CheckpointError: The checkpoint holds none that can be read.
+        """
+        if self._checkpoint is not None:
+            for observer in self.observers:
+                _resume(observer, self._checkpoint, first_rank=first_rank)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
