@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from gptoss_kernels import Mxfp4Weight
+from gptoss_tune.train.guard.router_load import RouterLoad
 from rich.console import Console
 from torch import nn
 
@@ -14,7 +15,6 @@ from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.recipe import GuardSection
 from gptoss_tune.train.guard.checksum import checksum
 from gptoss_tune.train.guard.gradients import GradientCheck
-from gptoss_tune.train.guard.router_load import RouterLoad
 from gptoss_tune.train.guard.warnings import CONSTANT_LOSSES, LossWarnings
 from gptoss_tune.weights import open_checkpoint
 
