@@ -1,6 +1,7 @@
-"""Arrows between the rooms point down only; the lower rooms stay light."""
+"""Who may import whom: whole floors, each room only downward, each library from its floor up."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,99 +9,111 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "src" / "gptoss_tune"
-KERNELS = ROOT / "kernels" / "gptoss_kernels"
 
-LEVELS = {
-    "gptoss_kernels": 0,
-    "causes": 0,
-    "display": 0,
-    "shipped": 0,
-    "telemetry": 0,
-    "errors": 0.3,
-    "json_file": 0.6,
-    "recipe": 1,
-    "harmony": 2,
-    "checkpoint": 2.5,
-    "model": 3,
-    "export": 3,
-    "evaluate": 3.5,
-    "report": 3,
-    "testing": 3,
-    "train": 4,
-    "demo": 5,
-    "__main__": 5.5,
-    "cli": 5,
-}
-# Third-party libraries by the lowest level that may import them at all.
-LIBRARIES = {
-    "pydantic": 1,
-    "yaml": 1,
-    "openai_harmony": 2,
-    "datasets": 2,
-    "numpy": 2,
-    "tokenizers": 2,
-    "tiktoken": 2,
-    "pyarrow": 2,
-    "torch": 2.5,
-    "transformers": 3,
-    "peft": 3,
-    "safetensors": 2.5,
-    "huggingface_hub": 2.5,
-    "bitsandbytes": 3,
-    "gptoss_kernels": 3,
-    "trl": 4,
-    "accelerate": 4,
-    "wandb": 4,
-    "trackio": 4,
-    "typer": 5,
-}
-
-
-def imports_of(path: Path, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else ast.walk(tree)
-    names: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
-
-
-def room_of(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
-
-
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+FLOORS = (
+    {"gptoss_kernels", "display", "telemetry", "shipped", "error_hints"},
+    # Three steps of the ground floor: an error is shown safely, a file is read or refused with one.
+    {"errors"},
+    {"files"},
+    {"recipe"},
+    # The plan is computed from a recipe, and a recipe is checked without it.
+    {"plan"},
+    {"harmony", "run"},
+    {"distributed", "weights"},
+    {"model", "export", "report"},
+    # A model answers prompts, or is measured; nothing that builds, exports or reports asks it to.
+    {"evaluate", "testing"},
+    {"train"},
+    {"workflows"},
+    {"cli"},
+    {"__main__"},
 )
-def test_arrows_point_down(path):
-    room = room_of(path)
-    if room == "__init__":
-        return
-    level = LEVELS[room]
-    for name in imports_of(path):
-        parts = name.split(".")
-        if parts[0] == "gptoss_tune":
-            target = parts[1] if len(parts) > 1 else "__init__"
-            if target in LEVELS and target != room:
-                allowed = LEVELS[target] < level or {room, target} == {"cli", "demo"}
-                assert allowed, f"{path.name} ({room}) imports {name} ({target})"
-        elif parts[0] in LIBRARIES:
-            assert LIBRARIES[parts[0]] <= level, f"{path.name} (level {level}) imports {name}"
-    if room == "export":
-        assert not any(n.startswith(("gptoss_tune.train", "trl")) for n in imports_of(path))
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# Third-party libraries by the lowest floor that may import them; what is not here nobody may.
+LOWEST = {
+    "display": {"rich"},
+    "recipe": {"pydantic", "pydantic_core", "yaml"},
+    "harmony": {
+        *("datasets", "jinja2", "numpy", "openai_harmony", "pyarrow", "tiktoken", "tokenizers")
+    },
+    "weights": {"huggingface_hub", "safetensors", "torch"},
+    "model": {
+        *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "regex", "transformers"),
+        "triton",
+    },
+    "train": {"accelerate", "trackio", "trl", "wandb"},
+    "cli": {"typer"},
+}
+FLOOR_OF_LIBRARY = {name: FLOOR_OF[room] for room, names in LOWEST.items() for name in names}
+# What stands lower, with its reason.
+ALLOWED = {
+    # The versions and cards of the machine stand in a run's record; only a run asks for them.
+    ("gptoss_tune.run.environment", "torch"),
+    # An error that may come out of whatever writes a checkpoint's files; it brings no torch.
+    ("gptoss_tune.run.checkpoints", "safetensors"),
+}
 
 
-@pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=lambda p: p.name)
-def test_kernels_need_torch_and_triton_only(path):
-    for name in imports_of(path):
-        top = name.split(".")[0]
-        assert top in {"torch", "triton", "gptoss_kernels"} or top in sys.stdlib_module_names, name
+def _structure():
+    spec = importlib.util.spec_from_file_location("structure", ROOT / "tests" / "structure.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+structure = _structure()
+SOURCES = structure.Sources(ROOT)
+MODULES = [name for name in SOURCES.files if name.startswith("gptoss_tune.")]
+FILES = [path for top in ("src", "kernels") for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+def room_of(name):
+    parts = name.split(".")
+    return parts[0] if parts[0] != "gptoss_tune" else parts[1]
+
+
+def test_every_room_stands_on_a_floor():
+    assert {room_of(name) for name in MODULES} <= set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    # Also what is imported for its types alone: a reader follows it like any other.
+    room = room_of(name)
+    for target in SOURCES.imports[name] | SOURCES.imports_for_types[name]:
+        # The package's face holds the version and the errors, and brings nothing along.
+        if target == "gptoss_tune" or room_of(target) == room:
+            continue
+        assert FLOOR_OF[room_of(target)] < FLOOR_OF[room], f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_libraries_are_imported_from_their_floor_up(name):
+    for library in {target.split(".")[0] for target in SOURCES.external[name]}:
+        if library in sys.stdlib_module_names or (name, library) in ALLOWED:
+            continue
+        assert library in FLOOR_OF_LIBRARY, f"{name} imports {library}, which has no floor"
+        lowest = FLOOR_OF_LIBRARY[library]
+        assert lowest <= FLOOR_OF[room_of(name)], f"{name} imports {library} on too low a floor"
+
+
+def test_kernels_need_torch_and_triton_only():
+    for name in SOURCES.files:
+        if name.startswith("gptoss_kernels"):
+            for library in {target.split(".")[0] for target in SOURCES.external[name]}:
+                known = library in {"torch", "triton"} or library in sys.stdlib_module_names
+                assert known, f"{name} imports {library}"
+
+
+def test_there_is_no_circle():
+    assert structure.circles(SOURCES.room_imports()) == []
+    assert structure.circles(SOURCES.imports_at_import) == []
+
+
+@pytest.mark.parametrize("top", ["src", "kernels", "tests"])
+def test_folders_stay_small(top):
+    assert structure.big_folders(ROOT, [top]) == []
 
 
 def test_importing_the_package_and_recipes_costs_no_torch():
@@ -117,18 +130,13 @@ def test_no_package_marker_shadows_hugging_faces_kernels():
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted([*PACKAGE.rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]),
-    ids=lambda p: str(p.relative_to(ROOT)),
-)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_short(path):
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 400, f"{path} has over 400 lines: split it by idea"
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            length = (node.end_lineno or node.lineno) - node.body[0].lineno + 1
-            if ast.get_docstring(node):
-                length = (node.end_lineno or 0) - (node.body[0].end_lineno or 0)
-            jitted = any("jit" in ast.unparse(d) for d in node.decorator_list)
-            assert length <= 60 or jitted, f"{path}:{node.lineno} {node.name} has {length} lines"
+    for node in structure.functions(ast.parse(source)):
+        length = (node.end_lineno or node.lineno) - node.body[0].lineno + 1
+        if ast.get_docstring(node):
+            length = (node.end_lineno or 0) - (node.body[0].end_lineno or 0)
+        jitted = any("jit" in ast.unparse(d) for d in node.decorator_list)
+        assert length <= 60 or jitted, f"{path}:{node.lineno} {node.name} has {length} lines"

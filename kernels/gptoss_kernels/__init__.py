@@ -13,8 +13,8 @@ from gptoss_kernels.attention.attention import (
 from gptoss_kernels.backend import choose_backend
 from gptoss_kernels.combine import combine, combine_reference
 from gptoss_kernels.experts.experts import experts, experts_reference
+from gptoss_kernels.experts.grouped_matmul import grouped_matmul, grouped_matmul_reference
 from gptoss_kernels.experts.projection import ExpertProjection
-from gptoss_kernels.grouped_matmul import grouped_matmul, grouped_matmul_reference
 from gptoss_kernels.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,

@@ -7,8 +7,6 @@ import pytest
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.testing.tiny import tiny_config
 
-CHANNELS = ("other", "analysis", "commentary", "final")
-
 
 def write_run(folder, *, steps=20, layers=3, experts=4, base=None, **changes):
     """Write the files of a finished run; ``changes`` replaces entries of its record."""

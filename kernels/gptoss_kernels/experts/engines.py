@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 
 from gptoss_kernels.backend import launched_on, say_once
+from gptoss_kernels.experts.grouped_mm import grouped_mm_obstacle
 from gptoss_kernels.experts.projection import ExpertMatrices
 from gptoss_kernels.experts.quack import ProductForm, find_fault, quack_obstacle
-from gptoss_kernels.grouped_mm import grouped_mm_obstacle
 from gptoss_kernels.mxfp4 import Mxfp4Weight
 from gptoss_kernels.tiles import Gpu, _tuned_file, gpu_of
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from gptoss_kernels.backend import say_once
 from gptoss_kernels.experts.decode import ExpertGroup, expert_groups, is_turned
 from gptoss_kernels.experts.engines import Engine, engine_for
+from gptoss_kernels.experts.grouped_mm import grouped_mm
 from gptoss_kernels.experts.projection import ExpertMatrices
 from gptoss_kernels.experts.quack import ProductForm, quack_projection
 from gptoss_kernels.experts.records import ExpertLayer
-from gptoss_kernels.grouped_mm import grouped_mm
 from gptoss_kernels.lora import LowRankTerm
 from gptoss_kernels.mxfp4 import Mxfp4Weight
 from gptoss_kernels.persistent import TileMaps, launch_product

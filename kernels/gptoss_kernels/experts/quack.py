@@ -29,8 +29,8 @@ from torch import Tensor
 
 from gptoss_kernels.backend import say_once
 from gptoss_kernels.experts.decode import expert_groups
+from gptoss_kernels.experts.grouped_proof import REFUSALS, TOLERANCE, Problem, problems
 from gptoss_kernels.experts.projection import ExpertMatrices
-from gptoss_kernels.grouped_proof import REFUSALS, TOLERANCE, Problem, problems
 from gptoss_kernels.lora import LowRankTerm
 from gptoss_kernels.persistent import TileMaps, launch_product
 from gptoss_kernels.swiglu import swiglu_reference

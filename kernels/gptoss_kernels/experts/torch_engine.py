@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.combine import combine_reference
+from gptoss_kernels.experts.grouped_matmul import grouped_matmul_reference
+from gptoss_kernels.experts.grouped_mm import grouped_matmul_at_once, grouped_mm_obstacle
 from gptoss_kernels.experts.projection import ExpertMatrices, ExpertProjection
 from gptoss_kernels.experts.records import ExpertLayer, Gradients, Needs, Saved
-from gptoss_kernels.grouped_matmul import grouped_matmul_reference
-from gptoss_kernels.grouped_mm import grouped_matmul_at_once, grouped_mm_obstacle
 from gptoss_kernels.lora import LowRankTerm, ragged_outer_reference
 from gptoss_kernels.routing import Routing, route_reference
 from gptoss_kernels.swiglu import swiglu_backward_reference, swiglu_reference

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gptoss_tune.export.merge.steps import WeightedAdapter
     from gptoss_tune.export.verify.verify import Verification
     from gptoss_tune.weights import Checkpoint
+    from gptoss_tune.workflows.calibrate import Calibration
 
 AdapterPath = Annotated[
     list[str],
@@ -71,10 +72,10 @@ def merge(
     from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import refuse_existing, to_json
     from gptoss_tune.run.record import note_verification
-    from gptoss_tune.workflows.calibrate import Calibration, merge_calibrated
+    from gptoss_tune.workflows.calibrate import merge_calibrated
 
     refuse_existing(out)
-    calibration = Calibration.of(
+    calibration = _calibration(
         calibrate, calibrate_steps, adapters, out, format.value, accept_loss=accept_loss
     )
     checkpoint, weighted = open_all(adapters, base, revision, other_base)
@@ -118,6 +119,57 @@ def merge(
     for result in verification:
         print_checks(result)
     typer.echo(f"{out}: {format.value}, {report['bytes'] / 1e9:.2f} GB")
+
+
+def _calibration(
+    data: str | None,
+    steps: int | None,
+    adapters: list[str],
+    out: Path,
+    expert_format: str,
+    *,
+    accept_loss: bool,
+) -> Calibration | None:
+    """Return the calibration asked for, ``None`` without ``--calibrate``.
+
+    Raises:
+        typer.BadParameter: It goes with other options, or with another kind of adapter.
+    """
+    from gptoss_tune.run.record import RECIPE
+    from gptoss_tune.workflows.calibrate import STEPS, Calibration
+
+    hint = "--calibrate"
+
+    if data is None:
+        if steps is not None:
+            raise typer.BadParameter(
+                f"{steps} steps of what? it needs --calibrate FILE",
+                param_hint="--calibrate-steps",
+            )
+        return None
+    if expert_format != "mxfp4":
+        raise typer.BadParameter(
+            f"--format {expert_format} loses nothing; use it with --format mxfp4",
+            param_hint=hint,
+        )
+    if accept_loss:
+        raise typer.BadParameter(
+            "--accept-loss takes the loss, --calibrate recovers it; give one of the two",
+            param_hint=hint,
+        )
+    if len(adapters) != 1:
+        raise typer.BadParameter(
+            f"got {len(adapters)} adapters, expected one run; their sum is no run to continue",
+            param_hint=hint,
+        )
+    run = Path(adapters[0])
+    if not (run / RECIPE).is_file():
+        raise typer.BadParameter(
+            f"{run} holds no {RECIPE}; expected a run, whose recipe is trained on. For a bare "
+            f"adapter train a recipe with lora.start_from={run} lora.merge_aware=true",
+            param_hint=hint,
+        )
+    return Calibration(run, data, STEPS if steps is None else steps, out)
 
 
 def verify(

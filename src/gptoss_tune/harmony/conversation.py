@@ -29,6 +29,8 @@ from gptoss_tune.harmony.fields import Effort, shown, take_effort, take_weight
 Role = Literal["user", "assistant", "tool", "developer"]
 
 CHANNELS: Final = ("analysis", "commentary", "final")
+CHANNEL_NAMES: Final = ("other", *CHANNELS)
+"""Names of the channel numbers that a dataset's ``channels`` column holds."""
 CONTENT_TYPES: Final = ("json", "code", "text", "<|constrain|>json", "<|constrain|>code")
 BUILTIN_TOOLS: Final = {
     "browser": ("browser.search", "browser.open", "browser.find"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from gptoss_tune.harmony.conversation import CHANNELS as TRAINED_CHANNELS
 from gptoss_tune.report.plot import Line, chart
 from gptoss_tune.report.read import Run
 from gptoss_tune.report.style import DASHES, colour
 from gptoss_tune.report.text import number
 
-CHANNELS = ("analysis", "commentary", "final", "other")
+CHANNELS = (*TRAINED_CHANNELS, "other")
 """Channels in the order of the page; ``other`` is what stands in none of the three."""
 WITHOUT_NOISE = ("learning_rate", "memory_gib")
 """Metrics that are drawn without a running mean."""

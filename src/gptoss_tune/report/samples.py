@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from gptoss_tune.harmony.conversation import CHANNELS
 from gptoss_tune.report.read import Run, listing, mapping
 from gptoss_tune.report.text import count, figure, number, table, text
 
@@ -12,7 +13,6 @@ MOST_SHOWN = 24
 """Samples that a page shows."""
 OPEN = 3
 """Of them, those that are not folded away: the figures below are to be found without a search."""
-_CHANNELS = ("analysis", "commentary", "final")
 
 
 def samples(run: Run) -> str:
@@ -123,7 +123,7 @@ def _side(name: str, sample: dict[str, Any]) -> str:
 
 def _said(message: dict[str, Any]) -> str:
     channel = message.get("channel")
-    css = channel if channel in _CHANNELS else "other"
+    css = channel if channel in CHANNELS else "other"
     to = f" to {text(message['recipient'], 80)}" if message.get("recipient") else ""
     return (
         f'<div class="said {css}"><b>{text(channel or "no channel", 40)}{to}</b>'

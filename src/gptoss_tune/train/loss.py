@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gptoss_tune.train.data.token_counts import CHANNELS
+from gptoss_tune.harmony.conversation import CHANNEL_NAMES
 
 
 class LossOutputs(Protocol):
@@ -67,7 +67,7 @@ class LossMeter:
 
     def __init__(self, device: torch.device) -> None:
         """Start at zero on ``device``."""
-        self.totals = torch.zeros(2, len(CHANNELS), dtype=torch.float64, device=device)
+        self.totals = torch.zeros(2, len(CHANNEL_NAMES), dtype=torch.float64, device=device)
         self.weighted = torch.zeros(2, dtype=torch.float64, device=device)
 
     def add(self, token_losses: Tensor, loss_weights: Tensor, channels: Tensor) -> None:
@@ -90,7 +90,7 @@ class LossMeter:
         sums, counts, weighted = state[:4], state[4:8], state[8:]
         logs = {
             f"loss_{name}": float(total / count)
-            for name, total, count in zip(CHANNELS, sums, counts, strict=True)
+            for name, total, count in zip(CHANNEL_NAMES, sums, counts, strict=True)
             if count > 0
         }
         logs["trained_tokens"] = float(counts.sum())

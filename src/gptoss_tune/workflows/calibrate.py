@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 if TYPE_CHECKING:
     from gptoss_tune.export.merge.steps import WeightedAdapter
     from gptoss_tune.recipe import Recipe
     from gptoss_tune.weights import Checkpoint
 
 STEPS = 200
-_HINT = "--calibrate"
+"""Optimizer steps of a calibration that names no number."""
 # Near its end already: large steps would first undo what was trained.
 _SHARE_OF_LEARNING_RATE = 0.5
 
@@ -48,55 +46,6 @@ class Calibration:
     data: str
     steps: int
     out: Path
-
-    @classmethod
-    def of(
-        cls,
-        data: str | None,
-        steps: int | None,
-        adapters: list[str],
-        out: Path,
-        expert_format: str,
-        *,
-        accept_loss: bool,
-    ) -> Calibration | None:
-        """Return the calibration asked for, ``None`` without ``--calibrate``.
-
-        Raises:
-            typer.BadParameter: It goes with other options, or with another kind of adapter.
-        """
-        from gptoss_tune.run.record import RECIPE
-
-        if data is None:
-            if steps is not None:
-                raise typer.BadParameter(
-                    f"{steps} steps of what? it needs --calibrate FILE",
-                    param_hint="--calibrate-steps",
-                )
-            return None
-        if expert_format != "mxfp4":
-            raise typer.BadParameter(
-                f"--format {expert_format} loses nothing; use it with --format mxfp4",
-                param_hint=_HINT,
-            )
-        if accept_loss:
-            raise typer.BadParameter(
-                "--accept-loss takes the loss, --calibrate recovers it; give one of the two",
-                param_hint=_HINT,
-            )
-        if len(adapters) != 1:
-            raise typer.BadParameter(
-                f"got {len(adapters)} adapters, expected one run; their sum is no run to continue",
-                param_hint=_HINT,
-            )
-        run = Path(adapters[0])
-        if not (run / RECIPE).is_file():
-            raise typer.BadParameter(
-                f"{run} holds no {RECIPE}; expected a run, whose recipe is trained on. For a bare "
-                f"adapter train a recipe with lora.start_from={run} lora.merge_aware=true",
-                param_hint=_HINT,
-            )
-        return cls(run, data, STEPS if steps is None else steps, out)
 
     def recipe(self, base: str | None, revision: str | None) -> Recipe:
         """Return the run's recipe, changed to continue it merge-aware.
@@ -279,7 +228,7 @@ def _train(recipe: Recipe) -> None:
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    sys.stderr.write(f"{text}\n")
 
 
 def _yaml(value: object) -> str:

@@ -7,10 +7,10 @@ import torch
 from gptoss_kernels import tiles
 from gptoss_kernels.experts import engines
 from gptoss_kernels.experts.engines import PACKED_MAX_ROWS, choose_engine, engine_for, find_obstacle
+from gptoss_kernels.experts.grouped_mm import grouped_mm, grouped_mm_obstacle
+from gptoss_kernels.experts.grouped_proof import find_product_fault, problems
 from gptoss_kernels.experts.projection import ExpertMatrices, ExpertProjection
 from gptoss_kernels.experts.quack import ProductForm
-from gptoss_kernels.grouped_mm import grouped_mm, grouped_mm_obstacle
-from gptoss_kernels.grouped_proof import find_product_fault, problems
 from gptoss_kernels.mxfp4 import Mxfp4Weight
 from gptoss_kernels.tiles import Gpu
 

@@ -14,7 +14,7 @@ from gptoss_kernels import (
     swiglu,
     swiglu_reference,
 )
-from gptoss_kernels.grouped_mm import grouped_matmul_at_once
+from gptoss_kernels.experts.grouped_mm import grouped_matmul_at_once
 from gptoss_kernels.swiglu import launch_gated_swiglu_backward, swiglu_backward_reference
 from gptoss_kernels.testing import assert_close, make_routing
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.harmony.conversation import CHANNEL_NAMES
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.data.token_counts import count_row
-from gptoss_tune.train.loss import CHANNELS
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
 from gptoss_tune.train.observers.observers import StepObservers
 from gptoss_tune.train.run import train
@@ -43,10 +43,10 @@ def truth(recipe, base):
             split="train",
             vocabulary=load_vocabulary(base),
         )
-        counts = dict.fromkeys(CHANNELS, 0)
+        counts = dict.fromkeys(CHANNEL_NAMES, 0)
         for row in rows:
             for weight, channel in zip(row["loss_weights"], row["channels"], strict=True):
-                counts[CHANNELS[channel]] += weight != 0
+                counts[CHANNEL_NAMES[channel]] += weight != 0
         read = sum(rows["length"][:])
         times = int(source.weight)
         found.append((times * read, {name: times * n for name, n in counts.items()}))
@@ -65,7 +65,7 @@ def logged(run):
 def check(account, expected):
     assert [(one["read"], one["trained_by_channel"]) for one in account["by_dataset"]] == expected
     assert account["read"] == sum(read for read, _ in expected)
-    by_channel = {name: sum(counts[name] for _, counts in expected) for name in CHANNELS}
+    by_channel = {name: sum(counts[name] for _, counts in expected) for name in CHANNEL_NAMES}
     assert account["trained_by_channel"] == by_channel
     assert account["trained"] == sum(by_channel.values()) > 0
 

@@ -25,7 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptoss_tune.errors import DataError, MachineError
-from gptoss_tune.harmony.conversation import CHANNELS, Conversation, count_special_text
+from gptoss_tune.harmony.conversation import (
+    CHANNEL_NAMES,
+    CHANNELS,
+    Conversation,
+    count_special_text,
+)
 from gptoss_tune.harmony.dataset.counts import MOST_LISTED, RowCounts
 from gptoss_tune.harmony.fields import EFFORTS
 from gptoss_tune.harmony.formats.detect import format_of
@@ -251,7 +256,7 @@ def _columns(
     input_ids = joined("input_ids", np.int32)
     loss_weights = joined("loss_weights", np.float32)
     channels = joined("channels", np.int8)
-    trained = np.bincount(channels[loss_weights > 0], minlength=len(CHANNELS) + 1)
+    trained = np.bincount(channels[loss_weights > 0], minlength=len(CHANNEL_NAMES))
     report.counts["samples"] += len(examples)
     report.counts["tokens"] += len(input_ids)
     report.counts["trained_tokens"] += int((loss_weights > 0).sum())

@@ -20,15 +20,14 @@ import torch
 
 from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.harmony.conversation import CHANNEL_NAMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gptoss_tune.recipe.data_schema import DataSource
 
-CHANNELS = ("other", "analysis", "commentary", "final")
-"""Names of the channel numbers that a dataset's ``channels`` column holds."""
-_READ = len(CHANNELS)
+_READ = len(CHANNEL_NAMES)
 
 
 def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
@@ -45,7 +44,7 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
     Returns:
         ``[largest source + 1, 5]``: trained tokens of the four channels, and all tokens.
     """
-    length, width = len(row["input_ids"]), len(CHANNELS) + 1
+    length, width = len(row["input_ids"]), len(CHANNEL_NAMES) + 1
     if row.get("filler"):
         return np.zeros((1, width), dtype=np.int64)
     sources = np.asarray(row.get("sources", [0]), dtype=np.int64)
@@ -63,7 +62,7 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
 
 def sum_counts(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Return the sum of counts of several rows, of as many datasets as the largest names."""
-    total = np.zeros((max(len(one) for one in counts), len(CHANNELS) + 1), dtype=np.int64)
+    total = np.zeros((max(len(one) for one in counts), len(CHANNEL_NAMES) + 1), dtype=np.int64)
     for one in counts:
         total[: len(one)] += one
     return total
@@ -85,7 +84,7 @@ class TokenAccount:
         """
         self.sources = sources
         self._device = device
-        self._done = np.zeros((len(sources), len(CHANNELS) + 1), dtype=np.int64)
+        self._done = np.zeros((len(sources), len(CHANNEL_NAMES) + 1), dtype=np.int64)
         self._step = np.zeros_like(self._done)
 
     def add(self, counts: NDArray[np.int64]) -> None:
@@ -112,7 +111,7 @@ class TokenAccount:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what all ranks counted, for a checkpoint; every rank has to ask."""
-        return {"channels": CHANNELS, "tokens": self.total().tolist()}
+        return {"channels": CHANNEL_NAMES, "tokens": self.total().tolist()}
 
     def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
         """Go on from a checkpoint's count; rank 0 holds it for all.
@@ -161,7 +160,7 @@ class TokenAccount:
             "trained_tokens_total": float(trained.sum()),
         }
         if last:
-            by_channel = zip(CHANNELS, trained.sum(axis=0).tolist(), strict=True)
+            by_channel = zip(CHANNEL_NAMES, trained.sum(axis=0).tolist(), strict=True)
             found |= {f"trained_tokens_{name}": float(count) for name, count in by_channel}
             by_dataset = enumerate(trained.sum(axis=1).tolist())
             found |= {f"trained_tokens_dataset_{number}": float(n) for number, n in by_dataset}
@@ -169,4 +168,4 @@ class TokenAccount:
 
 
 def _named(counts: NDArray[np.int64]) -> dict[str, int]:
-    return {name: int(count) for name, count in zip(CHANNELS, counts, strict=True)}
+    return {name: int(count) for name, count in zip(CHANNEL_NAMES, counts, strict=True)}

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptoss_kernels.grouped_proof import find_product_fault
+from gptoss_kernels.experts.grouped_proof import find_product_fault
 from gptoss_kernels.lora import LowRankTerm
 
 
