@@ -9,15 +9,11 @@ from gptoss_tune.recipe import load_recipe
 def test_package():
     assert gptoss_tune.load_recipe is load_recipe
     assert set(gptoss_tune.__all__) == {
-        "CheckpointError",
-        "DataError",
-        "GptossTuneError",
-        "HubError",
-        "MachineError",
-        "RecipeError",
-        "RunInterrupted",
-        "__version__",
-        "load_recipe",
+        *("CheckpointError", "DataError", "GptossTuneError", "GuardError", "HubError"),
+        *("MachineError", "RecipeError", "RunInterrupted", "__version__"),
+        *("load_recipe", "train", "merge", "verify", "push", "plan", "render"),
+        *("Recipe", "RunSummary", "Merged", "Verification", "Pushed", "Plan", "Example"),
+        *("StepObserver", "LossFunction", "LossOutputs", "weighted_token_loss"),
     }
     for name in gptoss_tune.__all__:
         assert getattr(gptoss_tune, name) is not None

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,8 @@ from gptoss_tune.display import visible
 if TYPE_CHECKING:
     from gptoss_tune.export.merge.steps import WeightedAdapter
     from gptoss_tune.export.verify.verify import Verification
-    from gptoss_tune.weights import Checkpoint
     from gptoss_tune.workflows.calibrate import Calibration
+    from gptoss_tune.workflows.finished_run import Merged
 
 AdapterPath = Annotated[
     list[str],
@@ -68,57 +68,45 @@ def merge(
     A merge that was stopped goes on where it was when the same command is given again.
     """
     from gptoss_tune.export.merge.merge import MergeOptions
-    from gptoss_tune.export.merge.merge import merge as run_merge
-    from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import refuse_existing, to_json
-    from gptoss_tune.run.record import note_verification
+    from gptoss_tune.workflows import finished_run
     from gptoss_tune.workflows.calibrate import merge_calibrated
 
     refuse_existing(out)
     calibration = _calibration(
         calibrate, calibrate_steps, adapters, out, format.value, accept_loss=accept_loss
     )
-    checkpoint, weighted = open_all(adapters, base, revision, other_base)
+    named = [_path_and_weight(text) for text in adapters]
+    checkpoint, weighted = finished_run.open_adapters(named, base, revision, other_base=other_base)
+    asked = finished_run.strictest_survival(weighted) if min_survival is None else min_survival
     options = MergeOptions(
         expert_format=format.value,
         max_shard_size=max_shard_size,
         device=device,
-        min_survival=_threshold(weighted) if min_survival is None else min_survival,
+        min_survival=asked,
         accept_loss=accept_loss,
     )
-    verification: list[Verification] = []
 
-    def export(weighted: list[WeightedAdapter]) -> dict[str, Any]:
-        def inspect(folder: Path) -> None:
-            if not verified:
-                return
-            # What a loss does to the logits was accepted; that the weights are right was not.
-            result = run_verify(folder, checkpoint, weighted, logits=not accept_loss, device=device)
-            verification.append(result)
-            result.require()
-
-        return run_merge(
-            checkpoint, weighted, out, options, progress=show_progress, inspect=inspect
+    def export(weighted: list[WeightedAdapter]) -> Merged:
+        return finished_run.merge_opened(
+            checkpoint, weighted, out, options, verified=verified, progress=show_progress
         )
 
     if calibration is None:
-        report = export(weighted)
+        done = export(weighted)
     else:
         recipe = calibration.recipe(base, revision)
-        report = merge_calibrated(recipe, checkpoint, weighted, export, other_base=other_base)
-    for result in verification:
-        runs = [path for path, _ in map(_path_and_weight, adapters)]
-        # It was verified before it had its name.
-        note_verification(runs, "merge", {**result.as_dict(), "folder": str(out)})
+        done = merge_calibrated(recipe, checkpoint, weighted, export, other_base=other_base)
+    finished_run.note(named, "merge", done.verification, out)
     if as_json:
-        checked = verification[0].as_dict() if verification else None
-        sys.stdout.write(to_json({**report, "out": str(out), "verification": checked}))
+        checked = None if done.verification is None else done.verification.as_dict()
+        sys.stdout.write(to_json({**done.report, "out": str(out), "verification": checked}))
         return
-    if report["survival"]["stacks"]:
-        print_survival(report["survival"])
-    for result in verification:
-        print_checks(result)
-    typer.echo(f"{out}: {format.value}, {report['bytes'] / 1e9:.2f} GB")
+    if done.report["survival"]["stacks"]:
+        print_survival(done.report["survival"])
+    if done.verification is not None:
+        print_checks(done.verification)
+    typer.echo(f"{out}: {format.value}, {done.report['bytes'] / 1e9:.2f} GB")
 
 
 def _calibration(
@@ -195,12 +183,15 @@ def verify(
     from gptoss_tune.export.verify.server import verify_served
     from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import to_json
-    from gptoss_tune.run.record import note_verification
     from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.workflows import finished_run
 
     checkpoint, weighted = None, []
-    if adapter:
-        checkpoint, weighted = open_all(adapter, base, revision, other_base)
+    named = [_path_and_weight(text) for text in adapter or ()]
+    if named:
+        checkpoint, weighted = finished_run.open_adapters(
+            named, base, revision, other_base=other_base
+        )
     result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
     if served is not None:
         if checkpoint is None:
@@ -211,9 +202,7 @@ def verify(
         name = served_name or str(folder)
         check = verify_served(served, name, tuned, checkpoint, device=device)
         result = replace(result, checks=(*result.checks, check))
-    if adapter:
-        runs = [path for path, _ in map(_path_and_weight, adapter)]
-        note_verification(runs, "verify", result.as_dict())
+    finished_run.note(named, "verify", result)
     if as_json:
         sys.stdout.write(to_json(result.as_dict()))
     else:
@@ -279,34 +268,6 @@ def print_checks(result: Verification) -> None:
         answer = Text(words[check.passed], style=colours[check.passed])
         table.add_row(check.name, answer, Text(visible(check.detail)))
     console.print(table)
-
-
-def open_all(
-    adapters: list[str], base: str | None, revision: str | None, other_base: bool
-) -> tuple[Checkpoint, list[WeightedAdapter]]:
-    """Open the base and the adapters named on the command line, each as ``PATH[=WEIGHT]``."""
-    from gptoss_tune.export.merge.steps import WeightedAdapter
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import base_name, open_adapter
-
-    parsed = [_path_and_weight(text) for text in adapters]
-    if base is None:
-        base, revision = base_name(path for path, _ in parsed)
-    checkpoint = open_checkpoint(base, revision)
-    return checkpoint, [
-        WeightedAdapter(open_adapter(path, checkpoint, other_base=other_base), weight)
-        for path, weight in parsed
-    ]
-
-
-def _threshold(weighted: list[WeightedAdapter]) -> float:
-    """Return the strictest survival that the recipes of the adapters ask for."""
-    from gptoss_tune.recipe import ExportSection
-    from gptoss_tune.run.record import wanted_survival
-
-    asked = [wanted_survival(each.adapter.path) for each in weighted]
-    found = [share for share in asked if share is not None]
-    return max(found, default=ExportSection().min_survival)
 
 
 def _path_and_weight(text: str) -> tuple[str, float]:

@@ -88,17 +88,16 @@ def push(
     logits: Annotated[bool, typer.Option(help="Compare logits of a merged folder first.")] = True,
 ) -> None:
     """Verify a run's adapter or merged model and upload it with a model card."""
-    from gptoss_tune.export.hub import push
-    from gptoss_tune.export.hub.files import collect
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import base_name as recorded_base
-    from gptoss_tune.weights.adapter import open_adapter
+    from gptoss_tune.workflows import finished_run
 
-    if base is None:
-        base, revision = recorded_base([source])
-    checkpoint = open_checkpoint(base, revision)
-    adapter = open_adapter(source, checkpoint)
-    files = collect(adapter, checkpoint, repo, merged=merged, base_name=base_name, logits=logits)
-    kind = "merged model" if merged else "adapter"
-    done = push.push(files, repo, public=public, message=f"Upload {kind} with gptoss-tune")
-    typer.echo(f"{done.url}: {len(files)} files, commit {done.commit}")
+    done = finished_run.push(
+        source,
+        repo,
+        merged=merged,
+        public=public,
+        base=base,
+        revision=revision,
+        base_name=base_name,
+        logits=logits,
+    )
+    typer.echo(f"{done.url}: {done.files} files, commit {done.commit}")

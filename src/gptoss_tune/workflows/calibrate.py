@@ -16,7 +16,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gptoss_tune.export.merge.steps import WeightedAdapter
     from gptoss_tune.recipe import Recipe
     from gptoss_tune.weights import Checkpoint
+    from gptoss_tune.workflows.finished_run import Merged
 
 STEPS = 200
 """Optimizer steps of a calibration that names no number."""
@@ -105,21 +106,22 @@ def merge_calibrated(
     recipe: Recipe,
     checkpoint: Checkpoint,
     weighted: list[WeightedAdapter],
-    export: Callable[[list[WeightedAdapter]], dict[str, Any]],
+    export: Callable[[list[WeightedAdapter]], Merged],
     *,
     other_base: bool,
-) -> dict[str, Any]:
+) -> Merged:
     """Export a run; where too little of it survives, train ``recipe`` and export that instead.
 
     Args:
         recipe: What ``Calibration.recipe`` returned.
         checkpoint: The base.
         weighted: The run's adapter, alone.
-        export: Merges adapters into the output folder and returns the report.
+        export: Merges adapters into the output folder.
         other_base: Accept a base with other weights than the run was trained on.
 
     Returns:
-        The report, with ``calibration`` where there was one: its run, and the survival before it.
+        What was merged; its report has ``calibration`` where there was one: its run, and the
+        survival before it.
 
     Raises:
         CheckpointError: The base is not packed as MXFP4; a finished calibration is of another
@@ -137,12 +139,13 @@ def merge_calibrated(
     before = _survival_before(record, recipe, digest)
     if before is None:
         try:
-            report = export(weighted)
+            done = export(weighted)
         except TooLittleSurvives as loss:
             before = loss.share
         else:
-            _say(f"calibration is not needed: {report['survival']['total']:.1%} survives MXFP4")
-            return report
+            kept = done.report["survival"]["total"]
+            _say(f"calibration is not needed: {kept:.1%} survives MXFP4")
+            return done
         if checkpoint.expert_format != "mxfp4":
             raise CheckpointError(
                 f"{checkpoint.path}: its experts are {checkpoint.expert_format}; merge-aware "
@@ -158,10 +161,11 @@ def merge_calibrated(
             _train(recipe)
         update_record(folder, calibration={"adapter": digest, "survival_before": before})
     calibrated = open_adapter(folder, checkpoint, other_base=other_base)
-    report = export([WeightedAdapter(calibrated, 1.0)])
-    after = report["survival"]["total"]
+    done = export([WeightedAdapter(calibrated, 1.0)])
+    after = done.report["survival"]["total"]
     _say(f"survival in MXFP4: {before:.1%} as trained, {after:.1%} after calibration in {folder}")
-    return {**report, "calibration": {"run": str(folder), "survival_before": before}}
+    noted = {"run": str(folder), "survival_before": before}
+    return replace(done, report={**done.report, "calibration": noted})
 
 
 def _record(recipe: Recipe) -> dict[str, Any]:

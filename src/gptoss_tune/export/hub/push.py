@@ -35,10 +35,11 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did: the page of the repository and the commit."""
+    """What a push did: the page of the repository, the commit, and the number of its files."""
 
     url: str
     commit: str
+    files: int
 
 
 def push(
@@ -80,7 +81,7 @@ def push(
             for name, content in sorted(files.items())
         ]
         commit = api.create_commit(repo, operations, commit_message=message)
-        return Pushed(without_credentials(f"{api.endpoint}/{repo}"), commit.oid)
+        return Pushed(without_credentials(f"{api.endpoint}/{repo}"), commit.oid, len(files))
 
     return _persist(attempt, repo, wait)
 
