@@ -56,7 +56,7 @@ _WITHOUT_EFFECT = {
     "lora_dropout", "qalora_group_size", "megatron_core", "ensure_weight_tying",
 }  # fmt: skip
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal")
-_PLAIN = re.compile(r"\w{1,100}", re.ASCII)
+_NAME = re.compile(r"\w{1,100}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 _LIBRARIES = ("transformers.", "peft.", "gptoss_tune.")
 
@@ -120,7 +120,7 @@ def _check_options(file: Path, config: dict[str, Any]) -> None:
             raise CheckpointError(f"{file}: {option} is {ascii(value)[:60]}; PEFT writes no such")
     layers = config.get("layers_pattern") or []
     for pattern in [layers] if isinstance(layers, str) else layers:
-        if not _PLAIN.fullmatch(pattern):
+        if not _NAME.fullmatch(pattern):
             raise CheckpointError(
                 f"{file}: layers_pattern is {pattern[:60]!a}; expected a name such as 'layers'"
             )
