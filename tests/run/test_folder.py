@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import namedtuple
 
 import pytest
@@ -6,7 +7,8 @@ import pytest
 from gptoss_tune.errors import CheckpointError, DataError, MachineError, RecipeError
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.disk import SMALL_FILES_BYTES, RunFiles, run_files
-from gptoss_tune.run import checkpoints, folder
+from gptoss_tune.run import checkpoints
+from gptoss_tune.run.start import check_disk
 from gptoss_tune.train.run import train
 
 
@@ -161,7 +163,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_no_room_for_checkpoints_is_said_before_the_weights_are_read(recipe, run, monkeypatch):
     """The disk is asked through the standard library, which here answers for a full one."""
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: Usage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 9, 1))
     with pytest.raises(MachineError, match=r"needs .* GiB for its checkpoints"):
         train(recipe())
     assert not (run / "run.json").exists()
@@ -169,12 +171,12 @@ def test_no_room_for_checkpoints_is_said_before_the_weights_are_read(recipe, run
 
 def test_checkpoints_that_lie_there_need_no_room_again(run, monkeypatch):
     files = RunFiles(adapter=1000, checkpoint=4000, checkpoints=3)
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: Usage(0, 0, 12_999))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 12_999))
     with pytest.raises(MachineError):
-        folder.check_disk(run, files)
+        check_disk(run, files)
     folder_of_2 = leave_checkpoint(run, 2)
     (folder_of_2 / "filler.json").write_bytes(b" " * 4000)
-    folder.check_disk(run, files)
+    check_disk(run, files)
 
 
 @pytest.mark.parametrize("optim", ["adamw", "adamw_8bit"])

@@ -17,6 +17,8 @@ from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.report.read import Run, listing, mapping
 from gptoss_tune.report.text import count, figure, number, size, table, text
+from gptoss_tune.run.checkpoints import published
+from gptoss_tune.run.folder import ADAPTER
 
 _NO_GPU = "the run had no GPU"
 
@@ -34,7 +36,7 @@ def plan_section(run: Run) -> str:
     rows = [
         _row("base and adapters, resident", size, made.memory.resident, _held(run)),
         _row("parameters trained", count, made.trained, _trained(run)),
-        _row("adapter file", size, made.disk.adapter, _bytes(run, "adapter/*.safetensors")),
+        _row("adapter file", size, made.disk.adapter, _bytes(run, f"{ADAPTER}/*.safetensors")),
         _row(
             "one checkpoint",
             size,
@@ -103,6 +105,6 @@ def _bytes(run: Run, pattern: str) -> float | None:
 
 
 def _one_checkpoint(run: Run) -> float | None:
-    for folder in run.folder.glob("checkpoint-*"):
+    for folder in published(run.folder):
         return _bytes(run, f"{folder.name}/**/*")
     return None
