@@ -149,7 +149,7 @@ def card(run: Run) -> str:
         (text(name, 40), text(version or "not installed", 40))
         for name, version in mapping(environment.get("libraries")).items()
     ]
-    held = [mapping(row) for row in listing(run.fact("holdings"))]
+    held = run.footprint
     rows += [
         (
             f"{text(row.get('kind', ''), 40)} in {text(row.get('precision', ''), 20)}",

@@ -54,6 +54,11 @@ class Run:
         """The resolved recipe."""
         return mapping(self.record.get("recipe"))
 
+    @property
+    def footprint(self) -> list[dict[str, Any]]:
+        """What base and adapters take, by kind and precision; older runs call it holdings."""
+        return [mapping(row) for row in listing(self.fact("footprint") or self.fact("holdings"))]
+
     def fact(self, *path: str) -> Any:
         """Return what the record holds under ``path``, or ``None``."""
         found: Any = self.record

@@ -108,6 +108,13 @@ def test_every_reader_refuses_the_same_and_the_page_shows_the_rest(run, damage):
     assert page.fact("steps") == 4 and page.problems == [], "each value is looked at by itself"
 
 
+@pytest.mark.parametrize("name", ["footprint", "holdings"])
+def test_the_page_knows_what_a_run_held_under_its_old_name_too(run, name):
+    held = [{"kind": "adapters", "precision": "fp32", "parameters": 1000, "nbytes": 4000}]
+    (run / "run.json").write_text(json.dumps({name: held}))
+    assert read_run(run).footprint == held
+
+
 GOOD = ['{"step": 1, "loss": 2.0}', '{"step": 2, "loss": 1.5, "note": "x"}']
 LINES = {
     "torn": '{"step": 3, "lo',
