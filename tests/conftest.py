@@ -164,12 +164,12 @@ def losses():
 @pytest.fixture
 def claim():
     """Claim a recipe's output folder, and let it go again."""
-    from gptoss_tune.run import folder
+    from gptoss_tune.run import start
     from gptoss_tune.run.lock import FolderLock
 
     def claimed(recipe):
         with FolderLock() as lock:
-            return folder.claim(recipe.train, lock)
+            return start.claim(recipe.train, lock)
 
     return claimed
 

@@ -30,7 +30,7 @@ def write_run(folder, *, steps=20, layers=3, experts=4, base=None, **changes):
             "libraries": {"torch": "2.13.0"},
         },
         "guard": {"warnings": []},
-        "holdings": [
+        "footprint": [
             {"kind": "adapters", "precision": "fp32", "parameters": 1000, "nbytes": 4000},
         ],
         "tokens": {

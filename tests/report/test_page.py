@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.report.page import FILE, write_report
+from gptoss_tune.report.page import write_report
 from gptoss_tune.report.samples import MOST_SHOWN, OPEN
 from gptoss_tune.report.text import LONGEST_TEXT
+from gptoss_tune.run.folder import REPORT
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 HOSTILE = (
@@ -120,7 +121,7 @@ def test_most_samples_are_folded_and_a_lone_evaluation_says_when(make_run):
     told = words(page)
     assert told.count("before training, 12 tokens") == MOST_SHOWN
     assert f"{MOST_SHOWN - OPEN} more samples" in told and "The first 24 of 30 samples" in told
-    whole = (run / FILE).read_text()
+    whole = (run / REPORT).read_text()
     folded = whole.index("more samples")
     assert whole.index(f"question {OPEN - 1}<") < folded < whole.index(f"question {OPEN}<")
 
@@ -275,8 +276,8 @@ def test_several_runs_are_laid_over_each_other_with_what_differs(make_run, tmp_p
 def test_the_command_writes_the_page_and_names_it(make_run, tmp_path):
     run = make_run()
     done = CliRunner().invoke(app, ["report", str(run)])
-    assert done.exit_code == 0 and done.stdout.strip() == str(run / FILE)
-    parsed(run / FILE)
+    assert done.exit_code == 0 and done.stdout.strip() == str(run / REPORT)
+    parsed(run / REPORT)
     output = tmp_path / "out" / "page.html"
     assert CliRunner().invoke(app, ["report", str(run), "--output", str(output)]).exit_code == 0
     assert output.exists() and not list(output.parent.glob("*.part"))

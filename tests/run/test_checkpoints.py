@@ -8,6 +8,7 @@ import pytest
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.run import checkpoints
+from gptoss_tune.run.folder import STAGING
 
 
 def make(run, step, text="weights", owner="this", **facts):
@@ -25,7 +26,7 @@ def test_published_checkpoint_verifies(tmp_path):
     manifest = checkpoints.verify(folder, "this")
     assert manifest.facts == {"run_id": "this", "step": 3, "fingerprint": {"seed": 0}}
     assert set(manifest.files) == {"adapter.safetensors", "sub/state.json"}
-    assert not (tmp_path / checkpoints.STAGING).exists()
+    assert not (tmp_path / STAGING).exists()
 
 
 def flip(folder):
@@ -210,7 +211,7 @@ def test_every_byte_is_on_the_disk_before_the_name_and_the_name_after(tmp_path, 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Path, "rename", watched_rename)
     final = make(tmp_path, 3)
-    staging = tmp_path / checkpoints.STAGING
+    staging = tmp_path / STAGING
     named = done.index(f"{staging} -> {final}")
     files = ("adapter.safetensors", "sub/state.json", checkpoints.MANIFEST, "sub", ".")
     assert {str(staging / name) for name in files} <= set(done[:named])

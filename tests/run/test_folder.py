@@ -1,192 +1,136 @@
+"""The files of a run have one owner: what they are called stands once, and to read one is cheap."""
+
+import ast
 import json
-from collections import namedtuple
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from gptoss_tune.errors import CheckpointError, DataError, MachineError, RecipeError
-from gptoss_tune.plan.architecture import architecture_of
-from gptoss_tune.plan.disk import SMALL_FILES_BYTES, RunFiles, run_files
-from gptoss_tune.run import checkpoints, folder
-from gptoss_tune.train.run import train
+from gptoss_tune import run as room
+from gptoss_tune.run import folder
+from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+PACKAGE = Path(folder.__file__).parents[1]
+PATHS = {
+    name: getattr(RunFolder(Path()), name).name
+    for name, value in vars(RunFolder).items()
+    if isinstance(value, property)
+}
+FOLDERS = {PATHS[name] for name in ("adapter", "evaluations", "nonfinite", "wandb", "trackio")}
+FILES = set(PATHS.values()) - FOLDERS
+ELSEWHERE = {("cli/serve.py", "adapter"): "in the folder that a server is given, which is no run"}
 
 
-@pytest.fixture
-def run(tmp_path):
-    path = tmp_path / "run"
-    path.mkdir()
-    return path
-
-
-def leave_record(run, recipe, **facts):
-    known = {"run_id": "this", "fingerprint": {}, "drift": []}
-    record = {"recipe": recipe.model_dump(mode="json"), **known, **facts}
-    (run / "run.json").write_text(json.dumps(record))
-
-
-def leave_checkpoint(run, step, owner="this", **facts):
-    staged = checkpoints.stage(run)
-    (staged / "state.json").write_text("{}")
-    facts = {"run_id": owner, "step": step, "fingerprint": {"batch": step}, **facts}
-    checkpoints.publish(staged, run / f"checkpoint-{step}", **facts)
-    return run / f"checkpoint-{step}"
-
-
-def test_a_folder_with_anything_else_in_it_is_left_alone(recipe, run):
-    (run / "thesis.tex").write_text("years of work")
-    with pytest.raises(RecipeError, match="is not empty and holds no run"):
-        train(recipe())
-    assert [p.name for p in run.iterdir()] == ["thesis.tex"]
-
-
-def test_a_checkpoint_that_is_not_there_is_named(recipe, tmp_path, claim):
-    with pytest.raises(CheckpointError, match="checkpoint-7: no such folder; expected a checkp"):
-        claim(recipe(f"train.resume={tmp_path / 'checkpoint-7'}"))
-
-
-@pytest.mark.parametrize(
-    "name, reason",
-    [
-        ("file", "something else of that name"),
-        ("file/run", "a part of its path is a file"),
-        ("x" * 300, "its name is too long"),
-    ],
-)
-def test_a_folder_that_cannot_be_made_is_refused_with_the_reason(
-    recipe, tmp_path, name, reason, claim
-):
-    (tmp_path / "file").write_text("of somebody's")
-    with pytest.raises(MachineError, match=f"{name}: cannot be written: {reason}"):
-        claim(recipe(f"train.output_dir={tmp_path / name}"))
-
-
-def test_a_run_killed_in_its_first_file_starts_again(recipe, run, claim):
-    (run / "run.json.part").write_text('{"run_id": ')
-    start = claim(recipe())
-    assert (start.checkpoint, start.step) == (None, 0)
-
-
-def test_a_run_killed_after_its_first_file_starts_again(recipe, run, monkeypatch, claim):
-    def killed(*_):
-        raise SystemExit("killed")
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="killed"):
-        patch.setattr("gptoss_tune.run.card.write_text", killed)
-        train(recipe())
-    assert [path.name for path in run.iterdir()] == ["run.json"]
-    start = claim(recipe())
-    assert (start.checkpoint, start.step) == (None, 0)
-
-
-def test_a_finished_run_is_not_trained_over(recipe, run):
-    leave_record(run, recipe(), status="finished")
-    with pytest.raises(RecipeError, match="is finished"):
-        train(recipe())
-
-
-def test_resume_never_refuses_a_folder_with_a_run(recipe, run):
-    leave_record(run, recipe(), status="stopped")
-    with pytest.raises(RecipeError, match=r"train\.resume is never"):
-        train(recipe("train.resume=never"))
-
-
-def test_a_run_without_checkpoints_starts_again_under_its_own_name(recipe, run, claim):
-    leave_record(run, recipe(), fingerprint={"batch": 2}, drift=[{"name": "steps"}])
-    start = claim(recipe())
-    assert (start.checkpoint, start.step, start.run_id) == (None, 0, "this")
-    assert (start.before, start.drift) == ({"batch": 2}, ({"name": "steps"},))
-    assert "starts again from step 0" in start.notes[0]
-
-
-def test_the_newest_checkpoint_of_the_run_says_what_is_continued(recipe, run, claim):
-    leave_record(run, recipe(), fingerprint={"batch": 9})
-    for step, owner in ((2, "this"), (4, "this"), (6, "other")):
-        leave_checkpoint(run, step, owner)
-    start = claim(recipe())
-    assert (start.checkpoint, start.step) == (run / "checkpoint-4", 4)
-    assert start.before == {"batch": 4}
-    assert "another run (other, not this)" in start.notes[0]
-    assert (run / "checkpoint-6").exists(), "nothing is written before the recipe is known to fit"
-
-
-def test_a_checkpoint_that_was_named(recipe, run, tmp_path, claim):
-    leave_record(run, recipe())
-    for step in (2, 4):
-        leave_checkpoint(run, step)
-    elsewhere = leave_checkpoint(tmp_path, 7, "other")
-    assert claim(recipe(f"train.resume={run / 'checkpoint-4'}")).step == 4
-    with pytest.raises(RecipeError, match=r"checkpoint-2 is older than .*checkpoint-4"):
-        claim(recipe(f"train.resume={run / 'checkpoint-2'}"))
-    with pytest.raises(CheckpointError, match="of another run"):
-        claim(recipe(f"train.resume={elsewhere}"))
-    with pytest.raises(CheckpointError, match="expected a folder named checkpoint-STEP"):
-        claim(recipe(f"train.resume={run}"))
-    # In a folder of its own, a run may go on from a checkpoint of another.
-    fork = claim(recipe(f"train.resume={elsewhere}", f"train.output_dir={tmp_path / 'fork'}"))
-    assert (fork.step, fork.before) == (7, {"batch": 7})
-    assert fork.run_id not in ("this", "other")
-
-
-def test_a_damaged_checkpoint_that_was_named_is_refused(recipe, run, claim):
-    leave_record(run, recipe())
-    (run / "checkpoint-3").mkdir()
-    with pytest.raises(CheckpointError, match="no readable manifest"):
-        claim(recipe(f"train.resume={run / 'checkpoint-3'}"))
-
-
-def test_a_record_of_another_version_is_not_guessed_at(recipe, run, claim):
-    (run / "run.json").write_text(json.dumps({"recipe": {}, "run_id": "this"}))
-    with pytest.raises(CheckpointError, match="does not say fingerprint, drift"):
-        claim(recipe())
-    leave_record(run, recipe(), drift=["train.seed"])
-    with pytest.raises(CheckpointError, match=r"drift\[0\] is 'train\.seed', expected a mapping"):
-        claim(recipe())
-
-
-def test_an_unreadable_record_is_said_and_kept(recipe, run, claim):
-    (run / "run.json").write_text("{torn")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
-        claim(recipe())
-    assert (run / "run.json").read_text() == "{torn"
-
-
-def test_an_empty_dataset_stops_before_weights_are_read(recipe, tmp_path):
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("")
-    with pytest.raises(DataError, match="empty"):
-        train(recipe(f"data.train={empty}"))
-
-
-Usage = namedtuple("Usage", "total used free")
-
-
-def test_no_room_for_checkpoints_is_said_before_the_weights_are_read(recipe, run, monkeypatch):
-    """The disk is asked through the standard library, which here answers for a full one."""
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: Usage(10, 9, 1))
-    with pytest.raises(MachineError, match=r"needs .* GiB for its checkpoints"):
-        train(recipe())
-    assert not (run / "run.json").exists()
-
-
-def test_checkpoints_that_lie_there_need_no_room_again(run, monkeypatch):
-    files = RunFiles(adapter=1000, checkpoint=4000, checkpoints=3)
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: Usage(0, 0, 12_999))
-    with pytest.raises(MachineError):
-        folder.check_disk(run, files)
-    folder_of_2 = leave_checkpoint(run, 2)
-    (folder_of_2 / "filler.json").write_bytes(b" " * 4000)
-    folder.check_disk(run, files)
-
-
-@pytest.mark.parametrize("optim", ["adamw", "adamw_8bit"])
-def test_the_disk_is_counted_as_a_plan_counts_it(recipe, base, tmp_path, optim):
-    if optim == "adamw_8bit":
-        pytest.importorskip("bitsandbytes")
-    settings = recipe(f"train.optim={optim}", "train.max_steps=1", "train.save_steps=1")
-    train(settings)
-    planned = run_files(architecture_of(str(base)), settings)
-    sizes = {
-        name: sum(path.stat().st_size for path in (tmp_path / "run" / name).rglob("*.*"))
-        for name in ("checkpoint-1", "adapter")
+def spelled(source):
+    """Yield the names of files, and of folders that are joined to a path, in a module's strings."""
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    prose = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, documented)
+        for statement in node.body
+        if isinstance(statement, ast.Expr)
+        for inner in ast.walk(statement)
+        if isinstance(statement.value, ast.Constant)
     }
-    assert sizes["adapter"] == pytest.approx(planned.adapter, abs=SMALL_FILES_BYTES)
-    assert 0 <= planned.checkpoint - sizes["checkpoint-1"] < SMALL_FILES_BYTES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield from re.findall(r"[\w.-]+\.(?:jsonl?|yaml|html|safetensors)\b", node.value)
+            yield from re.findall(r"^(?:checkpoint-|\.staging|\.lock)", node.value)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            for side in (node.left, node.right):
+                if isinstance(side, ast.Constant):
+                    yield str(side.value)
+
+
+def spellings(names, *, owner):
+    return {
+        (str(path.relative_to(PACKAGE)), name)
+        for path in PACKAGE.rglob("*.py")
+        if not path.is_relative_to(PACKAGE / owner)
+        for name in spelled(path.read_text(encoding="utf-8"))
+        if name in names
+    }
+
+
+def test_what_is_looked_for_would_be_found():
+    source = '"""Of run.json."""\nx = f"{y} has no run.json"\nz = y / "adapter" / "metrics.jsonl"\n'
+    source += 'def f():\n    """Read recipe.yaml."""\n    return g.glob("checkpoint-*")\n'
+    assert sorted(set(spelled(source))) == ["adapter", "checkpoint-", "metrics.jsonl", "run.json"]
+    assert {"run.json", "recipe.yaml", "metrics.jsonl", "layers.jsonl", "data.json"} < FILES
+    assert {"adapter", "evaluation", "nonfinite", "wandb", "trackio"} == FOLDERS
+
+
+def test_no_other_room_spells_the_name_of_a_file_in_a_run():
+    # ".lock" ends the names of other locks, too.
+    names = FILES - {".lock"} | FOLDERS | {"checkpoint-"}
+    assert spellings(names, owner="run") == set(ELSEWHERE)
+
+
+def test_each_name_stands_once_in_its_room():
+    for name in (FILES | FOLDERS) - {"adapter"}:
+        found = [
+            path.name
+            for path in (PACKAGE / "run").glob("*.py")
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and node.value == name
+        ]
+        # A word such as "metrics" may be a name of something else, a file's cannot.
+        assert found == ["folder.py"], name
+
+
+def test_the_files_of_an_adapter_are_spelled_where_its_configuration_is_read():
+    names = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+    assert spellings(names, owner="weights/adapter_config.py") == set()
+
+
+def test_every_path_lies_in_the_folder():
+    run = RunFolder(Path("runs/x"))
+    assert all(getattr(run, name).parent == run.path for name in PATHS)
+    assert len(set(PATHS.values())) == len(PATHS)
+    for path, pattern in (
+        (run.checkpoint(12), folder.CHECKPOINT),
+        (run.evaluation(12), folder.EVALUATION),
+    ):
+        match = pattern.fullmatch(path.name)
+        assert match is not None and match[1] == "12"
+
+
+def test_the_manual_names_what_is_public():
+    assert room.__doc__ is not None
+    for name in room.__all__:
+        assert f"``{name}``" in room.__doc__, name
+        assert getattr(room, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        room.nothing  # noqa: B018
+
+
+READS = """
+import sys
+from pathlib import Path
+from gptoss_tune.run.record import read_record, record_of_adapter
+run = Path(sys.argv[1])
+assert read_record(run) == record_of_adapter(run / "adapter") == {"status": "finished"}
+light = {name.partition(".")[0] for name in sys.modules}
+heavy = {"torch", "numpy", "safetensors", "pydantic", "yaml", "rich"}
+assert not light & heavy, f"reading a record: {light & heavy}"
+
+import gptoss_tune.run.environment, gptoss_tune.run.jsonl
+from gptoss_tune.run import *
+heavy = {"torch", "transformers", "datasets", "peft", "trl", "wandb", "trackio", "openai_harmony"}
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & heavy, f"the whole room: {loaded & heavy}"
+own = {".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("gptoss_tune.")}
+lower = {"errors", "error_hints", "display", "telemetry", "files", "recipe", "plan", "run"}
+assert own <= {f"gptoss_tune.{name}" for name in lower}, own
+"""
+
+
+def test_reading_a_record_loads_no_torch_and_no_reporter(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"status": "finished"}))
+    subprocess.run([sys.executable, "-c", READS, tmp_path], check=True, timeout=120)

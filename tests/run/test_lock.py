@@ -9,7 +9,8 @@ from multiprocessing import get_context
 import pytest
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.run.lock import LOCK, FolderLock
+from gptoss_tune.run.folder import LOCK
+from gptoss_tune.run.lock import FolderLock
 from gptoss_tune.train.run import train
 
 HOLD = """

@@ -6,8 +6,8 @@ import pytest
 
 from gptoss_tune.errors import CheckpointError, GptossTuneError
 from gptoss_tune.files.strict_json import parse
-from gptoss_tune.run.folder import Start
 from gptoss_tune.run.record import note_verification, read_record, update_record
+from gptoss_tune.run.start import Start
 from gptoss_tune.train import find_batch_size
 from gptoss_tune.train.distributed.watchdog import join
 from gptoss_tune.train.resume.changes import settle

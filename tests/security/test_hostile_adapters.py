@@ -39,6 +39,10 @@ CONFIGS = {
         {"layers_to_transform": [0], "layers_pattern": BOMB},
         "such as 'layers'",
     ),
+    "layers of a pattern that is plain, but no name": (
+        {"layers_to_transform": [0], "layers_pattern": r"h\.layers"},
+        "such as 'layers'",
+    ),
     "a huge rank": ({"r": 10**12}, "r is 1000000000000; expected a positive number"),
     "a rank of text": ({"r": "2; rm"}, "expected a positive number"),
     "a rank true": ({"r": True}, "expected a positive number"),

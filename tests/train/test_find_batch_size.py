@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.run.folder import Start
+from gptoss_tune.run.start import Start
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train import find_batch_size, out_of_memory
 from gptoss_tune.train.context import RunContext

@@ -81,11 +81,12 @@ def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
     """
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.run.folder import RECIPE, RunFolder
 
-    own = Path(model) / "recipe.yaml"
+    own = RunFolder(Path(model)).recipe
     if recipe is None and not own.is_file():
         raise RecipeError(
-            f"{model} has no recipe.yaml that says what to ask; name a recipe with an evaluation "
+            f"{model} has no {RECIPE} that says what to ask; name a recipe with an evaluation "
             "section: --recipe FILE"
         )
     file = recipe or own

@@ -123,7 +123,7 @@ def _calibration(
     Raises:
         typer.BadParameter: It goes with other options, or with another kind of adapter.
     """
-    from gptoss_tune.run.record import RECIPE
+    from gptoss_tune.run.folder import RECIPE, RunFolder
     from gptoss_tune.workflows.calibrate import STEPS, Calibration
 
     hint = "--calibrate"
@@ -151,7 +151,7 @@ def _calibration(
             param_hint=hint,
         )
     run = Path(adapters[0])
-    if not (run / RECIPE).is_file():
+    if not RunFolder(run).recipe.is_file():
         raise typer.BadParameter(
             f"{run} holds no {RECIPE}; expected a run, whose recipe is trained on. For a bare "
             f"adapter train a recipe with lora.start_from={run} lora.merge_aware=true",
@@ -236,6 +236,7 @@ def adapter(
     from gptoss_tune.export.adapter_formats import serve_command, write_adapter
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name, open_adapter
+    from gptoss_tune.weights.adapter_config import SWAPPING_PEFT
 
     if base is None:
         base, revision = base_name([source])
@@ -243,7 +244,9 @@ def adapter(
     opened = open_adapter(source, checkpoint, other_base=other_base, repair=repair)
     write_adapter(opened, out, reader.value, uniform=uniform)
     if opened.swapped:
-        typer.echo("the factors were swapped, as PEFT 0.19.0 saved them; the copy is right")
+        typer.echo(
+            f"the factors were swapped, as PEFT {SWAPPING_PEFT} saved them; the copy is right"
+        )
     typer.echo(visible(serve_command(opened, out, reader.value)))
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gptoss_tune.run.folder import REPORT
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
@@ -14,7 +16,7 @@ def report(
         Path | None,
         typer.Option(
             "--output",
-            help="The HTML file; default: report.html in the folder of the only run.",
+            help=f"The HTML file; default: {REPORT} in the folder of the only run.",
             show_default=False,
         ),
     ] = None,

@@ -35,13 +35,13 @@ def reproduce(
     from gptoss_tune.train.entrypoint import quiet_libraries
 
     quiet_libraries()
-    from gptoss_tune.run.record import RECIPE
+    from gptoss_tune.run.folder import RunFolder
     from gptoss_tune.workflows.reproduce import compare, differences, record_of, run_again
 
     record = record_of(run)
     out = output or run.with_name(f"{run.name}-again")
     refuse_existing(out)
-    found = differences(record, load_recipe(run / RECIPE), run)
+    found = differences(record, load_recipe(RunFolder(run).recipe), run)
     if not as_json:
         _print_differences(found)
     if any(each.changes_result for each in found) and not anyway:

@@ -25,7 +25,7 @@ from gptoss_tune.model.host_embedding import keep_embeddings_on_host
 from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import load_adapters
 from gptoss_tune.recipe import ModelSection
-from gptoss_tune.run.record import run_record, trained_merge_aware
+from gptoss_tune.run.record import record_of_adapter, trained_merge_aware
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 from gptoss_tune.weights.adapter import Adapter, base_name, open_adapter
 
@@ -47,7 +47,7 @@ class EvaluatedModel:
     @property
     def step(self) -> int:
         """Optimizer steps that a run has behind it; 0 where nobody wrote them down."""
-        record = run_record(self.adapter.path) if self.adapter is not None else {}
+        record = record_of_adapter(self.adapter.path) if self.adapter is not None else {}
         steps = record.get("steps", 0)
         return steps if isinstance(steps, int) else 0
 

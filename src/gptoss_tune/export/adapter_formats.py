@@ -21,7 +21,8 @@ from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import staged, to_json
-from gptoss_tune.run.record import run_record
+from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights.adapter import Adapter, LowRank
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_tune.weights.adapter_targets import Target
@@ -62,8 +63,8 @@ def write_adapter(adapter: Adapter, out: Path, server: Server, *, uniform: bool 
         config = to_json(_config(adapter, rank))
         (folder / ADAPTER_CONFIG).write_text(config, encoding="utf-8")
         # The record of the run tells later exports the base and how the adapter was trained.
-        if record := run_record(adapter.path):
-            (folder / "run.json").write_text(to_json(record), encoding="utf-8")
+        if record := record_of_adapter(adapter.path):
+            RunFolder(folder).record.write_text(to_json(record), encoding="utf-8")
 
 
 def refuse_unreadable(adapter: Adapter, server: Server) -> None:

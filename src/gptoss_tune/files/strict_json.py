@@ -79,6 +79,20 @@ def parse(raw: bytes) -> Any:
     raise ValueError(f"nested more than {_DEEPEST} levels deep")
 
 
+def parse_unchecked(raw: bytes | str) -> Any:
+    """Return the one JSON value in ``raw`` as Python reads it: NaN, a key twice, any depth.
+
+    For a reader that shows what it can of a damaged file and looks at every value itself.
+
+    Raises:
+        ValueError: It is not JSON, or is nested deeper than Python reads.
+    """
+    try:
+        return json.loads(raw)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
 def refuse_other_kinds(path: Path, value: object, kind: Any, name: str = "") -> None:
     """Refuse what a reader of the file would trip over; null for a mapping counts as none.
 

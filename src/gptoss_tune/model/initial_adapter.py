@@ -18,10 +18,16 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.model.lora import ADAPTER_NAME
+from gptoss_tune.run.folder import ADAPTER
+from gptoss_tune.weights.adapter_config import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    SWAPPING_PEFT,
+    find_adapter,
+    saved_by_swapping_peft,
+)
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_SWAPPING_PEFT = "0.19.0"
 # What decides how a factor acts, beside its shape; every one must be as the recipe has it.
 _ACTING = (
     "peft_type",
@@ -51,9 +57,9 @@ def start_from(model: PeftModel, source: str | Path) -> Path:
         CheckpointError: No adapter there; other ranks, scaling, targets or shapes than the
             model's; a factor that is missing, superfluous or not finite.
     """
-    folder = adapter_folder(Path(source))
+    folder = initial_adapter_folder(Path(source))
     _check_config(folder, model)
-    file = SafetensorsFile(inside(folder, _WEIGHTS, f"{folder}: has"))
+    file = SafetensorsFile(inside(folder, ADAPTER_WEIGHTS, f"{folder}: has"))
     # References to the parameters themselves, under the names in which PEFT saves them.
     factors = get_peft_model_state_dict(
         model, adapter_name=ADAPTER_NAME, save_embedding_layers=False
@@ -71,33 +77,33 @@ def start_from(model: PeftModel, source: str | Path) -> Path:
     return folder
 
 
-def adapter_folder(source: Path) -> Path:
+def initial_adapter_folder(source: Path) -> Path:
     """Return the folder of the adapter that ``lora.start_from`` means.
 
     Raises:
         CheckpointError: There is none.
     """
-    for folder in (source, source / "adapter"):
-        if (folder / _CONFIG).is_file():
-            if not (folder / _WEIGHTS).is_file():
-                raise CheckpointError(
-                    f"lora.start_from: {folder / _WEIGHTS}: no such file; expected the adapter "
-                    "saved with safe_serialization"
-                )
-            return folder
-    raise CheckpointError(
-        f"lora.start_from: {source} holds no {_CONFIG}, nor does its folder adapter/; name a "
-        "finished run or a PEFT adapter"
-    )
+    folder = find_adapter(source)
+    if folder is None:
+        raise CheckpointError(
+            f"lora.start_from: {source} holds no {ADAPTER_CONFIG}, nor does its folder {ADAPTER}/; "
+            "name a finished run or a PEFT adapter"
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"lora.start_from: {folder / ADAPTER_WEIGHTS}: no such file; expected the adapter "
+            "saved with safe_serialization"
+        )
+    return folder
 
 
 def _check_config(folder: Path, model: PeftModel) -> None:
     """Refuse an adapter whose factors would act otherwise here than where they were trained."""
-    file = folder / _CONFIG
-    found: dict[str, Any] = read_object(inside(folder, _CONFIG, f"{folder}: has"))
-    if found.get("peft_version") == _SWAPPING_PEFT and found.get("target_parameters"):
+    file = folder / ADAPTER_CONFIG
+    found: dict[str, Any] = read_object(inside(folder, ADAPTER_CONFIG, f"{folder}: has"))
+    if saved_by_swapping_peft(found) and found.get("target_parameters"):
         raise CheckpointError(
-            f"{file}: PEFT {_SWAPPING_PEFT} saved expert factors with in and out swapped; write a "
+            f"{file}: PEFT {SWAPPING_PEFT} saved expert factors with in and out swapped; write a "
             f"repaired copy with `gptoss-tune adapter {folder} --for peft --repair --out DIR` and "
             "start from that"
         )

@@ -8,6 +8,7 @@ from typing import Any
 from gptoss_tune.report.curves import CHANNELS
 from gptoss_tune.report.read import Run, listing, mapping
 from gptoss_tune.report.text import count, duration, figure, number, size, table, text
+from gptoss_tune.run.folder import METRICS, RECORD
 
 _MOST_WARNINGS = 50
 _GOOD = {"finished"}
@@ -81,7 +82,7 @@ def told(run: Run) -> str:
     if found:
         items = "".join(f"<li>{text(line, 600)}</li>" for line in found[:_MOST_WARNINGS])
         more = len(found) - _MOST_WARNINGS
-        items += f"<li>and {more:,} more in run.json</li>" if more > 0 else ""
+        items += f"<li>and {more:,} more in {RECORD}</li>" if more > 0 else ""
         parts.append(
             f'<div class="box bad"><strong>Warnings of the guard</strong>'
             f'<ul class="lines">{items}</ul></div>'
@@ -100,7 +101,7 @@ def tokens(run: Run) -> str:
     account = mapping(run.fact("tokens"))
     if not account:
         return (
-            '<p class="note">The account is written when a run ends; until then metrics.jsonl has '
+            f'<p class="note">The account is written when a run ends; until then {METRICS} has '
             f"the sums: {count(run.last('tokens'))} tokens read, {count(trained_tokens(run))} "
             "trained.</p>"
         )
@@ -148,7 +149,7 @@ def card(run: Run) -> str:
         (text(name, 40), text(version or "not installed", 40))
         for name, version in mapping(environment.get("libraries")).items()
     ]
-    held = [mapping(row) for row in listing(run.fact("holdings"))]
+    held = run.footprint
     rows += [
         (
             f"{text(row.get('kind', ''), 40)} in {text(row.get('precision', ''), 20)}",

@@ -22,8 +22,8 @@ from gptoss_tune.report.read import Run, read_run
 from gptoss_tune.report.samples import samples
 from gptoss_tune.report.style import POLICY, STYLE
 from gptoss_tune.report.text import text
+from gptoss_tune.run.folder import RECORD, RunFolder
 
-FILE = "report.html"
 MOST_RUNS = 7
 """Runs that one page compares: as many as there are colours."""
 
@@ -43,7 +43,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
         raise RecipeError(f"got {len(folders)} runs, expected {MOST_RUNS} at most on one page")
     if output is None and len(folders) > 1:
         raise RecipeError("several runs are compared in a file of their own; name it by --output")
-    path = output or folders[0] / FILE
+    path = output or RunFolder(folders[0]).report
     runs = [read_run(folder) for folder in folders]
     page = run_page(runs[0]) if len(runs) == 1 else compare_page(runs)
     part = path.with_name(path.name + ".part")
@@ -137,7 +137,7 @@ def _recipe(run: Run) -> str:
     try:
         lines = list(resolved_lines(Recipe.model_validate(run.recipe)))
     except ValueError:
-        return '<p class="note">The recipe in run.json is not one of this version.</p>'
+        return f'<p class="note">The recipe in {RECORD} is not one of this version.</p>'
     changed = "\n".join(
         f"{line.setting}:{line.text.partition(':')[2]}" for line in lines if line.kind == "changed"
     )

@@ -15,8 +15,10 @@ from gptoss_tune.plan.disk import run_files
 from gptoss_tune.plan.gpus import DEFAULT_GPU, GPUS, Gpu, card
 from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.recipe import Recipe
-from gptoss_tune.report.read import Run, listing, mapping
+from gptoss_tune.report.read import Run, listing
 from gptoss_tune.report.text import count, figure, number, size, table, text
+from gptoss_tune.run.checkpoints import published
+from gptoss_tune.run.folder import ADAPTER
 
 _NO_GPU = "the run had no GPU"
 
@@ -34,7 +36,7 @@ def plan_section(run: Run) -> str:
     rows = [
         _row("base and adapters, resident", size, made.memory.resident, _held(run)),
         _row("parameters trained", count, made.trained, _trained(run)),
-        _row("adapter file", size, made.disk.adapter, _bytes(run, "adapter/*.safetensors")),
+        _row("adapter file", size, made.disk.adapter, _bytes(run, f"{ADAPTER}/*.safetensors")),
         _row(
             "one checkpoint",
             size,
@@ -87,13 +89,14 @@ def _card_of(gpu: str) -> Gpu | None:
 
 
 def _held(run: Run) -> float | None:
-    sizes = [number(mapping(row).get("nbytes")) for row in listing(run.fact("holdings"))]
+    sizes = [number(row.get("nbytes")) for row in run.footprint]
     return sum(size for size in sizes if size is not None) if sizes else None
 
 
 def _trained(run: Run) -> float | None:
-    rows = [mapping(row) for row in listing(run.fact("holdings"))]
-    found = [number(row.get("parameters")) for row in rows if row.get("kind") == "adapters"]
+    found = [
+        number(row.get("parameters")) for row in run.footprint if row.get("kind") == "adapters"
+    ]
     return sum(one for one in found if one is not None) if found else None
 
 
@@ -103,6 +106,6 @@ def _bytes(run: Run, pattern: str) -> float | None:
 
 
 def _one_checkpoint(run: Run) -> float | None:
-    for folder in run.folder.glob("checkpoint-*"):
+    for folder in published(run.folder):
         return _bytes(run, f"{folder.name}/**/*")
     return None

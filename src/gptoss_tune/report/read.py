@@ -6,8 +6,6 @@ cannot be read are counted and named on the page, and a number is a number or ab
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +13,10 @@ from typing import Any
 
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.report.text import number
+from gptoss_tune.run.folder import EVALUATION, METRICS, RECORD, RunFolder
+from gptoss_tune.run.jsonl import read_lines
+from gptoss_tune.run.record import read_unchecked
 
-_EVALUATION = re.compile(r"step-(\d{1,15})\.json")
 _MOST_STEPS = 10**15
 
 Point = tuple[int, float | None]
@@ -54,6 +54,11 @@ class Run:
         """The resolved recipe."""
         return mapping(self.record.get("recipe"))
 
+    @property
+    def footprint(self) -> list[dict[str, Any]]:
+        """What base and adapters take, by kind and precision; older runs call it holdings."""
+        return [mapping(row) for row in listing(self.fact("footprint") or self.fact("holdings"))]
+
     def fact(self, *path: str) -> Any:
         """Return what the record holds under ``path``, or ``None``."""
         found: Any = self.record
@@ -88,31 +93,31 @@ def read_run(folder: Path) -> Run:
     Raises:
         RecipeError: It holds no run.
     """
-    run = Run(folder)
-    if not (folder / "run.json").is_file() and not (folder / "metrics.jsonl").is_file():
+    run, files = Run(folder), RunFolder(folder)
+    if not files.record.is_file() and not files.metrics.is_file():
         raise RecipeError(
-            f"{folder}: holds no run (neither run.json nor metrics.jsonl); give the folder that a "
+            f"{folder}: holds no run (neither {RECORD} nor {METRICS}); give the folder that a "
             "recipe names as train.output_dir"
         )
-    run.record = mapping(_json(folder / "run.json", run))
+    run.record = mapping(_json(files.record, run))
     by_step: dict[int, dict[str, Any]] = {}
-    for row in _lines(folder / "metrics.jsonl", run):
+    for row in _lines(files.metrics, run):
         if "eval_loss" in row:
             by_step[row["step"]] = row  # the last one of a step: there is always one at the end
         elif "loss" in row:
             run.train.append(row)
     run.held_out = [by_step[step] for step in sorted(by_step)]
     run.train.sort(key=lambda row: row["step"])
-    if (folder / "layers.jsonl").is_file():
-        run.layers = sorted(_lines(folder / "layers.jsonl", run), key=lambda row: row["step"])
-    run.evaluations = _evaluations(folder / "evaluation", run)
+    if files.layers.is_file():
+        run.layers = sorted(_lines(files.layers, run), key=lambda row: row["step"])
+    run.evaluations = _evaluations(files.evaluations, run)
     return run
 
 
 def _evaluations(folder: Path, run: Run) -> list[tuple[int, dict[str, Any]]]:
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        match = _EVALUATION.fullmatch(path.name)
+        match = EVALUATION.fullmatch(path.name)
         if match:
             found.append((int(match[1]), mapping(_json(path, run))))
     return sorted(found, key=lambda pair: pair[0])
@@ -120,10 +125,10 @@ def _evaluations(folder: Path, run: Run) -> list[tuple[int, dict[str, Any]]]:
 
 def _json(path: Path, run: Run) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_unchecked(path)
     except OSError as error:
         run.problems.append(f"{path.name} cannot be read: {error.strerror}")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         run.problems.append(f"{path.name} is not readable as JSON: {error}")
     return None
 
@@ -131,19 +136,18 @@ def _json(path: Path, run: Run) -> Any:
 def _lines(path: Path, run: Run) -> Iterator[dict[str, Any]]:
     """Yield the lines of a file of JSON objects that have a step."""
     bad = 0
+
+    def count(number: int, error: Exception) -> None:
+        nonlocal bad
+        bad += 1
+
     try:
-        with path.open("rb") as stream:
-            for line in stream:
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    bad += 1
-                    continue
-                step = row.get("step") if isinstance(row, dict) else None
-                if type(step) is int and 0 <= step < _MOST_STEPS:
-                    yield row
-                else:
-                    bad += 1
+        for _, row in read_lines(path, count, strict=False):
+            step = row.get("step") if isinstance(row, dict) else None
+            if type(step) is int and 0 <= step < _MOST_STEPS:
+                yield row
+            else:
+                bad += 1
     except OSError as error:
         run.problems.append(f"{path.name} cannot be read: {error.strerror}")
     if bad:

@@ -15,19 +15,21 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.harmony.sources.open import find_files
-from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe import DataSource
 from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.run.environment import hardware
+from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.run.jsonl import read_lines, refusing
 
-DATA = "data.json"
+ReadFile = tuple[str, DataSource, Path | None]
+"""Split, source and file of what is read; without a file for a dataset of the Hub."""
 _MOST_LINES = 200_000
 
 
@@ -106,20 +108,17 @@ class RunCard(_Part):
     """What ``merge`` and ``verify`` found about exports of this run."""
 
 
-def opening_facts(recipe: Recipe, run: Path, command: list[str]) -> dict[str, Any]:
+def opening_facts(
+    run: Path, command: list[str], files: Iterable[ReadFile], seed: int
+) -> dict[str, Any]:
     """Return what is known before the first step, and write ``RUN/data.json``.
 
     Args:
-        recipe: What is trained.
-        run: Its folder.
+        run: The run's folder.
         command: The recipe's path and the overrides, as typed; empty where nothing was typed.
+        files: What the recipe's data are, as ``harmony.sources.open.listed_files`` finds them.
+        seed: Of the recipe.
     """
-    files = [
-        (split, source, found)
-        for split, sources in (("train", recipe.data.train), ("eval", recipe.data.eval or []))
-        for source in sources
-        for found in _files(source.path)
-    ]
     data, lines = [], {}
     for split, source, found in files:
         data.append(
@@ -132,18 +131,20 @@ def opening_facts(recipe: Recipe, run: Path, command: list[str]) -> dict[str, An
         )
         if found is not None:
             lines[str(found)] = line_marks(found)
-    write_text(run / DATA, json.dumps(lines) + "\n")
+    write_text(RunFolder(run).data_lines, json.dumps(lines) + "\n")
     return {
         "command": {"recipe": command[0] if command else None, "overrides": command[1:]},
         "data": data,
         "hardware": hardware(),
-        "seeds": {"seed": recipe.train.seed, "data_seed": recipe.train.seed},
+        "seeds": {"seed": seed, "data_seed": seed},
     }
 
 
 def closing_facts(run: Path) -> dict[str, Any]:
     """Return losses and throughput as ``RUN/metrics.jsonl`` has them."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    path = RunFolder(run).metrics
+    damaged = refusing(path, "is no line of metrics", "restore the file")
+    rows = [row for _, row in read_lines(path, damaged)]
     steps = [row for row in rows if row.get("loss") is not None]
     evaluations = [row for row in rows if row.get("eval_loss") is not None]
 
@@ -183,9 +184,3 @@ def line_marks(path: Path) -> str | None:
             if len(marks) > _MOST_LINES:
                 return None
     return "".join(marks)
-
-
-def _files(path: str) -> Iterator[Path | None]:
-    """Yield the files that a source's path means; None for a dataset of the Hub."""
-    found = find_files(path)
-    yield from (None,) if found is None else (file for file, _ in found)

@@ -6,6 +6,10 @@ old state or the new one. ``resume=auto`` takes the newest checkpoint of this ru
 still matches its manifest. The usual way, writing into ``checkpoint-N`` and resuming from the
 highest number, resumes from torn files.
 
+A disk that fills up during a save gives one message, and the checkpoints before it stay. Tools that
+write into the checkpoint's own folder leave the torn one as the newest, and the next resume takes
+it; here it was only staged, and what is staged can go.
+
 A folder that anybody may have written is trusted with nothing: it holds safetensors and JSON, the
 files of its manifest and no other, and no link. A pickle is refused by its name, before a library
 that would execute it can look for it.
@@ -18,7 +22,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -32,15 +35,13 @@ from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError
 from gptoss_tune.files.atomic import disk_errors
 from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.run import checkpoints
+from gptoss_tune.run.folder import CHECKPOINT, RunFolder
 
 MANIFEST = "manifest.json"
-STAGING = ".staging"
 SET_ASIDE = "refused-"
 """Before the name of a checkpoint that was passed over, so that its number is free again."""
 _PRUNED = ".pruned-"
 _SUFFIXES = {".safetensors", ".json"}
-_NAME = re.compile(r"checkpoint-(\d+)")
 _LARGEST_MANIFEST = 16 << 20
 
 
@@ -59,7 +60,7 @@ class Manifest:
 
 def stage(run: Path) -> Path:
     """Return an empty staging folder inside ``run``; what an earlier crash left is removed."""
-    staging = run / STAGING
+    staging = RunFolder(run).staging
     for left in (staging, *run.glob(f"{_PRUNED}*")):
         shutil.rmtree(left, ignore_errors=True)
     with disk_errors(staging):
@@ -111,7 +112,7 @@ def verify(folder: Path, run: str | None = None) -> Manifest:
     """
     manifest = _manifest(folder)
     owner, step = manifest.facts.get("run_id"), manifest.facts.get("step")
-    number = _NAME.fullmatch(folder.name)
+    number = CHECKPOINT.fullmatch(folder.name)
     if run is not None and owner != run:
         raise CheckpointError(
             f"{folder}: is a checkpoint of another run ({one_line(str(owner))}, not {run})"
@@ -139,7 +140,7 @@ def published(run: Path) -> list[Path]:
     found = [
         (int(match[1]), path)
         for path in (run.iterdir() if run.is_dir() else ())
-        if path.is_dir() and (match := _NAME.fullmatch(path.name))
+        if path.is_dir() and (match := CHECKPOINT.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -150,7 +151,7 @@ def step_of(folder: Path) -> int:
     Raises:
         CheckpointError: The folder has another name.
     """
-    match = _NAME.fullmatch(folder.name)
+    match = CHECKPOINT.fullmatch(folder.name)
     if match is None:
         raise CheckpointError(f"{folder}: expected a folder named checkpoint-STEP")
     return int(match[1])
@@ -285,8 +286,8 @@ def disk_full(run: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, MachineError) else error
-        staged = _bytes_of(run / checkpoints.STAGING)
-        whole = max((_bytes_of(folder) for folder in checkpoints.published(run)), default=0)
+        staged = _bytes_of(RunFolder(run).staging)
+        whole = max((_bytes_of(folder) for folder in published(run)), default=0)
         free = shutil.disk_usage(run).free
         says_so = getattr(cause, "errno", None) in _NO_ROOM or any(
             f"os error {number}" in str(cause) for number in _NO_ROOM
@@ -294,8 +295,8 @@ def disk_full(run: Path) -> Iterator[None]:
         refused = isinstance(cause, GptossTuneError) or cause is None
         if refused or not (says_so or free < max(whole - staged, 1)):
             raise
-        shutil.rmtree(run / checkpoints.STAGING, ignore_errors=True)
-        newest = next(iter(checkpoints.published(run)), None)
+        shutil.rmtree(RunFolder(run).staging, ignore_errors=True)
+        newest = next(iter(published(run)), None)
         kept = f"{newest.name} is kept" if newest else "no checkpoint was saved before"
         size = f"about {_mib(whole)}" if whole else f"more than {_mib(staged)}"
         raise MachineError(

@@ -1,10 +1,11 @@
-"""Which commit of a checkout a run came from, asked without running what the checkout names.
+"""What a run ran on: versions, commit and hardware, as its record keeps them.
 
-The current directory may be someone else's: an unpacked archive with a ``.git`` in it. Its
-configuration can name a program for git to run while it compares files (``core.fsmonitor``, a
-``filter``, a hook), so ``git describe --dirty``, the usual question, would run that program. The
-commit is asked with a command that compares nothing; whether files changed is asked only where the
-checkout itself configures no program.
+The commit of the checkout is asked without running what the checkout names. The current directory
+may be someone else's: an unpacked archive with a ``.git`` in it. Its configuration can name a
+program for git to run while it compares files (``core.fsmonitor``, a ``filter``, a hook), so
+``git describe --dirty``, the usual question, would run that program. The commit is asked with a
+command that compares nothing; whether files changed is asked only where the checkout itself
+configures no program.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import platform
 import subprocess
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from gptoss_tune import __version__
 
@@ -75,6 +74,8 @@ def _git(*arguments: str) -> str | None:
 
 def hardware() -> dict[str, Any]:
     """Return CPU, memory, GPUs and driver of this machine."""
+    import torch  # only here and below: the commit, and whoever reads a record, needs none of it
+
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     driver = Path("/sys/module/nvidia/version")
     return {
@@ -111,6 +112,8 @@ _LIBRARIES = (
 
 def environment() -> dict[str, Any]:
     """Return versions, commit and hardware of this process."""
+    import torch
+
     return {
         "gptoss_tune": __version__,
         "python": platform.python_version(),

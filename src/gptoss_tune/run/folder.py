@@ -1,179 +1,130 @@
-"""The folder of a run: who may write into it, and where a run goes on.
+"""The folder of a run: every file in it, under the one name that the house has for it.
 
-One folder holds one run. A folder that holds another run, or anything else, is never written to;
-the same run is continued from its newest complete checkpoint.
+A run is read by many: training continues it, an export takes its adapter, the report draws it, the
+Hub gets its card. Each of them asks here where a file stands, so that a name is written once. What
+the files hold is read beside this module: ``record`` reads run.json, ``jsonl`` the metrics,
+``checkpoints`` what is staged and published.
+
+A folder with paths and nothing else was chosen over one object that also reads and writes: half of
+the readers want one file of a folder that holds little else.
 """
 
 from __future__ import annotations
 
-import secrets
-import shutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
-from gptoss_tune.files.atomic import disk_errors
-from gptoss_tune.files.paths import refuse_links
-from gptoss_tune.plan.disk import RunFiles
-from gptoss_tune.recipe.schema import TrainSection
-from gptoss_tune.run import checkpoints
-from gptoss_tune.run.lock import LOCK, FolderLock
-from gptoss_tune.run.record import RECORD, read_record
-
+RECORD, RECIPE = "run.json", "recipe.yaml"
+METRICS, LAYERS = "metrics.jsonl", "layers.jsonl"
 ADAPTER = "adapter"
-
-_NOTHING = {".gitignore", LOCK, f"{RECORD}.part"}
-"""What an empty folder may hold: a run's first file is its record, here killed in the writing."""
+REPORT = "report.html"
+_DATA_LINES = "data.json"
+_EVALUATIONS = "evaluation"
+_NONFINITE = "nonfinite"
+WANDB, _TRACKIO = "wandb", "trackio"
+LOCK, STAGING = ".lock", ".staging"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+"""The name of a published checkpoint, as Transformers' trainer gives it, with its step."""
+EVALUATION = re.compile(r"step-(\d{1,15})\.json")
+"""The name of one evaluation, with its step."""
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run starts.
+class RunFolder:
+    """A run's folder and what lies in it, whether it is there yet or not.
+
+    ::
+
+        RUN/
+          run.json           what was run, on what, and how it ended (record)
+          recipe.yaml        the resolved recipe, a recipe again (recipe)
+          metrics.jsonl      every logged line (metrics)
+          layers.jsonl       what each layer did (layers)
+          data.json          four bytes for each line of the data (data_lines)
+          adapter/           the trained adapter, as PEFT writes it (adapter)
+          checkpoint-N/      complete or absent (checkpoint)
+          evaluation/        step-N.json, one file an evaluation (evaluations)
+          nonfinite/         what the guard left out (nonfinite)
+          report.html        the run on one page (report)
+          wandb/ trackio/    what trackers keep here (wandb, trackio)
+          .lock .staging/    while a process writes (lock, staging)
 
     Attributes:
-        folder: The run's folder, which exists.
-        checkpoint: The checkpoint to continue from; ``None`` for a fresh start.
-        notes: What the user should be told, such as damaged checkpoints that were passed over.
-        run_id: The run's own, which its checkpoints carry.
-        step: Steps made so far.
-        before: Fingerprint of what is continued; ``None`` in an empty folder.
-        drift: What was allowed to differ in earlier continuations, as in ``run.json``.
+        path: The folder, ``train.output_dir`` of its recipe.
     """
 
-    folder: Path
-    checkpoint: Path | None
-    notes: tuple[str, ...]
-    run_id: str
-    step: int = 0
-    before: dict[str, Any] | None = None
-    drift: tuple[dict[str, Any], ...] = ()
+    path: Path
 
+    @property
+    def record(self) -> Path:
+        """What was run, on what, and how it ended."""
+        return self.path / RECORD
 
-def claim(train: TrainSection, lock: FolderLock) -> Start:
-    """Lock the output folder and return where the run starts, or refuse the folder.
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / RECIPE
 
-    Args:
-        train: Names the folder, and where to resume.
-        lock: Taken once the folder is known to be empty or a run's; nothing else is written there.
+    @property
+    def metrics(self) -> Path:
+        """Every logged line, one JSON object each."""
+        return self.path / METRICS
 
-    Raises:
-        RecipeError: The folder holds another run, a finished one, or something else.
-        CheckpointError: A checkpoint was named and is damaged.
-        MachineError: The folder cannot be written, or another process trains in it.
-    """
-    folder, resume = Path(train.output_dir), train.resume
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        content = [path for path in folder.iterdir() if path.name not in _NOTHING]
-    refuse_links(folder, LEFT_LINKS)
-    if content and not (folder / RECORD).exists():
-        raise RecipeError(
-            f"train.output_dir: {folder} is not empty and holds no run of gptoss-tune; choose an "
-            "empty or new folder"
-        )
-    notes = lock.take(folder)
-    record = _record(folder) if content else None
-    if record is not None and resume == "never":
-        raise RecipeError(
-            f"train.output_dir: {folder} holds a run already and train.resume is never; choose "
-            "another folder, or continue it with train.resume=auto"
-        )
-    if record is not None and record.get("status") == "finished":
-        raise RecipeError(
-            f"train.output_dir: the run in {folder} is finished (adapter in {folder / ADAPTER}); "
-            "choose another folder to train again"
-        )
-    if resume not in ("auto", "never"):
-        return _named(folder, Path(resume).resolve(), notes, record)
-    if record is None:
-        return Start(folder, None, notes, secrets.token_hex(8))
-    found, passed_over = checkpoints.newest_complete(folder, record["run_id"])
-    notes += tuple(f"passed over: {reason}" for reason in passed_over)
-    if found is None:
-        notes += ("no complete checkpoint was found: the run starts again from step 0",)
-        return Start(
-            folder, None, notes, record["run_id"], 0, record["fingerprint"], tuple(record["drift"])
-        )
-    return _continued(folder, *found, notes, record)
+    @property
+    def layers(self) -> Path:
+        """What each layer's adapters and experts did, one JSON object a line."""
+        return self.path / LAYERS
 
+    @property
+    def data_lines(self) -> Path:
+        """A mark of each line of the training data."""
+        return self.path / _DATA_LINES
 
-def _named(
-    folder: Path, checkpoint: Path, notes: tuple[str, ...], record: dict[str, Any] | None
-) -> Start:
-    """Start from a checkpoint that the recipe names: this run's, or another's in a new folder."""
-    step = checkpoints.step_of(checkpoint)
-    manifest = checkpoints.verify(checkpoint, None if record is None else record["run_id"])
-    newer = [path for path in checkpoints.published(folder) if checkpoints.step_of(path) > step]
-    if newer:
-        raise RecipeError(
-            f"train.resume: {checkpoint} is older than {newer[0]}, which the run would write "
-            "again; continue from the newest with train.resume=auto, move the newer ones away, or "
-            "choose another train.output_dir"
-        )
-    return _continued(folder, checkpoint, manifest, notes, record)
+    @property
+    def adapter(self) -> Path:
+        """The folder of the trained adapter."""
+        return self.path / ADAPTER
 
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.path / REPORT
 
-def _continued(
-    folder: Path,
-    checkpoint: Path,
-    manifest: checkpoints.Manifest,
-    notes: tuple[str, ...],
-    record: dict[str, Any] | None,
-) -> Start:
-    before = manifest.facts.get("fingerprint")
-    if not isinstance(before, dict):
-        raise CheckpointError(
-            f"{checkpoint}: its manifest does not say what it was trained with; start again in "
-            "another folder"
-        )
-    return Start(
-        folder,
-        checkpoint,
-        notes,
-        secrets.token_hex(8) if record is None else record["run_id"],
-        checkpoints.step_of(checkpoint),
-        before,
-        () if record is None else tuple(record["drift"]),
-    )
+    @property
+    def evaluations(self) -> Path:
+        """The folder of the evaluations."""
+        return self.path / _EVALUATIONS
 
+    @property
+    def nonfinite(self) -> Path:
+        """The folder of what the guard left out of a step."""
+        return self.path / _NONFINITE
 
-def check_disk(folder: Path, files: RunFiles) -> None:
-    """Refuse to start a run whose checkpoints will not fit.
+    @property
+    def wandb(self) -> Path:
+        """The folder in which wandb keeps what it could not send."""
+        return self.path / WANDB
 
-    Args:
-        folder: The run's folder; what its checkpoints take already need not be free.
-        files: What the run writes, as a plan counts it.
+    @property
+    def trackio(self) -> Path:
+        """The folder of trackio's database."""
+        return self.path / _TRACKIO
 
-    Raises:
-        MachineError: The disk has less room than that.
-    """
-    there = sum(
-        path.stat().st_size
-        for checkpoint in checkpoints.published(folder)
-        for path in checkpoint.rglob("*")
-        if path.is_file()
-    )
-    needed = files.total - min(there, files.checkpoint * (files.checkpoints - 1))
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise MachineError(
-            f"{folder}: the run needs {needed / 2**30:.1f} GiB for its checkpoints and adapter, "
-            f"the disk has {free / 2**30:.1f} GiB free; free space, lower "
-            "train.save_total_limit, or choose another train.output_dir"
-        )
+    @property
+    def lock(self) -> Path:
+        """There while a process writes: that process and its host."""
+        return self.path / LOCK
 
+    @property
+    def staging(self) -> Path:
+        """The folder in which a checkpoint or adapter is prepared."""
+        return self.path / STAGING
 
-def _record(folder: Path) -> dict[str, Any]:
-    record = read_record(folder)
-    missing = [key for key in ("run_id", "fingerprint", "drift") if record.get(key) is None]
-    if missing:
-        raise CheckpointError(
-            f"{folder / RECORD}: does not say {', '.join(missing)}, which a run writes at its "
-            f"start; it is of another version or damaged, move {folder} away or restore the file"
-        )
-    return record
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint of ``step``; ``CHECKPOINT`` matches its name."""
+        return self.path / f"checkpoint-{step}"
 
-
-LEFT_LINKS = ("wandb/*run-*/logs/debug-core.log",)
-"""Links out of the run's folder that wandb leaves behind, to its own log; nobody writes there."""
+    def evaluation(self, step: int) -> Path:
+        """Return the file of the evaluation at ``step``; ``EVALUATION`` matches its name."""
+        return self.evaluations / f"step-{step}.json"

@@ -18,9 +18,7 @@ from typing import IO
 
 from gptoss_tune.errors import MachineError
 from gptoss_tune.files.atomic import disk_errors
-
-LOCK = ".lock"
-"""In a run's folder while a process writes there: that process and its host."""
+from gptoss_tune.run.folder import RunFolder
 
 
 class FolderLock:
@@ -47,14 +45,15 @@ class FolderLock:
         Raises:
             MachineError: Another process trains in it, or the lock cannot be written.
         """
+        lock = RunFolder(folder).lock
         with disk_errors(folder):
             while True:
-                file = (folder / LOCK).open("a+", encoding="utf-8")
+                file = lock.open("a+", encoding="utf-8")
                 try:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
                     return (_without(folder, file, error),)
-                if _is_at(file, folder / LOCK):
+                if _is_at(file, lock):
                     break
                 file.close()  # its holder has just left and taken the file along
             self._file = file
@@ -82,5 +81,5 @@ def _without(folder: Path, file: IO[str], error: OSError) -> str:
     raise MachineError(
         f"train.output_dir: {holder} is training in {folder}; stop it or wait for its end and give "
         "this command again, or choose another folder. If it is gone for certain, as after the "
-        f"crash of another machine, delete {folder / LOCK}"
+        f"crash of another machine, delete {RunFolder(folder).lock}"
     )

@@ -1,7 +1,13 @@
-"""The record beside the outputs: what was run, on what, with which versions.
+"""``RUN/run.json``: the record of what was run, on what, with which versions, and how it ended.
 
-``RUN/recipe.yaml`` is the resolved recipe, which is a recipe again; ``RUN/run.json`` holds the
-facts around it: versions, commit, hardware, the base's fingerprint, and how the run ended.
+It is written while the run goes on and read by everybody after: training continues from it, an
+export asks it for the base and how the adapter was trained, ``reproduce`` for everything. A record
+comes with a run or an adapter, and that may come from anyone. What is looked up in it later is
+checked here once, by one table for all readers, so that a list where a mapping should be is a
+message and not a traceback. Only the report reads it unchecked: its page is most wanted when a run
+has gone wrong, and looks at each value by itself.
+
+``RUN/recipe.yaml`` beside it is the resolved recipe, which is a recipe again.
 """
 
 from __future__ import annotations
@@ -12,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
+from gptoss_tune.files.strict_json import parse_unchecked, read_object, refuse_other_kinds
+from gptoss_tune.run.folder import ADAPTER, RunFolder
 
-RECORD = "run.json"
-RECIPE = "recipe.yaml"
+_SOURCE = {"path": str}
 # What is looked up in a record that another process wrote, or another person.
 _KINDS: dict[str, Any] = {
     "run_id": str,
@@ -27,6 +33,13 @@ _KINDS: dict[str, Any] = {
     "data": [{"path": str, "sha256": str}],
     "environment": {"libraries": {}, "processes": int},
     "hardware": {},
+    "recipe": {
+        "model": {},
+        "lora": {},
+        "train": {},
+        "export": {"min_survival": float},
+        "data": {"train": [_SOURCE], "eval": [_SOURCE]},
+    },
     "verification": [{}],
 }
 
@@ -37,7 +50,7 @@ def read_record(run: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is not strict JSON, or holds something else than a record.
     """
-    path = run / RECORD
+    path = RunFolder(run).record
     try:
         record = read_object(path)
     except FileNotFoundError:
@@ -46,11 +59,33 @@ def read_record(run: Path) -> dict[str, Any]:
     return record
 
 
+def record_of_adapter(folder: Path) -> dict[str, Any]:
+    """Return ``run.json`` beside or above an adapter; empty where there is none.
+
+    Raises:
+        CheckpointError: It is not strict JSON, or holds something else than a record.
+    """
+    for run in (folder, folder.absolute().parent):
+        if RunFolder(run).record.is_file():
+            return read_record(run)
+    return {}
+
+
+def read_unchecked(path: Path) -> Any:
+    """Return what a JSON file of a run holds, of whatever kind, for a reader that looks itself.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not JSON in UTF-8, or nested deeper than Python reads.
+    """
+    return parse_unchecked(path.read_text(encoding="utf-8"))
+
+
 def update_record(run: Path, **facts: Any) -> dict[str, Any]:
     """Merge ``facts`` into ``RUN/run.json`` and return the whole record."""
     record = read_record(run)
     record.update(facts, updated=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    write_text(run / RECORD, json.dumps(record, indent=1) + "\n")
+    write_text(RunFolder(run).record, json.dumps(record, indent=1) + "\n")
     return record
 
 
@@ -65,50 +100,28 @@ def note_verification(sources: list[str], command: str, verdict: dict[str, Any])
     kept = {key: verdict[key] for key in ("folder", "passed", "checks")}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for source in map(Path, sources):
-        run = source if (source / RECORD).is_file() else source.parent
+        run = source if RunFolder(source).record.is_file() else source.parent
         # A parent folder counts for a run's own adapter only.
-        if (run / RECORD).is_file() and (run == source or source.name == "adapter"):
+        if RunFolder(run).record.is_file() and (run == source or source.name == ADAPTER):
             earlier = read_record(run).get("verification") or []
             noted = {"command": command, "time": now, **kept}
             update_record(run, verification=[*earlier, noted])
 
 
-_SOURCE = {"path": str}
-
-
-_EXPORT_KINDS: dict[str, Any] = {
-    "base": {"name": str, "fingerprint": {"weights": str, "config": str}},
-    "environment": {"libraries": {}},
-    "recipe": {
-        "model": {},
-        "lora": {},
-        "train": {},
-        "export": {"min_survival": float},
-        "data": {"train": [_SOURCE], "eval": [_SOURCE]},
-    },
-}
-
-
-def run_record(folder: Path) -> dict[str, Any]:
-    """Return ``run.json`` beside or above an adapter; empty where there is none.
-
-    Raises:
-        CheckpointError: It is not strict JSON, or holds something else than a record.
-    """
-    for path in (folder / "run.json", folder.absolute().parent / "run.json"):
-        if path.is_file():
-            record = read_object(path)
-            refuse_other_kinds(path, record, _EXPORT_KINDS)
-            return record
-    return {}
-
-
 def wanted_survival(folder: Path) -> float | None:
-    """Return the recipe's ``export.min_survival`` from ``run.json``; ``None`` where it has none."""
-    return run_record(folder).get("recipe", {}).get("export", {}).get("min_survival")
+    """Return the recipe's ``export.min_survival`` from ``run.json``; ``None`` where it has none.
+
+    Args:
+        folder: Of the adapter, as in ``record_of_adapter``.
+    """
+    return record_of_adapter(folder).get("recipe", {}).get("export", {}).get("min_survival")
 
 
 def trained_merge_aware(folder: Path) -> bool:
-    """Return whether ``run.json`` says that the rounded weights were trained."""
-    recipe = run_record(folder).get("recipe", {})
+    """Return whether ``run.json`` says that the rounded weights were trained.
+
+    Args:
+        folder: Of the adapter, as in ``record_of_adapter``.
+    """
+    recipe = record_of_adapter(folder).get("recipe", {})
     return bool(recipe.get("lora", {}).get("merge_aware", False))

@@ -13,7 +13,7 @@ from rich.console import Console
 from gptoss_tune.display import visible
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.schema import Parallelism
-from gptoss_tune.run.folder import Start
+from gptoss_tune.run.start import Start
 from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.distributed.watchdog import Watchdog
 from gptoss_tune.train.loss import LossFunction

@@ -21,13 +21,11 @@ from gptoss_tune.evaluate.evaluator import Evaluator, figures
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.files.atomic import write_text
+from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
 from gptoss_tune.train.trainer import MethodTrainer
-
-FOLDER = "evaluation"
-"""Folder in a run's for the evaluations, one file a step."""
 
 
 class Evaluation(TrainerCallback):
@@ -91,9 +89,9 @@ class Evaluation(TrainerCallback):
             self._metrics.leave_out(time.monotonic() - started)
         found = figures(report)
         if state.is_world_process_zero:
-            folder = self._run / FOLDER
-            folder.mkdir(exist_ok=True)
-            write_text(folder / f"step-{step}.json", json.dumps(report, ensure_ascii=False) + "\n")
+            file = RunFolder(self._run).evaluation(step)
+            file.parent.mkdir(exist_ok=True)
+            write_text(file, json.dumps(report, ensure_ascii=False) + "\n")
             update_record(self._run, evaluation={"step": step, **found})
         # Logging marks the step's own metrics as written, which they may not be yet.
         unwritten = control.should_log

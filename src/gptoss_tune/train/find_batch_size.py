@@ -38,8 +38,8 @@ from gptoss_tune.plan.architecture import read_architecture
 from gptoss_tune.plan.memory import FRAGMENTATION
 from gptoss_tune.plan.weights import FP32_BYTES, adapter_factors, optimizer_bytes
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.run.folder import Start
 from gptoss_tune.run.record import read_record, update_record
+from gptoss_tune.run.start import Start
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.collator import BATCH_ONLY
 from gptoss_tune.train.metrics.step_metrics import peak_memory_bytes

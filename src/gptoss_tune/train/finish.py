@@ -16,8 +16,9 @@ from rich.console import Console
 
 from gptoss_tune.errors import GptossTuneError, GuardError, RunInterrupted
 from gptoss_tune.report.page import write_report
-from gptoss_tune.run import card, checkpoints, folder
+from gptoss_tune.run import card, checkpoints
 from gptoss_tune.run.checkpoints import disk_full
+from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
@@ -62,7 +63,8 @@ def interrupted(trainer: MethodTrainer, context: RunContext) -> NoReturn:
     missing = "".join(f"; the evaluation at step {n} was left out" for n in trainer.left_out)
     raise RunInterrupted(
         f"a signal ended the run after step {step} of {trainer.state.max_steps}; "
-        f"{run / f'checkpoint-{step}'} is complete, the same command continues from it{missing}"
+        f"{RunFolder(run).checkpoint(step)} is complete, the same command continues from "
+        f"it{missing}"
     )
 
 
@@ -84,9 +86,9 @@ def publish_adapter(trainer: MethodTrainer, run: Path) -> None:
         with disk_full(run):
             staging = checkpoints.stage(run)
             save_adapter(model, staging, factors)
-            checkpoints.remove(run / folder.ADAPTER)
+            checkpoints.remove(RunFolder(run).adapter)
             facts = {"run_id": trainer.identity.run_id, "step": trainer.state.global_step}
-            checkpoints.publish(staging, run / folder.ADAPTER, **facts)
+            checkpoints.publish(staging, RunFolder(run).adapter, **facts)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -108,7 +110,7 @@ def finish(trainer: MethodTrainer, context: RunContext, eval_loss: float | None)
         eval_loss: Of the last evaluation, if there was one.
     """
     run, console = context.run, context.console
-    adapter = run / folder.ADAPTER
+    adapter = RunFolder(run).adapter
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     logged = [loss for loss in logged if math.isfinite(loss)]  # not those of steps left out
     summary = RunSummary(

@@ -22,14 +22,17 @@ from gptoss_tune.errors import GptossTuneError, GuardError
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.harmony.dataset.load import row_sources
+from gptoss_tune.harmony.sources.open import listed_files
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
-from gptoss_tune.run import card, checkpoints, folder
+from gptoss_tune.run import card, checkpoints
 from gptoss_tune.run.environment import environment
+from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.lock import FolderLock
-from gptoss_tune.run.record import RECIPE, update_record
+from gptoss_tune.run.record import update_record
+from gptoss_tune.run.start import Start, claim
 from gptoss_tune.train import find_batch_size, finish, out_of_memory
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.deterministic import PRICE, deterministic
@@ -104,7 +107,7 @@ def train(
             console = Console(
                 quiet=not state.is_main_process, markup=False, emoji=False, soft_wrap=True
             )
-            start: folder.Start = _on_main(state, lambda: folder.claim(recipe.train, lock))
+            start: Start = _on_main(state, lambda: claim(recipe.train, lock))
             context = RunContext(
                 recipe=recipe,
                 command=tuple(command),
@@ -250,7 +253,7 @@ def _guard(context: RunContext) -> Guard:
 def _trackers(context: RunContext, run_id: str) -> list[Tracker | ProgressDisplay]:
     run, tracking = context.run, context.recipe.tracking
     trackers: list[Tracker | ProgressDisplay] = [
-        MetricsFile(run / "metrics.jsonl"),
+        MetricsFile(RunFolder(run).metrics),
         ProgressDisplay(context.console),
     ]
     config = context.recipe.model_dump(mode="json")
@@ -274,8 +277,10 @@ def _open_record(context: RunContext, identity: Identity) -> None:
             "revision": recipe.model.revision,
             "fingerprint": base.fingerprint(),
         },
-        **card.opening_facts(recipe, run, list(context.command)),
+        **card.opening_facts(
+            run, list(context.command), listed_files(recipe.data), recipe.train.seed
+        ),
         environment=environment(),
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    write_text(run / RECIPE, recipe_yaml(recipe))
+    write_text(RunFolder(run).recipe, recipe_yaml(recipe))

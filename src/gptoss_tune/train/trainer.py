@@ -32,6 +32,7 @@ from transformers import (
 from gptoss_tune.model.sharding import gather_nothing, is_sharded, whole_factors
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.checkpoints import disk_full
+from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.data.collator import BATCH_ONLY, NumberedRows
 from gptoss_tune.train.data.sampler import DatasetWithFiller, EpochSampler, MicroBatchSampler
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
@@ -259,7 +260,7 @@ class MethodTrainer(Trainer):
         """Leave the model where it was built, on its device."""
 
     def _get_output_dir(self, trial: object) -> str:
-        return str(Path(str(self.args.output_dir)) / checkpoints.STAGING)
+        return str(RunFolder(Path(str(self.args.output_dir))).staging)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         """Stage, hash and rename a checkpoint, then drop the oldest ones."""
@@ -267,17 +268,18 @@ class MethodTrainer(Trainer):
             self.accelerator.unwrap_model(self.model), self.state.global_step
         )
         run = Path(str(self.args.output_dir))
-        name = f"checkpoint-{self.state.global_step}"
+        final = RunFolder(run).checkpoint(self.state.global_step)
+        staged = RunFolder(run).staging / final.name
         with disk_full(run):
             if self.args.should_save:
                 checkpoints.stage(run)
             self.accelerator.wait_for_everyone()
             Trainer._save_checkpoint(self, model, trial)  # pyright: ignore[reportArgumentType]
-            self.observers.save(run / checkpoints.STAGING / name, writes=self.args.should_save)
+            self.observers.save(staged, writes=self.args.should_save)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 facts = self.identity.manifest(self.state.global_step)
-                checkpoints.publish(run / checkpoints.STAGING / name, run / name, **facts)
+                checkpoints.publish(staged, final, **facts)
                 checkpoints.prune(run, self.args.save_total_limit or 1)
         self.accelerator.wait_for_everyone()
 

@@ -22,13 +22,20 @@ from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
-from gptoss_tune.run.record import run_record
+from gptoss_tune.run.checkpoints import published
+from gptoss_tune.run.folder import ADAPTER
+from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights import Checkpoint
-from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from gptoss_tune.weights.adapter_config import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    SWAPPING_PEFT,
+    find_adapter,
+    read_adapter_config,
+    saved_by_swapping_peft,
+)
 from gptoss_tune.weights.adapter_targets import Target, targets_of
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
-
-_SWAPPING_PEFT = "0.19.0"
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ class Adapter:
                 f"{straight[0].module} are not; the file was put together from two adapters"
             )
         only_square = not straight and any(t.experts for t in self.targets.values())
-        return bool(swapped) or (only_square and self.config.get("peft_version") == _SWAPPING_PEFT)
+        return bool(swapped) or (only_square and saved_by_swapping_peft(self.config))
 
     def _shape_error(self, target: Target, found: tuple[tuple[int, ...], ...]) -> CheckpointError:
         rows, columns = target.shapes
@@ -201,11 +208,11 @@ def open_adapter(
     adapter = Adapter(folder, base)
     if adapter.swapped and not repair:
         raise CheckpointError(
-            f"{folder}: its expert factors have in and out swapped, as PEFT {_SWAPPING_PEFT} wrote "
+            f"{folder}: its expert factors have in and out swapped, as PEFT {SWAPPING_PEFT} wrote "
             f"them; write a repaired copy with `gptoss-tune adapter {folder} --for peft --repair "
             "--out DIR` and use that"
         )
-    trained_on = run_record(folder).get("base", {}).get("fingerprint", {}).get("weights")
+    trained_on = record_of_adapter(folder).get("base", {}).get("fingerprint", {}).get("weights")
     if trained_on and not other_base and trained_on != base.fingerprint()["weights"]:
         raise CheckpointError(
             f"{folder}: was trained on a base whose weights differ from those in {base.path}; give "
@@ -221,19 +228,19 @@ def adapter_folder(path: str | Path) -> Path:
         CheckpointError: Neither is there.
     """
     path = Path(os.path.expanduser(path))
-    for folder in (path, path / "adapter"):
-        if (folder / ADAPTER_CONFIG).is_file():
-            return folder
+    folder = find_adapter(path)
+    if folder is not None:
+        return folder
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; expected a run or an adapter")
-    checkpoints = sorted(path.glob("checkpoint-*"), key=lambda p: p.stat().st_mtime)
+    checkpoints = published(path)
     if checkpoints:
         raise CheckpointError(
             f"{path}: the run has not finished and has no adapter yet; resume it, or name its "
-            f"newest checkpoint {checkpoints[-1]}"
+            f"newest checkpoint {checkpoints[0]}"
         )
     raise CheckpointError(
-        f"{path}: holds no {ADAPTER_CONFIG}, nor does its folder adapter/; expected a run of "
+        f"{path}: holds no {ADAPTER_CONFIG}, nor does its folder {ADAPTER}/; expected a run of "
         "gptoss-tune or a PEFT adapter"
     )
 
@@ -248,7 +255,7 @@ def base_name(adapters: Iterable[str | Path]) -> tuple[str, str | None]:
     for path in adapters:
         folder = adapter_folder(path)
         config = read_adapter_config(folder)
-        name = run_record(folder).get("base", {}).get("name") or config.get(
+        name = record_of_adapter(folder).get("base", {}).get("name") or config.get(
             "base_model_name_or_path"
         )
         if not name:

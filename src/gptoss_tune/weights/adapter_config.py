@@ -1,9 +1,15 @@
-"""``adapter_config.json``: a plain LoRA of known options, or refused.
+"""The files of a PEFT adapter: where they are, and a plain LoRA of known options, or refused.
 
 PEFT's configuration can name a library to import (``megatron_core``, ``auto_mapping``) and files to
 unpickle (``corda_config``, ``eva_config``), and every release adds options that change what the
 factors mean. An export that ignored one would merge something else than was trained; so an option
 that is set and not understood is refused, whatever it is.
+
+PEFT reads ``target_modules`` and the keys of ``rank_pattern`` as regular expressions, and other
+tools write long ones. Python's engine backtracks: ``(.*)*x`` on a name of forty letters takes
+longer than a training, and nothing in the process can interrupt it. So what is more than a plain
+name is matched in a process of its own, which is given a few seconds. Telling the harmful
+expressions from their text was the alternative; it refuses harmless ones and misses others.
 """
 
 from __future__ import annotations
@@ -19,9 +25,12 @@ from typing import Any, Literal
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.run.folder import RunFolder
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SWAPPING_PEFT = "0.19.0"
+"""The release that saved the factors of ``target_parameters`` with in and out swapped."""
 
 _LARGEST_RANK = 65_536
 _REFUSED = {
@@ -56,9 +65,25 @@ _WITHOUT_EFFECT = {
     "lora_dropout", "qalora_group_size", "megatron_core", "ensure_weight_tying",
 }  # fmt: skip
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal")
-_PLAIN = re.compile(r"\w{1,100}", re.ASCII)
+_NAME = re.compile(r"\w{1,100}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 _LIBRARIES = ("transformers.", "peft.", "gptoss_tune.")
+
+
+def find_adapter(source: Path) -> Path | None:
+    """Return the folder with ``adapter_config.json``: ``source`` itself, or that of the run it is.
+
+    None where neither holds one; what that means is the caller's to say.
+    """
+    for folder in (source, RunFolder(source).adapter):
+        if (folder / ADAPTER_CONFIG).is_file():
+            return folder
+    return None
+
+
+def saved_by_swapping_peft(config: dict[str, Any]) -> bool:
+    """Return whether the release that swapped expert factors wrote this ``adapter_config.json``."""
+    return config.get("peft_version") == SWAPPING_PEFT
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -120,7 +145,7 @@ def _check_options(file: Path, config: dict[str, Any]) -> None:
             raise CheckpointError(f"{file}: {option} is {ascii(value)[:60]}; PEFT writes no such")
     layers = config.get("layers_pattern") or []
     for pattern in [layers] if isinstance(layers, str) else layers:
-        if not _PLAIN.fullmatch(pattern):
+        if not _NAME.fullmatch(pattern):
             raise CheckpointError(
                 f"{file}: layers_pattern is {pattern[:60]!a}; expected a name such as 'layers'"
             )

@@ -18,6 +18,7 @@ from typing import Any
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG
 
 ARCHITECTURE = "GptOssForCausalLM"
 MODEL_TYPE = "gpt_oss"
@@ -95,9 +96,9 @@ def check_companions(path: Path) -> None:
                     f"{file}: {key[:60]!a} is {_short(value)}, which chooses code to run; gpt-oss "
                     "needs none, take the file from the release"
                 )
-    if (path / "adapter_config.json").exists():
+    if (path / ADAPTER_CONFIG).exists():
         raise CheckpointError(
-            f"{path}: holds adapter_config.json beside whole weights; transformers would load the "
+            f"{path}: holds {ADAPTER_CONFIG} beside whole weights; transformers would load the "
             "base that it names instead of these, move it to a folder of its own"
         )
 

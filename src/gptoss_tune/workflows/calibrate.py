@@ -61,9 +61,9 @@ class Calibration:
         """
         from gptoss_tune.errors import DataError
         from gptoss_tune.recipe import DataSource, load_recipe
-        from gptoss_tune.run.record import RECIPE
+        from gptoss_tune.run.folder import RunFolder
 
-        trained = load_recipe(self.run / RECIPE)
+        trained = load_recipe(RunFolder(self.run).recipe)
         # A file of the run's own data keeps the templates of its columns.
         own = [source for source in trained.data.train if source.path == self.data]
         if not own and not Path(self.data).exists():
@@ -99,7 +99,7 @@ class Calibration:
         if base is not None:
             changes |= {"model.name_or_path": base, "model.revision": revision}
         overrides = [f"{key}={_yaml(value)}" for key, value in changes.items()]
-        return load_recipe(self.run / RECIPE, overrides)
+        return load_recipe(RunFolder(self.run).recipe, overrides)
 
 
 def merge_calibrated(
@@ -170,10 +170,9 @@ def merge_calibrated(
 
 def _record(recipe: Recipe) -> dict[str, Any]:
     """Return the record of this calibration; empty where it has not begun."""
-    from gptoss_tune.run.record import RECORD, run_record
+    from gptoss_tune.run.record import read_record
 
-    folder = Path(recipe.train.output_dir)
-    record = run_record(folder) if (folder / RECORD).is_file() else {}
+    record = read_record(Path(recipe.train.output_dir))
     # Another one there is refused before the training.
     return record if record.get("recipe") == recipe.model_dump(mode="json") else {}
 
@@ -186,11 +185,11 @@ def _refuse_other_settings(recipe: Recipe) -> None:
     """
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.recipe.dump import by_name
-    from gptoss_tune.run.record import RECORD, run_record
+    from gptoss_tune.run.record import read_record
     from gptoss_tune.train.resume.changes import changed
 
     folder = Path(recipe.train.output_dir)
-    record = run_record(folder) if (folder / RECORD).is_file() else {}
+    record = read_record(folder)
     if record.get("status") != "finished":
         return  # the training itself continues one, or names what differs
     there, here = record.get("recipe", {}), recipe.model_dump(mode="json")

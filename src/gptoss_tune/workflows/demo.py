@@ -22,6 +22,7 @@ from rich.table import Table
 
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import Recipe, load_recipe
+from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.shipped import shipped
 
 if TYPE_CHECKING:
@@ -69,11 +70,11 @@ def run_demo(folder: Path, console: Console, changes: Sequence[str] = ()) -> boo
     """
     started = time.monotonic()
     _clear(folder)
-    base, run, merged = folder / "base", folder / "run", folder / "merged"
+    base, run, merged = folder / "base", RunFolder(folder / "run"), folder / "merged"
     recipe_path = shipped("recipes") / "tiny" / "qlora.yaml"
     overrides = [
         f"model.name_or_path={base}",
-        f"train.output_dir={run}",
+        f"train.output_dir={run.path}",
         *changes,
     ]
     if not any(change.startswith("data.train=") for change in changes):
@@ -86,9 +87,9 @@ def run_demo(folder: Path, console: Console, changes: Sequence[str] = ()) -> boo
     console.rule("2 of 4  fine-tuning, experts resident in MXFP4")
     trained_s = _launch(recipe_path, overrides, console)
     console.rule("3 of 4  merging into bf16 safetensors")
-    merged_s = _merge(run / "adapter", merged, console)
+    merged_s = _merge(run.adapter, merged, console)
     console.rule("4 of 4  reloading with plain transformers")
-    adapted = judge(_plain(base, run / "adapter"), examples, texts)
+    adapted = judge(_plain(base, run.adapter), examples, texts)
     after = judge(_plain(merged), examples, texts)
     _show_answers(examples, texts, before, after, console)
     typical, largest, scale = _difference(adapted, after)
@@ -100,12 +101,12 @@ def run_demo(folder: Path, console: Console, changes: Sequence[str] = ()) -> boo
     facts = [
         (f"merged beside adapter, logits up to {scale:.1f}", f"differ by {typical:.3f}"),
         ("... at most, where bf16 tips a router's choice", f"{largest:.3f}"),
-        ("adapter", _mb(run / "adapter")),
+        ("adapter", _mb(run.adapter)),
         ("training", f"{trained_s:.0f} s"),
         ("merge", f"{merged_s:.1f} s"),
         ("whole demo", f"{time.monotonic() - started:.0f} s"),
         ("peak memory", f"{_peak_gib():.1f} GiB"),
-        ("the run on one page", str(run / "report.html")),
+        ("the run on one page", str(run.report)),
     ]
     _print_tables(rows, facts, console)
     return _holds(before, adapted, after)

@@ -22,16 +22,18 @@ import torch
 from pydantic import ValidationError
 
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError
-from gptoss_tune.files.strict_json import parse, read_object, refuse_other_kinds
+from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
 from gptoss_tune.recipe import Recipe
-from gptoss_tune.run.card import DATA, RunCard, line_marks
+from gptoss_tune.run.card import RunCard, line_marks
 from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.run.environment import environment, hardware
-from gptoss_tune.run.folder import ADAPTER
-from gptoss_tune.run.record import RECIPE, RECORD, read_record
+from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
+from gptoss_tune.run.jsonl import read_lines, refusing
+from gptoss_tune.run.record import read_record
 from gptoss_tune.shipped import shipped
 from gptoss_tune.train.resume.changes import NOTED
 from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 
 Verdict = Literal["exact", "within fp32 reduction error", "different"]
@@ -98,8 +100,8 @@ def record_of(run: Path) -> dict[str, Any]:
         CheckpointError: No run there, one that is not finished, or a record that is damaged.
     """
     record = read_record(run)
-    if not record or not (run / RECIPE).is_file():
-        raise CheckpointError(f"{run}: holds no run.json and recipe.yaml; name a run's folder")
+    if not record or not RunFolder(run).recipe.is_file():
+        raise CheckpointError(f"{run}: holds no {RECORD} and {RECIPE}; name a run's folder")
     if record.get("status") != "finished":
         raise CheckpointError(
             f"{run}: the run is '{record.get('status')}', not finished; only a finished one has "
@@ -111,8 +113,8 @@ def record_of(run: Path) -> dict[str, Any]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"{run / RECORD}: {where}: {first['msg']}; it is damaged or of another version, "
-            "restore the file"
+            f"{RunFolder(run).record}: {where}: {first['msg']}; it is damaged or of another "
+            "version, restore the file"
         ) from None
     return record
 
@@ -170,7 +172,7 @@ def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
         sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
         words += [f"train.{name}={used[name]}" for name in sizes]
     command = launch_words(record, torch.cuda.device_count())
-    command += ["-m", "gptoss_tune.train", str(run / RECIPE), *words]
+    command += ["-m", "gptoss_tune.train", str(RunFolder(run).recipe), *words]
     return subprocess.run(command, env=os.environ, stdout=2, check=False).returncode
 
 
@@ -182,7 +184,8 @@ def compare(then: Path, now: Path) -> Comparison:
     """
     steps = _pairs(_losses(then), _losses(now))
     largest = max((_relative(pair) for pair in steps), default=0.0)
-    old, new = (SafetensorsFile(run / ADAPTER / "adapter_model.safetensors") for run in (then, now))
+    adapters = [RunFolder(run).adapter for run in (then, now)]
+    old, new = (SafetensorsFile(folder / ADAPTER_WEIGHTS) for folder in adapters)
     names = sorted(old.entries.keys() | new.entries.keys())
     unequal, beyond, furthest = [], [], 0.0
     for name in names:
@@ -202,20 +205,21 @@ def compare(then: Path, now: Path) -> Comparison:
 
 
 def _losses(run: Path) -> dict[int, float]:
-    file = run / "metrics.jsonl"
+    file = RunFolder(run).metrics
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; expected the metrics of a finished run")
+    damaged = refusing(
+        file,
+        "is no line of metrics",
+        "restore the file, or train the recipe again in a new folder",
+    )
     found = {}
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    for number, row in read_lines(file, damaged):
         try:
-            row = parse(line)
             if row.get("loss") is not None:
                 found[int(row["step"])] = float(row["loss"])
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{file}:{number}: is no line of metrics ({error}); restore the file, or train the "
-                "recipe again in a new folder"
-            ) from None
+            damaged(number, error)
     return found
 
 
@@ -279,7 +283,7 @@ def _continued(drift: list[dict[str, Any]]) -> list[Difference]:
 
 
 def _data_differences(record: dict[str, Any], run: Path) -> list[Difference]:
-    marks_file = run / DATA
+    marks_file = RunFolder(run).data_lines
     marks = read_object(marks_file) if marks_file.is_file() else {}
     refuse_other_kinds(marks_file, marks, dict.fromkeys(marks, str))
     found = []

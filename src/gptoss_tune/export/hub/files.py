@@ -26,7 +26,8 @@ from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.export.verify.verify import Verification, verify
 from gptoss_tune.files.atomic import to_json
 from gptoss_tune.files.paths import inside
-from gptoss_tune.run.record import run_record
+from gptoss_tune.run.folder import RECIPE
+from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.shipped import shipped
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 from gptoss_tune.weights.adapter import Adapter
@@ -58,7 +59,7 @@ def collect(
     Raises:
         CheckpointError: The merged folder does not hold the adapter; the base has no public name.
     """
-    record = run_record(adapter.path)
+    record = record_of_adapter(adapter.path)
     recorded = record.get("base", {}).get("name") or adapter.config.get("base_model_name_or_path")
     public_base = hub_base_name(recorded, base_name)
     files: dict[str, Path | bytes]
@@ -127,7 +128,7 @@ def _explaining_files(facts: Facts) -> Mapping[str, bytes]:
     made = {
         "README.md": model_card(facts),
         "run_card.json": run_card(facts) if facts.record else None,
-        "recipe.yaml": public_recipe(facts.record, facts.base),
+        RECIPE: public_recipe(facts.record, facts.base),
         "loss.svg": loss_plot(facts.metrics),
     }
     return {name: text.encode() for name, text in made.items() if text is not None}

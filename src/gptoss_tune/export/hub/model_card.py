@@ -18,8 +18,9 @@ import yaml
 from gptoss_tune import __version__
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.files.strict_json import parse
-from gptoss_tune.run.record import run_record
+from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.run.jsonl import read_lines, refusing
+from gptoss_tune.run.record import record_of_adapter
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WIDTH, _HEIGHT, _MARGIN = 640, 240, 40
@@ -65,17 +66,12 @@ def hub_base_name(recorded: str | None, given: str | None) -> str:
 
 def read_metrics(adapter: Path) -> list[dict[str, Any]]:
     """Return the lines of ``metrics.jsonl`` of the run an adapter belongs to."""
-    file = adapter.absolute().parent / "metrics.jsonl"
-    if not file.is_file() or not run_record(adapter):
+    file = RunFolder(adapter.absolute().parent).metrics
+    if not file.is_file() or not record_of_adapter(adapter):
         return []
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        try:
-            row = parse(line) if line.strip() else {}
-        except ValueError as error:
-            raise CheckpointError(
-                f"{file}:{number}: cannot be read as JSON ({error}); remove the line"
-            ) from None
+    damaged = refusing(file, "cannot be read as JSON", "remove the line")
+    for _, row in read_lines(file, damaged, pass_over_blank=True):
         figures = row.items() if isinstance(row, dict) else ()
         # What is drawn and printed is numbers; a torn or strange line has none.
         rows.append({name: value for name, value in figures if type(value) in (int, float)})

@@ -32,6 +32,7 @@ from gptoss_tune.export.merge.quantize import ScaleRule, Survival, packed, total
 from gptoss_tune.export.merge.steps import (
     Step,
     WeightedAdapter,
+    is_merge_aware,
     low_ranks,
     merged_config,
     plan_steps,
@@ -44,7 +45,6 @@ from gptoss_tune.files.atomic import (
     to_json,
     write_text,
 )
-from gptoss_tune.run.record import trained_merge_aware
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.names import ExpertFormat
 from gptoss_tune.weights.write import (
@@ -125,7 +125,9 @@ def merge(
     refuse_existing(out)
     steps = plan_steps(base, adapters, options.expert_format)
     shards = plan_shards((s for step in steps for s in step.outputs), options.max_shard_size)
-    job = _Job(base, adapters, options, _scale_rule(base, adapters), staging_folder(out))
+    # Rounded weights that were trained are written as they were; others get the best scale.
+    scale_rule: ScaleRule = "ocp" if is_merge_aware(base, adapters) else "search"
+    job = _Job(base, adapters, options, scale_rule, staging_folder(out))
     identity = job.identity()
     with _staging(job.folder, identity):
         _check_room(job.folder, shards)
@@ -237,14 +239,6 @@ class _Job:
         compute = added if step.kind == "add" else unpacked
         for row, part in compute(self.base, spec, changes, device):
             writer.write(spec.name, part, row)
-
-
-def _scale_rule(base: Checkpoint, adapters: Sequence[WeightedAdapter]) -> ScaleRule:
-    """Return ``"ocp"`` when the rounded weights themselves were trained, else ``"search"``."""
-    alone = len(adapters) == 1 and adapters[0].weight == 1.0
-    if alone and base.expert_format == "mxfp4" and trained_merge_aware(adapters[0].adapter.path):
-        return "ocp"
-    return "search"
 
 
 @contextlib.contextmanager

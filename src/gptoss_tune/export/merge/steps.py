@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.run.record import trained_merge_aware
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import Adapter, LowRank
 from gptoss_tune.weights.names import (
@@ -61,6 +62,12 @@ class Step:
     source: str
     outputs: tuple[TensorSpec, ...]
     module: str | None = None
+
+
+def is_merge_aware(base: Checkpoint, adapters: Sequence[WeightedAdapter]) -> bool:
+    """Return whether the rounded weights themselves were trained: one such adapter, alone."""
+    alone = len(adapters) == 1 and adapters[0].weight == 1.0
+    return alone and base.expert_format == "mxfp4" and trained_merge_aware(adapters[0].adapter.path)
 
 
 def plan_steps(

@@ -17,7 +17,7 @@ from transformers import GptOssConfig
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.assets import companions
-from gptoss_tune.export.merge.steps import WeightedAdapter
+from gptoss_tune.export.merge.steps import WeightedAdapter, is_merge_aware
 from gptoss_tune.export.verify.layerwise import LayerwiseModel
 from gptoss_tune.export.verify.weights import (
     TargetReport,
@@ -26,7 +26,6 @@ from gptoss_tune.export.verify.weights import (
     inspect_untouched,
 )
 from gptoss_tune.harmony.tokenizer_file import open_tokenizer
-from gptoss_tune.run.record import trained_merge_aware
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 
 _MAY_DIFFER = {"quantization_config", "torch_dtype", "dtype", "transformers_version", "use_cache"}
@@ -153,12 +152,6 @@ def verify(
     if logits:
         checks.append(_check_logits(base, merged, adapters, merge_aware, device))
     return Verification(str(folder), tuple(checks), tuple(reports))
-
-
-def is_merge_aware(base: Checkpoint, adapters: Sequence[WeightedAdapter]) -> bool:
-    """Return whether the rounded weights themselves were trained: one such adapter, alone."""
-    alone = len(adapters) == 1 and adapters[0].weight == 1.0
-    return alone and base.expert_format == "mxfp4" and trained_merge_aware(adapters[0].adapter.path)
 
 
 def _said(faults: list[str]) -> str:

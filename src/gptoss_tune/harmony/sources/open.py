@@ -30,7 +30,7 @@ from gptoss_tune.harmony.sources.files import (
 from gptoss_tune.recipe.value_types import is_hub_name
 
 if TYPE_CHECKING:
-    from gptoss_tune.recipe import DataSource
+    from gptoss_tune.recipe import DataSection, DataSource
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
@@ -105,6 +105,21 @@ def find_files(path: str) -> list[tuple[Path, str]] | None:
         f"{path}: no such file{hint} (looked in {Path.cwd()}; paths are relative to the current "
         "directory)"
     )
+
+
+def listed_files(data: DataSection) -> Iterator[tuple[str, DataSource, Path | None]]:
+    """Yield split, source and file of all that a recipe's data names, in its order.
+
+    A dataset of the Hub has no file.
+
+    Raises:
+        DataError: A path means no file.
+    """
+    for split, sources in (("train", data.train), ("eval", data.eval or [])):
+        for source in sources:
+            found = find_files(source.path)
+            for file in (None,) if found is None else (file for file, _ in found):
+                yield split, source, file
 
 
 def _limited(source: DataSource, opened: OpenedSource) -> OpenedSource:

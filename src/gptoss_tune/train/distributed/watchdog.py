@@ -32,7 +32,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import GptossTuneError, MachineError, RankLost
-from gptoss_tune.run.record import RECORD, update_record
+from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.run.record import update_record
 from gptoss_tune.train.distributed.heartbeat import (
     Failure,
     Heartbeat,
@@ -200,7 +201,7 @@ class Watchdog(TrainerCallback):
 
     def note(self, verdict: Failure) -> None:
         """Write into the run's record who was lost."""
-        if self._rank == 0 and (self._run / RECORD).exists():
+        if self._rank == 0 and RunFolder(self._run).record.exists():
             with contextlib.suppress(GptossTuneError):  # the disk may be what is lost
                 update_record(self._run, status="stopped", reason=verdict.reason)
 

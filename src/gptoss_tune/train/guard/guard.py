@@ -33,14 +33,12 @@ from gptoss_tune.errors import GuardError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.model.sharding import share_of
 from gptoss_tune.recipe.schema import GuardSection
+from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.guard.gradients import GradientCheck, few, plain_names
 from gptoss_tune.train.guard.warnings import LossWarnings
 from gptoss_tune.train.observers.expert_load import entropies
 from gptoss_tune.train.observers.observer import GradientStep, LogLine, MicroBatch, StepObserver
-
-FOLDER = "nonfinite"
-"""Folder in a run's for the batches of steps that were left out."""
 
 
 class Guard(StepObserver):
@@ -269,7 +267,7 @@ class Guard(StepObserver):
         self._skipped_since_log += 1
         self._in_row += 1
         rows = [row for numbers, _ in batches for row in numbers]
-        path = self._run / FOLDER / f"step-{step}-rank-{rank()}.json"
+        path = RunFolder(self._run).nonfinite / f"step-{step}-rank-{rank()}.json"
         path.parent.mkdir(exist_ok=True)
         sources = self._row_sources(rows)
         kept = {

@@ -27,7 +27,6 @@ from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.model.sharding import share_of
 from gptoss_tune.run.jsonl import append_line, keep_lines_until, open_lines
 
-FILE = "layers.jsonl"
 MOST_NORMS = 1000
 """Lines with gradient norms at most, spread over the run."""
 MOST_LOADS = 64

@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.model.footprint import footprint
+from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.data.token_counts import TokenAccount
 from gptoss_tune.train.metrics import layers
@@ -55,7 +56,7 @@ class StepMetrics(StepObserver):
     ) -> None:
         """Open the file of the layers, and start the clock."""
         self._layers = layers.LayerFigures(
-            self._run / layers.FILE,
+            RunFolder(self._run).layers,
             layers=model.config.num_hidden_layers,
             logging_steps=int(args.logging_steps),
             max_steps=state.max_steps,

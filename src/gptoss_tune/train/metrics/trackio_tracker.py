@@ -21,9 +21,8 @@ from transformers import TrainerState
 
 from gptoss_tune.errors import MachineError
 from gptoss_tune.recipe.schema import TrackingSection
+from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.metrics.trackers import Tracker
-
-FOLDER = "trackio"
 
 
 def refuse_missing_tracker(tracking: TrackingSection) -> None:
@@ -46,7 +45,7 @@ class TrackioTracker(Tracker):
         """Track the run in ``run`` under the names of the recipe."""
         self._project = tracking.project or "gptoss-tune"
         self._name = tracking.run_name or run.resolve().name
-        self._folder, self._config = run / FOLDER, config
+        self._folder, self._config = RunFolder(run).trackio, config
 
     def open(self, step: int) -> None:
         """Open the database, without the lines past ``step``, which are about to come again."""

@@ -19,6 +19,7 @@ from transformers import TrainerState
 
 from gptoss_tune.display import shown_safely
 from gptoss_tune.recipe.schema import TrackingSection
+from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.metrics.trackers import Tracker
 
 _START_S, _END_S = 20.0, 60.0
@@ -45,7 +46,7 @@ class WandbTracker(Tracker):
     ) -> None:
         """Track the run in ``run`` under the names of the recipe; ``run_id`` continues it."""
         self._mode = tracking.wandb
-        self._offline_folder = run / "wandb"
+        self._offline_folder = RunFolder(run).wandb
         self._options: dict[str, Any] = {
             "project": tracking.project or "gptoss-tune",
             "name": tracking.run_name or run.name,

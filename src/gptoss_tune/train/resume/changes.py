@@ -7,6 +7,10 @@ silently with the new value, or silently with the old one, is what other trainer
 
 The number of processes, how they share the model, and the kind of GPU are only noted: every step
 keeps its rows, and sums come out in another order.
+
+Who a run is (``Identity``): its id, what it computes from, and what was allowed to change on the
+way. The id is drawn when a folder is first written into and stands in ``run.json`` and in every
+checkpoint, so that a checkpoint copied from elsewhere is not taken for one of the run's own.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.disk import run_files
 from gptoss_tune.recipe.schema import TrainSection
-from gptoss_tune.run import folder
+from gptoss_tune.run.start import check_disk
 from gptoss_tune.train.resume.fingerprint import Place, fingerprint
 
 if TYPE_CHECKING:
@@ -220,7 +224,7 @@ def identify(
         CheckpointError: The adapter to start from is not there.
     """
     recipe, start, base = context.recipe, context.start, context.base
-    folder.check_disk(start.folder, run_files(architecture_of(str(base.path)), recipe))
+    check_disk(start.folder, run_files(architecture_of(str(base.path)), recipe))
     place = Place(context.state.num_processes, context.parallelism, context.device)
     now = fingerprint(recipe, base, train_set, eval_set, place)
     if context.loss is not None:

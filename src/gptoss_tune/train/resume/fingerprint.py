@@ -23,13 +23,13 @@ import torch
 
 from gptoss_tune import __version__
 from gptoss_tune.model.build import engines
-from gptoss_tune.model.initial_adapter import adapter_folder
+from gptoss_tune.model.initial_adapter import initial_adapter_folder
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.recipe.schema import Parallelism, TrainSection
 from gptoss_tune.run.checkpoints import sha256_of
-from gptoss_tune.train.resume.state import ADAPTER_WEIGHTS
 from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -122,7 +122,7 @@ def fingerprint(
         "base.config": weights["config"],
         "base.weights": weights["weights"],
         "tokenizer": sha256_of(tokenizer) if tokenizer.is_file() else None,
-        "start_from": start and sha256_of(adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
+        "start_from": start and sha256_of(initial_adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
         "data.train_rows": rows_hash(train_set),
         "data.eval_rows": None if eval_set is None else rows_hash(eval_set),
         "batch": batch(recipe.train, place.processes),

@@ -1,4 +1,6 @@
-"""The state of an optimizer and its schedule in safetensors and JSON, keyed by parameter name.
+"""The state of a training in a checkpoint: optimizer, schedule, adapter and random generators.
+
+Safetensors and JSON, keyed by parameter name.
 
 ``optimizer.safetensors`` holds the tensors ``NAME/KEY`` (``NAME/exp_avg``), ``optimizer.json`` the
 rest. Tensors are whole: a sharded one is put together on all ranks, rank 0 writes it, and a reader
@@ -7,6 +9,12 @@ cuts its own share. So a checkpoint is resumed on another number of processes, s
 Hyperparameters are not stored: they are the recipe's, and the learning rate is a function of it and
 of the step. torch's ``optimizer.pt`` was the alternative: a pickle, keyed by the position of a
 parameter, whose stored learning rate overrules a recipe that was changed on purpose.
+
+``random.json`` holds the state of each rank's random generators: Python, NumPy, torch, and the
+rank's GPU. Nothing that training computes draws from them: gpt-oss has no dropout, and the order of
+the rows has a generator of its own. They are kept so that code that does draw stays exact, at 14 KB
+a rank. Rank 0 writes all of them into one file, because a rank's own disk may not be the run's. The
+usual ``rng_state.pth`` was the alternative; it is a pickle, and one per rank.
 """
 
 from __future__ import annotations
@@ -29,11 +37,11 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.model import sharding
+from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS
 from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
 from gptoss_tune.weights.write import Shard, ShardWriter
 
 TENSORS, FACTS = "optimizer.safetensors", "optimizer.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _SHARED = "code book"
 """First part of the name of a tensor that all parameters share: bitsandbytes' quantization maps."""

@@ -1,0 +1,177 @@
+"""Where a run starts in its folder: who may write into it, and from which checkpoint it goes on.
+
+One folder holds one run. A folder that holds another run, or anything else, is never written to;
+the same run is continued from its newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
+from gptoss_tune.files.atomic import disk_errors
+from gptoss_tune.files.paths import refuse_links
+from gptoss_tune.plan.disk import RunFiles
+from gptoss_tune.recipe.schema import TrainSection
+from gptoss_tune.run import checkpoints
+from gptoss_tune.run.folder import LOCK, RECORD, WANDB, RunFolder
+from gptoss_tune.run.lock import FolderLock
+from gptoss_tune.run.record import read_record
+
+_NOTHING = {".gitignore", LOCK, f"{RECORD}.part"}
+"""What an empty folder may hold: a run's first file is its record, here killed in the writing."""
+_LEFT_LINKS = (f"{WANDB}/*run-*/logs/debug-core.log",)
+"""Links out of the run's folder that wandb leaves behind, to its own log; nobody writes there."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        folder: The run's folder, which exists.
+        checkpoint: The checkpoint to continue from; ``None`` for a fresh start.
+        notes: What the user should be told, such as damaged checkpoints that were passed over.
+        run_id: The run's own, which its checkpoints carry.
+        step: Steps made so far.
+        before: Fingerprint of what is continued; ``None`` in an empty folder.
+        drift: What was allowed to differ in earlier continuations, as in ``run.json``.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+    notes: tuple[str, ...]
+    run_id: str
+    step: int = 0
+    before: dict[str, Any] | None = None
+    drift: tuple[dict[str, Any], ...] = ()
+
+
+def claim(train: TrainSection, lock: FolderLock) -> Start:
+    """Lock the output folder and return where the run starts, or refuse the folder.
+
+    Args:
+        train: Names the folder, and where to resume.
+        lock: Taken once the folder is known to be empty or a run's; nothing else is written there.
+
+    Raises:
+        RecipeError: The folder holds another run, a finished one, or something else.
+        CheckpointError: A checkpoint was named and is damaged.
+        MachineError: The folder cannot be written, or another process trains in it.
+    """
+    folder, resume = Path(train.output_dir), train.resume
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        content = [path for path in folder.iterdir() if path.name not in _NOTHING]
+    refuse_links(folder, _LEFT_LINKS)
+    if content and not RunFolder(folder).record.exists():
+        raise RecipeError(
+            f"train.output_dir: {folder} is not empty and holds no run of gptoss-tune; choose an "
+            "empty or new folder"
+        )
+    notes = lock.take(folder)
+    record = _record(folder) if content else None
+    if record is not None and resume == "never":
+        raise RecipeError(
+            f"train.output_dir: {folder} holds a run already and train.resume is never; choose "
+            "another folder, or continue it with train.resume=auto"
+        )
+    if record is not None and record.get("status") == "finished":
+        raise RecipeError(
+            f"train.output_dir: the run in {folder} is finished (adapter in "
+            f"{RunFolder(folder).adapter}); choose another folder to train again"
+        )
+    if resume not in ("auto", "never"):
+        return _named(folder, Path(resume).resolve(), notes, record)
+    if record is None:
+        return Start(folder, None, notes, secrets.token_hex(8))
+    found, passed_over = checkpoints.newest_complete(folder, record["run_id"])
+    notes += tuple(f"passed over: {reason}" for reason in passed_over)
+    if found is None:
+        notes += ("no complete checkpoint was found: the run starts again from step 0",)
+        return Start(
+            folder, None, notes, record["run_id"], 0, record["fingerprint"], tuple(record["drift"])
+        )
+    return _continued(folder, *found, notes, record)
+
+
+def _named(
+    folder: Path, checkpoint: Path, notes: tuple[str, ...], record: dict[str, Any] | None
+) -> Start:
+    """Start from a checkpoint that the recipe names: this run's, or another's in a new folder."""
+    step = checkpoints.step_of(checkpoint)
+    manifest = checkpoints.verify(checkpoint, None if record is None else record["run_id"])
+    newer = [path for path in checkpoints.published(folder) if checkpoints.step_of(path) > step]
+    if newer:
+        raise RecipeError(
+            f"train.resume: {checkpoint} is older than {newer[0]}, which the run would write "
+            "again; continue from the newest with train.resume=auto, move the newer ones away, or "
+            "choose another train.output_dir"
+        )
+    return _continued(folder, checkpoint, manifest, notes, record)
+
+
+def _continued(
+    folder: Path,
+    checkpoint: Path,
+    manifest: checkpoints.Manifest,
+    notes: tuple[str, ...],
+    record: dict[str, Any] | None,
+) -> Start:
+    before = manifest.facts.get("fingerprint")
+    if not isinstance(before, dict):
+        raise CheckpointError(
+            f"{checkpoint}: its manifest does not say what it was trained with; start again in "
+            "another folder"
+        )
+    return Start(
+        folder,
+        checkpoint,
+        notes,
+        secrets.token_hex(8) if record is None else record["run_id"],
+        checkpoints.step_of(checkpoint),
+        before,
+        () if record is None else tuple(record["drift"]),
+    )
+
+
+def check_disk(folder: Path, files: RunFiles) -> None:
+    """Refuse to start a run whose checkpoints will not fit.
+
+    Args:
+        folder: The run's folder; what its checkpoints take already need not be free.
+        files: What the run writes, as a plan counts it.
+
+    Raises:
+        MachineError: The disk has less room than that.
+    """
+    there = sum(
+        path.stat().st_size
+        for checkpoint in checkpoints.published(folder)
+        for path in checkpoint.rglob("*")
+        if path.is_file()
+    )
+    needed = files.total - min(there, files.checkpoint * (files.checkpoints - 1))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MachineError(
+            f"{folder}: the run needs {needed / 2**30:.1f} GiB for its checkpoints and adapter, "
+            f"the disk has {free / 2**30:.1f} GiB free; free space, lower "
+            "train.save_total_limit, or choose another train.output_dir"
+        )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    record = read_record(folder)
+    missing = [key for key in ("run_id", "fingerprint", "drift") if record.get(key) is None]
+    if missing:
+        raise CheckpointError(
+            f"{RunFolder(folder).record}: does not say {', '.join(missing)}, which a run writes at "
+            f"its start; it is of another version or damaged, move {folder} away or restore the "
+            "file"
+        )
+    return record
