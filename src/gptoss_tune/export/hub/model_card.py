@@ -20,8 +20,8 @@ from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.strict_json import parse
 from gptoss_tune.run.record import run_record
+from gptoss_tune.weights.checkpoint import HUB_NAME
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WIDTH, _HEIGHT, _MARGIN = 640, 240, 40
 
 
@@ -55,7 +55,7 @@ def hub_base_name(recorded: str | None, given: str | None) -> str:
         CheckpointError: The training named a local folder, which means nothing to others.
     """
     name = given or recorded or ""
-    if not _HUB_NAME.fullmatch(name) or Path(name).exists():
+    if not HUB_NAME.fullmatch(name) or Path(name).exists():
         raise CheckpointError(
             f"the base is recorded as '{recorded}', which is no name on the Hub; say which model "
             "it is with --base-name, for example openai/gpt-oss-20b"
@@ -179,7 +179,7 @@ def _data_names(record: Mapping[str, Any]) -> list[str]:
 
 def _public_name(path: str) -> str:
     """Return a dataset's name on the Hub as it is, and of a local path the last part."""
-    on_hub = _HUB_NAME.fullmatch(path) and not Path(path).suffix and not Path(path).exists()
+    on_hub = HUB_NAME.fullmatch(path) and not Path(path).suffix and not Path(path).exists()
     return path if on_hub else Path(path).name
 
 
