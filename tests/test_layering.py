@@ -20,9 +20,9 @@ FLOORS = (
     {"plan"},
     {"harmony", "run"},
     {"distributed", "weights"},
-    {"model", "export", "report"},
-    # A model answers prompts, or is measured; nothing that builds, exports or reports asks it to.
-    {"evaluate", "testing"},
+    {"model", "report"},
+    # A model answers prompts, or is measured; a card is drawn with the report's figures.
+    {"evaluate", "export", "testing"},
     {"train"},
     {"workflows"},
     {"cli"},

@@ -17,6 +17,9 @@ from torch import Tensor
 
 Backend = Literal["torch", "triton"]
 
+REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError, ImportError)
+"""How libraries say that they lack a kernel, an argument, a layout or a card."""
+
 _LOGGER = logging.getLogger("gptoss_kernels")
 _OLDEST_NVIDIA = (8, 0)
 

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from gptoss_tune.report import heat, layered, plot, thin
+from gptoss_tune.report import axes, heat, layered, plot
 from gptoss_tune.report.text import duration, figure, size
 
 
@@ -37,25 +37,25 @@ def test_a_line_lies_where_its_numbers_are(logarithmic):
         assert scale(low) + share * (scale(high) - scale(low)) == pytest.approx(
             scale(value), abs=0.006 * abs(scale(high) - scale(low))
         )
-        expected = plot.LEFT + (step - 1) / 19 * (plot.WIDTH - plot.LEFT - plot.RIGHT)
+        expected = axes.LEFT + (step - 1) / 19 * (axes.WIDTH - axes.LEFT - axes.RIGHT)
         assert x == pytest.approx(expected, abs=0.06)
 
 
 def test_a_thin_curve_keeps_every_extreme_and_the_mean_is_the_mean():
     values = np.random.default_rng(0).normal(size=50_000).cumsum()
     points = [(step, float(value)) for step, value in enumerate(values)]
-    kept = thin.extremes(points)
-    assert len(kept) <= 2 * thin.MOST_PIECES + 2
+    kept = axes.extremes(points)
+    assert len(kept) <= 2 * axes.MOST_PIECES + 2
     assert min(kept, key=lambda p: p[1])[1] == values.min()
     assert max(kept, key=lambda p: p[1])[1] == values.max()
     assert kept[0] == points[0] and kept[-1] == points[-1] and kept == sorted(kept)
-    for number in range(thin.MOST_PIECES):
+    for number in range(axes.MOST_PIECES):
         piece = slice(
-            number * 50_000 // thin.MOST_PIECES, (number + 1) * 50_000 // thin.MOST_PIECES
+            number * 50_000 // axes.MOST_PIECES, (number + 1) * 50_000 // axes.MOST_PIECES
         )
         inside = [v for step, v in kept if piece.start <= step < piece.stop]
         assert {values[piece].min(), values[piece].max()} <= set(inside)
-    for step, mean in thin.running_mean(points, 1000)[::37]:
+    for step, mean in axes.running_mean(points, 1000)[::37]:
         assert mean == pytest.approx(values[max(0, step - 999) : step + 1].mean())
 
 
@@ -64,15 +64,15 @@ def test_a_thin_curve_keeps_every_extreme_and_the_mean_is_the_mean():
     [(0.331, 9.86), (0, 1e-2), (1.22, 1.22), (0.97, 0.991), (0, 2.2e6), (-3, 7), (1e-9, 5e-9)],
 )
 def test_ticks_are_the_numbers_that_they_name(low, high):
-    ticks = plot._round_ticks(low, high)
+    ticks = axes._round_ticks(low, high)
     assert 3 <= len(ticks) <= 7 and ticks[0] <= low + 1e-12 and ticks[-1] >= high - 1e-12
-    named = [float(text.replace(",", "")) for text in plot.tick_texts(ticks)]
+    named = [float(text.replace(",", "")) for text in axes.tick_texts(ticks)]
     assert named == pytest.approx(ticks, abs=1e-6 * (ticks[-1] - ticks[0]))
 
 
 @pytest.mark.parametrize("low, high", [(0.15, 2.2), (1, 1), (3e-5, 1e-4), (900, 12_000), (7, 30)])
 def test_ticks_of_a_short_logarithmic_axis_are_named_and_spread(low, high):
-    frame = plot.Frame.around([1, 9], [low, high], True, False)
+    frame = axes.Frame.around([1, 9], [low, high], True, False)
     assert 3 <= len(frame.ticks) <= 7
     assert [float(text.replace(",", "")) for _, text in frame.ticks] == pytest.approx(
         [10**place for place, _ in frame.ticks]
@@ -83,15 +83,15 @@ def test_ticks_of_a_short_logarithmic_axis_are_named_and_spread(low, high):
 
 
 def test_an_axis_from_zero_holds_values_below_it():
-    frame = plot.Frame.around([1, 9], [-3e30, -1.0], False, True)
+    frame = axes.Frame.around([1, 9], [-3e30, -1.0], False, True)
     assert frame.low <= -3e30 and frame.high >= 0
 
 
 def test_a_curve_without_noise_has_no_mean_and_keeps_its_extremes():
     points = [(step, 1.0 if step == 777 else step / 1e6) for step in range(5_000)]
-    assert thin.curve(points).mean and not thin.curve(points, noisy=False).mean
-    drawn = thin.curve(points, noisy=False).points
-    assert (777, 1.0) in drawn and len(drawn) <= 2 * thin.MOST_PIECES + 2
+    assert axes.curve(points).mean and not axes.curve(points, noisy=False).mean
+    drawn = axes.curve(points, noisy=False).points
+    assert (777, 1.0) in drawn and len(drawn) <= 2 * axes.MOST_PIECES + 2
 
 
 def pixels(url):

@@ -52,7 +52,7 @@ TEMPLATES = {
     "classes, quietly": ("{{ ''.__class__ }}", "is unsafe"),
     "a column's insides": ("{{ question.__init__.__globals__ }}", "is unsafe"),
     "by name": ("{{ question|attr('__class__') }}", "no filter 'attr'"),
-    "through map": ("{{ [question]|map('attr', '__class__')|list }}", "No filter named 'attr'"),
+    "through map": ("{{ [question]|map('attr', '__class__')|list }}", "no filter '(map|list)'"),
     "format": ("{{ '{0.__class__}'.format(question) }}", "functions cannot be called"),
     "an import": ("{% import 'os' as os %}", "Import is not part"),
     "an include": ("{% include '/etc/passwd' %}", "Include is not part"),
@@ -60,16 +60,19 @@ TEMPLATES = {
     "a long range": ("{% for x in range(10**12) %}x{% endfor %}", "not part|cannot be called"),
     "loops in loops": (
         "{% for a in question %}" * 9 + "{% endfor %}" * 9,
-        "more than 1,000,000 rounds",
+        "For is not part",
     ),
     "a power": ("{{ 9**9**9 }}", "Pow is not part"),
     "a long text": ("{{ 'a' * 10000000000 }}", "takes two numbers"),
     "a wide text": ("{{ '%9999999999d' % 1 }}", "takes two numbers"),
     "a padded text": ("{{ question|center(10000000000) }}", "no filter 'center'"),
     "a text that grows": (
-        "{{ question|replace('a', question)|replace('a', question)|replace('a', question) }}",
+        "{{ question" + "|tojson" * 40 + " }}",
         "more than 67,108,864 characters",
     ),
+    "many columns": ("{{ question }}" * 1000, "more than 500 parts"),
+    "a method": ("{{ question.upper() }}", "cannot be called"),
+    "replaced by itself": ("{{ question|replace('a', question) }}", "no filter 'replace'"),
     "nested": ("{{ " + "(" * 4000 + "question" + ")" * 4000 + " }}", "nested too deeply"),
 }
 

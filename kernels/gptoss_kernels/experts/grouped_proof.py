@@ -23,6 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gptoss_kernels.backend import REFUSALS
+
 TOLERANCE = 0.02
 """Relative RMS. Rounding a result to bf16 costs 0.002; a wrong product is off by about 1."""
 
@@ -35,9 +37,6 @@ _COUNTS = (0, 37, 0, 203, 0)
 _MANY_COUNTS = tuple(expert * 7 % 5 for expert in range(128))
 _REST = 13
 """Rows past the last offset."""
-
-REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError, ImportError)
-"""How libraries say that they lack a kernel, a layout or a card."""
 
 GroupedProduct = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(rows [M, K], matrices [E, N, K], expert_offsets [E + 1]) -> [M, N]``."""

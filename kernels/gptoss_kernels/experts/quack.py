@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gptoss_kernels.backend import say_once
+from gptoss_kernels.backend import REFUSALS, say_once
 from gptoss_kernels.experts.decode import expert_groups
-from gptoss_kernels.experts.grouped_proof import REFUSALS, TOLERANCE, Problem, problems
+from gptoss_kernels.experts.grouped_proof import TOLERANCE, Problem, problems
 from gptoss_kernels.experts.projection import ExpertMatrices
 from gptoss_kernels.lora import LowRankTerm
 from gptoss_kernels.persistent import TileMaps, launch_product

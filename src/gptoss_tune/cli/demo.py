@@ -25,10 +25,10 @@ def demo(
     console = Console()
     # Said before the libraries are imported, which takes a second or two.
     console.print(f"tune, merge and reload a tiny gpt-oss in {folder}, on this CPU")
-    from gptoss_tune.train.entrypoint import quiet_libraries
+    from gptoss_tune.train.entrypoint import starting
 
-    quiet_libraries()
-    from gptoss_tune.workflows.demo import run_demo
+    with starting():
+        from gptoss_tune.workflows.demo import run_demo
 
     if not run_demo(folder, console, changes or ()):
         typer.echo("the demo did not reach its marks (see the table above)", err=True)

@@ -41,13 +41,13 @@ def evaluate(
     resolved = _recipe(model, recipe, overrides or [])
     from rich.console import Console
 
-    from gptoss_tune.train.entrypoint import quiet_libraries
+    from gptoss_tune.train.entrypoint import starting
 
-    quiet_libraries()
-    from gptoss_tune.evaluate.lm_eval import lm_eval_command
-    from gptoss_tune.evaluate.load import open_evaluated_model
-    from gptoss_tune.evaluate.tables import print_report
-    from gptoss_tune.files.atomic import write_text
+    with starting():
+        from gptoss_tune.evaluate.lm_eval import lm_eval_command
+        from gptoss_tune.evaluate.load import open_evaluated_model
+        from gptoss_tune.evaluate.tables import print_report
+        from gptoss_tune.files.atomic import write_text
 
     subject = open_evaluated_model(model, base=base, revision=revision, other_base=other_base)
     report = {"model": model, **_evaluate(resolved, subject, device)}

@@ -32,11 +32,11 @@ def reproduce(
     from gptoss_tune.errors import CheckpointError, RecipeError
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.recipe import load_recipe
-    from gptoss_tune.train.entrypoint import quiet_libraries
+    from gptoss_tune.train.entrypoint import starting
 
-    quiet_libraries()
-    from gptoss_tune.run.folder import RunFolder
-    from gptoss_tune.workflows.reproduce import compare, differences, record_of, run_again
+    with starting():
+        from gptoss_tune.run.folder import RunFolder
+        from gptoss_tune.workflows.reproduce import compare, differences, record_of, run_again
 
     record = record_of(run)
     out = output or run.with_name(f"{run.name}-again")

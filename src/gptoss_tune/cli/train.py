@@ -39,9 +39,6 @@ def train(
     from gptoss_tune.train.entrypoint import starting
 
     with starting():
-        from gptoss_tune.train.entrypoint import quiet_libraries
-
-        quiet_libraries()
         from gptoss_tune.train.run import train as run
 
     typed = [str(recipe), *(overrides or [])]

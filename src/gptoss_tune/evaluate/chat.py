@@ -27,15 +27,13 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.quantization_config import Mxfp4Config
 
+from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import Adapter
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-STOP_IDS = (200_002, 200_012, 199_999)
-"""<|return|>, <|call|>, <|endoftext|>."""
 
 RAW = "not harmony"
 """Channel under which text is shown once a model has left the format."""

@@ -39,6 +39,8 @@ RANKS_FILE = "o200k_base.tiktoken"
 RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 ORDINARY_TOKENS = 199_998
 """Ids below this are byte-pair ranks; the special tokens follow."""
+VOCABULARY_SIZE = 201_088
+"""Rows of the embedding; the last ones have no token."""
 
 STARTOFTEXT, ENDOFTEXT = 199_998, 199_999
 RETURN, CONSTRAIN, CHANNEL, START, END, MESSAGE, CALL = (
@@ -125,7 +127,7 @@ class Vocabulary:
         Raises:
             DataError: The first text or special token whose ids differ.
         """
-        reserved = {f"<|reserved_{number}|>": number for number in range(200_000, 201_088)}
+        reserved = {f"<|reserved_{number}|>": number for number in range(200_000, VOCABULARY_SIZE)}
         for token, expected in (NAMED_SPECIAL_TOKENS | reserved).items():
             actual = token_to_id(token)
             unknown = actual is None and token in reserved  # not every release names them

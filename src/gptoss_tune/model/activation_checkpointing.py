@@ -38,13 +38,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from gptoss_tune.model.experts import ExpertSettings
+from gptoss_tune.plan.memory import KEEP_ATTENTION_FROM, SCRATCH_BYTES
 
 Checkpointing = Literal["none", "selective", "full", "offload"]
-SCRATCH_BYTES = (2**31, 2**26)
-"""Decoded expert weights that exist at a time, usually and in ``offload``: a layer, or one expert
-(48 MB), which costs launches and no arithmetic."""
-KEEP_ATTENTION_FROM = 16_384
-"""Tokens of a row from which ``full`` keeps the output of full attention layers."""
 
 
 def set_checkpointing(model: nn.Module, mode: Checkpointing) -> None:

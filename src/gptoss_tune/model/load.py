@@ -27,9 +27,9 @@ from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe.schema import ModelSection
 from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.names import EXPERT_PROJECTIONS
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_STACKS = ("gate_up_proj", "down_proj")
 
 
 def load_base(
@@ -144,7 +144,7 @@ class _Reader:
                     dense = dequantize_reference(blocks, scales, dtype=self.dtype)
                     stored = dense.transpose(1, 2).contiguous()
                 yield name, expert_stack(stored, experts, first)
-            elif name.endswith(_STACKS):
+            elif name.endswith(EXPERT_PROJECTIONS):
                 dense, experts, first = self._experts(name)
                 yield name, expert_stack(dense.to(self.dtype), experts, first)
             else:

@@ -30,8 +30,8 @@ from gptoss_tune.recipe.schema import Parallelism
 
 LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
 SCRATCH_BYTES = (2**31, 2**26)
-"""Bound of the decoded experts' scratch, usually and with ``checkpointing: offload``; a larger
-weight is decoded in groups of experts."""
+"""Decoded expert weights that exist at a time, usually and with ``checkpointing: offload``: a
+layer, or one expert (48 MB), which costs launches and no arithmetic."""
 KEEP_ATTENTION_FROM = 16_384
 """Tokens of a row from which ``checkpointing: full`` keeps what full attention layers computed."""
 CONTEXT_BYTES = 2**29

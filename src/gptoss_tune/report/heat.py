@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gptoss_tune.report.plot import LEFT, RIGHT, TOP, WIDTH, framed
+from gptoss_tune.report.axes import LEFT, RIGHT, TOP, WIDTH
+from gptoss_tune.report.plot import framed
 from gptoss_tune.report.style import BLUE, ORANGE
 from gptoss_tune.report.text import text
 

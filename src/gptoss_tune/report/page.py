@@ -17,11 +17,10 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.files.atomic import disk_errors
 from gptoss_tune.recipe import Recipe, resolved_lines
 from gptoss_tune.report import compare, curves, facts, layered
-from gptoss_tune.report.planned import plan_section
 from gptoss_tune.report.read import Run, read_run
 from gptoss_tune.report.samples import samples
-from gptoss_tune.report.style import POLICY, STYLE
-from gptoss_tune.report.text import text
+from gptoss_tune.report.style import html_page
+from gptoss_tune.report.text import text, tiles
 from gptoss_tune.run.folder import RECORD, RunFolder
 
 MOST_RUNS = 7
@@ -70,7 +69,7 @@ def run_page(run: Run) -> str:
         ("experts", "Experts", _grid(layered.expert_maps(run))),
         ("tokens", "Tokens trained", facts.tokens(run)),
         ("machine", "Speed and memory", _grid(curves.machine(run))),
-        ("plan", "Plan against measurement", plan_section(run)),
+        ("plan", "Plan against measurement", facts.plan_section(run)),
         ("recipe", "Recipe", _recipe(run)),
         ("card", "Run card", facts.card(run)),
     ]  # fmt: skip
@@ -79,11 +78,7 @@ def run_page(run: Run) -> str:
         f"<h1>{text(run.name, 200)} {facts.status(run)}</h1>"
         f'<p class="note">Fine-tuning of {base}, as its own files tell it.</p>'
     )
-    tiles = "".join(
-        f'<div class="tile{" bad" if bad else ""}"><b>{value}</b>{label}</div>'
-        for value, label, bad in facts.tiles(run)
-    )
-    body = f'{head}{_contents(sections)}<div class="tiles">{tiles}</div>{facts.told(run)}'
+    body = f"{head}{_contents(sections)}{tiles(facts.tiles(run))}{facts.told(run)}"
     return _page(run.name, body + _sections(sections))
 
 
@@ -108,13 +103,10 @@ def compare_page(runs: Sequence[Run]) -> str:
 
 def _page(title: str, body: str) -> str:
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title, 300)}: run report</title>\n<style>{STYLE}</style></head>\n"
-        f"<body>\n{body}\n<footer>Written by gptoss-tune {text(__version__)} on {made}; this file "
-        "needs nothing from elsewhere.</footer>\n</body></html>\n"
+    return html_page(
+        f"{text(title, 300)}: run report",
+        f"{body}\n<footer>Written by gptoss-tune {text(__version__)} on {made}; this file "
+        "needs nothing from elsewhere.</footer>",
     )
 
 

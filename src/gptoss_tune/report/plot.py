@@ -1,4 +1,4 @@
-"""Line charts as SVG, drawn here: axes at round numbers, each described for who cannot see it.
+"""Charts as SVG, drawn here: axes at round numbers, each described for who cannot see it.
 
 Everything lies in a view box of 560 x 268 that is scaled to its column; on narrow screens the style
 sheet enlarges the letters and drops every second tick, so the text stays readable at 400 pixels.
@@ -8,20 +8,23 @@ neither dark nor paper.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
-from gptoss_tune.report import thin
+from gptoss_tune.report.axes import (
+    HEIGHT,
+    LEFT,
+    MOST_PIECES,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Curve,
+    Frame,
+    curve,
+)
+from gptoss_tune.report.style import SVG_STYLE, on_white
 from gptoss_tune.report.text import count, figure, table, text
 
-WIDTH: Final = 560
-HEIGHT: Final = 268
-LEFT: Final = 58
-RIGHT: Final = 14
-TOP: Final = 28
-BOTTOM: Final = 40
 _MOST_ROWS = 12
 
 
@@ -67,36 +70,62 @@ def chart(
         from_zero: The axis begins at 0.
         level: A value to draw a horizontal line at, and its name.
     """
-    if logarithmic:
-        lines = [
-            replace(one, series=[p for p in one.series if p[1] is None or p[1] > 0])
-            for one in lines
-        ]
-        level = level if level and level[0] > 0 else None
-    curves = [thin.curve(line.series, noisy=line.noisy) for line in lines]
-    shown = [(line, found) for line, found in zip(lines, curves, strict=True) if found.points]
+    drawing, shown = _drawing(lines, unit, logarithmic, from_zero, level)
     if not shown:
         return ""
-    points = [point for _, found in shown for point in found.points]
-    values = [value for _, value in points] + ([level[0]] if level else [])
-    frame = Frame.around([step for step, _ in points], values, logarithmic, from_zero)
-    drawn = [*frame.axes(unit)]
-    if level:
-        y = frame.y(level[0])
-        drawn.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--soft)"'
-            f' stroke-dasharray="3 3"/><text x="{WIDTH - RIGHT}" y="{y - 4:.1f}" '
-            f'text-anchor="end">{text(level[1])}</text>'
-        )
-    for line, found in shown:
-        drawn += _drawn(line, found, frame)
     return framed(
         title,
-        "".join(drawn),
+        drawing,
         description=_description([(line.name, line.series) for line, _ in shown], unit),
         legend=_legend([line for line, _ in shown]) if len(shown) > 1 else "",
         caption=_caption(caption, [found for _, found in shown]),
         numbers=_numbers([line for line, _ in shown], unit),
+    )
+
+
+def picture(line: Line, *, unit: str) -> str:
+    """Return a chart of one line as an SVG file of its own, on white; empty without a point."""
+    drawing, shown = _drawing([line], unit)
+    if not shown:
+        return ""
+    described = text(_description([(line.name, line.series)], unit))
+    whole = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 -10 {WIDTH + 24} {HEIGHT + 20}" '
+        f'role="img" aria-label="{described}"><style>{SVG_STYLE}</style>'
+        f'<rect x="-12" y="-10" width="{WIDTH + 24}" height="{HEIGHT + 20}" fill="#fff"/>'
+        f"{drawing}</svg>\n"
+    )
+    return on_white(whole)
+
+
+def bars(title: str, counts: Sequence[tuple[str, int]], *, across: str, caption: str) -> str:
+    """Return a figure of a histogram, a bar for each ``(label, count)``, the first on top.
+
+    Args:
+        title: Heading, plain text.
+        counts: What is counted, as plain text, and how often.
+        across: What the labels are, plain text.
+        caption: What to know, plain text.
+    """
+    if not counts:
+        return ""
+    left, high = 120, 20
+    most = max(1, *(number for _, number in counts))
+    drawn = [f'<text x="0" y="13">{text(across)}</text>']
+    for place, (label, number) in enumerate(counts):
+        y = TOP + place * high
+        width = (WIDTH - left - LEFT) * number / most
+        drawn.append(
+            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{text(label)}</text>'
+            f'<rect class="bar" x="{left}" y="{y + 2}" width="{width:.1f}" height="{high - 5}" '
+            f'rx="2"/><text x="{left + width + 7:.1f}" y="{y + 13}">{number:,}</text>'
+        )
+    return framed(
+        title,
+        "".join(drawn),
+        description="; ".join(f"{label}: {number:,}" for label, number in counts),
+        caption=caption,
+        height=TOP + high * len(counts) + 4,
     )
 
 
@@ -130,152 +159,41 @@ def framed(
     )
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Where values lie in the view box.
-
-    Attributes:
-        steps: First and last step.
-        low: Lowest value of the axis (its logarithm where the axis is logarithmic).
-        high: Highest.
-        ticks: Values with a mark, and their texts.
-        logarithmic: Powers of ten at equal distances.
-    """
-
-    steps: tuple[int, int]
-    low: float
-    high: float
-    ticks: list[tuple[float, str]]
-    logarithmic: bool
-
-    @staticmethod
-    def around(
-        steps: Sequence[int], values: Sequence[float], logarithmic: bool, from_zero: bool
-    ) -> Frame:
-        """Return the frame that holds all values."""
-        low, high = min(values), max(values)
-        ends = min(steps), max(steps)
-        if logarithmic:
-            low, high = math.log10(low), math.log10(high)
-            if high - low >= 1.2:
-                low, high = math.floor(low + 1e-9), math.ceil(high - 1e-9)
-                stride = max(1, round((high - low) / 5))
-                powers = range(int(low), int(high) + 1, stride)
-                return Frame(ends, low, high, [(p, _power(p)) for p in powers], True)
-            ticks = _ticks_within_a_decade(low, high)
-            low, high = min(low, math.log10(ticks[0])), max(high, math.log10(ticks[-1]))
-            return Frame(ends, low, high, [(math.log10(t), f"{t:,.12g}") for t in ticks], True)
-        if from_zero:
-            low, high = min(low, 0.0), max(high, 0.0)
-        ticks = _round_ticks(low, high)
-        low, high = min(ticks[0], low), max(ticks[-1], high)
-        return Frame(ends, low, high, list(zip(ticks, tick_texts(ticks), strict=True)), False)
-
-    def x(self, step: float) -> float:
-        """Return a step's place; a single one stands in the middle."""
-        first, last = self.steps
-        share = (step - first) / (last - first) if last > first else 0.5
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        """Return a value's place."""
-        scaled = math.log10(value) if self.logarithmic else value
-        return self._place(scaled)
-
-    def _place(self, scaled: float) -> float:
-        share = (scaled - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-    def axes(self, unit: str) -> list[str]:
-        """Return grid, ticks and their texts."""
-        drawn = []
-        for value, word in self.ticks:
-            y = self._place(value)
-            drawn.append(
-                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{word}</text>'
-            )
-        return [*drawn, *step_axis(self, HEIGHT - BOTTOM), _unit(unit)]
-
-
-def step_axis(frame: Frame, bottom: float) -> list[str]:
-    """Return the axis of steps along ``bottom``."""
-    ticks = _step_ticks(*frame.steps)
-    drawn = [
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom:.1f}" y2="{bottom:.1f}"/>'
-    ]
-    for place, step in enumerate(ticks):
-        minor = ' class="minor"' if place % 2 else ""
-        x = frame.x(step)
+def _drawing(
+    lines: Sequence[Line],
+    unit: str,
+    logarithmic: bool = False,
+    from_zero: bool = False,
+    level: tuple[float, str] | None = None,
+) -> tuple[str, list[tuple[Line, Curve]]]:
+    """Return axes and lines as SVG, and the lines that have a point."""
+    if logarithmic:
+        lines = [
+            replace(one, series=[p for p in one.series if p[1] is None or p[1] > 0])
+            for one in lines
+        ]
+        level = level if level and level[0] > 0 else None
+    curves = [curve(line.series, noisy=line.noisy) for line in lines]
+    shown = [(line, found) for line, found in zip(lines, curves, strict=True) if found.points]
+    if not shown:
+        return "", []
+    points = [point for _, found in shown for point in found.points]
+    values = [value for _, value in points] + ([level[0]] if level else [])
+    frame = Frame.around([step for step, _ in points], values, logarithmic, from_zero)
+    drawn = [*frame.axes(unit)]
+    if level:
+        y = frame.y(level[0])
         drawn.append(
-            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:.1f}" '
-            f'y2="{bottom + 4:.1f}"/><text{minor} x="{x:.1f}" y="{bottom + 18:.1f}" '
-            f'text-anchor="middle">{step:,}</text>'
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--soft)"'
+            f' stroke-dasharray="3 3"/><text x="{WIDTH - RIGHT}" y="{y - 4:.1f}" '
+            f'text-anchor="end">{text(level[1])}</text>'
         )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    drawn.append(
-        f'<text x="{middle:.0f}" y="{bottom + 36:.1f}" text-anchor="middle">optimizer step</text>'
-    )
-    return drawn
+    for line, found in shown:
+        drawn += _drawn(line, found, frame)
+    return "".join(drawn), shown
 
 
-def tick_texts(ticks: Sequence[float]) -> list[str]:
-    """Return the texts of ticks at equal distances, all with as many decimals as they need."""
-    largest = max(abs(tick) for tick in ticks)
-    if largest and (largest < 1e-3 or largest >= 1e6):
-        return [figure(tick, 3) for tick in ticks]
-    gap = ticks[1] - ticks[0] if len(ticks) > 1 else largest or 1.0
-    places = max(0, -math.floor(math.log10(gap) + 1e-9))
-    if round(gap * 10**places, 6) % 1:  # 2.5 and its like need one more
-        places += 1
-    return [f"{tick:,.{places}f}" for tick in ticks]
-
-
-def _unit(unit: str) -> str:
-    return f'<text x="0" y="13">{text(unit)}</text>'
-
-
-def _round_ticks(low: float, high: float) -> list[float]:
-    """Return 3 to 7 round values that span ``low`` to ``high``."""
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        spread = abs(low) * 0.1 or 1.0
-        low, high = low - spread, high + spread
-    gap = _gap((high - low) / 4)
-    first, last = math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9)
-    return [number * gap for number in range(first, last + 1)]
-
-
-def _ticks_within_a_decade(low: float, high: float) -> list[float]:
-    """Return round values for a logarithmic axis from ``10**low`` to ``10**high``, spread evenly.
-
-    Multiples of 1, 2 and 5 where three of them lie in it; equal distances, which crowd at the
-    upper end of a wide range, for less.
-    """
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    found = [float(f"{m}e{power}") for power in powers for m in (1, 2, 5)]
-    inside = [tick for tick in found if low - 1e-9 <= math.log10(tick) <= high + 1e-9]
-    return inside if len(inside) >= 3 else [t for t in _round_ticks(10**low, 10**high) if t > 0]
-
-
-def _gap(rough: float) -> float:
-    """Return the next round number."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-
-
-def _step_ticks(first: int, last: int) -> list[int]:
-    if last == first:
-        return [first]
-    gap = max(1, round(_gap((last - first) / 6)))
-    ticks = list(range(-(-first // gap) * gap, last + 1, gap))
-    return ticks or [first, last]
-
-
-def _power(exponent: int) -> str:
-    return figure(10.0**exponent, 1) if -3 <= exponent <= 5 else f"1e{exponent}"
-
-
-def _drawn(line: Line, found: thin.Curve, frame: Frame) -> list[str]:
+def _drawn(line: Line, found: Curve, frame: Frame) -> list[str]:
     dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
     stroke = f'stroke="{line.colour}"'
     drawn = []
@@ -288,7 +206,7 @@ def _drawn(line: Line, found: thin.Curve, frame: Frame) -> list[str]:
         drawn += [
             f'<circle cx="{frame.x(step):.1f}" cy="{frame.y(value):.1f}" r="2.6" '
             f'fill="{line.colour}"/>'
-            for step, value in found.points[: 2 * thin.MOST_PIECES]
+            for step, value in found.points[: 2 * MOST_PIECES]
         ]
     return drawn
 
@@ -320,15 +238,15 @@ def _description(lines: Sequence[tuple[str, Sequence[tuple[int, float | None]]]]
     return "; ".join(parts)
 
 
-def _caption(caption: str, curves: Sequence[thin.Curve]) -> str:
+def _caption(caption: str, curves: Sequence[Curve]) -> str:
     notes = [caption] if caption else []
     with_mean = [found for found in curves if found.mean]
     if with_mean:
         window = max(found.window for found in with_mean)
         notes.append(f"Strong line: mean of the last {window:,} logged values; faint: all of them")
-        if any(found.total > 2 * thin.MOST_PIECES for found in curves):
+        if any(found.total > 2 * MOST_PIECES for found in curves):
             notes[-1] += ", as the lowest and highest of each of "
-            notes[-1] += f"{thin.MOST_PIECES} pieces of the run"
+            notes[-1] += f"{MOST_PIECES} pieces of the run"
         notes[-1] += "."
     gaps = sorted({step for found in curves for step in found.gaps})
     if gaps:

@@ -108,3 +108,12 @@ def table(
         f'<div class="scroll"><table{named}><thead><tr>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def tiles(figures: Iterable[tuple[str, str, bool]], *, css: str = "tiles") -> str:
+    """Return headline figures in boxes: value and label as HTML, and whether it is bad news."""
+    boxes = "".join(
+        f'<div class="tile{" bad" if bad else ""}"><b>{value}</b>{label}</div>'
+        for value, label, bad in figures
+    )
+    return f'<div class="{css}">{boxes}</div>'

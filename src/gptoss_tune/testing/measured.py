@@ -31,6 +31,7 @@ from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.norms import set_norms
 from gptoss_tune.plan.architecture import RELEASED
 from gptoss_tune.recipe.schema import LoraSection
+from gptoss_tune.weights.names import EXPERT_PROJECTIONS, MXFP4_BLOCK
 
 RELEASED_LAYER = replace(
     RELEASED["openai/gpt-oss-20b"], layer_types=("sliding_attention",), vocabulary=32
@@ -120,7 +121,7 @@ def released_layer(lora: LoraSection) -> Any:
         # Dense stacks of these shapes are 1.5 GiB that nothing would read.
         layer: Any = model.model.layers[0]
         stacks = layer.mlp.experts
-        shapes = {name: getattr(stacks, name).shape for name in ("gate_up_proj", "down_proj")}
+        shapes = {name: getattr(stacks, name).shape for name in EXPERT_PROJECTIONS}
         for name in shapes:
             setattr(stacks, name, None)
     rotary = type(model.model.rotary_emb)(config)
@@ -132,7 +133,11 @@ def released_layer(lora: LoraSection) -> Any:
     generator = torch.Generator().manual_seed(2)
     for name, (num_experts, inner, out) in shapes.items():
         blocks = torch.randint(
-            0, 256, (num_experts, out, inner // 32, 16), dtype=torch.uint8, generator=generator
+            0,
+            256,
+            (num_experts, out, inner // MXFP4_BLOCK, MXFP4_BLOCK // 2),
+            dtype=torch.uint8,
+            generator=generator,
         )
         scales = torch.full(blocks.shape[:-1], 118, dtype=torch.uint8)
         weight = nn.Parameter(ExpertWeight(Mxfp4Weight(blocks, scales)), requires_grad=False)

@@ -22,12 +22,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from gptoss_kernels.mxfp4 import MXFP4_BLOCK, dequantize_reference, quantize_reference
+from gptoss_kernels.mxfp4 import dequantize_reference, quantize_reference
 from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import staged, to_json
+from gptoss_tune.harmony.tokenizer_file import SPLIT_PATTERN
+from gptoss_tune.harmony.vocabulary import (
+    CALL,
+    ENDOFTEXT,
+    NAMED_SPECIAL_TOKENS,
+    ORDINARY_TOKENS,
+    RETURN,
+    STARTOFTEXT,
+    VOCABULARY_SIZE,
+)
 from gptoss_tune.shipped import shipped
+from gptoss_tune.weights.config import QUANTIZATION_CONFIG
+from gptoss_tune.weights.names import MXFP4_BLOCK
 from gptoss_tune.weights.safetensors_file import TensorSpec
 from gptoss_tune.weights.write import (
     INDEX_NAME,
@@ -37,47 +49,17 @@ from gptoss_tune.weights.write import (
     write_shard,
 )
 
-FIRST_SPECIAL_ID = 199_998
 LAST_SPECIAL_ID = 200_018
-VOCAB_SIZE = 201_088
-
-_NAMED_SPECIAL_TOKENS = {
-    199_998: "<|startoftext|>",
-    199_999: "<|endoftext|>",
-    200_002: "<|return|>",
-    200_003: "<|constrain|>",
-    200_005: "<|channel|>",
-    200_006: "<|start|>",
-    200_007: "<|end|>",
-    200_008: "<|message|>",
-    200_012: "<|call|>",
-    200_018: "<|endofprompt|>",
-}
+_ENDOFPROMPT = "<|endofprompt|>"
+"""Name of the last one in o200k_base."""
 _EMBEDDING_STD, _LM_HEAD_STD, _STD = 1.0, 0.25, 0.08
 _HEAD_DIM = 64
-
-# How o200k divides text before byte-pair merging, as published in tiktoken.
-_LETTERS = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CAPITALS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_SPLIT_PATTERN = "|".join(
-    (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_LETTERS}+{_ENDING}",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_LETTERS}*{_ENDING}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
-
 
 _RELEASED_SETTINGS: dict[str, Any] = {
     "architectures": ["GptOssForCausalLM"],
     "attention_bias": True,
     "attention_dropout": 0.0,
-    "eos_token_id": 200_002,
+    "eos_token_id": RETURN,
     "head_dim": _HEAD_DIM,
     "hidden_act": "silu",
     "initial_context_length": 4096,
@@ -85,7 +67,7 @@ _RELEASED_SETTINGS: dict[str, Any] = {
     "max_position_embeddings": 131_072,
     "model_type": "gpt_oss",
     "output_router_logits": False,
-    "pad_token_id": 199_999,
+    "pad_token_id": ENDOFTEXT,
     "rms_norm_eps": 1e-5,
     "rope_scaling": {
         "beta_fast": 32.0,
@@ -102,16 +84,7 @@ _RELEASED_SETTINGS: dict[str, Any] = {
     "tie_word_embeddings": False,
     "transformers_version": "4.55.0.dev0",
     "use_cache": True,
-    "vocab_size": VOCAB_SIZE,
-}
-_RELEASED_QUANTIZATION = {
-    "modules_to_not_convert": [
-        "model.layers.*.self_attn",
-        "model.layers.*.mlp.router",
-        "model.embed_tokens",
-        "lm_head",
-    ],
-    "quant_method": "mxfp4",
+    "vocab_size": VOCABULARY_SIZE,
 }
 
 
@@ -146,7 +119,7 @@ def tiny_config(
     _check_multiple("num_attention_heads", heads, key_value_heads)
     kinds = ("sliding_attention", "full_attention")
     storage: dict[str, Any] = (
-        {"quantization_config": _RELEASED_QUANTIZATION}
+        {"quantization_config": QUANTIZATION_CONFIG}
         if format == "mxfp4"
         else {"torch_dtype": "bfloat16"}
     )
@@ -239,7 +212,7 @@ def _weights(config: dict[str, Any], seed: int, *, packed: bool) -> Iterator[tup
         else:
             yield name, dequantize_reference(blocks, scales).transpose(1, 2).contiguous()
 
-    yield "model.embed_tokens.weight", normal(VOCAB_SIZE, hidden, std=_EMBEDDING_STD)
+    yield "model.embed_tokens.weight", normal(VOCABULARY_SIZE, hidden, std=_EMBEDDING_STD)
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
         yield f"{prefix}.input_layernorm.weight", torch.ones(hidden, dtype=torch.bfloat16)
@@ -260,7 +233,7 @@ def _weights(config: dict[str, Any], seed: int, *, packed: bool) -> Iterator[tup
         yield from expert_weight(f"{prefix}.mlp.experts.down_proj", hidden, inner)
         yield f"{prefix}.mlp.experts.down_proj_bias", normal(experts, hidden)
     yield "model.norm.weight", torch.ones(hidden, dtype=torch.bfloat16)
-    yield "lm_head.weight", normal(VOCAB_SIZE, hidden, std=_LM_HEAD_STD)
+    yield "lm_head.weight", normal(VOCABULARY_SIZE, hidden, std=_LM_HEAD_STD)
 
 
 def special_tokens() -> dict[str, int]:
@@ -269,9 +242,10 @@ def special_tokens() -> dict[str, int]:
     The embedding has rows up to 201,087, which no token of the released files names; id 200018 has
     the name it has in o200k_base, where openai-harmony calls it reserved.
     """
+    names = {number: name for name, number in NAMED_SPECIAL_TOKENS.items()}
+    names[LAST_SPECIAL_ID] = _ENDOFPROMPT
     return {
-        _NAMED_SPECIAL_TOKENS.get(i, f"<|reserved_{i}|>"): i
-        for i in range(FIRST_SPECIAL_ID, LAST_SPECIAL_ID + 1)
+        names.get(i, f"<|reserved_{i}|>"): i for i in range(ORDINARY_TOKENS, LAST_SPECIAL_ID + 1)
     }
 
 
@@ -285,7 +259,7 @@ def tokenizer_json() -> bytes:
     tokenizer = Tokenizer(BPE(vocab, merges, fuse_unk=False, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -351,10 +325,10 @@ def _write_tokenizer_files(folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     generation = {
-        "bos_token_id": 199_998,
+        "bos_token_id": STARTOFTEXT,
         "do_sample": True,
-        "eos_token_id": [200_002, 199_999, 200_012],
-        "pad_token_id": 199_999,
+        "eos_token_id": [RETURN, ENDOFTEXT, CALL],
+        "pad_token_id": ENDOFTEXT,
     }
     (folder / "tokenizer.json").write_bytes(tokenizer_json())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")

@@ -23,9 +23,6 @@ def _train(arguments: list[str]) -> None:
         raise RecipeError(f"no recipe was given; usage: {_USAGE}")
     recipe = load_recipe(arguments[0], arguments[1:])
     with starting():
-        from gptoss_tune.train.entrypoint import quiet_libraries
-
-        quiet_libraries()
         from gptoss_tune.train.run import train
 
     train(recipe, arguments, allow_drift=allow_drift)

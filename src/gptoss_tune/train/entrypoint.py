@@ -1,8 +1,10 @@
-"""SIGTERM while the libraries are imported: the seconds before ``StopOnSignal`` can listen.
+"""How a command starts that trains or runs a model: quiet libraries, and an end while they load.
 
-A scheduler that takes a machine back at that moment would see a process killed by a signal, which
-it counts as failed; nothing has begun yet, so the run is one to start again. Imports hold locks and
-catch what is raised in them, so the handler ends the process itself instead of raising.
+``with starting():`` stands around the imports of every such command. They take seconds, in which
+``StopOnSignal`` cannot listen yet. A scheduler that takes a machine back at that moment would see a
+process killed by a signal, which it counts as failed; nothing has begun yet, so the run is one to
+start again. Imports hold locks and catch what is raised in them, so the handler ends the process
+itself instead of raising.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from gptoss_tune.errors import RunInterrupted
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """End the process with the exit code of a resumable run if SIGTERM comes inside."""
+    """Quiet the libraries that are imported inside; SIGTERM ends the process as a resumable run."""
     previous = signal.signal(signal.SIGTERM, _end)
     try:
+        quiet_libraries()
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)

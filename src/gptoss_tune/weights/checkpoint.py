@@ -29,7 +29,7 @@ from gptoss_tune.weights.names import ExpertFormat, expected_shapes
 from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
 from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME, natural_order
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"]
 _HUB_OTHER_LAYOUTS = ["original/*", "metal/*"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -183,7 +183,7 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
         return path
     if path.exists():
         raise CheckpointError(f"{path}: is a file; expected the folder that holds config.json")
-    if not _HUB_NAME.fullmatch(str(name_or_path)):
+    if not HUB_NAME.fullmatch(str(name_or_path)):
         raise CheckpointError(
             f"{path}: no such folder; expected a folder with config.json or a name on the Hub "
             "such as openai/gpt-oss-20b"

@@ -22,6 +22,16 @@ from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG
 
 ARCHITECTURE = "GptOssForCausalLM"
 MODEL_TYPE = "gpt_oss"
+QUANTIZATION_CONFIG = {
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+    "quant_method": "mxfp4",
+}
+"""``quantization_config`` of the released checkpoints."""
 
 # The largest sizes taken, far above gpt-oss-120b: 36 layers of 128 experts, 2,880 wide.
 _SIZES = {

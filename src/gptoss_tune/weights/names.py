@@ -14,9 +14,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from gptoss_tune.plan.weights import MXFP4_BLOCK
+
 ExpertFormat = Literal["mxfp4", "bf16"]
 
-MXFP4_BLOCK = 32
 EXPERT_PROJECTIONS = ("gate_up_proj", "down_proj")
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 

@@ -220,10 +220,10 @@ def _survival_before(record: dict[str, Any], recipe: Recipe, digest: str) -> flo
 
 
 def _train(recipe: Recipe) -> None:
-    from gptoss_tune.train.entrypoint import quiet_libraries
+    from gptoss_tune.train.entrypoint import starting
 
-    quiet_libraries()
-    from gptoss_tune.train.run import train
+    with starting():
+        from gptoss_tune.train.run import train
 
     # Standard output belongs to the merge's report, which may be read by a machine.
     with contextlib.redirect_stdout(sys.stderr):

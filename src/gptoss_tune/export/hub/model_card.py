@@ -7,6 +7,7 @@ said to be not recorded. Paths of the machine that trained stay out.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,11 @@ import yaml
 from gptoss_tune import __version__
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.report.plot import Line, picture
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
 from gptoss_tune.run.record import record_of_adapter
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_WIDTH, _HEIGHT, _MARGIN = 640, 240, 40
+from gptoss_tune.weights.checkpoint import HUB_NAME
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def hub_base_name(recorded: str | None, given: str | None) -> str:
         CheckpointError: The training named a local folder, which means nothing to others.
     """
     name = given or recorded or ""
-    if not _HUB_NAME.fullmatch(name) or Path(name).exists():
+    if not HUB_NAME.fullmatch(name) or Path(name).exists():
         raise CheckpointError(
             f"the base is recorded as '{recorded}', which is no name on the Hub; say which model "
             "it is with --base-name, for example openai/gpt-oss-20b"
@@ -126,30 +126,11 @@ def run_card(facts: Facts) -> str:
 def loss_plot(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     """Return an SVG of loss over steps, or None with fewer than two points."""
     points = [(m["step"], m["loss"]) for m in metrics if "loss" in m and "step" in m]
-    points = [(step, loss) for step, loss in points if loss == loss]
+    points = [(step, loss) for step, loss in points if math.isfinite(loss)]
     if len(points) < 2:
         return None
-    steps, losses = zip(*points, strict=True)
-    low, high = min(losses), max(losses)
-    across = (_WIDTH - 2 * _MARGIN) / max(1, steps[-1] - steps[0])
-    up = (_HEIGHT - 2 * _MARGIN) / ((high - low) or 1)
-    line = " ".join(
-        f"{_MARGIN + (step - steps[0]) * across:.1f},{_HEIGHT - _MARGIN - (loss - low) * up:.1f}"
-        for step, loss in points
-    )
-    bottom, right = _HEIGHT - _MARGIN, _WIDTH - _MARGIN
-    label = 'font-family="sans-serif" font-size="12" fill="#444"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>'
-        f'<path d="M{_MARGIN} {_MARGIN}V{bottom}H{right}" fill="none" stroke="#999"/>'
-        f'<polyline points="{line}" fill="none" stroke="#2563eb" stroke-width="1.5"/>'
-        f'<text x="4" y="{_MARGIN}" {label}>{high:.3g}</text>'
-        f'<text x="4" y="{bottom}" {label}>{low:.3g}</text>'
-        f'<text x="{_MARGIN}" y="{_HEIGHT - 12}" {label}>step {steps[0]}</text>'
-        f'<text x="{right}" y="{_HEIGHT - 12}" {label} text-anchor="end">step {steps[-1]}</text>'
-        f'<text x="{_WIDTH / 2}" y="20" {label} text-anchor="middle">training loss</text></svg>\n'
-    )
+    line = Line("training loss", points, "var(--c1)")
+    return picture(line, unit="training loss, nats per token")
 
 
 def public_recipe(record: Mapping[str, Any], base: str) -> str | None:
@@ -175,7 +156,7 @@ def _data_names(record: Mapping[str, Any]) -> list[str]:
 
 def _public_name(path: str) -> str:
     """Return a dataset's name on the Hub as it is, and of a local path the last part."""
-    on_hub = _HUB_NAME.fullmatch(path) and not Path(path).suffix and not Path(path).exists()
+    on_hub = HUB_NAME.fullmatch(path) and not Path(path).suffix and not Path(path).exists()
     return path if on_hub else Path(path).name
 
 

@@ -19,13 +19,12 @@ from typing import Any, Literal
 
 import torch
 from gptoss_kernels import Mxfp4Weight, dequantize, quantize_reference
-from gptoss_kernels.mxfp4 import MXFP4_BLOCK
 from torch import Tensor
 
 from gptoss_tune.export.merge.arithmetic import decoded, merged_expert
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import LowRank
-from gptoss_tune.weights.names import expert_shape, layer_of
+from gptoss_tune.weights.names import MXFP4_BLOCK, expert_shape, layer_of
 
 ScaleRule = Literal["ocp", "search"]
 

@@ -18,6 +18,7 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.run.record import trained_merge_aware
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import Adapter, LowRank
+from gptoss_tune.weights.config import QUANTIZATION_CONFIG
 from gptoss_tune.weights.names import (
     EXPERT_PROJECTIONS,
     MXFP4_BLOCK,
@@ -26,17 +27,6 @@ from gptoss_tune.weights.names import (
     expert_shape,
 )
 from gptoss_tune.weights.safetensors_file import TensorSpec
-
-QUANTIZATION_CONFIG = {
-    "modules_to_not_convert": [
-        "model.layers.*.self_attn",
-        "model.layers.*.mlp.router",
-        "model.embed_tokens",
-        "lm_head",
-    ],
-    "quant_method": "mxfp4",
-}
-"""``quantization_config`` of the released checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 import torch
 from gptoss_kernels import ExpertProjection, Mxfp4Weight, dequantize, quantize_reference
 from gptoss_kernels.experts.projection import merged_mxfp4_expert
-from gptoss_kernels.mxfp4 import MXFP4_BLOCK
 from torch import Tensor
 
 from gptoss_tune.export.merge.arithmetic import chunks, decoded
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import LowRank
-from gptoss_tune.weights.names import layer_of
+from gptoss_tune.weights.names import MXFP4_BLOCK, layer_of
 
 _BF16_ROUNDING = 2.0**-8 * 1.01  # half a step, and the last bits of two sums in fp32
 _SHARE_TOLERANCE = 0.05  # measured 0.000 for our merges, 0.02 for PEFT's bf16 + bf16
