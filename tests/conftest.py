@@ -1,9 +1,12 @@
 """Settings of every test process; a tiny base, a few rows, and a recipe that trains them."""
 
+import gc
 import json
 import multiprocessing
 import os
+import runpy
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -112,39 +115,91 @@ def fresh_accelerate():
 
 
 def in_environment(environment, target, arguments):
+    os.environ.clear()
     os.environ.update(environment)
     target(*arguments)
+
+
+def start_on_ranks(ranks, target, *arguments, environment=()):
+    """Start ``target(*arguments)`` on each rank of a new process group; return the processes.
+
+    They are processes of their own, forked from a server that has imported the libraries once.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gptoss_tune.train.run"])
+    processes = []
+    for rank in range(ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
+        place |= {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {name: str(value) for name, value in place.items()} if ranks > 1 else {}
+        body = ({**os.environ, **place, **dict(environment)}, target, arguments)
+        processes.append(context.Process(target=in_environment, args=body))
+        processes[-1].start()
+    return processes
 
 
 @pytest.fixture
 def on_ranks():
     """Return a function that calls ``target(*arguments)`` on each rank of a new process group.
 
-    The ranks are processes of their own, started by a server that has imported the libraries once.
     It returns their exit codes; those beyond the ``wait_for`` first are killed when these ended.
     """
 
     def run(ranks, target, *arguments, wait_for=None):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["gptoss_tune.train.run"])
-        processes = []
-        for rank in range(ranks):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
-            place |= {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            environment = {name: str(value) for name, value in place.items()}
-            processes.append(
-                context.Process(target=in_environment, args=(environment, target, arguments))
-            )
-            processes[-1].start()
+        processes = start_on_ranks(ranks, target, *arguments)
         for process in processes[:wait_for]:
             process.join(240)
         for process in processes[ranks if wait_for is None else wait_for :]:
             process.kill()
             process.join()
         return [process.exitcode for process in processes]
+
+    return run
+
+
+def as_python(command, folder, log):
+    """Be ``python *command`` in this process: a module, code, or a script with its arguments."""
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.chdir(folder)
+    first, *rest = command
+    sys.argv = [first, *rest] if first not in ("-m", "-c") else ["-c", *rest[1:]]
+    if first == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.path.insert(0, os.path.dirname(first))
+        runpy.run_path(first, run_name="__main__")
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory):
+    """Return a function that runs a Python command on each of some ranks, as ``torchrun`` would.
+
+    For tests in which a process has to be new, but not its imports: those are shared, which saves
+    most of the time that a start takes. Returns what ``subprocess.run`` would, over all ranks.
+    """
+
+    def run(command, ranks=1, cwd=".", timeout=300, **environment):
+        log = tmp_path_factory.mktemp("forked") / "log"
+        words = [str(word) for word in command]
+        environment = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", **environment}
+        processes = start_on_ranks(
+            ranks, as_python, words, os.path.abspath(cwd), str(log), environment=environment
+        )
+        for process in processes:
+            process.join(timeout)
+        late = [process for process in processes if process.exitcode is None]
+        for process in late:
+            process.kill()
+        said = [log.with_name(f"log.{name}").read_text() for name in ("out", "err")]
+        assert not late, f"no end after {timeout} s: {said}"
+        code = max((process.exitcode for process in processes), key=abs)
+        return subprocess.CompletedProcess(words, code, *said)
 
     return run
 
@@ -172,6 +227,12 @@ def claim():
             return folder.claim(recipe.train, lock)
 
     return claimed
+
+
+def pytest_collection_finish(session):
+    """Libraries stay: leave their million objects out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
