@@ -8,6 +8,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ if not torch.cuda.is_available():
 # The suite runs one process per core.
 torch.set_num_threads(1)
 
+TESTS = Path(__file__).parent
 ROWS = [
     ("Capital of France?", "A city on the Seine.", "Paris"),
     ("2 + 2?", "Add them.", "4"),
@@ -45,7 +47,7 @@ def two_layer_base(tmp_path_factory):
     from gptoss_tune.testing.tiny import tiny_checkpoint
 
     folder = tmp_path_factory.mktemp("two-layers") / "base"
-    return tiny_checkpoint(folder, seed=1, layers=2, experts=4, hidden=64, intermediate=96)
+    return tiny_checkpoint(folder, seed=1, layers=2, experts=4, hidden=32, intermediate=64)
 
 
 @pytest.fixture(scope="session")
@@ -71,11 +73,14 @@ def rows(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def recipe_file(tmp_path, base, rows):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        f"""
+@pytest.fixture(scope="session")
+def write_recipe(base, rows):
+    """Return a function that writes a recipe into a folder, beside where its run will be."""
+
+    def write(folder):
+        path = folder / "recipe.yaml"
+        path.write_text(
+            f"""
 model:
   name_or_path: {base}
   dtype: float32
@@ -86,15 +91,22 @@ data:
   train: {rows}
   max_length: 256
 train:
-  output_dir: {tmp_path / "run"}
+  output_dir: {folder / "run"}
   max_steps: 4
   per_device_train_batch_size: 2
   learning_rate: 5e-3
   checkpointing: none
 """,
-        encoding="utf-8",
-    )
-    return path
+            encoding="utf-8",
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def recipe_file(write_recipe, tmp_path):
+    return write_recipe(tmp_path)
 
 
 @pytest.fixture
@@ -235,8 +247,33 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+# Files that take longest go first, so that no worker is left with one of them at the end.
+LONGEST = [
+    "train/test_run.py",
+    "security/test_watched.py",
+    "train/distributed/test_processes.py",
+    "train/distributed/test_sharded.py",
+    "train/distributed/test_signals.py",
+    "kernels/test_compile.py",
+    "kernels/experts/test_experts.py",
+    "run/test_card.py",
+    "train/metrics/test_trackers.py",
+    "train/test_find_batch_size.py",
+    "model/test_plan_vs_measured.py",
+    "workflows/test_cluster_jobs.py",
+    "bench/test_lease.py",
+    "faults/test_faults.py",
+    "model/test_activation_checkpointing.py",
+    "train/test_errors_people_meet.py",
+    "export/verify/test_verify.py",
+    "train/data/test_token_counts.py",
+]
+
+
 def pytest_collection_modifyitems(config, items):
     """Skip tests of kernels that cannot run here; deselect those that need a GPU."""
+    place = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})

@@ -36,7 +36,7 @@ def test_triton_in_the_interpreter_gives_the_losses_of_torch(recipe, capsys, los
         tmp_path / "base", seed=1, layers=1, experts=4, hidden=32, intermediate=64
     )
     for backend in ("torch", "triton"):
-        overrides = [f"model.backend={backend}", "train.max_steps=3", f"model.name_or_path={base}"]
+        overrides = [f"model.backend={backend}", "train.max_steps=2", f"model.name_or_path={base}"]
         overrides += [
             "train.per_device_train_batch_size=1",
             f"train.output_dir={tmp_path / backend}",
@@ -44,7 +44,7 @@ def test_triton_in_the_interpreter_gives_the_losses_of_torch(recipe, capsys, los
         train(recipe(*overrides))
         assert f"experts: {backend} backend" in capsys.readouterr().out
     expected, actual = losses(tmp_path / "torch"), losses(tmp_path / "triton")
-    assert actual.keys() == expected.keys() == {1, 2, 3}
+    assert actual.keys() == expected.keys() == {1, 2}
     for step, loss in expected.items():
         assert actual[step] == pytest.approx(loss, rel=1e-5)
 
