@@ -16,9 +16,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/gptoss-tune demo
 
-# One thread per worker: two workers with two spinning threads each are ten times slower.
+# One thread per worker: two workers with two spinning threads each are ten times slower. A file is
+# one worker's, which makes what its tests share once; tests/conftest.py lets the longest go first.
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,10 +1,14 @@
 """Settings of every test process; a tiny base, a few rows, and a recipe that trains them."""
 
+import gc
 import json
 import multiprocessing
 import os
+import runpy
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ if not torch.cuda.is_available():
 # The suite runs one process per core.
 torch.set_num_threads(1)
 
+TESTS = Path(__file__).parent
 ROWS = [
     ("Capital of France?", "A city on the Seine.", "Paris"),
     ("2 + 2?", "Add them.", "4"),
@@ -42,7 +47,7 @@ def two_layer_base(tmp_path_factory):
     from gptoss_tune.testing.tiny import tiny_checkpoint
 
     folder = tmp_path_factory.mktemp("two-layers") / "base"
-    return tiny_checkpoint(folder, seed=1, layers=2, experts=4, hidden=64, intermediate=96)
+    return tiny_checkpoint(folder, seed=1, layers=2, experts=4, hidden=32, intermediate=64)
 
 
 @pytest.fixture(scope="session")
@@ -68,11 +73,14 @@ def rows(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def recipe_file(tmp_path, base, rows):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        f"""
+@pytest.fixture(scope="session")
+def write_recipe(base, rows):
+    """Return a function that writes a recipe into a folder, beside where its run will be."""
+
+    def write(folder):
+        path = folder / "recipe.yaml"
+        path.write_text(
+            f"""
 model:
   name_or_path: {base}
   dtype: float32
@@ -83,15 +91,22 @@ data:
   train: {rows}
   max_length: 256
 train:
-  output_dir: {tmp_path / "run"}
+  output_dir: {folder / "run"}
   max_steps: 4
   per_device_train_batch_size: 2
   learning_rate: 5e-3
   checkpointing: none
 """,
-        encoding="utf-8",
-    )
-    return path
+            encoding="utf-8",
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def recipe_file(write_recipe, tmp_path):
+    return write_recipe(tmp_path)
 
 
 @pytest.fixture
@@ -112,39 +127,91 @@ def fresh_accelerate():
 
 
 def in_environment(environment, target, arguments):
+    os.environ.clear()
     os.environ.update(environment)
     target(*arguments)
+
+
+def start_on_ranks(ranks, target, *arguments, environment=()):
+    """Start ``target(*arguments)`` on each rank of a new process group; return the processes.
+
+    They are processes of their own, forked from a server that has imported the libraries once.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gptoss_tune.train.run"])
+    processes = []
+    for rank in range(ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
+        place |= {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {name: str(value) for name, value in place.items()} if ranks > 1 else {}
+        body = ({**os.environ, **place, **dict(environment)}, target, arguments)
+        processes.append(context.Process(target=in_environment, args=body))
+        processes[-1].start()
+    return processes
 
 
 @pytest.fixture
 def on_ranks():
     """Return a function that calls ``target(*arguments)`` on each rank of a new process group.
 
-    The ranks are processes of their own, started by a server that has imported the libraries once.
     It returns their exit codes; those beyond the ``wait_for`` first are killed when these ended.
     """
 
     def run(ranks, target, *arguments, wait_for=None):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["gptoss_tune.train.run"])
-        processes = []
-        for rank in range(ranks):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
-            place |= {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            environment = {name: str(value) for name, value in place.items()}
-            processes.append(
-                context.Process(target=in_environment, args=(environment, target, arguments))
-            )
-            processes[-1].start()
+        processes = start_on_ranks(ranks, target, *arguments)
         for process in processes[:wait_for]:
             process.join(240)
         for process in processes[ranks if wait_for is None else wait_for :]:
             process.kill()
             process.join()
         return [process.exitcode for process in processes]
+
+    return run
+
+
+def as_python(command, folder, log):
+    """Be ``python *command`` in this process: a module, code, or a script with its arguments."""
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.chdir(folder)
+    first, *rest = command
+    sys.argv = [first, *rest] if first not in ("-m", "-c") else ["-c", *rest[1:]]
+    if first == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.path.insert(0, os.path.dirname(first))
+        runpy.run_path(first, run_name="__main__")
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory):
+    """Return a function that runs a Python command on each of some ranks, as ``torchrun`` would.
+
+    For tests in which a process has to be new, but not its imports: those are shared, which saves
+    most of the time that a start takes. Returns what ``subprocess.run`` would, over all ranks.
+    """
+
+    def run(command, ranks=1, cwd=".", timeout=300, **environment):
+        log = tmp_path_factory.mktemp("forked") / "log"
+        words = [str(word) for word in command]
+        environment = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", **environment}
+        processes = start_on_ranks(
+            ranks, as_python, words, os.path.abspath(cwd), str(log), environment=environment
+        )
+        for process in processes:
+            process.join(timeout)
+        late = [process for process in processes if process.exitcode is None]
+        for process in late:
+            process.kill()
+        said = [log.with_name(f"log.{name}").read_text() for name in ("out", "err")]
+        assert not late, f"no end after {timeout} s: {said}"
+        code = max((process.exitcode for process in processes), key=abs)
+        return subprocess.CompletedProcess(words, code, *said)
 
     return run
 
@@ -174,8 +241,39 @@ def claim():
     return claimed
 
 
+def pytest_collection_finish(session):
+    """Libraries stay: leave their million objects out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
+# Files that take longest go first, so that no worker is left with one of them at the end.
+LONGEST = [
+    "train/test_run.py",
+    "security/test_watched.py",
+    "train/distributed/test_processes.py",
+    "train/distributed/test_sharded.py",
+    "train/distributed/test_signals.py",
+    "kernels/test_compile.py",
+    "kernels/experts/test_experts.py",
+    "run/test_card.py",
+    "train/metrics/test_trackers.py",
+    "train/test_find_batch_size.py",
+    "model/test_plan_vs_measured.py",
+    "workflows/test_cluster_jobs.py",
+    "bench/test_lease.py",
+    "faults/test_faults.py",
+    "model/test_activation_checkpointing.py",
+    "train/test_errors_people_meet.py",
+    "export/verify/test_verify.py",
+    "train/data/test_token_counts.py",
+]
+
+
 def pytest_collection_modifyitems(config, items):
     """Skip tests of kernels that cannot run here; deselect those that need a GPU."""
+    place = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})

@@ -1,10 +1,6 @@
 """Two gloo ranks find what one finds, with whole copies and with spread weights."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +31,9 @@ def test_shares_are_of_one_size_and_come_back_in_order(size, total, monkeypatch)
     assert ranks[0].ordered(shares[0], total) == items
 
 
-def test_two_ranks_find_what_one_finds(tuned, recipe, write_rows, references, tmp_path, base):
+def test_two_ranks_find_what_one_finds(
+    tuned, recipe, write_rows, references, forked_python, tmp_path, base
+):
     tuned.save_pretrained(str(tmp_path / "start"), save_embedding_layers=False)
     prompts = write_rows(
         "prompts.jsonl", *[{"prompt": "Why? " * n, "pattern": "a"} for n in (1, 30, 3)]
@@ -51,20 +49,8 @@ def test_two_ranks_find_what_one_finds(tuned, recipe, write_rows, references, tm
         "evaluation.drift.reasoning=true",
     )
     (tmp_path / "asked.yaml").write_text(recipe_yaml(asked), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     script = Path(__file__).with_name("evaluate_on_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(script)]
-    command += [str(tmp_path / "asked.yaml"), str(tmp_path / "found.json")]
-    ended = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    ended = forked_python([script, tmp_path / "asked.yaml", tmp_path / "found.json"], ranks=2)
     assert ended.returncode == 0, ended.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found.pop("whole, stopped") and found.pop("spread, stopped")

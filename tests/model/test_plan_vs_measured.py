@@ -83,7 +83,7 @@ def test_saved_bytes_of_the_tiny_model(mxfp4_base, case):
     train = {"checkpointing": "none", **case.get("train", {})}
     recipe = recipe_for(mxfp4_base, **{**case, "train": train})
     model = build(recipe, open_checkpoint(mxfp4_base), "cpu").model.train()
-    for length in (24, 64):
+    for length in (8, 24):
         actual = saved_bytes(model, length, dtype=recipe.model.dtype)
         planned = model_saved(architecture_of(str(mxfp4_base)), recipe).bytes(length)
         assert planned == pytest.approx(actual, rel=WITHIN), (length, planned, actual)
@@ -109,14 +109,14 @@ def test_saved_bytes_of_a_released_layer(real_layer, mode):
     set_checkpointing(real_layer, mode)
 
     actual = {
-        n: saved_bytes(real_layer, n, dtype="bfloat16", hidden=released_hidden) for n in (8, 24)
+        n: saved_bytes(real_layer, n, dtype="bfloat16", hidden=released_hidden) for n in (4, 12)
     }
-    per_token = (actual[24] - actual[8]) / 16
+    per_token = (actual[12] - actual[4]) / 8
     around = 2880 * 2 + 4  # the final norm
     if mode == "full":
         planned = model_saved(RELEASED_LAYER, recipe)
         assert planned.per_token == pytest.approx(per_token, rel=WITHIN)
-        assert planned.bytes(24) == pytest.approx(actual[24], rel=WITHIN)
+        assert planned.bytes(12) == pytest.approx(actual[12], rel=WITHIN)
         return
     layer = layer_saved(
         RELEASED_LAYER,
@@ -126,7 +126,7 @@ def test_saved_bytes_of_a_released_layer(real_layer, mode):
     )
     around += 64 * 2  # cosines and sines
     assert layer.per_token + around == pytest.approx(per_token, rel=WITHIN)
-    assert layer.bytes(24) + 24 * around == pytest.approx(actual[24], rel=WITHIN)
+    assert layer.bytes(12) + 12 * around == pytest.approx(actual[12], rel=WITHIN)
 
 
 def test_the_plan_knows_the_bounds_of_the_kernels():

@@ -49,8 +49,7 @@ run_command(lambda: run.train(load_recipe(sys.argv[1])), debug=False)
 """
 
 
-def test_sigterm_while_the_gpu_is_looked_at_ends_as_resumable(recipe_file, tmp_path):
-    command = [sys.executable, "-c", WHILE_CUDA_STARTS, str(recipe_file)]
-    ended = subprocess.run(command, capture_output=True, text=True)
+def test_sigterm_while_the_gpu_is_looked_at_ends_as_resumable(recipe_file, forked_python, tmp_path):
+    ended = forked_python(["-c", WHILE_CUDA_STARTS, recipe_file])
     assert ended.returncode == 75 and "the same command starts it" in ended.stderr
     assert not (tmp_path / "run").exists()

@@ -56,13 +56,18 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def ended(cases, tmp_path, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", CASES, json.dumps(cases)],
-        env={**ENVIRONMENT, "HF_HOME": str(tmp_path / "hub"), **environment},
-        capture_output=True,
-        text=True,
-        timeout=400,
+    return told(
+        subprocess.run(
+            [sys.executable, "-c", CASES, json.dumps(cases)],
+            env={**ENVIRONMENT, "HF_HOME": str(tmp_path / "hub"), **environment},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
     )
+
+
+def told(done):
     lines = [line for line in done.stdout.splitlines() if line.startswith("ENDED")]
     assert lines, done.stderr
     return json.loads(lines[0].removeprefix("ENDED"))
@@ -124,7 +129,7 @@ def test_one_message_with_what_to_do(answers, name):
     assert code == expected
 
 
-def test_hub_offline_and_port_in_use(base, rows, tmp_path):
+def test_hub_offline_and_port_in_use(base, rows, forked_python, tmp_path):
     """A port on which nobody listens, and one that is taken."""
     (tmp_path / "recipe.yaml").write_text(
         f"model: {{name_or_path: {base}, dtype: float32}}\ndata: {{train: {rows}}}\n"
@@ -143,7 +148,8 @@ def test_hub_offline_and_port_in_use(base, rows, tmp_path):
         offline = ended(cases, tmp_path, HF_ENDPOINT=url)
         rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         rank["MASTER_PORT"] = str(taken.getsockname()[1])
-        port = ended({"port": [recipe]}, tmp_path, **rank)
+        cases = json.dumps({"port": [recipe]})
+        port = told(forked_python(["-c", CASES, cases], **rank))
     for code, said in offline.values():
         assert code == 3 and "Hub" in said and "Traceback" not in said, said
     code, said = port["port"]

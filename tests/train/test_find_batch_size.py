@@ -1,9 +1,6 @@
 """Out of memory, for real: the address space of a process is limited, and an allocation fails."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -102,10 +99,13 @@ def overrides(run, rows, batches, *more):
 
 
 @needs_proc
-def test_a_halved_micro_batch_is_the_run_that_was_configured_so(wide, losses, tmp_path):
+def test_a_halved_micro_batch_is_the_run_that_was_configured_so(
+    wide, forked_python, losses, tmp_path
+):
     run = tmp_path / "run"
     # A process of its own: what this one ran before decides how much its heap has free.
-    ended = limited([sys.executable], FITS_4, wide, overrides(run, 8, 1, AUTOMATIC), tmp_path)
+    wanted = overrides(run, 8, 1, AUTOMATIC)
+    ended = forked_python(["-c", LIMITED, wide, *wanted], ROOM=str(FITS_4))
     assert ended.returncode == 0, ended.stderr
     assert "random state kept: True" in ended.stdout
     record = json.loads((run / "run.json").read_text())
@@ -122,31 +122,12 @@ def test_a_halved_micro_batch_is_the_run_that_was_configured_so(wide, losses, tm
         assert torch.equal(tensor, expected[name]), name
 
 
-def limited(start, room, recipe_file, arguments, tmp_path, **environment):
-    """Run the training with ``room`` bytes for one rank; return how it ended."""
-    (tmp_path / "limited.py").write_text(LIMITED, encoding="utf-8")
-    fixed = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "ROOM": str(room)}
-    return subprocess.run(
-        [*start, str(tmp_path / "limited.py"), str(recipe_file), *arguments],
-        env={**os.environ, **fixed, **environment},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-
-
-def two_ranks(recipe_file, room, arguments, tmp_path):
-    """Run two gloo processes, the second with ``room`` bytes; return how they ended."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    start += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]
-    return limited(start, room, recipe_file, arguments, tmp_path, LIMITED_RANK="1")
-
-
 @needs_proc
-def test_all_ranks_halve_when_one_has_no_room(wide, configured, losses, tmp_path):
+def test_all_ranks_halve_when_one_has_no_room(wide, configured, forked_python, losses, tmp_path):
     run = tmp_path / "run"
     wanted = overrides(run, 4, 1, AUTOMATIC)
-    ended = two_ranks(wide, FITS_2, wanted, tmp_path)
+    room = {"ROOM": str(FITS_2), "LIMITED_RANK": "1"}
+    ended = forked_python(["-c", LIMITED, wide, *wanted], ranks=2, **room)
     assert ended.returncode == 0, ended.stderr
     record = json.loads((run / "run.json").read_text())
     found = record["micro_batch"]
@@ -157,8 +138,12 @@ def test_all_ranks_halve_when_one_has_no_room(wide, configured, losses, tmp_path
 
 
 @needs_proc
-def test_one_rank_out_of_memory_in_a_step_ends_the_run_with_one_message(wide, tmp_path):
-    ended = two_ranks(wide, FITS_1, overrides(tmp_path / "run", 4, 1), tmp_path)
+def test_one_rank_out_of_memory_in_a_step_ends_the_run_with_one_message(
+    wide, forked_python, tmp_path
+):
+    wanted = overrides(tmp_path / "run", 4, 1)
+    room = {"ROOM": str(FITS_1), "LIMITED_RANK": "1"}
+    ended = forked_python(["-c", LIMITED, wide, *wanted], ranks=2, **room)
     assert ended.returncode != 0
     assert ended.stderr.count("error: out of memory on the host of rank 1: ") == 1
     assert "can't allocate memory" in ended.stderr

@@ -70,7 +70,7 @@ def test_accumulation_averages_over_all_trained_tokens_of_the_step(recipe, losse
                 f"train.output_dir={run}",
                 f"train.per_device_train_batch_size={rows_per_batch}",
                 f"train.gradient_accumulation_steps={batches}",
-                "train.max_steps=3",
+                "train.max_steps=2",
             )
         )
         runs[rows_per_batch] = losses(run), adapter_tensors(run)

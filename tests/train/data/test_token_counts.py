@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -88,7 +86,9 @@ def test_an_epoch_counts_every_dataset_as_often_as_its_weight(
     assert last["tokens"] == sum(read for read, _ in expected)
 
 
-def test_two_processes_count_together_and_a_resume_goes_on(two_datasets, recipe_file, tmp_path):
+def test_two_processes_count_together_and_a_resume_goes_on(
+    two_datasets, recipe_file, forked_python, tmp_path
+):
     two_datasets()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(load_recipe(recipe_file, [f"train.output_dir={whole}", "train.max_steps=3"]))
@@ -107,16 +107,10 @@ def test_two_processes_count_together_and_a_resume_goes_on(two_datasets, recipe_
         "sft.WeightedSftTrainer.log = log\n"
         "train(load_recipe(sys.argv[1], [a for a in sys.argv[2:] if a != 'dies']))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     options = [f"train.output_dir={parts}", "train.max_steps=3", "train.save_steps=1"]
     options += ["train.per_device_train_batch_size=1"]
     for dies in (["dies"], []):
-        done = subprocess.run(
-            [*command, "2", str(script), str(recipe_file), *options, *dies],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = forked_python([script, recipe_file, *options, *dies], ranks=2)
         assert (done.returncode == 0) is not bool(dies), done.stderr
     assert record(parts) == record(whole)
     names = ("tokens", "trained_tokens", "trained_tokens_total")

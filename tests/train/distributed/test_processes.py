@@ -37,26 +37,11 @@ def run(command, **options):
 
 def test_two_processes_give_the_losses_and_weights_of_one(recipe_file, losses, tmp_path):
     """Each step sees the same rows; the ranks' shares hold different numbers of trained tokens."""
-    common = [recipe_file, "train.max_steps=3"]
-    one = run(
-        torchrun(
-            1,
-            *common,
-            f"train.output_dir={tmp_path / 'one'}",
-            "train.per_device_train_batch_size=2",
-            "train.gradient_accumulation_steps=2",
-        )
-    )
-    two = run(
-        torchrun(
-            2,
-            *common,
-            f"train.output_dir={tmp_path / 'two'}",
-            "train.per_device_train_batch_size=1",
-            "train.gradient_accumulation_steps=2",
-        )
-    )
-    assert one.returncode == 0, one.stderr
+    common = ["train.max_steps=3", "train.gradient_accumulation_steps=2"]
+    whole = [f"train.output_dir={tmp_path / 'one'}", "train.per_device_train_batch_size=2"]
+    shares = [f"train.output_dir={tmp_path / 'two'}", "train.per_device_train_batch_size=1"]
+    train(load_recipe(recipe_file, [*common, *whole]))
+    two = run(torchrun(2, recipe_file, *common, *shares))
     assert two.returncode == 0, two.stderr
     expected, actual = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert actual.keys() == expected.keys() == {1, 2, 3}
@@ -71,10 +56,12 @@ def test_two_processes_give_the_losses_and_weights_of_one(recipe_file, losses, t
     assert record["environment"]["processes"] == 2
 
 
-def test_sigterm_saves_and_the_same_command_goes_on_exactly(recipe_file, losses, tmp_path):
-    steps = "train.max_steps=30"
+def test_sigterm_saves_and_the_same_command_goes_on_exactly(
+    recipe_file, forked_python, losses, tmp_path
+):
+    steps = "train.max_steps=12"
     whole = tmp_path / "whole"
-    assert run(torchrun(1, recipe_file, steps, f"train.output_dir={whole}")).returncode == 0
+    train(load_recipe(recipe_file, [steps, f"train.output_dir={whole}"]))
     stopped = tmp_path / "stopped"
     command = [sys.executable, "-m", "gptoss_tune.train", str(recipe_file), steps]
     command.append(f"train.output_dir={stopped}")
@@ -90,10 +77,10 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(recipe_file, losses,
     assert "is complete, the same command continues from it" in errors
     assert "Traceback" not in errors
     done = len(losses(stopped))
-    assert 1 <= done < 30
+    assert 1 <= done < 12
     assert [p.name for p in stopped.glob("checkpoint-*")] == [f"checkpoint-{done}"]
     assert ">stopped</span>" in (stopped / "report.html").read_text(encoding="utf-8")
-    assert run(command).returncode == 0
+    assert forked_python(command[1:]).returncode == 0
     assert losses(stopped) == losses(whole)
 
 

@@ -58,18 +58,21 @@ PLACES = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(write_recipe, rows, tmp_path_factory):
+    """The adapter of a run of two steps that no signal met."""
+    folder = tmp_path_factory.mktemp("whole")
+    overrides = ["train.max_steps=2", f"data.eval={rows}"]
+    summary = train(load_recipe(write_recipe(folder), overrides))
+    assert summary.eval_loss is not None
+    return load_file(summary.adapter / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_after_the_last_step_the_run_ends_as_a_finished_one(
-    recipe, rows, signalled, capsys, tmp_path, place
+    recipe, rows, whole, signalled, capsys, place
 ):
     settings = recipe("train.max_steps=2", f"data.eval={rows}")
-    whole = train(
-        settings.model_copy(
-            update={"train": settings.train.model_copy(update={"output_dir": f"{tmp_path}/whole"})}
-        )
-    )
-    assert whole.eval_loss is not None
-    capsys.readouterr()
     signalled(*place)
     summary = train(settings)
     assert (summary.steps, summary.eval_loss) == (2, None)
@@ -81,9 +84,8 @@ def test_after_the_last_step_the_run_ends_as_a_finished_one(
     assert record["losses"]["eval"] == {} and record["losses"]["last"]["loss"] == summary.loss
     assert evaluations(summary.folder) == []
     verify(summary.adapter)
-    expected = load_file(whole.adapter / "adapter_model.safetensors")
     for name, tensor in load_file(summary.adapter / "adapter_model.safetensors").items():
-        assert tensor.equal(expected[name]), name
+        assert tensor.equal(whole[name]), name
 
 
 def test_prompts_after_the_last_step_are_left_out(recipe, rows, signalled, capsys):

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -259,17 +257,9 @@ train(load_recipe(sys.argv[1], sys.argv[2:]))
 """
 
 
-def test_nan_on_one_rank_is_left_out_on_all(recipe_file, losses, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(ON_ONE_RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+def test_nan_on_one_rank_is_left_out_on_all(recipe_file, forked_python, losses, tmp_path):
     options = ["train.per_device_train_batch_size=1", "train.max_steps=3"]
-    done = subprocess.run(
-        [*command, "--nproc_per_node", "2", str(script), str(recipe_file), *options],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = forked_python(["-c", ON_ONE_RANK, recipe_file, *options], ranks=2)
     assert done.returncode == 0, done.stderr
     assert "step 2, rank 1: the loss is not finite" in done.stdout
     assert losses(tmp_path / "run")[2] is None
