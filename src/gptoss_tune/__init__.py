@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gptoss_tune.export.hub.push import Pushed
     from gptoss_tune.export.verify.verify import Verification
     from gptoss_tune.harmony.render import Example
-    from gptoss_tune.harmony.render_one import render
+    from gptoss_tune.harmony.dataset.render_one import render
     from gptoss_tune.plan.plan import Plan, plan
     from gptoss_tune.recipe import Recipe, load_recipe
     from gptoss_tune.train.finish import RunSummary
@@ -60,7 +60,7 @@ _WHERE = {
     "load_recipe": "recipe",
     "merge": "workflows.finished_run",
     "push": "workflows.finished_run",
-    "render": "harmony.render_one",
+    "render": "harmony.dataset.render_one",
     "verify": "workflows.finished_run",
     "weighted_token_loss": "train.loss",
 }
