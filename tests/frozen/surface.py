@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN_MODULE = "gptoss_tune.train"
 
 # Recipe keys that are used here, by a name that stays.
-PROCESSES = "world.processes"
-SPREAD = "world.spread"
-CHECKPOINTING = "train.checkpointing"
-INIT_FROM = "lora.start_from"
+PROCESSES = "distributed.num_processes"
+STRATEGY = "distributed.strategy"
+CHECKPOINTING = "train.activation_checkpointing"
+INIT_FROM = "lora.init_from"
 MERGE_AWARE = "lora.merge_aware"
 
 BASE = "runs/demo/base"
@@ -66,8 +66,8 @@ RUNS = {
 """One process each, in this order."""
 RESUMED = RUNS["whole"]
 RANKS = {
-    spread: {PROCESSES: 2, SPREAD: spread, "train.per_device_train_batch_size": 1}
-    for spread in ("ddp", "fsdp2")
+    strategy: {PROCESSES: 2, STRATEGY: strategy, "train.per_device_train_batch_size": 1}
+    for strategy in ("ddp", "fsdp2")
 }
 
 RENAMED = {}

@@ -8,19 +8,20 @@ from gptoss_tune.recipe.load import load_recipe
 from gptoss_tune.recipe.mistakes import Mistake, RecipeMistakes
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.recipe.schema import (
+    DistributedSection,
     ExportSection,
     GuardSection,
     LoraSection,
     ModelSection,
     TrackingSection,
     TrainSection,
-    WorldSection,
 )
 
 __all__ = [
     "ChannelWeights",
     "DataSection",
     "DataSource",
+    "DistributedSection",
     "DriftSection",
     "EvaluationSection",
     "ExportSection",
@@ -33,7 +34,6 @@ __all__ = [
     "ResolvedLine",
     "TrackingSection",
     "TrainSection",
-    "WorldSection",
     "load_recipe",
     "recipe_json_schema",
     "recipe_yaml",

@@ -12,25 +12,26 @@ from pydantic import model_validator
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
 from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
 from gptoss_tune.recipe.method_schema import MethodSection, SftSection
+from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.rules import (
     Contradiction,
     contradiction_error,
     data_rules,
+    distributed_rules,
     evaluation_rules,
     lora_rules,
     model_rules,
     tracking_rules,
     train_rules,
-    world_rules,
 )
 from gptoss_tune.recipe.schema import (
+    DistributedSection,
     ExportSection,
     GuardSection,
     LoraSection,
     ModelSection,
     TrackingSection,
     TrainSection,
-    WorldSection,
 )
 from gptoss_tune.recipe.value_types import Section
 
@@ -56,8 +57,8 @@ class Recipe(Section):
     """What the export of the finished run must hold."""
     tracking: TrackingSection = TrackingSection()
     """Where metrics go beside the run's own metrics.jsonl."""
-    world: WorldSection = WorldSection()
-    """On how many processes the run is spread."""
+    distributed: DistributedSection = DistributedSection()
+    """How many processes train, and how they share the model."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -67,7 +68,7 @@ class Recipe(Section):
         return self
 
 
-SECTIONS: dict[tuple[str, ...], type[Section]] = {
+SECTIONS: dict[KeyPath, type[Section]] = {
     ("model",): ModelSection,
     ("lora",): LoraSection,
     ("method",): MethodSection,
@@ -79,7 +80,7 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("guard",): GuardSection,
     ("export",): ExportSection,
     ("tracking",): TrackingSection,
-    ("world",): WorldSection,
+    ("distributed",): DistributedSection,
 }
 """Every mapping of settings by its place in a recipe, outer ones first."""
 
@@ -93,7 +94,7 @@ def contradictions(recipe: Recipe) -> list[Contradiction]:
         *train_rules(recipe.train, recipe.data),
         *evaluation_rules(recipe.evaluation),
         *tracking_rules(recipe.tracking),
-        *world_rules(recipe.world),
+        *distributed_rules(recipe.distributed),
     ]
 
 

@@ -71,7 +71,7 @@ class LoraSection(Section):
     """Numbers of the layers that get adapters, from 0; null: every layer."""
     merge_aware: bool = False
     """Train through the rounding of the MXFP4 export, so that nothing is lost in it."""
-    start_from: PathText | None = None
+    init_from: PathText | None = None
     """Adapter or run to start from, of the same ranks and targets; null: fresh factors."""
 
 
@@ -110,7 +110,7 @@ class TrainSection(Section):
     """AdamW's term against division by zero."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1_000_000), FromText] = 1.0
     """Gradients are clipped to this norm."""
-    checkpointing: Literal["none", "full", "selective", "offload"] = "full"
+    activation_checkpointing: Literal["none", "full", "selective", "offload"] = "full"
     """Activation checkpointing; the router's choice is kept for the recomputation."""
     logging_steps: Count = 1
     """Steps between two lines of metrics."""
@@ -161,12 +161,12 @@ class TrackingSection(Section):
     """Name of the run in the tracker; null: the last part of output_dir."""
 
 
-class WorldSection(Section):
-    """On how many processes the run is spread."""
+class DistributedSection(Section):
+    """How many processes train, and how they share the model."""
 
-    processes: Annotated[int, Field(ge=1, le=65536)] = 1
+    num_processes: Annotated[int, Field(ge=1, le=65536)] = 1
     """Processes, one per GPU; the accelerate command is printed when more than one."""
-    spread: Parallelism | None = None
+    strategy: Parallelism | None = None
     """Each GPU holds the model (ddp), or a share of it (fsdp2); null: as the launcher says."""
     timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120
     """Seconds one process may be silent, or keep the others waiting in a step, before all stop."""

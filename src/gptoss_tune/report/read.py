@@ -15,6 +15,7 @@ from typing import Any
 
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.report.text import number
+from gptoss_tune.run.record import in_new_names
 
 _EVALUATION = re.compile(r"step-(\d{1,15})\.json")
 _MOST_STEPS = 10**15
@@ -94,7 +95,7 @@ def read_run(folder: Path) -> Run:
             f"{folder}: holds no run (neither run.json nor metrics.jsonl); give the folder that a "
             "recipe names as train.output_dir"
         )
-    run.record = mapping(_json(folder / "run.json", run))
+    run.record = in_new_names(mapping(_json(folder / "run.json", run)))
     by_step: dict[int, dict[str, Any]] = {}
     for row in _lines(folder / "metrics.jsonl", run):
         if "eval_loss" in row:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
+from gptoss_tune.recipe import Recipe, load_recipe
+from gptoss_tune.recipe.renamed import entry_in_new_name, recipe_in_new_names
 
 RECORD = "run.json"
 RECIPE = "recipe.yaml"
@@ -21,7 +24,7 @@ _KINDS: dict[str, Any] = {
     "run_id": str,
     "status": str,
     "fingerprint": {},
-    "drift": [{"step": int, "name": str}],
+    "changes": [{"step": int, "name": str}],
     "micro_batch": {"per_device_train_batch_size": int, "gradient_accumulation_steps": int},
     "base": {"name": str, "fingerprint": {"config": str, "weights": str}},
     "data": [{"path": str, "sha256": str}],
@@ -42,8 +45,35 @@ def read_record(run: Path) -> dict[str, Any]:
         record = read_object(path)
     except FileNotFoundError:
         return {}
+    record = in_new_names(record)
     refuse_other_kinds(path, record, _KINDS)
     return record
+
+
+def in_new_names(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record, which may be of an earlier version, under the names of this one."""
+    found = {("changes" if key == "drift" else key): value for key, value in record.items()}
+    if isinstance(recipe := found.get("recipe"), dict):
+        found["recipe"] = recipe_in_new_names(recipe)
+    if isinstance(before := found.get("fingerprint"), dict):
+        found["fingerprint"] = {entry_in_new_name(name): value for name, value in before.items()}
+    if isinstance(changes := found.get("changes"), list):
+        found["changes"] = [
+            one | {"name": entry_in_new_name(one["name"])}
+            if isinstance(one, dict) and isinstance(one.get("name"), str)
+            else one
+            for one in changes
+        ]
+    return found
+
+
+def load_run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return ``RUN/recipe.yaml`` with overrides laid over it; an earlier version's is read too.
+
+    Raises:
+        RecipeError: As ``load_recipe``.
+    """
+    return load_recipe(run / RECIPE, overrides, old_names=True)
 
 
 def update_record(run: Path, **facts: Any) -> dict[str, Any]:
@@ -97,7 +127,7 @@ def run_record(folder: Path) -> dict[str, Any]:
     """
     for path in (folder / "run.json", folder.absolute().parent / "run.json"):
         if path.is_file():
-            record = read_object(path)
+            record = in_new_names(read_object(path))
             refuse_other_kinds(path, record, _EXPORT_KINDS)
             return record
     return {}

@@ -47,7 +47,7 @@ class ColumnTemplates:
                 name: self._language.compiled(template) for name, template in columns.items()
             }
         except TemplateSyntaxError as error:
-            raise RecipeError(f"columns: a template is not Jinja ({error}); mend it") from None
+            raise RecipeError(f"columns: a template is not Jinja ({error}); fix it") from None
         except TemplateError as error:
             raise RecipeError(f"columns: a template cannot be used: {error}") from None
 
