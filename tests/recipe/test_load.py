@@ -157,9 +157,9 @@ def test_an_unknown_section_and_a_setting_outside_its_section(mistakes, sound):
     assert mistakes(text) == [
         "a.yaml:8:1: trakcing: got an unknown key, expected a section; did you mean tracking?",
         "a.yaml:10:1: rank: got an unknown key, expected a section; did you mean lora.rank?",
-        "a.yaml:11:1: zzz: got an unknown key, expected one of model, lora, data, train, "
-        "evaluation, guard, export, tracking, distributed; remove it; 'gptoss-tune schema' lists "
-        "every setting",
+        "a.yaml:11:1: zzz: got an unknown key, expected one of model, lora, method, data, "
+        "train, evaluation, guard, export, tracking, distributed; remove it; 'gptoss-tune schema' "
+        "lists every setting",
     ]
 
 

@@ -1,1 +1,1 @@
-"""What a run needs, from its recipe alone: memory, disk, operations, hours. No torch."""
+"""The resource planner: memory, disk, FLOPs and hours of a run, from its recipe alone; no torch."""

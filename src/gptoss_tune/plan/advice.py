@@ -1,4 +1,4 @@
-"""What to change when a plan does not fit, ranked by what the change costs.
+"""Advice for a plan that does not fit: settings to change, ranked by what the change costs.
 
 Every candidate is a list of ``key=value`` that can be typed behind the recipe, and is planned
 itself, so a piece of advice always comes with the peak it leads to. First come changes after which

@@ -1,4 +1,4 @@
-"""Time of what a run evaluates beside its training: at most, and on the same assumed efficiency.
+"""Evaluation time of a run: at most, and at the efficiency that is assumed for training.
 
 Two kinds of work. A pass over held-out data or references is limited by operations, as training
 is. An answer is written token by token, and each token reads every weight: experts in MXFP4 are

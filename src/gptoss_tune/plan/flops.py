@@ -1,4 +1,4 @@
-"""Floating-point operations of a token, and from them the time of a run.
+"""FLOPs of a token, and from them the training time of a run.
 
 Two operations per weight and token forward, two more for the gradient that passes through a frozen
 weight; a LoRA factor costs four backward. Attention is counted at the full length of a row (half of

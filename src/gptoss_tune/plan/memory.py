@@ -1,4 +1,4 @@
-"""What a training step keeps, and the peak of one GPU.
+"""Peak GPU memory of a training step: weights, saved activations, temporary buffers.
 
 The tensors that a decoder layer saves for its backward pass are listed one by one, for every value
 of ``train.activation_checkpointing``; the tests hook what autograd really saves and compare. Around

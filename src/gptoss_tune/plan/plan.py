@@ -1,4 +1,4 @@
-"""What a run will need, from its recipe alone: memory, disk, operations, hours. No torch.
+"""The plan of a run: peak memory, disk, FLOPs and hours, from its recipe alone; no torch.
 
 A run that stops after ten minutes of download for want of memory has cost more than a plan, which
 takes a moment and no GPU. The parts: ``architecture`` knows the sizes of the base, ``weights`` what

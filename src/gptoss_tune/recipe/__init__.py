@@ -1,4 +1,4 @@
-"""What the user asked for: YAML and ``key=value`` overrides in, one frozen Recipe out; no torch."""
+"""Recipes: YAML and ``key=value`` overrides in, one frozen Recipe out; no torch."""
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection, DataSource
 from gptoss_tune.recipe.dump import ResolvedLine, recipe_yaml, resolved_lines

@@ -1,4 +1,4 @@
-"""From pydantic's findings to mistakes a recipe's author can act on.
+"""Diagnostics for a wrong setting: what was expected, "did you mean", the default.
 
 What was expected comes from the JSON Schema, what to do from the value: a near miss of a known
 word, the number without its quotes, the setting's new place, or the reason why a setting that

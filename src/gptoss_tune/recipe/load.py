@@ -1,4 +1,4 @@
-"""YAML and ``key=value`` overrides -> one Recipe; all mistakes in one message.
+"""The recipe loader: YAML and ``key=value`` overrides to one Recipe, all mistakes in one message.
 
 The steps: read the file, lay the overrides over it, check every field, then check the rules between
 the fields that are sound. Nothing is raised before the last step, so one look shows every mistake

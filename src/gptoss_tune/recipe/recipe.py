@@ -1,4 +1,4 @@
-"""The whole recipe: every section by its name, and what must hold between them.
+"""The ``Recipe``: the model of all sections, and the rules between them.
 
 Sections are described in ``schema.py``, ``data_schema.py`` and ``evaluation_schema.py`` and know
 nothing of each other; here they become one frozen model whose settings do not contradict each
@@ -11,7 +11,6 @@ from pydantic import model_validator
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
 from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
-from gptoss_tune.recipe.method_schema import MethodSection, SftSection
 from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.rules import (
     Contradiction,
@@ -29,7 +28,9 @@ from gptoss_tune.recipe.schema import (
     ExportSection,
     GuardSection,
     LoraSection,
+    MethodSection,
     ModelSection,
+    SftSection,
     TrackingSection,
     TrainSection,
 )

@@ -1,4 +1,4 @@
-"""Settings that were renamed: an old key is refused with its new name, an old run is still read.
+"""Renamed settings: an old key is refused with its new name, the files of an old run are read.
 
 What a person writes is refused, so that a setting has one name in all recipes; what a program wrote
 beside a run is read under the new names, so that the run goes on. Accepting both names everywhere

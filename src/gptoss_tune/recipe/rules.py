@@ -1,4 +1,4 @@
-"""Settings that contradict each other, and settings that would have no effect.
+"""Validation rules between settings: contradictions, and settings without effect.
 
 Every rule looks at values alone, never at whether a key was written: a resolved recipe, which
 spells out every default, must pass the same rules as the sparse one that it came from. So a default

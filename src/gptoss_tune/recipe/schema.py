@@ -1,4 +1,4 @@
-"""What a recipe can say: one frozen, strict pydantic model per section (``recipe.py`` joins them).
+"""Schema of a recipe: one frozen, strict pydantic model per section; ``recipe.py`` joins them.
 
 A setting exists once, here: its name (the word that users of transformers, PEFT and TRL know), its
 range, its default and one line of documentation, from which the loader's messages and the editors'
@@ -73,6 +73,19 @@ class LoraSection(Section):
     """Train through the rounding of the MXFP4 export, so that nothing is lost in it."""
     init_from: PathText | None = None
     """Adapter or run to start from, of the same ranks and targets; null: fresh factors."""
+
+
+class SftSection(Section):
+    """Supervised fine-tuning: the tokens of the answers, weighted by channel and message."""
+
+    name: Literal["sft"] = "sft"
+    """The method: sft is supervised fine-tuning."""
+
+
+# How the rows become a loss: one class a method, told apart by ``name``. A second one makes this a
+# union of both with ``Field(discriminator="name")``, so that each has its own settings alone.
+MethodSection = SftSection
+"""Every method; a recipe without the section means ``sft``."""
 
 
 class TrainSection(Section):
