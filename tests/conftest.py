@@ -95,7 +95,7 @@ train:
   max_steps: 4
   per_device_train_batch_size: 2
   learning_rate: 5e-3
-  checkpointing: none
+  activation_checkpointing: none
 """,
             encoding="utf-8",
         )

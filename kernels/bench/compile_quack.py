@@ -5,7 +5,7 @@
 For each form: registers, bytes of stack, spilled loads and stores, and how often the machine code
 multiplies on tensor cores (HGMMA), copies by TMA (UTMALDG) and by threads (LDGSTS, gathered rows).
 Exits with 0 and the reason where QuACK is not installed, with 1 when a form does not multiply on
-tensor cores. Spills are QuACK's to mend; here they are counted.
+tensor cores. Spills are QuACK's to fix; here they are counted.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def tiny_rows(folder: Path) -> list[Row]:
     base = tiny_checkpoint(folder / "base", layers=2, experts=6)
     sizes, rows = architecture_of(str(base)), []
     for mode in MODES:
-        recipe = recipe_for(str(base), checkpointing=mode)
+        recipe = recipe_for(str(base), activation_checkpointing=mode)
         model = build(recipe, open_checkpoint(base), "cpu").model.train()
         if mode == "none":
             kinds, held = memory(sizes, recipe).kinds, resident_bytes(model)
@@ -123,7 +123,10 @@ def layer_rows() -> list[Row]:
         name = f"20b layer, kept for backward by token, {mode}"
         around = sizes.hidden * 2 + 4  # the final norm, which is no layer's
         if mode == "full":
-            one = model_saved(sizes, recipe_for("unused", checkpointing=mode)).per_token - around
+            one = (
+                model_saved(sizes, recipe_for("unused", activation_checkpointing=mode)).per_token
+                - around
+            )
         else:
             one = layer_saved(sizes, factors, recipe, with_gate_up=mode == "none").per_token
             around += sizes.head_dim * 2  # cosines and sines, one table for all layers

@@ -34,8 +34,8 @@ from gptoss_tune.errors import (
 if TYPE_CHECKING:
     from gptoss_tune.export.hub.push import Pushed
     from gptoss_tune.export.verify.verify import Verification
-    from gptoss_tune.harmony.render import Example
     from gptoss_tune.harmony.dataset.render_one import render
+    from gptoss_tune.harmony.render import Example
     from gptoss_tune.plan.plan import Plan, plan
     from gptoss_tune.recipe import Recipe, load_recipe
     from gptoss_tune.train.finish import RunSummary

@@ -71,7 +71,7 @@ def recipe(tmp_path, base, references):
         "lora: {rank: 4, expert_rank: 2}\n"
         f"data: {{train: {references}, max_length: 256}}\n"
         f"train: {{output_dir: {tmp_path / 'run'}, max_steps: 4, learning_rate: 5e-3, "
-        "per_device_train_batch_size: 2, checkpointing: full}\n",
+        "per_device_train_batch_size: 2, activation_checkpointing: full}\n",
         encoding="utf-8",
     )
     return lambda *overrides: load_recipe(path, overrides)

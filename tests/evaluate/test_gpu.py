@@ -17,7 +17,7 @@ def test_answers_and_divergence_on_a_gpu_are_those_of_the_cpu(
 ):
     tuned.save_pretrained(str(tmp_path / "start"), save_embedding_layers=False)
     there = build(
-        recipe(f"lora.start_from={tmp_path / 'start'}"), open_checkpoint(str(base)), "cuda"
+        recipe(f"lora.init_from={tmp_path / 'start'}"), open_checkpoint(str(base)), "cuda"
     ).model
     generator = torch.Generator().manual_seed(2)
     prompts = [torch.randint(0, 199_000, (n,), generator=generator).tolist() for n in (3, 45, 37)]

@@ -39,7 +39,7 @@ def test_two_ranks_find_what_one_finds(
         "prompts.jsonl", *[{"prompt": "Why? " * n, "pattern": "a"} for n in (1, 30, 3)]
     )
     asked = recipe(
-        f"lora.start_from={tmp_path / 'start'}",
+        f"lora.init_from={tmp_path / 'start'}",
         f"evaluation.prompts={prompts}",
         "evaluation.max_new_tokens=4",
         "evaluation.batch_size=1",

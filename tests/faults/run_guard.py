@@ -78,7 +78,8 @@ def recipe(work: Path) -> Path:
 model: {{name_or_path: {work / "base"}, dtype: float32}}
 lora: {{rank: 2, expert_rank: 2}}
 data: {{train: {work / "rows.jsonl"}, max_length: 128}}
-train: {{output_dir: {work / "run"}, max_steps: 6, learning_rate: 5e-3, checkpointing: none}}
+train: {{output_dir: {work / "run"}, max_steps: 6, learning_rate: 5e-3,
+  activation_checkpointing: none}}
 """,
         encoding="utf-8",
     )

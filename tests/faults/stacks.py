@@ -39,14 +39,14 @@ model: {{name_or_path: {work / "base"}, dtype: float32}}
 lora: {{rank: 2, expert_rank: 2}}
 data: {{train: {work / "rows.jsonl"}, max_length: 128}}
 guard: {{check_steps: 0}}
-world: {{timeout_seconds: {TIMEOUT_S}}}
+distributed: {{timeout_seconds: {TIMEOUT_S}}}
 train:
   output_dir: {work / "unnamed"}
   max_steps: {STEPS}
   save_steps: {SAVE_STEPS}
   per_device_train_batch_size: {2 // ranks}
   learning_rate: 5e-3
-  checkpointing: none
+  activation_checkpointing: none
 """,
             encoding="utf-8",
         )

@@ -40,10 +40,10 @@ CASES = {
     "recipes bad": ("recipes", "extra"),
     "plan good": ("plan", _LARGE),
     "plan good small card": ("plan", _LARGE, "--gpu", "rtx4090-24gb"),
-    "plan good several": ("plan", _LARGE, "--gpus", "8", "--spread", "ddp"),
-    "plan bad several": ("plan", _LARGE, "--gpus", "8", "--spread", "fsdp2"),
+    "plan good several": ("plan", _LARGE, "--gpus", "8", "--strategy", "ddp"),
+    "plan bad several": ("plan", _LARGE, "--gpus", "8", "--strategy", "fsdp2"),
     "plan bad": ("plan", _LARGE, "--gpu", "abacus"),
-    "plan bad spread": ("plan", _LARGE, "--spread", "thin"),
+    "plan bad strategy": ("plan", _LARGE, "--strategy", "thin"),
     "preview good": ("preview", _TINY, "--n", "2"),
     "preview good eval": ("preview", "recipes/tiny/lora.yaml", "--n", "1", "--split", "eval"),
     "preview good html": ("preview", _TINY, "--n", "2", "--html", "preview.html"),
@@ -178,8 +178,8 @@ def plans():
             ["--gpu", "rtx4090-24gb"],
             ["--gpu", "h100-80gb"],
             ["--gpu", "h200-141gb", "--tokens", "1000000"],
-            ["--gpus", "8", "--spread", "ddp"],
-            ["--gpus", "8", "--spread", "fsdp2"],
+            ["--gpus", "8", "--strategy", "ddp"],
+            ["--gpus", "8", "--strategy", "fsdp2"],
         ):
             ended = surface.run_cli("plan", path, *options, "--json")
             if ended["code"] in (0, 3) and ended["stdout"] != [""]:

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN_MODULE = "gptoss_tune.train"
 
 # Recipe keys that are used here, by a name that stays.
-PROCESSES = "world.processes"
-SPREAD = "world.spread"
-CHECKPOINTING = "train.checkpointing"
-INIT_FROM = "lora.start_from"
+PROCESSES = "distributed.num_processes"
+STRATEGY = "distributed.strategy"
+CHECKPOINTING = "train.activation_checkpointing"
+INIT_FROM = "lora.init_from"
 MERGE_AWARE = "lora.merge_aware"
 
 BASE = "runs/demo/base"
@@ -66,11 +66,34 @@ RUNS = {
 """One process each, in this order."""
 RESUMED = RUNS["whole"]
 RANKS = {
-    spread: {PROCESSES: 2, SPREAD: spread, "train.per_device_train_batch_size": 1}
-    for spread in ("ddp", "fsdp2")
+    strategy: {PROCESSES: 2, STRATEGY: strategy, "train.per_device_train_batch_size": 1}
+    for strategy in ("ddp", "fsdp2")
 }
 
-RENAMED = {}
+RENAMED = {
+    "world.processes": "distributed.num_processes",
+    "world.spread": "distributed.strategy",
+    "world.timeout_seconds": "distributed.timeout_seconds",
+    "train.checkpointing": "train.activation_checkpointing",
+    "lora.start_from": "lora.init_from",
+    "--spread": "--strategy",
+    "--allow-drift": "--allow-change",
+    "; checkpointing: ": "; activation checkpointing: ",
+    '"  checkpointing: ': '"  activation_checkpointing: ',
+    '"  start_from: ': '"  init_from: ',
+    '"  spread: ': '"  strategy: ',
+    '"  processes: ': '"  num_processes: ',
+    '"world:"': '"distributed:"',
+    r"\"world\":": r"\"distributed\":",
+    r"\"spread\":": r"\"strategy\":",
+    r"\"processes\":": r"\"num_processes\":",
+    r"\"start_from\":": r"\"init_from\":",
+    r"\"checkpointing\":": r"\"activation_checkpointing\":",
+    '"spread":': '"strategy":',
+    '"plan bad spread"': '"plan bad strategy"',
+    '"drift",': '"changes",',
+    " mend ": " fix ",
+}
 """Old text -> new text, laid over the frozen results before they are compared."""
 
 _VOLATILE_KEY = re.compile(r"(_per_second|_runtime|seconds(_per_step)?|memory_gib|memory_bytes)$")

@@ -239,7 +239,7 @@ def test_recipes_stay_within_what_their_first_line_says(real_layer, name):
     limit, tokens, shape = LIMITS[name]
     path = shipped("recipes") / f"{name}.yaml"
     recipe = load_recipe(path)
-    assert recipe.train.checkpointing == "offload" and "8bit" in recipe.train.optim
+    assert recipe.train.activation_checkpointing == "offload" and "8bit" in recipe.train.optim
     assert recipe.data.max_length == tokens and recipe.train.per_device_train_batch_size == 1
     config = GptOssConfig(**shape)
     rank = recipe.lora.rank

@@ -91,7 +91,7 @@ def test_what_grows_with_the_tokens(small_model, randomise_adapters):
             "model": {"name_or_path": "unused", "dtype": "float32"},
             "lora": {"rank": 4},
             "data": {"train": "a.jsonl", "max_length": 64},
-            "train": {"output_dir": "run", "max_steps": 1, "checkpointing": mode},
+            "train": {"output_dir": "run", "max_steps": 1, "activation_checkpointing": mode},
         }
     )
 

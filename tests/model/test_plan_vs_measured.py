@@ -66,12 +66,12 @@ def test_resident_bytes_are_those_of_the_loaded_model(mxfp4_base, settings, lora
 
 CASES = {
     "none": {},
-    "selective": {"train": {"checkpointing": "selective"}},
-    "full": {"train": {"checkpointing": "full"}},
+    "selective": {"train": {"activation_checkpointing": "selective"}},
+    "full": {"train": {"activation_checkpointing": "full"}},
     "fp32": {"model": {"dtype": "float32"}},
     "merge-aware": {"lora": {"merge_aware": True}},
     "upper layer": {"lora": {"layers": [1]}},
-    "upper layer, full": {"lora": {"layers": [1]}, "train": {"checkpointing": "full"}},
+    "upper layer, full": {"lora": {"layers": [1]}, "train": {"activation_checkpointing": "full"}},
     "experts only": {"lora": {"target_modules": [], "expert_rank": 4}},
     "attention only": {"lora": {"target_parameters": []}},
     "output only": {"lora": {"target_modules": ["o_proj"], "target_parameters": []}},
@@ -80,7 +80,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_saved_bytes_of_the_tiny_model(mxfp4_base, case):
-    train = {"checkpointing": "none", **case.get("train", {})}
+    train = {"activation_checkpointing": "none", **case.get("train", {})}
     recipe = recipe_for(mxfp4_base, **{**case, "train": train})
     model = build(recipe, open_checkpoint(mxfp4_base), "cpu").model.train()
     for length in (8, 24):
@@ -105,7 +105,7 @@ def test_resident_bytes_of_a_released_layer(real_layer):
 
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_saved_bytes_of_a_released_layer(real_layer, mode):
-    recipe = recipe_for("unused", train={"checkpointing": mode})
+    recipe = recipe_for("unused", train={"activation_checkpointing": mode})
     set_checkpointing(real_layer, mode)
 
     actual = {

@@ -82,7 +82,7 @@ def test_bytes_of_checkpoints(recipe):
 )
 def test_operations_of_a_token(recipe, length, none, full):
     def gflop(mode):
-        settings = {"data.max_length": length, "train.checkpointing": mode}
+        settings = {"data.max_length": length, "train.activation_checkpointing": mode}
         return flops_per_token(SMALL, with_settings(recipe(), settings)).total / 1e9
 
     kept = 12 * 4 * 4096 * length / 2 / 1e9 if length >= 16_384 else 0
@@ -96,7 +96,7 @@ def test_operations_of_a_token(recipe, length, none, full):
 @pytest.mark.parametrize(("length", "gib"), [(4096, (19, 23, 27)), (16_384, (24, 37, 54))])
 def test_peak_of_a_step(recipe, length, gib):
     for mode, expected in zip(("full", "selective", "none"), gib, strict=True):
-        settings = {"data.max_length": length, "train.checkpointing": mode}
+        settings = {"data.max_length": length, "train.activation_checkpointing": mode}
         peak = memory(SMALL, with_settings(recipe(), settings)).peak / 2**30
         assert peak == pytest.approx(expected, rel=0.05), mode
 
@@ -105,7 +105,7 @@ def test_memory_moves_as_the_settings_say(recipe):
     usual = memory(SMALL, recipe())
     for overrides, kind in (
         (["train.optim=adamw_8bit"], "optimizer"),
-        (["train.checkpointing=offload"], "saved activations"),
+        (["train.activation_checkpointing=offload"], "saved activations"),
         (["model.linear_precision=nf4"], "attention"),
         (["model.embeddings=cpu"], "embeddings"),
         (["lora.expert_rank=4"], "adapters"),
@@ -115,13 +115,13 @@ def test_memory_moves_as_the_settings_say(recipe):
         assert other.kinds[kind] < usual.kinds[kind], overrides
         assert other.peak < usual.peak, overrides
     assert memory(SMALL, recipe("model.experts_precision=bf16")).peak > usual.peak + 25 * 2**30
-    offloaded = plan(recipe("train.checkpointing=offload"), H100)
+    offloaded = plan(recipe("train.activation_checkpointing=offload"), H100)
     assert offloaded.host_bytes == 24 * 4096 * 2880 * 2
 
 
 def test_layers_below_the_adapters_keep_nothing(recipe):
-    top = plan(recipe("lora.layers=[23]", "train.checkpointing=none"), H100)
-    every = plan(recipe("train.checkpointing=none"), H100)
+    top = plan(recipe("lora.layers=[23]", "train.activation_checkpointing=none"), H100)
+    every = plan(recipe("train.activation_checkpointing=none"), H100)
     assert top.memory.kinds["saved activations"] < every.memory.kinds["saved activations"] / 20
     assert top.work.flops.backward < every.work.flops.backward / 5
 
@@ -134,12 +134,12 @@ def test_several_gpus(recipe):
     large = recipe("model.name_or_path=openai/gpt-oss-120b", "model.experts_precision=bf16")
     alone = plan(large, H100, gpus=8)
     assert not alone.fits
-    spread = plan(large, H100, gpus=8, spread="fsdp2")
+    spread = plan(large, H100, gpus=8, strategy="fsdp2")
     assert spread.fits and spread.memory.peak < alone.memory.peak / 3
-    said = with_settings(large, {"world.processes": 8, "world.spread": "fsdp2"})
+    said = with_settings(large, {"distributed.num_processes": 8, "distributed.strategy": "fsdp2"})
     assert plan(said, H100).memory == spread.memory
-    assert plan(said, H100, spread="ddp").memory == alone.memory
-    assert plan(said, H100, gpus=1).spread == "ddp"
+    assert plan(said, H100, strategy="ddp").memory == alone.memory
+    assert plan(said, H100, gpus=1).strategy == "ddp"
 
 
 def test_the_120b_on_one_card_of_80_gb_takes_rank_8_and_not_16():
@@ -160,15 +160,15 @@ def test_the_120b_on_one_card_of_80_gb_takes_rank_8_and_not_16():
 
 def test_advice_leads_where_it_says_and_cheapest_comes_first(recipe):
     small = replace(card("rtx4080-16gb"), memory_gib=17.0)
-    settings = recipe("train.checkpointing=none", "train.per_device_train_batch_size=4")
+    settings = recipe("train.activation_checkpointing=none", "train.per_device_train_batch_size=4")
     made = plan(settings, small)
     assert not made.fits
     assert made.larger.memory_bytes >= made.memory.peak
     for entry in made.advice:
         changed = recipe(
-            "train.checkpointing=none",
+            "train.activation_checkpointing=none",
             "train.per_device_train_batch_size=4",
-            *(o for o in entry.overrides if not o.startswith(("train.ch", "train.per_d"))),
+            *(o for o in entry.overrides if not o.startswith(("train.act", "train.per_d"))),
         )
         overridden = dict(o.split("=", 1) for o in entry.overrides)
         settings = {
@@ -299,9 +299,9 @@ def test_a_local_base(recipe, tmp_path):
         (["model.name_or_path=owner/other"], {}, "a plan asks nobody; name a folder"),
         (["model.name_or_path=./nowhere"], {}, "no folder './nowhere'"),
         (["lora.layers=[24]"], {}, r"lora.layers: got \[24\], but the base has 24 layers"),
-        ([], {"spread": "fsdp2"}, "give --gpus 2 or more"),
-        ([], {"spread": "fsdp2", "gpus": 6}, "32 experts over 6 processes"),
-        (["train.optim=adamw_8bit"], {"spread": "fsdp2", "gpus": 8}, "set it to adamw"),
+        ([], {"strategy": "fsdp2"}, "give --gpus 2 or more"),
+        ([], {"strategy": "fsdp2", "gpus": 6}, "32 experts over 6 processes"),
+        (["train.optim=adamw_8bit"], {"strategy": "fsdp2", "gpus": 8}, "set it to adamw"),
         ([], {"efficiency": 1.5}, "efficiency of 1.5"),
         ([], {"gpus": 0}, "0 GPUs"),
     ],
@@ -348,7 +348,10 @@ def test_the_command(tmp_path, sound, monkeypatch):
     assert said and re.search(r"in all$", result.stdout, re.M)
     result = runner.invoke(app, ["plan", "a.yaml", "--gpu", "rtx4080-16gb"])
     assert result.exit_code == 3
-    assert "does not fit" in result.stdout and "train.checkpointing=offload" in result.stdout
+    assert (
+        "does not fit" in result.stdout
+        and "train.activation_checkpointing=offload" in result.stdout
+    )
     result = runner.invoke(app, ["plan", "a.yaml", "lora.rank=8", "--gpus", "2", "--json"])
     body = json.loads(result.stdout)
     assert body["hours"] == sum(body["hours_by_kind"].values())
@@ -393,7 +396,11 @@ def test_the_peaks_in_the_documentation_are_those_of_the_plan():
                 {
                     "model": sparse,
                     "data": {"train": "a.jsonl", "max_length": length},
-                    "train": {"output_dir": "run", "max_steps": 1, "checkpointing": mode},
+                    "train": {
+                        "output_dir": "run",
+                        "max_steps": 1,
+                        "activation_checkpointing": mode,
+                    },
                 }
             )
             assert memory(SMALL, made).peak / 2**30 == pytest.approx(float(said), abs=0.06)

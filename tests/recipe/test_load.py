@@ -40,10 +40,10 @@ APPENDED = {
     "adamw_8bit or paged_adamw_8bit; did you mean paged_adamw_8bit?",
     "  optim: sgd": "8:10: train.optim: got 'sgd', expected adamw, adamw_8bit or "
     "paged_adamw_8bit; the default is adamw",
-    "  checkpointing: no": "8:18: train.checkpointing: got 'no', expected none, full, selective or "
-    "offload; write none",
-    "  checkpointing: false": "8:18: train.checkpointing: got false, expected none, full, "
-    "selective or offload; write none",
+    "  activation_checkpointing: no": "8:29: train.activation_checkpointing: got 'no', "
+    "expected none, full, selective or offload; write none",
+    "  activation_checkpointing: false": "8:29: train.activation_checkpointing: got false, "
+    "expected none, full, selective or offload; write none",
     "  resume: no": "8:11: train.resume: got 'no', expected auto, never or the path of a "
     "checkpoint; write auto or never",
     "  resume: true": '8:11: train.resume: got true, expected a text; put it in quotes: "true"',
@@ -74,8 +74,8 @@ APPENDED = {
     "q_proj, k_proj, v_proj or o_proj; did you mean q_proj?",
     "lora: 3": "8:7: lora: got 3, expected a mapping with rank, alpha, expert_rank, ...; "
     "remove it to keep the default",
-    "world:\n  processes: 0": "9:14: world.processes: got 0, expected a whole number from 1 to "
-    "65536; the default is 1",
+    "distributed:\n  num_processes: 0": "9:18: distributed.num_processes: got 0, expected a "
+    "whole number from 1 to 65536; the default is 1",
 }
 
 
@@ -139,7 +139,7 @@ def test_a_wrong_key_in_a_mapping_of_texts(mistakes, sound):
         ("max_seq_length", "data.max_length"),
         ("rank", "lora.rank"),
         ("packing", "data.packing"),
-        ("gradient_checkpointing", "train.checkpointing"),
+        ("gradient_checkpointing", "train.activation_checkpointing"),
         ("lora_alpha", "lora.alpha"),
         ("wandb_project", "tracking.project"),
         ("target_module", "lora.target_modules"),
@@ -157,9 +157,9 @@ def test_an_unknown_section_and_a_setting_outside_its_section(mistakes, sound):
     assert mistakes(text) == [
         "a.yaml:8:1: trakcing: got an unknown key, expected a section; did you mean tracking?",
         "a.yaml:10:1: rank: got an unknown key, expected a section; did you mean lora.rank?",
-        "a.yaml:11:1: zzz: got an unknown key, expected one of model, lora, data, train, "
-        "evaluation, guard, export, tracking, world; remove it; 'gptoss-tune schema' lists every "
-        "setting",
+        "a.yaml:11:1: zzz: got an unknown key, expected one of model, lora, method, data, "
+        "train, evaluation, guard, export, tracking, distributed; remove it; 'gptoss-tune schema' "
+        "lists every setting",
     ]
 
 
@@ -188,8 +188,8 @@ def test_a_missing_required_key_points_at_its_section(mistakes, sound):
         ("lora", "bias", "training biases is not possible for adapters on expert weights"),
         ("lora", "lora_bias", "a bias in the adapter is not possible"),
         ("lora", "modules_to_save", "servers refuse adapters that hold whole modules"),
-        ("world", "trust_remote_code", "a recipe cannot enable or name code to run"),
-        ("world", "auto_map", "a recipe cannot enable or name code to run"),
+        ("distributed", "trust_remote_code", "a recipe cannot enable or name code to run"),
+        ("distributed", "auto_map", "a recipe cannot enable or name code to run"),
         ("tracking", "api_key", "a recipe holds no credentials"),
         ("tracking", "hub_token", "a recipe holds no credentials"),
     ],
@@ -225,7 +225,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_lines(mistakes):
     lines = mistakes(
         "train:\n  seed: x\n  output_dir: runs/a\n  num_train_epochs: 1\n  max_steps: 3\n"
         "lora:\n  rank: 0\n  rank: 1\ndata:\n  evall: b\n  train: &x a.jsonl\n",
-        "world.processes=0",
+        "distributed.num_processes=0",
         "train.nothing=1",
     )
     assert [line.split(" got ")[0] for line in lines] == [
@@ -236,7 +236,7 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_lines(mistakes):
         "a.yaml:8:3: lora.rank:",
         "a.yaml:10:3: data.evall:",
         "a.yaml:11:10: data.train:",
-        "override 1: 'world.processes=0': world.processes:",
+        "override 1: 'distributed.num_processes=0': distributed.num_processes:",
         "override 2: 'train.nothing=1': train.nothing:",
     ]
 

@@ -26,7 +26,7 @@ from gptoss_tune.recipe import DataSource
         ("train.output_dir='null'", lambda r: r.train.output_dir, "null"),
         ('train.output_dir="3"', lambda r: r.train.output_dir, "3"),
         ("model.revision=null", lambda r: r.model.revision, None),
-        ("world.processes=2", lambda r: r.world.processes, 2),
+        ("distributed.num_processes=2", lambda r: r.distributed.num_processes, 2),
     ],
 )
 def test_an_override_sets_one_value(load, sound, override, read, value):

@@ -67,7 +67,9 @@ BROKEN = {
         "data.channel_weights.commentary=0",
         "data.channel_weights.final=0",
     ): ["data.channel_weights: got 0 for every channel"],
-    ("world.spread=fsdp2",): ["world.spread: got fsdp2 while world.processes is 1"],
+    ("distributed.strategy=fsdp2",): [
+        "distributed.strategy: got fsdp2 while distributed.num_processes is 1"
+    ],
     ("data.train={path: a.jsonl, split: test}",): [
         "data.train.split: got a split for the file 'a.jsonl'"
     ],
@@ -105,7 +107,7 @@ WITH_EFFECT = [
     ("data.max_errors=5", "data.on_error=skip"),
     ("data.channel_weights.final=0", "data.channel_weights.commentary=0"),
     ("data.train={path: owner/name, name: n, split: s, revision: r}",),
-    ("world.spread=fsdp2", "world.processes=2"),
+    ("distributed.strategy=fsdp2", "distributed.num_processes=2"),
 ]
 
 

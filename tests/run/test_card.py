@@ -37,7 +37,7 @@ train:
   max_steps: 3
   per_device_train_batch_size: 2
   learning_rate: 5e-3
-  checkpointing: none
+  activation_checkpointing: none
 """,
         encoding="utf-8",
     )
@@ -116,8 +116,8 @@ def test_a_run_of_two_processes_is_made_again_by_two(recipe_file, rows, on_ranks
 
 
 def test_the_launch_is_that_of_the_run():
-    def words(gpus, processes, spread="ddp"):
-        record = {"environment": {"processes": processes}, "fingerprint": {"spread": spread}}
+    def words(gpus, processes, strategy="ddp"):
+        record = {"environment": {"processes": processes}, "fingerprint": {"strategy": strategy}}
         return " ".join(launch_words(record, gpus))
 
     assert words(0, 1).split() == [sys.executable]
@@ -131,7 +131,7 @@ def test_what_a_run_changed_on_its_way_is_named(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
     changes = [("processes", 1, 2), ("train.learning_rate", 0.1, 0.2)]
-    record["drift"] = [{"step": 1, "name": n, "was": a, "now": b} for n, a, b in changes]
+    record["changes"] = [{"step": 1, "name": n, "was": a, "now": b} for n, a, b in changes]
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(
         RecipeError, match=r"train\.learning_rate before step 1: 0\.1 then, 0\.2 now"

@@ -17,7 +17,7 @@ RECORD = {
     "run_id": "this",
     "status": "stopped",
     "fingerprint": {"batch": 2, "steps": 4},
-    "drift": [{"step": 1, "name": "processes", "was": 1, "now": 2}],
+    "changes": [{"step": 1, "name": "processes", "was": 1, "now": 2}],
     "micro_batch": {"asked": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     "base": {"name": "b", "fingerprint": {"config": "0", "weights": "1"}},
     "data": [{"split": "train", "path": "rows.jsonl", "sha256": "0", "revision": None}],
@@ -100,7 +100,7 @@ def test_any_value_in_a_record_is_taken_or_refused_and_never_trips_a_reader(
                 start.before,
                 now,
                 allowed=[],
-                recorded=start.drift,
+                recorded=start.changes,
                 step=0,
                 where=str(run),
                 train=settings.train,
@@ -114,8 +114,8 @@ def test_any_value_in_a_record_is_taken_or_refused_and_never_trips_a_reader(
             refused += 1
             assert str(run) in str(error)
     assert refused or path in {
-        ("drift", 0, "was"),
-        ("drift", 0, "now"),
+        ("changes", 0, "was"),
+        ("changes", 0, "now"),
         ("micro_batch", "asked"),
         ("data", 0, "split"),
         ("data", 0, "revision"),

@@ -20,7 +20,7 @@ def run(tmp_path):
 
 
 def leave_record(run, recipe, **facts):
-    known = {"run_id": "this", "fingerprint": {}, "drift": []}
+    known = {"run_id": "this", "fingerprint": {}, "changes": []}
     record = {"recipe": recipe.model_dump(mode="json"), **known, **facts}
     (run / "run.json").write_text(json.dumps(record))
 
@@ -92,10 +92,10 @@ def test_resume_never_refuses_a_folder_with_a_run(recipe, run):
 
 
 def test_a_run_without_checkpoints_starts_again_under_its_own_name(recipe, run, claim):
-    leave_record(run, recipe(), fingerprint={"batch": 2}, drift=[{"name": "steps"}])
+    leave_record(run, recipe(), fingerprint={"batch": 2}, changes=[{"name": "steps"}])
     start = claim(recipe())
     assert (start.checkpoint, start.step, start.run_id) == (None, 0, "this")
-    assert (start.before, start.drift) == ({"batch": 2}, ({"name": "steps"},))
+    assert (start.before, start.changes) == ({"batch": 2}, ({"name": "steps"},))
     assert "starts again from step 0" in start.notes[0]
 
 
@@ -137,10 +137,10 @@ def test_a_damaged_checkpoint_that_was_named_is_refused(recipe, run, claim):
 
 def test_a_record_of_another_version_is_not_guessed_at(recipe, run, claim):
     (run / "run.json").write_text(json.dumps({"recipe": {}, "run_id": "this"}))
-    with pytest.raises(CheckpointError, match="does not say fingerprint, drift"):
+    with pytest.raises(CheckpointError, match="does not say fingerprint, changes"):
         claim(recipe())
-    leave_record(run, recipe(), drift=["train.seed"])
-    with pytest.raises(CheckpointError, match=r"drift\[0\] is 'train\.seed', expected a mapping"):
+    leave_record(run, recipe(), changes=["train.seed"])
+    with pytest.raises(CheckpointError, match=r"changes\[0\] is 'train\.seed', expected a mapping"):
         claim(recipe())
 
 

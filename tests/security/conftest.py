@@ -88,7 +88,7 @@ def recipe(base, rows, place):
         f"model: {{name_or_path: {base}, dtype: float32}}\n"
         "lora: {rank: 2, target_parameters: [down_proj]}\n"
         f"data: {{train: {rows}, max_length: 128}}\n"
-        f"train: {{output_dir: {place / 'run'}, max_steps: 1, checkpointing: none}}\n"
+        f"train: {{output_dir: {place / 'run'}, max_steps: 1, activation_checkpointing: none}}\n"
     )
     return path
 

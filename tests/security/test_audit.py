@@ -50,7 +50,7 @@ def seen(tmp_path_factory):
         "model: {name_or_path: base, dtype: float32}\n"
         "lora: {rank: 2}\n"
         f"data: {{train: {ROOT / 'data' / 'tiny' / 'train.jsonl'}, max_length: 256}}\n"
-        "train: {output_dir: run, max_steps: 1, checkpointing: none, save_steps: 1}\n"
+        "train: {output_dir: run, max_steps: 1, activation_checkpointing: none, save_steps: 1}\n"
         "tracking: {wandb: offline}\n"
     )
     commands = [

@@ -155,7 +155,7 @@ def plant(home, work):
         "model: {name_or_path: base, dtype: float32}\n"
         "lora: {rank: 2}\n"
         f"data: {{train: {rows}, max_length: 256}}\n"
-        "train: {output_dir: run, max_steps: 1, checkpointing: none, save_steps: 1}\n"
+        "train: {output_dir: run, max_steps: 1, activation_checkpointing: none, save_steps: 1}\n"
         f"tracking: {{wandb: offline, trackio: {LOCAL_TRACKIO}}}\n"
         "evaluation: {prompts: prompts.jsonl, max_new_tokens: 2, eval_steps: 1}\n"
     )

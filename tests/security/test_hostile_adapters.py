@@ -89,7 +89,7 @@ def test_a_pickle_instead_of_weights(base, adapter, place, poison, refused):
 def test_a_pickle_as_the_adapter_to_start_from(base, adapter, recipe, poison, refused):
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(poison)
-    command = ["train", recipe, f"lora.start_from={adapter}"]
+    command = ["train", recipe, f"lora.init_from={adapter}"]
     refused(command, "no such file; expected the adapter saved with safe", may_write=["run"])
 
 

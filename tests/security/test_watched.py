@@ -156,7 +156,7 @@ RECIPE = """
 model: {{name_or_path: {base}, dtype: float32}}
 lora: {{rank: 2}}
 data: {{train: rows.jsonl, max_length: 128}}
-train: {{output_dir: run, max_steps: 1, checkpointing: none, save_steps: 1,
+train: {{output_dir: run, max_steps: 1, activation_checkpointing: none, save_steps: 1,
          per_device_train_batch_size: 1}}
 """
 

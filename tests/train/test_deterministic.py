@@ -43,7 +43,7 @@ def plain(monkeypatch):
 
 def test_a_run_uses_nothing_that_torch_refuses_and_says_so_in_its_record(recipe, plain, tmp_path):
     settings = recipe(
-        "train.deterministic=true", "train.max_steps=2", "train.checkpointing=selective"
+        "train.deterministic=true", "train.max_steps=2", "train.activation_checkpointing=selective"
     )
     with Refused() as watch:
         train(settings)

@@ -92,7 +92,7 @@ def answers(base, rows, tmp_path_factory):
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         f"model: {{name_or_path: {base}, dtype: float32}}\ndata: {{train: {rows}}}\n"
-        f"train: {{output_dir: {folder / 'run'}, max_steps: 1, checkpointing: none}}\n"
+        f"train: {{output_dir: {folder / 'run'}, max_steps: 1, activation_checkpointing: none}}\n"
     )
 
     def words(name, *overrides):

@@ -47,7 +47,7 @@ def states():
 
 def test_losses_and_adapter_are_bit_for_bit_those_without(recipe, asked, losses, tmp_path):
     plain, evaluated = tmp_path / "plain", tmp_path / "evaluated"
-    common = ["train.checkpointing=full", "guard.check_steps=3", "train.max_steps=4"]
+    common = ["train.activation_checkpointing=full", "guard.check_steps=3", "train.max_steps=4"]
     train(recipe(f"train.output_dir={plain}", *common))
     expected_states = states()
     train(recipe(f"train.output_dir={evaluated}", *common, *asked))

@@ -74,7 +74,7 @@ train:
   output_dir: {folder / "run"}
   max_steps: 2
   learning_rate: 5e-3
-  checkpointing: none
+  activation_checkpointing: none
 """,
         encoding="utf-8",
     )
@@ -157,7 +157,7 @@ def test_a_row_that_does_not_fit_stops_before_the_first_step(wide, tmp_path, mon
     recipe = load_recipe(wide, overrides(tmp_path / "run", 2, 1, AUTOMATIC))
     with pytest.raises(MachineError, match="out of memory on the host") as caught:
         train(recipe)
-    assert "train.checkpointing=full" in str(caught.value)
+    assert "train.activation_checkpointing=full" in str(caught.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

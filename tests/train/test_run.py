@@ -116,9 +116,9 @@ def test_resume_auto_continues_bit_for_bit(recipe, losses, tmp_path):
 WAYS = {
     "experts in bf16": ["model.experts_precision=bf16"],
     "merge-aware": ["lora.merge_aware=true"],
-    "packed rows, offloaded": ["data.packing=true", "train.checkpointing=offload"],
+    "packed rows, offloaded": ["data.packing=true", "train.activation_checkpointing=offload"],
     "8-bit moments": ["train.optim=adamw_8bit"],
-    "bf16 compute": ["model.dtype=bfloat16", "train.checkpointing=full"],
+    "bf16 compute": ["model.dtype=bfloat16", "train.activation_checkpointing=full"],
 }
 
 
@@ -144,7 +144,9 @@ def test_every_way_to_train_continues_bit_for_bit(recipe, losses, tmp_path, sett
 @pytest.mark.parametrize("mode", ["full", "selective", "offload"])
 def test_checkpointing_changes_no_loss(recipe, losses, tmp_path, mode):
     for name in ("none", mode):
-        train(recipe(f"train.output_dir={tmp_path / name}", f"train.checkpointing={name}"))
+        train(
+            recipe(f"train.output_dir={tmp_path / name}", f"train.activation_checkpointing={name}")
+        )
     assert losses(tmp_path / mode) == losses(tmp_path / "none")
 
 

@@ -44,7 +44,7 @@ def weak(tmp_path_factory, base, rows):
         f"model: {{name_or_path: {base}, dtype: float32}}\n"
         f"lora: {{rank: 4, expert_rank: 2}}\n"
         f"data: {{train: {rows}, eval: {rows}, max_length: 256}}\n"
-        f"train: {{output_dir: {folder / 'run'}, checkpointing: none}}\n",
+        f"train: {{output_dir: {folder / 'run'}, activation_checkpointing: none}}\n",
         encoding="utf-8",
     )
     settings = load_recipe(folder / "recipe.yaml", WEAK)
@@ -63,7 +63,7 @@ def continued(weak, tmp_path, *overrides):
     run, _, _ = weak
     return load_recipe(
         run / "recipe.yaml",
-        (f"lora.start_from={run}", f"train.output_dir={tmp_path / 'next'}", *overrides),
+        (f"lora.init_from={run}", f"train.output_dir={tmp_path / 'next'}", *overrides),
     )
 
 
@@ -229,7 +229,7 @@ def test_training_starts_with_the_loss_that_the_adapter_has(weak, tmp_path, loss
         ("lora.alpha=16", "lora_alpha: got 32.0, expected 16.0"),
         ("lora.expert_rank=3", "rank_pattern: got"),
         ("lora.target_modules=[q_proj]", "of the 12 factors that the recipe trains are missing"),
-        ("lora.start_from=nowhere", "nowhere holds no adapter_config.json"),
+        ("lora.init_from=nowhere", "nowhere holds no adapter_config.json"),
     ],
 )
 def test_another_adapter_than_the_recipe_s_is_refused(weak, base, tmp_path, override, said):

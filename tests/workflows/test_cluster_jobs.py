@@ -85,7 +85,12 @@ def test_slurm_script_says_what_a_preemption_needs(recipe_file, tmp_path):
         "#SBATCH --requeue",
         "#SBATCH --partition=gpu",
     } <= directives
-    for wanted in ("--num_processes 16", "--num_machines 2", "ddp.yaml", "world.processes=16"):
+    for wanted in (
+        "--num_processes 16",
+        "--num_machines 2",
+        "ddp.yaml",
+        "distributed.num_processes=16",
+    ):
         assert wanted in script
     assert bash_reads("first.sbatch", tmp_path)
     assert "16 rows per optimizer step" in made.stdout
@@ -111,26 +116,33 @@ def test_skypilot_task_is_yaml_with_a_shell_that_parses(recipe_file, tmp_path):
 
 
 def test_a_recipe_says_itself_how_its_model_is_shared(recipe_file, tmp_path):
-    spread = ("world.processes=8", "world.spread=fsdp2")
-    made = cli("launch", recipe_file, "--slurm", *spread, cwd=tmp_path)
+    asking = ("distributed.num_processes=8", "distributed.strategy=fsdp2")
+    made = cli("launch", recipe_file, "--slurm", *asking, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert ")/fsdp2.yaml || exit 3" in (tmp_path / "first.sbatch").read_text()
-    printed = cli("train", recipe_file, *spread, cwd=tmp_path).stdout
+    printed = cli("train", recipe_file, *asking, cwd=tmp_path).stdout
     command = shlex.split(printed.splitlines()[-1])
     file = Path(command[command.index("--config_file") + 1])
     assert file.name == "fsdp2.yaml" and file.is_file()
-    assert "--multi_gpu" not in command and command[-3:] == [str(recipe_file), *spread]
+    assert "--multi_gpu" not in command and command[-3:] == [str(recipe_file), *asking]
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
         ((), "one of --slurm and --skypilot"),
-        (("world.processes=4", "--slurm"), "2 x 8 GPUs are 16 processes"),
+        (("distributed.num_processes=4", "--slurm"), "2 x 8 GPUs are 16 processes"),
         (("train.resume=never", "--slurm"), "train.resume=auto"),
         (
-            ("--slurm", "--accelerate", "ddp", "world.processes=16", "world.spread=fsdp2"),
-            "the recipe says world.spread: fsdp2; remove the option, or set world.spread=ddp",
+            (
+                "--slurm",
+                "--accelerate",
+                "ddp",
+                "distributed.num_processes=16",
+                "distributed.strategy=fsdp2",
+            ),
+            "the recipe says distributed.strategy: fsdp2; remove the option, or set "
+            "distributed.strategy=ddp",
         ),
         (("--slurm", "--time", "soon"), "--time: got 'soon'"),
         (("--slurm", "--sbatch", "wrap=a b"), "without spaces"),
@@ -193,7 +205,7 @@ def test_hostile_names_stay_words(tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     words = ran.stdout.splitlines()
-    assert words[-3:] == [recipe.name, override, "world.processes=8"]
+    assert words[-3:] == [recipe.name, override, "distributed.num_processes=8"]
     assert not list(tmp_path.rglob("owned"))
     assert job_name(HOSTILE) == "a-b-c-d-touch-owned-touch-owned-touch-owned-j"
     assert job_name("../..") == "gptoss-tune"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,16 @@ OtherBase = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a base on the Hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+def renamed_option(old: str, new: str) -> Any:
+    """Return an option that is not listed and refused by its new name."""
+
+    def refuse(value: object) -> None:
+        if value:
+            raise typer.BadParameter(f"was renamed; write {new}", param_hint=old)
+
+    return typer.Option(old, hidden=True, callback=refuse)
 
 
 class ExpertFormat(StrEnum):

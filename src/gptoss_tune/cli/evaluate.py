@@ -82,6 +82,7 @@ def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.recipe import load_recipe
     from gptoss_tune.run.folder import RECIPE, RunFolder
+    from gptoss_tune.run.record import load_run_recipe
 
     own = RunFolder(Path(model)).recipe
     if recipe is None and not own.is_file():
@@ -90,7 +91,10 @@ def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
             "section: --recipe FILE"
         )
     file = recipe or own
-    resolved = load_recipe(file, overrides)
+    if recipe is None:
+        resolved = load_run_recipe(Path(model), overrides)
+    else:
+        resolved = load_recipe(recipe, overrides)
     if not resolved.evaluation.wanted:
         raise RecipeError(
             f"{file}: the evaluation section asks nothing; set evaluation.prompts, "

@@ -154,7 +154,7 @@ def _calibration(
     if not RunFolder(run).recipe.is_file():
         raise typer.BadParameter(
             f"{run} holds no {RECIPE}; expected a run, whose recipe is trained on. For a bare "
-            f"adapter train a recipe with lora.start_from={run} lora.merge_aware=true",
+            f"adapter train a recipe with lora.init_from={run} lora.merge_aware=true",
             param_hint=hint,
         )
     return Calibration(run, data, STEPS if steps is None else steps, out)

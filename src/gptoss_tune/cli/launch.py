@@ -32,8 +32,8 @@ def launch(
         str | None,
         typer.Option(
             metavar="ddp|fsdp2|FILE",
-            help="Accelerate's configuration; default: one_gpu for one process, else world.spread, "
-            "else ddp.",
+            help="Accelerate's configuration; default: one_gpu for one process, else "
+            "distributed.strategy, else ddp.",
             show_default=False,
         ),
     ] = None,
@@ -86,15 +86,16 @@ def launch(
     loaded = load_recipe(recipe, words)
     processes = nodes * gpus_per_node
     _check(loaded, processes, nodes, gpus_per_node, accelerate)
-    if loaded.world.processes != processes:
-        words.append(f"world.processes={processes}")
+    if loaded.distributed.num_processes != processes:
+        words.append(f"distributed.num_processes={processes}")
     job = Job(
         name=job_name(name or Path(loaded.train.output_dir).name),
         recipe=recipe,
         overrides=tuple(words),
         nodes=nodes,
         gpus_per_node=gpus_per_node,
-        accelerate=accelerate or ("one_gpu" if processes == 1 else loaded.world.spread or "ddp"),
+        accelerate=accelerate
+        or ("one_gpu" if processes == 1 else loaded.distributed.strategy or "ddp"),
         setup=tuple(setup or ()),
     )
     if slurm:
@@ -137,17 +138,18 @@ def _check(
     """
     from gptoss_tune.errors import RecipeError
 
-    asked = recipe.world.processes
+    asked = recipe.distributed.num_processes
     if asked not in (1, processes):
         raise RecipeError(
-            f"world.processes is {asked}, but {nodes} x {gpus_per_node} GPUs are {processes} "
-            f"processes; set world.processes={processes}, or change --nodes and --gpus-per-node"
+            f"distributed.num_processes is {asked}, but {nodes} x {gpus_per_node} GPUs are "
+            f"{processes} processes; set distributed.num_processes={processes}, or change --nodes "
+            "and --gpus-per-node"
         )
-    spread = recipe.world.spread
-    if spread is not None and accelerate in ("ddp", "fsdp2") and accelerate != spread:
+    strategy = recipe.distributed.strategy
+    if strategy is not None and accelerate in ("ddp", "fsdp2") and accelerate != strategy:
         raise RecipeError(
-            f"--accelerate {accelerate}: the recipe says world.spread: {spread}; remove the "
-            f"option, or set world.spread={accelerate}"
+            f"--accelerate {accelerate}: the recipe says distributed.strategy: {strategy}; remove "
+            f"the option, or set distributed.strategy={accelerate}"
         )
     if recipe.train.resume != "auto":
         raise RecipeError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gptoss_tune.cli.arguments import AsJson, Overrides, RecipePath
+from gptoss_tune.cli.arguments import AsJson, Overrides, RecipePath, renamed_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,18 +25,21 @@ def plan(
     ),
     gpus: Annotated[
         int | None,
-        typer.Option("--gpus", help="How many; default: world.processes.", show_default=False),
+        typer.Option(
+            "--gpus", help="How many; default: distributed.num_processes.", show_default=False
+        ),
     ] = None,
-    spread: Annotated[
+    strategy: Annotated[
         str | None,
         typer.Option(
-            "--spread",
+            "--strategy",
             metavar="ddp|fsdp2",
             help="With several: each holds the model (ddp), or a share of it (fsdp2); default: "
-            "world.spread, else ddp.",
+            "distributed.strategy, else ddp.",
             show_default=False,
         ),
     ] = None,
+    _: Annotated[str | None, renamed_option("--spread", "--strategy")] = None,
     efficiency: Annotated[
         float | None,
         typer.Option(
@@ -65,7 +68,7 @@ def plan(
         load_recipe(recipe, overrides or []),
         card(gpu),
         gpus=gpus,
-        spread=_spread(spread),
+        strategy=_strategy(strategy),
         efficiency=DEFAULT_EFFICIENCY if efficiency is None else efficiency,
         epoch_tokens=tokens,
     )
@@ -77,12 +80,12 @@ def plan(
         raise typer.Exit(MachineError.exit_code)
 
 
-def _spread(text: str | None) -> Literal["ddp", "fsdp2"] | None:
+def _strategy(text: str | None) -> Literal["ddp", "fsdp2"] | None:
     from gptoss_tune.errors import RecipeError
 
     if text is None or text == "ddp" or text == "fsdp2":
         return text
-    raise RecipeError(f"--spread: got {text!r}, expected ddp or fsdp2")
+    raise RecipeError(f"--strategy: got {text!r}, expected ddp or fsdp2")
 
 
 def _print(made: Plan, name: str) -> None:
@@ -90,8 +93,8 @@ def _print(made: Plan, name: str) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    count, card = made.recipe.world.processes, made.card
-    cards = card.name if count == 1 else f"{count} x {card.name}, {made.spread}"
+    count, card = made.recipe.distributed.num_processes, made.card
+    cards = card.name if count == 1 else f"{count} x {card.name}, {made.strategy}"
     console.print(Text(f"{name} on {cards}", style="bold"))
     _print_parameters(made, console)
     console.print(Text("memory of one GPU at its peak", style="bold cyan"))

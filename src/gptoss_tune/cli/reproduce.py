@@ -31,17 +31,16 @@ def reproduce(
     """
     from gptoss_tune.errors import CheckpointError, RecipeError
     from gptoss_tune.files.atomic import refuse_existing
-    from gptoss_tune.recipe import load_recipe
     from gptoss_tune.train.entrypoint import starting
 
     with starting():
-        from gptoss_tune.run.folder import RunFolder
+        from gptoss_tune.run.record import load_run_recipe
         from gptoss_tune.workflows.reproduce import compare, differences, record_of, run_again
 
     record = record_of(run)
     out = output or run.with_name(f"{run.name}-again")
     refuse_existing(out)
-    found = differences(record, load_recipe(RunFolder(run).recipe), run)
+    found = differences(record, load_run_recipe(run), run)
     if not as_json:
         _print_differences(found)
     if any(each.changes_result for each in found) and not anyway:

@@ -113,7 +113,7 @@ def read_rows(
         more = [f"... and {len(mistakes) - len(shown)} more"] if len(mistakes) > len(shown) else []
         raise DataError(
             "\n  ".join(
-                [f"{len(mistakes)} rows cannot be evaluated with; mend them:", *shown, *more]
+                [f"{len(mistakes)} rows cannot be evaluated with; fix them:", *shown, *more]
             )
         )
     return found

@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward pass, by the recipe's ``train.checkpointing``.
+"""What a step keeps for its backward pass, by the recipe's ``train.activation_checkpointing``.
 
 ``none`` keeps everything the kernels need (88 KB per token and layer at the released shapes),
 ``selective`` drops the largest piece, the gate_up output of every routed row, and multiplies again

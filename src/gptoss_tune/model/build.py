@@ -21,7 +21,7 @@ from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
 from gptoss_tune.model.footprint import describe_footprint
 from gptoss_tune.model.host_embedding import keep_embeddings_on_host
-from gptoss_tune.model.initial_adapter import start_from
+from gptoss_tune.model.initial_adapter import init_from
 from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.norms import choose_row_kernels, set_norms
@@ -56,14 +56,14 @@ def build(
 
     Raises:
         RecipeError, CheckpointError, MachineError: See ``load_base``, ``add_adapters`` and
-            ``start_from``.
+            ``init_from``.
         MachineError: A backend or engine was asked for by name and cannot run here.
     """
     device = torch.device(device)
     model = add_adapters(load_base(base, recipe.model, device=device, share=share), recipe.lora)
     started_at: tuple[str, ...] = ()
-    if recipe.lora.start_from is not None:
-        started_at = (f"adapters: start from {start_from(model, recipe.lora.start_from)}",)
+    if recipe.lora.init_from is not None:
+        started_at = (f"adapters: start from {init_from(model, recipe.lora.init_from)}",)
     backend = _backend(recipe, device)
     merge_aware = recipe.lora.merge_aware
     set_expert_settings(model, ExpertSettings(backend=backend, merge_aware=merge_aware))
@@ -73,7 +73,7 @@ def build(
         )
     except ValueError as error:
         raise MachineError(f"model.attention: {error}") from error
-    set_checkpointing(model, recipe.train.checkpointing)
+    set_checkpointing(model, recipe.train.activation_checkpointing)
     row_wise = choose_row_kernels(backend, device, DTYPES[recipe.model.dtype])
     set_norms(model, row_wise.kernels)
     bare: Any = model.get_base_model()
@@ -90,7 +90,8 @@ def build(
         (
             f"model: {base.name} {each}{describe_footprint(model)}; {trained:,} parameters train",
             f"experts: {backend} backend{aware}; attention: {engine.reason}; "
-            f"norms and rotation: {row_wise.reason}; checkpointing: {recipe.train.checkpointing}",
+            f"norms and rotation: {row_wise.reason}; "
+            f"activation checkpointing: {recipe.train.activation_checkpointing}",
             *([row_wise.warning] if row_wise.warning else []),
             *started_at,
         ),

@@ -43,7 +43,7 @@ _ACTING = (
 )
 
 
-def start_from(model: PeftModel, source: str | Path) -> Path:
+def init_from(model: PeftModel, source: str | Path) -> Path:
     """Copy the factors of a trained adapter into those of ``model``.
 
     Args:
@@ -78,7 +78,7 @@ def start_from(model: PeftModel, source: str | Path) -> Path:
 
 
 def initial_adapter_folder(source: Path) -> Path:
-    """Return the folder of the adapter that ``lora.start_from`` means.
+    """Return the folder of the adapter that ``lora.init_from`` means.
 
     Raises:
         CheckpointError: There is none.
@@ -86,12 +86,12 @@ def initial_adapter_folder(source: Path) -> Path:
     folder = find_adapter(source)
     if folder is None:
         raise CheckpointError(
-            f"lora.start_from: {source} holds no {ADAPTER_CONFIG}, nor does its folder {ADAPTER}/; "
+            f"lora.init_from: {source} holds no {ADAPTER_CONFIG}, nor does its folder {ADAPTER}/; "
             "name a finished run or a PEFT adapter"
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
-            f"lora.start_from: {folder / ADAPTER_WEIGHTS}: no such file; expected the adapter "
+            f"lora.init_from: {folder / ADAPTER_WEIGHTS}: no such file; expected the adapter "
             "saved with safe_serialization"
         )
     return folder
@@ -116,7 +116,7 @@ def _check_config(folder: Path, model: PeftModel) -> None:
     ]
     if differences:
         raise CheckpointError(
-            f"lora.start_from: {file} is not the adapter that the recipe's lora section describes:"
+            f"lora.init_from: {file} is not the adapter that the recipe's lora section describes:"
             "\n  " + "\n  ".join(differences) + "\nset rank, alpha, expert_rank and expert_alpha "
             "to those of that adapter, or start from another"
         )
@@ -129,7 +129,7 @@ def _check_entries(file: SafetensorsFile, factors: dict[str, torch.Tensor]) -> N
     if missing or unread:
         first = f"missing '{missing[0]}'" if missing else f"superfluous '{unread[0]}'"
         raise CheckpointError(
-            f"lora.start_from: {file.path}: {len(missing)} of the {len(factors)} factors that the "
+            f"lora.init_from: {file.path}: {len(missing)} of the {len(factors)} factors that the "
             f"recipe trains are missing and {len(unread)} belong to no target of it, first "
             f"{first}; set lora.target_modules, target_parameters and layers to those of that "
             "adapter"
@@ -138,6 +138,6 @@ def _check_entries(file: SafetensorsFile, factors: dict[str, torch.Tensor]) -> N
         shape = file.entries[name].spec.shape
         if shape != tuple(factor.shape):
             raise CheckpointError(
-                f"lora.start_from: {file.path}: '{name}' is {list(shape)}, expected "
+                f"lora.init_from: {file.path}: '{name}' is {list(shape)}, expected "
                 f"{list(factor.shape)}; the adapter is of another base or rank"
             )

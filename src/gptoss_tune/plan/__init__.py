@@ -1,4 +1,4 @@
-"""What a run needs, from its recipe alone: memory, disk, operations, hours. No torch.
+"""The resource planner: memory, disk, FLOPs and hours of a run, from its recipe alone; no torch.
 
 ``plan`` joins the parts: ``architecture``, ``weights``, ``memory``, ``disk``, ``flops``,
 ``evaluation_time``; ``gpus`` lists cards, ``advice`` says what to change. ``gptoss_tune.plan(

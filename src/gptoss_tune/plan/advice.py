@@ -1,4 +1,4 @@
-"""What to change when a plan does not fit, ranked by what the change costs.
+"""Advice for a plan that does not fit: settings to change, ranked by what the change costs.
 
 Every candidate is a list of ``key=value`` that can be typed behind the recipe, and is planned
 itself, so a piece of advice always comes with the peak it leads to. First come changes after which
@@ -46,7 +46,7 @@ class _Change:
 
 
 def advice(
-    architecture: Architecture, recipe: Recipe, memory_bytes: int, spread: Parallelism
+    architecture: Architecture, recipe: Recipe, memory_bytes: int, strategy: Parallelism
 ) -> list[Advice]:
     """Return what would help, cheapest first, and at last what is enough together.
 
@@ -54,25 +54,25 @@ def advice(
         Single changes that lower the peak, in the order of their cost; when none of them is enough
         alone, one entry with the shortest row of them that is. Empty when the plan fits.
     """
-    peak = memory(architecture, recipe, spread).peak
+    peak = memory(architecture, recipe, strategy).peak
     if peak <= memory_bytes:
         return []
     found: list[Advice] = []
     combined, gathered = recipe, []
     for change in _changes(architecture, recipe):
-        if spread == "fsdp2" and fsdp2_obstacle(with_settings(recipe, change.settings)):
+        if strategy == "fsdp2" and fsdp2_obstacle(with_settings(recipe, change.settings)):
             continue
-        single = memory(architecture, with_settings(recipe, change.settings), spread).peak
+        single = memory(architecture, with_settings(recipe, change.settings), strategy).peak
         if single >= peak:
             continue
         found.append(Advice(_words(change.settings), change.cost, single, single <= memory_bytes))
         candidate = with_settings(combined, change.settings)
-        before = memory(architecture, combined, spread).peak
-        after = memory(architecture, candidate, spread).peak
+        before = memory(architecture, combined, strategy).peak
+        after = memory(architecture, candidate, strategy).peak
         if before > memory_bytes and after < before:
             combined = candidate
             gathered.append(change.settings)
-    left = memory(architecture, combined, spread).peak
+    left = memory(architecture, combined, strategy).peak
     if not any(entry.fits for entry in found) and left <= memory_bytes:
         settings: dict[str, Any] = {}
         for entry in gathered:
@@ -108,8 +108,8 @@ def _changes(architecture: Architecture, recipe: Recipe) -> Iterator[_Change]:
         "full": "each layer is computed again: about 40 % more work",
         "offload": "as full, and the layers' inputs wait in host memory",
     }
-    for mode in modes[modes.index(train.checkpointing) + 1 :]:
-        yield _Change({"train.checkpointing": mode}, costs[mode])
+    for mode in modes[modes.index(train.activation_checkpointing) + 1 :]:
+        yield _Change({"train.activation_checkpointing": mode}, costs[mode])
     if model.embeddings == "gpu":
         yield _Change({"model.embeddings": "cpu"}, "the host looks tokens up: one wait a step")
     if train.optim == "adamw":

@@ -1,4 +1,4 @@
-"""The sizes of a gpt-oss model, from its ``config.json`` or from its name.
+"""Model dimensions of gpt-oss, from its ``config.json`` or from its name.
 
 The two released models are known here by their sizes, so that a plan needs neither a download nor a
 network. Anything else has to be a folder with a ``config.json``. Asking the Hub for a configuration

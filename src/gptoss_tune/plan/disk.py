@@ -1,4 +1,4 @@
-"""Bytes that the files of a run take, counted once: for a plan, and for the check before a run.
+"""Disk space of a run's files, counted once: for a plan, and for the check before a run.
 
 A checkpoint holds the trained factors in fp32 and the optimizer's moments; the rest of it
 (progress, random state, schedule, manifest) is small. While a checkpoint is written the older ones

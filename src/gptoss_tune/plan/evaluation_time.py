@@ -1,4 +1,4 @@
-"""Time of what a run evaluates beside its training: at most, and on the same assumed efficiency.
+"""Evaluation time of a run: at most, and at the efficiency that is assumed for training.
 
 Two kinds of work. A pass over held-out data or references is limited by operations, as training
 is. An answer is written token by token, and each token reads every weight: experts in MXFP4 are
@@ -73,7 +73,7 @@ class EvaluationTime:
 def evaluation_time(
     architecture: Architecture, recipe: Recipe, card: Gpu, work: Work
 ) -> EvaluationTime:
-    """Return how long ``recipe`` evaluates on ``world.processes`` cards.
+    """Return how long ``recipe`` evaluates on ``distributed.num_processes`` cards.
 
     Args:
         architecture: Sizes of the base.
@@ -82,7 +82,7 @@ def evaluation_time(
         work: Its training, whose efficiency is assumed here too.
     """
     section, drift = recipe.evaluation, recipe.evaluation.drift
-    processes = recipe.world.processes
+    processes = recipe.distributed.num_processes
     forward_rate = card.tflops * 1e12 * work.efficiency / work.flops.forward  # tokens/s of a card
     token_seconds = _bytes_read(architecture, recipe) / (
         card.memory_tb_per_s * 1e12 * work.efficiency
@@ -99,7 +99,7 @@ def evaluation_time(
     references = -(-_rows(drift.references, drift.max_references) // processes)
     comparing = 2 * references * recipe.data.max_length / forward_rate
     compared = probes + (questions if drift.reasoning else 0)
-    starts_as_base = section.at_start and recipe.lora.start_from is None
+    starts_as_base = section.at_start and recipe.lora.init_from is None
     tokens = _held_out_tokens(recipe)
     return EvaluationTime(
         held_out=Repeated(

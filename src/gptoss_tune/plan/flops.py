@@ -1,4 +1,4 @@
-"""Floating-point operations of a token, and from them the time of a run.
+"""FLOPs of a token, and from them the training time of a run.
 
 Two operations per weight and token forward, two more for the gradient that passes through a frozen
 weight; a LoRA factor costs four backward. Attention is counted at the full length of a row (half of
@@ -61,7 +61,7 @@ def flops_per_token(architecture: Architecture, recipe: Recipe) -> Flops:
         if layer < lowest:
             continue  # nothing below asks for a gradient, and nothing of it is run again
         backward += base + 2.5 * scores + 2 * low_rank
-        mode = recipe.train.checkpointing
+        mode = recipe.train.activation_checkpointing
         if mode == "selective":
             recomputed += 2.0 * a.experts_per_token * a.hidden * 2 * a.intermediate
         elif mode != "none":
@@ -136,7 +136,7 @@ def work(
         efficiency: Share of it that is reached.
         epoch_tokens: Tokens of the training data; ``None``: estimated from the files' sizes.
     """
-    train, processes = recipe.train, recipe.world.processes
+    train, processes = recipe.train, recipe.distributed.num_processes
     step_tokens = train.per_device_train_batch_size * train.gradient_accumulation_steps
     step_tokens *= processes * recipe.data.max_length
     flops = flops_per_token(architecture, recipe)

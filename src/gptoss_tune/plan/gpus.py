@@ -1,4 +1,4 @@
-"""Cards a run may be planned for: memory as torch sees it, and the data sheet's bf16 rate.
+"""GPUs a run may be planned for: memory as torch sees it, and the data sheet's bf16 rate.
 
 Memory is the total that torch names in its out-of-memory messages, rounded down, in GiB; a card
 sold as 80 GB has 79.1. Public reports were looked up for H200 (139.72 to 139.81), B200 (178.35),

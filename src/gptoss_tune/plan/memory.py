@@ -1,9 +1,10 @@
-"""What a training step keeps, and the peak of one GPU.
+"""Peak GPU memory of a training step: weights, saved activations, temporary buffers.
 
 The tensors that a decoder layer saves for its backward pass are listed one by one, for every value
-of ``train.checkpointing``; the tests hook what autograd really saves and compare. Around them stand
-the buffers that live for a moment: the decoded experts, the rows of one layer's backward, a chunk
-of logits. The peak is what is always held, what is saved, and the largest of those moments.
+of ``train.activation_checkpointing``; the tests hook what autograd really saves and compare. Around
+them stand the buffers that live for a moment: the decoded experts, the rows of one layer's
+backward, a chunk of logits. The peak is what is always held, what is saved, and the largest of
+those moments.
 
 Measuring one step and scaling it was the alternative: it needs the GPU that the plan is to choose.
 """
@@ -30,10 +31,11 @@ from gptoss_tune.recipe.schema import Parallelism
 
 LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
 SCRATCH_BYTES = (2**31, 2**26)
-"""Decoded expert weights that exist at a time, usually and with ``checkpointing: offload``: a
-layer, or one expert (48 MB), which costs launches and no arithmetic."""
+"""Decoded expert weights that exist at a time, usually and with ``activation_checkpointing:
+offload``: a layer, or one expert (48 MB), which costs launches and no arithmetic."""
 KEEP_ATTENTION_FROM = 16_384
-"""Tokens of a row from which ``checkpointing: full`` keeps what full attention layers computed."""
+"""Tokens of a row from which ``activation_checkpointing: full`` keeps what full attention layers
+computed."""
 CONTEXT_BYTES = 2**29
 """Driver, CUDA libraries and kernels outside torch's allocator: an allowance, not a measurement."""
 FRAGMENTATION = 0.03
@@ -77,7 +79,8 @@ def layer_saved(
         architecture: Sizes.
         factors: The layer's adapters.
         recipe: ``model.dtype`` and ``lora.merge_aware`` decide.
-        with_gate_up: Keep the gate_up output of every routed row (``checkpointing: none``).
+        with_gate_up: Keep the gate_up output of every routed row, as with
+            ``activation_checkpointing: none``.
         lowest: The lowest layer with adapters: nothing below it asks for a gradient, so it keeps
             neither its first norm's input nor copies of the lowest A.
     """
@@ -114,7 +117,11 @@ def layer_saved(
 
 def model_saved(architecture: Architecture, recipe: Recipe) -> Saved:
     """Return what the whole model keeps from the forward pass to the backward pass, on the GPU."""
-    a, value, mode = architecture, compute_bytes(recipe.model), recipe.train.checkpointing
+    a, value, mode = (
+        architecture,
+        compute_bytes(recipe.model),
+        recipe.train.activation_checkpointing,
+    )
     factors = adapter_factors(a, recipe.lora)
     lowest = min(factor.layer for factor in factors)
     # The final norm, and what the loss hands back: the gradient of its input.
@@ -140,7 +147,7 @@ def _kept_by_rerun(architecture: Architecture, recipe: Recipe, layer: int) -> in
     """Return the bytes per token of a layer that is run again: its input and what saves work."""
     a, value = architecture, compute_bytes(recipe.model)
     kept = a.experts_per_token * _LONG_INDEX_BYTES  # the router's choice
-    if recipe.train.checkpointing == "offload":
+    if recipe.train.activation_checkpointing == "offload":
         return kept  # the input is in pinned host memory
     kept += a.hidden * value + a.experts_per_token * 3 * _INDEX_BYTES  # and the rows it sorts
     long = recipe.data.max_length >= KEEP_ATTENTION_FROM
@@ -176,7 +183,7 @@ class Moments:
 
 
 def moments(
-    architecture: Architecture, recipe: Recipe, tokens: int, spread: Parallelism
+    architecture: Architecture, recipe: Recipe, tokens: int, strategy: Parallelism
 ) -> Moments:
     """Return the passing buffers of a step over ``tokens`` tokens in a micro-batch."""
     a, value = architecture, compute_bytes(recipe.model)
@@ -184,10 +191,10 @@ def moments(
     lowest = min(factor.layer for factor in factors)
     rows = tokens * a.experts_per_token
     rerun = 0
-    if recipe.train.checkpointing in ("full", "offload"):
+    if recipe.train.activation_checkpointing in ("full", "offload"):
         one = [factor for factor in factors if factor.layer == lowest]
         rerun = layer_saved(a, one, recipe).bytes(tokens) + 2 * tokens * a.head_dim * value
-    if recipe.train.checkpointing == "offload":
+    if recipe.train.activation_checkpointing == "offload":
         rerun += 2 * tokens * a.hidden * value  # this layer's input, and the next on its way back
     # The gradient of gate_up, and beside it that of the activation or of X; by token, the gradient
     # of the layer's output, which its input gets as well, and of the experts' input.
@@ -195,7 +202,7 @@ def moments(
     working += 2 * tokens * a.hidden * value
     # The gradients of one layer's experts, before they are added to what earlier rows left.
     working += FP32_BYTES * sum(f.parameters for f in factors if f.on_experts and f.layer == lowest)
-    if recipe.train.checkpointing == "selective":
+    if recipe.train.activation_checkpointing == "selective":
         working += rows * 2 * a.intermediate * value
     scratch = _scratch(a, recipe)
     chunk = min(LOSS_CHUNK_ROWS, tokens)
@@ -204,19 +211,19 @@ def moments(
     trained = adapter_parameters(factors)
     step = FP32_BYTES * trained if recipe.train.optim == "adamw" else 0
     gathered = 0
-    if spread == "fsdp2":
+    if strategy == "fsdp2":
         # The layer at work, the buffer that receives the next, and lm_head, which stays together
         # from the forward to the backward pass; one layer's gradients, whole, and their sums.
         gathered = 2 * sum(layer_bytes(a, recipe.model).values()) + a.vocabulary * a.hidden * value
         one_layer = adapter_parameters([f for f in factors if f.layer == lowest])
         gathered += 4 * FP32_BYTES * one_layer
-        step = -(-step // recipe.world.processes)
+        step = -(-step // recipe.distributed.num_processes)
     return Moments(rerun, working, scratch, loss, step, gathered)
 
 
 def _scratch(architecture: Architecture, recipe: Recipe) -> int:
     """Return the bytes of decoded experts that exist at a time."""
-    a, mode = architecture, recipe.train.checkpointing
+    a, mode = architecture, recipe.train.activation_checkpointing
     if recipe.model.experts_precision != "mxfp4":
         return 0
     sizes = [inner * out * compute_bytes(recipe.model) for inner, out in a.expert_shapes.values()]
@@ -250,22 +257,22 @@ class Memory:
         return sum(self.kinds[name] for name in names)
 
 
-def memory(architecture: Architecture, recipe: Recipe, spread: Parallelism = "ddp") -> Memory:
-    """Return the peak of one of ``world.processes`` GPUs, by kind.
+def memory(architecture: Architecture, recipe: Recipe, strategy: Parallelism = "ddp") -> Memory:
+    """Return the peak of one of ``distributed.num_processes`` GPUs, by kind.
 
     Rows are taken at ``data.max_length``: shorter ones need less.
 
     Args:
         architecture: Sizes of the base.
         recipe: What is trained, and how.
-        spread: With several GPUs: ``ddp`` holds everything on each, ``fsdp2`` a share of it.
+        strategy: With several GPUs: ``ddp`` holds everything on each, ``fsdp2`` a share of it.
     """
-    train, shards = recipe.train, recipe.world.processes if spread == "fsdp2" else 1
+    train, shards = recipe.train, recipe.distributed.num_processes if strategy == "fsdp2" else 1
     tokens = train.per_device_train_batch_size * recipe.data.max_length
     factors = adapter_factors(architecture, recipe.lora)
     trained = adapter_parameters(factors)
     base = base_bytes(architecture, recipe.model)
-    passing = moments(architecture, recipe, tokens, spread)
+    passing = moments(architecture, recipe, tokens, strategy)
     paged = train.optim == "paged_adamw_8bit"
     kinds = {
         "experts": -(-base["experts"] // shards),
@@ -277,7 +284,7 @@ def memory(architecture: Architecture, recipe: Recipe, spread: Parallelism = "dd
         "optimizer": 0 if paged else -(-optimizer_bytes(factors, train.optim) // shards),
         "saved activations": model_saved(architecture, recipe).bytes(tokens),
     }
-    if spread == "ddp" and recipe.world.processes > 1:
+    if strategy == "ddp" and recipe.distributed.num_processes > 1:
         kinds["gradient buckets"] = FP32_BYTES * trained
     kinds |= _largest_moment(passing)
     kinds["headroom"] = CONTEXT_BYTES + int(FRAGMENTATION * sum(kinds.values()))
@@ -313,7 +320,7 @@ def host_bytes(architecture: Architecture, recipe: Recipe) -> int:
     tokens = recipe.train.per_device_train_batch_size * recipe.data.max_length
     held = _on_host(architecture, recipe)
     factors = adapter_factors(architecture, recipe.lora)
-    if recipe.train.checkpointing == "offload":
+    if recipe.train.activation_checkpointing == "offload":
         lowest = min(factor.layer for factor in factors)
         layers = architecture.layers - lowest
         held += layers * tokens * architecture.hidden * compute_bytes(recipe.model)

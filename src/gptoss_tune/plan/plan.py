@@ -1,4 +1,4 @@
-"""What a run will need, from its recipe alone: memory, disk, operations, hours. No torch.
+"""The plan of a run: peak memory, disk, FLOPs and hours, from its recipe alone; no torch.
 
 A run that stops after ten minutes of download for want of memory has cost more than a plan, which
 takes a moment and no GPU. The parts: ``architecture`` knows the sizes of the base, ``weights`` what
@@ -31,10 +31,10 @@ class Plan:
     """Everything a plan says.
 
     Attributes:
-        recipe: As planned, ``world.processes`` included.
+        recipe: As planned, ``distributed.num_processes`` included.
         architecture: Sizes of the base.
         card: The GPU planned for.
-        spread: How several GPUs share the model.
+        strategy: How several GPUs share the model.
         factors: Every adapted weight.
         memory: Peak of one GPU by kind.
         host_bytes: Host memory of one process for what was moved there.
@@ -48,7 +48,7 @@ class Plan:
     recipe: Recipe
     architecture: Architecture
     card: Gpu
-    spread: Parallelism
+    strategy: Parallelism
     factors: list[Factors]
     memory: Memory
     host_bytes: int
@@ -80,8 +80,8 @@ class Plan:
         lora = self.recipe.lora
         return {
             "fits": self.fits,
-            "gpu": {**asdict(self.card), "count": self.recipe.world.processes},
-            "spread": self.spread,
+            "gpu": {**asdict(self.card), "count": self.recipe.distributed.num_processes},
+            "strategy": self.strategy,
             "parameters": {
                 "base": parameters(self.architecture),
                 "trained": self.trained,
@@ -111,7 +111,7 @@ def plan(
     card: Gpu,
     *,
     gpus: int | None = None,
-    spread: Parallelism | None = None,
+    strategy: Parallelism | None = None,
     efficiency: float = DEFAULT_EFFICIENCY,
     epoch_tokens: int | None = None,
 ) -> Plan:
@@ -120,9 +120,9 @@ def plan(
     Args:
         recipe: What is trained.
         card: The GPU.
-        gpus: How many; ``None``: ``world.processes``.
-        spread: With several: ``ddp`` (each holds the model) or ``fsdp2`` (each holds a share);
-            ``None``: ``world.spread``, else ``ddp``.
+        gpus: How many; ``None``: ``distributed.num_processes``.
+        strategy: With several: ``ddp`` (each holds the model) or ``fsdp2`` (each holds a share);
+            ``None``: ``distributed.strategy``, else ``ddp``.
         efficiency: Share of the data sheet's rate that is assumed, above 0 and at most 1.
         epoch_tokens: Tokens of the training data, where known.
 
@@ -130,22 +130,25 @@ def plan(
         RecipeError: The base is unknown here, a layer does not exist, or an argument is impossible.
         CheckpointError: The base's ``config.json`` is not one of gpt-oss.
     """
-    processes = recipe.world.processes if gpus is None else gpus
+    processes = recipe.distributed.num_processes if gpus is None else gpus
     if not 0 < efficiency <= 1 or not 1 <= processes <= 65536:
         raise RecipeError(
             f"got an efficiency of {efficiency:g} and {processes} GPUs; expected above 0 and at "
             "most 1, and 1 to 65536"
         )
-    if spread == "fsdp2" and processes == 1:
-        raise RecipeError("--spread fsdp2 shares a model between GPUs; give --gpus 2 or more")
-    if spread is None:
-        spread = (recipe.world.spread if processes > 1 else None) or "ddp"
-    several = {"world.processes": processes, "world.spread": spread if processes > 1 else None}
+    if strategy == "fsdp2" and processes == 1:
+        raise RecipeError("--strategy fsdp2 shares a model between GPUs; give --gpus 2 or more")
+    if strategy is None:
+        strategy = (recipe.distributed.strategy if processes > 1 else None) or "ddp"
+    several = {
+        "distributed.num_processes": processes,
+        "distributed.strategy": strategy if processes > 1 else None,
+    }
     recipe = with_settings(recipe, several)
     architecture = architecture_of(recipe.model.name_or_path)
-    _check(recipe, architecture, spread)
+    _check(recipe, architecture, strategy)
     factors = adapter_factors(architecture, recipe.lora)
-    needed = memory(architecture, recipe, spread)
+    needed = memory(architecture, recipe, strategy)
     training = work(
         architecture, recipe, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens
     )
@@ -154,25 +157,25 @@ def plan(
         recipe=recipe,
         architecture=architecture,
         card=card,
-        spread=spread,
+        strategy=strategy,
         factors=factors,
         memory=needed,
         host_bytes=host_bytes(architecture, recipe),
         disk=disk(architecture, recipe),
         work=training,
         evaluation=evaluation_time(architecture, recipe, card, training),
-        advice=advice(architecture, recipe, card.memory_bytes, spread),
+        advice=advice(architecture, recipe, card.memory_bytes, strategy),
         larger=None if fits else smallest_with(needed.peak),
     )
 
 
-def _check(recipe: Recipe, architecture: Architecture, spread: Parallelism) -> None:
+def _check(recipe: Recipe, architecture: Architecture, strategy: Parallelism) -> None:
     """Refuse what a run would refuse later."""
-    if spread == "fsdp2":
-        uneven = uneven_experts(architecture.experts, recipe.world.processes)
+    if strategy == "fsdp2":
+        uneven = uneven_experts(architecture.experts, recipe.distributed.num_processes)
         reason = fsdp2_obstacle(recipe) or uneven
         if reason is not None:
-            raise RecipeError(f"--spread fsdp2: {reason}")
+            raise RecipeError(f"--strategy fsdp2: {reason}")
     unknown = [n for n in recipe.lora.layers or () if n >= architecture.layers]
     if unknown:
         raise RecipeError(

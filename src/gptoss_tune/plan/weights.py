@@ -1,4 +1,4 @@
-"""Bytes and parameters that a run holds from its first step to its last.
+"""Memory footprint and parameter counts of weights, adapters and optimizer state.
 
 Counted shape by shape, in the words of the line that a run prints when its model is loaded:
 experts, attention, embeddings, other, adapters. The tests compare each with what a loaded model

@@ -1,4 +1,4 @@
-"""What the user asked for: YAML and ``key=value`` overrides in, one frozen Recipe out; no torch."""
+"""Recipes: YAML and ``key=value`` overrides in, one frozen Recipe out; no torch."""
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection, DataSource
 from gptoss_tune.recipe.dump import ResolvedLine, recipe_yaml, resolved_lines
@@ -8,19 +8,20 @@ from gptoss_tune.recipe.load import load_recipe
 from gptoss_tune.recipe.mistakes import Mistake, RecipeMistakes
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.recipe.schema import (
+    DistributedSection,
     ExportSection,
     GuardSection,
     LoraSection,
     ModelSection,
     TrackingSection,
     TrainSection,
-    WorldSection,
 )
 
 __all__ = [
     "ChannelWeights",
     "DataSection",
     "DataSource",
+    "DistributedSection",
     "DriftSection",
     "EvaluationSection",
     "ExportSection",
@@ -33,7 +34,6 @@ __all__ = [
     "ResolvedLine",
     "TrackingSection",
     "TrainSection",
-    "WorldSection",
     "load_recipe",
     "recipe_json_schema",
     "recipe_yaml",

@@ -1,4 +1,4 @@
-"""The recipe's ``data`` section: which conversations are trained on, and how they are weighted."""
+"""Schema of the recipe's ``data`` section: datasets, rendering and loss weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe back as YAML: every setting, in the schema's order, read back as an equal recipe.
+"""Serialisation of a recipe to YAML: every setting, read back as an equal recipe.
 
 Written by hand rather than by PyYAML, whose idea of which texts need quotes is that of YAML 1.1:
 it leaves the text ``1e-5`` bare, and YAML 1.2 reads that as a number.

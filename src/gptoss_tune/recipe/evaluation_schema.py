@@ -1,4 +1,4 @@
-"""The recipe's ``evaluation`` section: what a model is asked in training, and how it is judged.
+"""Schema of the recipe's ``evaluation`` section: prompts, sampling, graders, drift from the base.
 
 All of it is optional: a recipe that names no prompts, references or probes evaluates nothing beyond
 the held-out loss.

@@ -1,4 +1,4 @@
-"""From pydantic's findings to mistakes a recipe's author can act on.
+"""Diagnostics for a wrong setting: what was expected, "did you mean", the default.
 
 What was expected comes from the JSON Schema, what to do from the value: a near miss of a known
 word, the number without its quotes, the setting's new place, or the reason why a setting that
@@ -26,12 +26,13 @@ _CALLED_HERE: dict[str, str] = {
     "base_model": "model.name_or_path",
     "batch_size": _PER_DEVICE,
     "chat_date": "data.date",
+    "checkpointing": "train.activation_checkpointing",
     "dataset": "data.train",
     "datasets": "data.train",
     "epochs": "train.num_train_epochs",
     "eval_batch_size": _PER_DEVICE,
     "grad_accum": "train.gradient_accumulation_steps",
-    "gradient_checkpointing": "train.checkpointing",
+    "gradient_checkpointing": "train.activation_checkpointing",
     "load_in_4bit": "model.linear_precision",
     "lora_alpha": "lora.alpha",
     "lora_r": "lora.rank",
@@ -45,15 +46,20 @@ _CALLED_HERE: dict[str, str] = {
     "optimizer": "train.optim",
     "output": "train.output_dir",
     "path": "model.name_or_path",
+    "processes": "distributed.num_processes",
     "r": "lora.rank",
     "report_to": "tracking.wandb",
     "resume_from_checkpoint": "train.resume",
     "scheduler": "train.lr_scheduler_type",
     "seq_length": "data.max_length",
     "sequence_length": "data.max_length",
+    "spread": "distributed.strategy",
+    "start_from": "lora.init_from",
     "torch_dtype": "model.dtype",
     "wandb_project": "tracking.project",
     "warmup": "train.warmup_ratio",
+    "world": "distributed",
+    "world_size": "distributed.num_processes",
 }
 # ... or the reason why it does not exist.
 _REFUSED: dict[str, str] = {

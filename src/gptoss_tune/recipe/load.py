@@ -1,4 +1,4 @@
-"""YAML and ``key=value`` overrides -> one Recipe; all mistakes in one message.
+"""The recipe loader: YAML and ``key=value`` overrides to one Recipe, all mistakes in one message.
 
 The steps: read the file, lay the overrides over it, check every field, then check the rules between
 the fields that are sound. Nothing is raised before the last step, so one look shows every mistake
@@ -17,6 +17,13 @@ from pydantic import ValidationError
 
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, RecipeMistakes, dotted
 from gptoss_tune.recipe.recipe import SECTIONS, Recipe
+from gptoss_tune.recipe.renamed import (
+    RENAMED,
+    RENAMED_KEY,
+    move_to_new_names,
+    new_path,
+    text_of,
+)
 from gptoss_tune.recipe.validate import findings
 from gptoss_tune.recipe.yaml_reader import (
     LARGEST_FILE,
@@ -27,7 +34,9 @@ from gptoss_tune.recipe.yaml_reader import (
 )
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, old_names: bool = False
+) -> Recipe:
     """Return the recipe in a YAML file with ``key=value`` overrides laid over it.
 
     An override names one setting with dots, ``train.learning_rate=1e-4``, and replaces its value
@@ -37,6 +46,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         path: The recipe's file, at most 64 KiB of UTF-8. Paths inside a recipe are relative to the
             current directory, not to this file.
         overrides: Each ``key=value``; the same key twice is a mistake.
+        old_names: Read keys of the file that were renamed since, as in a recipe beside a run.
 
     Raises:
         RecipeError: The file cannot be read, or the recipe has mistakes; the message lists all,
@@ -44,6 +54,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     name = str(path)
     document = read_document(_text_of(name), lambda line, column: Place(0, line, column, name))
+    renamed = move_to_new_names(document)
+    document.mistakes += [] if old_names else renamed
     lay_over(document, overrides)
     if not document.readable:
         raise RecipeMistakes(name, document.mistakes)
@@ -132,6 +144,15 @@ def _lay_over_one(
     if not equals or not all(path):
         return "", "no setting and value", "key=value", "write for example train.seed=1"
     name = dotted(path)
+    new = new_path(path)
+    if new in SECTIONS:
+        example = f"{dotted(new)}.{next(iter(SECTIONS[new].model_fields))}"
+        return name, "a section that was renamed", dotted(new), f"write for example {example}=..."
+    if new is not None:
+        if dotted(path[:2]) in RENAMED:
+            todo = f"write {dotted(new)}={text_of(text)}"
+            document.mistakes.append(Mistake(place, name, RENAMED_KEY, dotted(new), todo))
+        path, name = new, dotted(new)
     if not text:
         return name, "no value", "key=value", f"write {name}=null, or {name}='\"\"' for no text"
     if path in SECTIONS:

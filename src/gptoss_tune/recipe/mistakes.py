@@ -1,4 +1,4 @@
-"""One mistake in a recipe: where it is, what was got, what was expected, what to do.
+"""The error of a recipe: for each mistake its place, what was got, what was expected, what to do.
 
 A recipe's author wants all mistakes at once and each with its line, so mistakes are values that are
 collected and sorted, and one error carries them all. Raising at the first was the alternative: five

@@ -1,4 +1,4 @@
-"""The whole recipe: every section by its name, and what must hold between them.
+"""The ``Recipe``: the model of all sections, and the rules between them.
 
 Sections are described in ``schema.py``, ``data_schema.py`` and ``evaluation_schema.py`` and know
 nothing of each other; here they become one frozen model whose settings do not contradict each
@@ -11,26 +11,28 @@ from pydantic import model_validator
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
 from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
-from gptoss_tune.recipe.method_schema import MethodSection, SftSection
+from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.rules import (
     Contradiction,
     contradiction_error,
     data_rules,
+    distributed_rules,
     evaluation_rules,
     lora_rules,
     model_rules,
     tracking_rules,
     train_rules,
-    world_rules,
 )
 from gptoss_tune.recipe.schema import (
+    DistributedSection,
     ExportSection,
     GuardSection,
     LoraSection,
+    MethodSection,
     ModelSection,
+    SftSection,
     TrackingSection,
     TrainSection,
-    WorldSection,
 )
 from gptoss_tune.recipe.value_types import Section
 
@@ -56,8 +58,8 @@ class Recipe(Section):
     """What the export of the finished run must hold."""
     tracking: TrackingSection = TrackingSection()
     """Where metrics go beside the run's own metrics.jsonl."""
-    world: WorldSection = WorldSection()
-    """On how many processes the run is spread."""
+    distributed: DistributedSection = DistributedSection()
+    """How many processes train, and how they share the model."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -67,7 +69,7 @@ class Recipe(Section):
         return self
 
 
-SECTIONS: dict[tuple[str, ...], type[Section]] = {
+SECTIONS: dict[KeyPath, type[Section]] = {
     ("model",): ModelSection,
     ("lora",): LoraSection,
     ("method",): MethodSection,
@@ -79,7 +81,7 @@ SECTIONS: dict[tuple[str, ...], type[Section]] = {
     ("guard",): GuardSection,
     ("export",): ExportSection,
     ("tracking",): TrackingSection,
-    ("world",): WorldSection,
+    ("distributed",): DistributedSection,
 }
 """Every mapping of settings by its place in a recipe, outer ones first."""
 
@@ -93,7 +95,7 @@ def contradictions(recipe: Recipe) -> list[Contradiction]:
         *train_rules(recipe.train, recipe.data),
         *evaluation_rules(recipe.evaluation),
         *tracking_rules(recipe.tracking),
-        *world_rules(recipe.world),
+        *distributed_rules(recipe.distributed),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Settings that contradict each other, and settings that would have no effect.
+"""Validation rules between settings: contradictions, and settings without effect.
 
 Every rule looks at values alone, never at whether a key was written: a resolved recipe, which
 spells out every default, must pass the same rules as the sparse one that it came from. So a default
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from gptoss_tune.recipe.data_schema import DataSection, DataSource
     from gptoss_tune.recipe.evaluation_schema import EvaluationSection
     from gptoss_tune.recipe.schema import (
+        DistributedSection,
         LoraSection,
         ModelSection,
         TrackingSection,
         TrainSection,
-        WorldSection,
     )
 
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".gz", ".zst"}
@@ -261,12 +261,12 @@ def tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
             )
 
 
-def world_rules(world: WorldSection) -> Iterator[Contradiction]:
-    """Yield the settings of ``world`` that nothing uses."""
-    if world.spread is not None and world.processes == 1:
+def distributed_rules(distributed: DistributedSection) -> Iterator[Contradiction]:
+    """Yield the settings of ``distributed`` that nothing uses."""
+    if distributed.strategy is not None and distributed.num_processes == 1:
         yield Contradiction(
-            ("world.spread", "world.processes"),
-            f"{world.spread} while world.processes is 1",
+            ("distributed.strategy", "distributed.num_processes"),
+            f"{distributed.strategy} while distributed.num_processes is 1",
             "several processes that share the work",
-            "set world.processes, or remove world.spread",
+            "set distributed.num_processes, or remove distributed.strategy",
         )

@@ -1,4 +1,4 @@
-"""What a recipe can say: one frozen, strict pydantic model per section (``recipe.py`` joins them).
+"""Schema of a recipe: one frozen, strict pydantic model per section; ``recipe.py`` joins them.
 
 A setting exists once, here: its name (the word that users of transformers, PEFT and TRL know), its
 range, its default and one line of documentation, from which the loader's messages and the editors'
@@ -71,8 +71,21 @@ class LoraSection(Section):
     """Numbers of the layers that get adapters, from 0; null: every layer."""
     merge_aware: bool = False
     """Train through the rounding of the MXFP4 export, so that nothing is lost in it."""
-    start_from: PathText | None = None
+    init_from: PathText | None = None
     """Adapter or run to start from, of the same ranks and targets; null: fresh factors."""
+
+
+class SftSection(Section):
+    """Supervised fine-tuning: the tokens of the answers, weighted by channel and message."""
+
+    name: Literal["sft"] = "sft"
+    """The method: sft is supervised fine-tuning."""
+
+
+# How the rows become a loss: one class a method, told apart by ``name``. A second one makes this a
+# union of both with ``Field(discriminator="name")``, so that each has its own settings alone.
+MethodSection = SftSection
+"""Every method; a recipe without the section means ``sft``."""
 
 
 class TrainSection(Section):
@@ -110,7 +123,7 @@ class TrainSection(Section):
     """AdamW's term against division by zero."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1_000_000), FromText] = 1.0
     """Gradients are clipped to this norm."""
-    checkpointing: Literal["none", "full", "selective", "offload"] = "full"
+    activation_checkpointing: Literal["none", "full", "selective", "offload"] = "full"
     """Activation checkpointing; the router's choice is kept for the recomputation."""
     logging_steps: Count = 1
     """Steps between two lines of metrics."""
@@ -161,12 +174,12 @@ class TrackingSection(Section):
     """Name of the run in the tracker; null: the last part of output_dir."""
 
 
-class WorldSection(Section):
-    """On how many processes the run is spread."""
+class DistributedSection(Section):
+    """How many processes train, and how they share the model."""
 
-    processes: Annotated[int, Field(ge=1, le=65536)] = 1
+    num_processes: Annotated[int, Field(ge=1, le=65536)] = 1
     """Processes, one per GPU; the accelerate command is printed when more than one."""
-    spread: Parallelism | None = None
+    strategy: Parallelism | None = None
     """Each GPU holds the model (ddp), or a share of it (fsdp2); null: as the launcher says."""
     timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120
     """Seconds one process may be silent, or keep the others waiting in a step, before all stop."""

@@ -1,4 +1,4 @@
-"""What the schema and the rules find in a document, as mistakes with places.
+"""Validation of a document against schema and rules: every finding a mistake with its place.
 
 pydantic skips the checks of a whole model once one of its fields is wrong. Here the wrong fields
 are taken out and the rules run on the rest, so a contradiction is reported in the same message as a

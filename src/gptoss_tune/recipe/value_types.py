@@ -1,4 +1,4 @@
-"""The types of a recipe's values: what a number, a text, a path and a date may look like.
+"""Field types of a recipe: number, text, path and date, each with its checks.
 
 YAML and shells hand over more than was meant: ``1e-5`` arrives as text from some parsers, nobody
 expands ``~/runs``, a text can hold control characters. Each type says here once what it takes, so

@@ -1,4 +1,4 @@
-"""A recipe's YAML as written: values, where each stands, and how each was spelled.
+"""The YAML reader: values, the line and column of each, and how each was spelled.
 
 The reader walks PyYAML's event stream and takes the part of YAML that means the same to every
 reader: mappings with plain keys, lists, scalars by the rules of YAML 1.2. So ``1e-5`` is a number,

@@ -242,7 +242,7 @@ def _change_map(first: Load, last: Load) -> str:
         description=f"Layer {most} changed most: {moved[most]:.1%} of its choices go to other "
         "experts",
         caption="In even shares of a layer: +1 is one even share more. At step 1 the adapters "
-        "changed nothing yet, so that load is the base's (or that of lora.start_from)."
+        "changed nothing yet, so that load is the base's (or that of lora.init_from)."
         if first.step == 1
         else f"In even shares of a layer, against the first load that was kept, step {first.step}.",
         numbers=table(

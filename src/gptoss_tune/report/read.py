@@ -15,7 +15,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.report.text import number
 from gptoss_tune.run.folder import EVALUATION, METRICS, RECORD, RunFolder
 from gptoss_tune.run.jsonl import read_lines
-from gptoss_tune.run.record import read_unchecked
+from gptoss_tune.run.record import in_new_names, read_unchecked
 
 _MOST_STEPS = 10**15
 
@@ -99,7 +99,7 @@ def read_run(folder: Path) -> Run:
             f"{folder}: holds no run (neither {RECORD} nor {METRICS}); give the folder that a "
             "recipe names as train.output_dir"
         )
-    run.record = mapping(_json(files.record, run))
+    run.record = in_new_names(mapping(_json(files.record, run)))
     by_step: dict[int, dict[str, Any]] = {}
     for row in _lines(files.metrics, run):
         if "eval_loss" in row:

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import parse_unchecked, read_object, refuse_other_kinds
+from gptoss_tune.recipe import Recipe, load_recipe
+from gptoss_tune.recipe.renamed import entry_in_new_name, recipe_in_new_names
 from gptoss_tune.run.folder import ADAPTER, RunFolder
 
 _SOURCE = {"path": str}
@@ -27,7 +30,7 @@ _KINDS: dict[str, Any] = {
     "run_id": str,
     "status": str,
     "fingerprint": {},
-    "drift": [{"step": int, "name": str}],
+    "changes": [{"step": int, "name": str}],
     "micro_batch": {"per_device_train_batch_size": int, "gradient_accumulation_steps": int},
     "base": {"name": str, "fingerprint": {"config": str, "weights": str}},
     "data": [{"path": str, "sha256": str}],
@@ -55,6 +58,7 @@ def read_record(run: Path) -> dict[str, Any]:
         record = read_object(path)
     except FileNotFoundError:
         return {}
+    record = in_new_names(record)
     refuse_other_kinds(path, record, _KINDS)
     return record
 
@@ -79,6 +83,36 @@ def read_unchecked(path: Path) -> Any:
         ValueError: It is not JSON in UTF-8, or nested deeper than Python reads.
     """
     return parse_unchecked(path.read_text(encoding="utf-8"))
+
+
+_RENAMED = {"drift": "changes", "holdings": "footprint"}
+"""Facts of a record under their earlier names."""
+
+
+def in_new_names(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record, which may be of an earlier version, under the names of this one."""
+    found = {_RENAMED.get(key, key): value for key, value in record.items()}
+    if isinstance(recipe := found.get("recipe"), dict):
+        found["recipe"] = recipe_in_new_names(recipe)
+    if isinstance(before := found.get("fingerprint"), dict):
+        found["fingerprint"] = {entry_in_new_name(name): value for name, value in before.items()}
+    if isinstance(changes := found.get("changes"), list):
+        found["changes"] = [
+            one | {"name": entry_in_new_name(one["name"])}
+            if isinstance(one, dict) and isinstance(one.get("name"), str)
+            else one
+            for one in changes
+        ]
+    return found
+
+
+def load_run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return ``RUN/recipe.yaml`` with overrides laid over it; an earlier version's is read too.
+
+    Raises:
+        RecipeError: As ``load_recipe``.
+    """
+    return load_recipe(RunFolder(run).recipe, overrides, old_names=True)
 
 
 def update_record(run: Path, **facts: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Start:
         run_id: The run's own, which its checkpoints carry.
         step: Steps made so far.
         before: Fingerprint of what is continued; ``None`` in an empty folder.
-        drift: What was allowed to differ in earlier continuations, as in ``run.json``.
+        changes: What was allowed to differ in earlier continuations, as in ``run.json``.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Start:
     run_id: str
     step: int = 0
     before: dict[str, Any] | None = None
-    drift: tuple[dict[str, Any], ...] = ()
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 def claim(train: TrainSection, lock: FolderLock) -> Start:
@@ -94,7 +94,13 @@ def claim(train: TrainSection, lock: FolderLock) -> Start:
     if found is None:
         notes += ("no complete checkpoint was found: the run starts again from step 0",)
         return Start(
-            folder, None, notes, record["run_id"], 0, record["fingerprint"], tuple(record["drift"])
+            folder,
+            None,
+            notes,
+            record["run_id"],
+            0,
+            record["fingerprint"],
+            tuple(record["changes"]),
         )
     return _continued(folder, *found, notes, record)
 
@@ -135,7 +141,7 @@ def _continued(
         secrets.token_hex(8) if record is None else record["run_id"],
         checkpoints.step_of(checkpoint),
         before,
-        () if record is None else tuple(record["drift"]),
+        () if record is None else tuple(record["changes"]),
     )
 
 
@@ -167,7 +173,7 @@ def check_disk(folder: Path, files: RunFiles) -> None:
 
 def _record(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
-    missing = [key for key in ("run_id", "fingerprint", "drift") if record.get(key) is None]
+    missing = [key for key in ("run_id", "fingerprint", "changes") if record.get(key) is None]
     if missing:
         raise CheckpointError(
             f"{RunFolder(folder).record}: does not say {', '.join(missing)}, which a run writes at "

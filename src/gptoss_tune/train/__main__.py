@@ -1,4 +1,4 @@
-"""``accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-drift NAME ...]``."""
+"""``accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-change NAME ...]``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gptoss_tune.errors import RecipeError, run_command
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.entrypoint import starting
 
-_USAGE = "accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-drift NAME ...]"
+_USAGE = "accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-change NAME ...]"
 
 
 def main() -> None:
@@ -18,27 +18,29 @@ def main() -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    arguments, allow_drift = _without_drift(arguments)
+    arguments, allow_change = _without_changes(arguments)
     if not arguments:
         raise RecipeError(f"no recipe was given; usage: {_USAGE}")
     recipe = load_recipe(arguments[0], arguments[1:])
     with starting():
         from gptoss_tune.train.run import train
 
-    train(recipe, arguments, allow_drift=allow_drift)
+    train(recipe, arguments, allow_change=allow_change)
 
 
-def _without_drift(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments without ``--allow-drift NAME`` (or ``=NAME``), and the names."""
+def _without_changes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments without ``--allow-change NAME`` (or ``=NAME``), and the names."""
     rest, names, waiting = [], [], iter(arguments)
     for argument in waiting:
         option, equals, name = argument.partition("=")
-        if option != "--allow-drift":
+        if option == "--allow-drift":
+            raise RecipeError("--allow-drift: was renamed; write --allow-change")
+        if option != "--allow-change":
             rest.append(argument)
             continue
         name = name if equals else next(waiting, "")
         if not name:
-            raise RecipeError(f"--allow-drift: no name follows; usage: {_USAGE}")
+            raise RecipeError(f"--allow-change: no name follows; usage: {_USAGE}")
         names.append(name)
     return rest, names
 

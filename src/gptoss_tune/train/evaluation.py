@@ -48,7 +48,7 @@ class Evaluation(TrainerCallback):
         """
         recipe = context.recipe
         self._evaluator, self._section, self._trainer = evaluator, recipe.evaluation, trainer
-        self._fresh = recipe.lora.start_from is None
+        self._fresh = recipe.lora.init_from is None
         self._run, self._console, self._stop = context.run, context.console, context.stop
         self._metrics = metrics
 

@@ -98,7 +98,7 @@ def fit(context: RunContext, method: Method, model: nn.Module, dataset: Any) -> 
         raise RecipeError(
             "train.auto_find_batch_size tries a step on each process alone, and a model spread by "
             "FSDP2 needs all of them for one; remove it and set the micro-batch by `gptoss-tune "
-            "plan --spread fsdp2`, or launch with recipes/accelerate/ddp.yaml"
+            "plan --strategy fsdp2`, or launch with recipes/accelerate/ddp.yaml"
         )
     rows = _used_before(context.start, asked, state)
     spare = _spare_bytes(context, model)

@@ -39,12 +39,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def explained(recipe: Recipe, spread: Parallelism = "ddp") -> Iterator[None]:
+def explained(recipe: Recipe, strategy: Parallelism = "ddp") -> Iterator[None]:
     """Turn running out of memory into one message with the plan's advice.
 
     Args:
         recipe: What is trained.
-        spread: How the model lies on several GPUs, for the plan.
+        strategy: How the model lies on several GPUs, for the plan.
 
     Raises:
         MachineError: The memory of this process's device, or the host's, was full.
@@ -56,7 +56,7 @@ def explained(recipe: Recipe, spread: Parallelism = "ddp") -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MachineError(describe(first_words(error), recipe, spread)) from error
+        raise MachineError(describe(first_words(error), recipe, strategy)) from error
 
 
 def first_words(error: BaseException) -> str:
@@ -65,10 +65,10 @@ def first_words(error: BaseException) -> str:
     return re.split(r" If reserved but| See documentation| Exception raised from", said)[0]
 
 
-def describe(said: str, recipe: Recipe, spread: Parallelism) -> str:
+def describe(said: str, recipe: Recipe, strategy: Parallelism) -> str:
     """Return the message: where, what the allocator said, what helps, what is kept."""
     lines = [f"out of memory {_place()}: {said}"]
-    found = _advice(recipe, spread)
+    found = _advice(recipe, strategy)
     if found:
         lines.append("what lowers the peak, cheapest first (calculated, of one process):")
         for entry in found[:_MOST_ADVICE]:
@@ -104,12 +104,12 @@ def _place() -> str:
     return words + (f" and others {others / _GIB:.1f})" if others > _GIB else ")")
 
 
-def _advice(recipe: Recipe, spread: Parallelism) -> list[Advice]:
+def _advice(recipe: Recipe, strategy: Parallelism) -> list[Advice]:
     """Return the plan's advice for this recipe, which did not fit whatever the plan says."""
     try:
         architecture = architecture_of(recipe.model.name_or_path)
     except GptossTuneError:
         return []  # a base whose shapes are not known without asking the Hub
-    peak = memory(architecture, recipe, spread).peak
+    peak = memory(architecture, recipe, strategy).peak
     room = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else peak
-    return advice(architecture, recipe, min(room, peak - 1), spread)
+    return advice(architecture, recipe, min(room, peak - 1), strategy)

@@ -66,7 +66,7 @@ def train(
     recipe: Recipe,
     command: Sequence[str] = (),
     *,
-    allow_drift: Sequence[str] = (),
+    allow_change: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
     loss: LossFunction | None = None,
 ) -> finish.RunSummary:
@@ -77,7 +77,7 @@ def train(
     Args:
         recipe: What is trained.
         command: The recipe's path and the overrides as typed, for the run card.
-        allow_drift: Names of a run's fingerprint that its continuation may change.
+        allow_change: Names of a run's fingerprint that its continuation may change.
         callbacks: Asked besides the run's own, after them. A ``StepObserver`` also sees batches
             and gradients, adds figures to the metrics, and is kept in checkpoints.
         loss: Of a micro-batch, in the place of the method's; a continuation has to bring the same.
@@ -98,7 +98,7 @@ def train(
         state = watchdog.join()
         with (
             watchdog.watched(
-                state, recipe.world.timeout_seconds, Path(recipe.train.output_dir)
+                state, recipe.distributed.timeout_seconds, Path(recipe.train.output_dir)
             ) as watch,
             out_of_memory.explained(recipe, parallelism),
             FolderLock() as lock,
@@ -121,11 +121,11 @@ def train(
                 started=started,
                 loss=loss,
             )
-            return _train(context, allow_drift, callbacks)
+            return _train(context, allow_change, callbacks)
 
 
 def _train(
-    context: RunContext, allow_drift: Sequence[str], callbacks: Sequence[TrainerCallback]
+    context: RunContext, allow_change: Sequence[str], callbacks: Sequence[TrainerCallback]
 ) -> finish.RunSummary:
     recipe, console, state = context.recipe, context.console, context.state
     method = METHODS[recipe.method.name]
@@ -135,7 +135,7 @@ def _train(
     evaluator = Evaluator(recipe, vocabulary) if recipe.evaluation.wanted else None
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     identity: Identity = _on_main(
-        state, lambda: identify(context, train_set, eval_set, allow_drift)
+        state, lambda: identify(context, train_set, eval_set, allow_change)
     )
     context.say(identity.notes)
     if recipe.train.deterministic and context.device.type == "cuda":

@@ -60,10 +60,10 @@ class Calibration:
             DataError: There is no such data.
         """
         from gptoss_tune.errors import DataError
-        from gptoss_tune.recipe import DataSource, load_recipe
-        from gptoss_tune.run.folder import RunFolder
+        from gptoss_tune.recipe import DataSource
+        from gptoss_tune.run.record import load_run_recipe
 
-        trained = load_recipe(RunFolder(self.run).recipe)
+        trained = load_run_recipe(self.run)
         # A file of the run's own data keeps the templates of its columns.
         own = [source for source in trained.data.train if source.path == self.data]
         if not own and not Path(self.data).exists():
@@ -76,7 +76,7 @@ class Calibration:
         changes: dict[str, Any] = {
             "model.experts_precision": "mxfp4",
             "lora.merge_aware": True,
-            "lora.start_from": str(self.run),
+            "lora.init_from": str(self.run),
             "data.train": [source.model_dump(exclude_defaults=True)],
             "data.eval": None,
             "data.eval_fraction": None,
@@ -93,13 +93,13 @@ class Calibration:
             "tracking.wandb": "disabled",
             "tracking.project": None,
             "tracking.run_name": None,
-            "world.processes": 1,
-            "world.spread": None,
+            "distributed.num_processes": 1,
+            "distributed.strategy": None,
         }
         if base is not None:
             changes |= {"model.name_or_path": base, "model.revision": revision}
         overrides = [f"{key}={_yaml(value)}" for key, value in changes.items()]
-        return load_recipe(RunFolder(self.run).recipe, overrides)
+        return load_run_recipe(self.run, overrides)
 
 
 def merge_calibrated(
@@ -214,7 +214,7 @@ def _survival_before(record: dict[str, Any], recipe: Recipe, digest: str) -> flo
     if noted["adapter"] != digest:
         raise CheckpointError(
             f"{recipe.train.output_dir}: is the calibration of another adapter than "
-            f"{recipe.lora.start_from} holds now; remove it, or choose another output folder"
+            f"{recipe.lora.init_from} holds now; remove it, or choose another output folder"
         )
     return noted["survival_before"]
 

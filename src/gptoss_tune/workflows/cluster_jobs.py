@@ -54,7 +54,7 @@ class Job:
     Attributes:
         name: Of the job, from ``job_name``.
         recipe: The recipe's file.
-        overrides: Laid over it, ``world.processes`` included where the recipe does not say it.
+        overrides: Laid over it, with ``distributed.num_processes`` where the recipe says less.
         nodes: Machines.
         gpus_per_node: Processes on each.
         accelerate: A shipped configuration's name, or a file.

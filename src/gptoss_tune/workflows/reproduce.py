@@ -10,10 +10,12 @@ Comparing the last losses alone was the alternative: two different adapters can 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,15 +23,15 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError
+from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError, RecipeError
 from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
-from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe import Recipe, load_recipe, recipe_yaml
 from gptoss_tune.run.card import RunCard, line_marks
 from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.run.environment import environment, hardware
 from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
-from gptoss_tune.run.record import read_record
+from gptoss_tune.run.record import load_run_recipe, read_record
 from gptoss_tune.shipped import shipped
 from gptoss_tune.train.resume.changes import NOTED
 from gptoss_tune.weights import open_checkpoint
@@ -122,7 +124,7 @@ def record_of(run: Path) -> dict[str, Any]:
 def differences(record: dict[str, Any], recipe: Recipe, run: Path) -> list[Difference]:
     """Return what is not as it was, what changes the result first."""
     found = [*_data_differences(record, run), *_base_differences(record, recipe)]
-    found += _continued(record.get("drift") or [])
+    found += _continued(record.get("changes") or [])
     then, now = record.get("environment", {}), environment()
     found += _plain(then.get("libraries", {}), now["libraries"], "", skip=())
     # The recipe says whether a run is deterministic; this process only starts it.
@@ -132,7 +134,7 @@ def differences(record: dict[str, Any], recipe: Recipe, run: Path) -> list[Diffe
 
 
 def launch_words(record: dict[str, Any], gpus: int) -> list[str]:
-    """Return the command that starts processes as the run's were: as many, spread likewise.
+    """Return the command that starts processes as the run's were: as many, with the same strategy.
 
     Args:
         record: Of the run.
@@ -151,7 +153,7 @@ def launch_words(record: dict[str, Any], gpus: int) -> list[str]:
             "with `gptoss-tune report RUN OTHER`"
         )
     words = [sys.executable, "-m", "accelerate.commands.launch"]
-    if record.get("fingerprint", {}).get("spread") == "fsdp2":
+    if record.get("fingerprint", {}).get("strategy") == "fsdp2":
         words += ["--config_file", str(shipped("recipes") / "accelerate" / "fsdp2.yaml")]
     else:
         words += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
@@ -172,8 +174,23 @@ def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
         sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
         words += [f"train.{name}={used[name]}" for name in sizes]
     command = launch_words(record, torch.cuda.device_count())
-    command += ["-m", "gptoss_tune.train", str(RunFolder(run).recipe), *words]
-    return subprocess.run(command, env=os.environ, stdout=2, check=False).returncode
+    with _readable_recipe(run) as recipe:
+        command += ["-m", "gptoss_tune.train", str(recipe), *words]
+        return subprocess.run(command, env=os.environ, stdout=2, check=False).returncode
+
+
+@contextlib.contextmanager
+def _readable_recipe(run: Path) -> Iterator[Path]:
+    """Give a file with the run's recipe: its own, or one in today's names while it is needed."""
+    try:
+        load_recipe(RunFolder(run).recipe)
+    except RecipeError:
+        with tempfile.TemporaryDirectory(prefix="gptoss-tune-") as folder:
+            file = Path(folder, RECIPE)
+            file.write_text(recipe_yaml(load_run_recipe(run)), encoding="utf-8")
+            yield file
+    else:
+        yield RunFolder(run).recipe
 
 
 def compare(then: Path, now: Path) -> Comparison:
@@ -269,7 +286,7 @@ def _distance(old: SafetensorsFile, new: SafetensorsFile, name: str) -> tuple[fl
     return distance, torch.allclose(b, a, rtol=FACTOR_RTOL, atol=FACTOR_ATOL)
 
 
-def _continued(drift: list[dict[str, Any]]) -> list[Difference]:
+def _continued(changes: list[dict[str, Any]]) -> list[Difference]:
     """Return what the run changed on its way: its recipe says the last of it alone."""
     return [
         Difference(
@@ -278,7 +295,7 @@ def _continued(drift: list[dict[str, Any]]) -> list[Difference]:
             str(one.get("now")),
             one["name"] not in NOTED,
         )
-        for one in drift
+        for one in changes
     ]
 
 

@@ -108,7 +108,7 @@ def test_the_histogram_counts_every_length_once(lengths):
 
 
 def test_reasons_are_grouped_without_their_places():
-    messages = ["a b.jsonl:1: no good; mend it", "a b.jsonl:2: no good; mend it", "c:3: bad"]
+    messages = ["a b.jsonl:1: no good; fix it", "a b.jsonl:2: no good; fix it", "c:3: bad"]
     assert reasons(messages).most_common() == [("no good", 2), ("bad", 1)]
 
 

@@ -272,7 +272,7 @@ def test_every_rejected_row_is_named_in_one_pass(tmp_path, vocabulary):
     path.write_bytes(LINE + b"{}\n" + LINE + b"[]\n" + b"x\n")
     message = message_of(path, vocabulary)
     assert message.splitlines()[0] == (
-        "3 rows cannot be trained on; mend them, or set data.on_error to skip:"
+        "3 rows cannot be trained on; fix them, or set data.on_error to skip:"
     )
     assert [line.split(": ")[0].strip() for line in message.splitlines()[1:]] == [
         f"{path}:{line}" for line in (2, 4, 5)

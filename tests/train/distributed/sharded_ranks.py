@@ -107,7 +107,7 @@ def guard():
 
 def mixed_precision():
     """Return losses and gradients of a bf16 base, whole on each rank and spread over them."""
-    overrides = ["model.dtype=bfloat16", "train.checkpointing=selective"]
+    overrides = ["model.dtype=bfloat16", "train.activation_checkpointing=selective"]
     recipe = load_recipe(RECIPE, overrides)
     base = open_checkpoint(recipe.model.name_or_path)
     rank, ranks = dist.get_rank(), dist.get_world_size()

@@ -20,7 +20,10 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "8"}
             {**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"},
             "offload_params: true, which has no effect",
         ),
-        ({**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, r"train\.checkpointing decides"),
+        (
+            {**FSDP2, "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            r"train\.activation_checkpointing decides",
+        ),
         ({**FSDP2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "reads its own share"),
     ],
     ids=["deepspeed", "fsdp1", "offload", "checkpointing", "loading"],
@@ -56,11 +59,16 @@ def test_another_way_to_share_the_model_than_the_recipes_is_refused(
 ):
     for name, value in {**FSDP2, "ACCELERATE_USE_FSDP": str(started == "fsdp2")}.items():
         monkeypatch.setenv(name, value)
-    asking = recipe("world.processes=8", f"world.spread={asked}")
-    message = f"recipes/accelerate/{asked}.yaml, or set world.spread={started}"
+    asking = recipe("distributed.num_processes=8", f"distributed.strategy={asked}")
+    message = f"recipes/accelerate/{asked}.yaml, or set distributed.strategy={started}"
     with pytest.raises(MachineError, match=message):
         launched_parallelism(asking)
-    assert launched_parallelism(recipe("world.processes=8", f"world.spread={started}")) == started
+    assert (
+        launched_parallelism(
+            recipe("distributed.num_processes=8", f"distributed.strategy={started}")
+        )
+        == started
+    )
     monkeypatch.setenv("WORLD_SIZE", "1")  # nothing is shared, whatever is asked for
     monkeypatch.setenv("ACCELERATE_USE_FSDP", str(started == "fsdp2"))
     assert launched_parallelism(asking) == "ddp"

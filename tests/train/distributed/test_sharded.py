@@ -29,7 +29,11 @@ from gptoss_tune.weights import open_checkpoint
 
 LAYERS, EXPERTS = 3, 8
 FACTORS = "adapter/adapter_model.safetensors"
-MOVED = ["model.embeddings=cpu", "train.checkpointing=offload", "model.experts_precision=bf16"]
+MOVED = [
+    "model.embeddings=cpu",
+    "train.activation_checkpointing=offload",
+    "model.experts_precision=bf16",
+]
 POISONED = (4, 5)
 """Rows, from 0, that meet NaN: in step 1, not in step 2, and one of them each in steps 3 and 4."""
 ONE_RANK = ["train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2"]
@@ -48,7 +52,8 @@ def runs(tmp_path_factory, rows):
         f"model: {{name_or_path: {base}, dtype: float32}}\n"
         "lora: {rank: 4, expert_rank: 2}\n"
         f"data: {{train: {rows}, max_length: 256}}\n"
-        "train: {output_dir: unused, max_steps: 3, learning_rate: 5e-3, checkpointing: none}\n"
+        "train: {output_dir: unused, max_steps: 3, learning_rate: 5e-3, "
+        "activation_checkpointing: none}\n"
     )
     asked = questions(folder, rows)
     held_out = [f"data.eval={rows}", "train.eval_steps=2", "train.save_steps=2"]
@@ -284,7 +289,7 @@ def test_a_rank_holds_its_share_and_gathers_few_layers(runs, seen):
 
 
 def test_a_plan_knows_what_a_rank_holds(runs, seen):
-    made = plan(load_recipe(runs / "recipe.yaml"), GPUS[-1], gpus=2, spread="fsdp2")
+    made = plan(load_recipe(runs / "recipe.yaml"), GPUS[-1], gpus=2, strategy="fsdp2")
     for rank in seen["memory"]:
         assert rank["kinds"]["experts"] == made.memory.kinds["experts"]
         for kind in ("attention", "embeddings", "adapters"):

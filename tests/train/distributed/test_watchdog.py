@@ -42,7 +42,7 @@ def test_a_lost_rank_is_named_and_nothing_is_lost(
     recipe_file, on_ranks, losses, tmp_path, number, said
 ):
     overrides = ["train.save_steps=2", "train.per_device_train_batch_size=1"]
-    overrides.append(f"world.timeout_seconds={TIMEOUT_S}")
+    overrides.append(f"distributed.timeout_seconds={TIMEOUT_S}")
     log = tmp_path / "log"
     first, _ = on_ranks(2, struck_in_step_3, recipe_file, overrides, log, number, wait_for=1)
     assert first == 75

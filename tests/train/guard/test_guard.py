@@ -64,7 +64,7 @@ def test_disconnected_experts_stop_the_run_by_name(recipe, monkeypatch, tmp_path
 
     monkeypatch.setattr(experts, "_projection", detached)
     with pytest.raises(GuardError) as stopped:
-        train(recipe("train.max_steps=20", "train.checkpointing=full"))
+        train(recipe("train.max_steps=20", "train.activation_checkpointing=full"))
     lines = str(stopped.value).splitlines()
     named = [line.strip() for line in lines if "got no gradient" in line]
     # Two layers, two stacks, B of each; an A has to wait for its B.

@@ -49,7 +49,7 @@ def test_norms_and_loads_are_those_of_the_step(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_module, "_model", watched)
     # One row per batch and no padding but to a multiple of 8, taken off below.
-    train(recipe("train.per_device_train_batch_size=1", "train.checkpointing=full"))
+    train(recipe("train.per_device_train_batch_size=1", "train.activation_checkpointing=full"))
     found = lines(tmp_path / "run")
     assert [line["step"] for line in found] == [1, 2, 3, 4]
     for line in found:

@@ -49,7 +49,7 @@ def run(tmp_path_factory, base, rows):
         "lora: {rank: 2}\n"
         f"data: {{train: {rows}, eval: {rows}, max_length: 256}}\n"
         f"train: {{output_dir: {folder}, max_steps: 4, save_steps: 2, eval_steps: 2,\n"
-        "        checkpointing: none}\n"
+        "        activation_checkpointing: none}\n"
         "tracking: {wandb: offline, trackio: local}\n"
     )
     done = subprocess.run(

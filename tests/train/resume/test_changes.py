@@ -12,7 +12,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.testing.tiny import tiny_checkpoint
-from gptoss_tune.train.resume.changes import drift, settle
+from gptoss_tune.train.resume.changes import changes, settle
 from gptoss_tune.train.resume.fingerprint import Place, fingerprint, rows_hash
 from gptoss_tune.train.run import train
 from gptoss_tune.train.sft import WeightedSftTrainer
@@ -52,7 +52,7 @@ def refused(recipe):
         now = fingerprint_of(settings, processes)
         with pytest.raises(RecipeError) as error:
             continued(before, now, settings.train)
-        flags = [f"--allow-drift {name}" for name in names]
+        flags = [f"--allow-change {name}" for name in names]
         assert str(error.value).endswith(f"continue with the change: {' '.join(flags)}")
         # Each name is needed, and all of them are enough.
         for missing in names:
@@ -76,7 +76,7 @@ def refused(recipe):
         ("train.max_grad_norm=0.5", ["train.max_grad_norm"]),
         ("train.optim=adamw_8bit", ["train.optim", "versions.bitsandbytes"]),
         ("train.max_steps=5", ["steps"]),
-        ("train.checkpointing=full", ["train.checkpointing"]),
+        ("train.activation_checkpointing=full", ["train.activation_checkpointing"]),
         ("lora.rank=8", ["lora.rank"]),
         ("lora.alpha=3", ["lora.alpha"]),
         ("model.dtype=bfloat16", ["model.dtype"]),
@@ -91,7 +91,7 @@ def test_a_changed_setting_stops_and_is_named(refused, recipe, override, names):
         pytest.importorskip("bitsandbytes")
     if names is None:
         # One turn in each row: all of them are the last one, and the rows are the same.
-        assert drift(fingerprint_of(recipe()), fingerprint_of(recipe(override))) == []
+        assert changes(fingerprint_of(recipe()), fingerprint_of(recipe(override))) == []
     else:
         refused(override, names=names)
 
@@ -99,9 +99,9 @@ def test_a_changed_setting_stops_and_is_named(refused, recipe, override, names):
 def test_a_run_from_before_a_setting_existed_goes_on_as_it_was(recipe):
     before = fingerprint_of(recipe())
     del before["train.deterministic"]
-    assert drift(before, fingerprint_of(recipe())) == []
+    assert changes(before, fingerprint_of(recipe())) == []
     now = fingerprint_of(recipe("train.deterministic=true"))
-    assert [one.name for one in drift(before, now)] == ["train.deterministic"]
+    assert [one.name for one in changes(before, now)] == ["train.deterministic"]
 
 
 def test_data_that_was_edited_in_place_stops(recipe, rows, tmp_path):
@@ -112,7 +112,7 @@ def test_data_that_was_edited_in_place_stops(recipe, rows, tmp_path):
     before = fingerprint_of(settings)
     lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
     eval_file.write_text("".join(lines[::-1]), encoding="utf-8")  # the same rows, another order
-    with pytest.raises(RecipeError, match=r"change: --allow-drift data\.eval_rows$"):
+    with pytest.raises(RecipeError, match=r"change: --allow-change data\.eval_rows$"):
         continued(before, fingerprint_of(settings), settings.train)
     train_file.write_text("".join(lines).replace("Paris", "Lutece"), encoding="utf-8")
     with pytest.raises(RecipeError, match=r"data\.train_rows: 6 rows, sha256 \w{12} there"):
@@ -127,7 +127,7 @@ def test_another_base_or_tokenizer_stops(recipe, base, refused, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(base, moved)
     override = f"model.name_or_path={moved}"
-    assert drift(fingerprint_of(recipe()), fingerprint_of(recipe(override))) == []
+    assert changes(fingerprint_of(recipe()), fingerprint_of(recipe(override))) == []
     tokenizer = moved / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
     refused(override, names=["tokenizer"])
@@ -142,12 +142,12 @@ def test_another_version_of_a_library_stops(recipe, library):
         continued({**now, f"versions.{library}": "0.1"}, now, settings.train)
 
 
-@pytest.mark.parametrize("entry", ["engine.experts", "engine.attention", "start_from", "new"])
+@pytest.mark.parametrize("entry", ["engine.experts", "engine.attention", "init_from", "new"])
 def test_an_entry_that_was_another_or_missing_stops(recipe, entry):
     settings = recipe()
     now = {**fingerprint_of(settings), "new": 1}
     before = {name: value for name, value in now.items() if name != entry}
-    with pytest.raises(RecipeError, match=f"--allow-drift {entry}$"):
+    with pytest.raises(RecipeError, match=f"--allow-change {entry}$"):
         continued(before, now, settings.train)
 
 
@@ -169,12 +169,12 @@ def test_what_changes_no_weight_is_free(recipe, rows, tmp_path):
         "guard.check_steps=0",
         "tracking.wandb=offline",
     )
-    assert drift(fingerprint_of(recipe()), fingerprint_of(changed)) == []
+    assert changes(fingerprint_of(recipe()), fingerprint_of(changed)) == []
 
 
 def test_the_rows_of_a_step_count_and_not_who_trains_them(recipe, refused):
     before = fingerprint_of(recipe())
-    spread = recipe("train.per_device_train_batch_size=1", "world.processes=2")
+    spread = recipe("train.per_device_train_batch_size=1", "distributed.num_processes=2")
     (one,) = continued(before, fingerprint_of(spread, processes=2), spread.train)
     assert (one.name, one.was, one.now, one.allowed_by_name) == ("processes", 1, 2, False)
     message = refused("train.per_device_train_batch_size=1", names=["batch"])
@@ -250,19 +250,19 @@ def test_a_learning_rate_changed_on_purpose_takes_effect_and_is_written_down(
     with pytest.raises(RecipeError, match=r"train\.learning_rate: 0\.005 there, 0\.001 here"):
         train(changed)
     with pytest.raises(Killed):
-        train(changed, allow_drift=["train.learning_rate"])
+        train(changed, allow_change=["train.learning_rate"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
     assert rates == {1: 5e-3, 2: 5e-3, 3: 1e-3, 4: 1e-3}
     # Killed after its last save, the same command has no step left to train.
-    summary = train(changed, allow_drift=["train.learning_rate"])
+    summary = train(changed, allow_change=["train.learning_rate"])
     assert summary.steps == 4 and summary.loss == lines[-1]["loss"]
     weights = "adapter_model.safetensors"
     last = (run / "checkpoint-4" / weights).read_bytes()
     assert (run / "adapter" / weights).read_bytes() == last
     record = json.loads((run / "run.json").read_text())
     entry = {"step": 2, "name": "train.learning_rate", "was": 5e-3, "now": 1e-3}
-    assert record["drift"] == [entry] and record["status"] == "finished"
+    assert record["changes"] == [entry] and record["status"] == "finished"
     manifest = json.loads((run / "checkpoint-4" / "manifest.json").read_text())
     assert manifest["run_id"] == record["run_id"] and manifest["step"] == 4
     assert manifest["fingerprint"]["train.learning_rate"] == 1e-3

@@ -71,7 +71,7 @@ def test_one_process_then_two_then_one_give_the_losses_of_one(
         assert counted and {n: actual[step][n] for n in counted} == {n: line[n] for n in counted}
     assert expected[1]["trained_tokens"] > 2 * expected[2]["trained_tokens"], "a short last step"
     record = json.loads((tmp_path / "parts" / "run.json").read_text())
-    assert [(one["step"], one["name"], one["was"], one["now"]) for one in record["drift"]] == [
+    assert [(one["step"], one["name"], one["was"], one["now"]) for one in record["changes"]] == [
         (1, "processes", 1, 2),
         (3, "processes", 2, 1),
     ]

@@ -203,7 +203,7 @@ def refuse_rejected(rendered: Sequence[RenderedSource], data: DataSection) -> No
         report.add(one.report)
     rejected = report.counts["rejected"]
     if rejected and data.on_error == "stop":
-        raise DataError(rejected_message(report, "mend them, or set data.on_error to skip"))
+        raise DataError(rejected_message(report, "fix them, or set data.on_error to skip"))
     if rejected > data.max_errors:
         raise DataError(rejected_message(report, _over(data)))
 
@@ -222,7 +222,7 @@ def _stop_when_over(most: int, report: RowCounts, opened: OpenedSource, data: Da
     if report.counts["rejected"] <= most:
         return
     todo = (
-        f"reading {opened.label} stopped here; mend them, or set data.on_error to skip"
+        f"reading {opened.label} stopped here; fix them, or set data.on_error to skip"
         if data.on_error == "stop"
         else _over(data)
     )
@@ -230,7 +230,7 @@ def _stop_when_over(most: int, report: RowCounts, opened: OpenedSource, data: Da
 
 
 def _over(data: DataSection) -> str:
-    return f"that is over data.max_errors {data.max_errors}; mend them, or raise it"
+    return f"that is over data.max_errors {data.max_errors}; fix them, or raise it"
 
 
 def select(

@@ -18,7 +18,7 @@ from gptoss_tune.recipe.schema import Parallelism
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 _WITHOUT_EFFECT = {
     "FSDP_OFFLOAD_PARAMS": "packed experts stay on the GPU",
-    "FSDP_ACTIVATION_CHECKPOINTING": "the recipe's train.checkpointing decides",
+    "FSDP_ACTIVATION_CHECKPOINTING": "the recipe's train.activation_checkpointing decides",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "every rank reads its own share of the files",
 }
 
@@ -66,12 +66,12 @@ def _as_asked(started: Parallelism, recipe: Recipe) -> Parallelism:
     Raises:
         MachineError: It does; one process has nothing to share.
     """
-    asked = recipe.world.spread
+    asked = recipe.distributed.strategy
     if asked is None or asked == started or _processes() == 1:
         return started
     raise MachineError(
-        f"the recipe says world.spread: {asked}, and the launcher starts {started}; launch with "
-        f"recipes/accelerate/{asked}.yaml, or set world.spread={started}"
+        f"the recipe says distributed.strategy: {asked}, and the launcher starts {started}; launch "
+        f"with recipes/accelerate/{asked}.yaml, or set distributed.strategy={started}"
     )
 
 

@@ -4,9 +4,9 @@ A collective waits for a frozen rank as long as its process group allows, and th
 timed out, not who was missing. So the process group is given a day, which data rendered on rank 0
 may well take, and a thread of each rank watches instead: every second it publishes a sign of life
 through the store of the process group, reads those of the others, and when one has been silent or
-behind for ``world.timeout_seconds`` it says which and ends its process. It ends it hard, because
-the main thread is inside a collective, where no exception reaches it; checkpoints are complete or
-absent at any moment, so nothing is lost.
+behind for ``distributed.timeout_seconds`` it says which and ends its process. It ends it hard,
+because the main thread is inside a collective, where no exception reaches it; checkpoints are
+complete or absent at any moment, so nothing is lost.
 
 Rejected: a short timeout of the process group (kills slow starts and long saves, names nobody) and
 ``monitored_barrier`` (gloo only, and a barrier more in every step).

@@ -6,7 +6,7 @@ one figure of the whole model for both, in which one silent layer, or one expert
 does not show.
 
 The load of step 1 stands on a line of its own: no update has been made, so the routers see what
-the base computes (or the adapter that ``lora.start_from`` names), and a report measures the drift
+the base computes (or the adapter that ``lora.init_from`` names), and a report measures the drift
 from there. Nothing is read from the device but at step 1 and when a line is logged anyway.
 
 L layers, E experts.

@@ -1,7 +1,7 @@
 """What differs between a run and its continuation, and whether it may.
 
 Every difference stops the continuation at once, all of them in one message, because a loss curve
-from two recipes looks like one from either. What is meant is allowed by its name, ``--allow-drift
+from two recipes looks like one from either. What is meant is allowed by its name, ``--allow-change
 train.learning_rate``, takes effect, and is written into ``run.json`` with the step. Continuing
 silently with the new value, or silently with the old one, is what other trainers do.
 
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.disk import run_files
+from gptoss_tune.recipe.renamed import entry_in_new_name
 from gptoss_tune.recipe.schema import TrainSection
 from gptoss_tune.run.start import check_disk
 from gptoss_tune.train.resume.fingerprint import Place, fingerprint
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from gptoss_tune.train.context import RunContext
 
-NOTED = {"processes", "spread", "device"}
+NOTED = {"processes", "strategy", "device"}
 """Entries of a fingerprint whose change is told and written down, and stops nothing."""
 _BEFORE_IT_WAS = {"train.deterministic": False, "method.name": "sft"}
 """What runs did that were started before a setting existed."""
@@ -44,7 +45,7 @@ _ABSENT = "(nothing of that name)"
 
 
 @dataclass(frozen=True)
-class Drift:
+class Change:
     """One entry of a fingerprint that is not what it was."""
 
     name: str
@@ -57,7 +58,7 @@ class Drift:
 
     @property
     def allowed_by_name(self) -> bool:
-        """Whether it takes an ``--allow-drift`` to go on with it."""
+        """Whether it takes ``--allow-change`` to go on with it."""
         return self.name not in NOTED
 
     def as_json(self, step: int) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class Drift:
         return {"step": step, "name": self.name, "was": self.was, "now": self.now}
 
 
-def drift(before: dict[str, Any], now: dict[str, Any]) -> list[Drift]:
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """Return what differs, by name.
 
     The settings of the data count only when the rows they gave are not the same: the rows are all
@@ -77,10 +78,10 @@ def drift(before: dict[str, Any], now: dict[str, Any]) -> list[Drift]:
     return found
 
 
-def changed(before: dict[str, Any], now: dict[str, Any]) -> list[Drift]:
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """Return every entry that is not the same in both, by name."""
     return [
-        Drift(name, before.get(name, _ABSENT), now.get(name, _ABSENT))
+        Change(name, before.get(name, _ABSENT), now.get(name, _ABSENT))
         for name in sorted(before.keys() | now.keys())
         if before.get(name, _ABSENT) != now.get(name, _ABSENT)
     ]
@@ -95,14 +96,14 @@ def settle(
     step: int,
     where: str,
     train: TrainSection,
-) -> list[Drift]:
+) -> list[Change]:
     """Return the differences that a continuation goes on with, or refuse it.
 
     Args:
         before: Fingerprint of what is continued; ``None``: nothing is.
         now: Fingerprint of the continuation.
-        allowed: Names given with ``--allow-drift``.
-        recorded: ``drift`` of ``run.json``: what was allowed in earlier continuations.
+        allowed: Names given with ``--allow-change``.
+        recorded: ``changes`` of ``run.json``: what was allowed in earlier continuations.
         step: Where the continuation starts.
         where: The folder, for the message.
         train: To say which setting keeps the rows of a step.
@@ -111,11 +112,11 @@ def settle(
         RecipeError: Something differs that is not allowed, a name is unknown or allows nothing, or
             the run is to end before the step it has reached.
     """
-    found = drift(before, now) if before is not None else []
+    found = changes(before, now) if before is not None else []
     _refuse_names(found, allowed, recorded, now, before)
     stopping = [one for one in found if one.allowed_by_name and one.name not in allowed]
     if stopping:
-        flags = " ".join(f"--allow-drift {one.name}" for one in stopping)
+        flags = " ".join(f"--allow-change {one.name}" for one in stopping)
         lines = [f"{one}{_advice(one, now, train)}" for one in stopping]
         raise RecipeError(
             f"train.output_dir: {where} holds a run of other settings; it differs in\n  "
@@ -132,7 +133,7 @@ def settle(
 
 
 def _refuse_names(
-    found: list[Drift],
+    found: list[Change],
     allowed: Collection[str],
     recorded: Sequence[dict[str, Any]],
     now: dict[str, Any],
@@ -143,15 +144,17 @@ def _refuse_names(
     needed = {one.name for one in found} | {entry.get("name") for entry in recorded}
     for name in allowed:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = [entry_in_new_name(name)]
+            if near[0] not in known:
+                near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-            raise RecipeError(f"--allow-drift {name}: nothing of that name is compared; {hint}")
+            raise RecipeError(f"--allow-change {name}: nothing of that name is compared; {hint}")
         if name not in needed:
             reason = "nothing is continued" if before is None else "it does not differ"
-            raise RecipeError(f"--allow-drift {name}: {reason}; leave it out")
+            raise RecipeError(f"--allow-change {name}: {reason}; leave it out")
 
 
-def _advice(one: Drift, now: dict[str, Any], train: TrainSection) -> str:
+def _advice(one: Change, now: dict[str, Any], train: TrainSection) -> str:
     """Return what keeps the rows of a step, where the batch differs."""
     if one.name != "batch" or not isinstance(one.was, int):
         return ""
@@ -186,13 +189,13 @@ class Identity:
     Attributes:
         run_id: The run's own.
         fingerprint: What it computes from.
-        drift: What was allowed to differ, in all continuations, as in ``run.json``.
+        changes: What was allowed to differ, in all continuations, as in ``run.json``.
         notes: What the user should be told of this continuation.
     """
 
     run_id: str
     fingerprint: dict[str, Any]
-    drift: tuple[dict[str, Any], ...]
+    changes: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
 
     def manifest(self, step: int) -> dict[str, Any]:
@@ -201,14 +204,18 @@ class Identity:
 
     def record(self) -> dict[str, Any]:
         """Return what ``run.json`` says."""
-        return {"run_id": self.run_id, "fingerprint": self.fingerprint, "drift": list(self.drift)}
+        return {
+            "run_id": self.run_id,
+            "fingerprint": self.fingerprint,
+            "changes": list(self.changes),
+        }
 
 
 def identify(
     context: RunContext,
     train_set: Dataset,
     eval_set: Dataset | None,
-    allow_drift: Sequence[str],
+    allow_change: Sequence[str],
 ) -> Identity:
     """Return who the run is, before any weight is read.
 
@@ -216,7 +223,7 @@ def identify(
         context: What is trained, on which base, where it starts and where it runs.
         train_set: The rendered rows.
         eval_set: Those held out.
-        allow_drift: Names that may differ from what is continued.
+        allow_change: Names that may differ from what is continued.
 
     Raises:
         RecipeError: The run differs from what it continues, and that was not allowed.
@@ -226,23 +233,27 @@ def identify(
     recipe, start, base = context.recipe, context.start, context.base
     check_disk(start.folder, run_files(architecture_of(str(base.path)), recipe))
     place = Place(context.state.num_processes, context.parallelism, context.device)
+    before = start.before
+    if before is not None:
+        # An earlier version may have begun the run.
+        before = {entry_in_new_name(name): value for name, value in before.items()}
     now = fingerprint(recipe, base, train_set, eval_set, place)
     if context.loss is not None:
         now["loss"] = f"{context.loss.__module__}.{getattr(context.loss, '__qualname__', '')}"
     found = settle(
-        start.before,
+        before,
         now,
-        allowed=allow_drift,
-        recorded=start.drift,
+        allowed=allow_change,
+        recorded=start.changes,
         step=start.step,
         where=str(start.folder),
         train=recipe.train,
     )
     entries = tuple(one.as_json(start.step) for one in found)
-    return Identity(start.run_id, now, (*start.drift, *entries), tuple(map(_note, found)))
+    return Identity(start.run_id, now, (*start.changes, *entries), tuple(map(_note, found)))
 
 
-def _note(one: Drift) -> str:
+def _note(one: Change) -> str:
     if one.allowed_by_name:
         consequence = f"; {_OTHER_ROWS}" if one.name == "batch" else ""
         return f"continues with a change, as allowed: {one}{consequence}"

@@ -43,7 +43,7 @@ ACTS_THROUGH = {
     "model.revision": "base.config, base.weights and tokenizer",
     "model.backend": "engine.experts",
     "model.attention": "engine.attention",
-    "lora.start_from": "start_from",
+    "lora.init_from": "init_from",
     "train.max_steps": "steps",
     "train.num_train_epochs": "steps",
     "train.per_device_train_batch_size": "batch",
@@ -66,7 +66,7 @@ FREE_SECTIONS = {
     "evaluation": "reads the model",
     "export": "comes after the run",
     "tracking": "names places for metrics",
-    "world": "the number of processes acts through batch, and spread is an entry of its own",
+    "distributed": "num_processes acts through batch, and strategy is an entry of its own",
 }
 
 
@@ -76,12 +76,12 @@ class Place:
 
     Attributes:
         processes: Ranks.
-        spread: How they share the model.
+        strategy: How they share the model.
         device: Of rank 0.
     """
 
     processes: int
-    spread: Parallelism
+    strategy: Parallelism
     device: torch.device
 
 
@@ -114,7 +114,7 @@ def fingerprint(
     }
     weights = base.fingerprint()
     tokenizer = base.path / "tokenizer.json"
-    start = recipe.lora.start_from
+    start = recipe.lora.init_from
     device = place.device
     chosen = engines(recipe, base, device)
     return {
@@ -122,7 +122,7 @@ def fingerprint(
         "base.config": weights["config"],
         "base.weights": weights["weights"],
         "tokenizer": sha256_of(tokenizer) if tokenizer.is_file() else None,
-        "start_from": start and sha256_of(initial_adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
+        "init_from": start and sha256_of(initial_adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
         "data.train_rows": rows_hash(train_set),
         "data.eval_rows": None if eval_set is None else rows_hash(eval_set),
         "batch": batch(recipe.train, place.processes),
@@ -130,7 +130,7 @@ def fingerprint(
         **{f"engine.{name}": code for name, code in chosen.items()},
         **{f"versions.{name}": version for name, version in _versions(recipe, device).items()},
         "processes": place.processes,
-        "spread": place.spread,
+        "strategy": place.strategy,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 
