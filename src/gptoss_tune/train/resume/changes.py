@@ -224,7 +224,8 @@ def identify(
         CheckpointError: The adapter to start from is not there.
     """
     recipe, start, base = context.recipe, context.start, context.base
-    check_disk(start.folder, run_files(architecture_of(str(base.path)), recipe))
+    architecture = architecture_of(str(base.path))
+    check_disk(start.folder, run_files(architecture, recipe.lora, recipe.train))
     place = Place(context.state.num_processes, context.parallelism, context.device)
     now = fingerprint(recipe, base, train_set, eval_set, place)
     if context.loss is not None:
