@@ -41,7 +41,7 @@ def reproduce(
     record = record_of(run)
     out = output or run.with_name(f"{run.name}-again")
     refuse_existing(out)
-    found = differences(record, load_recipe(RunFolder(run).recipe), run)
+    found = differences(record, load_recipe(RunFolder(run).recipe).model, run)
     if not as_json:
         _print_differences(found)
     if any(each.changes_result for each in found) and not anyway:
