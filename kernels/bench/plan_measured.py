@@ -69,7 +69,7 @@ def recipe_for(base: str, output: str = "run", **train: object) -> Recipe:
 
 
 def setup_of(recipe: Recipe, sizes: Architecture) -> TrainingSetup:
-    return TrainingSetup(sizes, recipe.model, recipe.lora, recipe.data, recipe.train)
+    return TrainingSetup(sizes, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train)
 
 
 def tiny_rows(folder: Path) -> list[Row]:

@@ -97,7 +97,9 @@ def test_what_grows_with_the_tokens(small_model, randomise_adapters):
     )
 
     def planned(length):
-        setup = TrainingSetup(SMALL, recipe.model, recipe.lora, recipe.data, recipe.train)
+        setup = TrainingSetup(
+            SMALL, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train
+        )
         setup = setup.with_settings({"data.max_length": length})
         passing = moments(setup)
         return model_saved(setup).bytes(length) + passing.rerun + passing.rows

@@ -45,7 +45,9 @@ def recipe_for(base, **sections):
 
 
 def setup_of(recipe, architecture):
-    return TrainingSetup(architecture, recipe.model, recipe.lora, recipe.data, recipe.train)
+    return TrainingSetup(
+        architecture, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from gptoss_tune.plan.architecture import RELEASED, architecture_of
 from gptoss_tune.plan.flops import flops_per_token
 from gptoss_tune.plan.gpus import GPUS, card
 from gptoss_tune.plan.memory import memory
+from gptoss_tune.plan.methods import METHODS, Added
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import parameters
@@ -37,7 +38,7 @@ def recipe(tmp_path, sound):
 
 def small(recipe):
     """Return the setup of a recipe on one GPU, with the 20b's sizes."""
-    return TrainingSetup(SMALL, recipe.model, recipe.lora, recipe.data, recipe.train)
+    return TrainingSetup(SMALL, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train)
 
 
 def test_parameters_of_the_released_models(recipe):
@@ -135,6 +136,19 @@ def test_a_setup_is_changed_by_the_keys_of_its_recipe_and_no_others(recipe):
         setup.with_settings({"data.max_length": 0})
     with pytest.raises(AttributeError):
         setup.with_settings({"guard.check_steps": 1})
+
+
+def test_a_method_adds_passes_and_bytes(recipe, monkeypatch):
+    usual = plan(recipe(), H100)
+    added = Added(forward_passes=1, base_copies=1, bytes_per_token=4)
+    monkeypatch.setitem(METHODS, "sft", added)
+    more = plan(recipe(), H100)
+    flops = usual.work.flops
+    assert more.work.flops.total == flops.total + flops.forward
+    assert more.as_json()["flops_per_token"]["added"] == flops.forward
+    held = usual.memory.resident - usual.memory.kinds["adapters"]
+    assert more.memory.kinds["sft"] == held + 4 * 4096
+    assert more.memory.peak > usual.memory.peak + held
 
 
 def test_layers_below_the_adapters_keep_nothing(recipe):

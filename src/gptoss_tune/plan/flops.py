@@ -9,7 +9,7 @@ its square, or the window). What checkpointing computes again is counted, since 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gptoss_tune.plan.architecture import Architecture, AttentionKind
@@ -34,16 +34,23 @@ class Flops:
         forward: Forward pass.
         backward: Backward pass.
         recomputed: What checkpointing computes a second time.
+        added: Further forward passes, which the method asks for.
     """
 
     forward: float
     backward: float
     recomputed: float
+    added: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.forward + self.backward + self.recomputed
+        return self.forward + self.backward + self.recomputed + self.added
+
+    def as_json(self) -> dict[str, float]:
+        """Return the parts and their total; without ``added`` where nothing is."""
+        parts = {name: value for name, value in asdict(self).items() if name != "added" or value}
+        return {**parts, "total": self.total}
 
 
 def flops_per_token(setup: TrainingSetup) -> Flops:
@@ -63,7 +70,7 @@ def flops_per_token(setup: TrainingSetup) -> Flops:
         elif mode != "none":
             kept = mode == "full" and length >= KEEP_ATTENTION_FROM and kind == "full_attention"
             recomputed += base + low_rank + (0.0 if kept else scores)
-    return Flops(forward, backward, recomputed)
+    return Flops(forward, backward, recomputed, setup.added.forward_passes * forward)
 
 
 def _layer_weights(architecture: Architecture) -> int:

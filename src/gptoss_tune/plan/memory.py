@@ -257,6 +257,10 @@ def memory(setup: TrainingSetup) -> Memory:
         kinds["optimizer"] = 0  # in host memory
     if setup.parallelism == "ddp" and setup.num_processes > 1:
         kinds["gradient buckets"] = FP32_BYTES * trained
+    added = -(-setup.added.base_copies * sum(base.values()) // shards)
+    added += setup.added.bytes_per_token * setup.tokens
+    if added:
+        kinds[setup.method.name] = added
     kinds |= _largest_moment(moments(setup))
     kinds["headroom"] = CONTEXT_BYTES + int(FRAGMENTATION * sum(kinds.values()))
     return Memory(kinds)

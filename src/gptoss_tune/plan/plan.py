@@ -2,10 +2,11 @@
 
 A run that stops after ten minutes of download for want of memory has cost more than a plan, which
 takes a moment and no GPU. The parts: ``architecture`` knows the sizes of the base,
-``training_setup`` what is trained on it and how, ``weights`` what is always held, ``memory`` the
-rest of the peak, ``disk`` the files, ``flops`` the operations, ``evaluation_time`` what evaluations
-add, and ``advice`` what to change. Bytes are counted from shapes and checked against loaded models
-and autograd; hours rest on an assumed efficiency, which a plan always names.
+``training_setup`` what is trained on it and how, ``methods`` what each method adds, ``weights``
+what is always held, ``memory`` the rest of the peak, ``disk`` the files, ``flops`` the operations,
+``evaluation_time`` what evaluations add, and ``advice`` what to change. Bytes are counted from
+shapes and checked against loaded models and autograd; hours rest on an assumed efficiency, which a
+plan always names.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Plan:
             "memory_bytes": {**self.memory.kinds, "peak": self.memory.peak},
             "host_bytes": self.host_bytes,
             "disk_bytes": asdict(self.disk),
-            "flops_per_token": {**asdict(self.work.flops), "total": self.work.flops.total},
+            "flops_per_token": self.work.flops.as_json(),
             "tokens": self.work.tokens,
             "tokens_from": self.work.tokens_from,
             "steps": self.work.steps,
@@ -145,7 +146,14 @@ def plan(
     recipe = recipe.with_settings(several)
     architecture = architecture_of(recipe.model.name_or_path)
     setup = TrainingSetup(
-        architecture, recipe.model, recipe.lora, recipe.data, recipe.train, processes, spread
+        architecture,
+        recipe.model,
+        recipe.lora,
+        recipe.method,
+        recipe.data,
+        recipe.train,
+        processes,
+        spread,
     )
     _check(setup)
     needed = memory(setup)

@@ -12,8 +12,10 @@ from functools import cached_property
 from typing import Any
 
 from gptoss_tune.plan.architecture import Architecture
+from gptoss_tune.plan.methods import METHODS, Added
 from gptoss_tune.plan.weights import Factors, adapter_factors, compute_bytes
 from gptoss_tune.recipe.data_schema import DataSection
+from gptoss_tune.recipe.method_schema import MethodSection
 from gptoss_tune.recipe.schema import LoraSection, ModelSection, Parallelism, TrainSection
 
 
@@ -27,6 +29,7 @@ class TrainingSetup:
             RELEASED["openai/gpt-oss-20b"],
             ModelSection(name_or_path="openai/gpt-oss-20b"),
             LoraSection(rank=8),
+            MethodSection(name="sft"),
             DataSection(train="a.jsonl", max_length=4096),
             TrainSection(output_dir="run", max_steps=10, per_device_train_batch_size=4),
             num_processes=2,
@@ -38,6 +41,7 @@ class TrainingSetup:
         architecture: Sizes of the base.
         model: How its weights are held.
         lora: What is adapted.
+        method: How rows become a loss.
         data: What is trained on, and at which length.
         train: The micro-batch, the optimizer, what is kept for the backward pass.
         num_processes: GPUs, one process each.
@@ -47,6 +51,7 @@ class TrainingSetup:
     architecture: Architecture
     model: ModelSection
     lora: LoraSection
+    method: MethodSection
     data: DataSection
     train: TrainSection
     num_processes: int = 1
@@ -71,6 +76,11 @@ class TrainingSetup:
     def value_bytes(self) -> int:
         """Bytes of one value in the compute dtype."""
         return compute_bytes(self.model)
+
+    @property
+    def added(self) -> Added:
+        """What the method adds to a step of supervised fine-tuning."""
+        return METHODS[self.method.name]
 
     @cached_property
     def factors(self) -> list[Factors]:

@@ -115,6 +115,7 @@ def _advice(recipe: Recipe, spread: Parallelism) -> list[Advice]:
         architecture,
         recipe.model,
         recipe.lora,
+        recipe.method,
         recipe.data,
         recipe.train,
         recipe.world.processes,
