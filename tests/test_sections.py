@@ -10,6 +10,7 @@ PACKAGE = ROOT / "src" / "gptoss_tune"
 # A whole recipe is planned, built, written down or trained.
 WHOLE = {
     "model/build.py build",
+    "plan/__init__.py __call__",
     "plan/plan.py plan",
     "recipe/dump.py recipe_yaml",
     "recipe/dump.py resolved_lines",
@@ -19,7 +20,6 @@ WHOLE = {
 }
 # These are to take sections too: take a line out here when its function does, add none.
 SHRINKING = {
-    "run/card.py opening_facts",
     "train/distributed/launcher.py _as_asked",
     "train/distributed/launcher.py launched_parallelism",
     "train/out_of_memory.py _advice",

@@ -1,8 +1,8 @@
 """What a run needs, from its recipe alone: memory, disk, operations, hours. No torch.
 
-``plan`` joins the parts: ``architecture``, ``weights``, ``memory``, ``disk``, ``flops``,
-``evaluation_time``; ``gpus`` lists cards, ``advice`` says what to change. ``gptoss_tune.plan(
-recipe)`` is ``plan.plan``.
+``plan`` joins the parts: ``architecture``, ``training_setup``, ``weights``, ``memory``, ``disk``,
+``flops``, ``evaluation_time``; ``methods`` says what each method adds, ``gpus`` lists cards,
+``advice`` says what to change. ``gptoss_tune.plan(recipe)`` is ``plan.plan``.
 """
 
 from __future__ import annotations
