@@ -191,9 +191,8 @@ def functions(tree):
 def takes_recipe(function):
     arguments = function.args
     every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    text = " ".join(ast.unparse(a.annotation) for a in every if a.annotation)
-    words = "".join(c if c.isalnum() or c in "_." else " " for c in text).split()
-    return any(word.split(".")[-1] == "Recipe" for word in words)
+    nodes = [node for a in every if a.annotation for node in ast.walk(a.annotation)]
+    return any("Recipe" in (getattr(n, "id", None), getattr(n, "attr", None)) for n in nodes)
 
 
 def figures(sources):

@@ -20,10 +20,11 @@ from measure import environment
 
 from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.build import build
-from gptoss_tune.plan.architecture import architecture_of
+from gptoss_tune.plan.architecture import Architecture, architecture_of
 from gptoss_tune.plan.disk import run_files
 from gptoss_tune.plan.memory import layer_saved, memory, model_saved
-from gptoss_tune.plan.weights import adapter_factors, base_bytes
+from gptoss_tune.plan.training_setup import TrainingSetup
+from gptoss_tune.plan.weights import base_bytes
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.testing.measured import (
     RELEASED_LAYER,
@@ -67,6 +68,10 @@ def recipe_for(base: str, output: str = "run", **train: object) -> Recipe:
     )
 
 
+def setup_of(recipe: Recipe, sizes: Architecture) -> TrainingSetup:
+    return TrainingSetup(sizes, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train)
+
+
 def tiny_rows(folder: Path) -> list[Row]:
     base = tiny_checkpoint(folder / "base", layers=2, experts=6)
     sizes, rows = architecture_of(str(base)), []
@@ -74,11 +79,11 @@ def tiny_rows(folder: Path) -> list[Row]:
         recipe = recipe_for(str(base), activation_checkpointing=mode)
         model = build(recipe, open_checkpoint(base), "cpu").model.train()
         if mode == "none":
-            kinds, held = memory(sizes, recipe).kinds, resident_bytes(model)
+            kinds, held = memory(setup_of(recipe, sizes)).kinds, resident_bytes(model)
             for kind, size in sorted(held.items()):
                 planned = kinds["other weights" if kind == "other" else kind]
                 rows.append((f"tiny, held, {kind}", planned, size))
-        planned = model_saved(sizes, recipe).bytes(LENGTH)
+        planned = model_saved(setup_of(recipe, sizes)).bytes(LENGTH)
         measured = saved_bytes(model, LENGTH, dtype="bfloat16")
         rows.append((f"tiny, kept for backward, {mode}", planned, measured))
     return rows + file_rows(folder, str(base))
@@ -94,7 +99,7 @@ def file_rows(folder: Path, base: str) -> list[Row]:
     Path(recipe.data.train[0].path).write_text(4 * (line + "\n"), encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()):
         train(recipe)
-    files = run_files(architecture_of(base), recipe)
+    files = run_files(architecture_of(base), recipe.lora, recipe.train)
     run = folder / "run"
     return [
         ("tiny, adapter on disk", files.adapter, weight(run / "adapter")),
@@ -107,10 +112,10 @@ def weight(folder: Path) -> int:
 
 
 def layer_rows() -> list[Row]:
-    recipe, sizes = recipe_for("unused"), RELEASED_LAYER
-    model, factors = released_layer(recipe.lora), adapter_factors(sizes, recipe.lora)
-    held, planned = resident_bytes(model), base_bytes(sizes, recipe.model)
-    planned["adapters"] = 4 * sum(factor.parameters for factor in factors)
+    sizes, setup = RELEASED_LAYER, setup_of(recipe_for("unused"), RELEASED_LAYER)
+    model = released_layer(setup.lora)
+    held, planned = resident_bytes(model), base_bytes(sizes, setup.model)
+    planned["adapters"] = 4 * sum(factor.parameters for factor in setup.factors)
     rows: list[Row] = [
         (f"20b layer, held, {kind}", planned[kind], size) for kind, size in sorted(held.items())
     ]
@@ -123,12 +128,10 @@ def layer_rows() -> list[Row]:
         name = f"20b layer, kept for backward by token, {mode}"
         around = sizes.hidden * 2 + 4  # the final norm, which is no layer's
         if mode == "full":
-            one = (
-                model_saved(sizes, recipe_for("unused", activation_checkpointing=mode)).per_token
-                - around
-            )
+            rerun = setup.with_settings({"train.activation_checkpointing": mode})
+            one = model_saved(rerun).per_token - around
         else:
-            one = layer_saved(sizes, factors, recipe, with_gate_up=mode == "none").per_token
+            one = layer_saved(setup, setup.factors, with_gate_up=mode == "none").per_token
             around += sizes.head_dim * 2  # cosines and sines, one table for all layers
         rows.append((name, one, by_token - around))
     return rows

@@ -25,7 +25,9 @@ def main(recipe_file: str, out: str) -> None:
     for name, share in (("whole", None), ("spread", Share(rank, size))):
         model = build(recipe, base, "cpu", share).model
         assert is_sharded(model) == (share is not None)
-        evaluator = Evaluator(recipe, load_vocabulary(base.path))
+        evaluator = Evaluator(
+            recipe.evaluation, recipe.data, load_vocabulary(base.path), seed=recipe.train.seed
+        )
         place = {"step": 0, "device": torch.device("cpu")}
         try:  # a signal to one rank alone ends the evaluation of all
             evaluator.run(model, **place, should_stop=lambda: rank == 1)

@@ -55,7 +55,9 @@ def test_two_ranks_find_what_one_finds(
     found = json.loads((tmp_path / "found.json").read_text())
     assert found.pop("whole, stopped") and found.pop("spread, stopped")
     model = build(asked, open_checkpoint(str(base)), "cpu").model
-    evaluator = Evaluator(asked, load_vocabulary(base))
+    evaluator = Evaluator(
+        asked.evaluation, asked.data, load_vocabulary(base), seed=asked.train.seed
+    )
     expected = evaluator.run(model, step=0, device=torch.device("cpu"))
     assert expected["drift"]["kl"] > 0.001
     assert found.keys() == {"whole", "spread"}

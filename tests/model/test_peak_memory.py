@@ -17,6 +17,7 @@ from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
 from gptoss_tune.model.norms import set_norms
 from gptoss_tune.plan.architecture import Architecture
 from gptoss_tune.plan.memory import model_saved, moments
+from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.recipe import Recipe
 
 WITHIN = 0.05  # measured 1.007; 0.976 with none, 1.062 with selective
@@ -96,8 +97,12 @@ def test_what_grows_with_the_tokens(small_model, randomise_adapters):
     )
 
     def planned(length):
-        passing = moments(SMALL, recipe, length, "ddp")
-        return model_saved(SMALL, recipe).bytes(length) + passing.rerun + passing.rows
+        setup = TrainingSetup(
+            SMALL, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train
+        )
+        setup = setup.with_settings({"data.max_length": length})
+        passing = moments(setup)
+        return model_saved(setup).bytes(length) + passing.rerun + passing.rows
 
     short, long = 8, 24
     actual = peak_of_a_step(model, long) - peak_of_a_step(model, short)

@@ -16,6 +16,7 @@ from gptoss_tune.plan.memory import (
     memory,
     model_saved,
 )
+from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import adapter_factors, base_bytes
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.testing.measured import (
@@ -41,6 +42,12 @@ def recipe_for(base, **sections):
     return Recipe.model_validate(values)
 
 
+def setup_of(recipe, architecture):
+    return TrainingSetup(
+        architecture, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "lora"),
     [
@@ -57,7 +64,7 @@ def test_resident_bytes_are_those_of_the_loaded_model(mxfp4_base, settings, lora
         pytest.importorskip("bitsandbytes")
     recipe = recipe_for(mxfp4_base, model=settings, lora=lora)
     actual = resident_bytes(build(recipe, open_checkpoint(mxfp4_base), "cpu").model)
-    planned = memory(architecture_of(str(mxfp4_base)), recipe)
+    planned = memory(setup_of(recipe, architecture_of(str(mxfp4_base))))
     assert {
         kind: planned.kinds["other weights" if kind == "other" else kind] for kind in actual
     } == pytest.approx(actual, rel=1e-3)
@@ -82,10 +89,11 @@ CASES = {
 def test_saved_bytes_of_the_tiny_model(mxfp4_base, case):
     train = {"activation_checkpointing": "none", **case.get("train", {})}
     recipe = recipe_for(mxfp4_base, **{**case, "train": train})
+    setup = setup_of(recipe, architecture_of(str(mxfp4_base)))
     model = build(recipe, open_checkpoint(mxfp4_base), "cpu").model.train()
     for length in (8, 24):
         actual = saved_bytes(model, length, dtype=recipe.model.dtype)
-        planned = model_saved(architecture_of(str(mxfp4_base)), recipe).bytes(length)
+        planned = model_saved(setup).bytes(length)
         assert planned == pytest.approx(actual, rel=WITHIN), (length, planned, actual)
 
 
@@ -105,7 +113,7 @@ def test_resident_bytes_of_a_released_layer(real_layer):
 
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_saved_bytes_of_a_released_layer(real_layer, mode):
-    recipe = recipe_for("unused", train={"activation_checkpointing": mode})
+    setup = setup_of(recipe_for("unused", train={"activation_checkpointing": mode}), RELEASED_LAYER)
     set_checkpointing(real_layer, mode)
 
     actual = {
@@ -114,16 +122,11 @@ def test_saved_bytes_of_a_released_layer(real_layer, mode):
     per_token = (actual[12] - actual[4]) / 8
     around = 2880 * 2 + 4  # the final norm
     if mode == "full":
-        planned = model_saved(RELEASED_LAYER, recipe)
+        planned = model_saved(setup)
         assert planned.per_token == pytest.approx(per_token, rel=WITHIN)
         assert planned.bytes(12) == pytest.approx(actual[12], rel=WITHIN)
         return
-    layer = layer_saved(
-        RELEASED_LAYER,
-        adapter_factors(RELEASED_LAYER, recipe.lora),
-        recipe,
-        with_gate_up=mode == "none",
-    )
+    layer = layer_saved(setup, setup.factors, with_gate_up=mode == "none")
     around += 64 * 2  # cosines and sines
     assert layer.per_token + around == pytest.approx(per_token, rel=WITHIN)
     assert layer.bytes(12) + 12 * around == pytest.approx(actual[12], rel=WITHIN)

@@ -8,16 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, RecipeError
-from gptoss_tune.plan.advice import with_settings
 from gptoss_tune.plan.architecture import RELEASED, architecture_of
 from gptoss_tune.plan.flops import flops_per_token
 from gptoss_tune.plan.gpus import GPUS, card
 from gptoss_tune.plan.memory import memory
+from gptoss_tune.plan.methods import METHODS, Added
 from gptoss_tune.plan.plan import plan
+from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import parameters
 from gptoss_tune.recipe import Recipe, load_recipe
 from gptoss_tune.shipped import shipped
@@ -32,6 +34,11 @@ def recipe(tmp_path, sound):
     path = tmp_path / "a.yaml"
     path.write_text(sound)
     return lambda *overrides: load_recipe(path, overrides)
+
+
+def small(recipe):
+    """Return the setup of a recipe on one GPU, with the 20b's sizes."""
+    return TrainingSetup(SMALL, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train)
 
 
 def test_parameters_of_the_released_models(recipe):
@@ -83,7 +90,7 @@ def test_bytes_of_checkpoints(recipe):
 def test_operations_of_a_token(recipe, length, none, full):
     def gflop(mode):
         settings = {"data.max_length": length, "train.activation_checkpointing": mode}
-        return flops_per_token(SMALL, with_settings(recipe(), settings)).total / 1e9
+        return flops_per_token(small(recipe()).with_settings(settings)).total / 1e9
 
     kept = 12 * 4 * 4096 * length / 2 / 1e9 if length >= 16_384 else 0
     assert gflop("none") == pytest.approx(none, rel=0.005)
@@ -97,12 +104,12 @@ def test_operations_of_a_token(recipe, length, none, full):
 def test_peak_of_a_step(recipe, length, gib):
     for mode, expected in zip(("full", "selective", "none"), gib, strict=True):
         settings = {"data.max_length": length, "train.activation_checkpointing": mode}
-        peak = memory(SMALL, with_settings(recipe(), settings)).peak / 2**30
+        peak = memory(small(recipe()).with_settings(settings)).peak / 2**30
         assert peak == pytest.approx(expected, rel=0.05), mode
 
 
 def test_memory_moves_as_the_settings_say(recipe):
-    usual = memory(SMALL, recipe())
+    usual = memory(small(recipe()))
     for overrides, kind in (
         (["train.optim=adamw_8bit"], "optimizer"),
         (["train.activation_checkpointing=offload"], "saved activations"),
@@ -111,12 +118,37 @@ def test_memory_moves_as_the_settings_say(recipe):
         (["lora.expert_rank=4"], "adapters"),
         (["data.max_length=2048"], "saved activations"),
     ):
-        other = memory(SMALL, recipe(*overrides))
+        other = memory(small(recipe(*overrides)))
         assert other.kinds[kind] < usual.kinds[kind], overrides
         assert other.peak < usual.peak, overrides
-    assert memory(SMALL, recipe("model.experts_precision=bf16")).peak > usual.peak + 25 * 2**30
+    assert memory(small(recipe("model.experts_precision=bf16"))).peak > usual.peak + 25 * 2**30
     offloaded = plan(recipe("train.activation_checkpointing=offload"), H100)
     assert offloaded.host_bytes == 24 * 4096 * 2880 * 2
+
+
+def test_a_setup_is_changed_by_the_keys_of_its_recipe_and_no_others(recipe):
+    setup = small(recipe("train.per_device_train_batch_size=4"))
+    assert setup.tokens == 4 * 4096
+    changed = setup.with_settings({"data.max_length": 2048, "lora.expert_rank": 4})
+    assert changed.tokens == 4 * 2048 and {f.rank for f in changed.factors} == {16, 4}
+    assert {f.rank for f in setup.factors} == {16}
+    with pytest.raises(ValidationError):
+        setup.with_settings({"data.max_length": 0})
+    with pytest.raises(AttributeError):
+        setup.with_settings({"guard.check_steps": 1})
+
+
+def test_a_method_adds_passes_and_bytes(recipe, monkeypatch):
+    usual = plan(recipe(), H100)
+    added = Added(forward_passes=1, base_copies=1, bytes_per_token=4)
+    monkeypatch.setitem(METHODS, "sft", added)
+    more = plan(recipe(), H100)
+    flops = usual.work.flops
+    assert more.work.flops.total == flops.total + flops.forward
+    assert more.as_json()["flops_per_token"]["added"] == flops.forward
+    held = usual.memory.resident - usual.memory.kinds["adapters"]
+    assert more.memory.kinds["sft"] == held + 4 * 4096
+    assert more.memory.peak > usual.memory.peak + held
 
 
 def test_layers_below_the_adapters_keep_nothing(recipe):
@@ -136,7 +168,7 @@ def test_several_gpus(recipe):
     assert not alone.fits
     spread = plan(large, H100, gpus=8, strategy="fsdp2")
     assert spread.fits and spread.memory.peak < alone.memory.peak / 3
-    said = with_settings(large, {"distributed.num_processes": 8, "distributed.strategy": "fsdp2"})
+    said = large.with_settings({"distributed.num_processes": 8, "distributed.strategy": "fsdp2"})
     assert plan(said, H100).memory == spread.memory
     assert plan(said, H100, strategy="ddp").memory == alone.memory
     assert plan(said, H100, gpus=1).strategy == "ddp"
@@ -159,9 +191,9 @@ def test_the_120b_on_one_card_of_80_gb_takes_rank_8_and_not_16():
 
 
 def test_advice_leads_where_it_says_and_cheapest_comes_first(recipe):
-    small = replace(card("rtx4080-16gb"), memory_gib=17.0)
+    narrow = replace(card("rtx4080-16gb"), memory_gib=17.0)
     settings = recipe("train.activation_checkpointing=none", "train.per_device_train_batch_size=4")
-    made = plan(settings, small)
+    made = plan(settings, narrow)
     assert not made.fits
     assert made.larger.memory_bytes >= made.memory.peak
     for entry in made.advice:
@@ -174,7 +206,7 @@ def test_advice_leads_where_it_says_and_cheapest_comes_first(recipe):
         settings = {
             key: int(value) if value.isdigit() else value for key, value in overridden.items()
         }
-        again = plan(with_settings(changed, settings), small)
+        again = plan(changed.with_settings(settings), narrow)
         assert again.memory.peak == entry.peak
         assert again.fits is entry.fits
         assert again.memory.peak < made.memory.peak
@@ -183,12 +215,12 @@ def test_advice_leads_where_it_says_and_cheapest_comes_first(recipe):
         "train.gradient_accumulation_steps=4",
     )
     assert made.advice[-1].together and made.advice[-1].fits
-    assert plan(settings_of(made, made.advice[-1]), small).advice == []
+    assert plan(settings_of(made, made.advice[-1]), narrow).advice == []
 
 
 def settings_of(made, entry):
     pairs = (o.split("=", 1) for o in entry.overrides)
-    return with_settings(made.recipe, {k: int(v) if v.isdigit() else v for k, v in pairs})
+    return made.recipe.with_settings({k: int(v) if v.isdigit() else v for k, v in pairs})
 
 
 def test_tokens_and_hours(recipe, tmp_path):
@@ -403,4 +435,4 @@ def test_the_peaks_in_the_documentation_are_those_of_the_plan():
                     },
                 }
             )
-            assert memory(SMALL, made).peak / 2**30 == pytest.approx(float(said), abs=0.06)
+            assert memory(small(made)).peak / 2**30 == pytest.approx(float(said), abs=0.06)

@@ -139,7 +139,7 @@ def test_what_a_run_changed_on_its_way_is_named(finished, tmp_path):
         reproduce(run)
     # Held while the run trains, not by the process that starts it again.
     record["environment"]["deterministic"] = True
-    found = differences(record, load_recipe(run / "recipe.yaml"), run)
+    found = differences(record, load_recipe(run / "recipe.yaml").model, run)
     assert [(one.what, one.changes_result) for one in found] == [
         ("train.learning_rate before step 1", True),
         ("processes before step 1", False),

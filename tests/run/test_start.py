@@ -185,7 +185,7 @@ def test_the_disk_is_counted_as_a_plan_counts_it(recipe, base, tmp_path, optim):
         pytest.importorskip("bitsandbytes")
     settings = recipe(f"train.optim={optim}", "train.max_steps=1", "train.save_steps=1")
     train(settings)
-    planned = run_files(architecture_of(str(base)), settings)
+    planned = run_files(architecture_of(str(base)), settings.lora, settings.train)
     sizes = {
         name: sum(path.stat().st_size for path in (tmp_path / "run" / name).rglob("*.*"))
         for name in ("checkpoint-1", "adapter")

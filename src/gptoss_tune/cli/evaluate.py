@@ -12,8 +12,9 @@ import typer
 from gptoss_tune.cli.arguments import AsJson, BasePath, OtherBase, Overrides, Revision
 
 if TYPE_CHECKING:
+    from gptoss_tune.evaluate.evaluator import Evaluator
     from gptoss_tune.evaluate.load import EvaluatedModel
-    from gptoss_tune.recipe import Recipe
+    from gptoss_tune.recipe import ModelSection, Recipe
 
 
 def evaluate(
@@ -44,13 +45,28 @@ def evaluate(
     from gptoss_tune.train.entrypoint import starting
 
     with starting():
+        from gptoss_tune.errors import RecipeError
+        from gptoss_tune.evaluate.evaluator import Evaluator
         from gptoss_tune.evaluate.lm_eval import lm_eval_command
         from gptoss_tune.evaluate.load import open_evaluated_model
         from gptoss_tune.evaluate.tables import print_report
         from gptoss_tune.files.atomic import write_text
+        from gptoss_tune.harmony.vocabulary import load_vocabulary
 
     subject = open_evaluated_model(model, base=base, revision=revision, other_base=other_base)
-    report = {"model": model, **_evaluate(resolved, subject, device)}
+    if subject.adapter is None and not resolved.evaluation.generates:
+        raise RecipeError(
+            f"{subject.name} is merged, and the recipe measures nothing but the distance from a "
+            "base, which is not in it; name the run or the adapter, or set evaluation.prompts"
+        )
+    # Its files are read before the weights.
+    evaluator = Evaluator(
+        resolved.evaluation,
+        resolved.data,
+        load_vocabulary(subject.checkpoint.path),
+        seed=resolved.train.seed,
+    )
+    report = {"model": model, **_report(evaluator, subject, resolved.model, device)}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, json.dumps(report, ensure_ascii=False) + "\n")
@@ -103,24 +119,17 @@ def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
     return resolved
 
 
-def _evaluate(recipe: Recipe, subject: EvaluatedModel, device: str | None) -> dict[str, Any]:
-    """Return the report of one evaluation; the files are read before the weights."""
+def _report(
+    evaluator: Evaluator, subject: EvaluatedModel, held: ModelSection, device: str | None
+) -> dict[str, Any]:
+    """Load the model, its weights held as ``held`` says, and return what is found."""
     import torch
 
-    from gptoss_tune.errors import RecipeError
-    from gptoss_tune.evaluate.evaluator import Evaluator
     from gptoss_tune.evaluate.load import load_evaluated_model
-    from gptoss_tune.harmony.vocabulary import load_vocabulary
 
-    if subject.adapter is None and not recipe.evaluation.generates:
-        raise RecipeError(
-            f"{subject.name} is merged, and the recipe measures nothing but the distance from a "
-            "base, which is not in it; name the run or the adapter, or set evaluation.prompts"
-        )
-    evaluator = Evaluator(recipe, load_vocabulary(subject.checkpoint.path))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = load_evaluated_model(subject, recipe.model, place)
-    narrow = recipe.model.dtype == "bfloat16"
+    model = load_evaluated_model(subject, held, place)
+    narrow = held.dtype == "bfloat16"
     # As in training: the fp32 factors multiply in bf16.
     with torch.autocast(place.type, dtype=torch.bfloat16, enabled=narrow):
         return evaluator.run(model, step=subject.step, device=place)

@@ -17,7 +17,7 @@ import typer
 from gptoss_tune.cli.arguments import Overrides, RecipePath
 
 if TYPE_CHECKING:
-    from gptoss_tune.recipe import Recipe
+    from gptoss_tune.recipe import DistributedSection, TrainSection
     from gptoss_tune.workflows.cluster_jobs import Job
 
 
@@ -85,7 +85,8 @@ def launch(
     words = list(overrides or ())
     loaded = load_recipe(recipe, words)
     processes = nodes * gpus_per_node
-    _check(loaded, processes, nodes, gpus_per_node, accelerate)
+    _check_processes(loaded.distributed, nodes, gpus_per_node, accelerate)
+    _check_resume(loaded.train.resume)
     if loaded.distributed.num_processes != processes:
         words.append(f"distributed.num_processes={processes}")
     job = Job(
@@ -111,7 +112,7 @@ def launch(
         return
     _write(place, text)
     submit = f"sbatch {place}" if slurm else f"sky jobs launch {place}"
-    _say(loaded, job, submit, kept=slurm or bucket is not None)
+    _say(loaded.train, job, submit, kept=slurm or bucket is not None)
 
 
 def _refuse(scheduler: str, options: dict[str, object]) -> None:
@@ -127,33 +128,42 @@ def _refuse(scheduler: str, options: dict[str, object]) -> None:
         raise RecipeError(f"launch: {given} would have no effect, it is for {scheduler}; remove it")
 
 
-def _check(
-    recipe: Recipe, processes: int, nodes: int, gpus_per_node: int, accelerate: str | None
+def _check_processes(
+    distributed: DistributedSection, nodes: int, gpus_per_node: int, accelerate: str | None
 ) -> None:
-    """Refuse what would fail, or be lost, after the first requeue.
+    """Refuse a job whose processes are not those of the recipe.
 
     Raises:
-        RecipeError: The recipe names another number of processes or another way to share the
-            model, or does not resume by itself.
+        RecipeError: The recipe names another number of them, or another way to share the model.
     """
     from gptoss_tune.errors import RecipeError
 
-    asked = recipe.distributed.num_processes
+    asked, processes = distributed.num_processes, nodes * gpus_per_node
     if asked not in (1, processes):
         raise RecipeError(
             f"distributed.num_processes is {asked}, but {nodes} x {gpus_per_node} GPUs are "
             f"{processes} processes; set distributed.num_processes={processes}, or change --nodes "
             "and --gpus-per-node"
         )
-    strategy = recipe.distributed.strategy
+    strategy = distributed.strategy
     if strategy is not None and accelerate in ("ddp", "fsdp2") and accelerate != strategy:
         raise RecipeError(
             f"--accelerate {accelerate}: the recipe says distributed.strategy: {strategy}; remove "
             f"the option, or set distributed.strategy={accelerate}"
         )
-    if recipe.train.resume != "auto":
+
+
+def _check_resume(resume: str) -> None:
+    """Refuse what would be lost after the first requeue.
+
+    Raises:
+        RecipeError: The run does not resume by itself.
+    """
+    from gptoss_tune.errors import RecipeError
+
+    if resume != "auto":
         raise RecipeError(
-            f"train.resume is {recipe.train.resume!r}; a job that is started again continues from "
+            f"train.resume is {resume!r}; a job that is started again continues from "
             "its newest checkpoint only with train.resume=auto"
         )
 
@@ -167,9 +177,8 @@ def _write(place: Path, text: str) -> None:
     write_text(place, text)
 
 
-def _say(recipe: Recipe, job: Job, submit: str, *, kept: bool) -> None:
+def _say(train: TrainSection, job: Job, submit: str, *, kept: bool) -> None:
     """Print what the file will do, and what would be lost."""
-    train = recipe.train
     rows = train.per_device_train_batch_size * train.gradient_accumulation_steps * job.processes
     typer.echo(
         f"{submit}: {job.nodes} x {job.gpus_per_node} GPUs, accelerate with {job.accelerate}, "

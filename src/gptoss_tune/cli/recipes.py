@@ -16,7 +16,7 @@ import typer
 from gptoss_tune.cli.arguments import Overrides, RecipePath
 
 if TYPE_CHECKING:
-    from gptoss_tune.recipe import Recipe
+    from gptoss_tune.recipe import ResolvedLine
 
 _WIDEST_NOTED_LINE = 44
 
@@ -44,22 +44,20 @@ def check(
         mistakes = [mistake.as_json() for mistake in error.mistakes]
         typer.echo(json.dumps({"ok": False, "mistakes": mistakes}, indent=2))
         raise typer.Exit(error.exit_code) from None
+    lines = list(resolved_lines(resolved))
     if as_json:
-        changed = [line.setting for line in resolved_lines(resolved) if line.note]
+        changed = [line.setting for line in lines if line.note]
         body = {"ok": True, "recipe": resolved.model_dump(mode="json"), "changed": changed}
         typer.echo(json.dumps(body, indent=2))
         return
-    _print_resolved(resolved, str(recipe), len(overrides or []))
+    _print_resolved(lines, str(recipe), len(overrides or []))
 
 
-def _print_resolved(resolved: Recipe, name: str, overrides: int) -> None:
+def _print_resolved(lines: list[ResolvedLine], name: str, overrides: int) -> None:
     """Print the resolved recipe as YAML, changed lines bold and with their default beside them."""
     from rich.console import Console
     from rich.text import Text
 
-    from gptoss_tune.recipe import resolved_lines
-
-    lines = list(resolved_lines(resolved))
     widest = max(len(line.text) for line in lines if line.note)
     column = min(widest, _WIDEST_NOTED_LINE)
     console = Console(highlight=False, soft_wrap=True)

@@ -40,7 +40,7 @@ def reproduce(
     record = record_of(run)
     out = output or run.with_name(f"{run.name}-again")
     refuse_existing(out)
-    found = differences(record, load_run_recipe(run), run)
+    found = differences(record, load_run_recipe(run).model, run)
     if not as_json:
         _print_differences(found)
     if any(each.changes_result for each in found) and not anyway:

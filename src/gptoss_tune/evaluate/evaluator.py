@@ -35,7 +35,7 @@ from gptoss_tune.evaluate.prompts import Question, read_questions
 from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.vocabulary import Vocabulary
-from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe import DataSection, EvaluationSection
 
 
 class Evaluator:
@@ -47,19 +47,26 @@ class Evaluator:
         references: Where the distributions are compared.
     """
 
-    def __init__(self, recipe: Recipe, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, section: EvaluationSection, data: DataSection, vocabulary: Vocabulary, *, seed: int
+    ) -> None:
         """Read every file of the section.
+
+        Args:
+            section: What is asked, and how.
+            data: How conversations become tokens, as in training.
+            vocabulary: Of the model.
+            seed: Of answers that are drawn.
 
         Raises:
             DataError: A file or row cannot be used; all such rows of a file set are listed.
         """
-        section, drift = recipe.evaluation, recipe.evaluation.drift
-        renderer = Renderer(vocabulary, sample_settings(recipe.data).render)
+        drift, usual = section.drift, data.reasoning_effort
+        renderer = Renderer(vocabulary, sample_settings(data).render)
         self._section, self._encoding = section, vocabulary.encoding
         self._generation = Generation(
-            section.max_new_tokens, section.temperature, section.batch_size, recipe.train.seed
+            section.max_new_tokens, section.temperature, section.batch_size, seed
         )
-        usual = recipe.data.reasoning_effort
 
         def questions(files: Sequence[str] | None, limit: int, efforts: Any) -> list[Question]:
             if files is None:
@@ -79,7 +86,7 @@ class Evaluator:
                 drift.references,
                 renderer,
                 limit=drift.max_references,
-                max_length=recipe.data.max_length,
+                max_length=data.max_length,
             )
         )
         self._base_answers: list[Answer] | None = None

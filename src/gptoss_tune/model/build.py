@@ -26,7 +26,7 @@ from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.norms import choose_row_kernels, set_norms
 from gptoss_tune.model.sharding import Share, shard
-from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe import ModelSection, Recipe
 from gptoss_tune.weights import Checkpoint
 
 
@@ -64,7 +64,7 @@ def build(
     started_at: tuple[str, ...] = ()
     if recipe.lora.init_from is not None:
         started_at = (f"adapters: start from {init_from(model, recipe.lora.init_from)}",)
-    backend = _backend(recipe, device)
+    backend = _backend(recipe.model, device)
     merge_aware = recipe.lora.merge_aware
     set_expert_settings(model, ExpertSettings(backend=backend, merge_aware=merge_aware))
     try:
@@ -98,27 +98,35 @@ def build(
     )
 
 
-def engines(recipe: Recipe, base: Checkpoint, device: torch.device) -> dict[str, str]:
+def engines(
+    model: ModelSection, base: Checkpoint, device: torch.device, *, deterministic: bool
+) -> dict[str, str]:
     """Return the code that ``build`` would choose, by what it computes; no weight is read.
+
+    Args:
+        model: May name a backend and an engine.
+        base: Its heads decide with.
+        device: Where the model runs.
+        deterministic: As ``train.deterministic``.
 
     Raises:
         MachineError: A backend or engine was asked for by name and cannot run here.
     """
     try:
         attention = choose_engine(
-            recipe.model.attention,
+            model.attention,
             device,
-            DTYPES[recipe.model.dtype],
+            DTYPES[model.dtype],
             base.config["head_dim"],
-            deterministic=recipe.train.deterministic,
+            deterministic=deterministic,
         )
     except ValueError as error:
         raise MachineError(f"model.attention: {error}") from error
-    return {"experts": _backend(recipe, device), "attention": attention.name}
+    return {"experts": _backend(model, device), "attention": attention.name}
 
 
-def _backend(recipe: Recipe, device: torch.device) -> Backend:
+def _backend(model: ModelSection, device: torch.device) -> Backend:
     try:
-        return choose_backend(recipe.model.backend, device, DTYPES[recipe.model.dtype])
+        return choose_backend(model.backend, device, DTYPES[model.dtype])
     except ValueError as error:
         raise MachineError(f"model.backend: {error}") from error

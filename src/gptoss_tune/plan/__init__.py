@@ -1,8 +1,8 @@
 """The resource planner: memory, disk, FLOPs and hours of a run, from its recipe alone; no torch.
 
-``plan`` joins the parts: ``architecture``, ``weights``, ``memory``, ``disk``, ``flops``,
-``evaluation_time``; ``gpus`` lists cards, ``advice`` says what to change. ``gptoss_tune.plan(
-recipe)`` is ``plan.plan``.
+``plan`` joins the parts: ``architecture``, ``training_setup``, ``weights``, ``memory``, ``disk``,
+``flops``, ``evaluation_time``; ``methods`` says what each method adds, ``gpus`` lists cards,
+``advice`` says what to change. ``gptoss_tune.plan(recipe)`` is ``plan.plan``.
 """
 
 from __future__ import annotations

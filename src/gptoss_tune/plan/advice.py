@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss_tune.plan.architecture import Architecture
 from gptoss_tune.plan.memory import memory
-from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle
-from gptoss_tune.recipe.schema import Parallelism
+from gptoss_tune.plan.training_setup import TrainingSetup
+from gptoss_tune.recipe.recipe import fsdp2_obstacle
 
 
 @dataclass(frozen=True)
@@ -45,34 +44,36 @@ class _Change:
     cost: str
 
 
-def advice(
-    architecture: Architecture, recipe: Recipe, memory_bytes: int, strategy: Parallelism
-) -> list[Advice]:
+def advice(setup: TrainingSetup, memory_bytes: int) -> list[Advice]:
     """Return what would help, cheapest first, and at last what is enough together.
+
+    Args:
+        setup: What is trained, and how.
+        memory_bytes: Of one GPU.
 
     Returns:
         Single changes that lower the peak, in the order of their cost; when none of them is enough
         alone, one entry with the shortest row of them that is. Empty when the plan fits.
     """
-    peak = memory(architecture, recipe, strategy).peak
+    peak = memory(setup).peak
     if peak <= memory_bytes:
         return []
     found: list[Advice] = []
-    combined, gathered = recipe, []
-    for change in _changes(architecture, recipe):
-        if strategy == "fsdp2" and fsdp2_obstacle(with_settings(recipe, change.settings)):
+    combined, gathered = setup, []
+    for change in _changes(setup):
+        changed = setup.with_settings(change.settings)
+        if setup.parallelism == "fsdp2" and fsdp2_obstacle(changed.model, changed.train):
             continue
-        single = memory(architecture, with_settings(recipe, change.settings), strategy).peak
+        single = memory(changed).peak
         if single >= peak:
             continue
         found.append(Advice(_words(change.settings), change.cost, single, single <= memory_bytes))
-        candidate = with_settings(combined, change.settings)
-        before = memory(architecture, combined, strategy).peak
-        after = memory(architecture, candidate, strategy).peak
-        if before > memory_bytes and after < before:
+        candidate = combined.with_settings(change.settings)
+        before = memory(combined).peak
+        if before > memory_bytes and memory(candidate).peak < before:
             combined = candidate
             gathered.append(change.settings)
-    left = memory(architecture, combined, strategy).peak
+    left = memory(combined).peak
     if not any(entry.fits for entry in found) and left <= memory_bytes:
         settings: dict[str, Any] = {}
         for entry in gathered:
@@ -81,19 +82,10 @@ def advice(
     return found
 
 
-def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """Return ``recipe`` with values replaced by dotted key, checked like any recipe."""
-    values = recipe.model_dump()
-    for key, value in settings.items():
-        section, name = key.split(".")
-        values[section][name] = value
-    return Recipe.model_validate(values)
-
-
-def _changes(architecture: Architecture, recipe: Recipe) -> Iterator[_Change]:
-    """Yield candidates that differ from the recipe, cheapest first."""
-    model, lora, data, train = recipe.model, recipe.lora, recipe.data, recipe.train
-    if model.experts_precision == "bf16" and architecture.packed:
+def _changes(setup: TrainingSetup) -> Iterator[_Change]:
+    """Yield candidates that differ from ``setup``, cheapest first."""
+    model, lora, train = setup.model, setup.lora, setup.train
+    if model.experts_precision == "bf16" and setup.architecture.packed:
         yield _Change({"model.experts_precision": "mxfp4"}, "the same values, decoded when used")
     batch, steps = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if batch > 1:
@@ -122,7 +114,7 @@ def _changes(architecture: Architecture, recipe: Recipe) -> Iterator[_Change]:
                 yield _Change({"lora.expert_rank": rank}, "the experts learn with a lower rank")
     if model.linear_precision == "bf16":
         yield _Change({"model.linear_precision": "nf4"}, "attention is rounded to 4 bits")
-    length = data.max_length // 2
+    length = setup.data.max_length // 2
     while length >= 1024:
         yield _Change({"data.max_length": length}, "longer samples are cut or dropped")
         length //= 2

@@ -18,8 +18,7 @@ from gptoss_tune.plan.weights import (
     base_bytes,
     optimizer_bytes,
 )
-from gptoss_tune.recipe.recipe import Recipe
-from gptoss_tune.recipe.schema import ModelSection
+from gptoss_tune.recipe.schema import LoraSection, ModelSection, TrainSection
 
 SMALL_FILES_BYTES = 2**16
 """Allowance for what a checkpoint holds beside factors and moments: 66 KB in a tiny run
@@ -65,12 +64,12 @@ class Disk:
     merged_bf16: int
 
 
-def run_files(architecture: Architecture, recipe: Recipe) -> RunFiles:
-    """Return what a run of ``recipe`` writes into ``train.output_dir``.
+def run_files(architecture: Architecture, lora: LoraSection, train: TrainSection) -> RunFiles:
+    """Return what a run writes into ``train.output_dir``.
 
     Without ``train.save_steps`` only a signal makes a checkpoint, so room for one is counted.
     """
-    factors, train = adapter_factors(architecture, recipe.lora), recipe.train
+    factors = adapter_factors(architecture, lora)
     adapter = FP32_BYTES * adapter_parameters(factors)
     return RunFiles(
         adapter=adapter,
@@ -79,9 +78,8 @@ def run_files(architecture: Architecture, recipe: Recipe) -> RunFiles:
     )
 
 
-def disk(architecture: Architecture, recipe: Recipe) -> Disk:
-    """Return the bytes that files take: base, checkpoints, adapter, merged models."""
-    files = run_files(architecture, recipe)
+def disk(architecture: Architecture, files: RunFiles) -> Disk:
+    """Return the bytes that files take: those of a run, its base, and the merged models."""
     packed, dense = _stored(architecture, "mxfp4"), _stored(architecture, "bf16")
     return Disk(
         base=packed if architecture.packed else dense,

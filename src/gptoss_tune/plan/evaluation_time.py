@@ -18,8 +18,11 @@ from pathlib import Path
 from gptoss_tune.plan.architecture import Architecture
 from gptoss_tune.plan.flops import Work, tokens_in_files
 from gptoss_tune.plan.gpus import Gpu
+from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import base_bytes, compute_bytes, expert_parameters
-from gptoss_tune.recipe.recipe import Recipe
+from gptoss_tune.recipe.data_schema import DataSection
+from gptoss_tune.recipe.evaluation_schema import EvaluationSection
+from gptoss_tune.recipe.schema import ModelSection
 
 _LINES = {".jsonl", ".ndjson"}
 
@@ -71,84 +74,83 @@ class EvaluationTime:
 
 
 def evaluation_time(
-    architecture: Architecture, recipe: Recipe, card: Gpu, work: Work
+    setup: TrainingSetup, evaluation: EvaluationSection, card: Gpu, work: Work
 ) -> EvaluationTime:
-    """Return how long ``recipe`` evaluates on ``distributed.num_processes`` cards.
+    """Return how long a run evaluates, on all its cards.
 
     Args:
-        architecture: Sizes of the base.
-        recipe: What is trained.
+        setup: What is trained, and how.
+        evaluation: What is asked.
         card: The GPU.
-        work: Its training, whose efficiency is assumed here too.
+        work: Of the training, whose efficiency is assumed here too.
     """
-    section, drift = recipe.evaluation, recipe.evaluation.drift
-    processes = recipe.distributed.num_processes
+    drift, data, processes = evaluation.drift, setup.data, setup.num_processes
     forward_rate = card.tflops * 1e12 * work.efficiency / work.flops.forward  # tokens/s of a card
-    token_seconds = _bytes_read(architecture, recipe) / (
+    token_seconds = _bytes_read(setup.architecture, setup.model) / (
         card.memory_tb_per_s * 1e12 * work.efficiency
     )
 
     def answering(prompts: int) -> float:
         share = -(-prompts // processes)
-        batches = -(-share // section.batch_size)
-        return batches * section.max_new_tokens * token_seconds
+        batches = -(-share // evaluation.batch_size)
+        return batches * evaluation.max_new_tokens * token_seconds
 
-    efforts = len(section.reasoning_effort or [None])
-    questions = _rows(section.prompts, section.max_prompts) * efforts
+    efforts = len(evaluation.reasoning_effort or [None])
+    questions = _rows(evaluation.prompts, evaluation.max_prompts) * efforts
     probes = _rows(drift.probes, drift.max_probes)
     references = -(-_rows(drift.references, drift.max_references) // processes)
-    comparing = 2 * references * recipe.data.max_length / forward_rate
+    comparing = 2 * references * data.max_length / forward_rate
     compared = probes + (questions if drift.reasoning else 0)
-    starts_as_base = section.at_start and recipe.lora.init_from is None
-    tokens = _held_out_tokens(recipe)
+    starts_as_base = evaluation.at_start and setup.lora.init_from is None
+    tokens = _held_out_tokens(data)
     return EvaluationTime(
         held_out=Repeated(
-            _held_out_passes(recipe, work.steps),
+            _held_out_passes(data, setup.train.eval_steps, work.steps),
             None if tokens is None else tokens / (forward_rate * processes),
         ),
-        asked=Repeated(_evaluations(recipe, work.steps), answering(questions + probes) + comparing),
+        asked=Repeated(
+            _evaluations(evaluation, work.steps), answering(questions + probes) + comparing
+        ),
         base=Repeated(int(compared > 0 and not starts_as_base), answering(compared)),
         answers=questions + probes,
     )
 
 
-def _bytes_read(architecture: Architecture, recipe: Recipe) -> int:
+def _bytes_read(architecture: Architecture, model: ModelSection) -> int:
     """Return the bytes that one token of an answer moves through a GPU's memory."""
-    held = base_bytes(architecture, recipe.model)
+    held = base_bytes(architecture, model)
     # Of the two tables of the vocabulary only the head is read whole.
     total = sum(held.values()) - held["embeddings"] // 2
-    if recipe.model.experts_precision == "mxfp4":
+    if model.experts_precision == "mxfp4":
         values = architecture.layers * expert_parameters(architecture)
-        total += 2 * values * compute_bytes(recipe.model)  # decoded: written, and read
+        total += 2 * values * compute_bytes(model)  # decoded: written, and read
     return total
 
 
-def _held_out_passes(recipe: Recipe, steps: int | None) -> int | None:
-    """Return the passes over held-out data: every ``eval_steps``, and once at the end."""
-    if recipe.data.eval is None and recipe.data.eval_fraction is None:
+def _held_out_passes(data: DataSection, every: int | None, steps: int | None) -> int | None:
+    """Return the passes over held-out data: ``every`` so many steps, and once at the end."""
+    if data.eval is None and data.eval_fraction is None:
         return 0
-    every = recipe.train.eval_steps
     if every is None:
         return 1
     return None if steps is None else -(-steps // every)
 
 
-def _evaluations(recipe: Recipe, steps: int | None) -> int | None:
-    """Return the evaluations of the section: at the start, on the way, and once at the end."""
-    section = recipe.evaluation
-    if not section.wanted:
+def _evaluations(evaluation: EvaluationSection, steps: int | None) -> int | None:
+    """Return the evaluations: at the start, on the way, and once at the end."""
+    if not evaluation.wanted:
         return 0
-    if section.eval_steps is None:
-        return section.at_start + 1
-    return None if steps is None else section.at_start + -(-steps // section.eval_steps)
+    if evaluation.eval_steps is None:
+        return evaluation.at_start + 1
+    return None if steps is None else evaluation.at_start + -(-steps // evaluation.eval_steps)
 
 
-def _held_out_tokens(recipe: Recipe) -> int | None:
+def _held_out_tokens(data: DataSection) -> int | None:
     """Return the tokens of one pass over the held-out data, by the files' sizes."""
-    if recipe.data.eval is not None:
-        return tokens_in_files(recipe.data.eval)
-    tokens = tokens_in_files(recipe.data.train)
-    fraction = recipe.data.eval_fraction
+    if data.eval is not None:
+        return tokens_in_files(data.eval)
+    tokens = tokens_in_files(data.train)
+    fraction = data.eval_fraction
     return None if tokens is None or fraction is None else int(tokens * fraction)
 
 

@@ -9,14 +9,14 @@ its square, or the window). What checkpointing computes again is counted, since 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gptoss_tune.plan.architecture import Architecture, AttentionKind
 from gptoss_tune.plan.memory import KEEP_ATTENTION_FROM
-from gptoss_tune.plan.weights import Factors, adapter_factors
+from gptoss_tune.plan.training_setup import TrainingSetup
+from gptoss_tune.plan.weights import Factors
 from gptoss_tune.recipe.data_schema import DataSource
-from gptoss_tune.recipe.recipe import Recipe
 
 DEFAULT_EFFICIENCY = 0.35
 """Share of the data sheet's rate that a plan assumes. An assumption: it has not been measured."""
@@ -34,40 +34,47 @@ class Flops:
         forward: Forward pass.
         backward: Backward pass.
         recomputed: What checkpointing computes a second time.
+        added: Further forward passes, which the method asks for.
     """
 
     forward: float
     backward: float
     recomputed: float
+    added: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.forward + self.backward + self.recomputed
+        return self.forward + self.backward + self.recomputed + self.added
+
+    def as_json(self) -> dict[str, float]:
+        """Return the parts and their total; without ``added`` where nothing is."""
+        parts = {name: value for name, value in asdict(self).items() if name != "added" or value}
+        return {**parts, "total": self.total}
 
 
-def flops_per_token(architecture: Architecture, recipe: Recipe) -> Flops:
+def flops_per_token(setup: TrainingSetup) -> Flops:
     """Return the operations of a token in a full row, every token of which is trained."""
-    a, length = architecture, recipe.data.max_length
-    factors = adapter_factors(a, recipe.lora)
-    lowest = min(factor.layer for factor in factors)
+    a, length, mode = (
+        setup.architecture,
+        setup.data.max_length,
+        setup.train.activation_checkpointing,
+    )
     head = 2.0 * a.hidden * a.vocabulary
     forward, backward, recomputed = head, head, 0.0
     for layer, kind in enumerate(a.layer_types):
         base, scores = 2.0 * _layer_weights(a), _attention_flops(a, kind, length)
-        own = [factor for factor in factors if factor.layer == layer]
-        low_rank = 2.0 * sum(_active_parameters(a, factor) for factor in own)
+        low_rank = 2.0 * sum(_active_parameters(a, own) for own in setup.factors_of(layer))
         forward += base + scores + low_rank
-        if layer < lowest:
+        if layer < setup.lowest_layer:
             continue  # nothing below asks for a gradient, and nothing of it is run again
         backward += base + 2.5 * scores + 2 * low_rank
-        mode = recipe.train.activation_checkpointing
         if mode == "selective":
             recomputed += 2.0 * a.experts_per_token * a.hidden * 2 * a.intermediate
         elif mode != "none":
             kept = mode == "full" and length >= KEEP_ATTENTION_FROM and kind == "full_attention"
             recomputed += base + low_rank + (0.0 if kept else scores)
-    return Flops(forward, backward, recomputed)
+    return Flops(forward, backward, recomputed, setup.added.forward_passes * forward)
 
 
 def _layer_weights(architecture: Architecture) -> int:
@@ -120,44 +127,40 @@ class Work:
 
 
 def work(
-    architecture: Architecture,
-    recipe: Recipe,
+    setup: TrainingSetup,
     tflops: float,
     *,
     efficiency: float = DEFAULT_EFFICIENCY,
     epoch_tokens: int | None = None,
 ) -> Work:
-    """Return how much ``recipe`` computes, and at which rate.
+    """Return how much a training computes, and at which rate.
 
     Args:
-        architecture: Sizes of the base.
-        recipe: What is trained.
+        setup: What is trained, and how.
         tflops: Of one card.
         efficiency: Share of it that is reached.
         epoch_tokens: Tokens of the training data; ``None``: estimated from the files' sizes.
     """
-    train, processes = recipe.train, recipe.distributed.num_processes
-    step_tokens = train.per_device_train_batch_size * train.gradient_accumulation_steps
-    step_tokens *= processes * recipe.data.max_length
-    flops = flops_per_token(architecture, recipe)
-    rate = processes * tflops * 1e12 * efficiency / flops.total
+    train, data = setup.train, setup.data
+    flops = flops_per_token(setup)
+    rate = setup.num_processes * tflops * 1e12 * efficiency / flops.total
     origin = "rows of data.max_length, which shorter rows do not fill"
     if train.max_steps is not None:
-        tokens, steps = train.max_steps * step_tokens, train.max_steps
-        if recipe.data.packing:
+        tokens, steps = train.max_steps * setup.step_tokens, train.max_steps
+        if data.packing:
             origin = "packed rows of data.max_length"
         return Work(flops, tokens, origin, steps, rate, efficiency)
     assert train.num_train_epochs is not None  # the recipe's rules demand one of both
     origin = "the given tokens of an epoch"
     if epoch_tokens is None:
-        epoch_tokens = tokens_in_files(recipe.data.train)
+        epoch_tokens = tokens_in_files(data.train)
         if epoch_tokens is not None:
-            epoch_tokens = int(epoch_tokens * (1 - (recipe.data.eval_fraction or 0)))
+            epoch_tokens = int(epoch_tokens * (1 - (data.eval_fraction or 0)))
         origin = f"file sizes at {BYTES_PER_TOKEN:g} bytes a token"
     if epoch_tokens is None:
         return Work(flops, None, "not known before the data is read", None, rate, efficiency)
     tokens = int(epoch_tokens * train.num_train_epochs)
-    steps = max(1, round(tokens / step_tokens)) if recipe.data.packing else None
+    steps = max(1, round(tokens / setup.step_tokens)) if data.packing else None
     return Work(flops, tokens, origin, steps, rate, efficiency)
 
 

@@ -15,19 +15,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptoss_tune.plan.architecture import Architecture
+from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import (
     FP32_BYTES,
     Factors,
-    adapter_factors,
     adapter_parameters,
     base_bytes,
-    compute_bytes,
     layer_bytes,
     optimizer_bytes,
 )
-from gptoss_tune.recipe.recipe import Recipe
-from gptoss_tune.recipe.schema import Parallelism
 
 LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
 SCRATCH_BYTES = (2**31, 2**26)
@@ -66,9 +62,8 @@ class Saved:
 
 
 def layer_saved(
-    architecture: Architecture,
+    setup: TrainingSetup,
     factors: list[Factors],
-    recipe: Recipe,
     *,
     with_gate_up: bool = True,
     lowest: bool = False,
@@ -76,16 +71,15 @@ def layer_saved(
     """Return what one layer saves when it is not run again.
 
     Args:
-        architecture: Sizes.
+        setup: Its sizes, ``model.dtype`` and ``lora.merge_aware`` decide.
         factors: The layer's adapters.
-        recipe: ``model.dtype`` and ``lora.merge_aware`` decide.
         with_gate_up: Keep the gate_up output of every routed row, as with
             ``activation_checkpointing: none``.
         lowest: The lowest layer with adapters: nothing below it asks for a gradient, so it keeps
             neither its first norm's input nor copies of the lowest A.
     """
-    a, value = architecture, compute_bytes(recipe.model)
-    merged, mixed = recipe.lora.merge_aware, recipe.model.dtype == "bfloat16"
+    a, value = setup.architecture, setup.value_bytes
+    merged, mixed = setup.lora.merge_aware, setup.model.dtype == "bfloat16"
     inputs = [f for f in factors if f.target in ("q_proj", "k_proj", "v_proj")]
     attention = [f for f in factors if not f.on_experts]
     experts = [f for f in factors if f.on_experts]
@@ -115,42 +109,35 @@ def layer_saved(
     return Saved(token, fixed + (a.experts + 1) * _INDEX_BYTES)
 
 
-def model_saved(architecture: Architecture, recipe: Recipe) -> Saved:
+def model_saved(setup: TrainingSetup) -> Saved:
     """Return what the whole model keeps from the forward pass to the backward pass, on the GPU."""
-    a, value, mode = (
-        architecture,
-        compute_bytes(recipe.model),
-        recipe.train.activation_checkpointing,
-    )
-    factors = adapter_factors(a, recipe.lora)
-    lowest = min(factor.layer for factor in factors)
+    a, value, mode = setup.architecture, setup.value_bytes, setup.train.activation_checkpointing
     # The final norm, and what the loss hands back: the gradient of its input.
     total = Saved(a.hidden * value + FP32_BYTES, 0)
-    for layer in range(lowest, a.layers):
+    for layer in range(setup.lowest_layer, a.layers):
         if mode in ("none", "selective"):
             total += layer_saved(
-                a,
-                [factor for factor in factors if factor.layer == layer],
-                recipe,
+                setup,
+                setup.factors_of(layer),
                 with_gate_up=mode == "none",
-                lowest=layer == lowest,
+                lowest=layer == setup.lowest_layer,
             )
         else:
             rows = 0 if mode == "offload" else (a.experts + 1) * _INDEX_BYTES
-            total += Saved(_kept_by_rerun(a, recipe, layer), rows)
+            total += Saved(_kept_by_rerun(setup, layer), rows)
     if mode in ("none", "selective"):
         total += Saved(a.head_dim * value, 0)  # cosines and sines, one table for all layers
     return total
 
 
-def _kept_by_rerun(architecture: Architecture, recipe: Recipe, layer: int) -> int:
+def _kept_by_rerun(setup: TrainingSetup, layer: int) -> int:
     """Return the bytes per token of a layer that is run again: its input and what saves work."""
-    a, value = architecture, compute_bytes(recipe.model)
+    a, value = setup.architecture, setup.value_bytes
     kept = a.experts_per_token * _LONG_INDEX_BYTES  # the router's choice
-    if recipe.train.activation_checkpointing == "offload":
+    if setup.train.activation_checkpointing == "offload":
         return kept  # the input is in pinned host memory
     kept += a.hidden * value + a.experts_per_token * 3 * _INDEX_BYTES  # and the rows it sorts
-    long = recipe.data.max_length >= KEEP_ATTENTION_FROM
+    long = setup.data.max_length >= KEEP_ATTENTION_FROM
     if long and a.layer_types[layer] == "full_attention":
         kept += a.query_size * value + a.heads * FP32_BYTES
     return kept
@@ -182,52 +169,45 @@ class Moments:
         return max(self.rerun + self.rows + self.scratch, self.loss, self.step) + self.gathered
 
 
-def moments(
-    architecture: Architecture, recipe: Recipe, tokens: int, strategy: Parallelism
-) -> Moments:
-    """Return the passing buffers of a step over ``tokens`` tokens in a micro-batch."""
-    a, value = architecture, compute_bytes(recipe.model)
-    factors = adapter_factors(a, recipe.lora)
-    lowest = min(factor.layer for factor in factors)
+def moments(setup: TrainingSetup) -> Moments:
+    """Return the passing buffers of a step."""
+    a, value, mode = setup.architecture, setup.value_bytes, setup.train.activation_checkpointing
+    tokens, lowest = setup.tokens, setup.factors_of(setup.lowest_layer)
     rows = tokens * a.experts_per_token
     rerun = 0
-    if recipe.train.activation_checkpointing in ("full", "offload"):
-        one = [factor for factor in factors if factor.layer == lowest]
-        rerun = layer_saved(a, one, recipe).bytes(tokens) + 2 * tokens * a.head_dim * value
-    if recipe.train.activation_checkpointing == "offload":
+    if mode in ("full", "offload"):
+        rerun = layer_saved(setup, lowest).bytes(tokens) + 2 * tokens * a.head_dim * value
+    if mode == "offload":
         rerun += 2 * tokens * a.hidden * value  # this layer's input, and the next on its way back
     # The gradient of gate_up, and beside it that of the activation or of X; by token, the gradient
     # of the layer's output, which its input gets as well, and of the experts' input.
     working = rows * (2 * a.intermediate + max(a.intermediate, a.hidden)) * value
     working += 2 * tokens * a.hidden * value
     # The gradients of one layer's experts, before they are added to what earlier rows left.
-    working += FP32_BYTES * sum(f.parameters for f in factors if f.on_experts and f.layer == lowest)
-    if recipe.train.activation_checkpointing == "selective":
+    working += FP32_BYTES * sum(f.parameters for f in lowest if f.on_experts)
+    if mode == "selective":
         working += rows * 2 * a.intermediate * value
-    scratch = _scratch(a, recipe)
     chunk = min(LOSS_CHUNK_ROWS, tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value
-    trained = adapter_parameters(factors)
-    step = FP32_BYTES * trained if recipe.train.optim == "adamw" else 0
+    step = FP32_BYTES * adapter_parameters(setup.factors) if setup.train.optim == "adamw" else 0
     gathered = 0
-    if strategy == "fsdp2":
+    if setup.parallelism == "fsdp2":
         # The layer at work, the buffer that receives the next, and lm_head, which stays together
         # from the forward to the backward pass; one layer's gradients, whole, and their sums.
-        gathered = 2 * sum(layer_bytes(a, recipe.model).values()) + a.vocabulary * a.hidden * value
-        one_layer = adapter_parameters([f for f in factors if f.layer == lowest])
-        gathered += 4 * FP32_BYTES * one_layer
-        step = -(-step // recipe.distributed.num_processes)
-    return Moments(rerun, working, scratch, loss, step, gathered)
+        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + a.vocabulary * a.hidden * value
+        gathered += 4 * FP32_BYTES * adapter_parameters(lowest)
+        step = -(-step // setup.shards)
+    return Moments(rerun, working, _scratch(setup), loss, step, gathered)
 
 
-def _scratch(architecture: Architecture, recipe: Recipe) -> int:
+def _scratch(setup: TrainingSetup) -> int:
     """Return the bytes of decoded experts that exist at a time."""
-    a, mode = architecture, recipe.train.activation_checkpointing
-    if recipe.model.experts_precision != "mxfp4":
+    a, mode = setup.architecture, setup.train.activation_checkpointing
+    if setup.model.experts_precision != "mxfp4":
         return 0
-    sizes = [inner * out * compute_bytes(recipe.model) for inner, out in a.expert_shapes.values()]
-    if recipe.model.backend == "torch":  # its grouped product takes all experts at once
+    sizes = [inner * out * setup.value_bytes for inner, out in a.expert_shapes.values()]
+    if setup.model.backend == "torch":  # its grouped product takes all experts at once
         return max(sizes) * a.experts
     bound = SCRATCH_BYTES[mode == "offload"]
     if mode in ("selective", "full") and sum(sizes) * a.experts <= bound:
@@ -257,36 +237,34 @@ class Memory:
         return sum(self.kinds[name] for name in names)
 
 
-def memory(architecture: Architecture, recipe: Recipe, strategy: Parallelism = "ddp") -> Memory:
-    """Return the peak of one of ``distributed.num_processes`` GPUs, by kind.
+def memory(setup: TrainingSetup) -> Memory:
+    """Return the peak of one GPU, by kind.
 
-    Rows are taken at ``data.max_length``: shorter ones need less.
-
-    Args:
-        architecture: Sizes of the base.
-        recipe: What is trained, and how.
-        strategy: With several GPUs: ``ddp`` holds everything on each, ``fsdp2`` a share of it.
+    Rows are taken at ``data.max_length``: shorter ones need less. With several GPUs ``ddp`` holds
+    everything on each, ``fsdp2`` a share of it.
     """
-    train, shards = recipe.train, recipe.distributed.num_processes if strategy == "fsdp2" else 1
-    tokens = train.per_device_train_batch_size * recipe.data.max_length
-    factors = adapter_factors(architecture, recipe.lora)
-    trained = adapter_parameters(factors)
-    base = base_bytes(architecture, recipe.model)
-    passing = moments(architecture, recipe, tokens, strategy)
-    paged = train.optim == "paged_adamw_8bit"
+    optim, shards = setup.train.optim, setup.shards
+    trained = adapter_parameters(setup.factors)
+    base = base_bytes(setup.architecture, setup.model)
     kinds = {
         "experts": -(-base["experts"] // shards),
         "attention": -(-base["attention"] // shards),
-        "embeddings": -(-(base["embeddings"] - _on_host(architecture, recipe)) // shards),
+        "embeddings": -(-(base["embeddings"] - _on_host(setup)) // shards),
         "other weights": -(-base["other"] // shards),
         "adapters": -(-FP32_BYTES * trained // shards),
         "gradients": -(-FP32_BYTES * trained // shards),
-        "optimizer": 0 if paged else -(-optimizer_bytes(factors, train.optim) // shards),
-        "saved activations": model_saved(architecture, recipe).bytes(tokens),
+        "optimizer": -(-optimizer_bytes(setup.factors, optim) // shards),
+        "saved activations": model_saved(setup).bytes(setup.tokens),
     }
-    if strategy == "ddp" and recipe.distributed.num_processes > 1:
+    if optim == "paged_adamw_8bit":
+        kinds["optimizer"] = 0  # in host memory
+    if setup.parallelism == "ddp" and setup.num_processes > 1:
         kinds["gradient buckets"] = FP32_BYTES * trained
-    kinds |= _largest_moment(passing)
+    added = -(-setup.added.base_copies * sum(base.values()) // shards)
+    added += setup.added.bytes_per_token * setup.tokens
+    if added:
+        kinds[setup.method.name] = added
+    kinds |= _largest_moment(moments(setup))
     kinds["headroom"] = CONTEXT_BYTES + int(FRAGMENTATION * sum(kinds.values()))
     return Memory(kinds)
 
@@ -308,22 +286,19 @@ def _largest_moment(passing: Moments) -> dict[str, int]:
     return kinds
 
 
-def _on_host(architecture: Architecture, recipe: Recipe) -> int:
+def _on_host(setup: TrainingSetup) -> int:
     """Return the bytes of the token embeddings where ``model.embeddings`` moves them."""
-    if recipe.model.embeddings == "gpu":
+    if setup.model.embeddings == "gpu":
         return 0
-    return architecture.vocabulary * architecture.hidden * compute_bytes(recipe.model)
+    return setup.architecture.vocabulary * setup.architecture.hidden * setup.value_bytes
 
 
-def host_bytes(architecture: Architecture, recipe: Recipe) -> int:
+def host_bytes(setup: TrainingSetup) -> int:
     """Return the pinned or paged host memory of one process: inputs, moments, embeddings."""
-    tokens = recipe.train.per_device_train_batch_size * recipe.data.max_length
-    held = _on_host(architecture, recipe)
-    factors = adapter_factors(architecture, recipe.lora)
-    if recipe.train.activation_checkpointing == "offload":
-        lowest = min(factor.layer for factor in factors)
-        layers = architecture.layers - lowest
-        held += layers * tokens * architecture.hidden * compute_bytes(recipe.model)
-    if recipe.train.optim == "paged_adamw_8bit":
-        held += optimizer_bytes(factors, recipe.train.optim)
+    held = _on_host(setup)
+    if setup.train.activation_checkpointing == "offload":
+        layers = setup.architecture.layers - setup.lowest_layer
+        held += layers * setup.tokens * setup.architecture.hidden * setup.value_bytes
+    if setup.train.optim == "paged_adamw_8bit":
+        held += optimizer_bytes(setup.factors, setup.train.optim)
     return held

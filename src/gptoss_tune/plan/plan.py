@@ -1,11 +1,12 @@
 """The plan of a run: peak memory, disk, FLOPs and hours, from its recipe alone; no torch.
 
 A run that stops after ten minutes of download for want of memory has cost more than a plan, which
-takes a moment and no GPU. The parts: ``architecture`` knows the sizes of the base, ``weights`` what
-is always held, ``memory`` the rest of the peak, ``disk`` the files, ``flops`` the operations,
-``evaluation_time`` what evaluations add, and ``advice`` what to change. Bytes are
-counted from shapes and checked against loaded models and autograd; hours rest on an assumed
-efficiency, which a plan always names.
+takes a moment and no GPU. The parts: ``architecture`` knows the sizes of the base,
+``training_setup`` what is trained on it and how, ``methods`` what each method adds, ``weights``
+what is always held, ``memory`` the rest of the peak, ``disk`` the files, ``flops`` the operations,
+``evaluation_time`` what evaluations add, and ``advice`` what to change. Bytes are counted from
+shapes and checked against loaded models and autograd; hours rest on an assumed efficiency, which a
+plan always names.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.plan.advice import Advice, advice, with_settings
+from gptoss_tune.plan.advice import Advice, advice
 from gptoss_tune.plan.architecture import Architecture, architecture_of
-from gptoss_tune.plan.disk import Disk, disk
+from gptoss_tune.plan.disk import Disk, disk, run_files
 from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import Memory, host_bytes, memory
-from gptoss_tune.plan.weights import Factors, adapter_factors, adapter_parameters, parameters
+from gptoss_tune.plan.training_setup import TrainingSetup
+from gptoss_tune.plan.weights import Factors, adapter_parameters, parameters
 from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle, uneven_experts
 from gptoss_tune.recipe.schema import Parallelism
 
@@ -93,7 +95,7 @@ class Plan:
             "memory_bytes": {**self.memory.kinds, "peak": self.memory.peak},
             "host_bytes": self.host_bytes,
             "disk_bytes": asdict(self.disk),
-            "flops_per_token": {**asdict(self.work.flops), "total": self.work.flops.total},
+            "flops_per_token": self.work.flops.as_json(),
             "tokens": self.work.tokens,
             "tokens_from": self.work.tokens_from,
             "steps": self.work.steps,
@@ -144,47 +146,55 @@ def plan(
         "distributed.num_processes": processes,
         "distributed.strategy": strategy if processes > 1 else None,
     }
-    recipe = with_settings(recipe, several)
+    recipe = recipe.with_settings(several)
     architecture = architecture_of(recipe.model.name_or_path)
-    _check(recipe, architecture, strategy)
-    factors = adapter_factors(architecture, recipe.lora)
-    needed = memory(architecture, recipe, strategy)
-    training = work(
-        architecture, recipe, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens
+    setup = TrainingSetup(
+        architecture,
+        recipe.model,
+        recipe.lora,
+        recipe.method,
+        recipe.data,
+        recipe.train,
+        processes,
+        strategy,
     )
+    _check(setup)
+    needed = memory(setup)
+    training = work(setup, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens)
     fits = needed.peak <= card.memory_bytes
     return Plan(
         recipe=recipe,
         architecture=architecture,
         card=card,
         strategy=strategy,
-        factors=factors,
+        factors=setup.factors,
         memory=needed,
-        host_bytes=host_bytes(architecture, recipe),
-        disk=disk(architecture, recipe),
+        host_bytes=host_bytes(setup),
+        disk=disk(architecture, run_files(architecture, recipe.lora, recipe.train)),
         work=training,
-        evaluation=evaluation_time(architecture, recipe, card, training),
-        advice=advice(architecture, recipe, card.memory_bytes, strategy),
+        evaluation=evaluation_time(setup, recipe.evaluation, card, training),
+        advice=advice(setup, card.memory_bytes),
         larger=None if fits else smallest_with(needed.peak),
     )
 
 
-def _check(recipe: Recipe, architecture: Architecture, strategy: Parallelism) -> None:
+def _check(setup: TrainingSetup) -> None:
     """Refuse what a run would refuse later."""
-    if strategy == "fsdp2":
-        uneven = uneven_experts(architecture.experts, recipe.distributed.num_processes)
-        reason = fsdp2_obstacle(recipe) or uneven
+    architecture, model = setup.architecture, setup.model
+    if setup.parallelism == "fsdp2":
+        uneven = uneven_experts(architecture.experts, setup.num_processes)
+        reason = fsdp2_obstacle(model, setup.train) or uneven
         if reason is not None:
             raise RecipeError(f"--strategy fsdp2: {reason}")
-    unknown = [n for n in recipe.lora.layers or () if n >= architecture.layers]
+    unknown = [n for n in setup.lora.layers or () if n >= architecture.layers]
     if unknown:
         raise RecipeError(
             f"lora.layers: got {unknown}, but the base has {architecture.layers} layers, 0 to "
             f"{architecture.layers - 1}; name layers within that range"
         )
-    if recipe.model.experts_precision == "mxfp4" and not architecture.packed:
+    if model.experts_precision == "mxfp4" and not architecture.packed:
         raise RecipeError(
-            f"model.experts_precision is mxfp4, but {recipe.model.name_or_path} does not store its "
+            f"model.experts_precision is mxfp4, but {model.name_or_path} does not store its "
             "experts so; set model.experts_precision: bf16, or start from a release in MXFP4"
         )
 

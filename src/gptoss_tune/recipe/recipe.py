@@ -7,6 +7,9 @@ other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import model_validator
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
@@ -63,10 +66,33 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        found = contradictions(self)
+        found = self.contradictions()
         if found:
             raise contradiction_error(found)
         return self
+
+    def contradictions(self) -> list[Contradiction]:
+        """Return every contradiction between the settings, each of which is sound in itself."""
+        return [
+            *model_rules(self.model),
+            *lora_rules(self.lora, self.model),
+            *data_rules(self.data),
+            *train_rules(self.train, self.data),
+            *evaluation_rules(self.evaluation),
+            *tracking_rules(self.tracking),
+            *distributed_rules(self.distributed),
+        ]
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with values replaced by dotted key, checked like any recipe.
+
+        ``recipe.with_settings({"train.optim": "adamw_8bit", "lora.rank": 8})``
+        """
+        values = self.model_dump()
+        for key, value in settings.items():
+            section, name = key.split(".")
+            values[section][name] = value
+        return Recipe.model_validate(values)
 
 
 SECTIONS: dict[KeyPath, type[Section]] = {
@@ -86,29 +112,16 @@ SECTIONS: dict[KeyPath, type[Section]] = {
 """Every mapping of settings by its place in a recipe, outer ones first."""
 
 
-def contradictions(recipe: Recipe) -> list[Contradiction]:
-    """Return every contradiction in a recipe whose fields are each sound."""
-    return [
-        *model_rules(recipe.model),
-        *lora_rules(recipe.lora, recipe.model),
-        *data_rules(recipe.data),
-        *train_rules(recipe.train, recipe.data),
-        *evaluation_rules(recipe.evaluation),
-        *tracking_rules(recipe.tracking),
-        *distributed_rules(recipe.distributed),
-    ]
-
-
-def fsdp2_obstacle(recipe: Recipe) -> str | None:
-    """Return what FSDP2 cannot spread of ``recipe`` and what to set instead; else ``None``."""
-    if recipe.model.linear_precision == "nf4":
+def fsdp2_obstacle(model: ModelSection, train: TrainSection) -> str | None:
+    """Return what FSDP2 cannot strategy of a training and what to set instead; else ``None``."""
+    if model.linear_precision == "nf4":
         return (
             "FSDP2 cannot spread model.linear_precision: nf4, whose scales are not part of the "
             "weight; set it to bf16, of which each of 4 GPUs holds no more than the whole in NF4"
         )
-    if recipe.train.optim != "adamw":
+    if train.optim != "adamw":
         return (
-            f"FSDP2 cannot spread train.optim: {recipe.train.optim}, which updates whole "
+            f"FSDP2 cannot spread train.optim: {train.optim}, which updates whole "
             "parameters; set it to adamw, whose fp32 moments are spread: each of 4 GPUs holds as "
             "much as the 8-bit ones are together"
         )

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from gptoss_tune.recipe.hints import example_or_default, expected_and_todo, meant_by, unknown_key
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, dotted, shown
-from gptoss_tune.recipe.recipe import SECTIONS, Recipe, contradictions
+from gptoss_tune.recipe.recipe import SECTIONS, Recipe
 from gptoss_tune.recipe.yaml_reader import Document
 
 # Sound values for required settings that are wrong or missing, so that the rules can run; no rule
@@ -101,7 +101,7 @@ def _broken_rules(
         for name, settings in sound.items()
     }
     found = []
-    for broken in contradictions(Recipe.model_construct(**sections)):
+    for broken in Recipe.model_construct(**sections).contradictions():
         paths = [_as_written(_path_of(key), document) for key in broken.keys]
         if any(_touches(path, doubtful) for path in map(_path_of, broken.keys)):
             continue

@@ -191,7 +191,7 @@ def plan_section(run: Run) -> str:
         _compared(
             "one checkpoint",
             size,
-            run_files(made.architecture, recipe).checkpoint,
+            run_files(made.architecture, recipe.lora, recipe.train).checkpoint,
             _one_checkpoint(run),
             missing="none was kept",
         ),

@@ -33,7 +33,6 @@ from torch import nn
 
 from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.errors import MachineError, RecipeError
-from gptoss_tune.plan.advice import with_settings
 from gptoss_tune.plan.architecture import read_architecture
 from gptoss_tune.plan.memory import FRAGMENTATION
 from gptoss_tune.plan.weights import FP32_BYTES, adapter_factors, optimizer_bytes
@@ -119,7 +118,7 @@ def fit(context: RunContext, method: Method, model: nn.Module, dataset: Any) -> 
     if rows != asked:
         words = ", ".join(f"{key}={value}" for key, value in more.items())
         console.print(f"memory: {words}; each optimizer step sees the same rows", highlight=False)
-    return Fitted(with_settings(recipe, more), asked, probed=True)
+    return Fitted(recipe.with_settings(more), asked, probed=True)
 
 
 def next_smaller(rows: int) -> int:

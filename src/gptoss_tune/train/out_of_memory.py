@@ -18,6 +18,7 @@ from gptoss_tune.errors import GptossTuneError, MachineError
 from gptoss_tune.plan.advice import Advice, advice
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.memory import memory
+from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.schema import Parallelism
 from gptoss_tune.run import checkpoints
@@ -110,6 +111,16 @@ def _advice(recipe: Recipe, strategy: Parallelism) -> list[Advice]:
         architecture = architecture_of(recipe.model.name_or_path)
     except GptossTuneError:
         return []  # a base whose shapes are not known without asking the Hub
-    peak = memory(architecture, recipe, strategy).peak
+    setup = TrainingSetup(
+        architecture,
+        recipe.model,
+        recipe.lora,
+        recipe.method,
+        recipe.data,
+        recipe.train,
+        recipe.distributed.num_processes,
+        strategy,
+    )
+    peak = memory(setup).peak
     room = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else peak
-    return advice(architecture, recipe, min(room, peak - 1), strategy)
+    return advice(setup, min(room, peak - 1))

@@ -132,7 +132,9 @@ def _train(
     context.say(context.start.notes)
     train_set, eval_set = method.datasets(context)
     vocabulary = load_vocabulary(context.base.path)
-    evaluator = Evaluator(recipe, vocabulary) if recipe.evaluation.wanted else None
+    evaluator = None
+    if recipe.evaluation.wanted:
+        evaluator = Evaluator(recipe.evaluation, recipe.data, vocabulary, seed=recipe.train.seed)
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     identity: Identity = _on_main(
         state, lambda: identify(context, train_set, eval_set, allow_change)

@@ -128,15 +128,16 @@ def merge_calibrated(
             adapter.
         GptossTuneError: What training or merging refuses; ``RunInterrupted`` when stopped.
     """
-    from gptoss_tune.errors import CheckpointError
     from gptoss_tune.export.merge.merge import TooLittleSurvives
     from gptoss_tune.export.merge.steps import WeightedAdapter
     from gptoss_tune.run.record import update_record
+    from gptoss_tune.train.entrypoint import starting
     from gptoss_tune.weights.adapter import open_adapter
 
     folder, digest = Path(recipe.train.output_dir), weighted[0].adapter.digest
-    record = _record(recipe)
-    before = _survival_before(record, recipe, digest)
+    settings = recipe.model_dump(mode="json")
+    record = _record(folder, settings)
+    before = _survival_before(record, digest, recipe.lora.init_from, folder)
     if before is None:
         try:
             done = export(weighted)
@@ -146,19 +147,19 @@ def merge_calibrated(
             kept = done.report["survival"]["total"]
             _say(f"calibration is not needed: {kept:.1%} survives MXFP4")
             return done
-        if checkpoint.expert_format != "mxfp4":
-            raise CheckpointError(
-                f"{checkpoint.path}: its experts are {checkpoint.expert_format}; merge-aware "
-                "training rounds to the codes of an MXFP4 base, name one with --base, or export "
-                "with --format bf16"
-            )
+        _refuse_dense_base(checkpoint)
         _say(
             f"only {before:.1%} of the experts' change survives MXFP4: training "
             f"{recipe.train.max_steps} steps merge-aware in {folder}"
         )
         if record.get("status") != "finished":
-            _refuse_other_settings(recipe)
-            _train(recipe)
+            _refuse_other_settings(folder, settings)
+            with starting():
+                from gptoss_tune.train.run import train
+
+            # Standard output belongs to the merge's report, which may be read by a machine.
+            with contextlib.redirect_stdout(sys.stderr):
+                train(recipe)
         update_record(folder, calibration={"adapter": digest, "survival_before": before})
     calibrated = open_adapter(folder, checkpoint, other_base=other_base)
     done = export([WeightedAdapter(calibrated, 1.0)])
@@ -168,16 +169,32 @@ def merge_calibrated(
     return replace(done, report={**done.report, "calibration": noted})
 
 
-def _record(recipe: Recipe) -> dict[str, Any]:
-    """Return the record of this calibration; empty where it has not begun."""
+def _record(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of the calibration with these settings; empty where it has not begun."""
     from gptoss_tune.run.record import read_record
 
-    record = read_record(Path(recipe.train.output_dir))
+    record = read_record(folder)
     # Another one there is refused before the training.
-    return record if record.get("recipe") == recipe.model_dump(mode="json") else {}
+    return record if record.get("recipe") == settings else {}
 
 
-def _refuse_other_settings(recipe: Recipe) -> None:
+def _refuse_dense_base(checkpoint: Checkpoint) -> None:
+    """Refuse a base that has no codes to round to.
+
+    Raises:
+        CheckpointError: Its experts are not packed as MXFP4.
+    """
+    from gptoss_tune.errors import CheckpointError
+
+    if checkpoint.expert_format != "mxfp4":
+        raise CheckpointError(
+            f"{checkpoint.path}: its experts are {checkpoint.expert_format}; merge-aware "
+            "training rounds to the codes of an MXFP4 base, name one with --base, or export "
+            "with --format bf16"
+        )
+
+
+def _refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Refuse to calibrate where a finished calibration of other settings lies, and name them.
 
     Raises:
@@ -188,20 +205,27 @@ def _refuse_other_settings(recipe: Recipe) -> None:
     from gptoss_tune.run.record import read_record
     from gptoss_tune.train.resume.changes import changed
 
-    folder = Path(recipe.train.output_dir)
     record = read_record(folder)
     if record.get("status") != "finished":
         return  # the training itself continues one, or names what differs
-    there, here = record.get("recipe", {}), recipe.model_dump(mode="json")
-    differs = "\n  ".join(map(str, changed(by_name(there), by_name(here))))
+    there = record.get("recipe", {})
+    differs = "\n  ".join(map(str, changed(by_name(there), by_name(settings))))
     raise RecipeError(
         f"{folder}: the calibration there is finished and was made with other settings; it differs "
         f"in\n  {differs}\nset these back to use it, remove it, or choose another output folder"
     )
 
 
-def _survival_before(record: dict[str, Any], recipe: Recipe, digest: str) -> float | None:
+def _survival_before(
+    record: dict[str, Any], digest: str, trained: str | None, folder: Path
+) -> float | None:
     """Return what a finished calibration noted; ``None`` where it is still to be found out.
+
+    Args:
+        record: Of the calibration in ``folder``.
+        digest: Of the adapter to export.
+        trained: The run that holds it.
+        folder: For the message.
 
     Raises:
         CheckpointError: It is the calibration of another adapter.
@@ -213,21 +237,10 @@ def _survival_before(record: dict[str, Any], recipe: Recipe, digest: str) -> flo
         return None
     if noted["adapter"] != digest:
         raise CheckpointError(
-            f"{recipe.train.output_dir}: is the calibration of another adapter than "
-            f"{recipe.lora.init_from} holds now; remove it, or choose another output folder"
+            f"{folder}: is the calibration of another adapter than "
+            f"{trained} holds now; remove it, or choose another output folder"
         )
     return noted["survival_before"]
-
-
-def _train(recipe: Recipe) -> None:
-    from gptoss_tune.train.entrypoint import starting
-
-    with starting():
-        from gptoss_tune.train.run import train
-
-    # Standard output belongs to the merge's report, which may be read by a machine.
-    with contextlib.redirect_stdout(sys.stderr):
-        train(recipe)
 
 
 def _say(text: str) -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gptoss_tune.errors import MachineError, RecipeError
-from gptoss_tune.recipe import Recipe, load_recipe
+from gptoss_tune.recipe import DataSection, load_recipe
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.shipped import shipped
 
@@ -82,7 +82,7 @@ def run_demo(folder: Path, console: Console, changes: Sequence[str] = ()) -> boo
     recipe = load_recipe(recipe_path, overrides)
     console.rule("1 of 4  a tiny random gpt-oss in the released layout")
     _write_base(base, console)
-    examples, texts = _rows(recipe, base)
+    examples, texts = _rows(recipe.data, base)
     before = judge(_plain(base), examples, texts)
     console.rule("2 of 4  fine-tuning, experts resident in MXFP4")
     trained_s = _launch(recipe_path, overrides, console)
@@ -177,7 +177,7 @@ def _write_base(base: Path, console: Console) -> None:
     console.print(f"{base}: MXFP4 experts, random weights, the real tokenizer; {_mb(base)}")
 
 
-def _rows(recipe: Recipe, base: Path) -> tuple[list[Example], list[str]]:
+def _rows(data: DataSection, base: Path) -> tuple[list[Example], list[str]]:
     """Return the training rows as rendered for training, and the final text of each."""
     import json
 
@@ -186,9 +186,9 @@ def _rows(recipe: Recipe, base: Path) -> tuple[list[Example], list[str]]:
     from gptoss_tune.harmony.render import Renderer
     from gptoss_tune.harmony.vocabulary import load_vocabulary
 
-    renderer = Renderer(load_vocabulary(base), sample_settings(recipe.data).render)
+    renderer = Renderer(load_vocabulary(base), sample_settings(data).render)
     examples, texts = [], []
-    source = recipe.data.train[0].path
+    source = data.train[0].path
     lines = Path(source).read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
         row = json.loads(line)

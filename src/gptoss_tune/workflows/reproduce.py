@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError, RecipeError
 from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
-from gptoss_tune.recipe import Recipe, load_recipe, recipe_yaml
+from gptoss_tune.recipe import ModelSection, load_recipe, recipe_yaml
 from gptoss_tune.run.card import RunCard, line_marks
 from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.run.environment import environment, hardware
@@ -121,9 +121,15 @@ def record_of(run: Path) -> dict[str, Any]:
     return record
 
 
-def differences(record: dict[str, Any], recipe: Recipe, run: Path) -> list[Difference]:
-    """Return what is not as it was, what changes the result first."""
-    found = [*_data_differences(record, run), *_base_differences(record, recipe)]
+def differences(record: dict[str, Any], model: ModelSection, run: Path) -> list[Difference]:
+    """Return what is not as it was, what changes the result first.
+
+    Args:
+        record: Of the run.
+        model: Of its recipe, which names the base.
+        run: Its folder.
+    """
+    found = [*_data_differences(record, run), *_base_differences(record, model)]
     found += _continued(record.get("changes") or [])
     then, now = record.get("environment", {}), environment()
     found += _plain(then.get("libraries", {}), now["libraries"], "", skip=())
@@ -333,10 +339,10 @@ def _line_differences(path: Path, then: str | None) -> list[Difference]:
     return found or [Difference(str(path), "other line ends", "these", True)]
 
 
-def _base_differences(record: dict[str, Any], recipe: Recipe) -> list[Difference]:
+def _base_differences(record: dict[str, Any], model: ModelSection) -> list[Difference]:
     then = record.get("base", {}).get("fingerprint", {})
     try:
-        base = open_checkpoint(recipe.model.name_or_path, recipe.model.revision)
+        base = open_checkpoint(model.name_or_path, model.revision)
     except GptossTuneError as error:
         return [Difference("base", str(record.get("base", {}).get("name")), str(error), True)]
     now = base.fingerprint()

@@ -52,7 +52,7 @@ def launched_parallelism(recipe: Recipe) -> Parallelism:
                 f"the launcher sets {variable.lower()}: true, which has no effect here: {why}; "
                 "set it to false, or launch with recipes/accelerate/fsdp2.yaml"
             )
-    reason = fsdp2_obstacle(recipe)
+    reason = fsdp2_obstacle(recipe.model, recipe.train)
     if reason is not None:
         raise MachineError(reason)
     started = _as_asked("fsdp2", recipe) if _processes() > 1 else "ddp"

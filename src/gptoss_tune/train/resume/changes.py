@@ -231,7 +231,8 @@ def identify(
         CheckpointError: The adapter to start from is not there.
     """
     recipe, start, base = context.recipe, context.start, context.base
-    check_disk(start.folder, run_files(architecture_of(str(base.path)), recipe))
+    architecture = architecture_of(str(base.path))
+    check_disk(start.folder, run_files(architecture, recipe.lora, recipe.train))
     place = Place(context.state.num_processes, context.parallelism, context.device)
     before = start.before
     if before is not None:

@@ -116,7 +116,7 @@ def fingerprint(
     tokenizer = base.path / "tokenizer.json"
     start = recipe.lora.init_from
     device = place.device
-    chosen = engines(recipe, base, device)
+    chosen = engines(recipe.model, base, device, deterministic=recipe.train.deterministic)
     return {
         **settings,
         "base.config": weights["config"],
