@@ -14,7 +14,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.report.read import read_run
 from gptoss_tune.run import checkpoints
-from gptoss_tune.run.record import read_record, run_record
+from gptoss_tune.run.record import read_record
 from gptoss_tune.train.run import train
 from gptoss_tune.workflows.calibrate import Calibration
 
@@ -156,7 +156,11 @@ def test_its_recipe_is_read_wherever_a_command_reads_it(finished, old, rows, tmp
     prompts = ["evaluation.prompts=data/prompts/tiny.jsonl"]
     assert recipe_to_evaluate(str(old), None, prompts).evaluation.wanted
     today = json.loads((finished / "run.json").read_text())
-    for record in (read_record(old), run_record(old / "adapter"), read_run(Path(old)).record):
+    for record in (
+        read_record(old),
+        record_of_adapter(old / "adapter"),
+        read_run(Path(old)).record,
+    ):
         assert record["recipe"] == today["recipe"]
         assert record["fingerprint"] == today["fingerprint"]
         assert record["changes"] == today["changes"]
