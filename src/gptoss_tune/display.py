@@ -1,4 +1,4 @@
-"""What may be shown: text of strangers without its tricks, messages without their secrets.
+"""Safe display: control characters made visible, credentials hidden.
 
 File names, tensor names and rows of a dataset come from others. An escape sequence in one of them
 can clear a terminal, retitle it or forge a line of output; a mark that turns the writing direction

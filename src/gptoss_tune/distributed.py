@@ -1,4 +1,4 @@
-"""Asking all ranks: the few questions a run puts to its processes; one process answers itself."""
+"""Collectives: sums and gathers over all ranks; a single process answers itself."""
 
 from __future__ import annotations
 

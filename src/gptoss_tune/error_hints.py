@@ -1,4 +1,4 @@
-"""What errors of libraries and of the system mean, where they surface only at the top.
+"""Hints for errors of libraries and of the system that surface only at the top.
 
 Where the call is ours the error is translated beside it (the Hub in ``weights.checkpoint``, memory
 in ``train.out_of_memory``). What comes out of a library's depths, on whatever line, is told here by

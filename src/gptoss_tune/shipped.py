@@ -1,4 +1,4 @@
-"""Where the files that travel with the package lie: recipes and data.
+"""Package data: where the shipped recipes and data lie.
 
 A wheel carries ``recipes/`` and ``data/`` inside the package as ``_recipes`` and ``_data``; an
 editable install leaves them at the top of the checkout. Only this module knows the difference.

@@ -1,4 +1,4 @@
-"""What other libraries report home unasked: switched off once, before any of them is imported.
+"""Telemetry of other libraries: switched off once, before any of them is imported.
 
 They read these variables when they are imported, so ``run_command`` calls this first. One place
 beats the trainer, the tracker and the chat each remembering their own: what one of them forgets is

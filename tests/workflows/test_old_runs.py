@@ -14,7 +14,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.report.read import read_run
 from gptoss_tune.run import checkpoints
-from gptoss_tune.run.record import read_record
+from gptoss_tune.run.record import read_record, record_of_adapter
 from gptoss_tune.train.run import train
 from gptoss_tune.workflows.calibrate import Calibration
 

@@ -1,4 +1,4 @@
-"""``gptoss-tune serve-config`` and ``gptoss-tune push``: a finished model leaves the house."""
+"""``gptoss-tune serve-config`` and ``gptoss-tune push``: serving files, and the Hub."""
 
 from __future__ import annotations
 

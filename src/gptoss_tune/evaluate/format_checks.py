@@ -1,4 +1,4 @@
-"""Is an answer healthy harmony? Each rule names what it found in one line.
+"""Format checks of an answer: is it healthy harmony; each names what it found in one line.
 
 The faults of tuned gpt-oss models that users report: thinking that is lost or never ends, a chain
 of thought in the answer, channels that do not exist, calls of tools that nobody declared or with

@@ -1,4 +1,4 @@
-"""What is evaluated outside of a run: a finished run, an adapter, or a merged checkpoint.
+"""Loading a model to evaluate: a finished run, an adapter, or a merged checkpoint.
 
 All three become the model that training holds, experts packed where they are stored so: its forward
 pass is the one that evaluations in training go through, and an adapter beside its base can be left

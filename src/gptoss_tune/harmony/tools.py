@@ -1,4 +1,4 @@
-"""What stands before the messages: declared tools, answer formats, and the two blocks of them.
+"""The system and developer message: declared tools, answer formats, instructions.
 
 Declarations become openai-harmony's JSON, which the library turns into the TypeScript-like text
 that gpt-oss was trained on. An answer format has no class in the library: its section ends the

@@ -1,4 +1,4 @@
-"""One process at a time writes into a run's folder.
+"""The lock of a run's folder: one process at a time writes into it.
 
 A launcher that is killed can leave its training running, and the same command is then given again.
 Two runs would take turns in replacing each other's checkpoints. So rank 0 holds a POSIX record lock

@@ -1,4 +1,4 @@
-"""Where a run starts in its folder: who may write into it, and from which checkpoint it goes on.
+"""Claiming a run's folder: who may write into it, and from which checkpoint it resumes.
 
 One folder holds one run. A folder that holds another run, or anything else, is never written to;
 the same run is continued from its newest complete checkpoint.

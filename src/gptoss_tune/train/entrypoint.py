@@ -1,4 +1,4 @@
-"""How a command starts that trains or runs a model: quiet libraries, and an end while they load.
+"""The start of a command that trains or runs a model: quiet libraries, SIGTERM while they load.
 
 ``with starting():`` stands around the imports of every such command. They take seconds, in which
 ``StopOnSignal`` cannot listen yet. A scheduler that takes a machine back at that moment would see a

@@ -1,4 +1,4 @@
-"""Evaluation in the middle of training, which must not notice it.
+"""Evaluation callback: between two steps, and training computes the same with and without.
 
 Between two steps, or before the first one, the model that is being trained answers the recipe's
 prompts by its own forward pass. Weights, gradients, random state, modes and the figures of the

@@ -1,4 +1,4 @@
-"""How a run ends, and what it leaves: finished, stopped by a signal, or stopped by the guard.
+"""The end of a run and its artifacts: finished, stopped by a signal, or stopped by the guard.
 
 Each leaves a record and a report; the adapter is written once, before the evaluations that come
 last, so that a signal in them costs figures and no training.

@@ -1,4 +1,4 @@
-"""Out of memory, told once: what was full, what lowers the peak, and that the run can go on.
+"""Out-of-memory errors in one message: what was full, what lowers the peak, what is kept.
 
 A full GPU and a full host fail in different words. Memory that the system's killer takes back ends
 the process without any, and is not seen here.

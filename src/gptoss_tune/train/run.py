@@ -92,7 +92,7 @@ def train(
     """
     started = time.monotonic()
     with StopOnSignal() as stop, deterministic(recipe.train.deterministic):
-        parallelism = launched_parallelism(recipe)
+        parallelism = launched_parallelism(recipe.distributed.strategy, recipe.model, recipe.train)
         refuse_unusable_gpu()  # starting CUDA takes seconds, in which a signal may come
         refuse_missing_tracker(recipe.tracking)
         state = watchdog.join()

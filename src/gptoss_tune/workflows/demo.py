@@ -1,4 +1,4 @@
-"""The whole product on one screen: tiny gpt-oss -> recipe -> adapter -> merged file -> answers.
+"""The demo: tiny gpt-oss -> recipe -> adapter -> merged file -> answers, on one screen.
 
 Every step runs what a user would run, in the way a user would run it: the training is a real
 ``accelerate launch``, and the model is judged through plain transformers, which knows nothing of

@@ -1,4 +1,4 @@
-"""Is a run the one it was? The same recipe once more, and both held against each other.
+"""Reproducing a run: the same recipe once more, and both results compared.
 
 First what could differ is compared: data line by line, base, versions, hardware. Then the run is
 made again in a folder of its own, by processes of its own as a user would start them, and the

@@ -8,6 +8,11 @@ from gptoss_tune.errors import MachineError
 from gptoss_tune.train.distributed.launcher import launched_parallelism
 from gptoss_tune.train.run import train
 
+
+def _launched(recipe):
+    return launched_parallelism(recipe.distributed.strategy, recipe.model, recipe.train)
+
+
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "8"}
 
 
@@ -50,7 +55,7 @@ def test_what_fsdp2_cannot_spread_is_refused(recipe, monkeypatch, override, reas
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MachineError, match=reason):
-        launched_parallelism(recipe(override))
+        _launched(recipe(override))
 
 
 @pytest.mark.parametrize(("started", "asked"), [("fsdp2", "ddp"), ("ddp", "fsdp2")])
@@ -62,23 +67,21 @@ def test_another_way_to_share_the_model_than_the_recipes_is_refused(
     asking = recipe("distributed.num_processes=8", f"distributed.strategy={asked}")
     message = f"recipes/accelerate/{asked}.yaml, or set distributed.strategy={started}"
     with pytest.raises(MachineError, match=message):
-        launched_parallelism(asking)
+        _launched(asking)
     assert (
-        launched_parallelism(
-            recipe("distributed.num_processes=8", f"distributed.strategy={started}")
-        )
+        _launched(recipe("distributed.num_processes=8", f"distributed.strategy={started}"))
         == started
     )
     monkeypatch.setenv("WORLD_SIZE", "1")  # nothing is shared, whatever is asked for
     monkeypatch.setenv("ACCELERATE_USE_FSDP", str(started == "fsdp2"))
-    assert launched_parallelism(asking) == "ddp"
+    assert _launched(asking) == "ddp"
 
 
 def test_fsdp2_is_taken_over_and_one_process_has_nothing_to_spread(recipe, monkeypatch):
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)
-    assert launched_parallelism(recipe()) == "fsdp2"
+    assert _launched(recipe()) == "fsdp2"
     assert os.environ["ACCELERATE_USE_FSDP"] == "false"  # or Accelerate would spread it again
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launched_parallelism(recipe()) == "ddp"
+    assert _launched(recipe()) == "ddp"

@@ -1,4 +1,4 @@
-"""Does a running server serve the tuned model, and not its base? Asked over its OpenAI API.
+"""Verification of a running server, over its OpenAI API: it serves the tuned model.
 
 Servers drop an adapter whose keys match nothing without a word, or load another folder than one
 thinks. So the server is asked for the likeliest next token of many short prompts, and each answer

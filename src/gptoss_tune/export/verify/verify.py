@@ -1,4 +1,4 @@
-"""Is this merged folder the model that was trained? A list of checks, each green, red or not done.
+"""Verification of a merged checkpoint: a list of checks, each green, red or not done.
 
 Works on any folder, whoever merged it. With the base and the adapters at hand it answers fully;
 without them it can only say whether the folder is whole, and says that the rest was not checked.

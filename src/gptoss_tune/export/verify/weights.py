@@ -1,4 +1,4 @@
-"""Do the weights of a merged file hold base + change? Answered from files, one expert at a time.
+"""Verification of merged weights against base and adapter, from files, one expert at a time.
 
 The change is computed here from the adapter's tensors as PEFT documents them, in one line, and by
 none of the code that merges: a wrong transpose there is not repeated here. Whether it is in the

@@ -1,4 +1,4 @@
-"""What a recipe's data amount to: the figures of ``preview`` and ``check-data``.
+"""Statistics of a recipe's data: the figures of ``preview`` and ``check-data``.
 
 Everything here is read from the cached renderings, which training reads too: the figures are those
 of the rows that are trained on, and a second look costs nothing. Rows are compared by the hash of

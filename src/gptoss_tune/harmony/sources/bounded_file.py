@@ -1,4 +1,4 @@
-"""Data files that were made to be large only when they are read.
+"""Bounded reading: data files that unpack or parse to more than they should are refused.
 
 A compressed file of a megabyte can hold a terabyte of zeros, and a line without an end is read into
 memory whole. So a compressed file may grow by so much and no more, and lines are read up to the

@@ -1,4 +1,4 @@
-"""Who trains which rows: the same rows in every optimizer step, on any number of ranks.
+"""Samplers: the same rows in every optimizer step, on any number of ranks.
 
 Rows are taken from the order of the epoch in steps of ``batch_size x accumulation x ranks``; within
 a step, batches go round the ranks. So the three numbers may change between a run and its

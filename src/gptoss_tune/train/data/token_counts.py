@@ -1,4 +1,4 @@
-"""Which tokens a run was trained on: by dataset and channel, counted once, kept over a resume.
+"""Token counts of a run: by dataset and channel, counted once, kept over a resume.
 
 Counted by the collator, on the CPU, from rows as they go into batches, so that the device is never
 waited for; added up here when a step has been made. A step that the guard leaves out trains

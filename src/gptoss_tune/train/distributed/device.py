@@ -1,4 +1,4 @@
-"""A GPU that is there and cannot be used stops the run.
+"""The check of the GPU before a run: one that is there and cannot be used stops it.
 
 Where CUDA does not start, torch warns and counts no GPU, and a run of hours would go on as one of
 months on the CPU. A machine without a GPU trains on its CPU, as before.

@@ -1,4 +1,4 @@
-"""Who holds up a run: judged from the signs of life that every rank publishes.
+"""Heartbeats of the ranks, and the detector of a stall: which rank holds up the others.
 
 A sign holds a counter that a thread of the rank raises (the process runs) and a counter that its
 training loop raises at fixed points of a step (the loop goes on). A frozen process stops both, a

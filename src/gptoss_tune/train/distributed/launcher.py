@@ -1,4 +1,4 @@
-"""What the launcher asks for: a copy of the model on each GPU, or one model spread over all.
+"""The parallelism that the launcher asks for: DDP or FSDP2, or a refusal with the reason.
 
 A launcher's FSDP means version 2, which this project applies itself (``model.sharding``), so
 Accelerate must not apply it once more: its switch is read here and turned off for the process.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle
-from gptoss_tune.recipe.schema import Parallelism
+from gptoss_tune.recipe.recipe import fsdp2_obstacle
+from gptoss_tune.recipe.schema import ModelSection, Parallelism, TrainSection
 
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 _WITHOUT_EFFECT = {
@@ -23,8 +23,15 @@ _WITHOUT_EFFECT = {
 }
 
 
-def launched_parallelism(recipe: Recipe) -> Parallelism:
+def launched_parallelism(
+    asked: Parallelism | None, model: ModelSection, train: TrainSection
+) -> Parallelism:
     """Return how the processes of this run share the model; with one process it is whole.
+
+    Args:
+        asked: ``distributed.strategy``.
+        model: Of the recipe: what FSDP2 cannot spread of it is refused.
+        train: Likewise.
 
     Raises:
         MachineError: The launcher asks for DeepSpeed, FSDP 1 or a setting without effect, or the
@@ -39,7 +46,7 @@ def launched_parallelism(recipe: Recipe) -> Parallelism:
             "recipes/accelerate/fsdp2.yaml, where it is spread over them"
         )
     if not _is_on(_FSDP):
-        return _as_asked("ddp", recipe)
+        return _as_asked("ddp", asked)
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise MachineError(
@@ -52,21 +59,20 @@ def launched_parallelism(recipe: Recipe) -> Parallelism:
                 f"the launcher sets {variable.lower()}: true, which has no effect here: {why}; "
                 "set it to false, or launch with recipes/accelerate/fsdp2.yaml"
             )
-    reason = fsdp2_obstacle(recipe.model, recipe.train)
+    reason = fsdp2_obstacle(model, train)
     if reason is not None:
         raise MachineError(reason)
-    started = _as_asked("fsdp2", recipe) if _processes() > 1 else "ddp"
+    started = _as_asked("fsdp2", asked) if _processes() > 1 else "ddp"
     os.environ[_FSDP] = "false"
     return started
 
 
-def _as_asked(started: Parallelism, recipe: Recipe) -> Parallelism:
+def _as_asked(started: Parallelism, asked: Parallelism | None) -> Parallelism:
     """Return how the model is shared, unless the recipe asks for the other way.
 
     Raises:
         MachineError: It does; one process has nothing to share.
     """
-    asked = recipe.distributed.strategy
     if asked is None or asked == started or _processes() == 1:
         return started
     raise MachineError(

@@ -1,4 +1,4 @@
-"""Stopping without loss: Ctrl-C and SIGTERM save a checkpoint and leave with exit code 75.
+"""Signal handling: Ctrl-C and SIGTERM save a checkpoint and leave with exit code 75.
 
 What a signal does depends on where the run is:
 

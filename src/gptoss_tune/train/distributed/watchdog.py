@@ -1,4 +1,4 @@
-"""The ranks of a run: joined under a time limit, watched, and ended together with a name.
+"""The watchdog of a run's ranks: a rank that is lost or stalls ends all, with its name.
 
 A collective waits for a frozen rank as long as its process group allows, and then says that it
 timed out, not who was missing. So the process group is given a day, which data rendered on rank 0

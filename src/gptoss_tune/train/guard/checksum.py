@@ -1,4 +1,4 @@
-"""Did a tensor change: a checksum computed where the tensor lies.
+"""Checksums of tensors, computed where they lie: did one change.
 
 Every 32-bit word is multiplied by an odd number drawn for its place and the products are added
 modulo 2^64, so one changed word always changes the sum. A cryptographic hash was the alternative;

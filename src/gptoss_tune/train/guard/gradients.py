@@ -1,4 +1,4 @@
-"""The first steps of a run, watched tensor by tensor: does all that should train, and no more.
+"""The gradient check of the first steps: every adapter trains, and nothing else moves.
 
 Adapters that are created and never reached by a gradient look like any others: the loss falls a
 little through the rest, the file has the right names, and nothing was learned by the experts. So

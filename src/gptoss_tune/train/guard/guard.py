@@ -1,4 +1,4 @@
-"""A run that trains nothing, moves what is frozen or computes NaN stops and says which tensor.
+"""The guard: a run that trains nothing, moves frozen weights or computes NaN is stopped.
 
 Three watches, each with the figures of all ranks, so that all stop at the same step. What they saw
 goes into each checkpoint (``guard.json``), so that a resumed run's card tells of the whole run.

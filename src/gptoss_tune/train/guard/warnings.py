@@ -1,4 +1,4 @@
-"""What is said of a run that goes on: the loss jumps, a router sends all tokens to few experts.
+"""Warnings of a run that goes on: a loss spike, a router that collapses onto few experts.
 
 Both hold a figure against earlier ones of the same run, its recent losses and the first load of its
 routers; the same losses show one that never changes, which ends the run. So what was seen has to

@@ -1,4 +1,4 @@
-"""What a run shows while it runs.
+"""The progress display of a run.
 
 Only rank 0 speaks. In a terminal the progress is a bar with the figures of the last step; elsewhere
 it is one plain line per logging step, which survives in a job's log.

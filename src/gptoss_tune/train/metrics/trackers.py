@@ -1,4 +1,4 @@
-"""Where each logged line goes: a file, wandb, trackio, each on rank 0 alone.
+"""The base of all trackers: a file, wandb, trackio, each on rank 0 alone.
 
 The three differ in how they open, take a line and close; when they do is said here once. Plain
 ``TrainerCallback`` was the alternative: each of the three then repeats which rank it is on, what a

@@ -1,4 +1,4 @@
-"""What looks at every step of a run: one ordered list, asked at the same places by every method.
+"""The observers of a run: one ordered list, asked at the same places by every method.
 
 An observer sees a micro-batch before its forward pass, its loss after it, the step's gradients
 before they are clipped, and each line of metrics; what it has seen goes into every checkpoint and

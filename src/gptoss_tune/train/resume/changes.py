@@ -1,4 +1,4 @@
-"""What differs between a run and its continuation, and whether it may.
+"""Changes between a run and its continuation: refused, unless allowed by name.
 
 Every difference stops the continuation at once, all of them in one message, because a loss curve
 from two recipes looks like one from either. What is meant is allowed by its name, ``--allow-change

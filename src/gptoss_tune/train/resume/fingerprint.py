@@ -1,4 +1,4 @@
-"""What a run computes from, as one flat mapping: a continuation must compute from the same.
+"""The fingerprint of a run: everything that its result depends on, as one flat mapping.
 
 Settings stand under their names in the recipe. A setting that acts only through something that can
 be looked at stands for what it led to: the rows that were rendered and not the file's name, the
@@ -116,6 +116,7 @@ def fingerprint(
     tokenizer = base.path / "tokenizer.json"
     start = recipe.lora.init_from
     device = place.device
+    versions = _versions(recipe.train.optim, recipe.model.linear_precision, device)
     chosen = engines(recipe.model, base, device, deterministic=recipe.train.deterministic)
     return {
         **settings,
@@ -128,7 +129,12 @@ def fingerprint(
         "batch": batch(recipe.train, place.processes),
         "steps": steps(recipe.train, len(train_set), place.processes),
         **{f"engine.{name}": code for name, code in chosen.items()},
-        **{f"versions.{name}": version for name, version in _versions(recipe, device).items()},
+        **{
+            f"versions.{name}": version
+            for name, version in _versions(
+                recipe.train.optim, recipe.model.linear_precision, device
+            ).items()
+        },
         "processes": place.processes,
         "strategy": place.strategy,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -172,12 +178,12 @@ def _bytes(column: Any) -> memoryview:
     return np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).view(np.uint8).data
 
 
-def _versions(recipe: Recipe, device: torch.device) -> dict[str, str]:
+def _versions(optim: str, linear_precision: str, device: torch.device) -> dict[str, str]:
     # NumPy draws the order of the rows.
     names = ["numpy", "torch", "transformers", "peft", "trl", "accelerate"]
     if device.type == "cuda":
         names.append("triton")
-    if recipe.train.optim != "adamw" or recipe.model.linear_precision == "nf4":
+    if optim != "adamw" or linear_precision == "nf4":
         names.append("bitsandbytes")
     return {
         "gptoss-tune": __version__,
