@@ -129,12 +129,7 @@ def fingerprint(
         "batch": batch(recipe.train, place.processes),
         "steps": steps(recipe.train, len(train_set), place.processes),
         **{f"engine.{name}": code for name, code in chosen.items()},
-        **{
-            f"versions.{name}": version
-            for name, version in _versions(
-                recipe.train.optim, recipe.model.linear_precision, device
-            ).items()
-        },
+        **{f"versions.{name}": version for name, version in versions.items()},
         "processes": place.processes,
         "strategy": place.strategy,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
