@@ -13,7 +13,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.report.read import read_run
 from gptoss_tune.run import checkpoints
-from gptoss_tune.run.record import read_record
+from gptoss_tune.run.record import read_record, record_of_adapter
 from gptoss_tune.train.run import train
 from gptoss_tune.workflows.calibrate import Calibration
 
@@ -158,7 +158,7 @@ def test_its_recipe_is_read_wherever_a_command_reads_it(finished, old, rows, tmp
     for record in (
         read_record(old),
         record_of_adapter(old / "adapter"),
-        read_run(Path(old)).record,
+        read_run(old).record,
     ):
         assert record["recipe"] == today["recipe"]
         assert record["fingerprint"] == today["fingerprint"]
