@@ -26,20 +26,20 @@ from gptoss_tune.workflows.reproduce import compare
 WRITTEN = {
     "run_id": "7f",
     "status": "finished",
-    "fingerprint": {"batch": 2, "start_from": None, "train.seed": 0},
-    "drift": [{"step": 2, "name": "processes", "was": 1, "now": 2}],
+    "fingerprint": {"batch": 2, "init_from": None, "train.seed": 0},
+    "changes": [{"step": 2, "name": "processes", "was": 1, "now": 2}],
     "recipe": {
         "model": {"name_or_path": "openai/gpt-oss-20b", "revision": None},
-        "lora": {"rank": 4, "merge_aware": True, "start_from": None},
+        "lora": {"rank": 4, "merge_aware": True, "init_from": None},
         "data": {
             "train": [{"path": "rows.jsonl", "columns": None, "limit": None}],
             "eval": None,
             "eval_fraction": None,
         },
-        "train": {"max_steps": 4, "checkpointing": "none", "resume": "auto"},
+        "train": {"max_steps": 4, "activation_checkpointing": "none", "resume": "auto"},
         "evaluation": {"prompts": None},
         "export": {"min_survival": 1},
-        "world": {"processes": 1, "spread": None},
+        "distributed": {"num_processes": 1, "strategy": None},
     },
     "base": {"name": "b", "revision": None, "fingerprint": {"config": "0", "weights": "1"}},
     "command": {"recipe": None, "overrides": []},
@@ -51,10 +51,11 @@ WRITTEN = {
     "losses": {"first": {"loss": 2.0}, "last": {"loss": 1.0}, "eval": {}},
     "tokens_per_second": None,
 }
-"""A record with every null that a run writes, under the names it had before any were changed."""
+"""A record with every null that a run writes."""
 DAMAGES = {
     "a status of numbers": {"status": 7},
-    "a drift that is none": {"drift": ["batch"]},
+    "a change that is none": {"changes": ["batch"]},
+    "one under its old name": {"drift": ["batch"]},
     "a base of text": {"base": "openai/gpt-oss-20b"},
     "a fingerprint of numbers": {"base": {"fingerprint": {"weights": 7}}},
     "libraries in a list": {"environment": {"libraries": ["torch"]}},

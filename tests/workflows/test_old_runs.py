@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -159,7 +158,7 @@ def test_its_recipe_is_read_wherever_a_command_reads_it(finished, old, rows, tmp
     for record in (
         read_record(old),
         record_of_adapter(old / "adapter"),
-        read_run(Path(old)).record,
+        read_run(old).record,
     ):
         assert record["recipe"] == today["recipe"]
         assert record["fingerprint"] == today["fingerprint"]

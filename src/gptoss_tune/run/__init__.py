@@ -3,6 +3,7 @@
 - ``RunFolder``: where each file of a run stands (``folder``).
 - ``read_record``, ``update_record``: run.json, checked for every reader (``record``).
 - ``record_of_adapter``: the run.json beside or above an adapter.
+- ``load_run_recipe``: the resolved recipe beside it.
 - ``note_verification``: adds what ``merge`` and ``verify`` found to a run.
 - ``RunCard``: the types of a finished run's record (``card``).
 - ``read_lines``: metrics and layers read back; what a damaged line costs is the reader's choice
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gptoss_tune.run.jsonl import read_lines
     from gptoss_tune.run.lock import FolderLock
     from gptoss_tune.run.record import (
+        load_run_recipe,
         note_verification,
         read_record,
         record_of_adapter,
@@ -41,6 +43,7 @@ __all__ = [
     "RunCard",
     "RunFolder",
     "Start",
+    "load_run_recipe",
     "note_verification",
     "read_lines",
     "read_record",

@@ -16,13 +16,14 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import parse_unchecked, read_object, refuse_other_kinds
-from gptoss_tune.recipe import Recipe, load_recipe
-from gptoss_tune.recipe.renamed import entry_in_new_name, recipe_in_new_names
 from gptoss_tune.run.folder import ADAPTER, RunFolder
+
+if TYPE_CHECKING:
+    from gptoss_tune.recipe import Recipe
 
 _SOURCE = {"path": str}
 # What is looked up in a record that another process wrote, or another person.
@@ -86,11 +87,15 @@ def read_unchecked(path: Path) -> Any:
 
 
 _RENAMED = {"drift": "changes", "holdings": "footprint"}
-"""Facts of a record under their earlier names."""
+"""Facts of a record under their earlier names; a record from before has one of them at least."""
 
 
 def in_new_names(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record, which may be of an earlier version, under the names of this one."""
+    if not record.keys() & _RENAMED.keys():
+        return record
+    from gptoss_tune.recipe.renamed import entry_in_new_name, recipe_in_new_names
+
     found = {_RENAMED.get(key, key): value for key, value in record.items()}
     if isinstance(recipe := found.get("recipe"), dict):
         found["recipe"] = recipe_in_new_names(recipe)
@@ -112,6 +117,8 @@ def load_run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: As ``load_recipe``.
     """
+    from gptoss_tune.recipe import load_recipe
+
     return load_recipe(RunFolder(run).recipe, overrides, old_names=True)
 
 
