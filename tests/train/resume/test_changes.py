@@ -121,7 +121,7 @@ def test_data_that_was_edited_in_place_stops(recipe, rows, tmp_path):
 
 def test_another_base_or_tokenizer_stops(recipe, base, refused, tmp_path):
     other = tiny_checkpoint(
-        tmp_path / "other", seed=2, layers=2, experts=4, hidden=64, intermediate=96
+        tmp_path / "other", seed=2, layers=2, experts=4, hidden=32, intermediate=64
     )
     refused(f"model.name_or_path={other}", names=["base.weights"])
     moved = tmp_path / "moved"
