@@ -23,6 +23,7 @@ from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.recipe import Recipe, load_recipe
+from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train.run import train
 from gptoss_tune.weights import open_checkpoint
 
@@ -34,6 +35,13 @@ WEAK = (
     "train.per_device_train_batch_size=6",
     "export.min_survival=0.8",
 )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Wide enough that what MXFP4 drops shows in the loss; the shared tiny base is narrower."""
+    folder = tmp_path_factory.mktemp("wider") / "base"
+    return tiny_checkpoint(folder, seed=1, layers=2, experts=4, hidden=64, intermediate=96)
 
 
 @pytest.fixture(scope="module")

@@ -145,12 +145,13 @@ def _train(
     set_seed(recipe.train.seed)
     model = _model(context)
     fitted = find_batch_size.fit(context, method, model, train_set)
-    context = replace(context, recipe=fitted.recipe)
+    # The record keeps the recipe as it was asked for.
+    fits = replace(context, recipe=fitted.recipe)
     metrics, guard = StepMetrics(context.run, recipe.data.train, context.device), _guard(context)
     # The metrics first: they measure gradients that the guard may drop.
     own = [callback for callback in callbacks if isinstance(callback, StepObserver)]
     observers = StepObservers((metrics, guard, *own), context.start.checkpoint)
-    trainer = _trainer(context, method, model, train_set, eval_set, observers, identity)
+    trainer = _trainer(fits, method, model, train_set, eval_set, observers, identity)
     trackers = _trackers(context, identity.run_id)
     asked = [] if evaluator is None else [Evaluation(evaluator, context, trainer, metrics)]
     others = [callback for callback in callbacks if callback not in own]
