@@ -14,7 +14,7 @@ from gptoss_tune.cli.arguments import AsJson, BasePath, OtherBase, Overrides, Re
 if TYPE_CHECKING:
     from gptoss_tune.evaluate.evaluator import Evaluator
     from gptoss_tune.evaluate.load import EvaluatedModel
-    from gptoss_tune.recipe import ModelSection, Recipe
+    from gptoss_tune.recipe import DataSection, EvaluationSection, ModelSection, Recipe
 
 
 def evaluate(
@@ -45,27 +45,13 @@ def evaluate(
     from gptoss_tune.train.entrypoint import starting
 
     with starting():
-        from gptoss_tune.errors import RecipeError
-        from gptoss_tune.evaluate.evaluator import Evaluator
         from gptoss_tune.evaluate.lm_eval import lm_eval_command
         from gptoss_tune.evaluate.load import open_evaluated_model
         from gptoss_tune.evaluate.tables import print_report
         from gptoss_tune.files.atomic import write_text
-        from gptoss_tune.harmony.vocabulary import load_vocabulary
 
     subject = open_evaluated_model(model, base=base, revision=revision, other_base=other_base)
-    if subject.adapter is None and not resolved.evaluation.generates:
-        raise RecipeError(
-            f"{subject.name} is merged, and the recipe measures nothing but the distance from a "
-            "base, which is not in it; name the run or the adapter, or set evaluation.prompts"
-        )
-    # Its files are read before the weights.
-    evaluator = Evaluator(
-        resolved.evaluation,
-        resolved.data,
-        load_vocabulary(subject.checkpoint.path),
-        seed=resolved.train.seed,
-    )
+    evaluator = _evaluator(subject, resolved.evaluation, resolved.data, seed=resolved.train.seed)
     report = {"model": model, **_report(evaluator, subject, resolved.model, device)}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +103,27 @@ def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
             "evaluation.drift.references or evaluation.drift.probes, in the file or as KEY=VALUE"
         )
     return resolved
+
+
+def _evaluator(
+    subject: EvaluatedModel, section: EvaluationSection, data: DataSection, *, seed: int
+) -> Evaluator:
+    """Read the files of ``section``, which comes before the weights.
+
+    Raises:
+        RecipeError: It asks nothing that a model without its base can answer.
+        DataError: A file or row cannot be used.
+    """
+    from gptoss_tune.errors import RecipeError
+    from gptoss_tune.evaluate.evaluator import Evaluator
+    from gptoss_tune.harmony.vocabulary import load_vocabulary
+
+    if subject.adapter is None and not section.generates:
+        raise RecipeError(
+            f"{subject.name} is merged, and the recipe measures nothing but the distance from a "
+            "base, which is not in it; name the run or the adapter, or set evaluation.prompts"
+        )
+    return Evaluator(section, data, load_vocabulary(subject.checkpoint.path), seed=seed)
 
 
 def _report(

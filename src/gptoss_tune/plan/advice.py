@@ -62,7 +62,7 @@ def advice(setup: TrainingSetup, memory_bytes: int) -> list[Advice]:
     combined, gathered = setup, []
     for change in _changes(setup):
         changed = setup.with_settings(change.settings)
-        if setup.parallelism == "fsdp2" and fsdp2_obstacle(changed.model, changed.train):
+        if setup.strategy == "fsdp2" and fsdp2_obstacle(changed.model, changed.train):
             continue
         single = memory(changed).peak
         if single >= peak:

@@ -55,11 +55,8 @@ class Flops:
 
 def flops_per_token(setup: TrainingSetup) -> Flops:
     """Return the operations of a token in a full row, every token of which is trained."""
-    a, length, mode = (
-        setup.architecture,
-        setup.data.max_length,
-        setup.train.activation_checkpointing,
-    )
+    a, length = setup.architecture, setup.data.max_length
+    mode = setup.train.activation_checkpointing
     head = 2.0 * a.hidden * a.vocabulary
     forward, backward, recomputed = head, head, 0.0
     for layer, kind in enumerate(a.layer_types):

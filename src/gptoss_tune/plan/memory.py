@@ -192,7 +192,7 @@ def moments(setup: TrainingSetup) -> Moments:
     loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value
     step = FP32_BYTES * adapter_parameters(setup.factors) if setup.train.optim == "adamw" else 0
     gathered = 0
-    if setup.parallelism == "fsdp2":
+    if setup.strategy == "fsdp2":
         # The layer at work, the buffer that receives the next, and lm_head, which stays together
         # from the forward to the backward pass; one layer's gradients, whole, and their sums.
         gathered = 2 * sum(layer_bytes(a, setup.model).values()) + a.vocabulary * a.hidden * value
@@ -258,7 +258,7 @@ def memory(setup: TrainingSetup) -> Memory:
     }
     if optim == "paged_adamw_8bit":
         kinds["optimizer"] = 0  # in host memory
-    if setup.parallelism == "ddp" and setup.num_processes > 1:
+    if setup.strategy == "ddp" and setup.num_processes > 1:
         kinds["gradient buckets"] = FP32_BYTES * trained
     added = -(-setup.added.base_copies * sum(base.values()) // shards)
     added += setup.added.bytes_per_token * setup.tokens

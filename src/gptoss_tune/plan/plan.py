@@ -181,7 +181,7 @@ def plan(
 def _check(setup: TrainingSetup) -> None:
     """Refuse what a run would refuse later."""
     architecture, model = setup.architecture, setup.model
-    if setup.parallelism == "fsdp2":
+    if setup.strategy == "fsdp2":
         uneven = uneven_experts(architecture.experts, setup.num_processes)
         reason = fsdp2_obstacle(model, setup.train) or uneven
         if reason is not None:

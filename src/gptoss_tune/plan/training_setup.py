@@ -50,7 +50,7 @@ class TrainingSetup:
         data: What is trained on, and at which length.
         train: The micro-batch, the optimizer, what is kept for the backward pass.
         num_processes: GPUs, one process each.
-        parallelism: How several of them share the model.
+        strategy: How several of them share the model.
     """
 
     architecture: Architecture
@@ -60,7 +60,7 @@ class TrainingSetup:
     data: DataSection
     train: TrainSection
     num_processes: int = 1
-    parallelism: Parallelism = "ddp"
+    strategy: Parallelism = "ddp"
 
     @property
     def tokens(self) -> int:
@@ -75,7 +75,7 @@ class TrainingSetup:
     @property
     def shards(self) -> int:
         """Parts that the model is cut into."""
-        return self.num_processes if self.parallelism == "fsdp2" else 1
+        return self.num_processes if self.strategy == "fsdp2" else 1
 
     @property
     def value_bytes(self) -> int:

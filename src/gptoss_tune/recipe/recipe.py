@@ -113,7 +113,7 @@ SECTIONS: dict[KeyPath, type[Section]] = {
 
 
 def fsdp2_obstacle(model: ModelSection, train: TrainSection) -> str | None:
-    """Return what FSDP2 cannot strategy of a training and what to set instead; else ``None``."""
+    """Return what FSDP2 cannot spread of a training and what to set instead; else ``None``."""
     if model.linear_precision == "nf4":
         return (
             "FSDP2 cannot spread model.linear_precision: nf4, whose scales are not part of the "
