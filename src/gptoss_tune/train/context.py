@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from gptoss_tune.display import visible
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.schema import Parallelism
 from gptoss_tune.run.start import Start
@@ -65,8 +63,3 @@ class RunContext:
         """Whether the recipe holds rows back to evaluate on."""
         data = self.recipe.data
         return data.eval is not None or data.eval_fraction is not None
-
-    def say(self, notes: Sequence[str]) -> None:
-        """Print notes that may hold text of a file, control characters made visible."""
-        for note in notes:
-            self.console.print(visible(note))

@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from transformers import TrainerCallback
 
+from gptoss_tune.display import visible
 from gptoss_tune.errors import GptossTuneError, GuardError
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.files.atomic import write_text
@@ -108,6 +109,7 @@ def train(
                 quiet=not state.is_main_process, markup=False, emoji=False, soft_wrap=True
             )
             start: Start = _on_main(state, lambda: claim(recipe.train, lock))
+            _say(console, start.notes)
             context = RunContext(
                 recipe=recipe,
                 command=tuple(command),
@@ -129,17 +131,16 @@ def _train(
 ) -> finish.RunSummary:
     recipe, console, state = context.recipe, context.console, context.state
     method = METHODS[recipe.method.name]
-    context.say(context.start.notes)
     train_set, eval_set = method.datasets(context)
-    vocabulary = load_vocabulary(context.base.path)
     evaluator = None
     if recipe.evaluation.wanted:
+        vocabulary = load_vocabulary(context.base.path)
         evaluator = Evaluator(recipe.evaluation, recipe.data, vocabulary, seed=recipe.train.seed)
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     identity: Identity = _on_main(
         state, lambda: identify(context, train_set, eval_set, allow_change)
     )
-    context.say(identity.notes)
+    _say(console, identity.notes)
     if recipe.train.deterministic and context.device.type == "cuda":
         console.print(f"deterministic: the same bits in every run on this GPU; costs {PRICE}")
     set_seed(recipe.train.seed)
@@ -186,6 +187,12 @@ def _run(
     for evaluation in asked:
         evaluation.finish()
     return finish.last_evaluation(trainer, context.console) if held_out else None
+
+
+def _say(console: Console, notes: Sequence[str]) -> None:
+    """Print notes that may hold text of a file, control characters made visible."""
+    for note in notes:
+        console.print(visible(note))
 
 
 def _on_main(state: PartialState, ask: Callable[[], Any]) -> Any:

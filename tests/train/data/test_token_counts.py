@@ -13,6 +13,7 @@ from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.data.token_counts import count_row
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
+from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.observers.observers import StepObservers
 from gptoss_tune.train.run import train
 
@@ -159,3 +160,12 @@ def test_a_checkpoint_without_a_count_or_of_other_datasets_is_refused(recipe, tm
     (tmp_path / "tokens.json").write_text(json.dumps({"tokens": [[1] * 5]}))
     observers.resume(first_rank=True)
     assert metrics.account.total().tolist() == [[1] * 5]
+
+
+@pytest.mark.parametrize("file", ["tokens.json", "../x.json", "state.txt"])
+def test_an_observer_s_file_is_its_own(recipe, tmp_path, file):
+    metrics = StepMetrics(tmp_path, recipe().data.train, torch.device("cpu"))
+    other = StepObserver()
+    other.file = file
+    with pytest.raises(ValueError, match="expected a name of its own"):
+        StepObservers([metrics, other])

@@ -40,8 +40,18 @@ class StepObservers(TrainerCallback):
         Args:
             observers: In the order in which they look; at the end of training, the last first.
             checkpoint: What the run continues from; ``None`` for a fresh start.
+
+        Raises:
+            ValueError: Two keep their state in one file, or one is not named as such a file.
         """
         self.observers = tuple(observers)
+        files = [observer.file for observer in self.observers if observer.file is not None]
+        for file in files:
+            if Path(file).name != file or not file.endswith(".json") or files.count(file) > 1:
+                raise ValueError(
+                    f"StepObserver.file: got {file!r}, expected a name of its own like "
+                    "'longest-row.json', which no other observer of the run has"
+                )
         self._checkpoint = checkpoint
         self._load: ExpertLoad | None = None
 

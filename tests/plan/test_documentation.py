@@ -1,0 +1,53 @@
+"""What the recipes and docs/memory.md promise of cards is what the plan says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gptoss_tune.plan.gpus import card
+from gptoss_tune.plan.plan import plan
+from gptoss_tune.recipe import Recipe, load_recipe
+from gptoss_tune.shipped import shipped
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        ("gpt-oss-20b/qlora.yaml", "rtx4090-24gb"),
+        ("gpt-oss-20b/qlora-16gb.yaml", "rtx4080-16gb"),
+        ("gpt-oss-20b/qlora-128k.yaml", "h100-80gb"),
+        ("gpt-oss-20b/lora.yaml", "h100-80gb"),
+        ("gpt-oss-120b/qlora-80gb.yaml", "h100-80gb"),
+        ("gpt-oss-120b/qlora.yaml", "rtxpro6000-96gb"),
+    ],
+)
+def test_shipped_recipes_fit_the_cards_they_are_meant_for(name, gpu):
+    assert plan(load_recipe(shipped("recipes") / name), card(gpu)).fits
+
+
+def test_the_peaks_in_the_documentation_are_those_of_the_plan():
+    text = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\[`(gpt-oss-\S+)`\].*?\| ([\d.]+) GiB \|", text)
+    assert len(rows) == 5
+    for name, said in rows:
+        made = plan(load_recipe(shipped("recipes") / name), card("h100-80gb"))
+        assert made.memory.peak / 2**30 == pytest.approx(float(said), abs=0.06), name
+    by_length = re.findall(r"^\| `(\w+)`" + 4 * r" \| ([\d.]+)" + r" \|$", text, re.M)
+    assert [mode for mode, *_ in by_length] == ["none", "selective", "full", "offload"]
+    sparse = {"name_or_path": "openai/gpt-oss-20b"}
+    for mode, *figures in by_length:
+        for length, said in zip((4096, 16384, 32768, 131_072), figures, strict=True):
+            recipe = Recipe.model_validate(
+                {
+                    "model": sparse,
+                    "data": {"train": "a.jsonl", "max_length": length},
+                    "train": {
+                        "output_dir": "run",
+                        "max_steps": 1,
+                        "activation_checkpointing": mode,
+                    },
+                }
+            )
+            made = plan(recipe, card("h100-80gb"))
+            assert made.memory.peak / 2**30 == pytest.approx(float(said), abs=0.06)
