@@ -127,7 +127,10 @@ def unknown_key(path: KeyPath) -> tuple[str, str]:
     expected = f"a setting of '{parent}'" if parent else "a section"
     if word in _REFUSED:
         return expected, _REFUSED[word]
-    if meant := meant_by(path):
+    meant = meant_by(path)
+    if meant == dotted(path):
+        return "a setting of the method that method.name says", "remove it, or set method.name"
+    if meant:
         return expected, f"did you mean {meant}?"
     names = settings_below(path[:-1])
     if len(names) <= 12:

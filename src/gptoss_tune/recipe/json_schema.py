@@ -46,6 +46,11 @@ def node_at(path: KeyPath) -> dict[str, Any] | None:
     """Return the schema of the value at ``path``, references resolved; None: no such setting."""
     node: dict[str, Any] = recipe_json_schema()
     for part in path:
+        named = [v["properties"][part] for v in _variants(node) if part in v.get("properties", {})]
+        if len(named) > 1 and all("const" in each for each in named):
+            # The name of a method, of which each has a schema of its own.
+            node = named[0] | {"enum": [each["const"] for each in named]}
+            continue
         for variant in _variants(node):
             if isinstance(part, int) and "items" in variant:
                 node = variant["items"]
@@ -64,9 +69,10 @@ def node_at(path: KeyPath) -> dict[str, Any] | None:
 def settings_below(path: KeyPath) -> list[str]:
     """Return the keys that the mapping at ``path`` can have, in their order; [] for a scalar."""
     node = node_at(path) or {}
+    known = [key for variant in _variants(node) for key in variant.get("properties", ())]
+    if known:
+        return list(dict.fromkeys(known))
     for variant in _variants(node):
-        if "properties" in variant:
-            return list(variant["properties"])
         if "propertyNames" in variant:
             return list(variant["propertyNames"]["enum"])
     return []
@@ -94,13 +100,18 @@ def _resolved(node: dict[str, Any]) -> dict[str, Any]:
 
 def _variants(node: dict[str, Any]) -> list[dict[str, Any]]:
     node = _resolved(node)
-    return [_resolved(variant) for variant in node["anyOf"]] if "anyOf" in node else [node]
+    for several in ("anyOf", "oneOf"):
+        if several in node:
+            return [_resolved(variant) for variant in node[several]]
+    return [node]
 
 
 def _phrase(node: dict[str, Any], *, plural: bool) -> str:
     if "enum" in node:
         *others, last = (str(word) for word in node["enum"])
         return f"{', '.join(others)} or {last}"
+    if "const" in node:
+        return str(node["const"])
     one = "" if plural else "a "
     s = "s" if plural else ""
     match node.get("type"):

@@ -27,6 +27,7 @@ from gptoss_tune.recipe.rules import (
     train_rules,
 )
 from gptoss_tune.recipe.schema import (
+    METHODS,
     DistributedSection,
     ExportSection,
     GuardSection,
@@ -36,6 +37,7 @@ from gptoss_tune.recipe.schema import (
     SftSection,
     TrackingSection,
     TrainSection,
+    method_name,
 )
 from gptoss_tune.recipe.value_types import Section
 
@@ -95,10 +97,17 @@ class Recipe(Section):
         return Recipe.model_validate(values)
 
 
+def section_of(name: str, settings: dict[str, Any]) -> type[Section]:
+    """Return the class of a top-level section; of ``method`` the one that its settings name."""
+    if name == "method":
+        return METHODS[method_name(settings)]
+    return SECTIONS[(name,)]
+
+
 SECTIONS: dict[KeyPath, type[Section]] = {
     ("model",): ModelSection,
     ("lora",): LoraSection,
-    ("method",): MethodSection,
+    ("method",): SftSection,
     ("data",): DataSection,
     ("data", "channel_weights"): ChannelWeights,
     ("train",): TrainSection,

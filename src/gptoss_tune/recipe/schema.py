@@ -14,7 +14,7 @@ import; paths are relative to the current directory.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -82,10 +82,24 @@ class SftSection(Section):
     """The method: sft is supervised fine-tuning."""
 
 
-# How the rows become a loss: one class a method, told apart by ``name``. A second one makes this a
-# union of both with ``Field(discriminator="name")``, so that each has its own settings alone.
+METHODS: dict[str, type[Section]] = {"sft": SftSection}
+"""The section of every method by its name."""
+
+
+def method_name(settings: Any) -> str:
+    """Return which method the values of the section, or a section, are of; ``sft`` without a name.
+
+    What is no name at all is returned as text, and is then no method's.
+    """
+    if isinstance(settings, dict):
+        return str(settings.get("name") or "sft")
+    return str(getattr(settings, "name", settings))
+
+
+# One class a method, so that each has its own settings and no other's. With a second one this is
+# the union of both, each annotated with Tag(its name), under Discriminator(method_name).
 MethodSection = SftSection
-"""Every method; a recipe without the section means ``sft``."""
+"""How the rows become a loss; a recipe without the section means ``sft``."""
 
 
 class TrainSection(Section):

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from gptoss_tune.recipe.hints import example_or_default, expected_and_todo, meant_by, unknown_key
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, dotted, shown
-from gptoss_tune.recipe.recipe import SECTIONS, Recipe
+from gptoss_tune.recipe.recipe import SECTIONS, Recipe, section_of
+from gptoss_tune.recipe.schema import METHODS
 from gptoss_tune.recipe.yaml_reader import Document
 
 # Sound values for required settings that are wrong or missing, so that the rules can run; no rule
@@ -43,7 +44,10 @@ def findings(
     missing: list[KeyPath] = []
     faulty: list[KeyPath] = []
     for item in error.errors(include_url=False):
-        location, kind = item["loc"], item["type"]
+        location, kind = _without_method(item["loc"]), item["type"]
+        if kind == "union_tag_invalid":
+            location = (*location, "name")
+            item["input"] = item["input"].get("name")
         if location[-1:] == ("[key]",):  # how pydantic says that a mapping's key is wrong
             location, kind = location[:-1], "extra_forbidden"
         if kind == "recipe_contradiction":
@@ -93,11 +97,14 @@ def _broken_rules(
         section: dict(values[section]) if isinstance(values.get(section), dict) else {}
         for section in Recipe.model_fields
     }
-    for section, *rest in faulty:
-        if rest:
-            sound[str(section)].pop(rest[0], None)
+    for path in faulty:
+        section = str(path[0])
+        if section == "method":
+            sound[section] = {}  # which settings it has hangs on its name, and no rule on them
+        elif len(path) > 1:
+            sound[section].pop(path[1], None)
     sections: dict[str, Any] = {
-        name: SECTIONS[(name,)].model_validate(_STAND_INS.get(name, {}) | settings)
+        name: section_of(name, settings).model_validate(_STAND_INS.get(name, {}) | settings)
         for name, settings in sound.items()
     }
     found = []
@@ -109,6 +116,12 @@ def _broken_rules(
         place = places[0] if places else _place_of(paths[0], document) or fallback
         found.append(Mistake(place, dotted(paths[0]), broken.got, broken.expected, broken.todo))
     return found
+
+
+def _without_method(location: KeyPath) -> KeyPath:
+    """Return a location without the name of the method that pydantic puts into it."""
+    tagged = location[:1] == ("method",) and len(location) > 1 and location[1] in METHODS
+    return (*location[:1], *location[2:]) if tagged else location
 
 
 def _touches(path: KeyPath, doubtful: set[KeyPath]) -> bool:
