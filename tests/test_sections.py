@@ -46,6 +46,7 @@ def test_few_functions_take_a_whole_recipe():
 
 def test_the_tables_of_methods_name_the_same():
     from gptoss_tune.plan.methods import METHODS as PLANNED
+    from gptoss_tune.recipe.schema import METHODS as NAMED
     from gptoss_tune.train.methods import METHODS
 
-    assert PLANNED.keys() == METHODS.keys()
+    assert PLANNED.keys() == METHODS.keys() == NAMED.keys()
