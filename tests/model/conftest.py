@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
 
-TINY = {"seed": 3, "layers": 2, "experts": 6, "hidden": 32, "intermediate": 64}
+TINY = {"seed": 3, "layers": 2, "experts": 6, "hidden": 64, "intermediate": 96}
 
 
 @pytest.fixture(scope="session")

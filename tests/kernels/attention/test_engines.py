@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from gptoss_kernels.attention import engines
+from gptoss_kernels.attention import engines, sinks
 from gptoss_kernels.attention.attention import attention, attention_reference, find_documents
 from gptoss_kernels.attention.cudnn import OLDEST_VERSION, CudnnEngine, cudnn_obstacle
 from gptoss_kernels.attention.eager import EagerEngine
@@ -198,13 +198,11 @@ def test_what_adds_the_sinks_is_said_where_it_is_not_triton(monkeypatch):
     # A card whose engine runs and on which Triton cannot: the price stands in the choice.
     monkeypatch.setattr(engines, "find_obstacle", lambda *a: None)
     monkeypatch.setattr(engines, "find_fault", lambda *a: None)
-    monkeypatch.setattr(
-        "gptoss_kernels.attention.sinks.triton_obstacle", lambda *a: "triton is not installed"
-    )
+    monkeypatch.setattr(sinks, "triton_obstacle", lambda *a: "triton is not installed")
     choice = choose_engine("torch_flash", CPU, torch.bfloat16, 64)
     assert choice.engine.backend == "torch"
     assert "several passes over O, because triton is not installed" in choice.reason
-    monkeypatch.setattr("gptoss_kernels.attention.sinks.triton_obstacle", lambda *a: None)
+    monkeypatch.setattr(sinks, "triton_obstacle", lambda *a: None)
     choice = choose_engine("torch_flash", CPU, torch.bfloat16, 64)
     assert (choice.engine.backend, choice.reason) == ("triton", "torch_flash, as asked")
     assert "head sizes" in choose_engine("torch_flash", CPU, torch.bfloat16, 80).reason

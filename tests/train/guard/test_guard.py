@@ -248,7 +248,7 @@ def compute_loss(self, model, inputs, **options):
     loss = original(self, model, inputs, **options)
     poisoned = self.accelerator.process_index == 1 and self.state.global_step == 1
     if poisoned:
-        self.guard.after_forward(torch.tensor(math.nan))
+        self.observers.after_forward(torch.tensor(math.nan))
         loss = loss * math.nan
     return loss
 

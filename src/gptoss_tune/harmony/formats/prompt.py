@@ -31,7 +31,8 @@ def read_prompt(row: dict[str, Any], source: str) -> Conversation:
     messages = row.get("messages")
     if messages is None:
         messages = _as_messages(row["prompt"], "user", "prompt", source)
-    if row.get("system") is not None:
+    # What is no list of messages is told by the reader of messages.
+    if row.get("system") is not None and isinstance(messages, list):
         system = take_text(row["system"], source, "system")
         messages = [{"role": "system", "content": system}, *messages]
     reader = read_native if is_native(messages) else read_chat
