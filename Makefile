@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-all lint format clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -18,8 +18,14 @@ demo: $(STAMP)
 
 # One thread per worker: two workers with two spinning threads each are ten times slower. A file is
 # one worker's, which makes what its tests share once; tests/conftest.py lets the longest go first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# Also the launches of several processes, kills and whole jobs, of which each takes long; CI runs it.
+test-all: $(STAMP) lint
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -103,6 +103,7 @@ def test_packed_documents_count_less_attention_and_nothing_else():
     assert 0.8 < packed / whole < 1
 
 
+@pytest.mark.slow
 def test_steps_and_gpu_tests_need_no_trainer_tokenizer_or_data():
     """A bare machine has torch, triton and transformers; pydantic and PEFT are carried."""
     missing = ["trl", "datasets", "openai_harmony", "bitsandbytes", "typer", "rich", "wandb"]

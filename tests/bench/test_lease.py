@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LEASE = REPOSITORY / "kernels" / "bench" / "lease.sh"
 # step120b runs step20b's code; it is left to the command line.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cache_key import MADE
 
 SCRIPT = Path(__file__).resolve().parents[2] / "kernels" / "bench" / "lease" / "precompile.py"
@@ -19,6 +20,7 @@ def precompile(cache, *options):
     return done.returncode, [int(number) for number in re.findall(r"\d+", done.stdout)]
 
 
+@pytest.mark.slow
 def test_a_moved_cache_is_taken_and_another_key_is_not(tmp_path):
     code, _ = precompile(tmp_path / "cache")
     made = tmp_path / "cache" / MADE

@@ -31,6 +31,7 @@ def test_shares_are_of_one_size_and_come_back_in_order(size, total, monkeypatch)
     assert ranks[0].ordered(shares[0], total) == items
 
 
+@pytest.mark.slow
 def test_two_ranks_find_what_one_finds(
     tuned, recipe, write_rows, references, forked_python, tmp_path, base
 ):

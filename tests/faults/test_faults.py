@@ -1,5 +1,6 @@
 """A selection of the fault script: killed, torn, damaged, stopped and frozen runs end exact.
 
+import pytest
 In a process of its own: it forks, and a test process may have threads that a fork would lose.
 """
 
@@ -10,7 +11,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_selection_of_faults_ends_exact(tmp_path):
     script, found = Path(__file__).with_name("run_faults.py"), tmp_path / "outcomes.jsonl"
     arguments = ["--selection", "--jobs", "1", "--timeout", "15", "--work", str(tmp_path / "work")]

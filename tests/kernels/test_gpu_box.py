@@ -35,6 +35,7 @@ sys.exit(code)
 FILES = ("test_attention.py", "test_sinks.py", "test_linear_cross_entropy.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is such a machine")
 def test_without_the_interpreter_nothing_fails_and_what_cannot_run_is_skipped():
     done = subprocess.run(

@@ -77,6 +77,7 @@ def run(script, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the scripts measure for real")
 def test_bench_and_tune_run_on_a_cpu(tmp_path):
     small = ("--cpu", "--model", "tiny", "--rank", "4", "--runs", "1")

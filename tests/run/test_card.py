@@ -77,6 +77,7 @@ def test_every_field_of_the_card_is_documented():
         assert f"`{name}`" in page, name
 
 
+@pytest.mark.slow
 def test_a_run_made_again_is_exactly_the_same(finished, tmp_path, capsys):
     run, _ = finished
     reproduce(run, tmp_path / "again")
@@ -92,6 +93,7 @@ def make(recipe_file, overrides):
     train(load_recipe(recipe_file, overrides), command=[str(recipe_file), *overrides])
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_made_again_by_two(recipe_file, rows, on_ranks, capfd, tmp_path):
     data = Path(shutil.copy(rows, tmp_path / "rows.jsonl"))
     words = [f"data.train={data}", "train.max_steps=2", "train.per_device_train_batch_size=1"]

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location(
     "hub_server_for_canaries", HERE.parent / "export" / "hub" / "hub_server.py"

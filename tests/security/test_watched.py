@@ -122,6 +122,7 @@ def test_the_watch_sees_python_and_native_code(watched, preload):
     assert found == ({"127.9.9.9", "127.8.8.8"} if preload else {"127.9.9.9"})
 
 
+@pytest.mark.slow
 def test_the_demo_connects_to_nothing_and_stays_in_its_folders(watched):
     """Its own way, launcher and merge included, with one row, which it learns in six steps."""
     changes = ["train.max_steps=6", "data.train=row.jsonl"]
@@ -169,6 +170,7 @@ def prepared(base):
     return prepare
 
 
+@pytest.mark.slow
 def test_two_ranks_speak_to_each_other_and_to_nobody_else(watched, preload, original):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -185,6 +187,7 @@ def test_two_ranks_speak_to_each_other_and_to_nobody_else(watched, preload, orig
     assert not outside(seen)
 
 
+@pytest.mark.slow
 def test_names_on_the_hub_are_asked_of_that_host_and_of_no_other(watched, original):
     """A base by name for a chat and a training, and a push: each the Hub of HF_ENDPOINT."""
     commands = [

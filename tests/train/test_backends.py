@@ -29,6 +29,7 @@ def relative(actual, expected):
     return ((actual - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.interpreter
 def test_triton_in_the_interpreter_gives_the_losses_of_torch(recipe, capsys, losses, tmp_path):
     """One layer: the interpreter does a thousandth of what compiled kernels do."""

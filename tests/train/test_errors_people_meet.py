@@ -129,6 +129,7 @@ def test_one_message_with_what_to_do(answers, name):
     assert code == expected
 
 
+@pytest.mark.slow
 def test_hub_offline_and_port_in_use(base, rows, forked_python, tmp_path):
     """A port on which nobody listens, and one that is taken."""
     (tmp_path / "recipe.yaml").write_text(

@@ -98,6 +98,7 @@ def overrides(run, rows, batches, *more):
     ]
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_halved_micro_batch_is_the_run_that_was_configured_so(
     wide, forked_python, losses, tmp_path
@@ -122,6 +123,7 @@ def test_a_halved_micro_batch_is_the_run_that_was_configured_so(
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.slow
 @needs_proc
 def test_all_ranks_halve_when_one_has_no_room(wide, configured, forked_python, losses, tmp_path):
     run = tmp_path / "run"
@@ -137,6 +139,7 @@ def test_all_ranks_halve_when_one_has_no_room(wide, configured, forked_python, l
     assert losses(run) == pytest.approx(losses(configured), rel=2e-5)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_one_rank_out_of_memory_in_a_step_ends_the_run_with_one_message(
     wide, forked_python, tmp_path

@@ -122,6 +122,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
 def test_every_way_to_train_continues_bit_for_bit(recipe, losses, tmp_path, settings):
     if "train.optim=adamw_8bit" in settings:

@@ -211,6 +211,7 @@ def test_hostile_names_stay_words(tmp_path):
     assert job_name("../..") == "gptoss-tune"
 
 
+@pytest.mark.slow
 def test_a_preempted_slurm_job_saves_is_queued_again_and_finishes(tmp_path, tiny_run):
     """Two nodes of one gloo process each: SIGTERM to the tasks -> checkpoint -> 75 -> requeue."""
     recipe, run = tiny_run

@@ -139,6 +139,7 @@ def test_what_did_change_is_named_by_its_new_name(finished, old):
         train(recipe, allow_change=["train.checkpointing"])
 
 
+@pytest.mark.slow
 def test_it_is_reproduced_exactly(old, tmp_path, capsys):
     with pytest.raises(RecipeError, match=r"world\.processes: got a key that was renamed"):
         load_recipe(old / "recipe.yaml")

@@ -14,6 +14,7 @@ from gptoss_tune.files.atomic import staging_folder
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expert_format", ["bf16", "mxfp4"])
 def test_ten_kills_give_ten_identical_results(base, adapter, tmp_path, expert_format):
     arguments = [str(base), str(adapter), str(tmp_path), expert_format, "10"]

@@ -81,6 +81,7 @@ class Completions:
         self.server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logprobs", [True, False])
 def test_the_right_model_is_green_and_the_base_red(base, tuned, lab, logprobs):
     merged, _ = lab.open(tuned / "merged")
@@ -125,6 +126,7 @@ def test_command(base, tuned, lab):
     assert isinstance(result.exception, CheckpointError) and "served" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_transformers_serve(base, tuned, lab):
     for module in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(module, reason="transformers serve needs it")

@@ -87,6 +87,7 @@ def test_an_epoch_counts_every_dataset_as_often_as_its_weight(
     assert last["tokens"] == sum(read for read, _ in expected)
 
 
+@pytest.mark.slow
 def test_two_processes_count_together_and_a_resume_goes_on(
     two_datasets, recipe_file, forked_python, tmp_path
 ):

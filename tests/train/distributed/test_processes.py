@@ -35,6 +35,7 @@ def run(command, **options):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_and_weights_of_one(recipe_file, losses, tmp_path):
     """Each step sees the same rows; the ranks' shares hold different numbers of trained tokens."""
     common = ["train.max_steps=3", "train.gradient_accumulation_steps=2"]
@@ -56,6 +57,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(recipe_file, losses, t
     assert record["environment"]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on_exactly(
     recipe_file, forked_python, losses, tmp_path
 ):
@@ -95,6 +97,7 @@ def goes_on(recipe_file, overrides, log):
     train(load_recipe(recipe_file, overrides), allow_change=["steps"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the ranks are found through /proc")
 def test_sigterm_to_accelerate_saves_and_another_micro_batch_goes_on(
     recipe_file, on_ranks, losses, tmp_path
@@ -134,6 +137,7 @@ def test_sigterm_to_accelerate_saves_and_another_micro_batch_goes_on(
     assert "Warning" not in log.read_text(), "of the micro-batch, which is a supported change"
 
 
+@pytest.mark.slow
 def test_accelerate_launch_trains_and_a_mistake_ends_in_one_line(recipe_file, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     launch += ["recipes/accelerate/cpu.yaml", "-m", "gptoss_tune.train", str(recipe_file)]

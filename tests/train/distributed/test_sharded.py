@@ -27,6 +27,8 @@ from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train.run import train
 from gptoss_tune.weights import open_checkpoint
 
+pytestmark = pytest.mark.slow
+
 LAYERS, EXPERTS = 3, 8
 FACTORS = "adapter/adapter_model.safetensors"
 MOVED = [

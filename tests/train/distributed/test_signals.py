@@ -155,6 +155,7 @@ def refused_then_stopped_in_the_last_evaluation(recipe_file, overrides):
     assert (summary.steps, summary.eval_loss) == (2, None)
 
 
+@pytest.mark.slow
 def test_ranks_train_again_after_a_refusal_and_end_together(recipe_file, rows, on_ranks, tmp_path):
     overrides = ["train.max_steps=2", "train.per_device_train_batch_size=1", f"data.eval={rows}"]
     body = refused_then_stopped_in_the_last_evaluation

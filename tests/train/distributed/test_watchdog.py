@@ -30,6 +30,7 @@ def struck_in_step_3(recipe_file, overrides, log, number):
     run_command(lambda: train(load_recipe(recipe_file, overrides)), debug=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "said"),
     [

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # A run that dies after its third line, of which its checkpoint knows nothing, and goes on.
 SCRIPT = """
 import sys
