@@ -1,6 +1,5 @@
 """A selection of the fault script: killed, torn, damaged, stopped and frozen runs end exact.
 
-import pytest
 In a process of its own: it forks, and a test process may have threads that a fork would lose.
 """
 
