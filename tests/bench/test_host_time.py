@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LAYERS = 2
 
 
+@pytest.mark.slow
 def test_every_launch_of_a_large_batch_is_counted():
     script = Path(__file__).parents[2] / "kernels" / "bench" / "host_time.py"
     options = ["--layers", str(LAYERS), "--repeats", "1"]

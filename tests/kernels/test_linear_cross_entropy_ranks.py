@@ -1,5 +1,6 @@
 """One optimizer step is one mean: micro-batches on two ranks equal one batch in one process."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -45,6 +46,7 @@ def rank_main(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
     loss, grad = torch.load(tmp_path / "result.pt")

@@ -178,6 +178,7 @@ for kernel, constants, warps in [*settings, (norm, gemma, 8)]:
 """
 
 
+@pytest.mark.slow
 def test_compiled_in_bf16_they_round_as_said():
     """Rotation: one product rounded, the other fused with the sum. Norm: fp32 until the end."""
     done = subprocess.run(

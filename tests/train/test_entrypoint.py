@@ -49,6 +49,7 @@ run_command(lambda: run.train(load_recipe(sys.argv[1])), debug=False)
 """
 
 
+@pytest.mark.slow
 def test_sigterm_while_the_gpu_is_looked_at_ends_as_resumable(recipe_file, forked_python, tmp_path):
     ended = forked_python(["-c", WHILE_CUDA_STARTS, recipe_file])
     assert ended.returncode == 75 and "the same command starts it" in ended.stderr

@@ -120,6 +120,7 @@ def answers(base, rows, tmp_path_factory):
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORDS)
 def test_one_message_with_what_to_do(answers, name):
     code, said = answers[name]

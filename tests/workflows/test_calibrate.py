@@ -117,6 +117,7 @@ def edit_record(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.mark.slow
 def test_a_change_that_mxfp4_drops_is_recovered(weak, base, rows, tmp_path):
     run, settings, _ = weak
     out = tmp_path / "out"

@@ -257,6 +257,7 @@ train(load_recipe(sys.argv[1], sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_nan_on_one_rank_is_left_out_on_all(recipe_file, forked_python, losses, tmp_path):
     options = ["train.per_device_train_batch_size=1", "train.max_steps=3"]
     done = forked_python(["-c", ON_ONE_RANK, recipe_file, *options], ranks=2)

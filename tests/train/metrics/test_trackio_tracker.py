@@ -48,6 +48,7 @@ print(json.dumps({"seen": seen, "logs": logs, "config": config}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is an extra")
 def test_figures_and_recipe_stay_in_the_folder_and_nothing_is_connected(tmp_path):
     run = tmp_path / "first"

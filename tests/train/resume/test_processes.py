@@ -46,6 +46,7 @@ def packed(recipe_file, rows, tmp_path):
     return [*settings, "train.max_steps=4", "train.save_steps=1"]
 
 
+@pytest.mark.slow
 def test_one_process_then_two_then_one_give_the_losses_of_one(
     recipe_file, packed, on_ranks, tmp_path
 ):
