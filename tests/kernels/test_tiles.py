@@ -105,6 +105,7 @@ def test_no_gpu_is_said():
     assert "no GPU" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_split_lora_rival_computes_the_same_layer():
     """A rival that computes something else would be no rival."""
     code = """

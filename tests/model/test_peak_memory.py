@@ -78,6 +78,7 @@ def peak_of_a_step(model, length):
     return alive.peak
 
 
+@pytest.mark.slow
 @pytest.mark.interpreter
 def test_what_grows_with_the_tokens(small_model, randomise_adapters):
     mode = "full"  # the interpreter takes seconds; by hand all of them were compared

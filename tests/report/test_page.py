@@ -236,6 +236,7 @@ def test_no_value_in_a_runs_files_keeps_the_page_from_being_written(make_run, tm
     parsed(write_report(runs, tmp_path / "compared.html"))
 
 
+@pytest.mark.slow
 def test_a_big_run_makes_a_small_page(make_run):
     run = make_run(steps=20)
     with (run / "metrics.jsonl").open("w") as stream:

@@ -333,6 +333,7 @@ def test_several_processes_give_the_same_dataset_and_report(write_jsonl, vocabul
     assert [line.split(": ")[0] for line in found[0][1]["rejected"]] == [f"{path}:8", f"{path}:251"]
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_render_once(write_jsonl, tmp_path):
     path = write_jsonl([chat(number) for number in range(20)])
     code = (

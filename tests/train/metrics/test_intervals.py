@@ -35,6 +35,7 @@ def dies_at(monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_no_step_is_lost_between_lines_and_a_resumed_run_has_its_own_intervals(
     recipe, losses, tmp_path, dies_at, monkeypatch
 ):

@@ -71,6 +71,7 @@ def test_norms_and_loads_are_those_of_the_step(recipe, tmp_path, monkeypatch):
             assert all(mine <= all_of for mine, all_of in zip(load, forward.tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_load_of_step_1_is_kept_apart_and_a_resume_drops_what_is_written_again(
     recipe, tmp_path
 ):
