@@ -2,6 +2,8 @@
 
 import pytest
 
+from gptoss_tune.recipe.rules import warmup_rules
+
 # Overrides on a sound recipe -> the beginning of each mistake, by the rule that they break.
 BROKEN = {
     ("train.num_train_epochs=1",): ["train.max_steps: got 10 beside train.num_train_epochs 1.0"],
@@ -10,6 +12,16 @@ BROKEN = {
         "train.warmup_ratio: got 0.1 beside train.warmup_steps 1"
     ],
     ("train.warmup_steps=10",): ["train.warmup_steps: got 10 of 10 steps"],
+    ("train.warmup_ratio=0.91",): ["train.warmup_ratio: got 0.91, which is 10 of 10 steps"],
+    ("train.warmup_ratio=0.03", "train.max_steps=1"): [
+        "train.warmup_ratio: got 0.03, which is 1 of 1 step,"
+    ],
+    ("train.warmup_ratio=0.5", "train.max_steps=1", "train.lr_scheduler_type=linear"): [
+        "train.warmup_ratio: got 0.5, which is 1 of 1 step,"
+    ],
+    ("train.warmup_steps=1", "train.max_steps=1", "train.lr_scheduler_type=constant_with_warmup"): [
+        "train.warmup_steps: got 1 of 1 step,"
+    ],
     ("train.warmup_steps=1", "train.lr_scheduler_type=constant"): [
         "train.warmup_steps: got 1 with lr_scheduler_type constant"
     ],
@@ -95,6 +107,9 @@ WITH_EFFECT = [
     ("train.warmup_steps=9",),
     ("train.warmup_steps=0", "train.lr_scheduler_type=constant"),
     ("train.warmup_ratio=0.1", "train.lr_scheduler_type=constant_with_warmup"),
+    ("train.warmup_ratio=0.9",),
+    ("train.warmup_ratio=0.03", "train.max_steps=2"),
+    ("train.max_steps=1",),
     ("train.eval_steps=5", "data.eval=b.jsonl"),
     ("train.eval_steps=5", "data.eval_fraction=0.1"),
     ("tracking.project=p", "tracking.wandb=offline"),
@@ -109,6 +124,41 @@ WITH_EFFECT = [
     ("data.train={path: owner/name, name: n, split: s, revision: r}",),
     ("distributed.strategy=fsdp2", "distributed.num_processes=2"),
 ]
+
+
+WARM_UPS = [
+    ("train.max_steps=1", "train.warmup_ratio=0.03"),
+    ("train.max_steps=1", "train.warmup_steps=7"),
+    ("train.max_steps=1", "train.warmup_steps=1", "train.lr_scheduler_type=constant_with_warmup"),
+    ("train.max_steps=1", "train.warmup_ratio=0.9", "train.lr_scheduler_type=constant_with_warmup"),
+]
+
+
+@pytest.mark.parametrize("overrides", WARM_UPS, ids=" ".join)
+def test_the_advice_for_a_warm_up_as_long_as_the_run_works(load, mistakes, sound, overrides):
+    (line,) = mistakes(sound, *overrides)
+    advice = line.rpartition("; ")[2].partition(", or raise")[0]
+    settings = dict(one.split("=") for one in overrides)
+    for part in advice.removeprefix("set ").split(" and "):
+        name, _, value = part.partition(" to ")
+        settings[name] = value
+    recipe = load(sound, *(f"{name}={value}" for name, value in settings.items()))
+    assert not list(warmup_rules(recipe.train, 1))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "idle"),
+    [(0.03, 1, True), (0.03, 2, False), (0.6, 2, True), (0.5, 2, False), (0.9, 10, False)],
+)
+def test_a_recipe_in_epochs_is_judged_by_the_steps_that_its_data_give(
+    load, sound, ratio, steps, idle
+):
+    text = sound.replace("max_steps: 10", "num_train_epochs: 1")
+    train = load(text, f"train.warmup_ratio={ratio}").train
+    found = list(warmup_rules(train, steps))
+    assert bool(found) == idle
+    if idle:
+        assert found[0].keys == ("train.warmup_ratio", "train.num_train_epochs")
 
 
 @pytest.mark.parametrize("overrides", WITH_EFFECT, ids=" ".join)

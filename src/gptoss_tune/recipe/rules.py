@@ -11,6 +11,7 @@ the rules on whatever fields are sound and reports everything at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -194,13 +195,8 @@ def train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradictio
             "train.warmup_steps or train.warmup_ratio",
             "set one of the two, or set train.lr_scheduler_type to constant",
         )
-    if train.warmup_steps and train.max_steps and train.warmup_steps >= train.max_steps:
-        yield Contradiction(
-            ("train.warmup_steps", "train.max_steps"),
-            f"{train.warmup_steps} of {train.max_steps} steps",
-            "a warm-up that ends before the run does",
-            "lower train.warmup_steps, or raise train.max_steps",
-        )
+    if train.max_steps is not None:
+        yield from warmup_rules(train, train.max_steps)
     if train.eval_steps is not None and data.eval is None and data.eval_fraction is None:
         yield Contradiction(
             ("train.eval_steps", "data.eval", "data.eval_fraction"),
@@ -208,6 +204,37 @@ def train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradictio
             "held-out data",
             "set data.eval or data.eval_fraction, or remove train.eval_steps",
         )
+
+
+def warmup_rules(train: TrainSection, steps: int) -> Iterator[Contradiction]:
+    """Yield a warm-up that is as long as the run: its only step, or its last, has no full rate.
+
+    A recipe in epochs has as many steps as its data give, so the run asks once more when it has
+    read them.
+
+    Args:
+        train: Says how the learning rate rises.
+        steps: Optimizer steps of the whole run.
+    """
+    key = "warmup_steps" if train.warmup_steps is not None else "warmup_ratio"
+    value = getattr(train, key) or 0
+    # As the trainer counts: a share is rounded up, so that 0.03 of one step is one step.
+    warmup = train.warmup_steps or math.ceil(steps * (train.warmup_ratio or 0))
+    if warmup < max(steps, 1):
+        return
+    length = "max_steps" if train.max_steps is not None else "num_train_epochs"
+    less = f"lower train.{key}"
+    if steps == 1:  # of which any warm-up takes all
+        less = f"set train.{key} to null"
+        if train.lr_scheduler_type == "constant_with_warmup":
+            less += " and train.lr_scheduler_type to constant"
+    share = f"{value}, which is {warmup}" if key == "warmup_ratio" else f"{value}"
+    yield Contradiction(
+        (f"train.{key}", f"train.{length}"),
+        f"{share} of {steps} step{'s' if steps > 1 else ''}",
+        "a warm-up that ends before the run does",
+        f"{less}, or raise train.{length}",
+    )
 
 
 def evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import TrainerCallback
 
-from gptoss_tune.errors import GuardError
+from gptoss_tune.errors import GuardError, RecipeError
 from gptoss_tune.train import finish
 from gptoss_tune.train import run as run_module
 from gptoss_tune.train.run import train
@@ -51,6 +52,44 @@ def test_a_sound_run_passes_and_writes_down_what_was_checked(recipe, tmp_path):
         tokens["trained_by_channel"]["analysis"] > 0 and tokens["trained_by_channel"]["final"] > 0
     )
     assert all(0 < line["router_entropy_lowest"] <= line["router_entropy"] <= 1 for line in logged)
+
+
+class NoRate(TrainerCallback):
+    """Stands for a schedule whose every step has learning rate 0."""
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+
+
+NOTHING = {
+    "no rate": (("train.max_steps=3",), [NoRate()], "none of the 3 steps"),
+    "no rate, unwatched": (("guard.check_steps=0",), [NoRate()], "none of the 4 steps"),
+    "too small": (
+        ("guard.check_steps=0", "train.learning_rate=1e-60"),
+        (),
+        "after 4 updates every lora_B is still zero",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "callbacks", "said"), NOTHING.values(), ids=NOTHING)
+def test_a_run_that_trained_nothing_is_none(recipe, tmp_path, overrides, callbacks, said):
+    with pytest.raises(GuardError, match=said):
+        train(recipe(*overrides), callbacks=callbacks)
+    assert not (tmp_path / "run" / "adapter").exists()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "stopped by the guard" and said in record["reason"]
+
+
+def test_a_warm_up_as_long_as_the_epochs_is_refused_before_a_weight_is_read(recipe, tmp_path):
+    """Six rows, all in one step: what no check knows without the data."""
+    epoch = ("train.max_steps=null", "train.num_train_epochs=1", "train.warmup_ratio=0.03")
+    rows = "train.per_device_train_batch_size=6"
+    with pytest.raises(RecipeError, match=r"warmup_ratio: got 0\.03, which is 1 of 1 step"):
+        train(recipe(*epoch, rows))
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert train(recipe(*epoch)).steps == 3
 
 
 def test_disconnected_experts_stop_the_run_by_name(recipe, monkeypatch, tmp_path):

@@ -190,17 +190,14 @@ class Guard(StepObserver):
         """Look at the frozen tensors once more, and write down what was seen.
 
         Raises:
-            GuardError: A frozen tensor changed, a short run's adapters do not train, or all its
-                steps were left out.
+            GuardError: A frozen tensor changed, a short run's adapters do not train, or no step
+                made an update.
         """
-        if self.skipped_steps and not self._updates + self._updates_before:
-            raise GuardError(
-                f"all {self.skipped_steps} steps of this run were left out, because loss or "
-                f"gradients were not finite: {self.alarms.warnings[-1]}. Nothing was trained; look "
-                "at those rows, and check the base with `gptoss-tune verify`"
-            )
+        if not self._updates + self._updates_before:
+            raise GuardError(self._nothing_trained(state.global_step))
         if self._watch is not None and self._updates:
             self._judge(self._watch)
+        self._refuse_untouched(kwargs["model"])
         if state.is_world_process_zero:
             update_record(self._run, guard=self.facts())
 
@@ -237,6 +234,36 @@ class Guard(StepObserver):
         """Take the hooks off the model."""
         if self._watch is not None:
             self._watch.close()
+
+    def _nothing_trained(self, steps: int) -> str:
+        """Return why a run of ``steps`` steps without an update is none."""
+        if self.skipped_steps:
+            return (
+                f"all {self.skipped_steps} steps of this run were left out, because loss or "
+                f"gradients were not finite: {self.alarms.warnings[-1]}. Nothing was trained; look "
+                "at those rows, and check the base with `gptoss-tune verify`"
+            )
+        return (
+            f"none of the {steps} steps of this run had a learning rate above 0. Nothing was "
+            f"trained, and no adapter was written to {self._run}; shorten the warm-up, or train "
+            "for more steps"
+        )
+
+    def _refuse_untouched(self, model: nn.Module) -> None:
+        """See that the adapters differ from none; every rank has to ask.
+
+        Raises:
+            GuardError: Every B is zero, so that the adapted model is the base.
+        """
+        trained = [p for n, p in model.named_parameters() if p.requires_grad and "lora_B" in n]
+        moved = [share_of(p.detach()).any().long() for p in trained]
+        if moved and not int(sum_over_ranks(torch.stack(moved)).sum()):
+            raise GuardError(
+                f"after {self._updates + self._updates_before} updates every lora_B is still zero: "
+                f"the adapter changes nothing of the base, and is not written to {self._run}. The "
+                "updates are too small to be held; raise train.learning_rate, and lower "
+                "train.adam_epsilon if it is above the default"
+            )
 
     def _judge(self, watch: GradientCheck) -> None:
         watch.close()
