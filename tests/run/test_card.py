@@ -60,7 +60,7 @@ def test_a_finished_runs_card_is_complete(finished):
         ("eval", sha256_of(data)),
     ]
     assert card.seeds == {"seed": 0, "data_seed": 0}
-    assert card.base.fingerprint.keys() == {"config", "weights"}
+    assert card.base.fingerprint.keys() == {"config", "weights", "content"}
     assert {"loss", "loss_analysis", "loss_final"} <= card.losses.last.keys()
     assert card.losses.first["loss"] > card.losses.last["loss"]
     assert "eval_loss" in card.losses.eval

@@ -47,7 +47,7 @@ class Base(_Part):
     revision: str | None
     """As the recipe says it."""
     fingerprint: dict[str, str]
-    """sha256 of the configuration, and of the start of every tensor."""
+    """sha256 of the configuration, of the start of every tensor, and of all their bytes."""
 
 
 class DataFile(_Part):

@@ -33,7 +33,7 @@ _KINDS: dict[str, Any] = {
     "fingerprint": {},
     "changes": [{"step": int, "name": str}],
     "micro_batch": {"per_device_train_batch_size": int, "gradient_accumulation_steps": int},
-    "base": {"name": str, "fingerprint": {"config": str, "weights": str}},
+    "base": {"name": str, "fingerprint": {"config": str, "weights": str, "content": str}},
     "data": [{"path": str, "sha256": str}],
     "environment": {"libraries": {}, "processes": int},
     "hardware": {},

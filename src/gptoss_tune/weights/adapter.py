@@ -212,8 +212,8 @@ def open_adapter(
             f"them; write a repaired copy with `gptoss-tune adapter {folder} --for peft --repair "
             "--out DIR` and use that"
         )
-    trained_on = record_of_adapter(folder).get("base", {}).get("fingerprint", {}).get("weights")
-    if trained_on and not other_base and trained_on != base.fingerprint()["weights"]:
+    trained_on = record_of_adapter(folder).get("base", {}).get("fingerprint", {})
+    if not other_base and not base.is_base_of(trained_on):
         raise CheckpointError(
             f"{folder}: was trained on a base whose weights differ from those in {base.path}; give "
             "the base of the training with --base, or accept this one with --other-base"

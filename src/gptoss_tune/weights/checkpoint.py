@@ -25,6 +25,7 @@ from gptoss_tune.errors import CheckpointError, HubError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights.config import check_companions, read_config
+from gptoss_tune.weights.fingerprint import content_hash, unhashed_bytes
 from gptoss_tune.weights.names import ExpertFormat, expected_shapes
 from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
 from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME, natural_order
@@ -33,7 +34,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"]
 _HUB_OTHER_LAYOUTS = ["original/*", "metal/*"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_FINGERPRINT_BYTES = 4096  # of each tensor: enough to tell weights apart, quick for 120b
+_FINGERPRINT_BYTES = 4096  # of each tensor, in the fingerprint of earlier versions
 
 
 class Checkpoint:
@@ -56,6 +57,7 @@ class Checkpoint:
         self.files = _open_files(path)
         self._file_of = {name: file for file in self.files for name in file.entries}
         self.expert_format: ExpertFormat = _expert_format(path, self.config, self._file_of)
+        self._hashed: str | None = None
         self._check_tensors()
 
     def names(self) -> list[str]:
@@ -103,18 +105,52 @@ class Checkpoint:
         return sum(self.spec(name).nbytes for name in self._file_of)
 
     def fingerprint(self) -> dict[str, str]:
-        """Return what tells this base from another: one hash of the configuration, one of weights.
+        """Return what tells this base from another, as the record of a run keeps it.
 
-        The hash of the weights covers every tensor's name, dtype, shape and first 4 KiB. It does
-        not depend on how tensors are divided over files, and reading it costs 2 MB for 20b.
+        ``config`` is the sha256 of the configuration, ``content`` that of all bytes of all tensors
+        (``weights.fingerprint``, where the cost is told), ``weights`` that of every tensor's name,
+        dtype, shape and first 4 KiB, by which earlier versions knew a base. The last two do not
+        depend on how tensors are divided over files.
         """
+        config = hashlib.sha256((self.path / "config.json").read_bytes())
+        return {
+            "config": config.hexdigest(),
+            "weights": self._hash_of_starts(),
+            "content": self._content(),
+        }
+
+    def is_base_of(self, fingerprint: dict[str, Any]) -> bool:
+        """Return whether these are the weights of a fingerprint, an earlier version's included.
+
+        Args:
+            fingerprint: ``base.fingerprint`` of a run's record; empty: nothing is known.
+        """
+        if "content" in fingerprint:
+            return fingerprint["content"] == self._content()
+        return fingerprint.get("weights") in (None, "") or (
+            fingerprint["weights"] == self._hash_of_starts()
+        )
+
+    def unhashed_bytes(self) -> int:
+        """Return how many bytes the next ``fingerprint`` has to read; 0 where they are known."""
+        return unhashed_bytes(self._in_files()) if self._hashed is None else 0
+
+    def _content(self) -> str:
+        # What was opened is read once, also where its digests cannot be kept.
+        if self._hashed is None:
+            self._hashed = content_hash(self._in_files())
+        return self._hashed
+
+    def _hash_of_starts(self) -> str:
         digest = hashlib.sha256()
-        for name in self.names():
-            file, spec = self._file_of[name], self.spec(name)
+        for name, file in self._in_files():
+            spec = self.spec(name)
             digest.update(f"{name} {spec.dtype} {spec.shape}\n".encode())
             digest.update(file.first_bytes(name, _FINGERPRINT_BYTES))
-        config = hashlib.sha256((self.path / "config.json").read_bytes())
-        return {"config": config.hexdigest(), "weights": digest.hexdigest()}
+        return digest.hexdigest()
+
+    def _in_files(self) -> list[tuple[str, SafetensorsFile]]:
+        return [(name, self._file_of[name]) for name in self.names()]
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""
