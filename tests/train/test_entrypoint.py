@@ -21,8 +21,10 @@ with starting():
 """
 
 
-def test_sigterm_while_importing_ends_as_resumable():
-    ended = subprocess.run([sys.executable, "-c", IN_AN_IMPORT], capture_output=True, text=True)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_while_importing_ends_as_resumable(name):
+    code = IN_AN_IMPORT.replace("SIGTERM", name)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (75, "")
     assert "the same command starts it" in ended.stderr
 

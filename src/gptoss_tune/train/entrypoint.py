@@ -1,4 +1,4 @@
-"""The start of a command that trains or runs a model: quiet libraries, SIGTERM while they load.
+"""The start of a command that trains or runs a model: quiet libraries, signals while they load.
 
 ``with starting():`` stands around the imports of every such command. They take seconds, in which
 ``StopOnSignal`` cannot listen yet. A scheduler that takes a machine back at that moment would see a
@@ -20,16 +20,32 @@ from types import FrameType
 
 from gptoss_tune.errors import RunInterrupted
 
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)
+_UNLESS_TAKEN = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that stop a run: those that would end the process, Ctrl-C among them.
+
+    A terminal that closes sends SIGHUP; schedulers warn with the others before they kill. ``nohup``
+    has SIGHUP ignored, and a program around the run may listen to one itself: those are left alone.
+    """
+    known = [getattr(signal, name) for name in _UNLESS_TAKEN if hasattr(signal, name)]
+    return (*_ALWAYS, *(one for one in known if signal.getsignal(one) == signal.SIG_DFL))
+
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Quiet the libraries that are imported inside; SIGTERM ends the process as a resumable run."""
-    previous = signal.signal(signal.SIGTERM, _end)
+    """Quiet the libraries that are imported inside; a signal ends a resumable run."""
+    # Ctrl-C stays what it is everywhere: the end, with an exit code of its own.
+    taken = [number for number in stop_signals() if number != signal.SIGINT]
+    previous = {number: signal.signal(number, _end) for number in taken}
     try:
         quiet_libraries()
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -145,6 +145,47 @@ def test_the_second_ctrl_c_stops_at_once_not_the_one_that_a_launcher_passes_on(m
     assert interrupts_until_at_once() == 3
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_whatever_would_end_the_process_stops_the_run(name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with StopOnSignal() as stop:
+        stop._loading = False
+        signal.raise_signal(number)
+        assert stop.requested
+    assert signal.getsignal(number) == before
+    with pytest.raises(RunInterrupted, match="before its next step"), StopOnSignal():
+        signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_what_is_ignored_or_listened_to_stays_so(name):
+    """As ``nohup`` ignores SIGHUP, and as a program around the run may listen."""
+    number, seen = getattr(signal, name), []
+    for handler in (signal.SIG_IGN, lambda *_: seen.append(name)):
+        before = signal.signal(number, handler)
+        try:
+            with StopOnSignal() as stop:
+                stop._loading = False
+                signal.raise_signal(number)
+                assert not stop.requested and signal.getsignal(number) == handler
+        finally:
+            signal.signal(number, before)
+    assert seen == [name]
+
+
+def test_sighup_saves_and_the_same_command_goes_on(
+    recipe, losses, signalled, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(signal, "SIGTERM", signal.SIGHUP)  # what ``signalled`` sends
+    at_step_2 = ("training_step", lambda trainer, *_: trainer.state.global_step == 1)
+    signalled(WeightedSftTrainer, *at_step_2)
+    with pytest.raises(RunInterrupted, match="after step 2 of 4"):
+        train(recipe())
+    train(recipe())
+    assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]
+
+
 def refused_then_stopped_in_the_last_evaluation(recipe_file, overrides):
     """What each rank does: a run that is refused, and in the same process group a good one."""
     with pytest.raises(RecipeError, match="holds no run"):

@@ -1,4 +1,7 @@
-"""Signal handling: Ctrl-C and SIGTERM save a checkpoint and leave with exit code 75.
+"""Signal handling: Ctrl-C, SIGTERM and their kin save a checkpoint and leave with exit code 75.
+
+A terminal that closes sends SIGHUP; schedulers warn with SIGUSR1, SIGUSR2 or SIGXCPU before they
+kill. Unhandled, each ends a process at once.
 
 What a signal does depends on where the run is:
 
@@ -29,12 +32,11 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.errors import RunInterrupted
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from gptoss_tune.train.entrypoint import stop_signals
 
 
 class _StoppedAtOnce(BaseException):
-    """SIGTERM before the first step; no ``except Exception`` on the way may swallow it."""
+    """A signal before the first step; no ``except Exception`` on the way may swallow it."""
 
     exit_code = RunInterrupted.exit_code
 
@@ -44,7 +46,7 @@ class EvaluationLeftOut(Exception):
 
 
 class StopOnSignal(TrainerCallback):
-    """Stop the run after SIGINT or SIGTERM; a context manager around all of it.
+    """Stop the run after SIGINT, SIGTERM or one of their kin; a context manager around all of it.
 
     Attributes:
         stopped: Whether the run was stopped between two steps, by this rank's signal or another's.
@@ -61,9 +63,10 @@ class StopOnSignal(TrainerCallback):
         self._process = os.getpid()
 
     def __enter__(self) -> StopOnSignal:
-        """Take over both signals; Python allows that only in the main thread."""
+        """Take over the signals; Python allows that only in the main thread."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._request) for number in _SIGNALS}
+            taken = stop_signals()
+            self._previous = {number: signal.signal(number, self._request) for number in taken}
         return self
 
     def __exit__(
