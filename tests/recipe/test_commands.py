@@ -74,6 +74,31 @@ def test_check_json_on_mistakes(run):
     assert [m["key"] for m in body["mistakes"]] == ["train.sed"]
 
 
+SPREAD = ("distributed.strategy=fsdp2", "distributed.num_processes=8")
+UNSPREADABLE = [
+    (("distributed.num_processes=3",), "32 experts over 3 processes", "as divide 32"),
+    (("model.linear_precision=nf4",), "linear_precision: nf4", "set it to bf16"),
+    (("train.optim=adamw_8bit",), "optim: adamw_8bit", "set it to adamw"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "got", "todo"), UNSPREADABLE)
+def test_check_refuses_what_fsdp2_cannot_spread(run, overrides, got, todo):
+    spread = [one for one in SPREAD if one.split("=")[0] != overrides[0].split("=")[0]]
+    result = run("check", "a.yaml", *spread, *overrides, "--json")
+    assert result.exit_code == 2
+    (mistake,) = json.loads(result.stdout)["mistakes"]
+    assert mistake["key"] == "distributed.strategy"
+    assert got in mistake["got"] and todo in mistake["todo"]
+
+
+def test_check_leaves_a_base_that_it_does_not_know_to_the_run(run):
+    assert run("check", "a.yaml", *SPREAD).exit_code == 0
+    assert run("check", "a.yaml", *SPREAD, "model.name_or_path=some/finetune").exit_code == 0
+    ddp = ("distributed.strategy=ddp", "distributed.num_processes=3")
+    assert run("check", "a.yaml", *ddp).exit_code == 0
+
+
 def test_schema_prints_the_schema(run):
     assert json.loads(run("schema").stdout) == recipe_json_schema()
 

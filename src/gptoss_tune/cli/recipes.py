@@ -34,10 +34,12 @@ def check(
 
     Paths in a recipe are relative to the current directory.
     """
+    from gptoss_tune.plan.strategy import refuse_unspreadable
     from gptoss_tune.recipe import RecipeMistakes, load_recipe, resolved_lines
 
     try:
         resolved = load_recipe(recipe, overrides or [])
+        refuse_unspreadable(str(recipe), resolved.model, resolved.train, resolved.distributed)
     except RecipeMistakes as error:
         if not as_json:
             raise
