@@ -8,9 +8,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
+from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train import trainer as trainer_module
 from gptoss_tune.train.run import train
 
 
@@ -111,6 +113,68 @@ def test_resume_auto_continues_bit_for_bit(recipe, losses, tmp_path):
     expected = adapter_tensors(whole)
     for name, tensor in adapter_tensors(parts).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_checkpoint_keeps_the_newest_lines_and_not_all(recipe, losses, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_LINES_KEPT", 2)
+    summary = train(recipe("train.save_steps=2", "train.max_steps=6"))
+    run = tmp_path / "run"
+    state = json.loads((run / "checkpoint-6" / "trainer_state.json").read_text())
+    assert [line["step"] for line in state["log_history"]] == [5, 6]
+    assert list(losses(run)) == [1, 2, 3, 4, 5, 6]
+    assert summary.loss == losses(run)[6]
+
+
+def advised(error, folder, **words):
+    """Return the overrides that a message advises, its placeholders filled in."""
+    text = str(error).rpartition("To train it longer, ")[2]
+    ways = [way.partition(": ")[2] for way in text.split(", or ")]
+    found = []
+    for number, way in enumerate(ways):
+        options = way.replace("NEW", str(folder / f"new-{number}"))
+        for word, value in words.items():
+            options = options.replace(word, value)
+        found.append(options.split())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", ["train.max_steps=4", "train.num_train_epochs=1"])
+def test_the_advice_how_to_train_a_finished_run_longer_works(recipe, losses, tmp_path, length):
+    epochs = length.startswith("train.num")
+    settings = [length, "train.save_steps=2", *(["train.max_steps=null"] if epochs else [])]
+    first = train(recipe(*settings))
+    with pytest.raises(RecipeError, match="is finished") as refused:
+        train(recipe(*settings))
+    fresh, further = advised(refused.value, tmp_path, MORE="3" if epochs else "6")
+    more = train(recipe(*settings, *fresh))
+    start = load_file(first.adapter / "adapter_model.safetensors")
+    end = load_file(more.adapter / "adapter_model.safetensors")
+    assert start.keys() == end.keys()
+    assert losses(more.folder)[1] < losses(first.folder)[1], "it starts where the other ended"
+    *overrides, option, name = further
+    assert option == "--allow-change"
+    kept = [
+        one for one in settings if one.split("=")[0] not in {o.split("=")[0] for o in overrides}
+    ]
+    longer = train(recipe(*kept, *overrides), allow_change=[name])
+    assert longer.steps == (9 if epochs else 6)
+    assert min(losses(longer.folder)) == (4 if epochs else 5)
+
+
+def test_the_first_lines_say_who_computes_a_step(recipe, monkeypatch, capsys):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(recipe("train.max_steps=1"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("on 1 process, 2 rows a step, ")
+    if not torch.cuda.is_available():
+        assert lines[1].endswith("1 thread (OMP_NUM_THREADS sets another number)")
 
 
 WAYS = {

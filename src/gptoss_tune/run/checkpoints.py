@@ -98,6 +98,19 @@ def publish(staged: Path, final: Path, **facts: Any) -> None:
         _sync(final.parent)
 
 
+def sync_lines(run: Path) -> None:
+    """Sync the files of metrics and layers: a checkpoint that survives a power loss has its lines.
+
+    Raises:
+        MachineError: The disk is full or cannot be written.
+    """
+    folder = RunFolder(run)
+    with disk_errors(run):
+        for path in (folder.metrics, folder.layers):
+            if path.exists():
+                _sync(path)
+
+
 def verify(folder: Path, run: str | None = None) -> Manifest:
     """Check every file of a published checkpoint against its manifest, and return the manifest.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,41 @@ def append_line(stream: FileIO, line: str) -> None:
             raise
 
 
-def keep_lines_until(path: Path, step: int) -> None:
+@dataclass(frozen=True)
+class CutBack:
+    """What cutting a file back to a step found in it.
+
+    Attributes:
+        last: Step of its last line up to there; 0 where there is none.
+        later: Lines past the step, which come again.
+        damaged: Lines that were none, the torn last one of a killed run left out.
+    """
+
+    last: int = 0
+    later: int = 0
+    damaged: int = 0
+
+
+def keep_lines_until(path: Path, step: int) -> CutBack:
     """Drop the lines of a run's JSON lines past ``step``, and what is no such line."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_bytes().splitlines():
+        return CutBack()
+    kept, last, later, damaged = [], 0, 0, 0
+    raw = path.read_bytes()
+    lines = raw.splitlines()
+    for line in lines:
         try:
             row = parse(line)
         except ValueError:
-            continue  # the torn last line of a killed run, or a damaged one
-        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+            row = None  # the torn last line of a killed run, or a damaged one
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            damaged += 1
+        elif row["step"] > step:
+            later += 1
+        else:
             kept.append(line.decode("utf-8"))
+            last = max(last, row["step"])
+    if damaged and not raw.endswith(b"\n"):
+        damaged -= 1
     write_text(path, "".join(f"{line}\n" for line in kept))
+    return CutBack(last, later, damaged)

@@ -81,10 +81,7 @@ def claim(train: TrainSection, lock: FolderLock) -> Start:
             "another folder, or continue it with train.resume=auto"
         )
     if record is not None and record.get("status") == "finished":
-        raise RecipeError(
-            f"train.output_dir: the run in {folder} is finished (adapter in "
-            f"{RunFolder(folder).adapter}); choose another folder to train again"
-        )
+        raise RecipeError(_finished(folder, train))
     if resume not in ("auto", "never"):
         return _named(folder, Path(resume).resolve(), notes, record)
     if record is None:
@@ -103,6 +100,24 @@ def claim(train: TrainSection, lock: FolderLock) -> Start:
             tuple(record["changes"]),
         )
     return _continued(folder, *found, notes, record)
+
+
+def _finished(folder: Path, train: TrainSection) -> str:
+    """Return what a finished run is told that is started once more, and how to train it longer."""
+    newest = next(iter(checkpoints.published(folder)), None)
+    longer = ""
+    length = "max_steps" if train.max_steps is not None else "num_train_epochs"
+    if newest is not None:
+        longer = (
+            f", or continue its checkpoint with its optimizer and a schedule of more steps: "
+            f"train.output_dir=NEW train.resume={newest} train.{length}=MORE --allow-change steps"
+        )
+    return (
+        f"train.output_dir: the run in {folder} is finished (adapter in "
+        f"{RunFolder(folder).adapter}); choose another folder to train again. To train it longer, "
+        f"start from its adapter with a fresh optimizer: train.output_dir=NEW "
+        f"lora.init_from={folder}{longer}"
+    )
 
 
 def _named(

@@ -49,7 +49,8 @@ class Evaluation(TrainerCallback):
         recipe = context.recipe
         self._evaluator, self._section, self._trainer = evaluator, recipe.evaluation, trainer
         self._fresh = recipe.lora.init_from is None
-        self._run, self._console, self._stop = context.run, context.console, context.stop
+        self._run, self._console = context.run, context.console
+        self._stop, self._watch = context.stop, context.watch
         self._metrics = metrics
 
     def on_train_begin(
@@ -71,6 +72,11 @@ class Evaluation(TrainerCallback):
         """Evaluate the finished model, whose adapter is on disk."""
         self._evaluate(self._trainer.state, self._trainer.control)
 
+    def _asked(self) -> bool:
+        """Say whether to leave the evaluation, as it asks before every batch or token."""
+        self._watch.note_progress()
+        return self._stop.requested
+
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         started = time.monotonic()
         trainer, step = self._trainer, state.global_step
@@ -80,7 +86,7 @@ class Evaluation(TrainerCallback):
                 step=step,
                 device=trainer.accelerator.device,
                 is_base=self._fresh and step == 0,
-                should_stop=lambda: self._stop.requested,
+                should_stop=self._asked,
             )
         except Stopped:
             self._console.print(f"step {step}: the evaluation is left out, the run is stopping")

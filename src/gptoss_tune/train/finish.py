@@ -86,6 +86,7 @@ def publish_adapter(trainer: MethodTrainer, run: Path) -> None:
         with disk_full(run):
             staging = checkpoints.stage(run)
             save_adapter(model, staging, factors)
+            checkpoints.sync_lines(run)
             checkpoints.remove(RunFolder(run).adapter)
             facts = {"run_id": trainer.identity.run_id, "step": trainer.state.global_step}
             checkpoints.publish(staging, RunFolder(run).adapter, **facts)

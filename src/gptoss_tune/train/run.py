@@ -6,6 +6,7 @@ of weights is read, and nothing is written into the folder before the recipe is 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from gptoss_tune.display import visible
-from gptoss_tune.errors import GptossTuneError, GuardError
+from gptoss_tune.errors import GptossTuneError, GuardError, MachineError
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.harmony.dataset.load import row_sources
@@ -28,6 +29,8 @@ from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
+from gptoss_tune.recipe.dump import by_name
+from gptoss_tune.recipe.recipe import uneven_experts
 from gptoss_tune.run import card, checkpoints
 from gptoss_tune.run.environment import environment
 from gptoss_tune.run.folder import RunFolder
@@ -38,14 +41,16 @@ from gptoss_tune.train import find_batch_size, finish, out_of_memory
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.deterministic import PRICE, deterministic
 from gptoss_tune.train.distributed import watchdog
-from gptoss_tune.train.distributed.device import refuse_unusable_gpu
-from gptoss_tune.train.distributed.launcher import launched_parallelism
+from gptoss_tune.train.distributed.agreement import refuse_disagreement
+from gptoss_tune.train.distributed.device import refuse_unusable_gpu, steady_threads
+from gptoss_tune.train.distributed.launcher import launched_parallelism, launched_processes
 from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.methods import METHODS, Method
-from gptoss_tune.train.metrics.metrics_file import MetricsFile
+from gptoss_tune.train.metrics.console import run_console
+from gptoss_tune.train.metrics.metrics_file import MetricsFile, cut_back
 from gptoss_tune.train.metrics.progress import ProgressDisplay
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
 from gptoss_tune.train.metrics.trackers import Tracker
@@ -53,7 +58,13 @@ from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker, refuse_mis
 from gptoss_tune.train.metrics.wandb_tracker import WandbTracker
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.observers.observers import StepObservers
-from gptoss_tune.train.resume.changes import Identity, identify
+from gptoss_tune.train.resume.changes import (
+    Identity,
+    computed_from,
+    identify,
+    refuse_full_disk,
+)
+from gptoss_tune.train.resume.fingerprint import batch
 from gptoss_tune.train.trainer import MethodTrainer
 from gptoss_tune.train.trl_config import training_tokenizer
 from gptoss_tune.weights import open_checkpoint
@@ -103,13 +114,12 @@ def train(
             ) as watch,
             out_of_memory.explained(recipe, parallelism),
             FolderLock() as lock,
+            steady_threads(),
         ):
-            # Paths are copied from these lines: none is broken where a terminal ends.
-            console = Console(
-                quiet=not state.is_main_process, markup=False, emoji=False, soft_wrap=True
-            )
+            console = run_console(quiet=not state.is_main_process)
+            notes = launched_processes(recipe.distributed.num_processes, state.num_processes)
             start: Start = _on_main(state, lambda: claim(recipe.train, lock))
-            _say(console, start.notes)
+            _say(console, (*notes, *start.notes))
             context = RunContext(
                 recipe=recipe,
                 command=tuple(command),
@@ -123,6 +133,7 @@ def train(
                 started=started,
                 loss=loss,
             )
+            _refuse_uneven_experts(context)
             return _train(context, allow_change, callbacks)
 
 
@@ -137,9 +148,8 @@ def _train(
         vocabulary = load_vocabulary(context.base.path)
         evaluator = Evaluator(recipe.evaluation, recipe.data, vocabulary, seed=recipe.train.seed)
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
-    identity: Identity = _on_main(
-        state, lambda: identify(context, train_set, eval_set, allow_change)
-    )
+    console.print(_footing(context))
+    identity = _identity(context, train_set, eval_set, allow_change)
     _say(console, identity.notes)
     if recipe.train.deterministic and context.device.type == "cuda":
         console.print(f"deterministic: the same bits in every run on this GPU; costs {PRICE}")
@@ -187,6 +197,48 @@ def _run(
     for evaluation in asked:
         evaluation.finish()
     return finish.last_evaluation(trainer, context.console) if held_out else None
+
+
+def _refuse_uneven_experts(context: RunContext) -> None:
+    """Refuse to spread experts that cannot be dealt out evenly, before the data are rendered.
+
+    Raises:
+        MachineError: They cannot.
+    """
+    experts, processes = context.base.config["num_local_experts"], context.state.num_processes
+    reason = uneven_experts(experts, processes) if context.parallelism == "fsdp2" else None
+    if reason is not None:
+        raise MachineError(reason)
+
+
+def _footing(context: RunContext) -> str:
+    """Return the line that says what a step is made of, and what computes it."""
+    processes, threads = context.state.num_processes, torch.get_num_threads()
+    rows = batch(context.recipe.train, processes)
+    line = f"on {_count(processes, 'process', 'es')}, {_count(rows, 'row')} a step"
+    if context.device.type == "cpu":
+        line += f", {_count(threads, 'thread')}{' each' if processes > 1 else ''}"
+        if "OMP_NUM_THREADS" not in os.environ:
+            line += " (OMP_NUM_THREADS sets another number)"
+    return line
+
+
+def _count(number: int, word: str, plural: str = "s") -> str:
+    return f"{number} {word}{plural if number != 1 else ''}"
+
+
+def _identity(
+    context: RunContext,
+    train_set: Dataset,
+    eval_set: Dataset | None,
+    allow_change: Sequence[str],
+) -> Identity:
+    """Return who the run is, once all ranks are known to be started with the same."""
+    state, settings = context.state, by_name(context.recipe.model_dump(mode="json"))
+    _on_main(state, lambda: refuse_full_disk(context))
+    now = computed_from(context, train_set, eval_set)
+    refuse_disagreement(now, settings)
+    return _on_main(state, lambda: identify(context, now, allow_change))
 
 
 def _say(console: Console, notes: Sequence[str]) -> None:
@@ -276,7 +328,11 @@ def _trackers(context: RunContext, run_id: str) -> list[Tracker | ProgressDispla
 
 def _open_record(context: RunContext, identity: Identity) -> None:
     run, recipe, base = context.run, context.recipe, context.base
-    checkpoints.set_aside_newer(run, context.start.step)
+    checkpoint, step = context.start.checkpoint, context.start.step
+    checkpoints.set_aside_newer(run, step)
+    # Another run's checkpoint brings no lines along.
+    if checkpoint is None or checkpoint.absolute().parent == run.absolute():
+        _say(context.console, cut_back(RunFolder(run), step))
     # The record comes first: a folder with files and no record is taken for somebody else's.
     update_record(run, **identity.record(), status="running")
     update_record(
@@ -285,7 +341,10 @@ def _open_record(context: RunContext, identity: Identity) -> None:
         base={
             "name": base.name,
             "revision": recipe.model.revision,
-            "fingerprint": base.fingerprint(),
+            "fingerprint": {
+                part: identity.fingerprint[f"base.{part}"]
+                for part in ("config", "weights", "content")
+            },
         },
         **card.opening_facts(
             run, list(context.command), listed_files(recipe.data), recipe.train.seed

@@ -49,6 +49,9 @@ from gptoss_tune.train.resume.state import (
     save_state,
 )
 
+_LINES_KEPT = 64
+"""Lines of metrics that a checkpoint's ``trainer_state.json`` keeps, the newest."""
+
 
 class OwnIntervals(TrainerCallback):
     """A resumed run logs, saves and evaluates as its recipe says, not as its checkpoint's did."""
@@ -236,6 +239,8 @@ class MethodTrainer(Trainer):
             step = self.state.global_step
             self.observers.log(logs, step, last=step == self.state.max_steps)
         Trainer.log(self, logs, start_time)
+        # Every checkpoint holds these lines; the whole history is the metrics' file.
+        del self.state.log_history[:-_LINES_KEPT]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter alone, whole: the tokenizer is the base's, arguments are the recipe's.
@@ -279,6 +284,7 @@ class MethodTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 facts = self.identity.manifest(self.state.global_step)
+                checkpoints.sync_lines(run)
                 checkpoints.publish(staged, final, **facts)
                 checkpoints.prune(run, self.args.save_total_limit or 1)
         self.accelerator.wait_for_everyone()

@@ -68,6 +68,13 @@ def run_demo(folder: Path, console: Console, changes: Sequence[str] = ()) -> boo
         MachineError: The training process failed.
         RecipeError: ``folder`` holds something that no demo left there.
     """
+    from gptoss_tune.train.distributed.device import steady_threads
+
+    with steady_threads():
+        return _demo(folder, console, changes)
+
+
+def _demo(folder: Path, console: Console, changes: Sequence[str]) -> bool:
     started = time.monotonic()
     _clear(folder)
     base, run, merged = folder / "base", RunFolder(folder / "run"), folder / "merged"
@@ -234,8 +241,8 @@ def _merge(adapter: Path, merged: Path, console: Console) -> float:
 def _run(arguments: list[str], shown: str, console: Console) -> float:
     console.print(f"[bold]$ {shown}[/bold]", highlight=False, soft_wrap=True)
     started = time.monotonic()
-    # accelerate picks the same number itself, with three lines about having picked it.
-    environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), **os.environ}
+    # accelerate would pick the number of cores, which beside other work is the slowest.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     finished = subprocess.run([sys.executable, *arguments], check=False, env=environment)
     if finished.returncode != 0:
         raise MachineError(f"`{shown}` ended with exit code {finished.returncode}; see above")

@@ -179,6 +179,10 @@ def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
         words += ["train.auto_find_batch_size=false"]
         sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
         words += [f"train.{name}={used[name]}" for name in sizes]
+    processes = record["environment"]["processes"]
+    words += [f"distributed.num_processes={processes}"]
+    if processes == 1:  # which share nothing
+        words += ["distributed.strategy=null"]
     command = launch_words(record, torch.cuda.device_count())
     with _readable_recipe(run) as recipe:
         command += ["-m", "gptoss_tune.train", str(recipe), *words]

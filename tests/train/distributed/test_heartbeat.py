@@ -3,15 +3,25 @@
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 
-from gptoss_tune.train.distributed.heartbeat import Heartbeat, StallDetector, is_running, this_host
+import pytest
+
+from gptoss_tune.train.distributed.heartbeat import (
+    Heartbeat,
+    StallDetector,
+    is_running,
+    stack_of,
+    this_host,
+)
 
 TIMEOUT_S = 120.0
 
 
 def sign(beat, marks=0, phase="training", **facts):
-    facts = {"host": "another machine", "pid": 1, **facts}
-    return Heartbeat(beat, marks, phase, marks // 4, "models/layer.py:7 in forward", **facts)
+    facts = {"host": "another machine", "pid": 1, "place": "models/layer.py:7 in forward", **facts}
+    return Heartbeat(beat, marks, phase, marks // 4, **facts)
 
 
 def test_a_rank_without_a_beat_is_silent_after_the_timeout_and_not_before():
@@ -45,10 +55,70 @@ def test_slow_steps_are_no_hang_while_all_are_slow():
 
 
 def test_loading_evaluating_and_saving_may_take_any_time():
+    """While one rank does, and moves, the others stand in a collective."""
     for phase in ("starting", "between steps", "ending"):
         judge = StallDetector(TIMEOUT_S)
         for now in range(0, 7200, 60):
-            assert judge.verdict({0: sign(now, 3, phase), 1: sign(now, 9)}, now) is None
+            busy = sign(now, 3, phase, moves=now)
+            assert judge.verdict({0: busy, 1: sign(now, 9, "between steps")}, now) is None
+
+
+WRITING, COLLECTIVE = (
+    "run/checkpoints.py:275 in _sync",
+    "distributed/distributed_c10d.py:1 in barrier",
+)
+BACKWARD = "autograd/graph.py:829 in _engine_run_backward"
+
+
+@pytest.mark.parametrize("phase", ["between steps", "ending"])
+def test_a_disk_that_hangs_under_one_rank_ends_all(phase):
+    judge = StallDetector(TIMEOUT_S)
+
+    def signs(now):
+        writer = sign(now, 9, phase, place=WRITING)
+        return {0: writer, 1: sign(now, 9, phase, place=COLLECTIVE)}
+
+    for now in range(0, 120, 10):
+        assert judge.verdict(signs(now), now) is None
+    verdict = judge.verdict(signs(120), 120)
+    assert verdict is not None and verdict.ranks == (0,) and verdict.code == 75
+    assert "rank 0 has not moved for 120 s while the others wait" in verdict.reason
+    assert "checkpoints.py:275 in _sync" in verdict.reason
+
+
+def test_ranks_that_wait_for_each_other_at_different_places_end():
+    """One saves more often: it waits in a barrier, and the other in the next step's backward."""
+    judge = StallDetector(TIMEOUT_S)
+    for now in range(0, 130, 10):
+        signs = {
+            0: sign(now, 9, "between steps", place=COLLECTIVE),
+            1: sign(now, 11, "training", place=BACKWARD),
+        }
+        verdict = judge.verdict(signs, now)
+        assert (verdict is None) == (now < 120)
+    assert verdict.ranks == (0, 1) and "at different places" in verdict.reason
+
+
+def test_a_standstill_is_none_before_the_first_step_nor_when_the_others_have_ended():
+    for others in ({1: sign(0, 1, "starting")}, {1: sign(0, 9, ended=True)}):
+        judge = StallDetector(10**6)
+        judge.timeout_s = TIMEOUT_S
+        for now in range(0, 7200, 100):
+            signs = {0: sign(now, 9, "ending")}
+            signs |= {rank: replace(one, beat=now) for rank, one in others.items()}
+            assert judge.verdict(signs, now) is None
+
+
+def test_a_thread_that_waits_stands_where_it_stood():
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait)
+    thread.start()
+    before = stack_of(thread.ident)
+    assert before and stack_of(thread.ident) == before
+    go.set()
+    thread.join()
+    assert stack_of(thread.ident) == ()
+    assert stack_of(threading.get_ident()) != stack_of(threading.get_ident())
 
 
 def test_a_judge_that_slept_starts_anew():

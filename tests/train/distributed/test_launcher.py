@@ -5,7 +5,7 @@ import os
 import pytest
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.train.distributed.launcher import launched_parallelism
+from gptoss_tune.train.distributed.launcher import launched_parallelism, launched_processes
 from gptoss_tune.train.run import train
 
 
@@ -85,3 +85,27 @@ def test_fsdp2_is_taken_over_and_one_process_has_nothing_to_spread(recipe, monke
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert _launched(recipe()) == "ddp"
+
+
+def test_fewer_processes_than_the_recipe_says_are_refused_before_anything_is_written(
+    recipe, tmp_path
+):
+    """As ``accelerate launch --num_processes 2 --cpu`` starts them: one, without a word."""
+    with pytest.raises(MachineError) as refused:
+        train(recipe("distributed.num_processes=2"))
+    said = str(refused.value)
+    assert "num_processes: 2, and the launcher started 1" in said
+    assert "--num_processes 2 --multi_gpu" in said and "distributed.num_processes=1" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_processes_is_the_recipes_or_the_launchers(monkeypatch):
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    assert launched_processes(1, 1) == launched_processes(8, 8) == launched_processes(1, 2) == ()
+    for asked, started in ((2, 1), (8, 16), (16, 8)):
+        with pytest.raises(MachineError, match=f"launcher started {started}"):
+            launched_processes(asked, started)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    (note,) = launched_processes(1, 1)
+    assert "srun started 8 tasks, and each of them trains alone" in note
+    assert launched_processes(1, 8) == ()

@@ -4,9 +4,11 @@ import http.server
 import os
 import pty
 import re
+import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import wandb
@@ -92,3 +94,31 @@ def test_a_key_that_is_not_taken_is_said_and_metrics_are_kept(track, monkeypatch
     assert re.search(r"takes no metrics \(\w+Error", lines[0]), lines[0]
     assert "b" * 40 not in said
     assert asked and not [path for path in asked if "otel" in path], "telemetry is off"
+
+
+CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+
+
+@pytest.mark.skipif(not CHILDREN.exists(), reason="the process is found through /proc")
+def test_a_killed_process_of_wandb_ends_no_run(tmp_path, capsys):
+    wandb.teardown()
+    before = set(CHILDREN.read_text().split())
+    state = TrainerState(is_world_process_zero=True)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    tracking = TrackingSection(wandb="offline")
+    tracker = wandb_tracker.WandbTracker(tracking, tmp_path, {}, "4567abcd")
+    tracker.on_train_begin(arguments, state, TrainerControl())
+    (service,) = set(CHILDREN.read_text().split()) - before
+    os.kill(int(service), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while tracker._taking and time.monotonic() < deadline:
+        state.global_step += 1
+        tracker.on_log(arguments, state, TrainerControl(), logs={"loss": 1.0})
+        time.sleep(0.05)
+    for _ in range(3):
+        tracker.on_log(arguments, state, TrainerControl(), logs={"loss": 1.0})
+    tracker.close()
+    said = capsys.readouterr().err
+    assert said.count("WandbTracker takes no more metrics after step") == 1
+    assert "every line is in its metrics.jsonl" in said
+    wandb.teardown()  # as at the end of the process: nothing is left that would fail

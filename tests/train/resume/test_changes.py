@@ -123,7 +123,7 @@ def test_another_base_or_tokenizer_stops(recipe, base, refused, tmp_path):
     other = tiny_checkpoint(
         tmp_path / "other", seed=2, layers=2, experts=4, hidden=32, intermediate=64
     )
-    refused(f"model.name_or_path={other}", names=["base.weights"])
+    refused(f"model.name_or_path={other}", names=["base.content"])
     moved = tmp_path / "moved"
     shutil.copytree(base, moved)
     override = f"model.name_or_path={moved}"

@@ -1,12 +1,20 @@
-"""The check of the GPU before a run: one that is there and cannot be used stops it.
+"""The device of a process: a GPU that can be used, or one thread of the CPU.
 
 Where CUDA does not start, torch warns and counts no GPU, and a run of hours would go on as one of
-months on the CPU. A machine without a GPU trains on its CPU, as before.
+months on the CPU. A machine without a GPU trains on its CPU.
+
+On a CPU torch computes on every core, with threads that wait for each other by spinning. Beside
+other work that is many times slower than one thread and never the same; a small model is as fast on
+one. And sums over other numbers of threads come out in another order, so a number that depends on
+the machine would give other bits on the next one. To measure both at the start was the alternative:
+the answer depends on what else runs in that second.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -46,3 +54,17 @@ def refuse_unusable_gpu(device: Path = _DEVICE) -> None:
         text = str(error).splitlines()[0]
         told = cause_of(error) or f"CUDA does not start here ({text}); check `nvidia-smi`"
         raise MachineError(f"{told}; or {on_cpu}") from error
+
+
+@contextmanager
+def steady_threads() -> Iterator[None]:
+    """Compute on one thread, where there is no GPU and OMP_NUM_THREADS says nothing."""
+    if torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -5,8 +5,13 @@ training loop raises at fixed points of a step (the loop goes on). A frozen proc
 hanging loop the second one only. Times are taken by the judging rank's own clock, so the clocks of
 two machines need not agree, and a judge that slept itself starts its times anew.
 
-A loop is judged inside training steps alone: rendering data, loading weights, evaluating and saving
-may take one rank longer than any timeout while the others rightly wait for it.
+Inside a training step a loop is judged by how far it is behind the others: a step may take long, as
+long as it takes all of them so. Evaluating and saving may take one rank longer than any timeout
+while the others rightly wait for it, so between steps and at the end only a run in which no rank
+moves is judged: no batch, token or tensor is done with, and the main thread of each stands where it
+stood. That is a disk that hangs under the one that writes, or ranks that wait for each other at
+different places. Before the first step nothing is judged but life: rendering data and compiling
+kernels happen in other processes, while the main thread stands still.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from typing import Literal
 
 from gptoss_tune.errors import RunInterrupted
 
+_WAITING = ("distributed_c10d.py", "in _engine_run_backward")
+"""Where in torch a rank stands that waits for others: in a collective, or in DDP's backward."""
 Phase = Literal["starting", "training", "between steps", "ending"]
 
 
@@ -36,6 +43,8 @@ class Heartbeat:
         place: Where its main thread stands, ``file:line in function``; empty while it goes on.
         host: Machine and process namespace: where ``pid`` means something.
         pid: Its process.
+        moves: Raised by what goes on between steps, such as a token of an evaluation, and whenever
+            its main thread stands elsewhere than at the last sign.
         ended: Whether it publishes no more signs.
         left: Why it ended before the others; ``None`` while it runs and after a good end.
         code: Exit code it left with.
@@ -48,6 +57,7 @@ class Heartbeat:
     place: str
     host: str
     pid: int
+    moves: int = 0
     ended: bool = False
     left: str | None = None
     code: int = 0
@@ -86,11 +96,13 @@ class StallDetector:
         self.timeout_s = timeout_s
         self._beats: dict[int, tuple[int, float]] = {}
         self._behind: dict[int, tuple[int, float]] = {}
+        self._still: tuple[dict[int, tuple[int, int]], float] = ({}, 0.0)
 
     def forget(self) -> None:
         """Start all times anew; for a judge that did not run for a while itself."""
         self._beats.clear()
         self._behind.clear()
+        self._still = ({}, 0.0)
 
     def verdict(self, signs: dict[int, Heartbeat], now: float) -> Failure | None:
         """Return who holds up the run at ``now`` seconds of a monotonic clock, if anyone does."""
@@ -115,13 +127,37 @@ class StallDetector:
         furthest = max((sign.marks for sign in signs.values()), default=0)
         stuck = [r for r, s in signs.items() if self._stuck(r, s, furthest, now)]
         if not stuck:
-            return None
+            return self._standstill(signs, now)
         places = "; ".join(f"rank {rank} {_whereabouts(sign)}" for rank, sign in signs.items())
         return Failure(
             tuple(stuck),
             f"{named(stuck)} runs but its training loop has hung for {self.timeout_s:g} s while "
             f"the others wait for it ({places})",
         )
+
+    def _standstill(self, signs: dict[int, Heartbeat], now: float) -> Failure | None:
+        """Return who holds up a run in which no rank moves: those that wait for no other."""
+        where = {rank: (sign.marks, sign.moves) for rank, sign in signs.items()}
+        if where != self._still[0]:
+            self._still = (where, now)
+        phases = {sign.phase for sign in signs.values()}
+        if "starting" in phases or phases == {"training"} or len(signs) < 2:
+            return None
+        if now - self._still[1] < self.timeout_s:
+            return None
+        guilty = [
+            rank for rank, sign in signs.items() if not any(w in sign.place for w in _WAITING)
+        ]
+        if guilty:
+            what = f"{named(guilty)} has not moved for {self.timeout_s:g} s while the others wait"
+        else:
+            guilty = list(signs)
+            what = (
+                f"{named(guilty)} have waited for each other for {self.timeout_s:g} s at different "
+                "places: they do not take the same steps, or their network hangs"
+            )
+        places = "; ".join(f"rank {rank} {_whereabouts(sign)}" for rank, sign in signs.items())
+        return Failure(tuple(guilty), f"{what} ({places})")
 
     def _silent(self, rank: int, sign: Heartbeat, now: float) -> bool:
         beat, since = self._beats.get(rank, (-1, now))
@@ -173,6 +209,15 @@ def is_running(pid: int) -> bool:
         ] not in ("Z", "X")
     except FileNotFoundError:
         return not Path("/proc/self/stat").exists()  # no /proc: the signal was answered
+
+
+def stack_of(thread_id: int) -> tuple[tuple[int, int], ...]:
+    """Return where a thread of this process stands, in all its calls; the same while it waits."""
+    found, frame = [], sys._current_frames().get(thread_id)
+    while frame is not None:
+        found.append((id(frame.f_code), frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
 
 
 def place_of(thread_id: int) -> str:

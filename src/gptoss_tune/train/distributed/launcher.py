@@ -1,4 +1,4 @@
-"""The parallelism that the launcher asks for: DDP or FSDP2, or a refusal with the reason.
+"""What the launcher started: how many processes, sharing the model by DDP or FSDP2, or a refusal.
 
 A launcher's FSDP means version 2, which this project applies itself (``model.sharding``), so
 Accelerate must not apply it once more: its switch is read here and turned off for the process.
@@ -65,6 +65,38 @@ def launched_parallelism(
     started = _as_asked("fsdp2", asked) if _processes() > 1 else "ddp"
     os.environ[_FSDP] = "false"
     return started
+
+
+def launched_processes(asked: int, started: int) -> tuple[str, ...]:
+    """Return what the user should be told of the number of processes.
+
+    A recipe that says nothing says 1, and more processes than that are the launcher's business. A
+    recipe that names a number was written for the rows a step that it gives.
+
+    Args:
+        asked: ``distributed.num_processes``.
+        started: Processes of this run.
+
+    Raises:
+        MachineError: The recipe names another number than were started.
+    """
+    if asked not in (1, started):
+        raise MachineError(
+            f"the recipe says distributed.num_processes: {asked}, and the launcher started "
+            f"{started} (on CPUs, `accelerate launch --cpu` starts one whatever it is told); "
+            f"start them with `accelerate launch --num_processes {asked} --multi_gpu -m "
+            f"gptoss_tune.train RECIPE`, which works on CPUs too, or with `torchrun "
+            f"--nproc_per_node {asked} -m gptoss_tune.train RECIPE`; or train on {started} with "
+            f"distributed.num_processes={started}"
+        )
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if started == 1 and tasks > 1:
+        return (
+            f"srun started {tasks} tasks, and each of them trains alone, as one process: RANK and "
+            "WORLD_SIZE are not set; `gptoss-tune launch --slurm` writes a job that shares the "
+            "work",
+        )
+    return ()
 
 
 def _as_asked(started: Parallelism, asked: Parallelism | None) -> Parallelism:

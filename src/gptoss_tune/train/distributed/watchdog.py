@@ -4,9 +4,9 @@ A collective waits for a frozen rank as long as its process group allows, and th
 timed out, not who was missing. So the process group is given a day, which data rendered on rank 0
 may well take, and a thread of each rank watches instead: every second it publishes a sign of life
 through the store of the process group, reads those of the others, and when one has been silent or
-behind for ``distributed.timeout_seconds`` it says which and ends its process. It ends it hard,
-because the main thread is inside a collective, where no exception reaches it; checkpoints are
-complete or absent at any moment, so nothing is lost.
+behind for ``distributed.timeout_seconds``, or none of them has moved for as long, it says which and
+ends its process. It ends it hard, because the main thread is inside a collective, where no
+exception reaches it; checkpoints are complete or absent at any moment, so nothing is lost.
 
 Rejected: a short timeout of the process group (kills slow starts and long saves, names nobody) and
 ``monitored_barrier`` (gloo only, and a barrier more in every step).
@@ -40,6 +40,7 @@ from gptoss_tune.train.distributed.heartbeat import (
     Phase,
     StallDetector,
     place_of,
+    stack_of,
     this_host,
 )
 
@@ -126,7 +127,8 @@ class Watchdog(TrainerCallback):
         self._main = threading.main_thread().ident or 0
         self._host, self._pid = this_host(), os.getpid()
         self._beat = self._marks = self._step = 0
-        self._marked = time.monotonic()
+        self._moves, self._stack = 0, stack_of(self._main)
+        self._marked = self._moved = time.monotonic()
         self._phase: Phase = "starting"
         self._left: tuple[str, int] | None = None
         self._closed = threading.Event()
@@ -243,10 +245,20 @@ class Watchdog(TrainerCallback):
         waits = control.should_save or control.should_evaluate or control.should_training_stop
         self._mark("between steps" if waits else "training")
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note a batch of an evaluation."""
+        self.note_progress()
+
+    def note_progress(self) -> None:
+        """Note that something between two steps goes on."""
+        self._moves += 1
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Judge this rank by its life alone from here on."""
+        """Mark the last step's end; the adapter's write and the last evaluations follow."""
         self._mark("ending")
 
     def _mark(self, phase: Phase) -> None:
@@ -255,6 +267,9 @@ class Watchdog(TrainerCallback):
 
     def _sign(self) -> Heartbeat:
         reason, code = self._left or (None, 0)
+        stack = stack_of(self._main)
+        if stack != self._stack:
+            self._moves, self._stack, self._moved = self._moves + 1, stack, time.monotonic()
         return Heartbeat(
             self._beat,
             self._marks,
@@ -263,6 +278,7 @@ class Watchdog(TrainerCallback):
             self._place(),
             self._host,
             self._pid,
+            self._moves,
             self._ended,
             reason,
             code,
@@ -270,8 +286,9 @@ class Watchdog(TrainerCallback):
 
     def _place(self) -> str:
         """Return where the loop stands once it stands still; a running one is not looked into."""
-        still = time.monotonic() - self._marked > self._timeout_s / 4
-        return place_of(self._main) if still and self._phase == "training" else ""
+        since = self._marked if self._phase == "training" else self._moved
+        still = time.monotonic() - since > self._timeout_s / 4
+        return place_of(self._main) if still and self._phase != "starting" else ""
 
     def _publish(self) -> None:
         self._beat += 1
@@ -339,7 +356,10 @@ class Watchdog(TrainerCallback):
     def _end(self, verdict: Failure) -> None:
         """Say why and end this process, whose main thread no exception can reach."""
         message = self.message(verdict)
-        self.note(verdict)
+        # The disk may be what hangs, and a write to it would never end.
+        noting = threading.Thread(target=self.note, args=(verdict,), daemon=True)
+        noting.start()
+        noting.join(_GRACE_S)
         if sys.stdout.isatty():
             sys.stdout.write("\x1b[?25h")  # the progress bar had hidden the cursor
         sys.stderr.write(f"stopped: {message}\n")

@@ -94,3 +94,10 @@ class WandbTracker(Tracker):
     def shut(self) -> None:
         """Finish the tracked run."""
         self._run.finish()
+
+    def abandon(self) -> None:
+        """Forget wandb's process, which may be gone; else it is missed with a traceback at exit."""
+        import wandb
+
+        with contextlib.suppress(Exception, SystemExit):
+            wandb.teardown()

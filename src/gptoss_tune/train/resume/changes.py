@@ -25,6 +25,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.disk import run_files
 from gptoss_tune.recipe.renamed import entry_in_new_name
+from gptoss_tune.recipe.rules import warmup_rules
 from gptoss_tune.recipe.schema import TrainSection
 from gptoss_tune.run.start import check_disk
 from gptoss_tune.train.resume.fingerprint import Place, fingerprint
@@ -38,7 +39,8 @@ NOTED = {"processes", "strategy", "device"}
 """Entries of a fingerprint whose change is told and written down, and stops nothing."""
 _BEFORE_IT_WAS = {"train.deterministic": False, "method.name": "sft"}
 """What runs did that were started before a setting existed."""
-_ROWS = ("data.train_rows", "data.eval_rows")
+ROWS = ("data.train_rows", "data.eval_rows")
+"""Entries of a fingerprint that stand for all settings of the data."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LONGEST = 60
 _ABSENT = "(nothing of that name)"
@@ -54,7 +56,7 @@ class Change:
 
     def __str__(self) -> str:
         """Return ``name: was there, now here``."""
-        return f"{self.name}: {_short(self.was)} there, {_short(self.now)} here"
+        return f"{self.name}: {shortened(self.was)} there, {shortened(self.now)} here"
 
     @property
     def allowed_by_name(self) -> bool:
@@ -73,7 +75,10 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     that training sees of them.
     """
     found = changed(_BEFORE_IT_WAS | before, now)
-    if all(before.get(name) == now.get(name) for name in _ROWS):
+    # An earlier version knew a base by the starts of its tensors alone; the whole says more.
+    less = "base.weights" if "base.content" in before else "base.content"
+    found = [one for one in found if one.name != less]
+    if all(before.get(name) == now.get(name) for name in ROWS):
         found = [one for one in found if not one.name.startswith("data.")]
     return found
 
@@ -167,13 +172,20 @@ def _advice(one: Change, now: dict[str, Any], train: TrainSection) -> str:
     return f" ({kept} with {processes} x {rows} rows)"
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """Return an entry of a fingerprint as a message shows it: its digests in their first digits."""
     text = _DIGEST.sub(
         lambda found: found[0][:12], value if isinstance(value, str) else repr(value)
     )
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+_WORTH_A_WORD = 1 << 30
+"""Bytes of a base whose first hashing takes long enough to be told."""
+_STARTS_ALONE = (
+    "continues a run of an earlier version, which knew its base by the first 4 KiB of each tensor: "
+    "those are the same, the rest cannot be compared"
+)
 _SAME_ROWS = "every step keeps its rows, its sums come out in another order"
 
 
@@ -211,36 +223,54 @@ class Identity:
         }
 
 
-def identify(
-    context: RunContext,
-    train_set: Dataset,
-    eval_set: Dataset | None,
-    allow_change: Sequence[str],
-) -> Identity:
-    """Return who the run is, before any weight is read.
+def computed_from(
+    context: RunContext, train_set: Dataset, eval_set: Dataset | None
+) -> dict[str, Any]:
+    """Return what this rank's run is computed from: its fingerprint; every rank has to call it.
 
     Args:
-        context: What is trained, on which base, where it starts and where it runs.
+        context: What is trained, on which base, and where it runs.
         train_set: The rendered rows.
         eval_set: Those held out.
-        allow_change: Names that may differ from what is continued.
 
     Raises:
-        RecipeError: The run differs from what it continues, and that was not allowed.
-        MachineError: The disk has no room for it, or an engine cannot run here.
+        MachineError: An engine cannot run here.
         CheckpointError: The adapter to start from is not there.
     """
-    recipe, start, base = context.recipe, context.start, context.base
-    architecture = architecture_of(str(base.path))
-    check_disk(start.folder, run_files(architecture, recipe.lora, recipe.train))
+    recipe, base = context.recipe, context.base
     place = Place(context.state.num_processes, context.parallelism, context.device)
-    before = start.before
-    if before is not None:
-        # An earlier version may have begun the run.
-        before = {entry_in_new_name(name): value for name, value in before.items()}
+    new = base.unhashed_bytes()
+    if new > _WORTH_A_WORD:
+        context.console.print(
+            f"base: {new / 2**30:.1f} GiB are read to know them again, once for this copy of the "
+            f"files (at 1 GB/s a core {new / 1e9:.0f} s)"
+        )
+    with context.state.local_main_process_first():  # the others find it in the cache
+        base.fingerprint()
     now = fingerprint(recipe, base, train_set, eval_set, place)
     if context.loss is not None:
         now["loss"] = f"{context.loss.__module__}.{getattr(context.loss, '__qualname__', '')}"
+    return now
+
+
+def identify(context: RunContext, now: dict[str, Any], allow_change: Sequence[str]) -> Identity:
+    """Return who the run is, before any weight is read.
+
+    Args:
+        context: What is trained, and where it starts.
+        now: Of ``computed_from``.
+        allow_change: Names that may differ from what is continued.
+
+    Raises:
+        RecipeError: The run differs from what it continues, and that was not allowed; or its
+            warm-up is as long as itself.
+    """
+    recipe, start = context.recipe, context.start
+    before, notes = start.before, ()
+    if before is not None:
+        # An earlier version may have begun the run.
+        before = {entry_in_new_name(name): value for name, value in before.items()}
+        notes = () if "base.content" in before else (_STARTS_ALONE,)
     found = settle(
         before,
         now,
@@ -250,8 +280,22 @@ def identify(
         where=str(start.folder),
         train=recipe.train,
     )
+    for one in warmup_rules(recipe.train, now["steps"]):
+        raise RecipeError(str(one))
     entries = tuple(one.as_json(start.step) for one in found)
-    return Identity(start.run_id, now, (*start.changes, *entries), tuple(map(_note, found)))
+    notes += tuple(map(_note, found))
+    return Identity(start.run_id, now, (*start.changes, *entries), notes)
+
+
+def refuse_full_disk(context: RunContext) -> None:
+    """Refuse a run whose checkpoints will not fit, before minutes are spent on hashing its base.
+
+    Raises:
+        MachineError: The disk has no room for it.
+    """
+    recipe, start = context.recipe, context.start
+    architecture = architecture_of(str(context.base.path))
+    check_disk(start.folder, run_files(architecture, recipe.lora, recipe.train))
 
 
 def _note(one: Change) -> str:

@@ -39,8 +39,8 @@ TRAINED_COLUMNS = ("input_ids", "loss_weights", "channels", "position_ids", "pha
 _ROWS_AT_ONCE = 1024
 
 ACTS_THROUGH = {
-    "model.name_or_path": "base.config, base.weights and tokenizer",
-    "model.revision": "base.config, base.weights and tokenizer",
+    "model.name_or_path": "base.config, base.content and tokenizer",
+    "model.revision": "base.config, base.content and tokenizer",
     "model.backend": "engine.experts",
     "model.attention": "engine.attention",
     "lora.init_from": "init_from",
@@ -96,7 +96,7 @@ def fingerprint(
 
     Args:
         recipe: What is trained.
-        base: Its opened base.
+        base: Its opened base; all its bytes are hashed, unless that was done before.
         train_set: The rendered rows; all are read, 0.6 to 1.0 GB/s on one core (2026-11-23).
         eval_set: Likewise, if there are any.
         place: Where it runs.
@@ -122,6 +122,7 @@ def fingerprint(
         **settings,
         "base.config": weights["config"],
         "base.weights": weights["weights"],
+        "base.content": weights["content"],
         "tokenizer": sha256_of(tokenizer) if tokenizer.is_file() else None,
         "init_from": start and sha256_of(initial_adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
         "data.train_rows": rows_hash(train_set),

@@ -1,0 +1,80 @@
+"""A console that nobody reads, or whose disk is full, costs its lines and not the run."""
+
+import io
+import os
+import sys
+
+import pytest
+
+from gptoss_tune.train.metrics.console import LastingStream, run_console
+
+
+@pytest.fixture
+def stdout(monkeypatch):
+    """Return a function that puts a file in the place of standard output."""
+
+    def put(file):
+        monkeypatch.setattr(sys, "stdout", file)
+        return run_console(quiet=False)
+
+    return put
+
+
+def broken_pipe():
+    """A pipe whose reader has left, as of ``train | head``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "w", encoding="utf-8")
+
+
+def full_disk():
+    return open("/dev/full", "w", encoding="utf-8")
+
+
+def closed():
+    file = io.StringIO()
+    file.close()
+    return file
+
+
+@pytest.mark.parametrize("broken", [broken_pipe, full_disk, closed])
+def test_what_cannot_be_shown_is_said_once_and_ends_nothing(stdout, capsys, broken):
+    file = broken()
+    console = stdout(file)
+    for number in range(3):
+        console.print(f"step {number}")
+    file.close()  # as at the end of the process: nothing is left in it that would fail again
+    said = capsys.readouterr().err
+    assert said.count("standard output takes no more lines") == 1
+    assert "the run goes on" in said
+
+
+def test_a_disk_that_has_room_again_gets_the_later_lines(tmp_path):
+    class Full(io.StringIO):
+        full = True
+
+        def flush(self):
+            if self.full:
+                raise OSError(28, "No space left on device")
+
+    file = Full()
+    stream = LastingStream(file)
+    stream.flush()
+    file.full = False
+    stream.write("later")
+    stream.flush()
+    assert file.getvalue() == "later"
+
+
+def test_a_console_that_listens_gets_every_line(stdout, tmp_path):
+    file = (tmp_path / "log").open("w+", encoding="utf-8")
+    stdout(file).print(f"adapter in {'long/' * 60}")
+    file.seek(0)
+    assert file.read() == f"adapter in {'long/' * 60}\n"
+    assert LastingStream(file).encoding == "utf-8" and not LastingStream(file).isatty()
+
+
+def test_what_is_no_fault_of_the_console_is_raised(tmp_path):
+    file = (tmp_path / "log").open("w", encoding="ascii")
+    with pytest.raises(UnicodeEncodeError):
+        LastingStream(file).write("é")
