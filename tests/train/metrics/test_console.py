@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 
 import pytest
@@ -78,3 +79,14 @@ def test_what_is_no_fault_of_the_console_is_raised(tmp_path):
     file = (tmp_path / "log").open("w", encoding="ascii")
     with pytest.raises(UnicodeEncodeError):
         LastingStream(file).write("é")
+
+
+@pytest.mark.slow
+def test_a_run_whose_log_is_full_ends_as_any_other(recipe_file, tmp_path):
+    command = [sys.executable, "-m", "gptoss_tune.train", str(recipe_file), "train.max_steps=1"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("standard output takes no more lines") == 1
+    assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
+    assert (tmp_path / "run" / "adapter" / "manifest.json").exists()

@@ -32,7 +32,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.errors import RunInterrupted
-from gptoss_tune.train.entrypoint import stop_signals
+from gptoss_tune.train.distributed.stop_signals import stop_signals
 
 
 class _StoppedAtOnce(BaseException):
