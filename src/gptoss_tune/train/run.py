@@ -103,7 +103,7 @@ def train(
             trained is in its checkpoints.
     """
     started = time.monotonic()
-    with StopOnSignal() as stop, deterministic(recipe.train.deterministic):
+    with StopOnSignal() as stop, deterministic(recipe.train.deterministic), steady_threads():
         parallelism = launched_parallelism(recipe.distributed.strategy, recipe.model, recipe.train)
         refuse_unusable_gpu()  # starting CUDA takes seconds, in which a signal may come
         refuse_missing_tracker(recipe.tracking)
@@ -114,7 +114,6 @@ def train(
             ) as watch,
             out_of_memory.explained(recipe, parallelism),
             FolderLock() as lock,
-            steady_threads(),
         ):
             console = run_console(quiet=not state.is_main_process)
             notes = launched_processes(recipe.distributed.num_processes, state.num_processes)
@@ -133,7 +132,6 @@ def train(
                 started=started,
                 loss=loss,
             )
-            _refuse_uneven_experts(context)
             return _train(context, allow_change, callbacks)
 
 
@@ -141,6 +139,7 @@ def _train(
     context: RunContext, allow_change: Sequence[str], callbacks: Sequence[TrainerCallback]
 ) -> finish.RunSummary:
     recipe, console, state = context.recipe, context.console, context.state
+    _refuse_uneven_experts(context)
     method = METHODS[recipe.method.name]
     train_set, eval_set = method.datasets(context)
     evaluator = None

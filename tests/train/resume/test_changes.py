@@ -205,6 +205,28 @@ def test_a_run_cannot_end_before_it_stands(recipe):
         continued(now, now, settings.train, step=5)
 
 
+def test_a_base_is_compared_by_all_that_both_know_of_it(recipe):
+    now = fingerprint_of(recipe())
+    earlier = {name: value for name, value in now.items() if name != "base.content"}
+    assert changes(earlier, now) == []
+    assert [one.name for one in changes({**earlier, "base.weights": "0"}, now)] == ["base.weights"]
+    other = {"base.weights": "0", "base.content": "0"}
+    assert [one.name for one in changes({**now, **other}, now)] == ["base.content"]
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_a_note(recipe, tmp_path, capsys):
+    settings = recipe("train.max_steps=1")
+    train(settings)
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["fingerprint"]["base.content"]
+    path.write_text(json.dumps({**record, "status": "running"}))
+    capsys.readouterr()
+    train(settings)
+    assert "knew its base by the first 4 KiB of each tensor" in capsys.readouterr().out
+    assert "base.content" in json.loads(path.read_text())["fingerprint"]
+
+
 def test_rows_are_hashed_by_what_they_hold(recipe, base):
     def hashed(*overrides):
         settings = recipe(*overrides)
