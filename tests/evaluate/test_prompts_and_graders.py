@@ -201,6 +201,14 @@ def test_patterns_are_searched_in_the_final_text():
     assert not judge.grade(Pattern("x"), None)["passed"]
 
 
+def test_the_advice_for_columns_of_other_names_works(read):
+    with pytest.raises(DataError, match="write the question under the key prompt") as caught:
+        read({"question": "3+4?", "answer": "7"})
+    assert "template" in str(caught.value) and "(columns)" not in str(caught.value)
+    (question,) = read({"prompt": "3+4?", "answer": "7"}, efforts=["low"])
+    assert question.grader == Exact(("7",))
+
+
 BOMBS = (
     r"\p{L}{1000000000}",
     r"a{1000000000,}?",
