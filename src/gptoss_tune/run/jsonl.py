@@ -9,15 +9,23 @@ caller, who raises (``refusing``) or counts.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from gptoss_tune.errors import CheckpointError
-from gptoss_tune.files.atomic import disk_errors, write_text
+from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.files.atomic import disk_errors, replacing
+from gptoss_tune.files.regular import kind_of, open_regular
 from gptoss_tune.files.strict_json import parse, parse_unchecked
 
+LONGEST_LINE = 16 << 20
+"""Bytes; a line about the experts of gpt-oss-120b has 40 KB."""
+LARGEST_READ = 1 << 30
+"""Bytes of a file whose lines are all wanted; ten thousand lines about those experts are less."""
+_LARGEST_KEPT = 64 << 30
+"""Bytes of a file that a run goes on with: far more than a disk wants, less than a sparse file."""
 Damaged = Callable[[int, Exception], None]
 """What a damaged line costs: called with its number, from 1, and the reason."""
 
@@ -35,18 +43,30 @@ def read_lines(
 
     Raises:
         OSError: The file cannot be read.
+        CheckpointError: It is a link out of its folder, no regular file, or over a GiB.
     """
     read = parse if strict else parse_unchecked
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if pass_over_blank and not line.strip():
-                continue
-            try:
-                value = read(line.rstrip(b"\r\n"))
-            except ValueError as error:
-                damaged(number, error)
-            else:
-                yield number, value
+    for number, line in _bounded_lines(path, damaged, LARGEST_READ):
+        if pass_over_blank and not line.strip():
+            continue
+        try:
+            value = read(line.rstrip(b"\r\n"))
+        except ValueError as error:
+            damaged(number, error)
+        else:
+            yield number, value
+
+
+def _bounded_lines(path: Path, damaged: Damaged, largest: int) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of each line; one that does not end is damaged, and the last."""
+    with open_regular(path, largest=largest, folder=path.parent) as stream:
+        number = 0
+        while line := stream.readline(LONGEST_LINE):
+            number += 1
+            if len(line) == LONGEST_LINE:
+                damaged(number, ValueError(f"the line has {LONGEST_LINE >> 20} MiB or more"))
+                return
+            yield number, line
 
 
 def refusing(path: Path, what: str, advice: str) -> Damaged:
@@ -70,8 +90,17 @@ def open_lines(path: Path) -> FileIO:
     Raises:
         MachineError: It cannot be written.
     """
+    opened = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+
+    def open_here(name: str, _: int) -> int:
+        # Not through a link, and a pipe without a reader is not waited at.
+        return os.open(name, opened | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
     with disk_errors(path):
-        return FileIO(path, "a")
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            kind = "a link" if path.is_symlink() else kind_of(path.lstat().st_mode)
+            raise MachineError(f"{path}: is {kind}, and a file is written there; remove it")
+        return FileIO(str(path), "a", opener=open_here)
 
 
 def append_line(stream: FileIO, line: str) -> None:
@@ -92,15 +121,19 @@ def append_line(stream: FileIO, line: str) -> None:
 
 
 def keep_lines_until(path: Path, step: int) -> None:
-    """Drop the lines of a run's JSON lines past ``step``, and what is no such line."""
-    if not path.exists():
+    """Drop the lines of a run's JSON lines past ``step``, and what is no such line.
+
+    Raises:
+        CheckpointError: The file is a link out of its folder, no regular file, or of no sane size.
+        MachineError: The disk is full or cannot be written.
+    """
+    if not os.path.lexists(path):
         return
-    kept = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = parse(line)
-        except ValueError:
-            continue  # the torn last line of a killed run, or a damaged one
-        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
-            kept.append(line.decode("utf-8"))
-    write_text(path, "".join(f"{line}\n" for line in kept))
+    with replacing(path) as kept:
+        for _, line in _bounded_lines(path, lambda *_: None, _LARGEST_KEPT):
+            try:
+                row = parse(line)
+            except ValueError:
+                continue  # the torn last line of a killed run, or a damaged one
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+                kept.write(line.decode("utf-8").rstrip("\r\n") + "\n")

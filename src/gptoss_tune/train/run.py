@@ -54,6 +54,7 @@ from gptoss_tune.train.metrics.wandb_tracker import WandbTracker
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.observers.observers import StepObservers
 from gptoss_tune.train.resume.changes import Identity, identify
+from gptoss_tune.train.resume.trainer_state import check_trainer_state
 from gptoss_tune.train.trainer import MethodTrainer
 from gptoss_tune.train.trl_config import training_tokenizer
 from gptoss_tune.weights import open_checkpoint
@@ -110,6 +111,8 @@ def train(
             )
             start: Start = _on_main(state, lambda: claim(recipe.train, lock))
             _say(console, start.notes)
+            if start.checkpoint is not None:
+                check_trainer_state(start.checkpoint)
             context = RunContext(
                 recipe=recipe,
                 command=tuple(command),
