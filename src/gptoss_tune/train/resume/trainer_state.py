@@ -27,6 +27,7 @@ _KINDS: dict[str, Any] = {
     "log_history": [{"step": int, "epoch": float, "loss": float, "eval_loss": float}],
     "stateful_callbacks": {},
 }
+_WANTED = ("global_step", "epoch", "log_history")
 _NEVER = ("best_metric", "best_global_step", "best_model_checkpoint", "trial_name", "trial_params")
 """What no training of ours sets, and a path among it."""
 
@@ -49,9 +50,8 @@ def check_trainer_state(checkpoint: Path) -> None:
     odd = [
         *(f"has the key {key[:60]!a}" for key in found if key not in known),
         *(f"has {found[key]!a:.60} as {key}" for key in _NEVER if found.get(key) is not None),
-        *(f"has {found[key]!a:.60} as {key}" for key in _COUNTS if not found.get(key, 1) >= 1),
-        *(f"has no {key}" for key in (*_COUNTS, "global_step", "epoch") if found.get(key) is None),
-        *(f"has no list as {key}" for key in ("log_history",) if found.get(key) is None),
+        *(f"has {found.get(key)!s:.60} as {key}" for key in _COUNTS if (found.get(key) or 0) < 1),
+        *(f"has no {key}" for key in _WANTED if found.get(key) is None),
     ]
     odd += [
         f"has an entry {n} of log_history without numbers"
@@ -59,7 +59,7 @@ def check_trainer_state(checkpoint: Path) -> None:
         if row is None or any(row.get(key, 0) is None for key in ("loss", "step"))
     ]
     if not odd and found["global_step"] != step_of(checkpoint):
-        odd = [f"is of step {found['global_step']}"]
+        odd = [f"is of step {found['global_step']!s:.60}"]
     if not odd and not math.isfinite(found["epoch"]):
         odd = [f"has {found['epoch']} as epoch"]
     if odd:
