@@ -238,9 +238,11 @@ def _check_numbers(
 ) -> None:
     for key, (low, high) in ranges.items():
         value = values.get(key, low)
-        if value is None and key not in _NEVER_NULL:
-            continue
-        if not (type(value) in (int, float) and low <= value <= high):
+        if value is None:
+            taken = key not in _NEVER_NULL
+        else:
+            taken = type(value) in (int, float) and low <= value <= high
+        if not taken:
             raise CheckpointError(
                 f"{file}: {where}{key} is {_short(value)}; expected a number from {low:g} to "
                 f"{high:g}, restore the released file"
