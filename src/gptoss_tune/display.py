@@ -1,4 +1,4 @@
-"""Safe display: control characters made visible, credentials hidden.
+r"""Safe display: control characters made visible, credentials hidden, no character that is refused.
 
 File names, tensor names and rows of a dataset come from others. An escape sequence in one of them
 can clear a terminal, retitle it or forge a line of output; a mark that turns the writing direction
@@ -7,14 +7,22 @@ can show another name than is meant. ``visible`` spells such characters out.
 A message may also quote what a library said, or an address, and end up in a job's log:
 ``without_credentials`` takes out what is a secret of this process or looks like one.
 
-Both are applied where text leaves (the command's error message, the printed tables), because the
+A stream may be unable to show a character: a pipe on Windows writes cp1252, a machine without a
+locale ASCII. ``spell_out`` has such a stream spell the character as JSON does, ``\u5317``, where
+Python would end in a traceback.
+
+All are applied where text leaves (the command's error message, the printed tables), because the
 alternative, cleaning at every place that builds a message, is forgotten at one of them.
 """
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import re
+from typing import TextIO
 
 # Controls but tab and line feed, the marks that turn the writing direction, and invisible spaces;
 # the joiners of emoji and of Indic and Persian script stay.
@@ -66,3 +74,30 @@ def without_credentials(text: str) -> str:
 def shown_safely(text: str) -> str:
     """Return ``text`` as it may be printed: ``visible`` and ``without_credentials``."""
     return visible(without_credentials(text))
+
+
+_SPELLED = "gptoss_tune.spelled"
+
+
+def spell_out(*streams: TextIO) -> None:
+    """Have streams spell out what they cannot show; what their user chose for that stays."""
+    codecs.register_error(_SPELLED, _spelled)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors=_SPELLED)
+
+
+def can_show(text: str, encoding: str | None) -> bool:
+    """Return whether a stream of this encoding can write ``text`` as it is."""
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    # As JSON has it, so that JSON which a command prints stays what it was.
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end

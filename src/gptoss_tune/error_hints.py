@@ -103,6 +103,19 @@ CAUSES = (
         ".*",
         ("the Hub does not show this ({text}); check the name, or log in with `hf auth login`"),
     ),
+    _cause(
+        "OSError",
+        "File name too long|Too many levels of symbolic links",
+        "a path that the system does not take ({text}); give the right one, or shorten its names",
+    ),
+    _cause(
+        "ModuleNotFoundError",
+        r"No module named '(?:fcntl|resource|pwd|grp|termios)'",
+        (
+            "gptoss-tune runs on Linux and macOS, and this Python lacks what they have ({text}); "
+            "on Windows, run it in WSL 2"
+        ),
+    ),
     _cause("HfHubHTTPError", ".*", "the Hub refused ({text}); try again later, or work offline"),
 )
 

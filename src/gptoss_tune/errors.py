@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from gptoss_tune.display import shown_safely
+from gptoss_tune.display import shown_safely, spell_out
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.telemetry import switch_off_telemetry
 
@@ -74,6 +74,9 @@ class RankLost(RunInterrupted):
 def run_command(command: Callable[[], object], *, debug: bool) -> None:
     """Run ``command``, without telemetry; turn our own errors into one message and an exit code.
 
+    Every Python that the command starts (a launcher, a rendering process, a library's helper) looks
+    for modules in its libraries and not in the current folder, which may be a stranger's.
+
     Args:
         command: Does the work; its return value is ignored.
         debug: Print the traceback before the message.
@@ -82,6 +85,8 @@ def run_command(command: Callable[[], object], *, debug: bool) -> None:
         SystemExit: With the error's exit code, or 130 after Ctrl-C.
     """
     switch_off_telemetry()
+    os.environ["PYTHONSAFEPATH"] = "1"
+    spell_out(sys.stdout, sys.stderr)
     try:
         command()
     except GptossTuneError as error:
@@ -93,7 +98,7 @@ def run_command(command: Callable[[], object], *, debug: bool) -> None:
     except KeyboardInterrupt:
         say_once("stopped by Ctrl-C; nothing half-written was left behind")
         raise SystemExit(130) from None
-    except (RuntimeError, OSError, AssertionError) as error:
+    except (RuntimeError, OSError, AssertionError, ImportError) as error:
         cause = cause_of(error)
         if cause is None:
             raise  # it may be a fault of ours, and its traceback is what a report needs

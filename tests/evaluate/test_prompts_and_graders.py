@@ -201,6 +201,49 @@ def test_patterns_are_searched_in_the_final_text():
     assert not judge.grade(Pattern("x"), None)["passed"]
 
 
+def test_the_advice_for_columns_of_other_names_works(read):
+    with pytest.raises(DataError, match="write the question under the key prompt") as caught:
+        read({"question": "3+4?", "answer": "7"})
+    assert "template" in str(caught.value) and "(columns)" not in str(caught.value)
+    (question,) = read({"prompt": "3+4?", "answer": "7"}, efforts=["low"])
+    assert question.grader == Exact(("7",))
+
+
+BOMBS = (
+    r"\p{L}{1000000000}",
+    r"a{1000000000,}?",
+    r"(?:(?:a{100}){100}){1000}",
+    r"(?:a{1000}b[(]c){1000}",
+    r"(?:a{e<=1}){10000000}",
+    "(?x)a{ 1000000000}",
+    "(?ix)a{1#c\n000000000}",
+    r"(?<=\p{L}{1000000})b",
+    "a{" + "9" * 900 + "}",
+)
+
+
+@pytest.mark.parametrize("pattern", BOMBS)
+def test_a_pattern_that_would_take_all_memory_is_not_compiled(monkeypatch, pattern):
+    monkeypatch.setattr(graders.regex, "compile", lambda _: pytest.fail("it was compiled"))
+    with pytest.raises(DataError, match=r"^x:1: pattern .*(repetitions|without)"):
+        graders.read_grader({"pattern": pattern}, "x:1")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+        r"\b\d{4}-\d{2}-\d{2}\b",
+        r"(?:\d{1,3}\.){3}\d{1,3}",
+        r"a{,1000000000}b",
+        r"\{ \"answer\": 4 \}",
+        r"(?x) \d{2} # two digits",
+    ],
+)
+def test_patterns_that_people_write_are_taken(pattern):
+    assert graders.read_grader({"pattern": pattern}, "x:1") == graders.Pattern(pattern)
+
+
 def test_a_pattern_that_backtracks_without_end_is_cut_off(monkeypatch):
     monkeypatch.setattr(graders, "SECONDS_PER_MATCH", 0.2)
     slow = Pattern(r"(?:(?:a{1,1000}){1,1000}){1,1000}b")

@@ -46,7 +46,7 @@ APPENDED = {
     "expected none, full, selective or offload; write none",
     "  resume: no": "8:11: train.resume: got 'no', expected auto, never or the path of a "
     "checkpoint; write auto or never",
-    "  resume: true": '8:11: train.resume: got true, expected a text; put it in quotes: "true"',
+    "  resume: true": "8:11: train.resume: got true, expected a text; write auto or never",
     "  resume: ~/x": "8:11: train.resume: got '~/x', expected a path written out; "
     "'~' is not expanded: write the whole path",
     "  resume: $RUN/x": "8:11: train.resume: got '$RUN/x', expected a path written out; variables "

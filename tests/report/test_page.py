@@ -189,6 +189,15 @@ def test_damaged_files_cost_their_part_alone(make_run, tmp_path):
         write_report([tmp_path / "nowhere"])
 
 
+def test_figures_that_are_not_finite_are_told(make_run):
+    run = make_run(not_finite={"eval_loss": "nan", "verification[0].nats": "<inf>"})
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 20, "eval_loss": null}\n')
+    told = words(parsed(write_report([run])))
+    assert "Figures that are not finite" in told and "verification[0].nats: <inf>" in told
+    assert "the held-out loss at step 20" in told and "eval_loss: nan" in told
+
+
 STRANGE = (
     None, True, 0, -1, -0.5, 1e308, -1e308, 1e-320, 10**400, -(10**30), 2**70, "x", "", [], {}, [1],
     float("nan"), float("inf"), [[-1, 5], [2, 2]],

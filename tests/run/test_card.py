@@ -122,7 +122,7 @@ def test_the_launch_is_that_of_the_run():
         record = {"environment": {"processes": processes}, "fingerprint": {"strategy": strategy}}
         return " ".join(launch_words(record, gpus))
 
-    assert words(0, 1).split() == [sys.executable]
+    assert words(0, 1).split() == [sys.executable, "-P"]
     assert "--multi_gpu" in words(2, 2) and "--num_processes 2 " in words(0, 2)
     assert "recipes/accelerate/fsdp2.yaml --num_processes 8" in words(8, 8, "fsdp2")
     with pytest.raises(MachineError, match="had 16 processes, and this machine has 8 GPUs"):

@@ -1,6 +1,8 @@
 """A real refusal of the kernel: files may not grow past a limit (EFBIG), as on a full disk."""
 
+import errno
 import json
+import os
 import resource
 
 import pytest
@@ -37,7 +39,7 @@ def test_a_line_is_written_whole_or_not_at_all(tmp_path, limit):
 
 
 def test_the_record_stays_as_it_was(tmp_path, limit):
-    update_record(tmp_path, status="running")
+    update_record(tmp_path, run_id="this", status="running")
     limit(10)
     with pytest.raises(MachineError, match=r"run\.json"):
         update_record(tmp_path, status="finished")
@@ -61,6 +63,31 @@ def test_a_save_without_room_says_needs_and_has_and_keeps_the_last(tmp_path, lim
     assert error.value.exit_code == 3
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     checkpoints.verify(tmp_path / "checkpoint-2")
+
+
+def test_a_save_without_inodes_does_not_speak_of_free_space(tmp_path, monkeypatch):
+    about = list(os.statvfs(tmp_path))
+    about[7] = 0  # f_favail
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(about))
+    with pytest.raises(MachineError, match="no inodes left") as error, disk_full(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "MiB free" not in str(error.value) and "remove files, then the same" in str(error.value)
+
+
+def test_a_folder_that_was_renamed_under_a_run_is_not_made_again(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    update_record(run, run_id="this", status="running")
+    run.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"not there any more.* Move it back"), disk_full(run):
+        checkpoints.stage(run)
+    for facts in ({"status": "stopped"}, {"tokens": {}}):
+        with pytest.raises(CheckpointError, match=r"run\.json: is not there any more"):
+            update_record(run, **facts)
+    assert not run.exists()
+    (tmp_path / "moved").rename(run)
+    assert checkpoints.stage(run).is_dir()
+    assert update_record(run, status="finished")["run_id"] == "this"
 
 
 def test_other_errors_of_a_save_keep_their_names(tmp_path):

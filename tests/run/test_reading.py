@@ -2,18 +2,19 @@
 
 Every reader of ``run.json`` goes through one check, every reader of the metrics through one loop.
 What a damaged line costs is each reader's own: an export and a comparison refuse it with its
-number, the report counts it and draws the rest.
+number, the report and the end of a run count it and go on.
 """
 
 import json
+import os
 
 import pytest
 
-from gptoss_tune.errors import CheckpointError
+from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.export.hub.model_card import read_metrics
 from gptoss_tune.report.read import read_run
 from gptoss_tune.run.card import closing_facts
-from gptoss_tune.run.jsonl import read_lines, refusing
+from gptoss_tune.run.jsonl import keep_lines_until, open_lines, read_lines, refusing
 from gptoss_tune.run.record import (
     read_record,
     record_of_adapter,
@@ -141,8 +142,8 @@ def test_a_damaged_line_is_refused_with_its_number_or_costs_its_part_alone(run, 
             read()
         assert str(error.value).startswith(said)
         assert error.value.__suppress_context__
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:2: is no line"):
-        closing_facts(run)
+    closed = closing_facts(run)
+    assert closed["unread_metrics"] == 1 and closed["losses"]["last"] == {"loss": 1.5}
     page = read_run(run)
     shown = 3 if name in PYTHON_READS else 2
     assert [row["step"] for row in page.train][:2] == [1, 2] and len(page.train) == shown
@@ -182,3 +183,52 @@ def test_lines_are_numbered_as_an_editor_numbers_them(run):
     assert list(read_lines(file, lambda *_: None)) == [(1, {"step": 1}), (3, {"step": 2})]
     with pytest.raises(CheckpointError, match=rf"{file}:2: odd \(Expecting value: .*\); do this"):
         list(read_lines(file, refusing(file, "odd", "do this")))
+
+
+LACKING = {
+    "tokens": '{"step": 2, "loss": 1.5, "tokens_per_second": 10.0}',
+    "a flipped bit": """{"step": 2, "loss": 1.5, "toke's": 4, "tokens_per_second": 9}""",
+    "text for a number": '{"step": 2, "loss": 1.5, "tokens": "4", "tokens_per_second": 9}',
+    "null for a number": '{"step": 2, "loss": 1.5, "tokens": null, "tokens_per_second": null}',
+    "no step": '{"loss": 1.5}',
+    "a list": "[1, 2]",
+    "a rate of zero": '{"step": 2, "loss": 1.5, "tokens": 4, "tokens_per_second": 0}',
+    "a loss in words": '{"step": 2, "loss": "low", "tokens": 4, "tokens_per_second": 9}',
+}
+
+
+@pytest.mark.parametrize("line", LACKING.values(), ids=LACKING)
+def test_a_line_without_a_figure_costs_that_figure_alone(run, line):
+    first, last = (
+        json.dumps({"step": n, "loss": 2.0 / n, "tokens": 10 * n, "tokens_per_second": 5.0})
+        for n in (1, 3)
+    )
+    (run / "metrics.jsonl").write_text(f"{first}\n{line}\n{last}\n")
+    closed = closing_facts(run)
+    assert closed["losses"]["first"] == {"loss": 2.0}
+    assert closed["losses"]["last"] == {"loss": pytest.approx(2 / 3)}
+    assert closed["tokens_per_second"] == pytest.approx(5.0, rel=0.2)
+    assert ("unread_metrics" in closed) == line.startswith("[")
+
+
+def test_a_file_of_lines_is_cut_back_without_waiting_or_reading_for_ever(run):
+    file = run / "metrics.jsonl"
+    file.write_text("\n".join([*GOOD, '{"step": 3', '{"step": 9}', "[3]"]) + "\n")
+    keep_lines_until(file, 8)
+    assert file.read_text().splitlines() == GOOD
+    with file.open("ab") as stream:
+        stream.truncate(1 << 26)  # zeros, as a power loss leaves them
+    keep_lines_until(file, 8)
+    assert file.read_text().splitlines() == GOOD
+    file.unlink()
+    os.mkfifo(file)
+    for read in (lambda: keep_lines_until(file, 8), lambda: closing_facts(run)):
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: is a pipe"):
+            read()
+    with pytest.raises(MachineError, match="is a pipe, and a file is written there"):
+        open_lines(file)
+    file.unlink()
+    file.symlink_to(run.parent / "elsewhere")
+    with pytest.raises(MachineError, match="is a link, and a file is written there"):
+        open_lines(file)
+    assert not (run.parent / "elsewhere").exists()

@@ -1,11 +1,14 @@
 """``run.json`` that was cut, damaged or made up: one message that names the file, no traceback."""
 
 import json
+import math
+import shlex
 
 import pytest
 
 from gptoss_tune.errors import CheckpointError, GptossTuneError
 from gptoss_tune.files.strict_json import parse
+from gptoss_tune.run.checkpoints import publish, stage
 from gptoss_tune.run.record import note_verification, read_record, update_record
 from gptoss_tune.run.start import Start
 from gptoss_tune.train import find_batch_size
@@ -35,7 +38,7 @@ TEXTS = {
     "not UTF-8": WHOLE.replace(b"this", b"th\xffs"),
     "UTF-16": WHOLE.decode().encode("utf-16"),
     "a key twice": WHOLE.replace(b'"status"', b'"run_id"', 1),
-    "NaN": WHOLE.replace(b'"processes": 1', b'"processes": NaN'),
+    "NaN twice": WHOLE.replace(b'"processes": 1', b'"processes": NaN, "processes": NaN'),
     "infinity spelt as a number": WHOLE.replace(b'"processes": 1', b'"processes": 1e999'),
     "5000 digits": WHOLE.replace(b'"processes": 1', b'"processes": ' + b"7" * 5000),
     "nested deeper than can be written": WHOLE.replace(b'"cores": 2', b'"cores": ' + DEEP),
@@ -131,3 +134,49 @@ def test_numbers_and_depth_that_python_reads_and_cannot_use():
         with pytest.raises(ValueError, match=r"too large|levels deep"):
             parse(text)
     assert parse(b"[" * 100 + b"]" * 100)
+
+
+def test_what_is_not_finite_is_null_and_named_until_it_is_written_again(run):
+    facts = {"eval_loss": math.nan, "losses": {"eval": {"eval_loss": math.inf}}, "steps": 2}
+    update_record(run, run_id="this", **facts)
+    text = (run / "run.json").read_bytes()
+    assert parse(text)["eval_loss"] is None, "strict JSON"
+    kept = {"eval_loss": "nan", "losses.eval.eval_loss": "inf"}
+    assert read_record(run)["not_finite"] == kept
+    assert update_record(run, status="finished")["not_finite"] == kept
+    assert update_record(run, eval_loss=1.5)["not_finite"] == {"losses.eval.eval_loss": "inf"}
+    assert "not_finite" not in update_record(run, losses={"eval": {"eval_loss": 1.5}})
+
+
+def test_a_record_that_python_wrote_with_nan_is_read_by_all(recipe, run, claim):
+    """Written by an earlier version, or by whoever edits records with json.dump."""
+    odd = {"eval_loss": math.nan, "verification": [{"nats": math.inf}], "loss": -math.inf}
+    (run / "run.json").write_text(json.dumps(RECORD | odd))
+    assert claim(recipe()).run_id == "this"
+    record = read_record(run)
+    assert record["not_finite"] == {
+        "eval_loss": "nan",
+        "verification[0].nats": "inf",
+        "loss": "-inf",
+    }
+    note_verification([str(run)], "merge", {"folder": "", "passed": True, "checks": []})
+    assert parse((run / "run.json").read_bytes())["verification"][0] == {"nats": None}
+
+
+def test_a_damaged_record_tells_the_way_on_and_the_way_works(recipe, run, claim):
+    staged = stage(run)
+    (staged / "state.json").write_text("{}")
+    publish(staged, run / "checkpoint-2", run_id="this", step=2, fingerprint={"batch": 2})
+    for damaged in ('{"run_id": "th', "{}"):
+        (run / "run.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match="goes on from checkpoint-2 in a new") as refused:
+            claim(recipe())
+        *_, resume, output = shlex.split(str(refused.value))
+        start = claim(
+            recipe(resume, output.replace("NEW", str(run.parent / f"new-{len(damaged)}")))
+        )
+        assert (start.checkpoint, start.step, start.before) == (
+            run / "checkpoint-2",
+            2,
+            {"batch": 2},
+        )

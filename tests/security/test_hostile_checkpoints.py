@@ -5,6 +5,10 @@ import os
 import struct
 
 import pytest
+import torch
+
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.weights.config import read_config
 
 INDEX = "model.safetensors.index.json"
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -230,6 +234,42 @@ CONFIGS = {
         "quantization_config has 'config_groups'",
     ),
 }
+ROTARY = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+SETTINGS = {
+    "theta text": ({"rope_theta": "150000"}, "rope_theta is '150000'; expected a number"),
+    "theta zero": ({"rope_theta": 0}, "rope_theta is 0; expected a number from 1.001"),
+    "theta one": ({"rope_theta": 1}, "rope_theta is 1; expected"),
+    "theta minus one": ({"rope_theta": -1}, "rope_theta is -1; expected"),
+    "theta null": ({"rope_theta": None}, "rope_theta is None; expected"),
+    "theta true": ({"rope_theta": True}, "rope_theta is True; expected"),
+    "an epsilon of text": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'; expected"),
+    "a limit of a list": ({"swiglu_limit": [7]}, "swiglu_limit is .7.; expected"),
+    "another rotation": (
+        {"rope_scaling": ROTARY | {"rope_type": "su"}},
+        r"rope_scaling\.rope_type is 'su'; expected yarn or default",
+    ),
+    "a rotation of a list": ({"rope_scaling": [1]}, "rope_scaling is .1.; expected a mapping"),
+    "a rotation a layer": (
+        {"rope_parameters": {"full_attention": ROTARY, "rope_type": ["yarn"]}},
+        r"rope_parameters\.rope_type is .'yarn'.; expected",
+    ),
+    "no factor": ({"rope_scaling": {"rope_type": "yarn"}}, "factor is missing"),
+    "a factor of text": ({"rope_scaling": ROTARY | {"factor": "32"}}, "factor is '32'; expected"),
+    "half a rotation": (
+        {"rope_scaling": ROTARY | {"partial_rotary_factor": 0.5}},
+        "partial_rotary_factor is 0.5",
+    ),
+    "truncated by text": ({"rope_scaling": ROTARY | {"truncate": "no"}}, "truncate is 'no'"),
+    "padding minus one": ({"pad_token_id": -1}, "pad_token_id is -1; expected a token from 0 to"),
+    "padding beyond": ({"pad_token_id": 10**9}, "pad_token_id is 1000000000; expected a token"),
+    "an end of text": ({"eos_token_id": [200002, "x"]}, "eos_token_id is .200002, 'x'.; expected"),
+    "no positions": ({"max_position_embeddings": 0}, "max_position_embeddings is 0; expected 1 to"),
+    "no experts chosen": ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0; expected 1 to"),
+    "experts under another name": ({"num_experts": 1}, "num_experts is 1; expected 2"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
+    "tied by text": ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; expected true"),
+    "a dtype of a list": ({"torch_dtype": [1]}, "torch_dtype is .1.; expected 'bfloat16'"),
+}
 TEXTS = {
     "NaN": ('{"architectures": ["GptOssForCausalLM"], "rms_norm_eps": NaN}', "NaN is not JSON"),
     "Infinity": ('{"rope_theta": Infinity}', "Infinity is not JSON"),
@@ -251,6 +291,34 @@ def test_a_configuration_that_chooses_code_or_is_absurd(base, place, tools, refu
         text, reason = TEXTS[case]
         tools.replace(file, text)
     refused(["serve-config", base, "--target", "vllm", "--out", place / "out"], reason, file=file)
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_setting_that_transformers_would_trip_over(base, tools, case):
+    changes, reason = SETTINGS[case]
+    tools.edit(base / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=reason) as refused:
+        read_config(base)
+    assert str(refused.value).startswith(f"{base / 'config.json'}: ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pad_token_id": None},
+        {"pad_token_id": 200_017, "eos_token_id": [200_002, 199_999, 200_012]},
+        {"rope_scaling": None, "rope_parameters": ROTARY | {"rope_theta": 150000.0}},
+        {"rope_scaling": {"type": "yarn", "factor": 32}, "bos_token_id": None},
+        {"sliding_window": None, "num_experts": 2, "dtype": "bfloat16", "some_tool": {"v": 1}},
+    ],
+)
+def test_what_other_tools_write_is_read_and_built(base, tools, changes):
+    from gptoss_tune.model.load import model_config
+    from gptoss_tune.weights import open_checkpoint
+
+    tools.edit(base / "config.json", **changes)
+    config = model_config(open_checkpoint(base), torch.float32)
+    assert config.pad_token_id == (changes.get("pad_token_id") or 199_999)
 
 
 def test_the_same_configurations_stop_a_training(base, recipe, tools, refused):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gptoss_tune.cli.arguments import AsJson, Overrides, RecipePath
-from gptoss_tune.display import visible
+from gptoss_tune.display import can_show, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _WIDEST_BAR = 40
 _MOST_LISTED = 10
-_TRAINED_MARKS = ("\u27e6", "\u27e7")
+_TRAINED_MARKS, _PLAIN_MARKS = ("\u27e6", "\u27e7"), ("[[", "]]")
+_BLOCK, _PLAIN_BLOCK = "\u2588", "#"
 
 
 def preview(
@@ -119,14 +120,9 @@ def _write_page(
 
 
 def _write(path: Path, text: str) -> None:
-    from gptoss_tune.errors import MachineError
+    from gptoss_tune.files.atomic import write_text
 
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MachineError(
-            f"{path}: cannot be written ({error.strerror}); name a file in a folder that exists"
-        ) from None
+    write_text(path, text)
 
 
 def _print_example(console: Console, number: int, example: Example, vocabulary: Vocabulary) -> None:
@@ -156,14 +152,16 @@ def _message(console: Console, message: object, largest: float) -> Text:
     coloured = console.color_system is not None
     text = Text()
     marked = False
+    shown = can_show("".join(_TRAINED_MARKS), console.encoding)
+    marks = _TRAINED_MARKS if shown else _PLAIN_MARKS
     for piece in cast("Iterable[Piece]", message):
         trained = piece.weight > 0
         if not coloured and trained != marked:
-            text.append(_TRAINED_MARKS[marked])
+            text.append(marks[marked])
             marked = trained
         text.append(visible(piece.text), style=_style(piece, largest))
     if marked:
-        text.append(_TRAINED_MARKS[1])
+        text.append(marks[1])
     return text
 
 
@@ -218,8 +216,9 @@ def _print_split(console: Console, name: str, split: SplitStatistics) -> None:
         console.print(Text.assemble((f"  {label:<9}", "dim"), fact))
     highest = max((count for _, _, count in split.histogram), default=1)
     widest = max((len(f"{high:,}") for _, high, _ in split.histogram), default=1)
+    block = _BLOCK if can_show(_BLOCK, console.encoding) else _PLAIN_BLOCK
     for low, high, count in split.histogram:
-        bar = "\u2588" * round(_WIDEST_BAR * count / highest) if count else ""
+        bar = block * round(_WIDEST_BAR * count / highest) if count else ""
         label = f"  {low:>{widest},} to {high - 1:>{widest},} "
         console.print(Text.assemble((label, "dim"), (bar, "blue"), f" {count:,}"))
     for line in split.report.rejected[:_MOST_LISTED]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +41,7 @@ def evaluate(
     resolved = _recipe(model, recipe, overrides or [])
     from rich.console import Console
 
+    from gptoss_tune.files.strict_json import to_text
     from gptoss_tune.train.entrypoint import starting
 
     with starting():
@@ -55,9 +55,9 @@ def evaluate(
     report = {"model": model, **_report(evaluator, subject, resolved.model, device)}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, json.dumps(report, ensure_ascii=False) + "\n")
+        write_text(out, to_text(report, ascii_only=False) + "\n")
     if as_json:
-        sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
+        sys.stdout.write(to_text(report, ascii_only=False) + "\n")
         return
     console = Console()
     print_report(report, console)

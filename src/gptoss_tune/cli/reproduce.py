@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,8 +80,10 @@ def _print_differences(found: list[Difference]) -> None:
 def _print_json(found: list[Difference], result: Comparison) -> None:
     from dataclasses import asdict
 
+    from gptoss_tune.files.strict_json import to_text
+
     body = {"differences": [asdict(each) for each in found], **asdict(result)}
-    typer.echo(json.dumps(body, indent=2))
+    typer.echo(to_text(body, indent=2))
 
 
 def _print_comparison(result: Comparison, run: Path, out: Path) -> None:

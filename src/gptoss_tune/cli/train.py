@@ -61,5 +61,13 @@ def accelerate_command(
     else:
         how = ["--multi_gpu"]
     changes = [word for name in allow_change for word in ("--allow-change", name)]
-    launch = ["accelerate", "launch", "--num_processes", str(distributed.num_processes), *how]
+    # Its ranks are started by `python -m`, which looks for modules in the current folder first.
+    launch = [
+        "PYTHONSAFEPATH=1",
+        "accelerate",
+        "launch",
+        "--num_processes",
+        str(distributed.num_processes),
+        *how,
+    ]
     return shlex.join([*launch, "-m", "gptoss_tune.train", *words, *changes])

@@ -4,11 +4,14 @@ Both look at the final channel alone: an answer that is found in the chain of th
 given. A pattern comes from a data file and is searched in text that a model wrote, so its time is
 bounded: one that backtracks without end counts as not matched and says so. Python's own ``re``
 cannot be stopped once it runs, short of a process to kill; ``regex``, which tiktoken brings, takes
-a timeout.
+a timeout. It has none for compiling, which writes each wanted repetition out: ``a{1000000000}``
+takes all memory. So repetitions are counted before anything is compiled.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import time
 import unicodedata
 from dataclasses import dataclass
@@ -21,10 +24,15 @@ from gptoss_tune.harmony.fields import shown, take_text
 
 LONGEST_PATTERN: Final = 1_000
 """Characters of a pattern."""
+LARGEST_PROGRAM: Final = 500_000
+"""Characters of a pattern times its repetitions: at 260 to 800 bytes each, some 100 to 400 MB."""
 SECONDS_PER_MATCH: Final = 1.0
 SECONDS_IN_ALL: Final = 10.0
 """Searching time of one evaluation; what is left over once it is used up is not matched."""
 
+_REPEATED: Final = re.compile(r"\{([0-9]+)")
+_VERBOSE, _SPLIT_NUMBER = re.compile(r"\(\?[\w-]*x"), re.compile(r"\{[0-9]*[\s#]")
+"""The flag under which blanks and comments count for nothing, and a number that has some."""
 _KEYBOARD: Final = str.maketrans(
     {
         **dict.fromkeys("\u2010\u2012\u2013\u2212", "-"),
@@ -137,10 +145,27 @@ def read_grader(row: dict[str, Any], source: str) -> Grader | None:
     return Exact(tuple(texts))
 
 
+def _times(repetitions: int) -> str:
+    return f"{repetitions:,}" if repetitions < 10**12 else "over 10^12"
+
+
 def _checked_pattern(pattern: str, source: str) -> str:
     if not pattern or len(pattern) > LONGEST_PATTERN:
         raise DataError(
             f"{source}: pattern has {len(pattern):,} characters; expected 1 to {LONGEST_PATTERN:,}"
+        )
+    if _VERBOSE.search(pattern) and _SPLIT_NUMBER.search(pattern):
+        raise DataError(
+            f"{source}: pattern {shown(pattern)} has blanks or a comment behind a brace, under the "
+            "flag x; write its repetitions without"
+        )
+    # All minima multiplied: groups may stand in each other. What may be left out costs nothing.
+    repetitions = math.prod(max(1, int(n)) for n in _REPEATED.findall(pattern))
+    if repetitions * len(pattern) > LARGEST_PROGRAM:
+        raise DataError(
+            f"{source}: pattern {shown(pattern)} asks for {_times(repetitions)} repetitions, and "
+            f"its {len(pattern):,} characters times these are over {LARGEST_PROGRAM:,}; write + or "
+            "a smaller number"
         )
     try:
         compiled = regex.compile(pattern)

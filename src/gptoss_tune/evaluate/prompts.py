@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.graders import Grader, read_grader
 from gptoss_tune.harmony.conversation import Conversation, Message
-from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.fields import Effort, shown
 from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.formats.registry import read_as
@@ -30,6 +30,7 @@ from gptoss_tune.harmony.sources.open import find_files
 LONGEST_CONTEXT: Final = 131_072
 """Positions that gpt-oss was made for."""
 _MOST_SHOWN: Final = 20
+_KNOWN_COLUMNS: Final = frozenset({"messages", "conversations", "prompt", "chosen", "rejected"})
 
 _Read = TypeVar("_Read")
 
@@ -125,6 +126,13 @@ def read_unanswered(row: dict[str, Any], source: str) -> Conversation:
     Raises:
         DataError: The row is in no known format, or asks nothing.
     """
+    if not row.keys() & _KNOWN_COLUMNS:
+        columns = ", ".join(shown(key) for key in list(row)[:8]) or "none"
+        raise DataError(
+            f"{source}: no known columns (got {columns}); expected messages, conversations or "
+            "prompt. Files of prompts have no templates: write the question under the key prompt, "
+            "and an answer to grade by under answer"
+        )
     name = format_of(row, source)
     messages = row.get("messages")
     if name == "prompt" or (isinstance(messages, list) and not _is_answered(messages)):

@@ -7,31 +7,47 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.files.regular import flag
+from gptoss_tune.files.strict_json import to_text
 
 
 def to_json(value: object) -> str:
-    """Return ``value`` as the indented JSON of checkpoint folders, keys sorted."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    """Return ``value`` as the indented JSON of checkpoint folders, keys sorted; null for NaN."""
+    return to_text(value, indent=2, sort_keys=True, ascii_only=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8 so that the file is whole or as it was before.
+
+    A lone surrogate, as the name of a file that is not UTF-8 holds, is spelled out.
+
+    Raises:
+        MachineError: The disk is full or cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """Yield a new UTF-8 file that takes the place of ``path`` once it is whole and on the disk.
 
     Raises:
         MachineError: The disk is full or cannot be written.
     """
     part = path.with_name(path.name + ".part")
     with disk_errors(path):
+        descriptor = create(part)
         try:
-            with open(create(part), "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())  # or a power loss leaves the new name with no bytes
             part.replace(path)
@@ -46,7 +62,8 @@ def create(path: Path) -> int:
     about to use; opening it plainly would write to what the link points at.
     """
     path.unlink(missing_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    exclusive = os.O_CREAT | os.O_EXCL | flag("O_NOFOLLOW")
+    return os.open(path, os.O_RDWR | flag("O_CLOEXEC") | exclusive, 0o666)
 
 
 def refuse_existing(out: Path) -> None:
@@ -131,7 +148,26 @@ def disk_errors(path: Path) -> Iterator[None]:
             errno.EEXIST: "something else of that name is there; choose another name",
             errno.ENOTDIR: "a part of its path is a file, not a folder; choose another path",
             errno.ENAMETOOLONG: "its name is too long for the file system; choose a shorter one",
+            errno.EISDIR: "a folder has its name, or that name and .part; choose another name",
+            errno.ELOOP: "its path is a circle of links; choose another path",
         }.get(error.errno or 0)
+        folder = next((each for each in path.absolute().parents if each.is_dir()), Path("/"))
+        if error.errno == errno.ENOSPC and free_names(folder) == 0:
+            advice = f"the disk of {folder} has {NO_NAMES}; remove files or choose another disk"
+        if error.errno == errno.ENOENT and folder != path.absolute().parent:
+            advice = f"its folder is not there, {folder} is; create it or choose another path"
         if advice is None:
             raise
         raise MachineError(f"{path}: cannot be written: {advice}") from error
+
+
+NO_NAMES = "no inodes left for another file, however much space is free"
+
+
+def free_names(folder: Path) -> int | None:
+    """Return how many files and folders the disk of ``folder`` has room for; None: it has no limit.
+
+    A disk of a million small files can be full with most of its bytes free: its table of inodes is.
+    """
+    about = os.statvfs(folder)
+    return about.f_favail if about.f_files else None

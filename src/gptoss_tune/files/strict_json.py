@@ -3,18 +3,21 @@
 ``json.loads`` alone takes the last of two equal keys, reads NaN and Infinity, guesses UTF-16, dies
 of a text nested a hundred thousand deep with an error nobody catches, and waits for ever at a pipe
 that was given a file's name. Configurations, indices and records all pass through here instead.
+
+``json.dumps`` alone writes NaN and Infinity, which no other reader takes. What is written here has
+null in their place; a record says beside it which figures they were (``run.record``).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.files.regular import open_regular
 
 LARGEST_FILE = 256 << 20
 """Bytes; the index of gpt-oss-120b has 100 KB, a record of a long run less than a megabyte."""
@@ -22,8 +25,20 @@ _DEEPEST = 100
 """Levels; what Python reads is not always what it can write or print again."""
 
 
-def read_object(path: Path, *, largest: int = LARGEST_FILE) -> dict[str, Any]:
+def read_object(
+    path: Path,
+    *,
+    largest: int = LARGEST_FILE,
+    folder: Path | None = None,
+    take_constants: bool = False,
+) -> dict[str, Any]:
     """Return the JSON object in the file ``path``.
+
+    Args:
+        path: The file.
+        largest: Bytes that it may have.
+        folder: Which it must not leave by a link; ``None``: a link may lead anywhere.
+        take_constants: Read ``NaN`` and ``Infinity``, which Python writes unless it is told not to.
 
     Raises:
         FileNotFoundError: There is no such file; the caller knows what that means.
@@ -31,21 +46,14 @@ def read_object(path: Path, *, largest: int = LARGEST_FILE) -> dict[str, Any]:
             is not one JSON object with unique keys and finite numbers in UTF-8.
     """
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise CheckpointError(f"{path}: is no regular file; expected JSON, copy it again")
-        if about.st_size > largest:
-            raise CheckpointError(
-                f"{path}: has {about.st_size} bytes, at most {largest} are read; it is not what "
-                "its name says"
-            )
-        raw = path.read_bytes()
+        with open_regular(path, largest=largest, folder=folder) as file:
+            raw = file.read(largest)  # it may grow meanwhile
     except FileNotFoundError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        value = parse(raw)
+        value = parse(raw, take_constants=take_constants)
     except ValueError as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); restore it") from None
     if not isinstance(value, dict):
@@ -55,8 +63,8 @@ def read_object(path: Path, *, largest: int = LARGEST_FILE) -> dict[str, Any]:
     return value
 
 
-def parse(raw: bytes) -> Any:
-    """Return the one JSON value in ``raw``.
+def parse(raw: bytes, *, take_constants: bool = False) -> Any:
+    """Return the one JSON value in ``raw``; with ``take_constants`` NaN and Infinity, too.
 
     Raises:
         ValueError: It is not UTF-8, not JSON, says a key twice, holds NaN, infinity or a number
@@ -66,7 +74,7 @@ def parse(raw: bytes) -> Any:
         value = json.loads(
             raw.decode("utf-8"),
             object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
+            parse_constant=float if take_constants else _refuse_constant,
             parse_float=_finite,
         )
     except RecursionError:
@@ -91,6 +99,37 @@ def parse_unchecked(raw: bytes | str) -> Any:
         return json.loads(raw)
     except RecursionError as error:
         raise ValueError(str(error)) from None
+
+
+def to_text(
+    value: object, *, indent: int | None = None, sort_keys: bool = False, ascii_only: bool = True
+) -> str:
+    """Return ``value`` as JSON that any reader takes: null for NaN and infinities."""
+    return json.dumps(
+        finite(value), indent=indent, sort_keys=sort_keys, ensure_ascii=ascii_only, allow_nan=False
+    )
+
+
+def finite(value: Any, found: dict[str, str] | None = None, name: str = "") -> Any:
+    """Return ``value`` with ``None`` for each number that is not finite.
+
+    Args:
+        value: What JSON can hold; a tuple counts as a list.
+        found: Takes the dotted name of each such number and what it was: ``{"eval_loss": "nan"}``.
+        name: Of ``value`` itself.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        if found is not None:
+            found[name] = str(float(value))
+        return None
+    if isinstance(value, dict):
+        return {
+            key: finite(inner, found, f"{name}.{key}" if name else str(key))
+            for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [finite(inner, found, f"{name}[{n}]") for n, inner in enumerate(value)]
+    return value
 
 
 def refuse_other_kinds(path: Path, value: object, kind: Any, name: str = "") -> None:

@@ -21,6 +21,7 @@ from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
+from gptoss_tune.harmony.vocabulary import ENDOFTEXT
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import expert_stack
 from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
@@ -90,6 +91,9 @@ def model_config(checkpoint: Checkpoint, dtype: torch.dtype) -> GptOssConfig:
             "the released file"
         ) from error
     config.dtype = dtype
+    if config.pad_token_id is None:
+        # Fills rows to one length; nothing is computed from it, and every tool's base has its own.
+        config.pad_token_id = min(ENDOFTEXT, config.vocab_size - 1)
     config.output_router_logits = False
     config.router_aux_loss_coef = 0.0
     config.use_cache = False

@@ -16,6 +16,8 @@ from gptoss_tune.recipe.json_schema import expected_phrase, node_at, settings_be
 from gptoss_tune.recipe.mistakes import KeyPath, dotted, plain
 from gptoss_tune.recipe.yaml_reader import scalar
 
+_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+_PARAMETERS = ("gate_up_proj", "down_proj")
 _EXPERTS_CANNOT = "is not possible for adapters on expert weights: PEFT refuses it there"
 _NO_CODE = "a recipe cannot enable or name code to run; remove it"
 _NO_TOKEN = "a recipe holds no credentials: log in with 'hf auth login' or 'wandb login'"
@@ -30,7 +32,13 @@ _CALLED_HERE: dict[str, str] = {
     "dataset": "data.train",
     "datasets": "data.train",
     "epochs": "train.num_train_epochs",
+    "dataset_test_split": "data.eval",
+    "dataset_train_split": "data.train",
     "eval_batch_size": _PER_DEVICE,
+    "eval_dataset": "data.eval",
+    "eval_ratio": "data.eval_fraction",
+    "eval_split": "data.eval_fraction",
+    "eval_split_ratio": "data.eval_fraction",
     "grad_accum": "train.gradient_accumulation_steps",
     "gradient_checkpointing": "train.activation_checkpointing",
     "load_in_4bit": "model.linear_precision",
@@ -55,7 +63,13 @@ _CALLED_HERE: dict[str, str] = {
     "sequence_length": "data.max_length",
     "spread": "distributed.strategy",
     "start_from": "lora.init_from",
+    "test_size": "data.eval_fraction",
+    "test_split": "data.eval_fraction",
     "torch_dtype": "model.dtype",
+    "train_dataset": "data.train",
+    "val_set_size": "data.eval_fraction",
+    "val_split": "data.eval_fraction",
+    "validation_split": "data.eval_fraction",
     "wandb_project": "tracking.project",
     "warmup": "train.warmup_ratio",
     "world": "distributed",
@@ -79,6 +93,20 @@ _REFUSED: dict[str, str] = {
     "api_key": _NO_TOKEN,
     "wandb_api_key": _NO_TOKEN,
     "<<": "merge keys are not read in recipes; write the settings out",
+}
+# What other tools take as a target of an adapter, and what to do here; see _of_targets.
+_ALL_TARGETS = {"all-linear", "all_linear", "all", "*", "linear"}
+_OTHER_TARGETS = {
+    "attn": "write [q_proj, k_proj, v_proj, o_proj]",
+    "attention": "write [q_proj, k_proj, v_proj, o_proj]",
+    "qkv_proj": "write [q_proj, k_proj, v_proj]",
+    "experts": "move it: write [gate_up_proj, down_proj] as lora.target_parameters",
+    "mlp": "move it: write [gate_up_proj, down_proj] as lora.target_parameters",
+    "gate_proj": "move it: write [gate_up_proj] as lora.target_parameters, gate and up are one",
+    "up_proj": "move it: write [gate_up_proj] as lora.target_parameters, gate and up are one",
+    "embed_tokens": "no adapter goes there: remove the entry",
+    "lm_head": "no adapter goes there: remove the entry",
+    "router": "no adapter goes there: remove the entry",
 }
 _SWITCHES = {
     **dict.fromkeys(("yes", "on", "true", "1"), "true"),
@@ -143,8 +171,25 @@ def expected_and_todo(path: KeyPath, value: Any, spelled: str | None) -> tuple[s
     node = node_at(path)
     assert node is not None, path
     return expected_phrase(node), (
-        _nearest_reading(node, value, spelled) or example_or_default(path, value)
+        _of_targets(path, value)
+        or _nearest_reading(node, value, spelled)
+        or example_or_default(path, value)
     )
+
+
+def _of_targets(path: KeyPath, value: Any) -> str | None:
+    """Return what to do about a word that is no target of an adapter here; None: no idea."""
+    setting = ".".join(str(part) for part in path[:2])
+    words = {"lora.target_modules": _MODULES, "lora.target_parameters": _PARAMETERS}
+    if setting not in words or not isinstance(value, str):
+        return None
+    word = value.strip().lower()
+    if word in _ALL_TARGETS:
+        return f"leave {setting} out: it then names all of them"
+    for other, known in words.items():
+        if other != setting and word in known:
+            return f"move it: write [{word}] as {other}"
+    return _OTHER_TARGETS.get(word.rpartition(".")[2])
 
 
 def example_or_default(path: KeyPath, value: Any = None) -> str:
@@ -188,15 +233,34 @@ def _nearest_reading(node: dict[str, Any], value: Any, spelled: str | None) -> s
         ):
             return f"write {plain(str(number))}"
         if "array" in kinds and value:
-            return f"write [{plain(value)}]"
+            return _as_list(variants, value)
         return None
+    if value is True and node.get("default") in ("auto", "never"):
+        return "write auto or never"
     if isinstance(value, bool | int | float) and "string" in kinds and not words:
         return f'put it in quotes: "{plain(spelled or str(value).lower())}"'
     if "boolean" in kinds and value in (0, 1) and isinstance(value, int):
         return f"write {str(bool(value)).lower()}"
+    if type(value) is int and "array" in kinds:
+        return _as_list(variants, str(value))
     if isinstance(value, float) and "integer" in kinds and _in_range(value, node):
         return f"write {plain(str(int(value)))}"
     return None
+
+
+def _as_list(variants: list[dict[str, Any]], value: str) -> str | None:
+    """Return the list that one word, or several with commas, were meant as; None: not one."""
+    items = next((v["items"] for v in variants if v.get("type") == "array"), {})
+    words = [word.strip() for word in value.strip("[]").split(",")]
+    known = items.get("enum")
+    if known is None:
+        kinds = {item.get("type") for item in items.get("anyOf", [items])}
+        fits = "string" in kinds or ("integer" in kinds and all(w.isdecimal() for w in words))
+        return f"write [{plain(value)}]" if fits else None
+    if set(words) <= set(known) and len(set(words)) == len(words):
+        return f"write [{', '.join(words)}]"
+    near = difflib.get_close_matches(value.strip().lower(), known, n=1, cutoff=0.6)
+    return f"write [{near[0]}]" if near else None
 
 
 def _in_range(number: float, node: dict[str, Any]) -> bool:

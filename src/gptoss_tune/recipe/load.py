@@ -9,12 +9,15 @@ what the file happens to hold.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from gptoss_tune.files.regular import kind_of
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, RecipeMistakes, dotted
 from gptoss_tune.recipe.recipe import SECTIONS, Recipe
 from gptoss_tune.recipe.renamed import (
@@ -80,6 +83,11 @@ def _text_of(name: str) -> str:
         return RecipeMistakes(name, [Mistake(place, "", got, expected, todo)])
 
     try:
+        mode = os.stat(name).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            # A pipe that nobody writes to is waited at for ever, and each rank reads the recipe.
+            todo = "save the recipe in a file and name that"
+            raise refusal(kind_of(mode), "a recipe's file", todo)
         with open(name, "rb") as file:
             raw = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
@@ -88,6 +96,8 @@ def _text_of(name: str) -> str:
         ) from None
     except IsADirectoryError:
         raise refusal("a folder", "a recipe's file", "name a .yaml file in it") from None
+    except RecipeMistakes:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise refusal(f"a file that cannot be read ({reason})", "a recipe", "check it") from None

@@ -97,6 +97,12 @@ def told(run: Run) -> str:
             f'<div class="box bad"><strong>Warnings of the guard</strong>'
             f'<ul class="lines">{items}</ul></div>'
         )
+    if odd := not_finite(run):
+        items = "".join(f"<li>{text(line, 200)}</li>" for line in odd[:_MOST_WARNINGS])
+        parts.append(
+            f'<div class="box bad"><strong>Figures that are not finite</strong>'
+            f'<ul class="lines">{items}</ul></div>'
+        )
     if run.problems:
         items = "".join(f"<li>{text(line, 400)}</li>" for line in run.problems)
         parts.append(
@@ -104,6 +110,14 @@ def told(run: Run) -> str:
             f'<ul class="lines">{items}</ul></div>'
         )
     return "".join(parts)
+
+
+def not_finite(run: Run) -> list[str]:
+    """Return what was not finite: held-out losses by step, and what the record names."""
+    losses = run.series("eval_loss", held_out=True)
+    lines = [f"the held-out loss at step {step:,}" for step, value in losses if value is None]
+    named = mapping(run.fact("not_finite")).items()
+    return lines + [f"{name}: {value}" for name, value in named]
 
 
 def tokens(run: Run) -> str:

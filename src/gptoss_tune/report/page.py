@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gptoss_tune import __version__
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.files.atomic import disk_errors
+from gptoss_tune.files.atomic import disk_errors, write_text
 from gptoss_tune.recipe import Recipe, resolved_lines
 from gptoss_tune.report import compare, curves, facts, layered
 from gptoss_tune.report.read import Run, read_run
@@ -45,11 +45,9 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     path = output or RunFolder(folders[0]).report
     runs = [read_run(folder) for folder in folders]
     page = run_page(runs[0]) if len(runs) == 1 else compare_page(runs)
-    part = path.with_name(path.name + ".part")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
+    write_text(path, page)
     return path
 
 

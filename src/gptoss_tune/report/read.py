@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptoss_tune.errors import RecipeError
+from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.report.text import number
 from gptoss_tune.run.folder import EVALUATION, METRICS, RECORD, RunFolder
 from gptoss_tune.run.jsonl import read_lines
 from gptoss_tune.run.record import in_new_names, read_unchecked
 
 _MOST_STEPS = 10**15
+_MOST_EVALUATIONS = 2_000
+_MOST_EVALUATION_BYTES = 256 << 20
 
 Point = tuple[int, float | None]
 
@@ -115,17 +117,40 @@ def read_run(folder: Path) -> Run:
 
 
 def _evaluations(folder: Path, run: Run) -> list[tuple[int, dict[str, Any]]]:
-    found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = EVALUATION.fullmatch(path.name)
-        if match:
-            found.append((int(match[1]), mapping(_json(path, run))))
-    return sorted(found, key=lambda pair: pair[0])
+    """Return the evaluations by step; the first ones where there are too many to show."""
+    listed = [(EVALUATION.fullmatch(path.name), path) for path in _files(folder)]
+    by_step = sorted((int(match[1]), path) for match, path in listed if match)
+    found: list[tuple[int, dict[str, Any]]] = []
+    nbytes = 0
+    for step, path in by_step:
+        nbytes += _size(path)
+        if len(found) == _MOST_EVALUATIONS or nbytes > _MOST_EVALUATION_BYTES:
+            left = len(by_step) - len(found)
+            run.problems.append(f"{folder.name}: {left:,} evaluations are too many or too large")
+            break
+        found.append((step, mapping(_json(path, run))))
+    return found
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # a broken link, which is told when it is read
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir()) if folder.is_dir() else []
+    except OSError:
+        return []  # of somebody else, and as good as not there
 
 
 def _json(path: Path, run: Run) -> Any:
     try:
-        return read_unchecked(path)
+        return read_unchecked(path, run.folder)
+    except CheckpointError as error:
+        run.problems.append(str(error))
     except OSError as error:
         run.problems.append(f"{path.name} cannot be read: {error.strerror}")
     except ValueError as error:
@@ -148,6 +173,8 @@ def _lines(path: Path, run: Run) -> Iterator[dict[str, Any]]:
                 yield row
             else:
                 bad += 1
+    except CheckpointError as error:
+        run.problems.append(str(error))
     except OSError as error:
         run.problems.append(f"{path.name} cannot be read: {error.strerror}")
     if bad:

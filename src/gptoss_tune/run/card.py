@@ -26,7 +26,7 @@ from gptoss_tune.recipe import DataSource
 from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.run.environment import hardware
 from gptoss_tune.run.folder import RunFolder
-from gptoss_tune.run.jsonl import read_lines, refusing
+from gptoss_tune.run.jsonl import read_lines
 
 ReadFile = tuple[str, DataSource, Path | None]
 """Split, source and file of what is read; without a file for a dataset of the Hub."""
@@ -106,6 +106,10 @@ class RunCard(_Part):
     """What was checked, left out and warned of."""
     verification: list[dict[str, Any]] = []
     """What ``merge`` and ``verify`` found about exports of this run."""
+    not_finite: dict[str, str] = {}
+    """What is null above because JSON has no form for it: ``{"eval_loss": "nan"}``."""
+    unread_metrics: int = 0
+    """Lines of ``metrics.jsonl`` that were damaged when the run ended."""
 
 
 def opening_facts(
@@ -141,18 +145,31 @@ def opening_facts(
 
 
 def closing_facts(run: Path) -> dict[str, Any]:
-    """Return losses and throughput as ``RUN/metrics.jsonl`` has them."""
-    path = RunFolder(run).metrics
-    damaged = refusing(path, "is no line of metrics", "restore the file")
-    rows = [row for _, row in read_lines(path, damaged)]
-    steps = [row for row in rows if row.get("loss") is not None]
-    evaluations = [row for row in rows if row.get("eval_loss") is not None]
+    """Return losses and throughput as ``RUN/metrics.jsonl`` has them.
 
-    def figures(found: list[dict[str, Any]], at: int, prefix: str) -> dict[str, float]:
+    The run is over and its adapter written, so a damaged line is counted and not refused; a line
+    without one of the figures counts for the others.
+
+    Raises:
+        CheckpointError: The file is a link, no regular file, or of no sane size.
+    """
+    damaged: list[int] = []
+    rows: list[dict[str, float]] = []
+    lines = read_lines(RunFolder(run).metrics, lambda number, _: damaged.append(number))
+    for number, row in lines:
+        if isinstance(row, dict):
+            rows.append({name: v for name, v in row.items() if type(v) in (int, float)})
+        else:
+            damaged.append(number)
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "eval_loss" in row]
+
+    def figures(found: list[dict[str, float]], at: int, prefix: str) -> dict[str, float]:
         row = found[at] if found else {}
-        return {k: v for k, v in row.items() if k.startswith(prefix) and v is not None}
+        return {name: value for name, value in row.items() if name.startswith(prefix)}
 
-    return {
+    unread = {"unread_metrics": len(damaged)} if damaged else {}
+    return unread | {
         "losses": {
             "first": figures(steps, 0, "loss"),
             "last": figures(steps, -1, "loss"),
@@ -162,13 +179,15 @@ def closing_facts(run: Path) -> dict[str, Any]:
     }
 
 
-def _throughput(steps: list[dict[str, Any]]) -> float | None:
+def _throughput(steps: list[dict[str, float]]) -> float | None:
     """Return tokens over time, the first logged stretch left out: it holds what is done once."""
     tokens = seconds = 0.0
-    for before, row in itertools.pairwise(steps):
-        if row.get("tokens_per_second") and row.get("tokens", 0) > before.get("tokens", 0):
-            tokens += row["tokens"] - before["tokens"]
-            seconds += (row["tokens"] - before["tokens"]) / row["tokens_per_second"]
+    counted = [row for row in steps if row.keys() >= {"tokens", "tokens_per_second"}]
+    for before, row in itertools.pairwise(counted):
+        made, rate = row["tokens"] - before["tokens"], row["tokens_per_second"]
+        if made > 0 and rate > 0:
+            tokens += made
+            seconds += made / rate
     return tokens / seconds if seconds else None
 
 

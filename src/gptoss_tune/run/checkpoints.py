@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError
-from gptoss_tune.files.atomic import disk_errors
+from gptoss_tune.files.atomic import NO_NAMES, disk_errors, free_names, write_text
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.run.folder import CHECKPOINT, RunFolder
 
@@ -59,12 +59,22 @@ class Manifest:
 
 
 def stage(run: Path) -> Path:
-    """Return an empty staging folder inside ``run``; what an earlier crash left is removed."""
+    """Return an empty staging folder inside ``run``; what an earlier crash left is removed.
+
+    Raises:
+        CheckpointError: The run's folder is gone: a new one of its name would hold half of a run.
+        MachineError: The disk is full or cannot be written.
+    """
     staging = RunFolder(run).staging
     for left in (staging, *run.glob(f"{_PRUNED}*")):
         shutil.rmtree(left, ignore_errors=True)
+    if not run.is_dir():
+        raise CheckpointError(
+            f"{run}: the run's folder is not there any more; it was renamed, moved or removed "
+            "while the run wrote into it. Move it back, then the same command continues"
+        )
     with disk_errors(staging):
-        staging.mkdir(parents=True)
+        staging.mkdir()
     return staging
 
 
@@ -89,7 +99,7 @@ def publish(staged: Path, final: Path, **facts: Any) -> None:
         }
         content = {**facts, "files": files}
         text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
-        (staged / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        write_text(staged / MANIFEST, text + "\n")
         for name in (*files, MANIFEST):
             _sync(staged / name)
         for folder in (*(path for path in staged.rglob("*") if path.is_dir()), staged):
@@ -299,24 +309,30 @@ def disk_full(run: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, MachineError) else error
+        if cause is None or isinstance(cause, GptossTuneError) or not run.is_dir():
+            raise
         staged = _bytes_of(RunFolder(run).staging)
         whole = max((_bytes_of(folder) for folder in published(run)), default=0)
-        free = shutil.disk_usage(run).free
+        free, names = shutil.disk_usage(run).free, free_names(run)
         says_so = getattr(cause, "errno", None) in _NO_ROOM or any(
             f"os error {number}" in str(cause) for number in _NO_ROOM
         )
-        refused = isinstance(cause, GptossTuneError) or cause is None
-        if refused or not (says_so or free < max(whole - staged, 1)):
+        if not (says_so or free < max(whole - staged, 1)):
             raise
         shutil.rmtree(RunFolder(run).staging, ignore_errors=True)
         newest = next(iter(published(run)), None)
         kept = f"{newest.name} is kept" if newest else "no checkpoint was saved before"
         size = f"about {_mib(whole)}" if whole else f"more than {_mib(staged)}"
+        room = (
+            f"the disk has {_mib(free + staged)} free, or a quota or limit of file sizes ends "
+            f"before that ({cause})"
+        )
+        todo = "free space"
+        if names == 0:
+            room, todo = f"the disk has {NO_NAMES}", "remove files"
         raise MachineError(
-            f"{run}: no room for a checkpoint: it needs {size}, the disk has "
-            f"{_mib(free + staged)} free, or a quota or limit of file sizes ends before that "
-            f"({cause}). {kept}, nothing half-written was left; free space, then the same command "
-            "continues"
+            f"{run}: no room for a checkpoint: it needs {size}, {room}. {kept}, nothing "
+            f"half-written was left; {todo}, then the same command continues"
         ) from error
 
 

@@ -9,16 +9,24 @@ caller, who raises (``refusing``) or counts.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from gptoss_tune.errors import CheckpointError
-from gptoss_tune.files.atomic import disk_errors, write_text
+from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.files.atomic import disk_errors, replacing
+from gptoss_tune.files.regular import kind_of, open_regular
 from gptoss_tune.files.strict_json import parse, parse_unchecked
 
+LONGEST_LINE = 16 << 20
+"""Bytes; a line about the experts of gpt-oss-120b has 40 KB."""
+LARGEST_READ = 1 << 30
+"""Bytes of a file whose lines are all wanted; ten thousand lines about those experts are less."""
+_LARGEST_KEPT = 64 << 30
+"""Bytes of a file that a run goes on with: far more than a disk wants, less than a sparse file."""
 Damaged = Callable[[int, Exception], None]
 """What a damaged line costs: called with its number, from 1, and the reason."""
 
@@ -36,18 +44,30 @@ def read_lines(
 
     Raises:
         OSError: The file cannot be read.
+        CheckpointError: It is a link out of its folder, no regular file, or over a GiB.
     """
     read = parse if strict else parse_unchecked
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if pass_over_blank and not line.strip():
-                continue
-            try:
-                value = read(line.rstrip(b"\r\n"))
-            except ValueError as error:
-                damaged(number, error)
-            else:
-                yield number, value
+    for number, line in _bounded_lines(path, damaged, LARGEST_READ):
+        if pass_over_blank and not line.strip():
+            continue
+        try:
+            value = read(line.rstrip(b"\r\n"))
+        except ValueError as error:
+            damaged(number, error)
+        else:
+            yield number, value
+
+
+def _bounded_lines(path: Path, damaged: Damaged, largest: int) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of each line; one that does not end is damaged, and the last."""
+    with open_regular(path, largest=largest, folder=path.parent) as stream:
+        number = 0
+        while line := stream.readline(LONGEST_LINE):
+            number += 1
+            if len(line) == LONGEST_LINE:
+                damaged(number, ValueError(f"the line has {LONGEST_LINE >> 20} MiB or more"))
+                return
+            yield number, line
 
 
 def refusing(path: Path, what: str, advice: str) -> Damaged:
@@ -71,8 +91,17 @@ def open_lines(path: Path) -> FileIO:
     Raises:
         MachineError: It cannot be written.
     """
+    opened = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+
+    def open_here(name: str, _: int) -> int:
+        # Not through a link, and a pipe without a reader is not waited at.
+        return os.open(name, opened | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
     with disk_errors(path):
-        return FileIO(path, "a")
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            kind = "a link" if path.is_symlink() else kind_of(path.lstat().st_mode)
+            raise MachineError(f"{path}: is {kind}, and a file is written there; remove it")
+        return FileIO(str(path), "a", opener=open_here)
 
 
 def append_line(stream: FileIO, line: str) -> None:
@@ -108,25 +137,34 @@ class CutBack:
 
 
 def keep_lines_until(path: Path, step: int) -> CutBack:
-    """Drop the lines of a run's JSON lines past ``step``, and what is no such line."""
-    if not path.exists():
+    """Drop the lines of a run's JSON lines past ``step``, and what is no such line.
+
+    Raises:
+        CheckpointError: The file is a link out of its folder, no regular file, or of no sane size.
+        MachineError: The disk is full or cannot be written.
+    """
+    if not os.path.lexists(path):
         return CutBack()
-    kept, last, later, damaged = [], 0, 0, 0
-    raw = path.read_bytes()
-    lines = raw.splitlines()
-    for line in lines:
-        try:
-            row = parse(line)
-        except ValueError:
-            row = None  # the torn last line of a killed run, or a damaged one
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            damaged += 1
-        elif row["step"] > step:
-            later += 1
-        else:
-            kept.append(line.decode("utf-8"))
-            last = max(last, row["step"])
-    if damaged and not raw.endswith(b"\n"):
-        damaged -= 1
-    write_text(path, "".join(f"{line}\n" for line in kept))
-    return CutBack(last, later, damaged)
+    last = later = 0
+    damaged: list[int] = []
+    with replacing(path) as kept:
+        for number, line in _bounded_lines(path, lambda n, _: damaged.append(n), _LARGEST_KEPT):
+            row = _object_of(line)
+            if row is None or type(row.get("step")) is not int:
+                if line.endswith(b"\n"):  # else the torn last line of a killed run
+                    damaged.append(number)
+            elif row["step"] > step:
+                later += 1
+            else:
+                kept.write(line.decode("utf-8").rstrip("\r\n") + "\n")
+                last = max(last, row["step"])
+    return CutBack(last, later, len(damaged))
+
+
+def _object_of(line: bytes) -> dict[str, Any] | None:
+    """Return the object that a line holds, if it holds one."""
+    try:
+        row = parse(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

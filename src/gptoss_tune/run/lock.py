@@ -9,15 +9,18 @@ by ``flock`` is kept by forked workers, which can outlive the run.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import platform
+import stat
 from pathlib import Path
 from typing import IO
 
 from gptoss_tune.errors import MachineError
 from gptoss_tune.files.atomic import disk_errors
+from gptoss_tune.files.regular import kind_of
 from gptoss_tune.run.folder import RunFolder
 
 
@@ -27,6 +30,7 @@ class FolderLock:
     def __init__(self) -> None:
         """Hold nothing yet."""
         self._file: IO[str] | None = None
+        self._path = Path()
 
     def __enter__(self) -> FolderLock:
         """Return itself."""
@@ -35,7 +39,7 @@ class FolderLock:
     def __exit__(self, *exception: object) -> None:
         """Let others into the folder."""
         if self._file is not None:
-            Path(self._file.name).unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
 
@@ -48,7 +52,7 @@ class FolderLock:
         lock = RunFolder(folder).lock
         with disk_errors(folder):
             while True:
-                file = lock.open("a+", encoding="utf-8")
+                file = _opened(lock)
                 try:
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
@@ -56,11 +60,26 @@ class FolderLock:
                 if _is_at(file, lock):
                     break
                 file.close()  # its holder has just left and taken the file along
-            self._file = file
+            self._file, self._path = file, lock
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
         return ()
+
+
+def _opened(lock: Path) -> IO[str]:
+    """Open the lock's file, which is made where it is not there.
+
+    Raises:
+        MachineError: A link, a pipe or a folder has its name.
+    """
+    opened = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        mode = lock.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a link" if stat.S_ISLNK(mode) else kind_of(mode)
+            raise MachineError(f"{lock}: is {kind}; a run keeps a file there, remove it")
+    return open(os.open(lock, opened, 0o666), "a+", encoding="utf-8", errors="replace")
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

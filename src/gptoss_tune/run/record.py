@@ -7,24 +7,39 @@ checked here once, by one table for all readers, so that a list where a mapping 
 message and not a traceback. Only the report reads it unchecked: its page is most wanted when a run
 has gone wrong, and looks at each value by itself.
 
+A figure that is not finite, such as a held-out loss, is null in the record, and ``not_finite`` says
+where and what it was: ``{"eval_loss": "nan"}``. JSON has neither NaN nor Infinity; a record that
+holds them, as Python writes them unless told not to, is read as if it were written so.
+
 ``RUN/recipe.yaml`` beside it is the resolved recipe, which is a recipe again.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.files.strict_json import parse_unchecked, read_object, refuse_other_kinds
+from gptoss_tune.files.regular import open_regular, refuse_link_out
+from gptoss_tune.files.strict_json import (
+    LARGEST_FILE,
+    finite,
+    parse_unchecked,
+    read_object,
+    refuse_other_kinds,
+    to_text,
+)
 from gptoss_tune.run.folder import ADAPTER, RunFolder
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import Recipe
 
+_NOT_FINITE = "not_finite"
 _SOURCE = {"path": str}
 # What is looked up in a record that another process wrote, or another person.
 _KINDS: dict[str, Any] = {
@@ -45,6 +60,7 @@ _KINDS: dict[str, Any] = {
         "data": {"train": [_SOURCE], "eval": [_SOURCE]},
     },
     "verification": [{}],
+    _NOT_FINITE: {},
 }
 
 
@@ -52,15 +68,26 @@ def read_record(run: Path) -> dict[str, Any]:
     """Return ``RUN/run.json``, or nothing where there is none yet.
 
     Raises:
-        CheckpointError: It is not strict JSON, or holds something else than a record.
+        CheckpointError: It is not JSON, holds something else than a record, or is a link, a pipe or
+            too large.
     """
     path = RunFolder(run).record
     try:
-        record = read_object(path)
+        record = read_object(path, folder=run, take_constants=True)
     except FileNotFoundError:
         return {}
-    record = in_new_names(record)
+    record = without_nonfinite(in_new_names(record))
     refuse_other_kinds(path, record, _KINDS)
+    return record
+
+
+def without_nonfinite(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with null for what is not finite, and under ``not_finite`` what that was."""
+    found: dict[str, str] = {}
+    record = finite(record, found)
+    if found:
+        earlier = record.get(_NOT_FINITE)
+        record[_NOT_FINITE] = (earlier if isinstance(earlier, dict) else {}) | found
     return record
 
 
@@ -71,19 +98,21 @@ def record_of_adapter(folder: Path) -> dict[str, Any]:
         CheckpointError: It is not strict JSON, or holds something else than a record.
     """
     for run in (folder, folder.absolute().parent):
-        if RunFolder(run).record.is_file():
+        if os.path.lexists(RunFolder(run).record):
             return read_record(run)
     return {}
 
 
-def read_unchecked(path: Path) -> Any:
+def read_unchecked(path: Path, run: Path) -> Any:
     """Return what a JSON file of a run holds, of whatever kind, for a reader that looks itself.
 
     Raises:
         OSError: It cannot be read.
+        CheckpointError: It is a link out of ``run``, no regular file, or too large.
         ValueError: It is not JSON in UTF-8, or nested deeper than Python reads.
     """
-    return parse_unchecked(path.read_text(encoding="utf-8"))
+    with open_regular(path, largest=LARGEST_FILE, folder=run) as file:
+        return parse_unchecked(file.read(LARGEST_FILE).decode("utf-8"))
 
 
 _RENAMED = {"drift": "changes", "holdings": "footprint"}
@@ -116,17 +145,40 @@ def load_run_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: As ``load_recipe``.
+        CheckpointError: It is a link out of the run.
     """
     from gptoss_tune.recipe import load_recipe
 
+    refuse_link_out(RunFolder(run).recipe, run)
     return load_recipe(RunFolder(run).recipe, overrides, old_names=True)
 
 
 def update_record(run: Path, **facts: Any) -> dict[str, Any]:
-    """Merge ``facts`` into ``RUN/run.json`` and return the whole record."""
+    """Merge ``facts`` into ``RUN/run.json`` and return the whole record.
+
+    Args:
+        run: The run's folder.
+        facts: What JSON can hold; a number that is not finite becomes null, see above. A record
+            begins with its ``run_id``.
+
+    Raises:
+        CheckpointError: There is no record: the folder was renamed or emptied under the run, and a
+            record with a few facts in it would pass for the run's.
+    """
     record = read_record(run)
+    if not record and "run_id" not in facts:
+        raise CheckpointError(
+            f"{RunFolder(run).record}: is not there any more; the folder was renamed, moved or "
+            f"emptied while something wrote into it. Move it back to {run}, then the same command "
+            "continues"
+        )
+    told = record.get(_NOT_FINITE, {})
+    record[_NOT_FINITE] = {k: v for k, v in told.items() if re.split(r"[.[]", k)[0] not in facts}
     record.update(facts, updated=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-    write_text(RunFolder(run).record, json.dumps(record, indent=1) + "\n")
+    record = without_nonfinite(record)
+    if not record[_NOT_FINITE]:
+        del record[_NOT_FINITE]
+    write_text(RunFolder(run).record, to_text(record, indent=1) + "\n")
     return record
 
 

@@ -7,6 +7,7 @@ the same run is continued from its newest complete checkpoint.
 from __future__ import annotations
 
 import secrets
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,12 +188,26 @@ def check_disk(folder: Path, files: RunFiles) -> None:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    record = read_record(folder)
+    try:
+        record = read_record(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_way_on(folder)}") from error
     missing = [key for key in ("run_id", "fingerprint", "changes") if record.get(key) is None]
     if missing:
         raise CheckpointError(
             f"{RunFolder(folder).record}: does not say {', '.join(missing)}, which a run writes at "
             f"its start; it is of another version or damaged, move {folder} away or restore the "
-            "file"
+            f"file{_way_on(folder)}"
         )
     return record
+
+
+def _way_on(folder: Path) -> str:
+    """Return how to go on without a record: a complete checkpoint needs none in a new folder."""
+    found, _ = checkpoints.newest_complete(folder)
+    if found is None:
+        return ""
+    return (
+        f". Without it, the run goes on from {found[0].name} in a new folder: add "
+        f"{shlex.quote(f'train.resume={found[0]}')} train.output_dir=NEW"
+    )

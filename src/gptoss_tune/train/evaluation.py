@@ -11,7 +11,6 @@ loaded, but needs the memory of a second model, which a GPU in training does not
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -21,6 +20,7 @@ from gptoss_tune.evaluate.evaluator import Evaluator, figures
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.files.atomic import write_text
+from gptoss_tune.files.strict_json import to_text
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.context import RunContext
@@ -97,7 +97,7 @@ class Evaluation(TrainerCallback):
         if state.is_world_process_zero:
             file = RunFolder(self._run).evaluation(step)
             file.parent.mkdir(exist_ok=True)
-            write_text(file, json.dumps(report, ensure_ascii=False) + "\n")
+            write_text(file, to_text(report, ascii_only=False) + "\n")
             update_record(self._run, evaluation={"step": step, **found})
         # Logging marks the step's own metrics as written, which they may not be yet.
         unwritten = control.should_log

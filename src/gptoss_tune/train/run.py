@@ -65,6 +65,7 @@ from gptoss_tune.train.resume.changes import (
     refuse_full_disk,
 )
 from gptoss_tune.train.resume.fingerprint import batch
+from gptoss_tune.train.resume.trainer_state import check_trainer_state
 from gptoss_tune.train.trainer import MethodTrainer
 from gptoss_tune.train.trl_config import training_tokenizer
 from gptoss_tune.weights import open_checkpoint
@@ -119,6 +120,8 @@ def train(
             notes = launched_processes(recipe.distributed.num_processes, state.num_processes)
             start: Start = _on_main(state, lambda: claim(recipe.train, lock))
             _say(console, (*notes, *start.notes))
+            if start.checkpoint is not None:
+                check_trainer_state(start.checkpoint)
             context = RunContext(
                 recipe=recipe,
                 command=tuple(command),

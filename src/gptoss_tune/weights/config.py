@@ -60,6 +60,32 @@ _CHOOSES_CODE_BESIDE = re.compile(r"auto_map|trust_remote_code|custom_.*|__.*")
 _BESIDE = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 _QUANTIZATION_KEYS = {"quant_method", "modules_to_not_convert", "dequantize"}
 _LONGEST_SHOWN = 60
+# Settings of the computation and of its start: the smallest and the largest value taken. A base of
+# 1 or less divides by zero in YaRN; a text or a list ends in a traceback on the way there.
+_NUMBERS = {
+    "rope_theta": (1.001, 1e12),
+    "rms_norm_eps": (0.0, 1.0),
+    "initializer_range": (0.0, 1e3),
+    "attention_dropout": (0.0, 0.999),
+    "swiglu_alpha": (1e-6, 1e3),
+    "swiglu_limit": (1e-6, 1e9),
+    "router_aux_loss_coef": (0.0, 1e6),
+}
+_ROTARY_NUMBERS = {
+    "rope_theta": _NUMBERS["rope_theta"],
+    "factor": (1.0, 1e6),
+    "beta_fast": (1e-3, 1e6),
+    "beta_slow": (1e-3, 1e6),
+    "original_max_position_embeddings": (1, 2**40),
+    "attention_factor": (1e-6, 1e6),
+    "mscale": (1e-6, 1e6),
+    "mscale_all_dim": (1e-6, 1e6),
+    "partial_rotary_factor": (1.0, 1.0),
+}
+_NEVER_NULL = ("rope_theta", "partial_rotary_factor")
+_ROTARY_TYPES = ("yarn", "default")
+_SWITCHES = ("attention_bias", "tie_word_embeddings", "use_cache", "output_router_logits")
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _LAYER_TYPES = ("sliding_attention", "full_attention")
 
 
@@ -68,7 +94,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: Missing, not strict JSON, another architecture, a size missing or absurd, a
-            key that chooses code, or a quantisation other than MXFP4.
+            setting of another kind or out of its range, a key that chooses code, or a quantisation
+            other than MXFP4.
     """
     file = path / "config.json"
     if not file.exists():
@@ -85,6 +112,7 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     _refuse_code(file, config)
     _check_sizes(file, config)
+    _check_settings(file, config)
     _check_quantization(file, config.get("quantization_config"))
     return config
 
@@ -131,7 +159,8 @@ def _refuse_code(file: Path, config: dict[str, Any]) -> None:
 
 
 def _check_sizes(file: Path, config: dict[str, Any]) -> None:
-    wanted = {key: largest for key, largest in _OPTIONAL_SIZES.items() if config.get(key)}
+    there = {key for key, value in config.items() if value is not None}
+    wanted = {key: largest for key, largest in _OPTIONAL_SIZES.items() if key in there}
     for key, largest in {**_SIZES, **wanted}.items():
         value = config.get(key)
         if type(value) is not int:
@@ -154,6 +183,70 @@ def _check_sizes(file: Path, config: dict[str, Any]) -> None:
             f"{file}: layer_types is {_short(kinds)}; expected {layers} words, each "
             f"{' or '.join(_LAYER_TYPES)}"
         )
+
+
+def _check_settings(file: Path, config: dict[str, Any]) -> None:
+    """Refuse what transformers would trip over while it builds the model, or compute nothing with.
+
+    An absent or null setting is transformers' default; other keys are nobody's business here.
+    """
+    _check_numbers(file, config, _NUMBERS, "")
+    for key in _SWITCHES:
+        if not isinstance(config.get(key, False), bool):
+            raise CheckpointError(f"{file}: {key} is {_short(config[key])}; expected true or false")
+    for key in _TOKENS:
+        value = config.get(key)
+        for token in value if isinstance(value, list) and key == "eos_token_id" else [value]:
+            if token is not None and not (type(token) is int and 0 <= token < config["vocab_size"]):
+                raise CheckpointError(
+                    f"{file}: {key} is {_short(value)}; expected a token from 0 to "
+                    f"{config['vocab_size'] - 1:,}, as vocab_size has it"
+                )
+    # transformers takes num_experts for num_local_experts, whichever of the two comes last.
+    fixed = {"hidden_act": "silu", "num_experts": config["num_local_experts"]}
+    for key, wanted in fixed.items():
+        if config.get(key, wanted) != wanted or isinstance(config.get(key), bool):
+            raise CheckpointError(f"{file}: {key} is {_short(config[key])}; expected {wanted!r}")
+    for key in ("dtype", "torch_dtype"):
+        if not isinstance(config.get(key, ""), str | None):
+            raise CheckpointError(f"{file}: {key} is {_short(config[key])}; expected 'bfloat16'")
+    for key in ("rope_scaling", "rope_parameters"):
+        if config.get(key) is not None:
+            _check_rotary(file, config[key], key)
+
+
+def _check_rotary(file: Path, rotary: Any, key: str) -> None:
+    if not isinstance(rotary, dict):
+        raise CheckpointError(f"{file}: {key} is {_short(rotary)}; expected a mapping or null")
+    kind = rotary.get("rope_type", rotary.get("type", "default"))
+    if kind not in _ROTARY_TYPES:
+        raise CheckpointError(
+            f"{file}: {key}.rope_type is {_short(kind)}; expected {' or '.join(_ROTARY_TYPES)}, as "
+            "gpt-oss was trained"
+        )
+    _check_numbers(file, rotary, _ROTARY_NUMBERS, f"{key}.")
+    if kind == "yarn" and rotary.get("factor") is None:
+        raise CheckpointError(f"{file}: {key}.factor is missing; expected a number, as released 32")
+    if not isinstance(rotary.get("truncate", False), bool):
+        raise CheckpointError(
+            f"{file}: {key}.truncate is {_short(rotary['truncate'])}; expected true or false"
+        )
+
+
+def _check_numbers(
+    file: Path, values: dict[str, Any], ranges: dict[str, tuple[float, float]], where: str
+) -> None:
+    for key, (low, high) in ranges.items():
+        value = values.get(key, low)
+        if value is None:
+            taken = key not in _NEVER_NULL
+        else:
+            taken = type(value) in (int, float) and low <= value <= high
+        if not taken:
+            raise CheckpointError(
+                f"{file}: {where}{key} is {_short(value)}; expected a number from {low:g} to "
+                f"{high:g}, restore the released file"
+            )
 
 
 def _check_quantization(file: Path, quantization: Any) -> None:

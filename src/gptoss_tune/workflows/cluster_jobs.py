@@ -31,6 +31,9 @@ _BUCKET = re.compile(r"(s3|gs|r2|cos|nebius|https)://[\w./-]+")
 _GPU = re.compile(r"[\w-]+")
 
 # Where a signal goes to every process, accelerate gets it too and should let its ranks finish.
+# A job starts in a folder of data and runs; a yaml.py among them is no module of ours.
+_SAFE_PATH = "export PYTHONSAFEPATH=1"
+
 _PATIENCE = f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING_SECONDS - 10}"
 
 RUN_NODE = r"""run_node() {
@@ -121,6 +124,7 @@ def slurm_script(job: Job, *, time: str, cpus: int | None, directives: Sequence[
             "# and at a preemption, the ranks get SIGTERM, save a checkpoint and leave with 75;",
             "# the job is then queued again and goes on from there. A job ended by scancel is not.",
             "set -u",
+            _SAFE_PATH,
             f"cd -- {shlex.quote(str(Path.cwd()))} || exit 3",
             *job.setup,
             "# scancel signals this shell, a time limit or a preemption only the steps.",
@@ -199,6 +203,7 @@ def skypilot_task(job: Job, *, gpu: str, bucket: str | None, spot: bool, output_
     task["setup"] = _Block("\n".join((*job.setup, "pip install .")) + "\n")
     run_lines = [
         "set -u",
+        _SAFE_PATH,
         *job.setup,
         "export MASTER_ADDR MASTER_PORT=12355",
         _PATIENCE,

@@ -242,8 +242,9 @@ def _run(arguments: list[str], shown: str, console: Console) -> float:
     console.print(f"[bold]$ {shown}[/bold]", highlight=False, soft_wrap=True)
     started = time.monotonic()
     # accelerate would pick the number of cores, which beside other work is the slowest.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    finished = subprocess.run([sys.executable, *arguments], check=False, env=environment)
+    # No module comes from the current folder, in the launcher's processes either.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONSAFEPATH": "1"}
+    finished = subprocess.run([sys.executable, "-P", *arguments], check=False, env=environment)
     if finished.returncode != 0:
         raise MachineError(f"`{shown}` ended with exit code {finished.returncode}; see above")
     return time.monotonic() - started

@@ -24,6 +24,8 @@ import torch
 from pydantic import ValidationError
 
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError, RecipeError
+from gptoss_tune.files.atomic import write_text
+from gptoss_tune.files.regular import refuse_link_out
 from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
 from gptoss_tune.recipe import ModelSection, load_recipe, recipe_yaml
 from gptoss_tune.run.card import RunCard, line_marks
@@ -44,6 +46,7 @@ LOSS_RTOL = 2e-5
 """Of the same steps on one process and on two, measured on the tiny model: 1e-6 to 1e-5."""
 FACTOR_RTOL, FACTOR_ATOL = 2e-3, 2e-4
 """Of the adapters then: Adam divides by the gradient's size, so that noise in it shows."""
+_SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _MARK = 8
 _MOST_NAMED = 5
 
@@ -118,6 +121,16 @@ def record_of(run: Path) -> dict[str, Any]:
             f"{RunFolder(run).record}: {where}: {first['msg']}; it is damaged or of another "
             "version, restore the file"
         ) from None
+    sizes = record.get("micro_batch") or dict.fromkeys(_SIZES, 1)
+    for where, value in (
+        ("environment.processes", record["environment"].get("processes")),
+        *((f"micro_batch.{name}", sizes.get(name)) for name in _SIZES),
+    ):
+        if type(value) is not int or value < 1:
+            raise CheckpointError(
+                f"{RunFolder(run).record}: {where} is {ascii(value)[:60]}, expected a number from "
+                "1; it is damaged or of another version, restore the file"
+            )
     return record
 
 
@@ -151,14 +164,14 @@ def launch_words(record: dict[str, Any], gpus: int) -> list[str]:
     """
     processes = int(record["environment"]["processes"])
     if processes == 1:
-        return [sys.executable]
+        return [sys.executable, "-P"]
     if 0 < gpus < processes:
         raise MachineError(
             f"the run had {processes} processes, and this machine has {gpus} GPUs; train its "
             f"{RECIPE} into another folder under the launcher of all its machines, and see both "
             "with `gptoss-tune report RUN OTHER`"
         )
-    words = [sys.executable, "-m", "accelerate.commands.launch"]
+    words = [sys.executable, "-P", "-m", "accelerate.commands.launch"]
     if record.get("fingerprint", {}).get("strategy") == "fsdp2":
         words += ["--config_file", str(shipped("recipes") / "accelerate" / "fsdp2.yaml")]
     else:
@@ -171,14 +184,14 @@ def launch_words(record: dict[str, Any], gpus: int) -> list[str]:
 def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
     """Make the run once more into ``out`` and return the exit code of its processes.
 
-    What they say goes to standard error: standard output is the comparison's.
+    The current folder may be a stranger's, as the run is: no module is imported from it. What they
+    say goes to standard error: standard output is the comparison's.
     """
     words = [f"train.output_dir={out}"]
     used = record.get("micro_batch")
     if used is not None:  # another machine would find another one
         words += ["train.auto_find_batch_size=false"]
-        sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        words += [f"train.{name}={used[name]}" for name in sizes]
+        words += [f"train.{name}={used[name]}" for name in _SIZES]
     processes = record["environment"]["processes"]
     words += [f"distributed.num_processes={processes}"]
     if processes == 1:  # which share nothing
@@ -186,18 +199,20 @@ def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
     command = launch_words(record, torch.cuda.device_count())
     with _readable_recipe(run) as recipe:
         command += ["-m", "gptoss_tune.train", str(recipe), *words]
-        return subprocess.run(command, env=os.environ, stdout=2, check=False).returncode
+        environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # a launcher's ranks read it
+        return subprocess.run(command, env=environment, stdout=2, check=False).returncode
 
 
 @contextlib.contextmanager
 def _readable_recipe(run: Path) -> Iterator[Path]:
     """Give a file with the run's recipe: its own, or one in today's names while it is needed."""
+    refuse_link_out(RunFolder(run).recipe, run)
     try:
         load_recipe(RunFolder(run).recipe)
     except RecipeError:
         with tempfile.TemporaryDirectory(prefix="gptoss-tune-") as folder:
             file = Path(folder, RECIPE)
-            file.write_text(recipe_yaml(load_run_recipe(run)), encoding="utf-8")
+            write_text(file, recipe_yaml(load_run_recipe(run)))
             yield file
     else:
         yield RunFolder(run).recipe
@@ -300,10 +315,10 @@ def _continued(changes: list[dict[str, Any]]) -> list[Difference]:
     """Return what the run changed on its way: its recipe says the last of it alone."""
     return [
         Difference(
-            f"{one['name']} before step {one['step']}",
+            f"{one.get('name')} before step {one.get('step')}",
             str(one.get("was")),
             str(one.get("now")),
-            one["name"] not in NOTED,
+            one.get("name") not in NOTED,
         )
         for one in changes
     ]
@@ -311,7 +326,10 @@ def _continued(changes: list[dict[str, Any]]) -> list[Difference]:
 
 def _data_differences(record: dict[str, Any], run: Path) -> list[Difference]:
     marks_file = RunFolder(run).data_lines
-    marks = read_object(marks_file) if marks_file.is_file() else {}
+    try:
+        marks = read_object(marks_file, folder=run)
+    except FileNotFoundError:
+        marks = {}
     refuse_other_kinds(marks_file, marks, dict.fromkeys(marks, str))
     found = []
     for entry in record.get("data", []):
@@ -351,7 +369,7 @@ def _base_differences(record: dict[str, Any], model: ModelSection) -> list[Diffe
         return [Difference("base", str(record.get("base", {}).get("name")), str(error), True)]
     now = base.fingerprint()
     return [
-        Difference(f"base {part}", then[part][:12], now[part][:12], True)
+        Difference(f"base {part}", str(then[part])[:12], str(now.get(part))[:12], True)
         for part in then
         if then[part] != now.get(part)
     ]

@@ -41,3 +41,14 @@ def test_a_pipe_gets_a_plain_line():
     assert shown(False).strip() == (
         "step 12000/20000  loss 12.346  lr 1.9e-5  12,346 tok/s  76.5 GiB"
     )
+
+
+def test_a_held_out_loss_that_is_no_number_is_warned_about():
+    for loss, warned in ((1.5, False), (float("nan"), True), (float("inf"), True)):
+        console = Console(file=io.StringIO(), width=200)
+        display = ProgressDisplay(console)
+        state = TrainerState(is_world_process_zero=True, global_step=2, max_steps=2)
+        display.on_log(None, state, None, {"eval_loss": loss})
+        said = console.file.getvalue()
+        assert said.startswith("step 2: eval loss ")
+        assert (f"warning: the held-out loss is {loss}: " in said) == warned

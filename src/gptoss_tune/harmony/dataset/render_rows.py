@@ -202,7 +202,10 @@ def render_rows(
 
 def default_processes(size: int) -> int:
     """Return how many processes a source of ``size`` bytes is worth on this machine."""
-    return max(1, min(len(os.sched_getaffinity(0)), size // WORTH_A_PROCESS))
+    # macOS and Windows do not say which cores a process may use.
+    listed = getattr(os, "sched_getaffinity", None)
+    cores = len(listed(0)) if listed else os.cpu_count() or 1
+    return max(1, min(cores, size // WORTH_A_PROCESS))
 
 
 def chunks(rows: Iterable[Located]) -> Iterator[list[Located]]:

@@ -14,7 +14,6 @@ L layers, E experts.
 
 from __future__ import annotations
 
-import json
 import re
 from io import FileIO
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gptoss_tune.distributed import sum_over_ranks
+from gptoss_tune.files.strict_json import to_text
 from gptoss_tune.model.sharding import share_of
 from gptoss_tune.run.jsonl import append_line, keep_lines_until, open_lines
 
@@ -102,7 +102,7 @@ class LayerFigures:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._stream is not None:
-            append_line(self._stream, json.dumps(line))
+            append_line(self._stream, to_text(line))
 
 
 def layer_norms(model: nn.Module, layers: int) -> Tensor:

@@ -6,13 +6,12 @@ continuation expects them to reach its step, and says so where they do not.
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState
 
+from gptoss_tune.files.strict_json import to_text
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import append_line, keep_lines_until, open_lines
 from gptoss_tune.train.metrics.trackers import Tracker
@@ -61,13 +60,8 @@ class MetricsFile(Tracker):
 
     def write(self, state: TrainerState, logs: dict[str, Any]) -> None:
         """Write one line: the step, and every figure of it."""
-        # JSON has no NaN.
-        figures = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in logs.items()
-        }
-        row = {"step": state.global_step, "epoch": state.epoch, **figures}
-        append_line(self._stream, json.dumps(row))
+        row = {"step": state.global_step, "epoch": state.epoch, **logs}
+        append_line(self._stream, to_text(row))
 
     def shut(self) -> None:
         """Close the file."""

@@ -6,6 +6,7 @@ it is one plain line per logging step, which survives in a job's log.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.console import Console
@@ -60,7 +61,14 @@ class ProgressDisplay(TrainerCallback):
         if not logs or not state.is_world_process_zero:
             return
         if "eval_loss" in logs:
-            self._console.print(f"step {state.global_step}: eval loss {logs['eval_loss']:.4f}")
+            loss = logs["eval_loss"]
+            self._console.print(f"step {state.global_step}: eval loss {loss:.4f}")
+            if not math.isfinite(loss):
+                self._console.print(
+                    f"warning: the held-out loss is {loss}: the model computes no number for a "
+                    "held-out row, although it trains; look for what those rows alone hold, and "
+                    "for NaN in the base"
+                )
         elif "loss" in logs:
             figures = step_figures(logs)
             if self._progress is not None:
