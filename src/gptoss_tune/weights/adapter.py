@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
-from gptoss_tune.run.checkpoints import published
+from gptoss_tune.run.checkpoints import published, sha256_of
 from gptoss_tune.run.folder import ADAPTER
 from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights import Checkpoint
@@ -34,8 +35,13 @@ from gptoss_tune.weights.adapter_config import (
     read_adapter_config,
     saved_by_swapping_peft,
 )
-from gptoss_tune.weights.adapter_targets import Target, targets_of
+from gptoss_tune.weights.adapter_targets import PREFIX, Target, targets_of
+from gptoss_tune.weights.hashes import refuse_damaged
+from gptoss_tune.weights.layouts import ONE_BY_ONE, without_wrappers
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
+
+_NAMED_FACTOR = re.compile(r"(.*\.lora_[AB])\.[\w-]+(\.weight)")
+"""A factor with the adapter's name in its own, as in a state dict: ``lora_A.default.weight``."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,18 @@ class Adapter:
         path: Its folder.
         config: ``adapter_config.json``.
         targets: What it changes, by module.
+        renamed: Whether the file has other names for the factors than PEFT saves.
     """
 
     def __init__(self, path: Path, base: Checkpoint) -> None:
         """Open the adapter in the folder ``path`` for ``base``; see ``open_adapter``."""
         self.path = path
         self.config = read_adapter_config(path)
+        refuse_damaged(path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
         where = str(path / ADAPTER_CONFIG)
         self.targets = targets_of(self.config, base, where)
         self.file = SafetensorsFile(inside(path, ADAPTER_WEIGHTS, f"{path}: has"))
+        self.renamed = _pefts_names(self.file)
         self._check_names(base)
         self.swapped = self._check_shapes()
         self._check_finite()
@@ -104,6 +113,11 @@ class Adapter:
                 digest.update(chunk)
         return digest.hexdigest()
 
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights' file alone: equal for copies whose configuration was edited."""
+        return sha256_of(self.file.path)
+
     @staticmethod
     def _names(target: Target) -> tuple[str, str]:
         return f"{target.key}.lora_A.weight", f"{target.key}.lora_B.weight"
@@ -120,6 +134,13 @@ class Adapter:
             for name in set(self.file.entries) - wanted
             if not self._is_copy_of_base(name, base)
         )
+        one_by_one = [name for name in unread if ONE_BY_ONE.search(name)]
+        if one_by_one:
+            raise CheckpointError(
+                f"{self.file.path}: has factors of single experts, first '{one_by_one[0]}', as "
+                "Unsloth's 4-bit layout trains them; expected one pair for a whole stack "
+                "(target_parameters), train on the release's layout or merge where it was trained"
+            )
         if missing:
             experts = sum(".mlp.experts." in name for name in missing)
             raise CheckpointError(
@@ -189,8 +210,39 @@ class Adapter:
         )
 
 
+def _pefts_names(file: SafetensorsFile) -> bool:
+    """Give the factors the names under which PEFT saves them; return whether any had another.
+
+    A state dict that was saved as it was in training has the adapter's name in it
+    (``lora_A.default.weight``) and the wrappers of compile and of several GPUs.
+
+    Raises:
+        CheckpointError: Two tensors are the same factor.
+    """
+    names: dict[str, str] = {}
+    for stored in file.entries:
+        named = _NAMED_FACTOR.fullmatch(stored)
+        name = named[1] + named[2] if named else stored
+        names[stored] = PREFIX + without_wrappers(name)
+    twice = [stored for stored, name in names.items() if list(names.values()).count(name) > 1]
+    if twice:
+        raise CheckpointError(
+            f"{file.path}: '{twice[0]}' and '{twice[1]}' are one factor; the file holds two "
+            "adapters, save one"
+        )
+    renamed = any(stored != name for stored, name in names.items())
+    if renamed:
+        file.rename(names)
+    return renamed
+
+
 def open_adapter(
-    path: str | Path, base: Checkpoint, *, other_base: bool = False, repair: bool = False
+    path: str | Path,
+    base: Checkpoint,
+    *,
+    other_base: bool = False,
+    repair: bool = False,
+    translate: bool = False,
 ) -> Adapter:
     """Open the adapter of a run, or an adapter's own folder, and check it against ``base``.
 
@@ -199,6 +251,8 @@ def open_adapter(
         base: The base to use it on.
         other_base: Accept a base whose weights differ from those it was trained on.
         repair: Read expert factors that were saved swapped as if they were not.
+        translate: Accept factors under other names than PEFT's, for who reads them through the
+            adapter alone; PEFT itself would leave them out.
 
     Raises:
         CheckpointError: No adapter there, pickle files, a kind of adapter that cannot be merged,
@@ -211,6 +265,12 @@ def open_adapter(
             f"{folder}: its expert factors have in and out swapped, as PEFT {SWAPPING_PEFT} wrote "
             f"them; write a repaired copy with `gptoss-tune adapter {folder} --for peft --repair "
             "--out DIR` and use that"
+        )
+    if adapter.renamed and not translate:
+        raise CheckpointError(
+            f"{folder}: its factors have other names than PEFT saves, and PEFT would leave them "
+            f"out; write a copy with `gptoss-tune adapter {folder} --for peft --out DIR` and use "
+            "that"
         )
     trained_on = record_of_adapter(folder).get("base", {}).get("fingerprint", {}).get("weights")
     if trained_on and not other_base and trained_on != base.fingerprint()["weights"]:
