@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from dataclasses import replace
 from enum import StrEnum
@@ -20,24 +22,28 @@ if TYPE_CHECKING:
     from gptoss_tune.workflows.finished_run import Merged
 
 AdapterPath = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         metavar="RUN_OR_ADAPTER...",
-        help="A run, or an adapter's folder; several are summed, each as PATH or PATH=WEIGHT.",
+        help="A run, or an adapter's folder; several are summed, each as PATH or PATH=WEIGHT. "
+        "None: the base alone is written in the format.",
+        show_default=False,
     ),
 ]
 
 
 def merge(
-    adapters: AdapterPath,
     out: Annotated[Path, typer.Option(help="Folder to create.")],
+    adapters: AdapterPath = None,
     format: Annotated[
         ExpertFormat, typer.Option(help="Layout of the experts in the result.")
     ] = ExpertFormat.bf16,
     base: BasePath = None,
     revision: Revision = None,
     other_base: OtherBase = False,
-    max_shard_size: Annotated[int, typer.Option(help="Bytes of one file.")] = 5_000_000_000,
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Largest file: bytes, or 5GB, 500MB, 2GiB.")
+    ] = "5GB",
     device: Annotated[str, typer.Option(help="Where the arithmetic runs: cpu, cuda.")] = "cpu",
     min_survival: Annotated[
         float | None,
@@ -67,21 +73,24 @@ def merge(
 
     A merge that was stopped goes on where it was when the same command is given again.
     """
+    from gptoss_tune.export.device import compute_device
     from gptoss_tune.export.merge.merge import MergeOptions
     from gptoss_tune.files.atomic import refuse_existing, to_json
     from gptoss_tune.workflows import finished_run
     from gptoss_tune.workflows.calibrate import merge_calibrated
 
     refuse_existing(out)
+    compute_device(device)
+    largest = _bytes(max_shard_size)
+    named = [_path_and_weight(text) for text in adapters or ()]
     calibration = _calibration(
-        calibrate, calibrate_steps, adapters, out, format.value, accept_loss=accept_loss
+        calibrate, calibrate_steps, adapters or [], out, format.value, accept_loss=accept_loss
     )
-    named = [_path_and_weight(text) for text in adapters]
     checkpoint, weighted = finished_run.open_adapters(named, base, revision, other_base=other_base)
     asked = finished_run.strictest_survival(weighted) if min_survival is None else min_survival
     options = MergeOptions(
         expert_format=format.value,
-        max_shard_size=max_shard_size,
+        max_shard_size=largest,
         device=device,
         min_survival=asked,
         accept_loss=accept_loss,
@@ -102,6 +111,9 @@ def merge(
         checked = None if done.verification is None else done.verification.as_dict()
         sys.stdout.write(to_json({**done.report, "out": str(out), "verification": checked}))
         return
+    if "completed" in done.report:
+        added = ", ".join(done.report["completed"])
+        typer.echo(f"the base has no {added}; the result has the release's settings there")
     if done.report["survival"]["stacks"]:
         print_survival(done.report["survival"])
     if done.verification is not None:
@@ -188,7 +200,7 @@ def verify(
 
     checkpoint, weighted = None, []
     named = [_path_and_weight(text) for text in adapter or ()]
-    if named:
+    if named or base is not None:
         checkpoint, weighted = finished_run.open_adapters(
             named, base, revision, other_base=other_base
         )
@@ -240,14 +252,15 @@ def adapter(
 
     if base is None:
         base, revision = base_name([source])
-    checkpoint = open_checkpoint(base, revision)
-    opened = open_adapter(source, checkpoint, other_base=other_base, repair=repair)
+    checkpoint = open_checkpoint(base, revision, translate=True)
+    opened = open_adapter(source, checkpoint, other_base=other_base, repair=repair, translate=True)
     write_adapter(opened, out, reader.value, uniform=uniform)
     if opened.swapped:
         typer.echo(
             f"the factors were swapped, as PEFT {SWAPPING_PEFT} saved them; the copy is right"
         )
-    typer.echo(visible(serve_command(opened, out, reader.value)))
+    for line in serve_command(opened, out, reader.value, checkpoint.expert_format).splitlines():
+        typer.echo(visible(line))
 
 
 def print_checks(result: Verification) -> None:
@@ -278,11 +291,32 @@ def _path_and_weight(text: str) -> tuple[str, float]:
     if not separator or Path(text).exists():
         return text, 1.0
     try:
-        return path, float(weight)
+        value = float(weight)
     except ValueError:
         raise typer.BadParameter(
             f"'{text}': '{weight}' is no number; expected PATH=WEIGHT"
         ) from None
+    if not math.isfinite(value) or value == 0:
+        raise typer.BadParameter(
+            f"'{text}': the weight is {value:g}; expected a number other than 0"
+        )
+    return path, value
+
+
+_UNITS = {"": 1, "B": 1, **{f"{u}B": 1000**n for n, u in enumerate("KMGT", 1)}}
+_UNITS |= {f"{unit}IB": 1024**n for n, unit in enumerate("KMGT", 1)}
+
+
+def _bytes(text: str) -> int:
+    """Return a size such as ``5GB``, ``500MB``, ``2GiB`` or ``5000000000`` in bytes."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)", text.strip())
+    unit = match and _UNITS.get(match[2].upper())
+    if not match or unit is None or int(float(match[1]) * unit) < 1:
+        raise typer.BadParameter(
+            f"{text!r}; expected a size above 0, such as 5GB, 500MB, 2GiB or a number of bytes",
+            param_hint="--max-shard-size",
+        )
+    return int(float(match[1]) * unit)
 
 
 def show_progress(done: int, total: int) -> None:
