@@ -26,6 +26,7 @@ from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.export.verify.verify import Verification, verify
 from gptoss_tune.files.atomic import to_json
 from gptoss_tune.files.paths import inside
+from gptoss_tune.run.checkpoints import MANIFEST
 from gptoss_tune.run.folder import RECIPE
 from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.shipped import shipped
@@ -34,7 +35,7 @@ from gptoss_tune.weights.adapter import Adapter
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_tune.weights.write import INDEX_NAME
 
-_MERGE_WRITES = {"config.json", "merge_report.json", INDEX_NAME, NOTICE, "README.md"}
+_MERGE_WRITES = {"config.json", "merge_report.json", INDEX_NAME, MANIFEST, NOTICE, "README.md"}
 
 
 def collect(
@@ -111,8 +112,11 @@ def _merged_files(merged: Path) -> Mapping[str, Path]:
     Raises:
         CheckpointError: The folder holds something else, which nobody asked to publish.
     """
-    files = {path.name: path for path in companions(merged)}
+    files = {path.relative_to(merged).as_posix(): path for path in companions(merged)}
+    folders = {name.partition("/")[0] for name in files if "/" in name}
     for path in sorted(merged.iterdir()):
+        if path.name in folders:
+            continue
         if path.name in _MERGE_WRITES or path.suffix == ".safetensors":
             files[path.name] = inside(merged, path.name, f"{merged}: has")
         elif path.name not in files:
