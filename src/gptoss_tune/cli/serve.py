@@ -86,8 +86,20 @@ def push(
         str | None, typer.Option(help="The base's name on the Hub, when trained from a folder.")
     ] = None,
     logits: Annotated[bool, typer.Option(help="Compare logits of a merged folder first.")] = True,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Delete what others put there and would change what loads."),
+    ] = False,
+    replace_card: Annotated[
+        bool,
+        typer.Option("--replace-card", help="Replace a hand-written README.md, not add to it."),
+    ] = False,
 ) -> None:
-    """Verify a run's adapter or merged model and upload it with a model card."""
+    """Verify a run's adapter or merged model and upload it with a model card.
+
+    The repository then holds exactly what was verified; files that do not matter to it stay.
+    """
+    from gptoss_tune.export.hub.repository import listed
     from gptoss_tune.workflows import finished_run
 
     done = finished_run.push(
@@ -99,5 +111,11 @@ def push(
         revision=revision,
         base_name=base_name,
         logits=logits,
+        replace=replace,
+        replace_card=replace_card,
     )
+    if done.deleted:
+        typer.echo(f"deleted in the same commit: {listed(done.deleted)}")
+    if done.kept:
+        typer.echo(f"kept, of others: {listed(done.kept)}")
     typer.echo(f"{done.url}: {done.files} files, commit {done.commit}")

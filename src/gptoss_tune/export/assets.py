@@ -6,17 +6,19 @@ that changes be stated (Apache-2.0, section 4b).
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from gptoss_tune.files.atomic import disk_errors, write_text
 from gptoss_tune.files.paths import inside
+from gptoss_tune.recipe.value_types import is_hub_name
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import Adapter
 
 NOTICE = "NOTICE"
-_COMPANIONS = (
+COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -25,6 +27,7 @@ _COMPANIONS = (
     "LICENSE*",
     "USAGE_POLICY*",
 )
+"""Patterns of the files that travel with weights."""
 
 
 def companions(folder: Path) -> list[Path]:
@@ -33,7 +36,7 @@ def companions(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: One of them is a link to a file outside the folder, which would travel too.
     """
-    found = {file for pattern in _COMPANIONS for file in folder.glob(pattern) if file.is_file()}
+    found = {file for pattern in COMPANIONS for file in folder.glob(pattern) if file.is_file()}
     return [inside(folder, file.name, f"{folder}: has") for file in sorted(found)]
 
 
@@ -50,7 +53,8 @@ def copy_companions(base: Checkpoint, adapters: Sequence[Adapter], out: Path) ->
     names = (a.config.get("base_model_name_or_path") for a in adapters)
     name = next((name for name in names if name), base.path.name)
     # A local folder is named by its last part: the path of this machine is nobody's business.
-    public = Path(name).name if Path(name).is_absolute() else name
+    local = Path(name).exists() or not is_hub_name(name)
+    public = re.split(r"[\\/]", name.rstrip("\\/"))[-1] if local else name
     write_text(out / NOTICE, text + change_notice(public, adapters))
 
 
