@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from enum import StrEnum
@@ -15,6 +16,7 @@ from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
     from gptoss_tune.export.merge.steps import WeightedAdapter
+    from gptoss_tune.export.verify.completions import CompletionsServer
     from gptoss_tune.export.verify.verify import Verification
     from gptoss_tune.workflows.calibrate import Calibration
     from gptoss_tune.workflows.finished_run import Merged
@@ -176,11 +178,22 @@ def verify(
     served_name: Annotated[
         str | None, typer.Option(help="Name it is served under; default: the folder.")
     ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Variable that holds the server's API key; default: VLLM_API_KEY, if set.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Check that a merged checkpoint, or a server of it, holds what was trained."""
-    from gptoss_tune.export.verify.server import verify_served
+    """Check that a merged checkpoint, or a server of it, holds what was trained.
+
+    Exit code 4: it cannot be told whether the server has the tuned model.
+    """
+    from gptoss_tune.export.verify.server import ask_server, verify_served
+    from gptoss_tune.export.verify.verify import Check
     from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import to_json
     from gptoss_tune.weights import open_checkpoint
@@ -192,15 +205,20 @@ def verify(
         checkpoint, weighted = finished_run.open_adapters(
             named, base, revision, other_base=other_base
         )
-    result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
+    answers = None
     if served is not None:
         if checkpoint is None:
             raise typer.BadParameter(
                 "--served needs --adapter, to know the base", param_hint="--served"
             )
-        tuned = open_checkpoint(folder)
-        name = served_name or str(folder)
-        check = verify_served(served, name, tuned, checkpoint, device=device)
+        # The server first: one that is not there is known before the weights are read.
+        answers = ask_server(_server(served, served_name or str(folder), api_key_env))
+    result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
+    if answers is not None and checkpoint is not None and result.passed:
+        check = verify_served(answers, open_checkpoint(folder), checkpoint, device=device)
+        result = replace(result, checks=(*result.checks, check))
+    elif answers is not None:
+        check = Check("served", None, "not compared: the folder itself does not hold")
         result = replace(result, checks=(*result.checks, check))
     finished_run.note(named, "verify", result)
     if as_json:
@@ -208,6 +226,19 @@ def verify(
     else:
         print_checks(result)
     result.require()
+
+
+def _server(url: str, model: str, api_key_env: str | None) -> CompletionsServer:
+    """Return the server to ask, with the key that a variable of the environment holds."""
+    from gptoss_tune.export.verify.completions import CompletionsServer
+
+    key = os.environ.get(api_key_env or "VLLM_API_KEY", "").strip()
+    if api_key_env is not None and not key:
+        raise typer.BadParameter(
+            f"the environment has no variable {api_key_env}, or it is empty; set it to the key",
+            param_hint="--api-key-env",
+        )
+    return CompletionsServer(url, model, key or None)
 
 
 class Reader(StrEnum):
