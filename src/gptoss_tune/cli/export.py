@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.arguments import AsJson, BasePath, ExpertFormat, OtherBase, Revision
+from gptoss_tune.cli.arguments import AsJson, BasePath, Device, ExpertFormat, OtherBase, Revision
 from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def merge(
     revision: Revision = None,
     other_base: OtherBase = False,
     max_shard_size: Annotated[int, typer.Option(help="Bytes of one file.")] = 5_000_000_000,
-    device: Annotated[str, typer.Option(help="Where the arithmetic runs: cpu, cuda.")] = "cpu",
+    device: Device = "cpu",
     min_survival: Annotated[
         float | None,
         typer.Option(
@@ -185,7 +185,7 @@ def verify(
             help="Variable that holds the server's API key; default: VLLM_API_KEY, if set.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Check that a merged checkpoint, or a server of it, holds what was trained.
