@@ -25,7 +25,7 @@ AdapterPath = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN_OR_ADAPTER...",
-        help="A run, or an adapter's folder; several are summed, each as PATH or PATH=WEIGHT.",
+        help="A run, an adapter or its Hub name; several are summed, each PATH or PATH=WEIGHT.",
     ),
 ]
 
@@ -166,7 +166,9 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A merged checkpoint.")],
     adapter: Annotated[
         list[str] | None,
-        typer.Option(help="What was merged: a run or an adapter, PATH or PATH=WEIGHT; repeatable."),
+        typer.Option(
+            help="What was merged: run, adapter or its Hub name, PATH or PATH=WEIGHT; repeatable."
+        ),
     ] = None,
     base: BasePath = None,
     revision: Revision = None,

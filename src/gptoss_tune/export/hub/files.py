@@ -19,12 +19,12 @@ from gptoss_tune.export.hub.licence import licence_of
 from gptoss_tune.export.hub.model_card import Facts, loss_plot, model_card, read_metrics, run_card
 from gptoss_tune.export.hub.public_recipe import public_recipe
 from gptoss_tune.export.hub.push import refuse_places
-from gptoss_tune.export.hub.repository import CARD, LOSS_PLOT, RUN_CARD, TEMPLATES
+from gptoss_tune.export.hub.repository import CARD, LOSS_PLOT, TEMPLATES
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.export.verify.verify import Verification, verify
 from gptoss_tune.files.atomic import to_json
 from gptoss_tune.files.paths import inside
-from gptoss_tune.run.folder import RECIPE
+from gptoss_tune.run.folder import RECIPE, RUN_CARD
 from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 from gptoss_tune.weights.adapter import Adapter

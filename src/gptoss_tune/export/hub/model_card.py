@@ -119,8 +119,20 @@ def run_card(facts: Facts) -> str:
         environment=environment,
         base={"name": facts.base, "fingerprint": fingerprint},
         data=data_names(facts.record),
+        recipe=_how_trained(facts.record),
     )
     return json.dumps(_finite(card), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _how_trained(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a later export asks of the recipe."""
+    recipe = record.get("recipe", {})
+    asked = {"lora": "merge_aware", "export": "min_survival"}
+    return {
+        section: {name: recipe[section][name]}
+        for section, name in asked.items()
+        if isinstance(recipe.get(section, {}).get(name), bool | float)
+    }
 
 
 def _finite(value: Any) -> Any:

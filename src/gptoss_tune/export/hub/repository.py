@@ -23,11 +23,11 @@ from huggingface_hub.utils import validate_repo_id
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import HubError, RepositoryError
 from gptoss_tune.export.assets import COMPANIONS, NOTICE
-from gptoss_tune.run.folder import RECIPE
+from gptoss_tune.run.folder import RECIPE, RUN_CARD
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME
 
-CARD, RUN_CARD, LOSS_PLOT = "README.md", "run_card.json", "loss.svg"
+CARD, LOSS_PLOT = "README.md", "loss.svg"
 _OURS = (
     *(CARD, RUN_CARD, LOSS_PLOT, RECIPE, NOTICE, "config.json", "merge_report.json"),
     *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, SINGLE_NAME, INDEX_NAME, "model-*-of-*.safetensors"),
