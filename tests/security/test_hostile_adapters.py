@@ -144,6 +144,7 @@ def test_patterns_that_other_tools_write_still_match(base, adapter, place, tools
 
 
 def test_a_record_cannot_write_markup_into_the_card(base, adapter, tools, place):
+    from gptoss_tune.export.hub.licence import Licence
     from gptoss_tune.export.hub.model_card import Facts, model_card, read_metrics
 
     run = place / "theirs"
@@ -152,7 +153,7 @@ def test_a_record_cannot_write_markup_into_the_card(base, adapter, tools, place)
     evil = "<script>alert(1)</script>|[x](javascript:y)\n# Heading"
     record = {
         "steps": evil,
-        "recipe": {"data": {"train": [{"path": evil}]}, "note": "```\n<script>alert(2)</script>"},
+        "recipe": {"data": {"train": [{"path": evil}], "date": "```\n<script>alert(2)</script>"}},
         "environment": {"libraries": {"torch": evil}},
     }
     tools.replace(run / "run.json", record)
@@ -160,7 +161,8 @@ def test_a_record_cannot_write_markup_into_the_card(base, adapter, tools, place)
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     metrics = read_metrics(run / "adapter")
     assert metrics == [{"loss": 1.0}, {"step": 1, "loss": 2.0}]
-    facts = Facts("me/x", "openai/gpt-oss-20b", None, ["q_proj"], record, metrics, "ok")
+    terms = Licence("apache-2.0", "Apache-2.0.")
+    facts = Facts("me/x", "openai/gpt-oss-20b", None, ["q_proj"], record, metrics, "ok", terms)
     card = model_card(facts)
     text, _, code = card.partition("The recipe, complete:")
     assert "<script" not in text.replace("\\<", "") and "\n# Heading" not in text

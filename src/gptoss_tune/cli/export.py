@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from dataclasses import replace
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.arguments import AsJson, BasePath, ExpertFormat, OtherBase, Revision
+from gptoss_tune.cli.arguments import AsJson, BasePath, Device, ExpertFormat, OtherBase, Revision
 from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
     from gptoss_tune.export.merge.steps import WeightedAdapter
+    from gptoss_tune.export.verify.completions import CompletionsServer
     from gptoss_tune.export.verify.verify import Verification
     from gptoss_tune.workflows.calibrate import Calibration
     from gptoss_tune.workflows.finished_run import Merged
@@ -25,7 +27,7 @@ AdapterPath = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="RUN_OR_ADAPTER...",
-        help="A run, or an adapter's folder; several are summed, each as PATH or PATH=WEIGHT. "
+        help="A run, an adapter or its Hub name; several are summed, each PATH or PATH=WEIGHT. "
         "None: the base alone is written in the format.",
         show_default=False,
     ),
@@ -44,7 +46,7 @@ def merge(
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Largest file: bytes, or 5GB, 500MB, 2GiB.")
     ] = "5GB",
-    device: Annotated[str, typer.Option(help="Where the arithmetic runs: cpu, cuda.")] = "cpu",
+    device: Device = "cpu",
     min_survival: Annotated[
         float | None,
         typer.Option(
@@ -176,7 +178,9 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A merged checkpoint.")],
     adapter: Annotated[
         list[str] | None,
-        typer.Option(help="What was merged: a run or an adapter, PATH or PATH=WEIGHT; repeatable."),
+        typer.Option(
+            help="What was merged: run, adapter or its Hub name, PATH or PATH=WEIGHT; repeatable."
+        ),
     ] = None,
     base: BasePath = None,
     revision: Revision = None,
@@ -188,11 +192,22 @@ def verify(
     served_name: Annotated[
         str | None, typer.Option(help="Name it is served under; default: the folder.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Variable that holds the server's API key; default: VLLM_API_KEY, if set.",
+        ),
+    ] = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Check that a merged checkpoint, or a server of it, holds what was trained."""
-    from gptoss_tune.export.verify.server import verify_served
+    """Check that a merged checkpoint, or a server of it, holds what was trained.
+
+    Exit code 4: it cannot be told whether the server has the tuned model.
+    """
+    from gptoss_tune.export.verify.server import ask_server, verify_served
+    from gptoss_tune.export.verify.verify import Check
     from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import to_json
     from gptoss_tune.weights import open_checkpoint
@@ -204,15 +219,20 @@ def verify(
         checkpoint, weighted = finished_run.open_adapters(
             named, base, revision, other_base=other_base
         )
-    result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
+    answers = None
     if served is not None:
         if checkpoint is None:
             raise typer.BadParameter(
                 "--served needs --adapter, to know the base", param_hint="--served"
             )
-        tuned = open_checkpoint(folder)
-        name = served_name or str(folder)
-        check = verify_served(served, name, tuned, checkpoint, device=device)
+        # The server first: one that is not there is known before the weights are read.
+        answers = ask_server(_server(served, served_name or str(folder), api_key_env))
+    result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
+    if answers is not None and checkpoint is not None and result.passed:
+        check = verify_served(answers, open_checkpoint(folder), checkpoint, device=device)
+        result = replace(result, checks=(*result.checks, check))
+    elif answers is not None:
+        check = Check("served", None, "not compared: the folder itself does not hold")
         result = replace(result, checks=(*result.checks, check))
     finished_run.note(named, "verify", result)
     if as_json:
@@ -220,6 +240,19 @@ def verify(
     else:
         print_checks(result)
     result.require()
+
+
+def _server(url: str, model: str, api_key_env: str | None) -> CompletionsServer:
+    """Return the server to ask, with the key that a variable of the environment holds."""
+    from gptoss_tune.export.verify.completions import CompletionsServer
+
+    key = os.environ.get(api_key_env or "VLLM_API_KEY", "").strip()
+    if api_key_env is not None and not key:
+        raise typer.BadParameter(
+            f"the environment has no variable {api_key_env}, or it is empty; set it to the key",
+            param_hint="--api-key-env",
+        )
+    return CompletionsServer(url, model, key or None)
 
 
 class Reader(StrEnum):

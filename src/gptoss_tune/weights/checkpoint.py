@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
 from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME, natural_order
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"]
+_HUB_FILES = (
+    *("*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"),
+    "README.md",  # it says under which licence the weights stand
+)
 _HUB_OTHER_LAYOUTS = ["original/*", "metal/*"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FINGERPRINT_BYTES = 4096  # of each tensor: enough to tell weights apart, quick for 120b
@@ -214,11 +218,15 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
             f"{path}: no such folder; expected a folder with config.json or a name on the Hub "
             "such as openai/gpt-oss-20b"
         )
-    return _download(str(name_or_path), revision)
+    return download(str(name_or_path), revision, _HUB_FILES)
 
 
-def _download(name: str, revision: str | None) -> Path:
-    """Return the folder of a Hub repository's safetensors, tokenizer and configuration."""
+def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Return the folder of those files of a Hub repository whose names match ``patterns``.
+
+    Raises:
+        HubError: No such repository or revision, no access, or no answer.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -233,7 +241,7 @@ def _download(name: str, revision: str | None) -> Path:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=_HUB_FILES,
+            allow_patterns=list(patterns),
             ignore_patterns=_HUB_OTHER_LAYOUTS,
         )
     except GatedRepoError as error:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.hub.files import collect
+from gptoss_tune.export.hub.push import check_push
 from gptoss_tune.export.hub.push import push as upload
+from gptoss_tune.export.hub.repository import check_name
 from gptoss_tune.export.merge.merge import MAX_SHARD_SIZE, MergeOptions
 from gptoss_tune.export.merge.merge import merge as write_merged
 from gptoss_tune.export.merge.steps import WeightedAdapter
@@ -200,6 +202,8 @@ def push(
     revision: str | None = None,
     base_name: str | None = None,
     logits: bool = True,
+    replace: bool = False,
+    replace_card: bool = False,
 ) -> Pushed:
     """Verify a run's adapter or merged model and upload it with a model card.
 
@@ -212,19 +216,31 @@ def push(
         revision: As in ``merge``.
         base_name: The base's name on the Hub, when it was trained from a folder.
         logits: Compare logits of a merged folder first.
+        replace: Delete what others put into the repository and would change what loads.
+        replace_card: Replace a card that was written by hand instead of adding to it.
 
     Raises:
         CheckpointError: Something cannot be opened, is not what was trained, or holds a token.
+        RepositoryError: The repository's name or content is not one to push to.
         HubError: The Hub refuses, or does not answer.
     """
+    check_name(repo)
     if base is None:
         base, revision = recorded_base([run])
+    check_push(repo, public=public)
     checkpoint = open_checkpoint(base, revision)
     adapter = open_adapter(run, checkpoint)
     folder = None if merged is None else Path(merged)
     files = collect(adapter, checkpoint, repo, merged=folder, base_name=base_name, logits=logits)
     kind = "adapter" if merged is None else "merged model"
-    return upload(files, repo, public=public, message=f"Upload {kind} with gptoss-tune")
+    return upload(
+        files,
+        repo,
+        public=public,
+        message=f"Upload {kind} with gptoss-tune",
+        replace=replace,
+        replace_card=replace_card,
+    )
 
 
 def strictest_survival(adapters: Sequence[WeightedAdapter]) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import GptOssConfig
 
-from gptoss_tune.errors import CheckpointError
+from gptoss_tune.errors import CheckpointError, UndecidedError
 from gptoss_tune.export.assets import missing_companions
 from gptoss_tune.export.device import compute_device
 from gptoss_tune.export.merge.steps import WeightedAdapter, is_merge_aware
@@ -42,12 +42,18 @@ class Check:
         passed: True, False, or None when it could not be asked.
         detail: The answer in one sentence.
         figures: Numbers behind it.
+        required: Whether it was asked for by name, so that no answer is no success.
     """
 
     name: str
     passed: bool | None
     detail: str
     figures: dict[str, Any] = field(default_factory=dict)
+    required: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the answer as plain JSON values."""
+        return {key: value for key, value in asdict(self).items() if key != "required"}
 
 
 @dataclass(frozen=True)
@@ -66,29 +72,35 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether no check is red."""
-        return all(check.passed is not False for check in self.checks)
+        """Whether no check is red, and none that was asked for by name is undecided."""
+        return all(
+            check.passed or (check.passed is None and not check.required) for check in self.checks
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
         return {
             "folder": self.folder,
             "passed": self.passed,
-            "checks": [asdict(check) for check in self.checks],
+            "checks": [check.as_dict() for check in self.checks],
             "targets": [asdict(target) for target in self.targets],
         }
 
     def require(self) -> None:
-        """Raise when a check is red.
+        """Raise when a check is red, or undecided and asked for by name.
 
         Raises:
             CheckpointError: Lists every red check.
+            UndecidedError: None is red, and what was asked for by name could not be told.
         """
         red = [f"{check.name}: {check.detail}" for check in self.checks if check.passed is False]
         if red:
             raise CheckpointError(
                 f"{self.folder} does not hold what was trained:\n  " + "\n  ".join(red)
             )
+        open_ = [f"{c.name}: {c.detail}" for c in self.checks if c.passed is None and c.required]
+        if open_:
+            raise UndecidedError("nothing was proved:\n  " + "\n  ".join(open_))
 
 
 def verify(
