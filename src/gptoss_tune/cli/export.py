@@ -113,6 +113,11 @@ def merge(
         checked = None if done.verification is None else done.verification.as_dict()
         sys.stdout.write(to_json({**done.report, "out": str(out), "verification": checked}))
         return
+    _print_merged(done, format)
+
+
+def _print_merged(done: Merged, expert_format: ExpertFormat) -> None:
+    """Print what was written, what was added to it and what was checked."""
     if "completed" in done.report:
         added = ", ".join(done.report["completed"])
         typer.echo(f"the base has no {added}; the result has the release's settings there")
@@ -120,7 +125,7 @@ def merge(
         print_survival(done.report["survival"])
     if done.verification is not None:
         print_checks(done.verification)
-    typer.echo(f"{out}: {format.value}, {done.report['bytes'] / 1e9:.2f} GB")
+    typer.echo(f"{done.folder}: {expert_format.value}, {done.report['bytes'] / 1e9:.2f} GB")
 
 
 def _calibration(

@@ -17,7 +17,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,12 +154,7 @@ def merge(
         if completed:
             report["completed"] = sorted(completed)
         _refuse_loss(report["survival"], options, job.folder)
-        if index := index_json(shards):
-            write_text(job.folder / INDEX_NAME, index)
-        write_text(job.folder / "config.json", to_json(merged_config(base, options.expert_format)))
-        write_text(job.folder / REPORT, to_json(report))
-        copy_companions(base, [each.adapter for each in adapters], job.folder, completed)
-        job.write_hashes(shards)
+        job.write_small_files(shards, report, completed)
         inspect(job.folder)
         _remove_notes(job.folder)
         refuse_existing(out)
@@ -234,14 +229,23 @@ class _Job:
         notes = [read_object(self._note(shard)) for shard in shards]
         return [Survival.from_state(state) for note in notes for state in note["survival"]]
 
-    def write_hashes(self, shards: Sequence[Shard]) -> None:
-        """Write the manifest: the hashes of everything that changes what a server computes."""
+    def write_small_files(
+        self, shards: Sequence[Shard], report: dict[str, Any], completed: Mapping[str, bytes]
+    ) -> None:
+        """Write what goes with the shards, last the hashes of all that decides what is served."""
+        index = index_json(shards)
+        if index is not None:
+            write_text(self.folder / INDEX_NAME, index)
+        config = merged_config(self.base, self.options.expert_format)
+        write_text(self.folder / "config.json", to_json(config))
+        write_text(self.folder / REPORT, to_json(report))
+        copy_companions(self.base, [each.adapter for each in self.adapters], self.folder, completed)
         hashes = {}
         for shard in shards:
             noted = read_object(self._note(shard))
             hashes[shard.name] = {key: noted[key] for key in ("sha256", "bytes")}
         small = ["config.json", *deciding_companions(self.folder)]
-        small += [INDEX_NAME] if len(shards) > 1 else []
+        small += [] if index is None else [INDEX_NAME]
         hashes |= {name: hash_of(self.folder / name) for name in small}
         write_manifest(self.folder, hashes)
 
