@@ -57,6 +57,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "layers_pattern": (str, *_LIST),
     "rank_pattern": (dict, type(None)),
     "alpha_pattern": (dict, type(None)),
+    "eva_config": (dict, type(None)),  # of the start of the factors, which is behind them
     "use_rslora": (bool, type(None)),
     "base_model_name_or_path": (str, type(None)),
     "revision": (str, type(None)),
@@ -65,7 +66,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 # Read elsewhere, or without effect on trained factors whatever it says.
 _WITHOUT_EFFECT = {
     "peft_type", "task_type", "r", "lora_alpha", "bias", "auto_mapping", "inference_mode",
-    "lora_dropout", "qalora_group_size", "megatron_core", "ensure_weight_tying", "eva_config",
+    "lora_dropout", "qalora_group_size", "megatron_core", "ensure_weight_tying",
 }  # fmt: skip
 # Starts that set the factors alone; the others change the base, and the factors mean that base.
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
