@@ -15,6 +15,9 @@ from gptoss_tune.export.adapter_formats import serve_command, write_adapter
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter
 
+EXPERTS = "model.layers.1.mlp.experts"
+GATE_UP = f"{EXPERTS}.gate_up_proj"
+
 
 def logits(lab, base, adapter):
     model = peft.PeftModel.from_pretrained(lab.plain_model(base, torch.float32), adapter)
@@ -96,11 +99,32 @@ def test_what_a_server_refuses_is_refused_here(base, adapter, tmp_path, lab):
 
 
 def test_the_serve_command_names_the_least_rank_vllm_accepts(base, adapter, tmp_path):
-    command = serve_command(opened(base, adapter), tmp_path / "mine", "vllm")
+    command = serve_command(opened(base, adapter), tmp_path / "mine", "vllm", "mxfp4")
     assert re.fullmatch(
         rf"vllm serve {base} --enable-lora --max-lora-rank 8 --lora-modules mine={tmp_path}/mine",
         command,
     )
+
+
+@pytest.mark.parametrize("kind", ["packed", "dense"])
+def test_the_printed_lines_load_base_and_adapter(
+    base, dense_base, adapter_copy, tmp_path, lab, kind
+):
+    source = base if kind == "packed" else dense_base
+    lab.edit_json(adapter_copy / "adapter_config.json", base_model_name_or_path=str(source))
+    command = ["adapter", str(adapter_copy), "--for", "peft", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert ("Mxfp4Config(dequantize=True)" in result.output) == (kind == "packed")
+    names = {}
+    exec(result.output, names)
+    expected = open_adapter(adapter_copy, open_checkpoint(source)).read(GATE_UP)
+    parameters = dict(names["model"].named_parameters())
+    loaded = parameters[f"base_model.model.{EXPERTS}.base_layer.lora_A.default.weight"]
+    assert torch.equal(loaded.float(), expected.A.flatten(0, 1))
+    with torch.no_grad():
+        tokens = torch.tensor([[200006, 1428, 200008, 40, 41]])
+        assert torch.isfinite(names["model"](tokens).logits).all()
 
 
 def test_the_record_of_the_run_travels(base, adapter_copy, tmp_path):

@@ -1,7 +1,10 @@
 """Serving bundles against the public schemas of their targets, as far as files alone can show."""
 
 import json
+import re
 import shlex
+import subprocess
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,7 +13,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.serve import TARGETS, Served, write_bundle
+from gptoss_tune.export.serve import TARGETS, Served, notes, write_bundle
 
 # Compose specification, services top-level element.
 COMPOSE = {"image", "ports", "volumes", "ipc", "deploy", "command", "environment"}
@@ -69,9 +72,9 @@ def test_compose_files_follow_the_specification(served, target, tmp_path, merged
     assert f"{merged}:/models/my-model:ro" in service["volumes"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
-    assert "/models/my-model" in json.dumps(service.get("command") or service["environment"]) or (
-        target == "triton-server"
-    )
+    told = json.dumps([service["command"], service.get("environment")])
+    assert "/models/my-model" in told or target == "triton-server"
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
 def test_vllm_command(served, tmp_path, merged):
@@ -81,6 +84,119 @@ def test_vllm_command(served, tmp_path, merged):
     assert option(command, "--max-model-len") == "4096"
     assert option(command, "--tensor-parallel-size") == "2"
     assert option(command, "--tool-call-parser") == "openai"
+
+
+def test_servers_listen_on_this_machine_alone(served, tmp_path):
+    for target in ("vllm", "sglang", "transformers"):
+        (command,) = words(bundle(served, target, tmp_path / target)["serve.sh"])
+        assert option(command, "--host") == "127.0.0.1"
+
+
+@pytest.mark.parametrize("target", ["vllm", "sglang", "nim"])
+def test_a_server_that_others_reach_wants_a_key(served, target, tmp_path):
+    others = replace(served, host="0.0.0.0")
+    files = bundle(others, target, tmp_path / "out")
+    key = "SGLANG_API_KEY" if target == "sglang" else "VLLM_API_KEY"
+    assert f"${{{key}:?" in files["compose.yaml"]
+    assert yaml.safe_load(files["compose.yaml"])["services"]["model"]["ports"] == [
+        "0.0.0.0:8000:8000"
+    ]
+    assert key in notes(others, target)[-1]
+    if target == "nim":
+        return
+    script = tmp_path / "out" / "serve.sh"
+    stub = tmp_path / ("vllm" if target == "vllm" else "python")
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    refused = subprocess.run([script], env=environment, capture_output=True, text=True)
+    assert refused.returncode != 0 and "the key that clients must send" in refused.stderr
+    started = subprocess.run([script], env={**environment, key: "k y"}, capture_output=True)
+    assert started.returncode == 0 and b"0.0.0.0" in started.stdout
+    assert target == "vllm" or b"--api-key k y" in started.stdout
+
+
+@pytest.mark.parametrize("target", ["transformers", "triton-server"])
+def test_a_server_without_keys_is_not_opened_to_others(served, target, tmp_path):
+    with pytest.raises(CheckpointError, match="asks nobody for a key"):
+        write_bundle(replace(served, host="0.0.0.0"), target, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+RELEASE = {
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+}
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16, 32, 64])
+def test_gpus_that_divide_the_heads(gpus):
+    assert Served("model", "x", gpus=gpus, config=RELEASE)
+
+
+@pytest.mark.parametrize("gpus", [3, 5, 6, 7, 12, 24, 128])
+def test_gpus_that_do_not_divide_the_heads(gpus):
+    with pytest.raises(CheckpointError, match="expected one of 1, 2, 4, 8, 16, 32, 64"):
+        Served("model", "x", gpus=gpus, config=RELEASE)
+    with pytest.raises(CheckpointError, match="64 attention heads and 8"):
+        Served("model", "x", gpus=gpus)
+
+
+def test_a_context_beyond_the_models_is_refused():
+    assert Served("model", "x", context=131_072, config=RELEASE)
+    with pytest.raises(CheckpointError, match="the model reads at most 131072 tokens"):
+        Served("model", "x", context=131_073, config=RELEASE)
+    with pytest.raises(CheckpointError, match="at most 4096"):
+        Served("model", "x", config={**RELEASE, "max_position_embeddings": 4096})
+
+
+@pytest.mark.parametrize("gpus, instance", [(1, "NC40ads"), (2, "NC80adis"), (8, "ND96isr")])
+def test_the_instance_of_azure_has_the_gpus_that_are_asked_of_it(gpus, instance, tmp_path):
+    served = Served("model", "x", gpus=gpus, config=RELEASE)
+    files = bundle(served, "azure-ml", tmp_path / "out")
+    assert instance in yaml.safe_load(files["deployment.yaml"])["instance_type"]
+    entry = files["environment/Dockerfile"].splitlines()[1].removeprefix("ENTRYPOINT ")
+    assert option(json.loads(entry), "--tensor-parallel-size") == str(gpus)
+
+
+def test_azure_has_no_instance_of_sixteen_gpus(tmp_path):
+    with pytest.raises(CheckpointError, match="have 1, 2, 4, 8"):
+        write_bundle(Served("model", "x", gpus=16), "azure-ml", tmp_path / "out")
+
+
+def test_nim_takes_what_nim_2_reads(served, tmp_path):
+    text = bundle(served, "nim", tmp_path / "out")["compose.yaml"]
+    service = yaml.safe_load(text)["services"]["model"]
+    assert service["environment"] == {"NIM_MODEL_PATH": "/models/my-model"}
+    assert option(service["command"], "--served-model-name") == "my-model"
+    assert option(service["command"], "--tensor-parallel-size") == "2"
+    assert service["image"].startswith("${NIM_LLM_IMAGE:?")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_a_user_has_to_set_is_said(merged, target, tmp_path):
+    out = tmp_path / "bundle"
+    arguments = ["serve-config", str(merged), "--target", target, "--out", str(out)]
+    done = CliRunner().invoke(app, [*arguments, "--name", "tuned"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    text = "".join(path.read_text() for path in out.rglob("*") if path.is_file())
+    for variable in re.findall(r"\$\{(\w+):\?", text):
+        assert variable in done.output
+    assert "YY.MM" not in text
+    assert (
+        "latest"
+        not in text.replace("schemas.azureedge.net/latest", "").replace(
+            "azuremlschemas.azureedge.net/latest", ""
+        )
+        or "latest" in done.output
+    )
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "cuda:99", "tpu", "", "meta"])
+def test_a_device_that_is_none(merged, device):
+    done = CliRunner().invoke(app, ["verify", str(merged), "--device", device])
+    assert done.exit_code == 2 and "expected" in done.output
 
 
 def test_sglang_and_transformers_commands(served, tmp_path, merged):

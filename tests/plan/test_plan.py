@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.plan.architecture import RELEASED, architecture_of
 from gptoss_tune.plan.flops import flops_per_token
-from gptoss_tune.plan.gpus import GPUS, card
+from gptoss_tune.plan.gpus import GPUS, card, smallest_with
 from gptoss_tune.plan.memory import memory
 from gptoss_tune.plan.methods import METHODS, Added
 from gptoss_tune.plan.plan import plan
@@ -345,3 +345,34 @@ def test_unknown_card():
 def test_cards_are_in_order():
     assert [c.memory_gib for c in GPUS] == sorted(c.memory_gib for c in GPUS)
     assert len({c.name for c in GPUS}) == len(GPUS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gb10-128gb",
+        "t4-16gb",
+        "v100-32gb",
+        "h100nvl-94gb",
+        "gh200-96gb",
+        "gh200-144gb",
+        "b300-288gb",
+    ],
+)
+def test_cards_that_people_rent(name):
+    known = card(name)
+    assert known.memory_gib < int(name.rpartition("-")[2].removesuffix("gb"))
+    assert tuple(sorted(GPUS, key=lambda gpu: gpu.memory_gib)) == GPUS
+
+
+def test_a_card_without_bf16_is_never_proposed():
+    for gib in range(1, 60):
+        found = smallest_with(gib << 30)
+        assert found is not None and found.has_bf16, found
+    assert not card("t4-16gb").has_bf16 and card("rtx4080-16gb").has_bf16
+
+
+@pytest.mark.parametrize("size", ["20b", "120b"])
+def test_safeguard_has_the_sizes_of_its_release(size):
+    guard = architecture_of(f"openai/gpt-oss-safeguard-{size}")
+    assert guard == architecture_of(f"openai/gpt-oss-{size}")

@@ -17,7 +17,7 @@ CONFIGS = {
     "megatron": ({"megatron_config": {"a": 1}, "megatron_core": "evil"}, "import a module"),
     "corda": ({"corda_config": {"cache_file": "evil.pt"}}, "unpickle a file"),
     "lora_ga": ({"lora_ga_config": {"cache_file": "evil.pt"}}, "an option that no export knows"),
-    "eva": ({"eva_config": {"rho": 2}}, "eva_config is"),
+    "eva": ({"eva_config": "factors.pkl"}, "eva_config is"),
     "a changed base": ({"init_lora_weights": "pissa"}, "changed the base before the training"),
     "a start by name": ({"init_lora_weights": "../evil.pt"}, "changed the base"),
     "runtime": ({"runtime_config": {"ephemeral_gpu_offload": True}}, "no export knows"),
@@ -27,7 +27,7 @@ CONFIGS = {
     "a pull request's revision": ({"revision": "refs/pr/7"}, "revision is 'refs/pr/7'"),
     "a revision with dots": ({"revision": "../../main"}, "revision is '../../main'"),
     "a revision of numbers": ({"revision": 7}, "revision is 7"),
-    "modules": ({"modules_to_save": ["lm_head"]}, "no low-rank change"),
+    "modules": ({"modules_to_save": ["lm_head"]}, "whole trained modules"),
     "targets of numbers": ({"target_modules": [1]}, "PEFT writes no such"),
     "targets a mapping": ({"target_modules": {"q_proj": 1}}, "PEFT writes no such"),
     "targets that never end": ({"target_modules": BOMB}, "backtracks without end"),
@@ -144,6 +144,7 @@ def test_patterns_that_other_tools_write_still_match(base, adapter, place, tools
 
 
 def test_a_record_cannot_write_markup_into_the_card(base, adapter, tools, place):
+    from gptoss_tune.export.hub.licence import Licence
     from gptoss_tune.export.hub.model_card import Facts, model_card, read_metrics
 
     run = place / "theirs"
@@ -152,7 +153,7 @@ def test_a_record_cannot_write_markup_into_the_card(base, adapter, tools, place)
     evil = "<script>alert(1)</script>|[x](javascript:y)\n# Heading"
     record = {
         "steps": evil,
-        "recipe": {"data": {"train": [{"path": evil}]}, "note": "```\n<script>alert(2)</script>"},
+        "recipe": {"data": {"train": [{"path": evil}], "date": "```\n<script>alert(2)</script>"}},
         "environment": {"libraries": {"torch": evil}},
     }
     tools.replace(run / "run.json", record)
@@ -160,7 +161,8 @@ def test_a_record_cannot_write_markup_into_the_card(base, adapter, tools, place)
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     metrics = read_metrics(run / "adapter")
     assert metrics == [{"loss": 1.0}, {"step": 1, "loss": 2.0}]
-    facts = Facts("me/x", "openai/gpt-oss-20b", None, ["q_proj"], record, metrics, "ok")
+    terms = Licence("apache-2.0", "Apache-2.0.")
+    facts = Facts("me/x", "openai/gpt-oss-20b", None, ["q_proj"], record, metrics, "ok", terms)
     card = model_card(facts)
     text, _, code = card.partition("The recipe, complete:")
     assert "<script" not in text.replace("\\<", "") and "\n# Heading" not in text

@@ -9,7 +9,7 @@ import pytest
 
 from gptoss_tune.display import shown_safely
 from gptoss_tune.errors import MachineError
-from gptoss_tune.export.verify.server import _complete
+from gptoss_tune.export.verify.completions import CompletionsServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +50,6 @@ def test_a_server_cannot_send_the_prompts_elsewhere():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(MachineError, match="gave no completion"):
-            _complete(f"http://127.0.0.1:{server.server_port}", "m", "hello")
+            CompletionsServer(f"http://127.0.0.1:{server.server_port}", "m").first_token("hello")
         server.shutdown()
     assert asked == ["/v1/completions"]

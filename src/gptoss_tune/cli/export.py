@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import sys
 from dataclasses import replace
 from enum import StrEnum
@@ -10,35 +13,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.arguments import AsJson, BasePath, ExpertFormat, OtherBase, Revision
+from gptoss_tune.cli.arguments import AsJson, BasePath, Device, ExpertFormat, OtherBase, Revision
 from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
     from gptoss_tune.export.merge.steps import WeightedAdapter
+    from gptoss_tune.export.verify.completions import CompletionsServer
     from gptoss_tune.export.verify.verify import Verification
     from gptoss_tune.workflows.calibrate import Calibration
     from gptoss_tune.workflows.finished_run import Merged
 
 AdapterPath = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         metavar="RUN_OR_ADAPTER...",
-        help="A run, or an adapter's folder; several are summed, each as PATH or PATH=WEIGHT.",
+        help="A run, an adapter or its Hub name; several are summed, each PATH or PATH=WEIGHT. "
+        "None: the base alone is written in the format.",
+        show_default=False,
     ),
 ]
 
 
 def merge(
-    adapters: AdapterPath,
     out: Annotated[Path, typer.Option(help="Folder to create.")],
+    adapters: AdapterPath = None,
     format: Annotated[
         ExpertFormat, typer.Option(help="Layout of the experts in the result.")
     ] = ExpertFormat.bf16,
     base: BasePath = None,
     revision: Revision = None,
     other_base: OtherBase = False,
-    max_shard_size: Annotated[int, typer.Option(help="Bytes of one file.")] = 5_000_000_000,
-    device: Annotated[str, typer.Option(help="Where the arithmetic runs: cpu, cuda.")] = "cpu",
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Largest file: bytes, or 5GB, 500MB, 2GiB.")
+    ] = "5GB",
+    device: Device = "cpu",
     min_survival: Annotated[
         float | None,
         typer.Option(
@@ -67,21 +75,24 @@ def merge(
 
     A merge that was stopped goes on where it was when the same command is given again.
     """
+    from gptoss_tune.export.device import compute_device
     from gptoss_tune.export.merge.merge import MergeOptions
     from gptoss_tune.files.atomic import refuse_existing, to_json
     from gptoss_tune.workflows import finished_run
     from gptoss_tune.workflows.calibrate import merge_calibrated
 
     refuse_existing(out)
+    compute_device(device)
+    largest = _bytes(max_shard_size)
+    named = [_path_and_weight(text) for text in adapters or ()]
     calibration = _calibration(
-        calibrate, calibrate_steps, adapters, out, format.value, accept_loss=accept_loss
+        calibrate, calibrate_steps, adapters or [], out, format.value, accept_loss=accept_loss
     )
-    named = [_path_and_weight(text) for text in adapters]
     checkpoint, weighted = finished_run.open_adapters(named, base, revision, other_base=other_base)
     asked = finished_run.strictest_survival(weighted) if min_survival is None else min_survival
     options = MergeOptions(
         expert_format=format.value,
-        max_shard_size=max_shard_size,
+        max_shard_size=largest,
         device=device,
         min_survival=asked,
         accept_loss=accept_loss,
@@ -102,11 +113,19 @@ def merge(
         checked = None if done.verification is None else done.verification.as_dict()
         sys.stdout.write(to_json({**done.report, "out": str(out), "verification": checked}))
         return
+    _print_merged(done, format)
+
+
+def _print_merged(done: Merged, expert_format: ExpertFormat) -> None:
+    """Print what was written, what was added to it and what was checked."""
+    if "completed" in done.report:
+        added = ", ".join(done.report["completed"])
+        typer.echo(f"the base has no {added}; the result has the release's settings there")
     if done.report["survival"]["stacks"]:
         print_survival(done.report["survival"])
     if done.verification is not None:
         print_checks(done.verification)
-    typer.echo(f"{out}: {format.value}, {done.report['bytes'] / 1e9:.2f} GB")
+    typer.echo(f"{done.folder}: {expert_format.value}, {done.report['bytes'] / 1e9:.2f} GB")
 
 
 def _calibration(
@@ -164,7 +183,9 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A merged checkpoint.")],
     adapter: Annotated[
         list[str] | None,
-        typer.Option(help="What was merged: a run or an adapter, PATH or PATH=WEIGHT; repeatable."),
+        typer.Option(
+            help="What was merged: run, adapter or its Hub name, PATH or PATH=WEIGHT; repeatable."
+        ),
     ] = None,
     base: BasePath = None,
     revision: Revision = None,
@@ -176,11 +197,22 @@ def verify(
     served_name: Annotated[
         str | None, typer.Option(help="Name it is served under; default: the folder.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda.")] = "cpu",
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Variable that holds the server's API key; default: VLLM_API_KEY, if set.",
+        ),
+    ] = None,
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Check that a merged checkpoint, or a server of it, holds what was trained."""
-    from gptoss_tune.export.verify.server import verify_served
+    """Check that a merged checkpoint, or a server of it, holds what was trained.
+
+    Exit code 4: it cannot be told whether the server has the tuned model.
+    """
+    from gptoss_tune.export.verify.server import ask_server, verify_served
+    from gptoss_tune.export.verify.verify import Check
     from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import to_json
     from gptoss_tune.weights import open_checkpoint
@@ -188,19 +220,24 @@ def verify(
 
     checkpoint, weighted = None, []
     named = [_path_and_weight(text) for text in adapter or ()]
-    if named:
+    if named or base is not None:
         checkpoint, weighted = finished_run.open_adapters(
             named, base, revision, other_base=other_base
         )
-    result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
+    answers = None
     if served is not None:
         if checkpoint is None:
             raise typer.BadParameter(
                 "--served needs --adapter, to know the base", param_hint="--served"
             )
-        tuned = open_checkpoint(folder)
-        name = served_name or str(folder)
-        check = verify_served(served, name, tuned, checkpoint, device=device)
+        # The server first: one that is not there is known before the weights are read.
+        answers = ask_server(_server(served, served_name or str(folder), api_key_env))
+    result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
+    if answers is not None and checkpoint is not None and result.passed:
+        check = verify_served(answers, open_checkpoint(folder), checkpoint, device=device)
+        result = replace(result, checks=(*result.checks, check))
+    elif answers is not None:
+        check = Check("served", None, "not compared: the folder itself does not hold")
         result = replace(result, checks=(*result.checks, check))
     finished_run.note(named, "verify", result)
     if as_json:
@@ -208,6 +245,19 @@ def verify(
     else:
         print_checks(result)
     result.require()
+
+
+def _server(url: str, model: str, api_key_env: str | None) -> CompletionsServer:
+    """Return the server to ask, with the key that a variable of the environment holds."""
+    from gptoss_tune.export.verify.completions import CompletionsServer
+
+    key = os.environ.get(api_key_env or "VLLM_API_KEY", "").strip()
+    if api_key_env is not None and not key:
+        raise typer.BadParameter(
+            f"the environment has no variable {api_key_env}, or it is empty; set it to the key",
+            param_hint="--api-key-env",
+        )
+    return CompletionsServer(url, model, key or None)
 
 
 class Reader(StrEnum):
@@ -240,14 +290,15 @@ def adapter(
 
     if base is None:
         base, revision = base_name([source])
-    checkpoint = open_checkpoint(base, revision)
-    opened = open_adapter(source, checkpoint, other_base=other_base, repair=repair)
+    checkpoint = open_checkpoint(base, revision, translate=True)
+    opened = open_adapter(source, checkpoint, other_base=other_base, repair=repair, translate=True)
     write_adapter(opened, out, reader.value, uniform=uniform)
     if opened.swapped:
         typer.echo(
             f"the factors were swapped, as PEFT {SWAPPING_PEFT} saved them; the copy is right"
         )
-    typer.echo(visible(serve_command(opened, out, reader.value)))
+    for line in serve_command(opened, out, reader.value, checkpoint.expert_format).splitlines():
+        typer.echo(visible(line))
 
 
 def print_checks(result: Verification) -> None:
@@ -278,11 +329,32 @@ def _path_and_weight(text: str) -> tuple[str, float]:
     if not separator or Path(text).exists():
         return text, 1.0
     try:
-        return path, float(weight)
+        value = float(weight)
     except ValueError:
         raise typer.BadParameter(
             f"'{text}': '{weight}' is no number; expected PATH=WEIGHT"
         ) from None
+    if not math.isfinite(value) or value == 0:
+        raise typer.BadParameter(
+            f"'{text}': the weight is {value:g}; expected a number other than 0"
+        )
+    return path, value
+
+
+_UNITS = {"": 1, "B": 1, **{f"{u}B": 1000**n for n, u in enumerate("KMGT", 1)}}
+_UNITS |= {f"{unit}IB": 1024**n for n, unit in enumerate("KMGT", 1)}
+
+
+def _bytes(text: str) -> int:
+    """Return a size such as ``5GB``, ``500MB``, ``2GiB`` or ``5000000000`` in bytes."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)", text.strip())
+    unit = match and _UNITS.get(match[2].upper())
+    if not match or unit is None or int(float(match[1]) * unit) < 1:
+        raise typer.BadParameter(
+            f"{text!r}; expected a size above 0, such as 5GB, 500MB, 2GiB or a number of bytes",
+            param_hint="--max-shard-size",
+        )
+    return int(float(match[1]) * unit)
 
 
 def show_progress(done: int, total: int) -> None:

@@ -162,6 +162,8 @@ def _print_work(made: Plan, console: Console) -> None:
         f"  {work.tokens_per_second:,.0f} tokens/s, if {work.efficiency:.0%} of "
         f"{made.card.tflops:,.0f} TFLOP/s is reached (assumed, not measured)"
     )
+    if not made.card.has_bf16:
+        console.print("  this GPU has no units for bf16, which the rate of fp32 stands for")
     if work.tokens is None or work.hours is None:
         console.print("  hours: not known before the data is read; give --tokens")
         return

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptoss_tune.cli.arguments import BasePath, Revision
+
+if TYPE_CHECKING:
+    from gptoss_tune.export.serve import Served
 
 
 class ServeTarget(StrEnum):
@@ -24,53 +28,64 @@ class ServeTarget(StrEnum):
 
 def serve_config(
     source: Annotated[
-        Path, typer.Argument(metavar="MODEL_OR_RUN", help="A merged folder, a run or an adapter.")
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_RUN", help="A merged folder, a run, an adapter or its Hub name."
+        ),
     ],
     target: Annotated[ServeTarget, typer.Option(help="Where to serve.")],
     out: Annotated[Path, typer.Option(help="Folder to create.")],
     name: Annotated[str, typer.Option(help="Name that clients use.")] = "gpt-oss-tuned",
     context: Annotated[int, typer.Option(min=1, help="Longest context in tokens.")] = 32_768,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the weights.")] = 1,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; another than this machine's needs a key.")
+    ] = "127.0.0.1",
     base: BasePath = None,
     revision: Revision = None,
 ) -> None:
     """Write the commands and files that serve a model."""
-    from gptoss_tune.export.serve import Served, write_bundle
+    from gptoss_tune.export.serve import Served, notes, write_bundle
     from gptoss_tune.weights import open_checkpoint
 
-    if (source / "config.json").is_file():
-        open_checkpoint(source)  # a damaged folder is refused here and not by the server
-        served = Served(name, str(source), context, gpus)
+    if (Path(source) / "config.json").is_file():
+        checkpoint = open_checkpoint(source)  # a damaged folder is refused here, not by the server
+        served = Served(name, source, context, gpus, host=host, config=checkpoint.config)
         files = write_bundle(served, target.value, out)
     else:
-        files = _adapter_bundle(source, target, out, name, context, gpus, base, revision)
+        options = Served(name, base or "", context, host=host)
+        served, files = _adapter_bundle(source, target, out, options, gpus, base, revision)
+    for note in notes(served, target.value):
+        typer.echo(note)
     typer.echo(f"{out}: {', '.join(files)}")
 
 
 def _adapter_bundle(
-    source: Path,
+    source: str,
     target: ServeTarget,
     out: Path,
-    name: str,
-    context: int,
+    options: Served,
     gpus: int,
     base: str | None,
     revision: str | None,
-) -> list[str]:
+) -> tuple[Served, list[str]]:
     """Write a bundle for base + adapter, with the adapter in the server's form inside it."""
     from gptoss_tune.export.adapter_formats import VLLM_RANKS, largest_rank, write_adapter
-    from gptoss_tune.export.serve import Served, write_bundle
+    from gptoss_tune.export.serve import write_bundle
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name, open_adapter
 
     if base is None:
         base, revision = base_name([source])
-    adapter = open_adapter(source, open_checkpoint(base, revision))
+    checkpoint = open_checkpoint(base, revision)
+    adapter = open_adapter(source, checkpoint)
     rank = next((r for r in VLLM_RANKS if r >= largest_rank(adapter)), VLLM_RANKS[-1])
-    served = Served(name, base, context, gpus, adapter=(out / "adapter", rank))
+    served = replace(
+        options, path=base, gpus=gpus, adapter=(out / "adapter", rank), config=checkpoint.config
+    )
     files = write_bundle(served, target.value, out)
     write_adapter(adapter, out / "adapter", "vllm")
-    return [*files, "adapter/"]
+    return served, [*files, "adapter/"]
 
 
 def push(
@@ -86,8 +101,20 @@ def push(
         str | None, typer.Option(help="The base's name on the Hub, when trained from a folder.")
     ] = None,
     logits: Annotated[bool, typer.Option(help="Compare logits of a merged folder first.")] = True,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Delete what others put there and would change what loads."),
+    ] = False,
+    replace_card: Annotated[
+        bool,
+        typer.Option("--replace-card", help="Replace a hand-written README.md, not add to it."),
+    ] = False,
 ) -> None:
-    """Verify a run's adapter or merged model and upload it with a model card."""
+    """Verify a run's adapter or merged model and upload it with a model card.
+
+    The repository then holds exactly what was verified; files that do not matter to it stay.
+    """
+    from gptoss_tune.export.hub.repository import listed
     from gptoss_tune.workflows import finished_run
 
     done = finished_run.push(
@@ -99,5 +126,11 @@ def push(
         revision=revision,
         base_name=base_name,
         logits=logits,
+        replace=replace,
+        replace_card=replace_card,
     )
+    if done.deleted:
+        typer.echo(f"deleted in the same commit: {listed(done.deleted)}")
+    if done.kept:
+        typer.echo(f"kept, of others: {listed(done.kept)}")
     typer.echo(f"{done.url}: {done.files} files, commit {done.commit}")

@@ -60,6 +60,20 @@ class ChatSettings:
     temperature: float = 1.0
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model said, and why it ended.
+
+    Attributes:
+        messages: The messages that were harmony; the last one may be cut.
+        ended: ``"stop"`` by the model itself, ``"length"`` by ``max_new_tokens``, ``"interrupt"``
+            by Ctrl-C.
+    """
+
+    messages: list[Message]
+    ended: Literal["stop", "length", "interrupt"]
+
+
 class ChatModel:
     """A loaded model and its conversation so far."""
 
@@ -76,8 +90,11 @@ class ChatModel:
         self._model = load_plain(checkpoint, adapter)
         self._messages = self._opening()
 
-    def ask(self, text: str, show: Show) -> list[Message]:
-        """Add a user message, generate the answer, and return its messages.
+    def ask(self, text: str, show: Show) -> Answer:
+        """Add a user message, generate the answer, and return it.
+
+        Ctrl-C ends the answer alone; what was said of it stays in the conversation. Where nothing
+        was, the question is taken back.
 
         Args:
             text: What the user says.
@@ -91,10 +108,19 @@ class ChatModel:
         )
         streamer = ChannelStreamer(StreamableParser(self._encoding, Role.ASSISTANT), show)
         streamer.decode = self._encoding.decode
-        self._generate(prompt, streamer)
-        answer = streamer.messages()
-        self._messages += answer
-        return answer
+        interrupted = False
+        try:
+            self._generate(prompt, streamer)
+        except KeyboardInterrupt:
+            interrupted = True
+            streamer.end()
+        said = streamer.messages()
+        self._messages += said
+        if interrupted:
+            if not said:
+                self._messages.pop()
+            return Answer(said, "interrupt")
+        return Answer(said, "stop" if streamer.stopped else "length")
 
     def _opening(self) -> list[Message]:
         system = SystemContent.new().with_conversation_start_date(self.settings.date)
@@ -137,6 +163,8 @@ class ChannelStreamer(BaseStreamer):
         self._prompt_seen = False
         self._raw = False
         self._unshown: list[int] | None = []  # None once anything was shown
+        self.stopped = False
+        """Whether the last token is one by which the model itself ends an answer."""
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt first, then one token at a time."""
@@ -144,6 +172,7 @@ class ChannelStreamer(BaseStreamer):
             self._prompt_seen = True
             return
         for token in value.flatten().tolist():
+            self.stopped = token in STOP_IDS
             self._take(token)
 
     def end(self) -> None:

@@ -26,6 +26,7 @@ from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights.adapter import Adapter, LowRank
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_tune.weights.adapter_targets import Target
+from gptoss_tune.weights.names import ExpertFormat
 from gptoss_tune.weights.safetensors_file import TensorSpec
 from gptoss_tune.weights.write import Shard, write_shard
 
@@ -97,8 +98,15 @@ def refuse_unreadable(adapter: Adapter, server: Server) -> None:
         )
 
 
-def serve_command(adapter: Adapter, out: Path, server: Server) -> str:
-    """Return the command that serves the base with this adapter."""
+def serve_command(adapter: Adapter, out: Path, server: Server, expert_format: ExpertFormat) -> str:
+    """Return the command, or the lines of Python, that load the base with this adapter.
+
+    Args:
+        adapter: What was written.
+        out: The folder that was written.
+        server: Who reads it.
+        expert_format: The base's: PEFT finds no expert weights in a base that stays packed.
+    """
     base = adapter.config.get("base_model_name_or_path") or "BASE"
     if server == "vllm":
         rank = next(rank for rank in VLLM_RANKS if rank >= largest_rank(adapter))
@@ -106,8 +114,15 @@ def serve_command(adapter: Adapter, out: Path, server: Server) -> str:
             f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank} "
             f"--lora-modules {shlex.quote(f'{out.name}={out.absolute()}')}"
         )
+    packed = expert_format == "mxfp4"
+    imports = "AutoModelForCausalLM, Mxfp4Config" if packed else "AutoModelForCausalLM"
+    unpack = ", quantization_config=Mxfp4Config(dequantize=True)" if packed else ""
     return (
-        f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {str(out)!r})"
+        "import torch\n"
+        "from peft import PeftModel\n"
+        f"from transformers import {imports}\n"
+        f"base = AutoModelForCausalLM.from_pretrained({base!r}, dtype=torch.bfloat16{unpack})\n"
+        f"model = PeftModel.from_pretrained(base, {str(out)!r})"
     )
 
 
@@ -151,6 +166,10 @@ def _padded(change: LowRank, rank: int) -> tuple[Tensor, Tensor]:
 def _config(adapter: Adapter, rank: int | None) -> dict[str, Any]:
     """Return ``adapter_config.json``; with ``rank``, one rank and a scaling of 1 everywhere."""
     config = dict(adapter.config)
+    if config.get("init_lora_weights") not in (None, True, False):
+        # How the factors started says nothing of what they are; PEFT would compute the start again.
+        config["init_lora_weights"] = True
+        config.pop("eva_config", None)
     if adapter.swapped:
         config.pop("peft_version", None)  # it would mark the repaired file as swapped again
     if rank is not None:

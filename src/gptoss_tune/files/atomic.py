@@ -121,11 +121,23 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Rename the finished ``folder`` to ``out`` and make the rename durable."""
+    """Make everything in the finished ``folder`` durable, rename it to ``out``, and that as well.
+
+    A name that survives a power loss must not stand for files whose bytes did not.
+    """
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(Path(parent) / name)
+        _sync(Path(parent))
     if out.is_dir():
         out.rmdir()  # empty, or refuse_existing would have raised
     folder.rename(out)
-    descriptor = os.open(out.absolute().parent, os.O_RDONLY)
+    _sync(out.absolute().parent)
+
+
+def _sync(path: Path) -> None:
+    """Make a file or folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -45,13 +45,43 @@ def inside(folder: Path, name: str, where: str) -> Path:
 def stays_inside(folder: Path, file: Path) -> bool:
     """Return whether ``file``, its links followed, lies in ``folder``.
 
-    The Hub's cache is made of links from snapshots/REVISION/ to blobs/ of the same repository:
-    there, the repository counts as the folder.
+    The folder is what its user named, and may be a link. The Hub's cache is made of links from
+    snapshots/REVISION/ to blobs/ of the same repository: there, the repository counts as the
+    folder, and ``blobs`` itself may be a link to another disk.
     """
-    root = folder.absolute()
-    allowed = root.parents[1] if root.parent.name == "snapshots" else root
+    root = Path(os.path.realpath(folder))
     real = Path(os.path.realpath(file))
-    return real.is_relative_to(os.path.realpath(allowed)) and not real.is_symlink()
+    if real.is_symlink():
+        return False
+    if root.parent.name != "snapshots":
+        return real.is_relative_to(root)
+    repository = root.parents[1]
+    return real.is_relative_to(repository) or _is_blob(repository, real)
+
+
+def _is_blob(repository: Path, real: Path) -> bool:
+    """Return whether ``real`` lies in the ``blobs`` of a cached repository, which are a link.
+
+    A stranger could pack such a link to any folder. So that folder must hold blobs and nothing
+    else: each of its files is linked from a snapshot, and no snapshot's link leads nowhere, as the
+    links of one who guessed at names would.
+    """
+    blobs = repository / "blobs"
+    if not blobs.is_symlink() or real.parent != Path(os.path.realpath(blobs)):
+        return False
+    linked = set()
+    for parent, _, files in os.walk(repository / "snapshots"):
+        for name in files:
+            target = Path(os.path.realpath(os.path.join(parent, name)))
+            if not target.exists():
+                return False
+            linked.add(target)
+    present = (real.parent / entry for entry in os.listdir(real.parent))
+    return all(path in linked or path.suffix in _UNFINISHED for path in present)
+
+
+_UNFINISHED = (".incomplete", ".lock")
+"""Files beside blobs, of a download that is under way or was stopped."""
 
 
 def refuse_links(folder: Path, passed_over: Sequence[str] = ()) -> None:

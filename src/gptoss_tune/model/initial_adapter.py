@@ -26,6 +26,7 @@ from gptoss_tune.weights.adapter_config import (
     find_adapter,
     saved_by_swapping_peft,
 )
+from gptoss_tune.weights.hashes import refuse_damaged
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 
 # What decides how a factor acts, beside its shape; every one must be as the recipe has it.
@@ -55,9 +56,11 @@ def init_from(model: PeftModel, source: str | Path) -> Path:
 
     Raises:
         CheckpointError: No adapter there; other ranks, scaling, targets or shapes than the
-            model's; a factor that is missing, superfluous or not finite.
+            model's; a factor that is missing, superfluous or not finite; a file whose hash is not
+            that in the adapter's manifest.
     """
     folder = initial_adapter_folder(Path(source))
+    refuse_damaged(folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     _check_config(folder, model)
     file = SafetensorsFile(inside(folder, ADAPTER_WEIGHTS, f"{folder}: has"))
     # References to the parameters themselves, under the names in which PEFT saves them.

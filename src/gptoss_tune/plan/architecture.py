@@ -1,8 +1,9 @@
 """Model dimensions of gpt-oss, from its ``config.json`` or from its name.
 
-The two released models are known here by their sizes, so that a plan needs neither a download nor a
-network. Anything else has to be a folder with a ``config.json``. Asking the Hub for a configuration
-was the alternative: a plan would then be able to fail where a checked recipe cannot.
+The released models, safeguard among them, are known here by their sizes, so that a plan needs
+neither a download nor a network. Anything else has to be a folder with a ``config.json``. Asking
+the Hub for a configuration was the alternative: a plan would then be able to fail where a checked
+recipe cannot.
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ def _released(layers: int, experts: int) -> Architecture:
 RELEASED = {
     "openai/gpt-oss-20b": _released(layers=24, experts=32),
     "openai/gpt-oss-120b": _released(layers=36, experts=128),
+    "openai/gpt-oss-safeguard-20b": _released(layers=24, experts=32),
+    "openai/gpt-oss-safeguard-120b": _released(layers=36, experts=128),
 }
 """Sizes of the released models by their names on the Hub."""
 

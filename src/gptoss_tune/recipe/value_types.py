@@ -92,8 +92,13 @@ def _unique(values: list[T]) -> list[T]:
 FromText = BeforeValidator(_number)
 """Last in a number's annotation: number-like text such as ``"1e-5"`` is read as the number."""
 
+
+class PathMark:
+    """Marks a type whose values name a place: what publishes a recipe finds them by it."""
+
+
 Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
-PathText = Annotated[Text, AfterValidator(_path)]
+PathText = Annotated[Text, AfterValidator(_path), PathMark]
 Resume = Annotated[PathText, AfterValidator(_resume)]
 Date = Annotated[
     str,

@@ -249,6 +249,9 @@ def _card_of(gpu: str) -> Gpu | None:
     """Return the known card that a driver's name means, by model and, of several, by memory."""
     plain = re.sub(r"[^a-z0-9]", "", gpu.lower())
     found = [known for known in GPUS if known.name.split("-")[0] in plain]
+    # "h200" is in "gh200", and "h100" in "h100nvl": the longest name is the card's.
+    longest = max((len(known.name.split("-")[0]) for known in found), default=0)
+    found = [known for known in found if len(known.name.split("-")[0]) == longest]
     by_memory = [known for known in found if known.name.split("-")[1] in plain]
     return (by_memory or found or [None])[0]
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RECORD, RECIPE = "run.json", "recipe.yaml"
+RUN_CARD = "run_card.json"
+"""What of a record goes to the Hub with an adapter."""
 METRICS, LAYERS = "metrics.jsonl", "layers.jsonl"
 ADAPTER = "adapter"
 REPORT = "report.html"

@@ -34,7 +34,7 @@ from gptoss_tune.files.strict_json import (
     refuse_other_kinds,
     to_text,
 )
-from gptoss_tune.run.folder import ADAPTER, RunFolder
+from gptoss_tune.run.folder import ADAPTER, RUN_CARD, RunFolder
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import Recipe
@@ -92,7 +92,7 @@ def without_nonfinite(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def record_of_adapter(folder: Path) -> dict[str, Any]:
-    """Return ``run.json`` beside or above an adapter; empty where there is none.
+    """Return ``run.json`` beside or above an adapter, or what of it came from the Hub; or nothing.
 
     Raises:
         CheckpointError: It is not strict JSON, or holds something else than a record.
@@ -100,7 +100,13 @@ def record_of_adapter(folder: Path) -> dict[str, Any]:
     for run in (folder, folder.absolute().parent):
         if os.path.lexists(RunFolder(run).record):
             return read_record(run)
-    return {}
+    card = folder / RUN_CARD
+    if not card.is_file():
+        return {}
+    # What a push left of the record: enough for the base and for how the adapter was trained.
+    found = {key: value for key, value in read_object(card).items() if key in ("base", "recipe")}
+    refuse_other_kinds(card, found, _KINDS)
+    return found
 
 
 def read_unchecked(path: Path, run: Path) -> Any:

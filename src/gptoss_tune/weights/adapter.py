@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
-from gptoss_tune.run.checkpoints import published
-from gptoss_tune.run.folder import ADAPTER
+from gptoss_tune.run.checkpoints import published, sha256_of
+from gptoss_tune.run.folder import ADAPTER, RUN_CARD
 from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter_config import (
@@ -34,8 +35,15 @@ from gptoss_tune.weights.adapter_config import (
     read_adapter_config,
     saved_by_swapping_peft,
 )
-from gptoss_tune.weights.adapter_targets import Target, targets_of
+from gptoss_tune.weights.adapter_targets import PREFIX, Target, targets_of
+from gptoss_tune.weights.checkpoint import HUB_NAME, download
+from gptoss_tune.weights.hashes import refuse_damaged
+from gptoss_tune.weights.layouts import ONE_BY_ONE, without_wrappers
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
+
+_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_CARD, "config.json")
+_NAMED_FACTOR = re.compile(r"(.*\.lora_[AB])\.[\w-]+(\.weight)")
+"""A factor with the adapter's name in its own, as in a state dict: ``lora_A.default.weight``."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +76,18 @@ class Adapter:
         path: Its folder.
         config: ``adapter_config.json``.
         targets: What it changes, by module.
+        renamed: Whether the file has other names for the factors than PEFT saves.
     """
 
     def __init__(self, path: Path, base: Checkpoint) -> None:
         """Open the adapter in the folder ``path`` for ``base``; see ``open_adapter``."""
         self.path = path
         self.config = read_adapter_config(path)
+        refuse_damaged(path, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
         where = str(path / ADAPTER_CONFIG)
         self.targets = targets_of(self.config, base, where)
         self.file = SafetensorsFile(inside(path, ADAPTER_WEIGHTS, f"{path}: has"))
+        self.renamed = _pefts_names(self.file)
         self._check_names(base)
         self.swapped = self._check_shapes()
         self._check_finite()
@@ -104,6 +115,11 @@ class Adapter:
                 digest.update(chunk)
         return digest.hexdigest()
 
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights' file alone: equal for copies whose configuration was edited."""
+        return sha256_of(self.file.path)
+
     @staticmethod
     def _names(target: Target) -> tuple[str, str]:
         return f"{target.key}.lora_A.weight", f"{target.key}.lora_B.weight"
@@ -120,6 +136,13 @@ class Adapter:
             for name in set(self.file.entries) - wanted
             if not self._is_copy_of_base(name, base)
         )
+        one_by_one = [name for name in unread if ONE_BY_ONE.search(name)]
+        if one_by_one:
+            raise CheckpointError(
+                f"{self.file.path}: has factors of single experts, first '{one_by_one[0]}', as "
+                "Unsloth's 4-bit layout trains them; expected one pair for a whole stack "
+                "(target_parameters), train on the release's layout or merge where it was trained"
+            )
         if missing:
             experts = sum(".mlp.experts." in name for name in missing)
             raise CheckpointError(
@@ -189,8 +212,39 @@ class Adapter:
         )
 
 
+def _pefts_names(file: SafetensorsFile) -> bool:
+    """Give the factors the names under which PEFT saves them; return whether any had another.
+
+    A state dict that was saved as it was in training has the adapter's name in it
+    (``lora_A.default.weight``) and the wrappers of compile and of several GPUs.
+
+    Raises:
+        CheckpointError: Two tensors are the same factor.
+    """
+    names: dict[str, str] = {}
+    for stored in file.entries:
+        named = _NAMED_FACTOR.fullmatch(stored)
+        name = named[1] + named[2] if named else stored
+        names[stored] = PREFIX + without_wrappers(name)
+    twice = [stored for stored, name in names.items() if list(names.values()).count(name) > 1]
+    if twice:
+        raise CheckpointError(
+            f"{file.path}: '{twice[0]}' and '{twice[1]}' are one factor; the file holds two "
+            "adapters, save one"
+        )
+    renamed = any(stored != name for stored, name in names.items())
+    if renamed:
+        file.rename(names)
+    return renamed
+
+
 def open_adapter(
-    path: str | Path, base: Checkpoint, *, other_base: bool = False, repair: bool = False
+    path: str | Path,
+    base: Checkpoint,
+    *,
+    other_base: bool = False,
+    repair: bool = False,
+    translate: bool = False,
 ) -> Adapter:
     """Open the adapter of a run, or an adapter's own folder, and check it against ``base``.
 
@@ -199,6 +253,8 @@ def open_adapter(
         base: The base to use it on.
         other_base: Accept a base whose weights differ from those it was trained on.
         repair: Read expert factors that were saved swapped as if they were not.
+        translate: Accept factors under other names than PEFT's, for who reads them through the
+            adapter alone; PEFT itself would leave them out.
 
     Raises:
         CheckpointError: No adapter there, pickle files, a kind of adapter that cannot be merged,
@@ -212,6 +268,12 @@ def open_adapter(
             f"them; write a repaired copy with `gptoss-tune adapter {folder} --for peft --repair "
             "--out DIR` and use that"
         )
+    if adapter.renamed and not translate:
+        raise CheckpointError(
+            f"{folder}: its factors have other names than PEFT saves, and PEFT would leave them "
+            f"out; write a copy with `gptoss-tune adapter {folder} --for peft --out DIR` and use "
+            "that"
+        )
     trained_on = record_of_adapter(folder).get("base", {}).get("fingerprint", {})
     if not other_base and not base.is_base_of(trained_on):
         raise CheckpointError(
@@ -224,13 +286,19 @@ def open_adapter(
 def adapter_folder(path: str | Path) -> Path:
     """Return the folder with ``adapter_config.json`` for a run or an adapter.
 
+    Args:
+        path: A run's or an adapter's folder, or the name of an adapter on the Hub.
+
     Raises:
         CheckpointError: Neither is there.
+        HubError: No such repository, no access, or no answer.
     """
-    path = Path(os.path.expanduser(path))
+    named, path = str(path), Path(os.path.expanduser(path))
     folder = find_adapter(path)
     if folder is not None:
         return folder
+    if is_name_on_hub(named):
+        return _downloaded(named)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; expected a run or an adapter")
     checkpoints = published(path)
@@ -243,6 +311,43 @@ def adapter_folder(path: str | Path) -> Path:
         f"{path}: holds no {ADAPTER_CONFIG}, nor does its folder {ADAPTER}/; expected a run of "
         "gptoss-tune or a PEFT adapter"
     )
+
+
+def is_name_on_hub(path: str | Path) -> bool:
+    """Return whether a text names a repository on the Hub and nothing on this machine.
+
+    ``runs/mine`` beside a folder ``runs`` is a run that is not there, and no name on the Hub.
+    """
+    place = Path(path)
+    return HUB_NAME.fullmatch(str(path)) is not None and not place.parent.exists()
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Return whether a folder, or a repository on the Hub, holds an adapter and no whole model.
+
+    Raises:
+        HubError: No such repository, no access, or no answer.
+    """
+    place = Path(os.path.expanduser(path))
+    if is_name_on_hub(path):
+        place = download(str(path), None, _ADAPTER_FILES)
+        return (place / ADAPTER_CONFIG).is_file() and not (place / "config.json").is_file()
+    return place.is_dir() and not (place / "config.json").is_file()
+
+
+def _downloaded(name: str) -> Path:
+    """Return the folder of an adapter on the Hub, its own files alone."""
+    folder = download(name, None, _ADAPTER_FILES)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"'{name}' on the Hub holds no {ADAPTER_CONFIG}; expected an adapter, not a whole model"
+        )
+    if (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"'{name}' on the Hub holds {ADAPTER_CONFIG} beside a whole model; which of the two is "
+            "meant cannot be told, remove one of them there"
+        )
+    return folder
 
 
 def base_name(adapters: Iterable[str | Path]) -> tuple[str, str | None]:

@@ -1,7 +1,7 @@
 """The files of a PEFT adapter: where they are, and a plain LoRA of known options, or refused.
 
 PEFT's configuration can name a library to import (``megatron_core``, ``auto_mapping``) and files to
-unpickle (``corda_config``, ``eva_config``), and every release adds options that change what the
+unpickle (``corda_config``), and every release adds options that change what the
 factors mean. An export that ignored one would merge something else than was trained; so an option
 that is set and not understood is refused, whatever it is.
 
@@ -33,16 +33,19 @@ SWAPPING_PEFT = "0.19.0"
 """The release that saved the factors of ``target_parameters`` with in and out swapped."""
 
 _LARGEST_RANK = 65_536
+_MERGE_IT = (
+    "merge it with PEFT instead (PeftModel.from_pretrained(model, DIR).merge_and_unload(), then "
+    "save_pretrained) and use the result as a base"
+)
 _REFUSED = {
-    "use_dora": "DoRA rescales the merged weight and no server reads it for experts",
+    "use_dora": f"DoRA rescales each row of the merged weight, which B A alone is not; {_MERGE_IT}",
     "lora_bias": "a bias on B belongs to no tensor of the base",
-    "modules_to_save": "whole modules are no low-rank change; merge them yourself first",
-    "trainable_token_indices": "new token rows are no low-rank change of the experts",
+    "modules_to_save": f"these are whole trained modules beside the factors; {_MERGE_IT}",
+    "trainable_token_indices": f"new token rows are no low-rank change; {_MERGE_IT}",
     "layer_replication": "replicated layers make another architecture",
     "fan_in_fan_out": "gpt-oss stores its linear weights as [out, in]",
     "megatron_config": "it has PEFT import a module that this file names",
     "corda_config": "it has PEFT unpickle a file that this file names",
-    "eva_config": "it belongs to the training, not to its result",
 }
 _LIST = (list, type(None))
 # What is read here, with its kinds.
@@ -54,6 +57,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "layers_pattern": (str, *_LIST),
     "rank_pattern": (dict, type(None)),
     "alpha_pattern": (dict, type(None)),
+    "eva_config": (dict, type(None)),  # of the start of the factors, which is behind them
     "use_rslora": (bool, type(None)),
     "base_model_name_or_path": (str, type(None)),
     "revision": (str, type(None)),
@@ -64,7 +68,8 @@ _WITHOUT_EFFECT = {
     "peft_type", "task_type", "r", "lora_alpha", "bias", "auto_mapping", "inference_mode",
     "lora_dropout", "qalora_group_size", "megatron_core", "ensure_weight_tying",
 }  # fmt: skip
-_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal")
+# Starts that set the factors alone; the others change the base, and the factors mean that base.
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 _NAME = re.compile(r"\w{1,100}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 _LIBRARIES = ("transformers.", "peft.", "gptoss_tune.")

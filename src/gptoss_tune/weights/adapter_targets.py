@@ -24,7 +24,8 @@ from gptoss_tune.weights.names import (
     expert_shape,
 )
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What PEFT puts before the name of a module."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def targets_of(config: Mapping[str, Any], base: Checkpoint, where: str) -> dict[
         *(f"model.layers.{i}.self_attn.{name}" for i in layers for name in ATTENTION_PROJECTIONS),
         *(expert_key(i, name) for i in layers for name in EXPERT_PROJECTIONS),
     )
+    _refuse_other_parameters(config, base, where)
     rules = _Rules(config, names, where)
     targets = [*_linear_targets(rules, base), *_expert_targets(rules, base)]
     if not targets:
@@ -162,7 +164,21 @@ def _linear_targets(rules: _Rules, base: Checkpoint) -> Iterable[Target]:
             )
         weight = f"{module}.weight"
         out, into = base.shape(weight)
-        yield Target(module, _PREFIX + module, None, (into, out), *rules.rank(module))
+        yield Target(module, PREFIX + module, None, (into, out), *rules.rank(module))
+
+
+def _refuse_other_parameters(config: Mapping[str, Any], base: Checkpoint, where: str) -> None:
+    """Refuse ``target_parameters`` that PEFT finds in gpt-oss and that are no stack of experts."""
+    parameters = [name.removesuffix("_blocks") for name in base.names()]
+    for entry in config.get("target_parameters") or []:
+        matched = [name for name in parameters if _ends_with(name, [entry])]
+        others = [name for name in matched if not name.endswith(EXPERT_PROJECTIONS)]
+        if others:
+            raise CheckpointError(
+                f"{where}: target_parameters names {entry[:60]!a}, which is {others[0]} and the "
+                f"like; merged are the experts alone ({' and '.join(EXPERT_PROJECTIONS)}), train "
+                "without it or merge with PEFT"
+            )
 
 
 def _expert_targets(rules: _Rules, base: Checkpoint) -> Iterable[Target]:
@@ -180,7 +196,7 @@ def _expert_targets(rules: _Rules, base: Checkpoint) -> Iterable[Target]:
         ]
         for depth, (key, projection) in enumerate(reversed(matched)):
             experts, into, out = expert_shape(base.config, projection)
-            wrapper = f"{_PREFIX}model.layers.{layer}.mlp.experts" + ".base_layer" * depth
+            wrapper = f"{PREFIX}model.layers.{layer}.mlp.experts" + ".base_layer" * depth
             yield Target(key, wrapper, experts, (into, out), *rules.rank(key))
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,20 @@ from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights.config import check_companions, read_config
 from gptoss_tune.weights.fingerprint import content_hash, unhashed_bytes
+from gptoss_tune.weights.layouts import (
+    refuse_other_tensors,
+    refuse_unread_files,
+    released_names,
+)
 from gptoss_tune.weights.names import ExpertFormat, expected_shapes
 from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
 from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME, natural_order
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"]
+_HUB_FILES = (
+    *("*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"),
+    "README.md",  # it says under which licence the weights stand
+)
 _HUB_OTHER_LAYOUTS = ["original/*", "metal/*"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FINGERPRINT_BYTES = 4096  # of each tensor, in the fingerprint of earlier versions
@@ -46,6 +56,7 @@ class Checkpoint:
         config: ``config.json`` as a dictionary.
         expert_format: ``"mxfp4"`` when the experts are packed (``_blocks``, ``_scales``), else
             ``"bf16"`` (dense, in transformers' layout ``[E, in, out]``).
+        renamed: Whether its files have other names for the tensors than the release (``layouts``).
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
@@ -55,6 +66,7 @@ class Checkpoint:
         self.config = read_config(path)
         check_companions(path)
         self.files = _open_files(path)
+        self.renamed = released_names(path, self.files)
         self._file_of = {name: file for file in self.files for name in file.entries}
         self.expert_format: ExpertFormat = _expert_format(path, self.config, self._file_of)
         self._hashed: str | None = None
@@ -152,6 +164,21 @@ class Checkpoint:
     def _in_files(self) -> list[tuple[str, SafetensorsFile]]:
         return [(name, self._file_of[name]) for name in self.names()]
 
+    def require_released_names(self) -> None:
+        """Refuse names that are translated here, for who hands the folder to another program.
+
+        Raises:
+            CheckpointError: transformers and servers would find tensors missing, and draw them.
+        """
+        if self.renamed:
+            out = f"{self.path.name}-released-names"
+            raise CheckpointError(
+                f"{self.path}: its tensors have other names than the release's, which transformers "
+                "and servers do not find; write a copy in the release's layout with `gptoss-tune "
+                f"merge --base {shlex.quote(str(self.path))} --format "
+                f"{self.expert_format} --out {shlex.quote(out)}` and use that"
+            )
+
     def close(self) -> None:
         """Close the files; a later read opens them again."""
         for file in self.files:
@@ -166,14 +193,10 @@ class Checkpoint:
         return self._file_of[name]
 
     def _check_tensors(self) -> None:
-        """Refuse missing tensors, wrong shapes and wrong dtypes."""
+        """Refuse missing and unexplained tensors, wrong shapes and wrong dtypes."""
         expected = expected_shapes(self.config, self.expert_format)
-        missing = [name for name in expected if name not in self._file_of]
-        if missing:
-            raise CheckpointError(
-                f"{self.path}: {len(missing)} of {len(expected)} tensors are missing, first "
-                f"'{missing[0]}'; copy or download the checkpoint again"
-            )
+        layers = self.config["num_hidden_layers"]
+        refuse_other_tensors(self.path, layers, expected, self._file_of)
         for name, shape in expected.items():
             spec = self.spec(name)
             if spec.shape != shape:
@@ -191,12 +214,16 @@ class Checkpoint:
                 )
 
 
-def open_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    name_or_path: str | Path, revision: str | None = None, *, translate: bool = False
+) -> Checkpoint:
     """Open a gpt-oss checkpoint from a folder or from the Hub and check that it is whole.
 
     Args:
         name_or_path: A folder, or ``owner/name`` on the Hub.
         revision: Branch, tag or commit on the Hub; the default branch when None.
+        translate: Accept tensors under other names than the release's, for who reads them through
+            the checkpoint alone; other programs would not find them.
 
     Raises:
         CheckpointError: No such folder; another architecture; an unknown quantisation; files
@@ -204,7 +231,10 @@ def open_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Ch
             files instead of safetensors.
         HubError: The Hub cannot be reached, or refuses.
     """
-    return Checkpoint(resolve(name_or_path, revision), str(name_or_path))
+    checkpoint = Checkpoint(resolve(name_or_path, revision), str(name_or_path))
+    if not translate:
+        checkpoint.require_released_names()
+    return checkpoint
 
 
 def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
@@ -224,11 +254,15 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
             f"{path}: no such folder; expected a folder with config.json or a name on the Hub "
             "such as openai/gpt-oss-20b"
         )
-    return _download(str(name_or_path), revision)
+    return download(str(name_or_path), revision, _HUB_FILES)
 
 
-def _download(name: str, revision: str | None) -> Path:
-    """Return the folder of a Hub repository's safetensors, tokenizer and configuration."""
+def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Return the folder of those files of a Hub repository whose names match ``patterns``.
+
+    Raises:
+        HubError: No such repository or revision, no access, or no answer.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -243,7 +277,7 @@ def _download(name: str, revision: str | None) -> Path:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=_HUB_FILES,
+            allow_patterns=list(patterns),
             ignore_patterns=_HUB_OTHER_LAYOUTS,
         )
     except GatedRepoError as error:
@@ -266,6 +300,7 @@ def _open_files(path: Path) -> list[SafetensorsFile]:
     if not index.exists():
         if not (path / SINGLE_NAME).exists():
             raise CheckpointError(_no_weights(path))
+        refuse_unread_files(path, [SINGLE_NAME])
         return [SafetensorsFile(_weights_file(path, SINGLE_NAME, f"{path}: has"))]
     try:
         weight_map = read_object(inside(path, INDEX_NAME, f"{path}: has"))["weight_map"]
@@ -288,6 +323,12 @@ def _open_files(path: Path) -> list[SafetensorsFile]:
                     f"{index}: places '{tensor}' in {weight_map.get(tensor)}, but {name} holds "
                     "it; the index is of another download, copy the checkpoint again"
                 )
+    refuse_unread_files(path, names)
+    if SINGLE_NAME in files and len(files) > 1:
+        raise CheckpointError(
+            f"{index}: names {SINGLE_NAME} beside other files; transformers loads {SINGLE_NAME} "
+            "alone, give the shards the names model-00001-of-00002.safetensors and so on"
+        )
     return list(files.values())
 
 
@@ -313,7 +354,7 @@ def _expert_format(
     path: Path, config: dict[str, Any], names: dict[str, SafetensorsFile]
 ) -> ExpertFormat:
     """Return the experts' layout, which config and tensors must agree on."""
-    packed = any(name.endswith("_blocks") for name in names)
+    packed = any(name.endswith(("_blocks", "_scales")) for name in names)
     declared = config.get("quantization_config") is not None
     if packed and not declared:
         raise CheckpointError(

@@ -99,9 +99,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not file.exists():
+        _refuse_layout(path, (path / "model.bin").exists(), "metal/")
         raise CheckpointError(f"{file}: no such file; expected the folder of a gpt-oss checkpoint")
     config = read_object(inside(path, file.name, f"{path}: has"))
     found = config.get("architectures")
+    _refuse_layout(path, found is None and "num_experts" in config, "original/")
     if found != [ARCHITECTURE]:
         raise CheckpointError(
             f"{file}: architectures is {_short(found)}; expected ['{ARCHITECTURE}']"
@@ -110,11 +112,27 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: model_type is {_short(config['model_type'])}; expected '{MODEL_TYPE}'"
         )
+    if config.get("transformers_weights"):
+        raise CheckpointError(
+            f"{file}: transformers_weights is {_short(config['transformers_weights'])}, which "
+            "transformers loads instead of the files that everything else reads; remove the key"
+        )
     _refuse_code(file, config)
     _check_sizes(file, config)
     _check_settings(file, config)
     _check_quantization(file, config.get("quantization_config"))
     return config
+
+
+def _refuse_layout(path: Path, recognised: bool, layout: str) -> None:
+    """Refuse a part of the release that is written for another program."""
+    if recognised:
+        above = path.absolute().parent
+        use = f"the folder above it, {above}" if (above / "config.json").is_file() else "the rest"
+        raise CheckpointError(
+            f"{path}: is {layout} of a release, written for another program than transformers; "
+            f"use {use}, which holds the same weights as safetensors with config.json"
+        )
 
 
 def check_companions(path: Path) -> None:

@@ -18,7 +18,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -89,6 +89,13 @@ class SafetensorsFile:
         self.path = path
         self._descriptor: int | None = None
         self.metadata, self.entries = read_header(path)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Let the tensors be read under other names: ``{name in the file: name}``."""
+        self.entries = {
+            names[stored]: replace(entry, spec=replace(entry.spec, name=names[stored]))
+            for stored, entry in self.entries.items()
+        }
 
     def read(self, name: str) -> Tensor:
         """Return the tensor ``name`` in memory of its own, on the CPU.

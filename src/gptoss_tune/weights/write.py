@@ -54,7 +54,14 @@ def plan_shards(
     """Divide tensors over files of at most ``max_shard_size`` bytes, in the model's order.
 
     Within a file the wider dtypes stand first, so that every tensor is aligned to its own size.
+
+    Raises:
+        CheckpointError: ``max_shard_size`` is no positive number.
     """
+    if max_shard_size < 1:
+        raise CheckpointError(
+            f"the largest size of a shard is {max_shard_size}; expected a number of bytes above 0"
+        )
     groups: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in sorted(specs, key=lambda spec: natural_order(spec.name)):

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.hub.files import collect
+from gptoss_tune.export.hub.push import check_push
 from gptoss_tune.export.hub.push import push as upload
+from gptoss_tune.export.hub.repository import check_name
 from gptoss_tune.export.merge.merge import MAX_SHARD_SIZE, MergeOptions
 from gptoss_tune.export.merge.merge import merge as write_merged
 from gptoss_tune.export.merge.steps import WeightedAdapter
@@ -54,17 +57,23 @@ def open_adapters(
     *,
     other_base: bool = False,
 ) -> tuple[Checkpoint, list[WeightedAdapter]]:
-    """Open adapters and their base.
+    """Open adapters and their base, whatever names the program that saved them gave the tensors.
 
     Raises:
-        CheckpointError: One cannot be opened, or they name different bases.
+        CheckpointError: One cannot be opened, or they name different bases; neither is given.
     """
     pairs = _pairs(adapters)
     if base is None:
+        if not pairs:
+            raise CheckpointError(
+                "nothing to merge: name a run or an adapter, or with --base the base to convert"
+            )
         base, revision = recorded_base(path for path, _ in pairs)
-    checkpoint = open_checkpoint(base, revision)
+    checkpoint = open_checkpoint(base, revision, translate=True)
     return checkpoint, [
-        WeightedAdapter(open_adapter(path, checkpoint, other_base=other_base), weight)
+        WeightedAdapter(
+            open_adapter(path, checkpoint, other_base=other_base, translate=True), weight
+        )
         for path, weight in pairs
     ]
 
@@ -115,7 +124,7 @@ def merge(
     """Merge what runs trained into their base, as ``gptoss-tune merge`` does.
 
     Args:
-        adapters: What is merged.
+        adapters: What is merged; ``[]``: nothing, ``base`` is written in another format.
         out: Folder to create; a merge that was stopped goes on when it is asked for again.
         format: Layout of the experts in the result.
         base: Another base than the adapters name; ``revision`` is its own on the Hub.
@@ -161,8 +170,9 @@ def verify(
 
     Args:
         folder: A merged checkpoint.
-        adapters: What was merged; without them only the folder itself is checked.
-        base: As in ``merge``.
+        adapters: What was merged; without them and without ``base`` only the folder itself is
+            checked.
+        base: As in ``merge``; without adapters what the folder is a copy of in another format.
         revision: As in ``merge``.
         other_base: As in ``merge``.
         logits: Compare logits too.
@@ -175,7 +185,7 @@ def verify(
         CheckpointError: An adapter or the base cannot be opened.
     """
     checkpoint, weighted = None, []
-    if _pairs(adapters):
+    if _pairs(adapters) or base is not None:
         checkpoint, weighted = open_adapters(adapters, base, revision, other_base=other_base)
     result = inspect_merged(Path(folder), checkpoint, weighted, logits=logits, device=device)
     note(adapters, "verify", result)
@@ -192,6 +202,8 @@ def push(
     revision: str | None = None,
     base_name: str | None = None,
     logits: bool = True,
+    replace: bool = False,
+    replace_card: bool = False,
 ) -> Pushed:
     """Verify a run's adapter or merged model and upload it with a model card.
 
@@ -204,19 +216,31 @@ def push(
         revision: As in ``merge``.
         base_name: The base's name on the Hub, when it was trained from a folder.
         logits: Compare logits of a merged folder first.
+        replace: Delete what others put into the repository and would change what loads.
+        replace_card: Replace a card that was written by hand instead of adding to it.
 
     Raises:
         CheckpointError: Something cannot be opened, is not what was trained, or holds a token.
+        RepositoryError: The repository's name or content is not one to push to.
         HubError: The Hub refuses, or does not answer.
     """
+    check_name(repo)
     if base is None:
         base, revision = recorded_base([run])
+    check_push(repo, public=public)
     checkpoint = open_checkpoint(base, revision)
     adapter = open_adapter(run, checkpoint)
     folder = None if merged is None else Path(merged)
     files = collect(adapter, checkpoint, repo, merged=folder, base_name=base_name, logits=logits)
     kind = "adapter" if merged is None else "merged model"
-    return upload(files, repo, public=public, message=f"Upload {kind} with gptoss-tune")
+    return upload(
+        files,
+        repo,
+        public=public,
+        message=f"Upload {kind} with gptoss-tune",
+        replace=replace,
+        replace_card=replace_card,
+    )
 
 
 def strictest_survival(adapters: Sequence[WeightedAdapter]) -> float:

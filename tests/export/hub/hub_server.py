@@ -25,6 +25,7 @@ class Hub:
         self.faults = defaultdict(list)  # part of a path -> [status, headers] or "cut"
         self.requests = []
         self.seen_tokens = set()
+        self.whoami = None  # what it tells of a token; None: it has no such question
         self.agents = set()  # what clients call themselves
         self.lock = threading.Lock()
         hub = self
@@ -46,6 +47,9 @@ class Hub:
 
             def do_PUT(self):
                 hub.answer(self, "PUT")
+
+            def do_DELETE(self):
+                hub.answer(self, "DELETE")
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -95,6 +99,9 @@ class Hub:
     def send_file(self, handler, method, path):
         """Answer HEAD and GET of ``/owner/name/resolve/REVISION/FILE``."""
         owner, name, _, revision, file = path.strip("/").split("/", 4)
+        if f"{owner}/{name}" not in self.repos:
+            self.reply(handler, 404, {"error": "no repo"}, {"x-error-code": "RepoNotFound"})
+            return
         data = self.repos[f"{owner}/{name}"]["files"].get(file)
         if data is None:
             self.reply(handler, 404, {"error": "no such file"}, {"x-error-code": "EntryNotFound"})
@@ -122,6 +129,12 @@ class Hub:
         parts = path.strip("/").split("/")
         if path == "/api/repos/create":
             return self.create(json.loads(body))
+        if path == "/api/repos/delete":
+            wanted = json.loads(body)
+            self.repos.pop(f"{wanted.get('organization') or 'me'}/{wanted['name']}")
+            return 200, {}
+        if path == "/api/whoami-v2" and self.whoami is not None:
+            return 200, self.whoami
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
         if path.startswith("/storage/"):
@@ -203,7 +216,10 @@ class Hub:
 
     def commit(self, name, repo, body):
         lines = [json.loads(line) for line in body.splitlines()]
-        files = {}
+        parent = lines[0]["value"].get("parentCommit")
+        if parent is not None and parent != f"{len(repo['commits']):040x}":
+            return 412, {"error": "A commit has happened since. Please refresh and try again."}
+        files, deleted = {}, []
         for line in lines[1:]:
             value = line["value"]
             if line["key"] == "file":
@@ -212,6 +228,10 @@ class Hub:
                 if value["oid"] not in self.storage:
                     return 400, {"error": f"object {value['oid']} was never uploaded"}
                 files[value["path"]] = self.storage[value["oid"]]
+            elif line["key"] == "deletedFile":
+                deleted.append(value["path"])
+        for path in deleted:
+            del repo["files"][path]
         repo["files"].update(files)
         repo["commits"].append(lines[0]["value"]["summary"])
         oid = f"{len(repo['commits']):040x}"

@@ -46,7 +46,6 @@ WEIGHTS = {
         lambda w: {**w, "base_model.model.extra.lora_A.weight": torch.ones(2, 2)},
         "targeted by nothing",
     ),
-    "keys of a server": (renamed("base_model.model.", ""), "24 of 24 factors"),
     "NaN in an expert": (with_nan(EXPERT_A), "holds NaN or infinity"),
     "NaN in attention": (with_nan(LINEAR_B), "holds NaN or infinity"),
     "other inputs": (cut(EXPERT_A), "the adapter is of another base"),
@@ -63,10 +62,11 @@ def test_weights_that_cannot_be_trusted(base, adapter_copy, tmp_path, lab, case)
 
 
 CONFIGS = {
-    "use_dora": (True, "DoRA"),
+    "use_dora": (True, "DoRA rescales each row of the merged weight"),
     "lora_bias": (True, "a bias on B"),
     "bias": ("all", "expected 'none'"),
-    "modules_to_save": (["lm_head"], "no low-rank change"),
+    "modules_to_save": (["lm_head"], "whole trained modules .* merge it with PEFT instead"),
+    "init_lora_weights": ("pissa", "changed the base before the training"),
     "peft_type": ("LOHA", "expected 'LORA'"),
     "r": (0, "expected a positive number"),
     "lora_alpha": ("16", "expected a positive number"),

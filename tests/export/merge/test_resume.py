@@ -74,3 +74,26 @@ def test_another_merge_does_not_continue_this_one(base, adapter, tmp_path, lab):
     lab.merge(base, {adapter: -1.0}, out, max_shard_size=150_000)
     lab.merge(base, {adapter: -1.0}, tmp_path / "expected", max_shard_size=150_000)
     assert lab.digests(out) == lab.digests(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "no note", "a torn note"])
+def test_a_damaged_staged_shard_is_written_again(base, adapter, tmp_path, lab, damage):
+    checkpoint, opened = lab.open(base, adapter)
+    out, options = tmp_path / "out", MergeOptions(max_shard_size=150_000)
+    with pytest.raises(Stop):
+        merge(checkpoint, opened, out, options, progress=stop_after(3))
+    shard = sorted(staging_folder(out).glob("*.safetensors"))[1]
+    note = shard.with_name(f"{shard.name}.note.json")
+    content = bytearray(shard.read_bytes())
+    if damage == "a bit":
+        content[-100] ^= 0x10
+        shard.write_bytes(content)
+    elif damage == "cut":
+        shard.write_bytes(content[:-100])
+    elif damage == "no note":
+        note.unlink()
+    else:
+        note.write_bytes(note.read_bytes()[:20])
+    merge(checkpoint, opened, out, options)
+    lab.merge(base, adapter, tmp_path / "expected", max_shard_size=150_000)
+    assert lab.digests(out) == lab.digests(tmp_path / "expected")

@@ -17,9 +17,11 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
-from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.errors import CheckpointError, UndecidedError
+from gptoss_tune.export.verify.completions import CompletionsServer
 from gptoss_tune.export.verify.layerwise import LayerwiseModel
-from gptoss_tune.export.verify.server import SERVED_PROMPTS, verify_served
+from gptoss_tune.export.verify.server import SERVED_PROMPTS, _judged, ask_server, verify_served
+from gptoss_tune.run.record import read_record
 from gptoss_tune.weights import open_checkpoint
 
 
@@ -81,40 +83,91 @@ class Completions:
         self.server.server_close()
 
 
+def told(checkpoint, *, logprobs=True, offset=0.0):
+    """What a server of ``checkpoint`` answers, without the server."""
+    answers = [first_choices(checkpoint.path)[prompt] for prompt in SERVED_PROMPTS]
+    return [(text, value + offset if logprobs else None) for text, value in answers]
+
+
+@pytest.fixture(scope="module")
+def opened(base, tuned, lab):
+    """The tuned model and its base."""
+    return lab.open(tuned / "merged")[0], lab.open(base)[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("logprobs", [True, False])
-def test_the_right_model_is_green_and_the_base_red(base, tuned, lab, logprobs):
-    merged, _ = lab.open(tuned / "merged")
-    bare, _ = lab.open(base)
+def test_the_right_model_is_green_and_the_base_red(opened, logprobs):
+    merged, bare = opened
     with Completions(merged, logprobs=logprobs) as server:
-        right = verify_served(server.url, "m", merged, bare)
+        right = verify_served(ask_server(CompletionsServer(server.url, "m")), merged, bare)
     assert right.passed is True, right
     assert ("distance" in right.figures) == logprobs
-    with Completions(bare, logprobs=logprobs) as server:
-        wrong = verify_served(server.url, "m", merged, bare)
+    wrong = verify_served(told(bare, logprobs=logprobs), merged, bare)
     assert wrong.passed is False, wrong
     assert wrong.figures["gap"] > 10 * right.figures["gap"] + 0.1
 
 
-def test_other_log_probabilities_are_red(base, tuned, lab):
-    merged, _ = lab.open(tuned / "merged")
-    bare, _ = lab.open(base)
-    with Completions(merged, offset=-0.5) as server:
-        check = verify_served(server.url, "m", merged, bare)
+def test_other_log_probabilities_are_red(opened):
+    check = verify_served(told(opened[0], offset=-0.5), *opened)
     assert check.passed is False and check.figures["distance"] > 0.4
 
 
-def test_a_model_like_its_base_cannot_be_told_apart(base, lab):
-    bare, _ = lab.open(base)
-    with Completions(bare) as server:
-        check = verify_served(server.url, "m", bare, bare)
-    assert check.passed is None and "cannot tell" in check.detail
+def test_a_model_like_its_base_cannot_be_told_apart(opened):
+    _, bare = opened
+    check = verify_served(told(bare), bare, bare)
+    assert check.passed is None and check.required and "cannot tell" in check.detail
 
 
-def test_no_server(base, lab):
-    bare, _ = lab.open(base)
-    with pytest.raises(MachineError, match="gave no completion for model 'm'"):
-        verify_served("http://127.0.0.1:9", "m", bare, bare)
+def test_a_server_of_random_tokens_is_red_even_where_the_base_is_near(opened):
+    """The tuned model is the base itself: only the served gap can say anything."""
+    _, bare = opened
+    random = [(text, None) for text in ["a", " the", "!", "x"] * (len(SERVED_PROMPTS) // 4)]
+    check = verify_served(random, bare, bare)
+    assert check.passed is False and check.figures["gap"] > 0.1
+    assert check.figures["gap_if_base"] == 0.0
+
+
+NEAR = {"distance_noise": 0.001, "distance_if_base": 0.001}
+FAR = {"distance_noise": 0.001, "distance_if_base": 0.5}
+
+
+@pytest.mark.parametrize(
+    "gap, gap_if_base, distances, passed",
+    [
+        (10.27, 0.0125, {}, False),  # random tokens
+        (0.3, 0.0125, {}, False),  # another fine-tuning
+        (0.3, 0.3, {}, False),  # the base
+        (0.3, 0.3, {"distance": 0.0, **FAR}, False),
+        (0.001, 0.3, {}, True),
+        (0.001, 0.3, {"distance": 0.5, **FAR}, False),
+        (0.001, 0.0125, {}, None),
+        (0.001, 0.0125, {"distance": 0.001, **NEAR}, None),
+        (0.001, 0.0125, {"distance": 0.001, **FAR}, True),
+        (0.001, 0.0125, {"distance": 0.5, **FAR}, False),
+        (0.001, 0.0125, {"distance": 0.5, **NEAR}, False),
+    ],
+)
+def test_the_served_gap_is_judged_before_the_bases(gap, gap_if_base, distances, passed):
+    figures = {"tokens": 24, "gap": gap, "noise": 0.0015, "gap_if_base": gap_if_base, **distances}
+    assert _judged(figures).passed is passed
+
+
+def test_log_probabilities_decide_where_the_first_choices_cannot(base, lab, tmp_path):
+    """A fine-tuning that changes no first choice of the prompts, and every probability."""
+    adapter = lab.adapter(base, tmp_path / "small", scale=0.08)
+    lab.merge(base, adapter, tmp_path / "merged")
+    merged, bare = lab.open(tmp_path / "merged")[0], lab.open(base)[0]
+    right = verify_served(told(merged), merged, bare)
+    figures = right.figures
+    assert figures["distance_if_base"] > 0.04, "the test needs a change that can be seen"
+    assert right.passed is True
+    assert verify_served(told(bare), merged, bare).passed is False
+
+
+def test_answers_that_are_not_one_token_prove_nothing(opened):
+    check = verify_served([("word word", None)] * len(SERVED_PROMPTS), *opened)
+    assert check.passed is None and check.required
 
 
 def test_command(base, tuned, lab):
@@ -124,6 +177,25 @@ def test_command(base, tuned, lab):
     with Completions(bare) as server:
         result = CliRunner().invoke(app, [*arguments, "--served", server.url])
     assert isinstance(result.exception, CheckpointError) and "served" in str(result.exception)
+
+
+def test_what_cannot_be_told_has_an_exit_code_of_its_own(base, tuned, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text('{"run_id": "x"}')
+    (tuned / "adapter").rename(run / "adapter")
+    try:
+        arguments = ["verify", str(tuned / "merged"), "--adapter", str(run), "--base", str(base)]
+        monkeypatch.setattr(
+            CompletionsServer, "first_token", lambda self, prompt: ("word word", None)
+        )
+        options = ["--no-logits", "--json", "--served", "http://localhost:1"]
+        result = CliRunner().invoke(app, [*arguments, *options])
+    finally:
+        (run / "adapter").rename(tuned / "adapter")
+    assert isinstance(result.exception, UndecidedError) and result.exception.exit_code == 4
+    assert json.loads(result.stdout)["passed"] is False
+    assert read_record(run)["verification"][0]["passed"] is False
 
 
 @pytest.mark.slow
@@ -153,7 +225,8 @@ def test_transformers_serve(base, tuned, lab):
             except OSError:
                 assert process.poll() is None, "the server ended"
                 time.sleep(0.5)
-        check = verify_served(url, str(merged.path), merged, bare)
+        answers = ask_server(CompletionsServer(url, str(merged.path)))
+        check = verify_served(answers, merged, bare)
         assert check.passed is True, check
     finally:
         process.terminate()

@@ -24,7 +24,9 @@ def red(result):
 
 @pytest.fixture
 def damaged(merged, tmp_path):
-    return shutil.copytree(merged, tmp_path / "damaged")
+    """A merged folder to change, as if another program had written it: without its hashes."""
+    hashes = shutil.ignore_patterns("manifest.json")
+    return shutil.copytree(merged, tmp_path / "damaged", ignore=hashes)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,7 @@ def packed(base, adapter, tmp_path_factory, lab):
 
 def change_weights(folder, change):
     path = folder / "model.safetensors"
+    (folder / "manifest.json").unlink(missing_ok=True)
     weights = load_file(path)
     change(weights)
     save_file(weights, path, metadata={"format": "pt"})
@@ -244,3 +247,40 @@ def test_commands(base, adapter, tmp_path, lab):
     broken = run(app, arguments)
     assert isinstance(broken.exception, CheckpointError)
     assert json.loads(broken.output)["passed"] is False
+
+
+WEIGHTS, SETTINGS, HASHES = "model.safetensors", "generation_config.json", "manifest.json"
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", SETTINGS, HASHES])
+def test_a_flipped_bit_is_seen_without_base_or_adapter(merged, tmp_path, name):
+    out = shutil.copytree(merged, tmp_path / "out")
+    assert verify(out).passed
+    content = bytearray((out / name).read_bytes())
+    # The last bit of a digit, which leaves JSON another number.
+    digit = max(content.rfind(str(digit).encode()) for digit in range(10))
+    content[-40 if name == WEIGHTS else digit] ^= 1
+    (out / name).write_bytes(content)
+    result = verify(out)
+    assert red(result) == {"hashes"}, result.checks
+    detail = next(check.detail for check in result.checks if check.name == "hashes")
+    assert name in detail
+
+
+def test_what_a_manifest_does_not_name_may_change(merged, tmp_path):
+    out = shutil.copytree(merged, tmp_path / "out")
+    (out / "README.md").write_text("by hand")
+    (out / "NOTICE").write_text("longer")
+    assert verify(out).passed
+    (out / SETTINGS).unlink()
+    assert red(verify(out)) == {"hashes", "companions"}
+
+
+def test_a_manifest_of_another_program_says_nothing(merged, tmp_path):
+    out = shutil.copytree(merged, tmp_path / "out")
+    (out / HASHES).write_text(json.dumps({"version": 1}))
+    hashes = next(check for check in verify(out).checks if check.name == "hashes")
+    assert hashes.passed is None and "not checked" in hashes.detail
+    lab_manifest = {"files": {"../escape": {"sha256": "0", "bytes": 1}}, "sha256": "0"}
+    (out / HASHES).write_text(json.dumps(lab_manifest))
+    assert red(verify(out)) == {"hashes"}

@@ -1,8 +1,8 @@
 """What is uploaded for a run: the files of the adapter or the merged model, and what explains them.
 
-The files go up from where they lie; only cards, licence and notice are made here. The adapter's
+The files go up from where they lie; only cards and notice are made here. The adapter's
 configuration gets the base's public name, because a path of the training machine helps nobody and
-tells too much.
+tells too much; a file that names one all the same is refused.
 """
 
 from __future__ import annotations
@@ -13,28 +13,26 @@ from pathlib import Path
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.assets import NOTICE, change_notice, companions, notice_of
-from gptoss_tune.export.hub.model_card import (
-    Facts,
-    hub_base_name,
-    loss_plot,
-    model_card,
-    public_recipe,
-    read_metrics,
-    run_card,
-)
+from gptoss_tune.export.hub.base_name import compare_shape, hub_base_name
+from gptoss_tune.export.hub.card_text import updated_card
+from gptoss_tune.export.hub.licence import licence_of
+from gptoss_tune.export.hub.model_card import Facts, loss_plot, model_card, read_metrics, run_card
+from gptoss_tune.export.hub.public_recipe import public_recipe
+from gptoss_tune.export.hub.push import refuse_places
+from gptoss_tune.export.hub.repository import CARD, LOSS_PLOT, TEMPLATES
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.export.verify.verify import Verification, verify
 from gptoss_tune.files.atomic import to_json
 from gptoss_tune.files.paths import inside
-from gptoss_tune.run.folder import RECIPE
+from gptoss_tune.run.checkpoints import MANIFEST
+from gptoss_tune.run.folder import RECIPE, RUN_CARD
 from gptoss_tune.run.record import record_of_adapter
-from gptoss_tune.shipped import shipped
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 from gptoss_tune.weights.adapter import Adapter
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_tune.weights.write import INDEX_NAME
 
-_MERGE_WRITES = {"config.json", "merge_report.json", INDEX_NAME, NOTICE, "README.md"}
+_MERGE_WRITES = {"config.json", "merge_report.json", INDEX_NAME, MANIFEST, NOTICE, CARD}
 
 
 def collect(
@@ -60,14 +58,14 @@ def collect(
         CheckpointError: The merged folder does not hold the adapter; the base has no public name.
     """
     record = record_of_adapter(adapter.path)
-    recorded = record.get("base", {}).get("name") or adapter.config.get("base_model_name_or_path")
-    public_base = hub_base_name(recorded, base_name)
+    public_base = hub_base_name(base, base_name)
+    compared = compare_shape(base, public_base)
     files: dict[str, Path | bytes]
     if merged is None:
         files = _adapter_files(adapter, public_base)
         said = (
-            f"All {2 * len(adapter.targets)} factors of the adapter match the base, tensor by "
-            "tensor, and hold no NaN."
+            f"- factors: passed. All {2 * len(adapter.targets)} factors of the adapter match the "
+            "base, tensor by tensor, and hold no NaN."
         )
         expert_format = None
     else:
@@ -76,6 +74,8 @@ def collect(
         files = dict(_merged_files(merged))
         said = _verification_text(result)
         expert_format = open_checkpoint(merged).expert_format
+    shape = "passed. It has" if compared else "not done. The Hub did not tell"
+    said += f"\n- name of the base: {shape} the shape of {public_base}."
     facts = Facts(
         repo=repo,
         base=public_base,
@@ -84,11 +84,16 @@ def collect(
         record=record,
         metrics=read_metrics(adapter.path),
         verification=said,
+        licence=licence_of(base.path),
     )
-    files.update(_explaining_files(facts))
+    local_card = files.get(CARD)
+    files.update(_explaining_files(facts, local_card if isinstance(local_card, Path) else None))
     files[NOTICE] = _notice(base, adapter, public_base)
-    if "LICENSE" not in files:
-        files["LICENSE"] = _licence(base)
+    files.update({file.name: file for file in facts.licence.files if file.name not in files})
+    # What people wrote by hand may name any folder; what is made here and copied may not.
+    made = {name: content for name, content in files.items() if name != CARD or local_card is None}
+    places = [base.path, adapter.path.parent, *([merged] if merged else [])]
+    refuse_places(made, [Path.home(), *(place.absolute() for place in places)])
     return files
 
 
@@ -111,39 +116,36 @@ def _merged_files(merged: Path) -> Mapping[str, Path]:
     Raises:
         CheckpointError: The folder holds something else, which nobody asked to publish.
     """
-    files = {path.name: path for path in companions(merged)}
-    for path in sorted(merged.iterdir()):
-        if path.name in _MERGE_WRITES or path.suffix == ".safetensors":
-            files[path.name] = inside(merged, path.name, f"{merged}: has")
-        elif path.name not in files:
+    files = {path.relative_to(merged).as_posix(): path for path in companions(merged)}
+    listed = [path.name for path in merged.iterdir() if path.name != TEMPLATES]
+    listed += [f"{TEMPLATES}/{path.name}" for path in (merged / TEMPLATES).glob("*")]
+    for name in sorted(listed):
+        if name in _MERGE_WRITES or name.endswith((".safetensors", ".jinja")):
+            files[name] = inside(merged, name, f"{merged}: has")
+        elif name not in files:
             raise CheckpointError(
-                f"{merged}: holds '{one_line(path.name)}', which no merge writes; nothing was "
+                f"{merged}: holds '{one_line(name)}', which no merge writes; nothing was "
                 "uploaded, move it elsewhere or upload it yourself"
             )
     return files
 
 
-def _explaining_files(facts: Facts) -> Mapping[str, bytes]:
-    """Return cards, recipe and plot."""
+def _explaining_files(facts: Facts, local_card: Path | None) -> Mapping[str, bytes]:
+    """Return cards, recipe and plot; a card that lies in the folder keeps its words."""
+    card = model_card(facts)
+    if local_card is not None:
+        card = updated_card(local_card.read_text("utf-8", "replace"), card, str(local_card))
     made = {
-        "README.md": model_card(facts),
-        "run_card.json": run_card(facts) if facts.record else None,
+        CARD: card,
+        RUN_CARD: run_card(facts) if facts.record else None,
         RECIPE: public_recipe(facts.record, facts.base),
-        "loss.svg": loss_plot(facts.metrics),
+        LOSS_PLOT: loss_plot(facts.metrics),
     }
     return {name: text.encode() for name, text in made.items() if text is not None}
 
 
 def _notice(base: Checkpoint, adapter: Adapter, public_base: str) -> bytes:
     return (notice_of(base.path) + change_notice(public_base, [adapter])).encode()
-
-
-def _licence(base: Checkpoint) -> Path:
-    """Return the base's licence, or the text of Apache-2.0 under which gpt-oss is released."""
-    own = base.path / "LICENSE"
-    if own.is_file():
-        return inside(base.path, own.name, f"{base.path}: has")
-    return shipped("data") / "tiny_checkpoint" / "LICENSE"
 
 
 def _verification_text(result: Verification) -> str:

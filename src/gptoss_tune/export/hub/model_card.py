@@ -1,7 +1,8 @@
 """The model card and the run card: what a repository on the Hub says about a model.
 
 Everything in them comes from the run's own record; nothing is invented, and what is not known is
-said to be not recorded. Paths of the machine that trained stay out.
+said to be not recorded. Paths of the machine that trained stay out. The metadata, which the Hub
+acts on, takes of a record only names of the shape that names on the Hub have.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gptoss_tune import __version__
 from gptoss_tune.display import one_line
-from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.hub.base_name import is_public
+from gptoss_tune.export.hub.card_text import new_card
+from gptoss_tune.export.hub.licence import Licence
+from gptoss_tune.export.hub.public_recipe import data_names, datasets_on_hub, public_recipe
 from gptoss_tune.report.plot import Line, picture
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
 from gptoss_tune.run.record import record_of_adapter
-from gptoss_tune.weights.checkpoint import HUB_NAME
+
+_MOST_DATASETS = 20
+_ENVIRONMENT = ("gptoss_tune", "python", "platform", "git_commit", "processes", "deterministic")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Facts:
         record: ``run.json``; empty when the adapter comes without one.
         metrics: Lines of ``metrics.jsonl``.
         verification: Sentence on what was verified before the upload.
+        licence: The base's terms.
     """
 
     repo: str
@@ -47,21 +52,7 @@ class Facts:
     record: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     verification: str
-
-
-def hub_base_name(recorded: str | None, given: str | None) -> str:
-    """Return the base's name on the Hub.
-
-    Raises:
-        CheckpointError: The training named a local folder, which means nothing to others.
-    """
-    name = given or recorded or ""
-    if not HUB_NAME.fullmatch(name) or Path(name).exists():
-        raise CheckpointError(
-            f"the base is recorded as '{recorded}', which is no name on the Hub; say which model "
-            "it is with --base-name, for example openai/gpt-oss-20b"
-        )
-    return name
+    licence: Licence
 
 
 def read_metrics(adapter: Path) -> list[dict[str, Any]]:
@@ -82,18 +73,16 @@ def model_card(facts: Facts) -> str:
     """Return ``README.md`` of the repository: metadata for the Hub, then prose."""
     kind = f"merged model ({facts.merged})" if facts.merged else "LoRA adapter"
     parts = [
-        f"---\n{yaml.safe_dump(metadata(facts), sort_keys=False)}---",
-        f"# {facts.repo.partition('/')[2]}",
         f"A {kind} of [{facts.base}](https://huggingface.co/{facts.base}), fine-tuned with "
         f"gptoss-tune {__version__}. Changed weights: {', '.join(facts.targets)}.",
         "## Use\n\n" + _usage(facts),
         "## Training\n\n" + _training(facts),
         "## Verified before upload\n\n" + facts.verification,
         "## Licence and changes\n\n"
-        f"Apache-2.0, as the base. The weights of {facts.base} were changed by fine-tuning; see "
+        f"{facts.licence.sentence} The weights of {facts.base} were changed by fine-tuning; see "
         "`NOTICE`.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return new_card(facts.repo.partition("/")[2], metadata(facts), "\n\n".join(parts))
 
 
 def metadata(facts: Facts) -> dict[str, Any]:
@@ -102,25 +91,65 @@ def metadata(facts: Facts) -> dict[str, Any]:
         "base_model": facts.base,
         "base_model_relation": "finetune" if facts.merged else "adapter",
         "library_name": "transformers" if facts.merged else "peft",
-        "license": "apache-2.0",
+        "license": facts.licence.identifier,
         "pipeline_tag": "text-generation",
         "tags": ["gpt-oss", "gptoss-tune", "lora"],
     }
-    datasets = [name for name in _data_names(facts.record) if "/" in name]
-    if datasets:
-        found["datasets"] = datasets
+    if facts.licence.identifier == "other":
+        found["license_name"] = "see-license"
+        found["license_link"] = facts.licence.files[0].name
+    on_hub = datasets_on_hub(facts.record)
+    named = [name for name in data_names(facts.record) if name in on_hub and is_public(name)]
+    if named:
+        found["datasets"] = list(dict.fromkeys(named))[:_MOST_DATASETS]
     return found
 
 
 def run_card(facts: Facts) -> str:
     """Return ``run_card.json``: the figures and versions of the run, without its paths."""
-    wanted = ("status", "steps", "loss", "eval_loss", "seconds", "peak_memory_bytes", "environment")
-    card = {key: facts.record[key] for key in wanted if key in facts.record}
+    wanted = ("status", "steps", "loss", "eval_loss", "seconds", "peak_memory_bytes")
+    plain = (str, int, float, bool, type(None))
+    card = {k: facts.record[k] for k in wanted if isinstance(facts.record.get(k, ()), plain)}
+    told = facts.record.get("environment", {})
+    environment = {k: told[k] for k in _ENVIRONMENT if isinstance(told.get(k, ()), plain)}
+    environment["libraries"] = dict(_libraries(facts.record))
+    environment["gpus"] = [name for name in told.get("gpus") or [] if _is_text(name)]
     fingerprint = facts.record.get("base", {}).get("fingerprint")
     card.update(
-        base={"name": facts.base, "fingerprint": fingerprint}, data=_data_names(facts.record)
+        environment=environment,
+        base={"name": facts.base, "fingerprint": fingerprint},
+        data=data_names(facts.record),
+        recipe=_how_trained(facts.record),
     )
-    return json.dumps(card, indent=2, sort_keys=True) + "\n"
+    return json.dumps(_finite(card), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _how_trained(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a later export asks of the recipe."""
+    recipe = record.get("recipe", {})
+    asked = {"lora": "merge_aware", "export": "min_survival"}
+    return {
+        section: {name: recipe[section][name]}
+        for section, name in asked.items()
+        if isinstance(recipe.get(section, {}).get(name), bool | float)
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return a record's value without NaN and infinity, which are not JSON."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _libraries(record: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    """Return the libraries of a run that have a version."""
+    found = record.get("environment", {}).get("libraries", {})
+    return [(name, one_line(version)) for name, version in found.items() if _is_text(version)]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def loss_plot(metrics: Sequence[Mapping[str, Any]]) -> str | None:
@@ -131,33 +160,6 @@ def loss_plot(metrics: Sequence[Mapping[str, Any]]) -> str | None:
         return None
     line = Line("training loss", points, "var(--c1)")
     return picture(line, unit="training loss, nats per token")
-
-
-def public_recipe(record: Mapping[str, Any], base: str) -> str | None:
-    """Return the recipe as YAML with the base's public name and without the output folder."""
-    recipe = record.get("recipe")
-    if not recipe:
-        return None
-    recipe = json.loads(json.dumps(recipe))
-    recipe.setdefault("model", {})["name_or_path"] = base
-    recipe.get("train", {}).update(output_dir="runs/reproduction", resume="auto")
-    recipe.pop("tracking", None)
-    for split in ("train", "eval"):
-        for source in recipe.get("data", {}).get(split) or []:
-            source["path"] = _public_name(source["path"])
-    return yaml.safe_dump(recipe, sort_keys=False)
-
-
-def _data_names(record: Mapping[str, Any]) -> list[str]:
-    """Return the names of the training data; of local files the name alone, not the folder."""
-    sources = record.get("recipe", {}).get("data", {}).get("train") or []
-    return [_public_name(source["path"]) for source in sources]
-
-
-def _public_name(path: str) -> str:
-    """Return a dataset's name on the Hub as it is, and of a local path the last part."""
-    on_hub = HUB_NAME.fullmatch(path) and not Path(path).suffix and not Path(path).exists()
-    return path if on_hub else Path(path).name
 
 
 def _usage(facts: Facts) -> str:
@@ -190,7 +192,7 @@ def _training(facts: Facts) -> str:
     if not facts.record:
         return "Not recorded: the adapter came without the record of its run."
     record = facts.record
-    names = _data_names(record)
+    names = data_names(record)
     rows = [
         ("data", ", ".join(map(_cell, names)) if names else "not recorded"),
         ("licence of the data", "not recorded; see the data's own page"),
@@ -199,8 +201,7 @@ def _training(facts: Facts) -> str:
         ("evaluation loss", _number(record.get("eval_loss"))),
         ("seconds", _number(record.get("seconds"))),
     ]
-    libraries = record.get("environment", {}).get("libraries", {})
-    known = ", ".join(_cell(f"{name} {version}") for name, version in libraries.items() if version)
+    known = ", ".join(_cell(f"{name} {version}") for name, version in _libraries(record))
     rows.append(("libraries", known or "not recorded"))
     table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
     plot = "\n\n![training loss](loss.svg)" if loss_plot(facts.metrics) else ""

@@ -1,45 +1,146 @@
 """Upload to the Hugging Face Hub: private unless asked otherwise, repeatable, silent about tokens.
 
-One commit holds everything. The client asks the Hub which files it has before it sends one, so a
-push that was cut off is repeated with the same command and sends what is missing. Rate limits,
-server errors and cut connections are waited out a few times; everything else stops with one
-sentence that says what to do. A token never enters a message, a card or a file: files that hold one
-are refused, and any text from the client is cleaned before it is shown.
+One commit holds everything, deletions too, and is made on the state of the repository that was
+looked at. The client asks the Hub which files it has before it sends one, so a push that was cut
+off is repeated with the same command and sends what is missing. Rate limits, server errors and cut
+connections are waited out a few times; everything else stops with one sentence that holds the Hub's
+own words. A repository that was made for a push which the Hub then refuses is removed again. A
+token never enters a message, a card or a file: files that hold one are refused, and any text from
+the client is cleaned before it is shown.
 """
 
 from __future__ import annotations
 
+import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
-from gptoss_tune.display import CREDENTIAL, HIDDEN, without_credentials
-from gptoss_tune.errors import CheckpointError, HubError
+from gptoss_tune.display import CREDENTIAL, without_credentials
+from gptoss_tune.errors import CheckpointError, RepositoryError
+from gptoss_tune.export.hub.answers import patiently
+from gptoss_tune.export.hub.card_text import parse_card, updated_card
+from gptoss_tune.export.hub.repository import (
+    CARD,
+    Changes,
+    changes_to,
+    check_name,
+    check_rights,
+    is_pushed_card,
+)
 
 _TEXT_FILES = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".svg", "")
-_TRIES = 5
-_LONGEST_WAIT_S = 300.0
-_WAITED_OUT = {408, 429, 500, 502, 503, 504}
-_ADVICE = {
-    401: "not logged in, or the token is no longer valid; run `hf auth login`",
-    403: "the token may not write there; use a token with write access to this repository",
-    404: "no such user or organisation, or the token cannot see it; check --repo",
-    409: "the repository changed meanwhile, or its name is taken; run the same command again",
-    413: "a file is larger than the Hub takes; merge with a smaller --max-shard-size",
-}
+_LARGEST_CARD = 4 << 20
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did: the page of the repository, the commit, and the number of its files."""
+    """What a push did.
+
+    Attributes:
+        url: The page of the repository.
+        commit: The commit that it is at.
+        files: Number of files that were written.
+        deleted: Files that went in the same commit.
+        kept: Files of others that stayed.
+    """
 
     url: str
     commit: str
     files: int
+    deleted: Sequence[str] = field(default=())
+    kept: Sequence[str] = field(default=())
+
+
+class _Repository:
+    """The repository of one push, looked at anew in each try."""
+
+    def __init__(self, repo: str, public: bool, endpoint: str | None) -> None:
+        self.repo, self.public = repo, public
+        self.api = HfApi(endpoint=endpoint)
+        self.created = False
+        """Whether this push made it, and nobody else has written to it."""
+
+    def head(self) -> str | None:
+        """Return its newest commit; None where there is no such repository.
+
+        Raises:
+            RepositoryError: It is public and that was not allowed.
+        """
+        try:
+            found = self.api.repo_info(self.repo)
+        except HfHubHTTPError as error:
+            if error.response.status_code == 404:
+                return None
+            raise
+        if not self.public and not found.private:
+            raise RepositoryError(
+                f"{self.repo} exists and is public; say --public to upload to it, or choose "
+                "another --repo"
+            )
+        return found.sha
+
+    def create(self) -> str | None:
+        """Create it and return its first commit."""
+        self.api.create_repo(self.repo, private=not self.public, exist_ok=False)
+        self.created = True
+        return self.head()
+
+    def files(self) -> list[str]:
+        """Return the names of its files."""
+        return [e.path for e in self.api.list_repo_tree(self.repo, recursive=True) if _is_file(e)]
+
+    def card(self, names: Sequence[str]) -> str | None:
+        """Return its ``README.md``; None without one."""
+        if CARD not in names:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            file = self.api.hf_hub_download(self.repo, CARD, local_dir=folder)
+            raw = Path(file).read_bytes()
+        if len(raw) > _LARGEST_CARD:
+            raise RepositoryError(
+                f"{self.repo}: its {CARD} has {len(raw)} bytes; give it up with --replace-card"
+            )
+        return raw.decode("utf-8", errors="replace")
+
+    def forget(self) -> None:
+        """Remove it again where this push made it and it is still empty."""
+        if self.created and not set(self.files()) - {".gitattributes"}:
+            self.api.delete_repo(self.repo)
+
+
+def check_push(
+    repo: str,
+    *,
+    public: bool = False,
+    endpoint: str | None = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Refuse what can be refused before the hours of a verification: name, rights, visibility.
+
+    Args:
+        repo: As in ``push``.
+        public: As in ``push``.
+        endpoint: As in ``push``.
+        wait: As in ``push``.
+
+    Raises:
+        RepositoryError: No such name is possible, or it is public.
+        HubError: Not logged in, not allowed, or the Hub did not answer.
+    """
+    check_name(repo)
+    repository = _Repository(repo, public, endpoint)
+
+    def attempt() -> None:
+        check_rights(repository.api, repo)
+        repository.head()
+
+    patiently(attempt, repo, wait)
 
 
 def push(
@@ -48,42 +149,74 @@ def push(
     *,
     public: bool = False,
     message: str,
+    replace: bool = False,
+    replace_card: bool = False,
     endpoint: str | None = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Pushed:
-    """Upload ``files`` to the model repository ``repo`` as one commit.
+    """Make the model repository ``repo`` hold ``files``, in one commit.
 
     Args:
         files: Local file or content by path in the repository.
         repo: ``owner/name``; created when it does not exist.
         public: Create it public, or allow that it is.
         message: The commit's message.
+        replace: Delete what others put there and would change what loads.
+        replace_card: Replace a card that was written by hand instead of adding to it.
         endpoint: Another hub than the usual one.
         wait: Called with seconds before a retry.
 
     Raises:
-        CheckpointError: A file holds something that looks like a token.
-        HubError: Not logged in, not allowed, the repository is public and ``public`` was not given,
-            or the Hub did not answer in five tries.
+        CheckpointError: A file holds something that looks like a token; a card cannot be read.
+        RepositoryError: The name is none, the repository is public and ``public`` was not given, or
+            it holds what others put there.
+        HubError: Not logged in, not allowed, or the Hub did not answer in five tries.
     """
+    check_name(repo)
     refuse_tokens(files)
-    api = HfApi(endpoint=endpoint)
+    repository = _Repository(repo, public, endpoint)
 
     def attempt() -> Pushed:
-        api.create_repo(repo, private=not public, exist_ok=True)
-        if not public and not api.repo_info(repo).private:
-            raise HubError(
-                f"{repo} exists and is public; say --public to upload to it, or choose another "
-                "--repo"
-            )
-        operations = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-            for name, content in sorted(files.items())
-        ]
-        commit = api.create_commit(repo, operations, commit_message=message)
-        return Pushed(without_credentials(f"{api.endpoint}/{repo}"), commit.oid, len(files))
+        head = repository.head() or repository.create()
+        names = repository.files()
+        card = repository.card(names)
+        pushed_before = is_pushed_card(card)
+        changes = changes_to(names, files, repo, pushed_before=pushed_before, replace=replace)
+        ours = dict(files)
+        if card is not None and CARD in ours and not replace_card:
+            ours[CARD] = _card_for(card, _text(ours[CARD]), f"{repo}/{CARD}").encode()
+        commit = repository.api.create_commit(
+            repo, _operations(ours, changes), commit_message=message, parent_commit=head
+        )
+        url = without_credentials(f"{repository.api.endpoint}/{repo}")
+        return Pushed(url, commit.oid, len(ours), changes.deleted, changes.kept)
 
-    return _persist(attempt, repo, wait)
+    return patiently(attempt, repo, wait, refused=repository.forget)
+
+
+def _card_for(theirs: str, ours: str, where: str) -> str:
+    """Return the repository's card with our section, or a local one that people wrote.
+
+    Raises:
+        RepositoryError: People wrote both, differently.
+    """
+    local = parse_card(ours, CARD)
+    if not local.by_hand:
+        return updated_card(theirs, ours, where)
+    there = parse_card(theirs, where)
+    if there.by_hand and (there.before, there.after) != (local.before, local.after):
+        raise RepositoryError(
+            f"{where} and the {CARD} of the merged folder were both written by hand and differ; "
+            "take the folder's with --replace-card, or remove it from the folder"
+        )
+    return ours
+
+
+def _operations(
+    files: Mapping[str, Path | bytes], changes: Changes
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    added = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+    return [*added, *(CommitOperationDelete(name) for name in changes.deleted)]
 
 
 def refuse_tokens(files: Mapping[str, Path | bytes]) -> None:
@@ -93,73 +226,43 @@ def refuse_tokens(files: Mapping[str, Path | bytes]) -> None:
         CheckpointError: Names the file, not the token.
     """
     for name, content in files.items():
-        if Path(name).suffix not in _TEXT_FILES:
-            continue
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        if CREDENTIAL.search(data.decode("utf-8", errors="replace")):
+        if is_text(name) and CREDENTIAL.search(_text(content)):
             raise CheckpointError(
                 f"{name}: holds something that looks like an access token; nothing was uploaded. "
                 "Remove it there, and revoke the token"
             )
 
 
-def without_tokens(text: str) -> str:
-    """Return ``text`` with anything that is, or looks like, a token replaced."""
-    token = get_token()
-    if token:
-        text = text.replace(token, HIDDEN)
-    return without_credentials(text)
+def refuse_places(files: Mapping[str, Path | bytes], places: Sequence[Path]) -> None:
+    """Refuse to upload a text file that names a folder of this machine.
+
+    Args:
+        files: As in ``push``.
+        places: Absolute folders that are nobody's business.
+
+    Raises:
+        CheckpointError: Names the file and the folder.
+    """
+    private = [str(place) for place in places if len(place.parts) > 2]
+    for name, content in files.items():
+        text = _text(content) if is_text(name) else ""
+        for place in private:
+            if re.search(re.escape(place) + r"(?![\w.-])", text):
+                raise CheckpointError(
+                    f"{name}: names the folder {place} of this machine; nothing was uploaded. "
+                    "Replace it there by a name that is public, or remove the entry"
+                )
 
 
-def _persist(attempt: Callable[[], Pushed], repo: str, wait: Callable[[float], None]) -> Pushed:
-    """Run ``attempt`` until it succeeds, at most five times where waiting can help."""
-    for number in range(1, _TRIES + 1):
-        try:
-            return attempt()
-        except (HTTPError, RuntimeError, OSError, ValueError) as error:
-            if isinstance(error, HubError):
-                raise
-            status, pause = _judge(error)
-            if number == _TRIES or pause is None:
-                # Without the chain: the client's errors carry requests, and those carry headers.
-                raise _explained(error, status, repo) from None
-            wait(min(_LONGEST_WAIT_S, max(pause, 2.0 ** (number - 1))))
-    raise AssertionError("the last try returns or raises")
+def is_text(name: str) -> bool:
+    """Return whether a file of this name is read by people."""
+    return Path(name).suffix in _TEXT_FILES
 
 
-def _judge(error: BaseException) -> tuple[int | None, float | None]:
-    """Return the HTTP status, if any, and the least seconds to wait; None when waiting is vain."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HfHubHTTPError):
-            status = cause.response.status_code
-            if status not in _WAITED_OUT:
-                return status, None
-            return status, _retry_after(cause.response.headers)
-        if isinstance(cause, HTTPError | ConnectionError):
-            return None, 0.0
-        cause = cause.__cause__
-    return None, None
+def _text(content: Path | bytes) -> str:
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return data.decode("utf-8", errors="replace")
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds that ``Retry-After`` asks for, 0 without one."""
-    value = headers.get("retry-after", "")
-    return float(value) if value.isdigit() else 0.0
-
-
-def _explained(error: BaseException, status: int | None, repo: str) -> HubError:
-    """Return the one sentence for the user."""
-    if status in _ADVICE:
-        return HubError(f"cannot push to {repo}: {_ADVICE[status]} (HTTP {status})")
-    if status in _WAITED_OUT:
-        return HubError(
-            f"cannot push to {repo}: the Hub answered HTTP {status} in each of {_TRIES} tries; run "
-            "the same command later, what was uploaded is not sent again"
-        )
-    said = without_tokens(str(error)).splitlines()
-    detail = f"{type(error).__name__}: {said[0] if said else ''}"
-    return HubError(
-        f"cannot push to {repo}: {detail}; check the connection and run the same command again, "
-        "what was uploaded is not sent again"
-    )
+def _is_file(entry: object) -> bool:
+    return hasattr(entry, "blob_id")

@@ -16,6 +16,7 @@ import torch
 from gptoss_kernels import dequantize, merged_expert_reference
 from torch import Tensor
 
+from gptoss_tune.errors import CheckpointError
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import LowRank
 from gptoss_tune.weights.safetensors_file import TensorSpec
@@ -47,7 +48,7 @@ def added(
                 weight += part.mul_(change.scaling)
             else:
                 weight += _delta(change, start, stop, device).transpose(1, 2)
-        yield start, weight.to(spec.dtype).cpu()
+        yield start, _finite(weight.to(spec.dtype), spec.name).cpu()
 
 
 def unpacked(
@@ -58,7 +59,8 @@ def unpacked(
         weight = decoded(base, spec.name, start, stop, device)
         for change in changes:
             weight += _delta(change, start, stop, device)
-        yield start, weight.to(spec.dtype).transpose(1, 2).contiguous().cpu()
+        rounded = _finite(weight.to(spec.dtype), spec.name)
+        yield start, rounded.transpose(1, 2).contiguous().cpu()
 
 
 def decoded(base: Checkpoint, key: str, start: int, stop: int, device: torch.device) -> Tensor:
@@ -75,6 +77,20 @@ def merged_expert(weight: Tensor, changes: Sequence[LowRank], expert: int) -> Te
     for change in changes:
         a, b = (factor[expert].to(weight.device) for factor in (change.A, change.B))
         weight = merged_expert_reference(weight, a, b, change.scaling)
+    return _finite(weight, "an expert") if changes else weight
+
+
+def _finite(weight: Tensor, name: str) -> Tensor:
+    """Return ``weight``, which no factor and no scaling may have carried out of its dtype.
+
+    Raises:
+        CheckpointError: It holds NaN or infinity.
+    """
+    if not torch.isfinite(weight).all():
+        raise CheckpointError(
+            f"{name}: base + change is NaN or infinite; the adapter or its weight in the sum is "
+            "too large, or the base holds NaN"
+        )
     return weight
 
 

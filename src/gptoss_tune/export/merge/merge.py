@@ -4,7 +4,8 @@ The result is prepared in a hidden folder beside its final place, one shard at a
 its name when it is whole and on the disk, so after a kill at any point the next run keeps the whole
 shards, writes the others and ends with the same bytes as a run that was never stopped: nothing in
 the result depends on time, order or what was there before. The hidden folder also holds what the
-merge was made of; another base, adapter or format does not continue it but starts again.
+merge was made of; another base, adapter or format does not continue it but starts again. Beside
+each shard lies its hash: a shard whose bytes changed while the merge lay still is written again.
 
 The rejected alternative is PEFT's ``merge_and_unload`` on a loaded model: it needs the whole model
 in memory in bf16, adds bf16 to bf16, and cannot write MXFP4.
@@ -14,10 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,14 @@ import torch
 from gptoss_kernels import dequantize
 
 from gptoss_tune.errors import CheckpointError, MachineError
-from gptoss_tune.export.assets import copy_companions
+from gptoss_tune.export.assets import (
+    completed_companions,
+    copy_companions,
+    deciding_companions,
+)
+from gptoss_tune.export.device import compute_device
 from gptoss_tune.export.merge.arithmetic import added, unpacked
+from gptoss_tune.export.merge.lineage import REPORT, merged_before, refuse_unsound_sum
 from gptoss_tune.export.merge.quantize import ScaleRule, Survival, packed, total_share
 from gptoss_tune.export.merge.steps import (
     Step,
@@ -45,7 +51,9 @@ from gptoss_tune.files.atomic import (
     to_json,
     write_text,
 )
+from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.hashes import hash_of, write_manifest
 from gptoss_tune.weights.names import ExpertFormat
 from gptoss_tune.weights.write import (
     INDEX_NAME,
@@ -56,9 +64,9 @@ from gptoss_tune.weights.write import (
     plan_shards,
 )
 
-REPORT = "merge_report.json"
 _PLAN = "plan.json"
-_SURVIVAL = ".survival.json"
+_NOTE = ".note.json"
+"""After a shard's name: its hash, and what of the changes in it survived."""
 
 
 class TooLittleSurvives(CheckpointError):
@@ -106,7 +114,7 @@ def merge(
 
     Args:
         base: The checkpoint that the adapters were trained on.
-        adapters: At least one.
+        adapters: What is added; nothing: the base is written in another format, or as it is.
         out: Folder to create. A merge that was stopped is continued from the folder
             ``.OUT.incomplete`` beside it.
         options: Format, shard size, device, and what loss to accept.
@@ -118,11 +126,15 @@ def merge(
         The report, which is also in ``OUT/merge_report.json``.
 
     Raises:
-        CheckpointError: ``out`` exists; an adapter holds NaN.
+        CheckpointError: ``out`` exists; an option or the sum is not sound (``lineage``); the base
+            lacks files that the result needs; the result would hold NaN or infinity.
         TooLittleSurvives: MXFP4 keeps less of the change than ``options`` wants.
         MachineError: No room on the disk, or it cannot be written; another merge is at work.
     """
     refuse_existing(out)
+    compute_device(options.device)
+    refuse_unsound_sum(base, adapters)
+    completed = completed_companions(base)
     steps = plan_steps(base, adapters, options.expert_format)
     shards = plan_shards((s for step in steps for s in step.outputs), options.max_shard_size)
     # Rounded weights that were trained are written as they were; others get the best scale.
@@ -130,6 +142,7 @@ def merge(
     job = _Job(base, adapters, options, scale_rule, staging_folder(out))
     identity = job.identity()
     with _staging(job.folder, identity):
+        job.remove_damaged(shards)
         _check_room(job.folder, shards)
         total, done = sum(shard.nbytes for shard in shards), 0
         for shard in shards:
@@ -137,14 +150,11 @@ def merge(
                 job.write(shard, steps)
             done += shard.nbytes
             progress(done, total)
-        survivals = job.survivals()
-        report = {**identity, "bytes": total, "survival": _survival_report(survivals)}
+        report = {**identity, "bytes": total, "survival": _survival_report(job.survivals(shards))}
+        if completed:
+            report["completed"] = sorted(completed)
         _refuse_loss(report["survival"], options, job.folder)
-        if index := index_json(shards):
-            write_text(job.folder / INDEX_NAME, index)
-        write_text(job.folder / "config.json", to_json(merged_config(base, options.expert_format)))
-        write_text(job.folder / REPORT, to_json(report))
-        copy_companions(base, [each.adapter for each in adapters], job.folder)
+        job.write_small_files(shards, report, completed)
         inspect(job.folder)
         _remove_notes(job.folder)
         refuse_existing(out)
@@ -166,9 +176,18 @@ class _Job:
     def identity(self) -> dict[str, Any]:
         """Return everything the resulting bytes depend on."""
         return {
-            "base": {"fingerprint": self.base.fingerprint(), "format": self.base.expert_format},
+            "base": {
+                "fingerprint": self.base.fingerprint(),
+                "format": self.base.expert_format,
+                "merged": merged_before(self.base),
+            },
             "adapters": [
-                {"sha256": each.adapter.digest, "weight": each.weight} for each in self.adapters
+                {
+                    "sha256": each.adapter.digest,
+                    "weights": each.adapter.weights_digest,
+                    "weight": each.weight,
+                }
+                for each in self.adapters
             ],
             "format": self.options.expert_format,
             "max_shard_size": self.options.max_shard_size,
@@ -187,17 +206,51 @@ class _Job:
                 if position + 1 < len(mine):
                     self._prefetch(mine[position + 1])
                 self._run(step, writer, names, survivals)
-            # Written before the shard takes its name: a named shard always has its note.
-            states = [survival.state() for survival in survivals]
-            write_text(self.folder / f"{shard.name}{_SURVIVAL}", to_json(states))
+        # A shard without its note is written again; so is one whose bytes are not the note's.
+        note = {**hash_of(writer.path), "survival": [survival.state() for survival in survivals]}
+        write_text(self._note(shard), to_json(note))
 
-    def survivals(self) -> list[Survival]:
+    def remove_damaged(self, shards: Sequence[Shard]) -> None:
+        """Remove what an earlier try left of shards that are not what it wrote."""
+        for shard in shards:
+            file, note = self.folder / shard.name, self._note(shard)
+            try:
+                noted = read_object(note)
+                sound = hash_of(file) == {key: noted.get(key) for key in ("sha256", "bytes")}
+            except (CheckpointError, OSError):
+                sound = False
+            if not sound:
+                with disk_errors(file):
+                    file.unlink(missing_ok=True)
+                    note.unlink(missing_ok=True)
+
+    def survivals(self, shards: Sequence[Shard]) -> list[Survival]:
         """Return the notes of all shards in the order of the model."""
-        found = []
-        for note in sorted(self.folder.glob(f"*{_SURVIVAL}")):
-            states = json.loads(note.read_text(encoding="utf-8"))
-            found += [Survival.from_state(state) for state in states]
-        return found
+        notes = [read_object(self._note(shard)) for shard in shards]
+        return [Survival.from_state(state) for note in notes for state in note["survival"]]
+
+    def write_small_files(
+        self, shards: Sequence[Shard], report: dict[str, Any], completed: Mapping[str, bytes]
+    ) -> None:
+        """Write what goes with the shards, last the hashes of all that decides what is served."""
+        index = index_json(shards)
+        if index is not None:
+            write_text(self.folder / INDEX_NAME, index)
+        config = merged_config(self.base, self.options.expert_format)
+        write_text(self.folder / "config.json", to_json(config))
+        write_text(self.folder / REPORT, to_json(report))
+        copy_companions(self.base, [each.adapter for each in self.adapters], self.folder, completed)
+        hashes = {}
+        for shard in shards:
+            noted = read_object(self._note(shard))
+            hashes[shard.name] = {key: noted[key] for key in ("sha256", "bytes")}
+        small = ["config.json", *deciding_companions(self.folder)]
+        small += [] if index is None else [INDEX_NAME]
+        hashes |= {name: hash_of(self.folder / name) for name in small}
+        write_manifest(self.folder, hashes)
+
+    def _note(self, shard: Shard) -> Path:
+        return self.folder / f"{shard.name}{_NOTE}"
 
     def _prefetch(self, step: Step) -> None:
         suffixes = ("", "_blocks", "_scales")
@@ -321,5 +374,5 @@ def _refuse_loss(survival: dict[str, Any], options: MergeOptions, folder: Path) 
 
 def _remove_notes(folder: Path) -> None:
     """Remove what only a resumed merge needs."""
-    for note in [*folder.glob(f"*{_SURVIVAL}"), folder / _PLAN]:
+    for note in [*folder.glob(f"*{_NOTE}"), folder / _PLAN]:
         note.unlink()

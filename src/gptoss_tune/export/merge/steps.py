@@ -1,6 +1,10 @@
 """What a merge will write, decided before the first byte: one step per weight.
 
-A step either copies bytes (``copy``), adds a low-rank change to a dense tensor (``add``), decodes
+Whatever is no MXFP4 code is bf16 in the result, as in the release: servers of MXFP4 expect it so,
+and a file called bf16 that holds F32 is twice its size. A base in another dtype is rounded once.
+
+A step either copies bytes (``copy``), adds a low-rank change to a dense tensor (``add``; nothing is
+added where only the dtype changes), decodes
 an MXFP4 stack into transformers' dense layout (``unpack``), or encodes a stack as MXFP4 (``pack``).
 From the steps follow all names, dtypes, shapes and therefore the exact bytes of every header, which
 is what makes a merge both streaming and resumable.
@@ -9,7 +13,7 @@ is what makes a merge both streaming and resumable.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -63,7 +67,10 @@ def is_merge_aware(base: Checkpoint, adapters: Sequence[WeightedAdapter]) -> boo
 def plan_steps(
     base: Checkpoint, adapters: Sequence[WeightedAdapter], expert_format: ExpertFormat
 ) -> list[Step]:
-    """Return the steps that turn ``base`` with ``adapters`` into a checkpoint in that format."""
+    """Return the steps that turn ``base`` with ``adapters`` into a checkpoint in that format.
+
+    Without adapters they convert the base.
+    """
     changed = {module for each in adapters for module in each.adapter.targets}
     steps = []
     stored_as_experts = set()
@@ -79,9 +86,9 @@ def plan_steps(
             continue
         module = name.removesuffix(".weight")
         if name.endswith(".weight") and module in changed:
-            steps.append(Step("add", name, (base.spec(name),), module))
+            steps.append(Step("add", name, (_in_bf16(base.spec(name)),), module))
         else:
-            steps.append(Step("copy", name, (base.spec(name),)))
+            steps.append(_unchanged(base.spec(name)))
     reached = {step.module for step in steps if step.module}
     assert reached == changed, f"targets that no step merges: {sorted(changed - reached)}"
     return steps
@@ -100,7 +107,7 @@ def _expert_steps(
     module = key if changed else None
     if expert_format == base.expert_format and not changed:
         for name in names:
-            yield Step("copy", name, (base.spec(name),))
+            yield _unchanged(base.spec(name))
     elif expert_format == "mxfp4":
         if into % MXFP4_BLOCK:
             raise CheckpointError(f"{key}: {into} inputs; MXFP4 needs a multiple of {MXFP4_BLOCK}")
@@ -111,7 +118,18 @@ def _expert_steps(
     elif base.expert_format == "mxfp4":
         yield Step("unpack", key, (TensorSpec(key, torch.bfloat16, shape),), module)
     else:
-        yield Step("add", key, (base.spec(key),), module)
+        yield Step("add", key, (_in_bf16(base.spec(key)),), module)
+
+
+def _in_bf16(spec: TensorSpec) -> TensorSpec:
+    """Return what is written of a tensor: bf16 of a floating one, codes as they are."""
+    return replace(spec, dtype=torch.bfloat16) if spec.dtype.is_floating_point else spec
+
+
+def _unchanged(spec: TensorSpec) -> Step:
+    """Return the step of a tensor that no adapter changes."""
+    written = _in_bf16(spec)
+    return Step("copy" if written == spec else "add", spec.name, (written,))
 
 
 def merged_config(base: Checkpoint, expert_format: ExpertFormat) -> dict[str, Any]:
@@ -127,6 +145,9 @@ def merged_config(base: Checkpoint, expert_format: ExpertFormat) -> dict[str, An
         config.pop("quantization_config", None)
         if "dtype" not in config:
             config["torch_dtype"] = "bfloat16"
+    for key in ("dtype", "torch_dtype"):
+        if key in config:
+            config[key] = "bfloat16"
     return config
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from gptoss_kernels import ExpertProjection, Mxfp4Weight
+from gptoss_kernels import ExpertProjection, Mxfp4Weight, quantize_reference
 from gptoss_kernels.experts import experts
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,6 +43,7 @@ class LayerwiseModel:
         merge_aware: bool = False,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        packed: bool = False,
     ) -> None:
         """Prepare to read from ``checkpoint``.
 
@@ -53,13 +54,14 @@ class LayerwiseModel:
                 exactly one adapter.
             device: Where to compute.
             dtype: What to compute in; bf16 shows how far a server's rounding may lead.
+            packed: Round dense experts to MXFP4 first, as an export without adapters would.
         """
         values = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
         self.config = GptOssConfig.from_dict(values)
         self.config._attn_implementation = "eager"
         self._checkpoint, self._adapters = checkpoint, adapters
         self._merge_aware, self._device = merge_aware, torch.device(device)
-        self._dtype = dtype
+        self._dtype, self._packed = dtype, packed
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -146,6 +148,8 @@ class LayerwiseModel:
             weight: Mxfp4Weight | Tensor = Mxfp4Weight(*parts)
         else:
             weight = self._checkpoint.read(key).to(self._device)
+            if self._packed:
+                weight = _packed(weight)
         changes = low_ranks(self._adapters, key)
         bias = self._read(f"{key}_bias")
         if not changes:
@@ -180,6 +184,14 @@ class LayerwiseModel:
 
 
 _PARTS = ("blocks", "scales")
+
+
+def _packed(experts: Tensor) -> Mxfp4Weight:
+    """Return dense experts ``[E, in, out]`` as MXFP4, by the export's rule for untrained scales."""
+    coded = [quantize_reference(each.mT.float(), scale_rule="search") for each in experts]
+    return Mxfp4Weight(
+        torch.stack([each.blocks for each in coded]), torch.stack([each.scales for each in coded])
+    )
 
 
 class _Beside(nn.Module):

@@ -3,8 +3,9 @@
 Servers drop an adapter whose keys match nothing without a word, or load another folder than one
 thinks. So the server is asked for the likeliest next token of many short prompts, and each answer
 is judged by the local model: how many nats likelier is its own first choice? For the right model
-that is rounding; for the bare base it is what the fine-tuning changed. Where the server also tells
-its log-probability, that is compared too.
+that is rounding, and a server that is further off is wrong, whoever it serves. One that is not may
+still be the bare base, where the fine-tuning changed no first choice: then the log-probabilities
+decide where the server tells them, and nothing is proved where it does not.
 
 One token a prompt, because from the second on two engines may differ for a rounding's sake, and a
 token's text need not come back as the same token.
@@ -12,24 +13,19 @@ token's text need not come back as the same token.
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from gptoss_tune.errors import MachineError
+from gptoss_tune.export.verify.completions import CompletionsServer
 from gptoss_tune.export.verify.layerwise import LayerwiseModel
 from gptoss_tune.export.verify.verify import Check
-from gptoss_tune.files.strict_json import parse
 from gptoss_tune.harmony.tokenizer_file import open_tokenizer
 from gptoss_tune.weights import Checkpoint
 
-_TIMEOUT_S = 120.0
-_LARGEST_ANSWER = 1 << 20
 _FLOOR_NATS = 0.02  # a served token this close to the local first choice is the same choice
 _SUBJECTS = (
     *("the sea", "a bicycle", "prime numbers", "bread", "the moon", "a sorting algorithm"),
@@ -44,65 +40,78 @@ _FORMS = (
 SERVED_PROMPTS = tuple(form.format(subject) for form in _FORMS for subject in _SUBJECTS)
 
 
+Answers = Sequence[tuple[str, float | None]]
+"""To each of ``SERVED_PROMPTS``: the text of its next token, and its log-probability or None."""
+
+
+def ask_server(server: CompletionsServer) -> Answers:
+    """Return what a server answers to ``SERVED_PROMPTS``.
+
+    Raises:
+        MachineError: It does not answer, or answers no completion.
+    """
+    return [server.first_token(prompt) for prompt in SERVED_PROMPTS]
+
+
 def verify_served(
-    url: str, model: str, tuned: Checkpoint, base: Checkpoint, *, device: str = "cpu"
+    answers: Answers, tuned: Checkpoint, base: Checkpoint, *, device: str = "cpu"
 ) -> Check:
-    """Compare a server with the local model and with the bare base.
+    """Compare a server's answers with the local model and with the bare base.
 
     Args:
-        url: The server's address, with or without ``/v1``.
-        model: The name it serves the model under.
+        answers: From ``ask_server``.
         tuned: The merged checkpoint that should be served.
         base: The base that may be served by mistake.
         device: Where to compute the local logits.
-
-    Raises:
-        MachineError: The server does not answer, or answers no completion.
     """
     tokenizer = open_tokenizer(tuned.path / "tokenizer.json")
     prompts = [tokenizer.encode(p, add_special_tokens=False).ids for p in SERVED_PROMPTS]
-    answers = [_complete(url, model, prompt) for prompt in SERVED_PROMPTS]
     tokens = [_one_token(tokenizer, text) for text, _ in answers]
     read = [i for i, token in enumerate(tokens) if token is not None]
     if len(read) < len(tokens) / 2:
-        return Check(
-            "served",
-            None,
-            f"cannot tell: only {len(read)} of {len(tokens)} answers are the text of one token",
-        )
-    exact = _last_log_probabilities(tuned, prompts, device, torch.float32)
-    rounded = _last_log_probabilities(tuned, prompts, device, torch.bfloat16)
-    bare = _last_log_probabilities(base, prompts, device, torch.float32)
+        detail = f"cannot tell: only {len(read)} of {len(tokens)} answers are the text of one token"
+        return Check("served", None, detail, required=True)
+    exact = _last_log_probabilities(tuned, prompts, device, torch.float32)[read]
+    rounded = _last_log_probabilities(tuned, prompts, device, torch.bfloat16)[read]
+    bare = _last_log_probabilities(base, prompts, device, torch.float32)[read]
     served = torch.tensor([tokens[i] for i in read])
     figures: dict[str, Any] = {
         "tokens": len(read),
-        "gap": _gap(exact[read], served),
-        "noise": _gap(exact[read], rounded[read].argmax(-1)),
-        "gap_if_base": _gap(exact[read], bare[read].argmax(-1)),
+        "gap": _gap(exact, served),
+        "noise": _gap(exact, rounded.argmax(-1)),
+        "gap_if_base": _gap(exact, bare.argmax(-1)),
     }
-    told = [(i, answers[i][1]) for i in read if answers[i][1] is not None]
+    told = [(row, value) for row, i in enumerate(read) if (value := answers[i][1]) is not None]
     if told:
-        figures.update(_log_probability_distance(exact, rounded, tokens, told))
+        rows = torch.tensor([row for row, _ in told])
+        values = torch.tensor([value for _, value in told])
+        figures |= _distances(exact[rows], rounded[rows], bare[rows], served[rows], values)
+    if not all(math.isfinite(value) for value in figures.values()):
+        return Check("served", False, "the local model computes NaN or infinity", required=True)
     return _judged(figures)
 
 
 def _judged(figures: dict[str, Any]) -> Check:
+    """Judge the gap alone first: a server far from the tuned model is wrong, whoever it serves."""
     allowed = max(2 * figures["noise"], _FLOOR_NATS)
     detail = (
         f"the served first choices are {figures['gap']:.4f} nats below the tuned model's own on "
         f"{figures['tokens']} prompts (rounding alone {figures['noise']:.4f}, the bare base "
         f"{figures['gap_if_base']:.4f})"
     )
-    if figures["gap_if_base"] <= allowed:
-        return Check("served", None, f"cannot tell tuned model and base apart: {detail}", figures)
-    passed = figures["gap"] <= allowed
+    right, told_apart = figures["gap"] <= allowed, figures["gap_if_base"] > allowed
     if "distance" in figures:
         detail += (
             f"; log-probabilities differ by {figures['distance']:.4f} on average (rounding alone "
-            f"{figures['distance_noise']:.4f})"
+            f"{figures['distance_noise']:.4f}, the bare base {figures['distance_if_base']:.4f})"
         )
-        passed = passed and figures["distance"] <= max(2 * figures["distance_noise"], _FLOOR_NATS)
-    return Check("served", passed, detail, figures)
+        near = max(2 * figures["distance_noise"], _FLOOR_NATS)
+        right = right and figures["distance"] <= near
+        told_apart = told_apart or figures["distance_if_base"] > 2 * near
+    if right and not told_apart:
+        detail = f"cannot tell tuned model and base apart: {detail}"
+        return Check("served", None, detail, figures, required=True)
+    return Check("served", right, detail, figures, required=True)
 
 
 def _gap(log_probabilities: torch.Tensor, tokens: torch.Tensor) -> float:
@@ -111,17 +120,30 @@ def _gap(log_probabilities: torch.Tensor, tokens: torch.Tensor) -> float:
     return (log_probabilities.max(-1).values - chosen).mean().item()
 
 
-def _log_probability_distance(
+def _distances(
     exact: torch.Tensor,
     rounded: torch.Tensor,
-    tokens: Sequence[int | None],
-    told: Sequence[tuple[int, float | None]],
+    bare: torch.Tensor,
+    tokens: torch.Tensor,
+    told: torch.Tensor,
 ) -> dict[str, float]:
-    """Return the mean distance of the served log-probabilities, and that of rounding alone."""
-    pairs = [(i, tokens[i], value) for i, value in told]
-    distance = sum(abs(exact[i, t].item() - v) for i, t, v in pairs if v is not None and t)
-    noise = sum(abs(exact[i, t].item() - rounded[i, t].item()) for i, t, _ in pairs if t)
-    return {"distance": distance / len(pairs), "distance_noise": noise / len(pairs)}
+    """Return how far the served log-probabilities are off, and rounding's and the base's would be.
+
+    Args:
+        exact: ``[n, V]``, the tuned model's log-probabilities; ``rounded`` in bf16, ``bare`` of the
+            base.
+        rounded: See ``exact``.
+        bare: See ``exact``.
+        tokens: ``[n]``, what was served.
+        told: ``[n]``, its log-probability as the server tells it, in nats.
+    """
+    chosen = [each.gather(1, tokens[:, None])[:, 0] for each in (exact, rounded, bare)]
+    names = ("distance_noise", "distance_if_base", "distance")
+    others = (chosen[1], chosen[2], told)
+    return {
+        name: (chosen[0] - other).abs().mean().item()
+        for name, other in zip(names, others, strict=True)
+    }
 
 
 def _last_log_probabilities(
@@ -136,58 +158,3 @@ def _one_token(tokenizer: Tokenizer, text: str) -> int | None:
     """Return the token whose text this is, or None when it is not exactly one."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     return ids[0] if len(ids) == 1 and "\ufffd" not in text else None
-
-
-def _complete(url: str, model: str, prompt: str) -> tuple[str, float | None]:
-    """Return the server's likeliest next token as text, with its log-probability if it tells."""
-    wanted = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
-    address = url.rstrip("/").removesuffix("/v1") + "/v1/completions"
-    try:
-        choice = _post(address, {**wanted, "logprobs": 1})
-    except urllib.error.HTTPError as error:
-        if error.code not in (400, 422):
-            raise _no_answer(address, model, error) from error
-        choice = _retry_without_logprobs(address, model, wanted)
-    except (OSError, ValueError, LookupError) as error:
-        raise _no_answer(address, model, error) from error
-    values = (choice.get("logprobs") or {}).get("token_logprobs") or [None]
-    return choice["text"], values[0]
-
-
-def _retry_without_logprobs(address: str, model: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Ask a server that refuses ``logprobs`` (transformers serve does) for the text alone."""
-    try:
-        return _post(address, wanted)
-    except (OSError, ValueError, LookupError) as error:
-        raise _no_answer(address, model, error) from error
-
-
-def _post(address: str, value: dict[str, Any]) -> dict[str, Any]:
-    """Return the first choice of a completion."""
-    request = urllib.request.Request(
-        address,
-        data=json.dumps(value).encode(),
-        headers={"content-type": "application/json"},
-    )
-    with _OPENER.open(request, timeout=_TIMEOUT_S) as response:
-        return parse(response.read(_LARGEST_ANSWER))["choices"][0]
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Stays with the server that was named: its answer cannot send the prompts elsewhere."""
-
-    def redirect_request(
-        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> None:
-        """Return no request to follow with, so that the redirection is an error."""
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
-
-
-def _no_answer(address: str, model: str, error: Exception) -> MachineError:
-    return MachineError(
-        f"{address}: gave no completion for model '{model}' ({error}); expected a running server "
-        "with the OpenAI completions API, see `gptoss-tune serve-config`"
-    )

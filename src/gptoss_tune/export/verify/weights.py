@@ -4,8 +4,8 @@ The change is computed here from the adapter's tensors as PEFT documents them, i
 none of the code that merges: a wrong transpose there is not repeated here. Whether it is in the
 file is asked in three ways that fail differently:
 
-* element by element, or block by block for MXFP4, the file is as near to ``W + d`` as rounding can
-  bring it;
+* element by element, or block by block for MXFP4, the file is as near to ``W + d`` as rounding to
+  its own dtype can bring it;
 * the share ``<M - W, d> / <d, d>`` of the change that the file M holds is the share that correct
   rounding would hold: bf16 and MXFP4 may lose a small change, but a dropped one is seen here even
   where it is smaller than a rounding step;
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from gptoss_kernels import ExpertProjection, Mxfp4Weight, dequantize, quantize_reference
@@ -28,7 +29,8 @@ from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import LowRank
 from gptoss_tune.weights.names import MXFP4_BLOCK, layer_of
 
-_BF16_ROUNDING = 2.0**-8 * 1.01  # half a step, and the last bits of two sums in fp32
+_ROUNDING_TOLERANCE = 1.01  # half a step, and the last bits of two sums in fp32
+_FP32_SUM = 2.0**-20  # relative: the order of a sum over the rank in fp32 is free
 _SHARE_TOLERANCE = 0.05  # measured 0.000 for our merges, 0.02 for PEFT's bf16 + bf16
 _BLOCK_TOLERANCE = 1.01
 
@@ -118,8 +120,9 @@ def inspect_target(
             rounded = _trained_expert(base, trained_change, module, expert).to(device)
             _compare_with_training(report, where, found, rounded)
         else:
-            rounded = _rounded(weight + change, merged, experts)
-            _compare_with_rounding(report, where, found, weight, change, rounded, merged, experts)
+            rounded = _rounded(weight + change, merged, module, experts)
+            stored = _stored_dtype(merged, module, experts)
+            _compare_with_rounding(report, where, found, weight, change, rounded, stored)
         sums.add(change, found - weight, rounded - weight, expected_probe, probe)
     sums.fill(report)
     if report.delta_norm == 0:
@@ -147,12 +150,22 @@ def _trained_expert(base: Checkpoint, change: LowRank, module: str, expert: int)
     return merged_mxfp4_expert(projection, 0)
 
 
-def _rounded(wanted: Tensor, merged: Checkpoint, experts: int | None) -> Tensor:
-    """Return ``wanted`` as the merged format can hold it."""
-    if experts is not None and merged.expert_format == "mxfp4":
+def _stored_dtype(
+    merged: Checkpoint, module: str, experts: int | None
+) -> torch.dtype | Literal["mxfp4"]:
+    """Return what the values of a weight are stored in."""
+    if experts is None:
+        return merged.dtype(f"{module}.weight")
+    return "mxfp4" if merged.expert_format == "mxfp4" else merged.dtype(module)
+
+
+def _rounded(wanted: Tensor, merged: Checkpoint, module: str, experts: int | None) -> Tensor:
+    """Return ``wanted`` as the merged file can hold it."""
+    stored = _stored_dtype(merged, module, experts)
+    if stored == "mxfp4":
         coded = quantize_reference(wanted)
         return dequantize(coded.blocks, coded.scales, dtype=torch.float32)
-    return wanted.bfloat16().float()
+    return wanted.to(stored).float()
 
 
 def _compare_with_training(
@@ -172,29 +185,43 @@ def _compare_with_rounding(
     weight: Tensor,
     change: Tensor,
     rounded: Tensor,
-    merged: Checkpoint,
-    experts: int | None,
+    stored: torch.dtype | Literal["mxfp4"],
 ) -> None:
     """Add a fault where ``found`` is farther from ``weight + change`` than rounding explains."""
     wanted = weight + change
-    if experts is not None and merged.expert_format == "mxfp4":
+    if stored == "mxfp4":
         error = _block_errors(found - wanted)
         allowed = _block_errors(rounded - wanted) * _BLOCK_TOLERANCE
         # Not <=, so that NaN is far.
         far = int((~(error <= allowed + 1e-6 * _block_errors(wanted))).sum())
         unit = f"of {error.numel()} blocks"
     else:
-        allowed = _BF16_ROUNDING * (wanted.abs() + change.abs())
-        far = int((~((found - wanted).abs() <= allowed)).sum())
+        far = int((~((found - wanted).abs() <= _half_steps(weight, change, stored))).sum())
         unit = f"of {found.numel()} weights"
         squared = change.double().square().sum()
         held = ((found - rounded).double() * change.double()).sum() / squared.clamp(min=1e-30)
         if squared > 0 and held.abs() > _SHARE_TOLERANCE:
             report.faults.append(
-                f"{where}: holds {held:+.0%} of the change more or less than bf16 could"
+                f"{where}: holds {held:+.0%} of the change more or less than "
+                f"{str(stored).removeprefix('torch.')} could"
             )
     if far:
         report.faults.append(f"{where}: {far} {unit} are not base + change")
+
+
+def _half_steps(weight: Tensor, change: Tensor, stored: torch.dtype) -> Tensor:
+    """Return how far rounding may leave ``W + d`` in a dtype that is added to in its own steps.
+
+    Half a step of the sum and, for programs that round the change before they add it, half a step
+    of the change: relative to each, and below the smallest normal number of the dtype absolute.
+    fp16 has its smallest normal at 6e-5, where the elements of small weights lie.
+    """
+    about = torch.finfo(stored)
+    relative = about.eps / 2 * _ROUNDING_TOLERANCE + _FP32_SUM
+    subnormal = about.tiny * about.eps  # a half step of the sum, and one of the change
+    return (
+        relative * ((weight + change).abs() + change.abs()) + _FP32_SUM * weight.abs() + subnormal
+    )
 
 
 def _block_errors(difference: Tensor) -> Tensor:
@@ -241,12 +268,14 @@ def inspect_untouched(base: Checkpoint, merged: Checkpoint, targets: set[str]) -
 
 
 def _equal_bytes(base: Checkpoint, merged: Checkpoint, name: str) -> bool:
-    spec = merged.spec(name)
-    if base.spec(name) != spec:
+    """Return whether a tensor has the base's bytes, or its values rounded to another dtype."""
+    spec, before = merged.spec(name), base.spec(name)
+    converted = spec.dtype.is_floating_point and before.dtype.is_floating_point
+    if spec.shape != before.shape or not (converted or spec.dtype == before.dtype):
         return False
     return all(
         torch.equal(
-            base.read_rows(name, start, stop).view(torch.uint8),
+            base.read_rows(name, start, stop).to(spec.dtype).view(torch.uint8),
             merged.read_rows(name, start, stop).view(torch.uint8),
         )
         for start, stop in chunks(spec)
@@ -260,10 +289,11 @@ def _equal_stacks(base: Checkpoint, merged: Checkpoint, stack: str) -> bool:
         weight = decoded(base, stack, expert, expert + 1, cpu)[0]
         found = decoded(merged, stack, expert, expert + 1, cpu)[0]
         if merged.expert_format == "bf16":
-            if not torch.equal(weight, found):
+            if not torch.equal(weight.to(merged.dtype(stack)).float(), found):
                 return False
         else:
-            allowed = _block_errors(_rounded(weight, merged, 1) - weight) * _BLOCK_TOLERANCE
+            rounded = _rounded(weight, merged, stack, 1)
+            allowed = _block_errors(rounded - weight) * _BLOCK_TOLERANCE
             if (_block_errors(found - weight) > allowed + 1e-6 * _block_errors(weight)).any():
                 return False
     return True

@@ -1,0 +1,30 @@
+"""The device of an export's arithmetic, by the name that a user gives."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from gptoss_tune.errors import CheckpointError, MachineError
+
+_NAME = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
+
+
+def compute_device(name: str) -> torch.device:
+    """Return the device ``name``: the CPU or a CUDA GPU.
+
+    Apple's ``mps`` has no float64, in which survivals are summed, and ``meta`` holds no values.
+
+    Raises:
+        CheckpointError: Another name.
+        MachineError: There is no such GPU here.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise CheckpointError(f"device {name[:60]!a}: expected cpu, cuda or cuda:NUMBER")
+    if name != "cpu":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(match[1] or 0) >= count:
+            raise MachineError(f"device {name}: this machine has {count} CUDA GPUs; use cpu")
+    return torch.device(name)

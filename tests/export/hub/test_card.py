@@ -1,0 +1,182 @@
+"""The card: what people wrote stays, the licence is the base's, no path leaves."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from gptoss_tune.cli import app
+from gptoss_tune.errors import CheckpointError, RepositoryError
+from gptoss_tune.export.hub.card_text import new_card, parse_card, updated_card
+from gptoss_tune.export.hub.licence import licence_of
+from gptoss_tune.export.hub.public_recipe import data_names, public_recipe
+from gptoss_tune.export.hub.push import push
+from gptoss_tune.recipe import Recipe
+from gptoss_tune.shipped import shipped
+
+REPO = "me/tuned"
+BASE = "openai/gpt-oss-20b"
+APACHE = (shipped("data") / "tiny_checkpoint" / "LICENSE").read_text()
+NC = "Creative Commons Attribution-NonCommercial 4.0 International\n\nYou may not.\n"
+HAND = "---\nlicense: apache-2.0\nlanguage: [de]  # ours\n---\n# Bot\n\nHand-written: limits.\n"
+
+
+def head_of(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_a_card_written_by_hand_keeps_every_word_of_its_text():
+    ours = new_card("bot", {"license": "cc-by-nc-4.0", "tags": ["gptoss-tune"]}, "first")
+    card = updated_card(HAND, ours, "README.md")
+    assert "# Bot\n\nHand-written: limits.\n" in card and "first" in card
+    assert head_of(card) == {
+        "license": "cc-by-nc-4.0",
+        "language": ["de"],
+        "tags": ["gptoss-tune"],
+    }
+    edited = card.replace("---\n# Bot", "---\n# Robot") + "\n## Evaluation\n\nBLEU 3.\n"
+    edited = edited.replace("tags:\n", "tags:\n- support\n")
+    again = updated_card(edited, new_card("bot", {"tags": ["gptoss-tune"]}, "second"), "x")
+    assert "# Robot" in again and "BLEU 3." in again and again.count("begin {") == 1
+    assert "second" in again and "first" not in again
+    assert head_of(again) == {"language": ["de"], "tags": ["gptoss-tune", "support"]}
+
+
+def test_metadata_of_an_earlier_push_does_not_stay():
+    first = new_card("bot", {"datasets": ["a/b"], "base_model": "x/y", "tags": ["t"]}, "one")
+    second = new_card("bot", {"base_model": "x/z", "tags": ["t"]}, "two")
+    assert updated_card(first, second, "README.md") == second
+    changed = first.replace("- a/b", "- a/b\n- mine/own")
+    assert head_of(updated_card(changed, second, "x"))["datasets"] == ["mine/own"]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("---\na: [\n---\n", "cannot be read as YAML"),
+        ("---\n- a\n---\n", "expected a mapping"),
+        ("<!-- gptoss-tune: begin {} -->\nx", "damaged"),
+        ("<!-- gptoss-tune: end -->", "damaged"),
+        ("x <!-- gptoss-tune: end --> <!-- gptoss-tune: begin {} -->", "damaged"),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_refused_with_the_way_out(text, said):
+    with pytest.raises(CheckpointError, match=said) as refused:
+        parse_card(text, "me/x/README.md")
+    assert "--replace-card" in str(refused.value)
+
+
+def test_a_card_on_the_hub_survives_a_push_and_replace_card_replaces_it(hub, some_files):
+    hub.repos[REPO] = {"private": True, "files": {"README.md": HAND.encode()}, "commits": ["hand"]}
+    push(some_files, REPO, message="m")
+    card = hub.repos[REPO]["files"]["README.md"].decode()
+    assert "Hand-written: limits." in card and "An adapter." in card
+    push(some_files, REPO, message="m", replace_card=True)
+    assert hub.repos[REPO]["files"]["README.md"] == some_files["README.md"]
+
+
+def test_a_card_in_the_merged_folder_is_pushed_with_our_section(hub, run, merged, tmp_path):
+    folder = tmp_path / "merged"
+    shutil.copytree(merged, folder)
+    (folder / "README.md").write_text(HAND)
+    arguments = ["push", str(run), "--repo", REPO, "--merged", str(folder), "--no-logits"]
+    done = CliRunner().invoke(app, [*arguments, "--base-name", BASE])
+    assert done.exit_code == 0, (done.output, done.exception)
+    card = hub.repos[REPO]["files"]["README.md"].decode()
+    assert "Hand-written: limits." in card and "changes: passed" in card
+    hub.repos[REPO]["files"]["README.md"] = card.replace("limits", "other limits").encode()
+    done = CliRunner().invoke(app, [*arguments, "--base-name", BASE])
+    assert isinstance(done.exception, RepositoryError) and "--replace-card" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        ({"LICENSE": APACHE}, "apache-2.0"),
+        ({"LICENSE": APACHE + "\n   Copyright 2025 Someone\n"}, "apache-2.0"),
+        ({"LICENSE": "Apache License\nVersion 2.0\nwith our changes: no commerce"}, "other"),
+        ({"LICENSE": NC}, "cc-by-nc-4.0"),
+        ({"LICENSE": NC, "README.md": "---\nlicense: cc-by-nc-4.0\n---\n"}, "cc-by-nc-4.0"),
+        ({"LICENSE": NC, "README.md": "---\nlicense: apache-2.0\n---\n"}, "other"),
+        ({"README.md": "---\nlicense: mit\n---\n"}, "mit"),
+        ({"README.md": "---\nlicense: 'x\n  y'\n---\n"}, "unknown"),
+        ({"LICENSE.md": "Our terms.", "README.md": "---\nlicense: other\n---\n"}, "other"),
+        ({"LICENSE": APACHE, "LICENSE-extra": "But never on Sundays."}, "other"),
+        ({}, "unknown"),
+    ],
+)
+def test_the_licence_is_the_bases_and_never_assumed(tmp_path, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = licence_of(tmp_path)
+    assert found.identifier == expected
+    assert [file.name for file in found.files] == sorted(n for n in files if n != "README.md")
+    assert found.known == (expected != "unknown")
+    if expected not in ("apache-2.0", "other"):
+        assert "apache" not in found.sentence.lower()
+
+
+FIELDS = {
+    "model": {"name_or_path": "/srv/acme/base"},
+    "lora": {"init_from": "/srv/acme/runs/first"},
+    "data": {
+        "train": [{"path": "/srv/acme/tickets.jsonl"}, {"path": "acme/secret-folder"}],
+        "eval": [{"path": "C:\\Users\\acme\\held.jsonl"}],
+    },
+    "train": {"output_dir": "/srv/acme/out", "resume": "/srv/acme/out/c-3", "max_steps": 1},
+    "evaluation": {
+        "prompts": ["/srv/acme/prompts.jsonl", "acme/more/p.jsonl"],
+        "drift": {"references": ["acme/refs.jsonl"], "probes": ["/srv/acme/probes.jsonl"]},
+    },
+}
+
+
+def test_no_path_of_the_recipe_is_published():
+    assert Recipe.model_validate(FIELDS)
+    text = public_recipe({"recipe": FIELDS}, BASE)
+    assert "acme" not in text and "/srv" not in text
+    found = yaml.safe_load(text)
+    assert Recipe.model_validate(found)
+    assert found["evaluation"]["drift"] == {
+        "references": ["refs.jsonl"],
+        "probes": ["probes.jsonl"],
+    }
+    assert found["lora"]["init_from"] == "first"
+    assert found["data"]["eval"] == [{"path": "held.jsonl"}]
+
+
+def test_a_name_on_the_hub_is_one_that_the_run_did_not_read_from_a_file():
+    record = {"recipe": {"data": {"train": [{"path": "org/data-v1.0"}, {"path": "acme/folder"}]}}}
+    assert data_names(record) == ["data-v1.0", "folder"]
+    record["data"] = [
+        {"path": "org/data-v1.0", "sha256": None},
+        {"path": "acme/folder/a.jsonl", "sha256": "0"},
+    ]
+    assert data_names(record) == ["org/data-v1.0", "folder"]
+
+
+def test_what_the_schema_does_not_know_is_left_out():
+    record = {"recipe": {**FIELDS, "note": "/srv/acme", "data": {"train": [], "where": "/srv"}}}
+    assert "srv" not in public_recipe(record, BASE)
+
+
+def test_a_record_does_not_steer_the_metadata(hub, run):
+    record = json.loads((run / "run.json").read_text())
+    evil = ["evil/x\n---\nlicense: mit", "evil/<script>", "a/b/c", "ＥＶＩＬ/x", *["e/x"] * 99]
+    record["recipe"]["data"]["train"] = [{"path": path} for path in evil]
+    record["data"] = [{"path": path, "sha256": None} for path in evil]
+    record["base"]["name"] = "evil/base"
+    record["environment"]["home"] = "/srv/acme"
+    (run / "run.json").write_text(json.dumps(record))
+    arguments = ["push", str(run), "--repo", REPO, "--base-name", BASE]
+    base = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    arguments += ["--base", base["base_model_name_or_path"]]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, (done.output, done.exception)
+    files = hub.repos[REPO]["files"]
+    head = head_of(files["README.md"].decode())
+    assert head["license"] == "apache-2.0" and head["base_model"] == BASE
+    assert head["datasets"] == ["e/x"]
+    assert b"/srv/acme" not in b"".join(files.values())
