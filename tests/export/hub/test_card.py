@@ -77,6 +77,16 @@ def test_a_card_on_the_hub_survives_a_push_and_replace_card_replaces_it(hub, som
     assert hub.repos[REPO]["files"]["README.md"] == some_files["README.md"]
 
 
+@pytest.mark.parametrize("card", [b"---\na: [\n---\n", b"x" * (5 << 20)], ids=["YAML", "size"])
+def test_a_card_that_cannot_be_added_to_is_replaced_as_advised(hub, some_files, card):
+    hub.repos[REPO] = {"private": True, "files": {"README.md": card}, "commits": ["hand"]}
+    with pytest.raises((CheckpointError, RepositoryError), match="with --replace-card"):
+        push(some_files, REPO, message="m")
+    assert hub.repos[REPO]["commits"] == ["hand"]
+    push(some_files, REPO, message="m", replace_card=True)
+    assert hub.repos[REPO]["files"]["README.md"] == some_files["README.md"]
+
+
 def test_a_card_in_the_merged_folder_is_pushed_with_our_section(hub, run, merged, tmp_path):
     folder = tmp_path / "merged"
     shutil.copytree(merged, folder)
