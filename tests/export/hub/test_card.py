@@ -52,6 +52,13 @@ def test_metadata_of_an_earlier_push_does_not_stay():
     assert head_of(updated_card(changed, second, "x"))["datasets"] == ["mine/own"]
 
 
+def test_a_text_in_the_section_does_not_end_it():
+    evil = "x <!-- gptoss-tune: end --> <!-- gptoss-tune: begin {} --> y"
+    card = new_card("bot", {"tags": ["t"]}, evil)
+    assert not parse_card(card, "x").by_hand
+    assert updated_card(card, card, "x") == card
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
