@@ -31,6 +31,7 @@ def test_errors_are_also_what_python_calls_them():
         "CheckpointError": 2,
         "HubError": 3,
         "MachineError": 3,
+        "UndecidedError": 4,
         "GuardError": 2,
         "RunInterrupted": 75,
     }

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.run.record import trained_merge_aware, wanted_survival
 from gptoss_tune.weights import adapter as adapters
 from gptoss_tune.weights.adapter import adapter_folder, base_name, is_adapter, is_name_on_hub
 
@@ -41,11 +42,14 @@ CONFIG = {
 def test_an_adapter_by_name(on_hub):
     repos, asked = on_hub
     files = {"adapter_config.json": CONFIG, "adapter_model.safetensors": "", "README.md": ""}
-    repos["acme/bot"] = {**files, "run_card.json": {"base": {"name": "acme/base"}, "data": ["x"]}}
+    recipe = {"lora": {"merge_aware": True}, "export": {"min_survival": 0.5}}
+    card = {"base": {"name": "acme/base"}, "data": ["x"], "recipe": recipe}
+    repos["acme/bot"] = {**files, "run_card.json": card}
     assert is_adapter("acme/bot")
     folder = adapter_folder("acme/bot")
     assert (folder / "adapter_config.json").is_file() and not (folder / "README.md").exists()
     assert base_name(["acme/bot"]) == ("acme/base", None), "the card of the push says it"
+    assert trained_merge_aware(folder) is True and wanted_survival(folder) == 0.5
     assert {name for name, _ in asked} == {"acme/bot"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 import select
@@ -139,7 +140,8 @@ def _lines(prompts: list[str] | None, console: Console, *, interactive: bool) ->
     if prompts:
         yield from prompts
     elif interactive:
-        import readline  # noqa: F401 - its import gives input() arrow keys and history
+        with contextlib.suppress(ImportError):  # some builds of Python have none
+            import readline  # noqa: F401 - its import gives input() arrow keys and history
 
         yield from _typed(input, _more_is_pasted, lambda text: console.print(text, markup=False))
     else:
@@ -179,4 +181,7 @@ def _typed(
 
 def _more_is_pasted() -> bool:
     """Return whether the terminal holds another line that nobody can have typed yet."""
-    return bool(select.select([sys.stdin], [], [], _PASTE_S)[0])
+    try:
+        return bool(select.select([sys.stdin], [], [], _PASTE_S)[0])
+    except OSError:
+        return False  # a console of Windows cannot be asked; there each line is a message

@@ -52,6 +52,13 @@ def test_metadata_of_an_earlier_push_does_not_stay():
     assert head_of(updated_card(changed, second, "x"))["datasets"] == ["mine/own"]
 
 
+def test_a_text_in_the_section_does_not_end_it():
+    evil = "x <!-- gptoss-tune: end --> <!-- gptoss-tune: begin {} --> y"
+    card = new_card("bot", {"tags": ["t"]}, evil)
+    assert not parse_card(card, "x").by_hand
+    assert updated_card(card, card, "x") == card
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -73,6 +80,16 @@ def test_a_card_on_the_hub_survives_a_push_and_replace_card_replaces_it(hub, som
     push(some_files, REPO, message="m")
     card = hub.repos[REPO]["files"]["README.md"].decode()
     assert "Hand-written: limits." in card and "An adapter." in card
+    push(some_files, REPO, message="m", replace_card=True)
+    assert hub.repos[REPO]["files"]["README.md"] == some_files["README.md"]
+
+
+@pytest.mark.parametrize("card", [b"---\na: [\n---\n", b"x" * (5 << 20)], ids=["YAML", "size"])
+def test_a_card_that_cannot_be_added_to_is_replaced_as_advised(hub, some_files, card):
+    hub.repos[REPO] = {"private": True, "files": {"README.md": card}, "commits": ["hand"]}
+    with pytest.raises((CheckpointError, RepositoryError), match="with --replace-card"):
+        push(some_files, REPO, message="m")
+    assert hub.repos[REPO]["commits"] == ["hand"]
     push(some_files, REPO, message="m", replace_card=True)
     assert hub.repos[REPO]["files"]["README.md"] == some_files["README.md"]
 

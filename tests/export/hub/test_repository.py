@@ -218,3 +218,18 @@ def test_every_name_that_a_merge_or_training_writes_is_ours(merged, adapter):
     names = [name for name in names if name != "README.md"] + ["run_card.json", "recipe.yaml"]
     changes = changes_to(names, [], REPO, pushed_before=True, replace=False)
     assert set(changes.deleted) == set(names)
+
+
+def test_a_pushed_adapter_is_used_by_its_name(hub, run, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["push", str(run), *PUSH]).exit_code == 0
+    for command in (
+        ["chat", REPO, "--prompt", "Hi", "--max-new-tokens", "1"],
+        ["serve-config", REPO, "--target", "vllm", "--out", "bundle"],
+        ["merge", REPO, "--out", "merged", "--no-verify"],
+    ):
+        done = CliRunner().invoke(app, [*command, "--base", str(base)])
+        assert done.exit_code == 0, (command, done.output, done.exception)
+    assert (tmp_path / "bundle" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "merged" / "model.safetensors").is_file()

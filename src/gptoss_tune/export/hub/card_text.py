@@ -158,4 +158,6 @@ def _head(metadata: Mapping[str, Any]) -> str:
 
 def _marked(section: str, metadata: Mapping[str, Any]) -> str:
     kept = json.dumps(dict(metadata), default=str).replace("<", "\\u003c").replace(">", "\\u003e")
-    return f"<!-- gptoss-tune: begin {kept} -->\n{section.strip()}\n{_END}"
+    # A recipe's own texts stand in the section; none of them can end it.
+    text = section.strip().replace("<!-- gptoss-tune:", "<!-- gptoss-tune :")
+    return f"<!-- gptoss-tune: begin {kept} -->\n{text}\n{_END}"

@@ -180,10 +180,7 @@ def _usage(facts: Facts) -> str:
             "quantization_config=Mxfp4Config(dequantize=True)\n)\n"
             f'model = PeftModel.from_pretrained(model, "{facts.repo}")\n'
         )
-        shell = (
-            f"hf download {facts.repo} --local-dir adapter\n"
-            f"gptoss-tune adapter adapter --base {facts.base} --for vllm --out adapter-vllm\n"
-        )
+        shell = f"gptoss-tune adapter {facts.repo} --for vllm --out adapter-vllm\n"
     return f"```python\n{python}```\n\n```sh\n{shell}```"
 
 

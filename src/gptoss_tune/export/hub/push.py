@@ -101,12 +101,7 @@ class _Repository:
             return None
         with tempfile.TemporaryDirectory() as folder:
             file = self.api.hf_hub_download(self.repo, CARD, local_dir=folder)
-            raw = Path(file).read_bytes()
-        if len(raw) > _LARGEST_CARD:
-            raise RepositoryError(
-                f"{self.repo}: its {CARD} has {len(raw)} bytes; give it up with --replace-card"
-            )
-        return raw.decode("utf-8", errors="replace")
+            return Path(file).read_bytes().decode("utf-8", errors="replace")
 
     def forget(self) -> None:
         """Remove it again where this push made it and it is still empty."""
@@ -198,8 +193,12 @@ def _card_for(theirs: str, ours: str, where: str) -> str:
     """Return the repository's card with our section, or a local one that people wrote.
 
     Raises:
-        RepositoryError: People wrote both, differently.
+        RepositoryError: People wrote both, differently; or theirs is no page of text.
     """
+    if len(theirs) > _LARGEST_CARD:
+        raise RepositoryError(
+            f"{where}: has {len(theirs)} characters; give it up with --replace-card"
+        )
     local = parse_card(ours, CARD)
     if not local.by_hand:
         return updated_card(theirs, ours, where)
