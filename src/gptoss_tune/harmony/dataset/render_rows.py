@@ -36,7 +36,8 @@ from gptoss_tune.harmony.fields import EFFORTS
 from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.registry import read_as
 from gptoss_tune.harmony.render import Example, Renderer, RenderSettings, truncate
-from gptoss_tune.harmony.sources.files import Located, parse_object
+from gptoss_tune.harmony.sources.padding import clean_row
+from gptoss_tune.harmony.sources.rows import Located
 from gptoss_tune.harmony.vocabulary import LONGEST_TOKEN_BYTES, Vocabulary, vocabulary_from
 
 CHUNK_BYTES: Final = 1 << 18
@@ -87,9 +88,8 @@ class RowRenderer:
         for at, raw in chunk:
             report.counts["rows"] += 1
             try:
-                if isinstance(raw, DataError):
-                    raise raw
-                row = parse_object(raw, at) if isinstance(raw, bytes) else raw
+                row, padding = clean_row(raw, at)
+                report.counts["padding"] += padding
                 name = format_of(row, at)
                 report.formats[name] += 1
                 conversation = read_as(name, row, at)

@@ -143,6 +143,7 @@ class DataStatistics:
                 (counts["truncated"], "sample", "cut, too long"),
                 (counts["nothing_to_train"], "row", "without anything to train"),
                 (counts["special_text"], "special token", "spelled out in text, encoded as text"),
+                (counts["padding"], "null key", "of tools and calls left out, padding of a table"),
                 (split.duplicates.rows, "row", "equal to an earlier one"),
                 (split.same_prompts.rows, "row", "with the question of an earlier one"),
             )
