@@ -144,6 +144,7 @@ GO = {
         {"l": [{"x": 1, "y": None}, {"x": None, "y": None}]},
         {"l": [{"x": 1}, {}]},
     ),
+    "a tool declared in a text": (json.dumps([WEATHER]), {"city": "x", "a": None}, {"city": "x"}),
     "parameters declared flat": (
         {"name": "f", "parameters": {"x": {"type": "number"}, "y": None}},
         {"x": 1, "y": None},
@@ -155,10 +156,20 @@ GO = {
 @pytest.mark.parametrize("kind", GO)
 def test_a_null_that_is_padding_goes(kind):
     tool, arguments, expected = GO[kind]
-    row = row_of({"function": tool.get("function", tool)}, arguments)
+    if isinstance(tool, str):
+        row = {**row_of(WEATHER, arguments), "tools": tool}
+    else:
+        row = row_of({"function": tool.get("function", tool)}, arguments)
     cleaned, count = without_padding(row)
     assert cleaned["messages"][1]["tool_calls"][0]["function"]["arguments"] == expected
     assert count >= 1
+
+
+def test_calls_of_the_built_in_tools_lose_every_null():
+    message = called("browser.search", {"query": "x", "city": None, "topn": None})
+    cleaned, count = without_padding({"builtin_tools": ["browser"], "messages": [message]})
+    (call,) = cleaned["messages"][0]["tool_calls"]
+    assert call["function"]["arguments"] == {"query": "x"} and count == 2
 
 
 def test_declarations_lose_what_no_schema_has_and_defaults_where_that_shows_padding():
@@ -213,7 +224,7 @@ def test_other_places_of_declarations_and_calls():
 )
 def test_what_is_not_as_expected_is_left_to_its_reader(row):
     cleaned, count = without_padding(row)
-    assert count == 0 and (cleaned == row or row["tools"] == "null")
+    assert count == 0 and cleaned == row
 
 
 def test_a_schema_nested_without_end_is_left_to_its_reader():

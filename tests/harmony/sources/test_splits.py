@@ -54,7 +54,7 @@ def test_files_of_a_split_are_found_by_their_names(kind, folder):
     assert names_of(place, split="train") == [train]
     assert names_of(place, split="test") == [test]
     listed = ", ".join(sorted(("train", "test"), key=lambda split: names_of(place, split=split)))
-    assert f"holds files of the splits {listed}; set split on this source" in refusal(place)
+    assert f"holds files of the splits {listed}; name the files of one" in refusal(place)
     assert "has no split 'validation'; its files are of" in refusal(place, split="validation")
 
 
@@ -84,7 +84,7 @@ def test_a_folder_of_one_split_or_of_none_is_read_whole(folder, tmp_path):
     assert len(names_of(place)) == 6
     assert "of no split by their names, beside those of train" in refusal(place, split="train")
     folder("test.jsonl")
-    assert "of the splits test, train and files of none; set split" in refusal(place)
+    assert "of the splits test, train and files of none; name the files" in refusal(place)
     assert names_of(place / "attest") == ["x.jsonl"]
 
 
@@ -112,7 +112,7 @@ def test_the_card_names_the_files_of_configurations_and_splits(folder):
     assert names_of(place, name="other", split="validation") == ["other/dev.jsonl"]
     assert names_of(place, name="flat") == [FILES[0]]
     assert names_of(place, name="named", split="holdout") == [FILES[3]]
-    assert "holds files of the splits train, test; set split" in refusal(place)
+    assert "holds files of the splits train, test; name the files" in refusal(place)
     assert "configurations default, other, flat, named, not 'x'; set name" in refusal(
         place, name="x"
     )
@@ -206,7 +206,7 @@ def test_saved_datasets_are_read_split_by_split(tmp_path):
     rows = list(open_source(DataSource.model_validate(source)).rows())
     assert [row for _, row in rows] == ROWS[:2]
     assert rows[0][0] == f"{place}/test/data-00000-of-00001.arrow:1"
-    assert "holds files of the splits train, test; set split" in refusal(place)
+    assert "holds files of the splits train, test; name the files" in refusal(place)
     one = DataSource.model_validate({"path": str(place / "train")})
     assert [row for _, row in open_source(one).rows()] == ROWS
     (place / "train" / "data-00001-of-00002.arrow").unlink()

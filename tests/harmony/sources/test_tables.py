@@ -73,15 +73,18 @@ def with_json_at(depth):
 
 
 @pytest.mark.parametrize("depth", ["the column", "an item", "properties", "in a large list"])
-@pytest.mark.parametrize("kind", ["parquet", "stream", "file", "hub"])
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file", "hub", "hub stream"])
 def test_json_features_are_read_as_the_values_they_hold(depth, kind, tmp_path, monkeypatch):
     dataset = datasets.Dataset.from_list(ROWS, features=with_json_at(depth))
     path = tmp_path / ("d.parquet" if kind == "parquet" else "d.arrow")
     if kind == "parquet":
         dataset.to_parquet(path)
-    elif kind == "hub":
-        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
-        opened = open_source(DataSource.model_validate({"path": "somebody/chats"}))
+    elif kind.startswith("hub"):
+        streaming = kind == "hub stream"
+        found = dataset.to_iterable_dataset() if streaming else dataset
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: found)
+        source = {"path": "somebody/chats", "revision": "a" * 40, "streaming": streaming}
+        opened = open_source(DataSource.model_validate(source))
         assert [row for _, row in opened.rows()] == ROWS
         return
     else:

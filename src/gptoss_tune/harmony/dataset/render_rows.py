@@ -92,7 +92,8 @@ class RowRenderer:
             report.counts["rows"] += 1
             try:
                 row, padding = clean_row(raw, at)
-                report.counts["padding"] += padding
+                if padding:
+                    report.counts["padding"] += padding
                 name = format_of(row, at)
                 report.formats[name] += 1
                 conversation = read_as(name, row, at)

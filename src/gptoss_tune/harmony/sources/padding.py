@@ -22,12 +22,14 @@ from typing import Any, Final
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.files.strict_json import parse
+from gptoss_tune.harmony.conversation import BUILTIN_TOOLS
 from gptoss_tune.harmony.sources.rows import Raw, parse_object
 
 _MAY_BE_NULL: Final = ("default", "const")
 _DATA: Final = (*_MAY_BE_NULL, "enum", "examples", "example")
 _NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PARAMETERS: Final = ("parameters", "input_schema", "inputSchema", "parametersJsonSchema")
+_BUILT_IN: Final = tuple(name for names in BUILTIN_TOOLS.values() for name in names)
 _CONVERSATIONS: Final = ("messages", "prompt", "completion", "chosen", "rejected")
 
 
@@ -77,21 +79,23 @@ class _Cleaner:
                 row[key] = [self._message(message) for message in row[key]]
         return row
 
-    def _tools(self, listed: Any) -> Any:
-        if isinstance(listed, str) and "null" in listed:
+    def _tools(self, told: Any) -> Any:
+        listed = told
+        if isinstance(told, str):
             try:
-                listed = parse(listed.encode())
+                listed = parse(told.encode("utf-8", "surrogatepass"))
             except ValueError:
-                return listed  # whoever reads it says what is wrong
+                return told  # whoever reads it says what is wrong
         if not isinstance(listed, list):
-            return listed
+            return told
+        before = self.left_out
         cleaned = self._declared(listed, _declarations)
         for entry in cleaned:
             function = entry.get("function", entry) if isinstance(entry, dict) else None
             if isinstance(function, dict) and isinstance(function.get("name"), str):
                 found = (function[key] for key in _PARAMETERS if key in function)
                 self.parameters[function["name"]] = next(found, None)
-        return cleaned
+        return cleaned if self.left_out > before or listed is told else told
 
     def _declared(self, value: Any, clean: Any) -> Any:
         """Clean once; where that finds padding, again without the defaults that are null."""
@@ -142,6 +146,10 @@ class _Cleaner:
         if not isinstance(function, dict) or not isinstance(function.get("arguments"), dict):
             return function
         name = function.get("name")
+        if name in _BUILT_IN and name not in self.parameters:  # none of theirs can be null
+            kept = {key: item for key, item in function["arguments"].items() if item is not None}
+            self.left_out += len(function["arguments"]) - len(kept)
+            return {**function, "arguments": kept}
         if not isinstance(name, str) or name not in self.parameters:
             return function  # a call of an undeclared tool is refused by its reader
         schema = self.parameters[name]

@@ -74,9 +74,11 @@ def _of_split(path: str, splits: dict[str, list[Path]], split: str | None) -> li
             return sorted([*splits["train"], *splits[UNNAMED]])
         listed = ", ".join(named)
         others = " and files of none" if UNNAMED in splits else ""
+        first = "train" if "train" in named else named[0]
         raise DataError(
-            f"{path}: holds files of the splits {listed}{others}; set split on this source "
-            f"({{path: {path}, split: {named[0]}}}), or name the files"
+            f"{path}: holds files of the splits {listed}{others}; name the files of one (a pattern "
+            f"means what it matches), or set split where the recipe names it: "
+            f"{{path: {path}, split: {first}}}"
         )
     wanted = [known for known in named if known == split] or [
         known for known in named if _canonical(known) == _canonical(split)
