@@ -1,6 +1,7 @@
 """Folders that hold several splits: the one that the source names is read, or the choice asked."""
 
 import json
+import os
 
 import datasets
 import pytest
@@ -137,20 +138,41 @@ def test_a_card_cannot_lead_out_of_the_folder(folder, tmp_path):
 
 @pytest.mark.parametrize(
     "card",
-    ["configs: [", "a: *b", "configs: {a: 1}", "configs: [3]", "a: [" * 3000, "license: mit"],
+    [
+        "a: &a [1]\nconfigs: [{config_name: *a, data_files: x}]",
+        "configs: [",
+        "a: *b",
+        "configs: {a: 1}",
+        "configs: [3]",
+        "a: [" * 3000,
+        "license: mit",
+    ],
 )
 def test_a_card_that_is_odd(card, folder):
     place = folder("a.jsonl", card=card)
     try:
         assert names_of(place) == ["a.jsonl"]
     except DataError as error:
-        assert "the front matter is not YAML" in str(error)
+        assert "the front matter is not plain YAML" in str(error)
 
 
 def test_a_name_without_configurations_and_a_split_of_a_file(folder):
     place = folder("a.jsonl")
     assert "no README.md of it names configurations; remove name" in refusal(place, name="en")
     assert "a split is set, and a file has none" in refusal(place / "a.jsonl", split="train")
+
+
+def test_a_folder_within_that_cannot_be_listed_is_not_left_out(folder, monkeypatch):
+    place = folder("a.jsonl", "b/c.jsonl")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert f"{place}/b: cannot be listed (Permission denied)" in refusal(place)
 
 
 # ---- where a folder has the name of a dataset on the Hub

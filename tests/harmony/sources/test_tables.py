@@ -187,6 +187,21 @@ def test_dictionaries_of_an_ordinary_size_are_read(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_compressed_buffers_are_refused_before_they_are_unpacked(new, codec, tmp_path):
+    path = tmp_path / "d.arrow"
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    for table in (
+        pa.table({"prompt": ["a" * (1 << 20)]}),
+        pa.table({"prompt": pa.array(["a" * (1 << 20)]).dictionary_encode()}),
+    ):
+        with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema, options=options) as writer:
+            writer.write_table(table)
+        with pytest.raises(DataError, match=r"d\.arrow: its buffers are compressed"):
+            rows_of(path)
+
+
 def test_a_cut_arrow_file_and_one_that_is_none(tmp_path):
     path = tmp_path / "d.arrow"
     table = pa.table({"prompt": ["a"] * 1000})

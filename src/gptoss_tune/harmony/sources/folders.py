@@ -89,7 +89,7 @@ def _of_folder(
 def _data_files(place: Path, path: str) -> Iterator[Path]:
     """Yield the data files of a folder and of those in it; links to folders are not followed."""
     entries = found = 0
-    for parent, folders, names in os.walk(place):
+    for parent, folders, names in os.walk(place, onerror=_refuse_unlisted):
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         entries += len(folders) + len(names)
         beside = (*_BESIDE_DATA, "state.json") if "dataset_info.json" in names else _BESIDE_DATA
@@ -108,6 +108,14 @@ def _data_files(place: Path, path: str) -> Iterator[Path]:
                 yield file
         if entries > MOST_ENTRIES or found > MOST_FILES:
             raise DataError(_too_many(path))
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    """A folder that cannot be listed would be left out without a word."""
+    raise DataError(
+        f"{error.filename}: cannot be listed ({error.strerror}); check its permissions, or name "
+        "the files"
+    )
 
 
 def _matching(pattern: str) -> Iterator[str]:

@@ -184,11 +184,14 @@ def _configurations(place: Path, path: str) -> dict[str, dict[str, Any]]:
     import yaml
 
     try:
+        # Aliases could stand for more than any memory holds; no card has them.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(front[1])):
+            raise ValueError
         told = yaml.safe_load(front[1])
     except (yaml.YAMLError, ValueError, RecursionError):
         raise DataError(
-            f"{readme}: the front matter is not YAML, so which files are of which split is not "
-            "known; mend it, or name the files"
+            f"{readme}: the front matter is not plain YAML, so which files are of which split is "
+            "not known; mend it, or name the files"
         ) from None
     listed = told.get("configs") if isinstance(told, dict) else None
     configs: dict[str, dict[str, Any]] = {}

@@ -11,6 +11,7 @@ when they are written out is counted before they are, and may grow as a compress
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -72,6 +73,7 @@ def read_arrow(source: str | Any, size: int, name: str) -> Iterator[Located]:
 
     try:
         with pa.memory_map(source) if isinstance(source, str) else pa.BufferReader(source) as file:
+            _refuse_compressed(file, name)
             if size <= MEASURED_FIRST:
                 measure(_slices(_arrow_reader(file)), Growth(name, size), name)
             reader = _arrow_reader(file)
@@ -92,6 +94,55 @@ def _arrow_reader(file: Any) -> Any:
     is_file = file.read(6) == b"ARROW1"
     file.seek(0)
     return pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+
+
+def _refuse_compressed(file: Any, name: str) -> None:
+    """Refuse compressed buffers: pyarrow unpacks all of a batch before anything can count it.
+
+    Raises:
+        DataError: A batch has some.
+    """
+    import pyarrow as pa
+
+    file.seek(0)
+    file.seek(8 if file.read(6) == b"ARROW1" else 0)  # the file format holds a stream
+    for message in pa.ipc.MessageReader.open_stream(file):
+        try:
+            compressed = _has_compressed_buffers(message)
+        except struct.error:
+            raise DataError(f"{name}: not a whole Arrow file; write it again") from None
+        if compressed:
+            raise DataError(
+                f"{name}: its buffers are compressed, which is not read; write it without "
+                "compression, or as Parquet"
+            )
+
+
+def _has_compressed_buffers(message: Any) -> bool:
+    """Whether the batch of a message names a compression, by Arrow's format/Message.fbs.
+
+    A flatbuffer's table starts with the distance back to its vtable, which holds the place of each
+    field by its number: 2 of a Message is the header, 3 of a RecordBatch its compression, 1 of a
+    DictionaryBatch its RecordBatch.
+    """
+    raw = message.metadata.to_pybytes()
+
+    def field(table: int, number: int) -> int:
+        vtable = table - struct.unpack_from("<i", raw, table)[0]
+        if 4 + 2 * number >= struct.unpack_from("<H", raw, vtable)[0]:
+            return 0
+        place = struct.unpack_from("<H", raw, vtable + 4 + 2 * number)[0]
+        return table + place if place else 0
+
+    def follow(place: int) -> int:
+        return place + struct.unpack_from("<I", raw, place)[0]
+
+    if message.type not in ("record batch", "dictionary"):
+        return False
+    batch = follow(field(follow(0), 2))
+    if message.type == "dictionary":
+        batch = follow(field(batch, 1))
+    return field(batch, 3) != 0
 
 
 def _slices(reader: Any) -> Iterator[Any]:
