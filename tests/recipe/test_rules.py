@@ -85,9 +85,9 @@ BROKEN = {
     ("data.train={path: a.jsonl, split: test}",): [
         "data.train.split: got a split for the file 'a.jsonl'"
     ],
-    ("data.eval=[b.jsonl, {path: ./c, revision: r, name: n}]",): [
-        "data.eval[1].name: got a name for the file './c'",
-        "data.eval[1].revision: got a revision for the file './c'",
+    ("data.eval=[b.jsonl, {path: ./c.json, revision: r, name: n}]",): [
+        "data.eval[1].name: got a name for the file './c.json'",
+        "data.eval[1].revision: got a revision for the file './c.json'",
     ],
 }
 

@@ -128,31 +128,31 @@ FILES = {
     "one line without end, zst": (zst("a.jsonl.zst", MIB, 3), "the line has 1 MiB or more"),
     "blank lines without end": (
         zst("a.jsonl.zst", b"\n" * (1 << 20), 300),
-        "decompress to more than",
+        "unpack to more than",
     ),
     "a gz that is none": (
         plain("a.jsonl.gz", b"\x1f\x8b\x08evil"),
         "cut off or damaged|cannot be read",
     ),
     "a zst that is none": (plain("a.jsonl.zst", b"evil" * 99), "cannot be read"),
-    "a zip": (plain("a.zip", b"PK\x03\x04"), "format of .zip is not known"),
+    "a zip": (plain("a.zip", b"PK\x03\x04"), "is an archive; unpack it"),
     "a script": (plain("rows.py", b"import os; os.mkdir('canary')"), "format of .py is not known"),
     "a pickle": (plain("rows.pkl", b"cos\nmkdir\n"), "format of .pkl is not known"),
     "parquet by name alone": (plain("a.parquet", b"PAR1" + b"x" * 99), "not a whole Parquet file"),
-    "JSON called parquet": (plain("a.parquet", b'{"messages": []}'), "not a whole Parquet file"),
-    "parquet called JSON": (plain("a.jsonl", b"PAR1\x15\x04\xff\xfe"), "is not UTF-8|is not JSON"),
+    "JSON called parquet": (plain("a.parquet", b'{"messages": []}'), "holds JSON, not .parquet"),
+    "parquet called JSON": (plain("a.jsonl", b"PAR1\x15\x04\xff\xfe"), "holds a Parquet file"),
     "a nested row": (plain("a.jsonl", DEEP), "nested too deeply"),
     "a nested document": (plain("a.json", DEEP), "nested too deeply"),
     "a number of 10,000 digits": (plain("a.jsonl", b'{"weight": 1' + b"0" * 9999 + b"}"), "digits"),
     "a key twice": (plain("a.jsonl", b'{"prompt":"a","prompt":"b"}'), "is there twice"),
-    "a pipe": (pipe, "no such file"),
+    "a pipe": (pipe, "is a pipe or a device"),
 }
 
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_data_file_that_deceives(place, recipe, refused, case, monkeypatch):
     monkeypatch.setattr("gptoss_tune.harmony.sources.bounded_file.LONGEST_LINE", 1 << 20)
-    monkeypatch.setattr("gptoss_tune.harmony.sources.bounded_file._SMALL", 4 << 20)
+    monkeypatch.setattr("gptoss_tune.harmony.sources.bounded_file.SMALL", 4 << 20)
     make, reason = FILES[case]
     file = make(place)
     command = ["train", recipe, f"data.train={file}", "data.dataset_num_proc=1"]

@@ -24,8 +24,9 @@ from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.formats.registry import read_as
 from gptoss_tune.harmony.render import Renderer
-from gptoss_tune.harmony.sources.files import parse_object, read_file
-from gptoss_tune.harmony.sources.open import find_files
+from gptoss_tune.harmony.sources.files import read_file
+from gptoss_tune.harmony.sources.folders import find_files
+from gptoss_tune.harmony.sources.padding import clean_row
 
 LONGEST_CONTEXT: Final = 131_072
 """Positions that gpt-oss was made for."""
@@ -101,9 +102,7 @@ def read_rows(
         if number == limit:
             break
         try:
-            if isinstance(raw, DataError):
-                raise raw
-            row = parse_object(raw, source) if isinstance(raw, bytes) else raw
+            row, _ = clean_row(raw, source)
             found.append(read(row, source))
         except DataError as error:
             mistakes.append(str(error))

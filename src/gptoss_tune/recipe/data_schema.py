@@ -26,11 +26,11 @@ class DataSource(Section):
     """One place to read conversations from; a text in a recipe is short for its path."""
 
     path: PathText = Field(examples=["data/conversations/reasoning.jsonl"])
-    """A .jsonl, .json, .parquet or .csv file (or .gz, .zst of it), folder, glob, or Hub dataset."""
+    """A .jsonl, .json, .csv, .parquet or .arrow file (or .gz, .zst), folder, glob, Hub dataset."""
     name: Text | None = None
-    """Configuration of a dataset on the Hub."""
+    """Configuration of a dataset on the Hub, or of a folder whose README.md names several."""
     split: Text | None = None
-    """Split of a dataset on the Hub; null: train."""
+    """Split of a Hub dataset, null: train; or of a folder, null: all, when it holds one split."""
     revision: Text | None = None
     """Commit, tag or branch of a dataset on the Hub; null: its default branch."""
     streaming: bool = False

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         TrainSection,
     )
 
-_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".gz", ".zst"}
+_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".gz", ".zst"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +114,17 @@ def _source_rules(key: str, sources: list[DataSource] | None) -> Iterator[Contra
     for index, source in enumerate(sources or []):
         if PurePath(source.path).suffix.lower() not in _FILE_SUFFIXES and is_hub_name(source.path):
             continue
+        suffixes = {suffix.lower() for suffix in PurePath(source.path).suffixes[-2:]}
+        is_folder = suffixes.isdisjoint(_FILE_SUFFIXES) and not has_magic(source.path)
         for name in ("name", "split", "revision", "streaming"):
+            if is_folder and name in ("name", "split"):
+                continue  # a folder may hold several; whoever opens it knows
             if getattr(source, name):
                 yield Contradiction(
                     (f"{key}[{index}].{name}", f"{key}[{index}].path"),
                     f"a {name} for the file {source.path!r}",
-                    "one for a dataset on the Hub only",
+                    "one for a dataset on the Hub"
+                    + (", or for a folder" if name in ("name", "split") else " only"),
                     f"remove {name}",
                 )
 

@@ -14,8 +14,9 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import Example, Renderer, Span
-from gptoss_tune.harmony.sources.files import Located, parse_object
 from gptoss_tune.harmony.sources.open import open_source
+from gptoss_tune.harmony.sources.padding import clean_row
+from gptoss_tune.harmony.sources.rows import Located
 from gptoss_tune.harmony.vocabulary import ORDINARY_TOKENS, Vocabulary
 from gptoss_tune.recipe import DataSection, DataSource
 
@@ -77,9 +78,7 @@ def first_examples(
         if len(examples) >= count:
             break
         try:
-            if isinstance(raw, DataError):
-                continue
-            row = parse_object(raw, at) if isinstance(raw, bytes) else raw
+            row, _ = clean_row(raw, at)
             examples += renderer.render(read_row(row, at))
         except DataError:
             continue

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.display import visible
+from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.dataset.statistics import data_statistics, histogram, reasons
 from gptoss_tune.recipe import DataSection
 from gptoss_tune.report.preview_page import preview_page
@@ -88,6 +89,40 @@ def test_leakage_is_found_by_row_and_by_question(vocabulary, write_jsonl):
     clean = census_of(vocabulary, train=train, eval_fraction=0.4)
     assert clean.leaked.rows == clean.leaked_prompts.rows == 0
     assert clean.splits["train"].samples + clean.splits["eval"].samples == 3
+
+
+def test_a_held_out_share_has_the_figures_of_its_own_rows(vocabulary, write_jsonl):
+    rows = [chat(f"{n}?", f"answer {n}", **({"thinking": "t"} if n % 2 else {})) for n in range(20)]
+    rows[4] = {"messages": [m for n in "12" for m in chat(n, n, thinking=n)["messages"]]}
+    rows[5] = chat("<|end|>", "x")
+    rows[6] = {**chat("high", "x"), "reasoning_effort": "high"}
+    rows[7] = {"messages": []}
+    path = write_jsonl(rows)
+    both = census_of(vocabulary, train=path, eval_fraction=0.3)
+    whole = census_of(vocabulary, train=path).splits["train"].report
+    train, held_out = both.splits["train"], both.splits["eval"]
+    places = set()
+    data = DataSection.model_validate({"train": path, "eval_fraction": 0.3, "on_error": "skip"})
+    for split, name in ((train, "train"), (held_out, "eval")):
+        loaded = load_dataset(data, split=name, vocabulary=vocabulary)
+        counts, channels = split.report.counts, split.report.channels
+        weights = np.concatenate([np.array(row["loss_weights"]) for row in loaded])
+        told = np.concatenate([np.array(row["channels"]) for row in loaded])[weights > 0]
+        assert counts["samples"] == len(loaded) == split.samples
+        assert counts["tokens"] == len(weights) == split.tokens
+        assert counts["trained_tokens"] == len(told)
+        assert [channels[one] for one in ("analysis", "commentary", "final")] == [
+            (told == number).sum() for number in (1, 2, 3)
+        ]
+        text = [vocabulary.decode(row["input_ids"]) for row in loaded]
+        assert split.report.efforts["high"] == sum("Reasoning: high" in one for one in text)
+        places |= set(split.report.special_text)
+    assert held_out.report.counts["rows"] == 6 and train.report.counts["rows"] == 14
+    for name, total in whole.counts.items():
+        assert train.report.counts[name] + held_out.report.counts[name] == total, name
+    assert train.report.channels + held_out.report.channels == +whole.channels
+    assert both.problems() == ["train: 1 row cannot be trained on"]
+    assert places == set(whole.special_text) and held_out.report.rejected == []
 
 
 def test_a_row_of_several_turns_is_one_row(vocabulary, write_jsonl):

@@ -10,7 +10,8 @@ import pytest
 from gptoss_tune.errors import DataError, HubError, RecipeError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.sources.files import read_file
-from gptoss_tune.harmony.sources.open import find_files, open_source
+from gptoss_tune.harmony.sources.folders import find_files
+from gptoss_tune.harmony.sources.open import open_source
 from gptoss_tune.recipe import DataSection, DataSource
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}

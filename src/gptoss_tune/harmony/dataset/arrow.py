@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from gptoss_tune.harmony.conversation import CHANNEL_NAMES
 from gptoss_tune.harmony.dataset.counts import RowCounts
 
 if TYPE_CHECKING:
@@ -31,7 +32,14 @@ TOKEN_COLUMNS: Final = {
     "channels": pa.int8(),
 }
 ROWS_A_BATCH: Final = 256
-_ABOUT: Final = ("lengths", "efforts", "row_keys", "prompt_keys")
+_ABOUT: Final = {
+    "lengths": np.int32,
+    "efforts": np.int8,
+    "row_keys": np.uint64,
+    "prompt_keys": np.uint64,
+    "repeated_tokens": np.int32,
+    "special_text": np.int32,
+}
 
 
 class SampleWriter:
@@ -82,10 +90,13 @@ class SampleFile:
         self.folder = folder
         with np.load(folder / "about.npz", allow_pickle=False) as about:
             known = {name: about[name] for name in about.files}
-        self.lengths: NDArray[np.int32] = known.get("lengths", np.empty(0, np.int32))
-        self.efforts: NDArray[np.int8] = known.get("efforts", np.empty(0, np.int8))
-        self.row_keys: NDArray[np.uint64] = known.get("row_keys", np.empty(0, np.uint64))
-        self.prompt_keys: NDArray[np.uint64] = known.get("prompt_keys", np.empty(0, np.uint64))
+        known = {name: known.get(name, np.empty(0, dtype)) for name, dtype in _ABOUT.items()}
+        self.lengths: NDArray[np.int32] = known["lengths"]
+        self.efforts: NDArray[np.int8] = known["efforts"]
+        self.row_keys: NDArray[np.uint64] = known["row_keys"]
+        self.prompt_keys: NDArray[np.uint64] = known["prompt_keys"]
+        self.repeated_tokens: NDArray[np.int32] = known["repeated_tokens"]
+        self.special_text: NDArray[np.int32] = known["special_text"]
 
     @cached_property
     def sources(self) -> list[str]:
@@ -98,6 +109,18 @@ class SampleFile:
         """The token columns, mapped into memory."""
         with pa.memory_map(str(self.folder / "tokens.arrow")) as source:
             return pa.ipc.open_stream(source).read_all()
+
+    def trained_tokens(self) -> NDArray[np.int64]:
+        """Return ``[samples, channels]``, how many tokens of each channel are trained."""
+        kinds = len(CHANNEL_NAMES)
+        found = [np.empty((0, kinds), np.int64)]
+        for batch in self.table.to_batches():
+            samples = np.repeat(np.arange(len(batch)), batch["length"].to_numpy())
+            channels = batch["channels"].flatten().to_numpy()
+            trained = batch["loss_weights"].flatten().to_numpy() > 0
+            cells = samples[trained] * kinds + channels[trained]
+            found.append(np.bincount(cells, minlength=len(batch) * kinds).reshape(-1, kinds))
+        return np.concatenate(found)
 
 
 def joined(files: Sequence[SampleFile]) -> Dataset:

@@ -1,23 +1,40 @@
 """Folders that are built once and read often, each under the hash of what it was built from.
 
-A folder is written beside its place and renamed into it when it is whole, so a reader finds all of
-it or none; a lock lets one process build while the others wait, and the system frees the lock of a
-process that died. The cache may be deleted at any time. The fingerprints of ``datasets`` were the
-alternative: they hash the code that renders by pickling it, and miss when a module is edited.
+A folder is written beside its place, synced and renamed into it when it is whole, so a reader finds
+all of it or none; a lock lets one process build while the others wait, and the system frees the
+lock of a process that died: what it left is removed by the next one that builds. A manifest holds
+the hash of every file; they are compared once in each process that reads a folder, and a folder
+that differs is built again. The cache may be deleted at any time. The fingerprints of ``datasets``
+were the alternative: they hash the code that renders by pickling it, and miss when a module is
+edited.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import platform
+import re
+import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from gptoss_tune.errors import MachineError
+from gptoss_tune.errors import MachineError, say_once
+
+MANIFEST: Final = "manifest.json"
+WAIT_SAID_AFTER: Final = 10.0
+"""Seconds; the processes of one run start within them, and only the first builds."""
+_PRIVATE_FOLDER: Final = 0o700
+_PRIVATE_FILE: Final = 0o600
+Identity = tuple[tuple[str, int, int, int], ...]
+"""Name, bytes, time and inode of each file of a folder."""
 
 
 def cache_folder() -> Path:
@@ -32,22 +49,30 @@ def cache_key(parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def built_once(key: str, build: Callable[[Path], None]) -> Path:
+def built_once(key: str, build: Callable[[Path], None], *, private: bool = False) -> Path:
     """Return the folder of ``key``; ``build`` fills an empty one when it is not there yet.
+
+    Args:
+        key: From ``cache_key``.
+        build: Writes the files of the folder.
+        private: Whether what it is built from is kept from other users of the machine; so is the
+            folder then, whoever built it.
 
     Raises:
         MachineError: The cache cannot be written.
     """
     root = cache_folder()
     place = root / key
-    if place.is_dir():
-        return place
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / f"{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not place.is_dir():
-                _build(root, place, build)
+        if not _is_whole(place):
+            root.mkdir(parents=True, exist_ok=True)
+            with _locked(root / f"{key}.lock"):
+                if not _is_whole(place):
+                    _remove_damaged(place)
+                    _remove_abandoned(root, key)
+                    _build(root, place, build, private=private)
+        if private and place.stat().st_mode & 0o077:
+            place.chmod(_PRIVATE_FOLDER)
     except OSError as error:
         raise MachineError(
             f"{root}: the rendered data cannot be written ({error.strerror or error}); free some "
@@ -56,9 +81,102 @@ def built_once(key: str, build: Callable[[Path], None]) -> Path:
     return place
 
 
-def _build(root: Path, place: Path, build: Callable[[Path], None]) -> None:
-    with tempfile.TemporaryDirectory(prefix="building-", dir=root) as building:
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock, and say so when another process has it for long."""
+    with file.open("w") as lock:
+        until = time.monotonic() + WAIT_SAID_AFTER
+        while time.monotonic() < until:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.05)
+        else:
+            say_once("another process renders the same data; this one waits for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(root: Path, place: Path, build: Callable[[Path], None], *, private: bool) -> None:
+    # The folder of mkdtemp keeps others out until the files have their mode.
+    prefix = f"building-{place.name}-{_host()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as building:
         folder = Path(building) / place.name
         folder.mkdir()
         build(folder)
-        os.replace(folder, place)
+        hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+        (folder / MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
+        for file in folder.iterdir():
+            if private:
+                file.chmod(_PRIVATE_FILE)
+            _sync(file)
+        if private:
+            folder.chmod(_PRIVATE_FOLDER)
+        _sync(folder)
+        try:
+            os.replace(folder, place)
+        except OSError:
+            if not _is_whole(place):  # else another machine, on a disk whose locks are local
+                raise
+        _sync(root)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _is_whole(place: Path) -> bool:
+    """Return whether a folder is there with the files that were written into it."""
+    try:
+        found = [(file.name, file.stat()) for file in sorted(place.iterdir())]
+    except FileNotFoundError:
+        return False
+    identity = tuple((name, on.st_size, on.st_mtime_ns, on.st_ino) for name, on in found)
+    return _agrees(str(place), identity)
+
+
+@lru_cache(maxsize=1024)
+def _agrees(place: str, identity: Identity) -> bool:
+    """Compare a folder with its manifest, once for each ``identity`` of its files."""
+    folder = Path(place)
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(hashes, dict) or not hashes.keys() <= {name for name, *_ in identity}:
+            return False
+        return all(_sha256(folder / name) == sha256 for name, sha256 in hashes.items())
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _remove_damaged(place: Path) -> None:
+    if not place.exists():
+        return
+    say_once(f"{place}: the rendered data are damaged; they are rendered again")
+    shutil.rmtree(place)
+
+
+def _remove_abandoned(root: Path, key: str) -> None:
+    """Remove what builders of this machine left that were killed: nobody holds their lock."""
+    for left in root.glob("building-*"):
+        named = re.fullmatch(rf"building-([0-9a-f]{{32}})-{re.escape(_host())}-\w+", left.name)
+        if named is None:
+            continue
+        if named[1] == key:  # whose lock is held here
+            shutil.rmtree(left, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError), (root / f"{named[1]}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9.]", "", platform.node()) or "host"

@@ -23,7 +23,8 @@ class RowCounts:
         counts: ``rows``, ``rejected``, ``samples``, ``tokens``, ``trained_tokens``, ``too_long``,
             ``truncated``, ``nothing_to_train``, ``shared_turns`` (turns in the row of a later one),
             ``repeated_tokens`` (context rendered again for a later turn of the same row),
-            ``special_text`` (special tokens spelled out in text, encoded as text).
+            ``special_text`` (special tokens spelled out in text, encoded as text),
+            ``padding`` (null keys of tools and calls that a table put there, left out).
         formats: Rows by format.
         efforts: Samples by reasoning effort.
         channels: Trained tokens by channel.

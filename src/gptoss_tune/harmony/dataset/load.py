@@ -15,6 +15,7 @@ becomes several samples costs a Python list per token.
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from gptoss_tune.recipe import DataSection, DataSource
 
-RENDERING: Final = 2
+RENDERING: Final = 3
 """Number of the rendering; raised when a row would give other tokens, or lie otherwise on disk."""
 PACKED: Final = 2
 """Number of the layout of packed rows; raised when they lie otherwise on disk."""
@@ -118,7 +119,9 @@ def load_dataset(
         phases = _phases(packed, selection) if data.curriculum != "none" else None
         arrow.write_packed(folder, files, selection.samples, packed, phases)
 
-    return arrow.read_packed(built_once(key, build))
+    modes = [one.samples.folder.stat().st_mode for one in rendered]
+    private = not all(mode & stat.S_IROTH for mode in modes)
+    return arrow.read_packed(built_once(key, build, private=private))
 
 
 def row_sources(
@@ -159,7 +162,7 @@ def render_source(source: DataSource, data: DataSection, vocabulary: Vocabulary)
 
     Raises:
         DataError: The source cannot be read, or, with ``on_error: stop``, over 100 rows of it
-            cannot be trained on.
+            cannot be trained on, or it was changed while it was read.
     """
     opened = open_source(source)
     settings = sample_settings(data)
@@ -176,8 +179,9 @@ def render_source(source: DataSource, data: DataSection, vocabulary: Vocabulary)
                 _stop_when_over(most, report, opened, data)
                 writer.write(columns)
         arrow.write_counts(folder, report)
+        opened.confirm()
 
-    folder = built_once(key, build)
+    folder = built_once(key, build, private=opened.private)
     return RenderedSource(source, key, arrow.SampleFile(folder), arrow.read_counts(folder))
 
 

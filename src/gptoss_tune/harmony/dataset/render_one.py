@@ -8,6 +8,7 @@ from typing import Any, Literal
 from gptoss_tune.harmony.fields import Effort
 from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import Example, Renderer, RenderSettings
+from gptoss_tune.harmony.sources.padding import without_padding
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 
 
@@ -43,4 +44,6 @@ def render(
         raise ValueError(f"channel_weights: no channels of the names {sorted(unknown)}")
     weights = {**dict(usual.channel_weights), **(channel_weights or {})}
     settings = RenderSettings(reasoning_effort, date, tuple(weights.items()), turns)
-    return Renderer(load_vocabulary(checkpoint), settings).render(read_row(row, "row"))
+    return Renderer(load_vocabulary(checkpoint), settings).render(
+        read_row(without_padding(row)[0], "row")
+    )

@@ -13,11 +13,13 @@ either hangs.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Final, Literal
 
@@ -36,7 +38,8 @@ from gptoss_tune.harmony.fields import EFFORTS
 from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.registry import read_as
 from gptoss_tune.harmony.render import Example, Renderer, RenderSettings, truncate
-from gptoss_tune.harmony.sources.files import Located, parse_object
+from gptoss_tune.harmony.sources.padding import clean_row
+from gptoss_tune.harmony.sources.rows import Located
 from gptoss_tune.harmony.vocabulary import LONGEST_TOKEN_BYTES, Vocabulary, vocabulary_from
 
 CHUNK_BYTES: Final = 1 << 18
@@ -66,6 +69,8 @@ class Columns:
     efforts: NDArray[np.int8]
     row_keys: NDArray[np.uint64]
     prompt_keys: NDArray[np.uint64]
+    repeated_tokens: NDArray[np.int32]
+    special_text: NDArray[np.int32]
     sources: list[str]
     report: RowCounts
 
@@ -82,31 +87,33 @@ class RowRenderer:
         """Return the samples of a chunk; rows that cannot be used are in its report."""
         report = RowCounts()
         examples: list[Example] = []
-        efforts: list[int] = []
-        keys: list[tuple[int, int]] = []
+        about: list[tuple[int, ...]] = []
         for at, raw in chunk:
             report.counts["rows"] += 1
             try:
-                if isinstance(raw, DataError):
-                    raise raw
-                row = parse_object(raw, at) if isinstance(raw, bytes) else raw
+                row, padding = clean_row(raw, at)
+                if padding:
+                    report.counts["padding"] += padding
                 name = format_of(row, at)
                 report.formats[name] += 1
                 conversation = read_as(name, row, at)
+                special = self._count_special_text(conversation, report)
                 kept = self._samples(conversation, report)
             except DataError as error:
                 report.reject(str(error))
                 continue
-            examples += kept
             effort = conversation.effort or self.settings.render.reasoning_effort
-            efforts += [EFFORTS.index(effort)] * len(kept)
             report.efforts[effort] += len(kept)
-            keys += [conversation.keys()] * len(kept)
-        return _columns(examples, efforts, keys, report)
+            row = (EFFORTS.index(effort), *conversation.keys())
+            for example, repeated in kept:
+                examples.append(example)
+                about.append((*row, repeated, special))
+                special = 0  # counted once a row, with its first sample
+        return _columns(examples, about, report)
 
-    def _samples(self, conversation: Conversation, report: RowCounts) -> list[Example]:
+    def _samples(self, conversation: Conversation, report: RowCounts) -> list[tuple[Example, int]]:
+        """Return the samples of a row, each with how many of its tokens an earlier one had too."""
         at, settings = conversation.source, self.settings
-        self._count_special_text(conversation, report)
         if settings.too_long == "drop" and _surely_longer(conversation, settings.max_length):
             return self._drop(at, report)
         examples = self.renderer.render(conversation)
@@ -118,12 +125,13 @@ class RowRenderer:
                 )
             report.counts["nothing_to_train"] += 1
             return []
-        report.counts["repeated_tokens"] += _repeated_tokens(examples)
         if settings.render.turns == "all":
             report.counts["shared_turns"] += conversation.turn_count() - len(examples)
-        kept: list[Example] = []
-        for example in examples:
-            kept += self._fitted(example, report)
+        kept: list[tuple[Example, int]] = []
+        for example, repeated in zip(examples, _repeated_tokens(examples), strict=True):
+            fitted = self._fitted(example, report)
+            kept += [(one, min(repeated, len(one.input_ids))) for one in fitted]
+        report.counts["repeated_tokens"] += sum(repeated for _, repeated in kept)
         return kept
 
     def _fitted(self, example: Example, report: RowCounts) -> list[Example]:
@@ -150,12 +158,13 @@ class RowRenderer:
             report.too_long.append(at)
         return []
 
-    def _count_special_text(self, conversation: Conversation, report: RowCounts) -> None:
+    def _count_special_text(self, conversation: Conversation, report: RowCounts) -> int:
         found = sum(map(count_special_text, conversation.texts()))
         if found:
             report.counts["special_text"] += found
             if len(report.special_text) < MOST_LISTED:
                 report.special_text.append(conversation.source)
+        return found
 
 
 def render_rows(
@@ -180,7 +189,9 @@ def render_rows(
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    executor = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    executor = ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_leave_with_parent
+    )
     under_way: deque = deque()
     try:
         for chunk in chunks(rows):
@@ -222,6 +233,22 @@ def chunks(rows: Iterable[Located]) -> Iterator[list[Located]]:
         yield chunk
 
 
+def _leave_with_parent() -> None:
+    """End this process when its parent does: a killed parent cannot tell it to.
+
+    It waits for work at a pipe whose other end it holds itself, so it would wait for ever.
+    """
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def _render_in_worker(ranks_file: str, settings: SampleSettings, chunk: list[Located]) -> Columns:
     return _worker_renderer(ranks_file, settings).columns(chunk)
 
@@ -240,18 +267,17 @@ def _surely_longer(conversation: Conversation, max_length: int) -> bool:
     return characters > LONGEST_TOKEN_BYTES * max_length and conversation.turn_count() == 1
 
 
-def _repeated_tokens(examples: list[Example]) -> int:
-    repeated = 0
+def _repeated_tokens(examples: list[Example]) -> list[int]:
+    """Return how many tokens of each sample of a row, from its start, the one before it has too."""
+    repeated = [0]
     for before, after in pairwise(examples):
         shortest = min(len(before.input_ids), len(after.input_ids))
         differs = before.input_ids[:shortest] != after.input_ids[:shortest]
-        repeated += int(differs.argmax()) if differs.any() else shortest
+        repeated.append(int(differs.argmax()) if differs.any() else shortest)
     return repeated
 
 
-def _columns(
-    examples: list[Example], efforts: list[int], keys: list[tuple[int, int]], report: RowCounts
-) -> Columns:
+def _columns(examples: list[Example], about: list[tuple[int, ...]], report: RowCounts) -> Columns:
     def joined(name: str, dtype: type) -> NDArray:
         parts = [getattr(example, name) for example in examples]
         return np.concatenate(parts) if parts else np.empty(0, dtype)
@@ -259,6 +285,7 @@ def _columns(
     input_ids = joined("input_ids", np.int32)
     loss_weights = joined("loss_weights", np.float32)
     channels = joined("channels", np.int8)
+    efforts, rows, prompts, repeated, special = zip(*about, strict=True) if about else [()] * 5
     trained = np.bincount(channels[loss_weights > 0], minlength=len(CHANNEL_NAMES))
     report.counts["samples"] += len(examples)
     report.counts["tokens"] += len(input_ids)
@@ -271,8 +298,10 @@ def _columns(
         channels=channels,
         lengths=np.array([len(example.input_ids) for example in examples], dtype=np.int32),
         efforts=np.array(efforts, dtype=np.int8),
-        row_keys=np.array([row for row, _ in keys], dtype=np.uint64),
-        prompt_keys=np.array([prompt for _, prompt in keys], dtype=np.uint64),
+        row_keys=np.array(rows, dtype=np.uint64),
+        prompt_keys=np.array(prompts, dtype=np.uint64),
+        repeated_tokens=np.array(repeated, dtype=np.int32),
+        special_text=np.array(special, dtype=np.int32),
         sources=[example.source for example in examples],
         report=report,
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.conversation import CHANNEL_NAMES, CHANNELS
 from gptoss_tune.harmony.dataset.counts import RowCounts
 from gptoss_tune.harmony.dataset.load import (
     RenderedSource,
@@ -28,6 +29,7 @@ from gptoss_tune.harmony.dataset.load import (
     select,
     split_sources,
 )
+from gptoss_tune.harmony.fields import EFFORTS
 from gptoss_tune.harmony.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -57,7 +59,9 @@ class SplitStatistics:
 
     Attributes:
         sources: Path, weight and report of each source.
-        report: Their reports added up, the whole of the sources.
+        report: Their reports added up. Where a share of the rows is held out, each split has the
+            figures of its own samples; what was left out of the files stands with the training
+            split, and so does what is known of files alone.
         samples: Samples of the split, after holding out and mixing.
         tokens: Tokens of these samples.
         lengths: Their smallest, median, mean, 95th percentile and largest length.
@@ -143,6 +147,7 @@ class DataStatistics:
                 (counts["truncated"], "sample", "cut, too long"),
                 (counts["nothing_to_train"], "row", "without anything to train"),
                 (counts["special_text"], "special token", "spelled out in text, encoded as text"),
+                (counts["padding"], "null key", "of tools and calls left out, padding of a table"),
                 (split.duplicates.rows, "row", "equal to an earlier one"),
                 (split.same_prompts.rows, "row", "with the question of an earlier one"),
             )
@@ -209,9 +214,12 @@ def _split_census(
     rendered: list[RenderedSource], data: DataSection, *, split: Split, seed: int
 ) -> tuple[SplitStatistics, _Rows]:
     report = RowCounts()
-    for one in rendered:
-        report.add(one.report)
-    sources = [(one.source.path, one.source.weight, one.report) for one in rendered]
+    held_out = held_out_rows(rendered, data, seed)
+    sources = [
+        (one.source.path, one.source.weight, _report_of(one, held_out, split)) for one in rendered
+    ]
+    for _, _, one in sources:
+        report.add(one)
     census = SplitStatistics(sources, report)
     rows = _rows_of(rendered, data, split=split, seed=seed)
     first = np.zeros(len(rows.rows), dtype=bool)
@@ -227,6 +235,38 @@ def _split_census(
         return census, rows
     _measure(census, selection, data, seed=seed)
     return census, rows
+
+
+def _report_of(one: RenderedSource, held_out: NDArray[np.uint64] | None, split: Split) -> RowCounts:
+    """Return what happened to those rows of a source that are in a split."""
+    if held_out is None:
+        return one.report
+    samples = one.samples
+    mask = np.isin(samples.row_keys, held_out)
+    trained = samples.trained_tokens()[mask].sum(axis=0)
+    places = {samples.sources[index] for index in np.flatnonzero(mask)}
+    part = RowCounts()
+    part.counts.update(
+        rows=len(places),
+        samples=int(mask.sum()),
+        tokens=int(samples.lengths[mask].sum()),
+        trained_tokens=int(trained.sum()),
+        repeated_tokens=int(samples.repeated_tokens[mask].sum()),
+        special_text=int(samples.special_text[mask].sum()),
+    )
+    efforts = np.bincount(samples.efforts[mask], minlength=len(EFFORTS))
+    part.efforts.update(dict(zip(EFFORTS, map(int, efforts), strict=True)))
+    by_channel = dict(zip(CHANNEL_NAMES, map(int, trained), strict=True))
+    part.channels.update({channel: by_channel[channel] for channel in CHANNELS})
+    part.special_text = [place for place in one.report.special_text if place in places]
+    if split == "eval":
+        return part
+    rest = RowCounts()
+    rest.add(one.report)
+    for name in ("counts", "efforts", "channels"):
+        getattr(rest, name).subtract(getattr(part, name))
+    rest.special_text = [place for place in rest.special_text if place not in places]
+    return rest
 
 
 def _measure(

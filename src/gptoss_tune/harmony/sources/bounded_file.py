@@ -18,10 +18,52 @@ from gptoss_tune.errors import DataError
 LONGEST_LINE: Final = 64 << 20
 """Bytes; the longest sample has 131,072 tokens of at most 128 bytes."""
 LARGEST_DOCUMENT: Final = 1 << 30
-"""Bytes of a compressed file that has to be read whole (.json, .parquet)."""
-_SMALL: Final = 256 << 20
-_MOST_GROWTH: Final = 200
+"""Bytes of a file that has to be read whole: a JSON document, a compressed table."""
+SMALL: Final = 64 << 20
+"""Bytes to which a file may unpack whatever its own size."""
+MOST_GROWTH: Final = 200
+"""Rows that repeat 20 KB of declarations around a short question shrink to a hundredth."""
+MEASURED_FIRST: Final = 16 << 20
+"""Bytes of a compressed file up to which it is unpacked once before its first row is rendered: a
+second's work, where rendering what a bomb may hold takes minutes."""
 _BUFFER: Final = 1 << 20
+
+
+class Growth:
+    """What a file may still unpack to.
+
+    Attributes:
+        allowed: Bytes.
+        used: Bytes so far.
+    """
+
+    def __init__(self, name: str, size: int, *, allowed: int | None = None) -> None:
+        """Allow a file of ``size`` bytes what its size gives, or ``allowed``."""
+        self._name, self._size = name, size
+        self.allowed = max(SMALL, MOST_GROWTH * size) if allowed is None else allowed
+        self.used = 0
+
+    def spend(self, count: int) -> None:
+        """Count bytes.
+
+        Raises:
+            DataError: They are more than is allowed.
+        """
+        self.used += count
+        self.refuse(self.used)
+
+    def refuse(self, total: int) -> None:
+        """Refuse a total that is over what is allowed.
+
+        Raises:
+            DataError: It is.
+        """
+        if total > self.allowed:
+            raise DataError(
+                f"{self._name}: {self._size:,} bytes unpack to more than {self.allowed:,}; the "
+                "file is made to fill memory, or to be unpacked first: write its rows as "
+                "uncompressed JSON Lines and name that file"
+            )
 
 
 def opened(path: Path, name: str, *, whole: bool) -> IO[bytes]:
@@ -39,7 +81,9 @@ def opened(path: Path, name: str, *, whole: bool) -> IO[bytes]:
     if suffix not in (".gz", ".zst"):
         return path.open("rb", buffering=_BUFFER)
     size = path.stat().st_size
-    allowed = LARGEST_DOCUMENT if whole else max(_SMALL, _MOST_GROWTH * size)
+    growth = Growth(name, size)
+    if whole:
+        growth.allowed = min(growth.allowed, LARGEST_DOCUMENT)
     stream: Any
     if suffix == ".gz":
         stream = gzip.GzipFile(path)
@@ -47,7 +91,7 @@ def opened(path: Path, name: str, *, whole: bool) -> IO[bytes]:
         import pyarrow as pa
 
         stream = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
-    return io.BufferedReader(_Growing(stream, name, size, allowed), _BUFFER)
+    return io.BufferedReader(_Growing(stream, growth), _BUFFER)
 
 
 def lines(file: IO[bytes], name: str) -> Iterator[bytes]:
@@ -70,22 +114,15 @@ def lines(file: IO[bytes], name: str) -> Iterator[bytes]:
 class _Growing(io.RawIOBase):
     """A decompressed stream that ends in a DataError when it outgrows what it came from."""
 
-    def __init__(self, stream: Any, name: str, size: int, allowed: int) -> None:
-        self._stream, self._name, self._size, self._allowed = stream, name, size, allowed
-        self._read = 0
+    def __init__(self, stream: Any, growth: Growth) -> None:
+        self._stream, self._growth = stream, growth
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         data = self._stream.read(len(buffer))
-        self._read += len(data)
-        if self._read > self._allowed:
-            raise DataError(
-                f"{self._name}: {self._size:,} bytes decompress to more than {self._allowed:,}; "
-                "the file is made to fill memory, or to be decompressed first: name the "
-                "uncompressed file"
-            )
+        self._growth.spend(len(data))
         buffer[: len(data)] = data
         return len(data)
 

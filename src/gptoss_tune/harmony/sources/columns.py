@@ -26,7 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.harmony.fields import shown
-from gptoss_tune.harmony.sources.files import Located, parse_object
+from gptoss_tune.harmony.sources.rows import Located, parse_object
 
 MOST_CHARACTERS: Final = 64 << 20
 """Characters that the templates of one row may produce; 131,072 tokens have at most 16 Mi."""

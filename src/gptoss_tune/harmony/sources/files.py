@@ -1,7 +1,6 @@
 """Files -> rows, each with the place it came from.
 
-A row is what the file says: a JSON object with unique keys and finite numbers, in strict UTF-8.
-Every refusal names ``file:line`` (``file:row`` for Parquet, which has no lines). JSON Lines are
+Every refusal names ``file:line`` (``file:row`` for tables, which have no lines). JSON Lines are
 handed on as bytes, so that the parsing can be done by whoever renders them.
 
 The readers of ``datasets`` were the alternative: their errors name a table and a chunk, a duplicate
@@ -13,32 +12,23 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.fields import kind
-from gptoss_tune.harmony.sources.bounded_file import LARGEST_DOCUMENT, LONGEST_LINE, lines, opened
-
-Raw = bytes | dict[str, Any] | DataError
-"""A line of JSON still to be parsed, a row, or why there is none."""
-Located = tuple[str, Raw]
-"""``file:line`` and what is there."""
+from gptoss_tune.harmony.sources.bounded_file import LONGEST_LINE, MEASURED_FIRST, opened
+from gptoss_tune.harmony.sources.content import ARCHIVES, HEAD, refuse_other_content
+from gptoss_tune.harmony.sources.documents import JSON_CELLS, read_json, read_jsonl
+from gptoss_tune.harmony.sources.rows import Located, parse_json
+from gptoss_tune.harmony.sources.tables import read_arrow, read_parquet
 
 COMPRESSIONS: Final = (".gz", ".zst")
-_PARQUET_ROWS: Final = 64
-_BOM: Final = b"\xef\xbb\xbf"
-_JSON_CELLS: Final = (
-    "messages",
-    "conversations",
-    "tools",
-    "response_format",
-    "channel_weights",
-    "builtin_tools",
-)
+_TABLES: Final = {".parquet": read_parquet, ".arrow": read_arrow}
+_LEAST_ON_DISK: Final = 200
+_SPARSE_FROM: Final = 1 << 30
 
 
 def format_suffix(path: str | Path) -> str:
@@ -51,8 +41,50 @@ def format_suffix(path: str | Path) -> str:
     )
 
 
+def refuse_unreadable(path: Path, name: str) -> None:
+    """Refuse a file that no reader should start on, by a look at its ends.
+
+    Args:
+        path: The file.
+        name: What to call it in messages, as the recipe spells it.
+
+    Raises:
+        DataError: It is empty, a pipe or a device, mostly holes, of no known format, or holds
+            something else than its name says.
+    """
+    suffix = format_suffix(path)
+    try:
+        if not path.is_file():
+            raise DataError(
+                f"{name}: is no regular file; expected a data file, write the rows to one first"
+            )
+        about = path.stat()
+        if about.st_size == 0:
+            raise DataError(f"{name}: the file is empty; expected at least one row")
+        if about.st_size > _SPARSE_FROM and about.st_blocks * 512 < about.st_size // _LEAST_ON_DISK:
+            raise DataError(
+                f"{name}: says {about.st_size:,} bytes and has {about.st_blocks * 512:,} on disk, "
+                "the rest are holes; write it again"
+            )
+        if suffix not in READERS:
+            _refuse_format(path, name, suffix)
+        compression = path.suffix.lower()
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            file.seek(-min(about.st_size, HEAD), os.SEEK_END)
+            tail = file.read(HEAD)
+        refuse_other_content(head, name, compression if compression in COMPRESSIONS else suffix)
+    except OSError as error:
+        raise _unreadable(name, error) from None
+    if suffix not in _TABLES and compression not in COMPRESSIONS and not tail.strip(b"\0"):
+        raise DataError(
+            f"{name}: ends in {len(tail):,} zero bytes, so it was not written to its end; write it "
+            "again"
+        )
+
+
 def read_file(path: Path, name: str) -> Iterator[Located]:
-    """Yield the rows of a data file: .jsonl, .json, .csv or .parquet, also as .gz or .zst.
+    """Yield the rows of a data file: a suffix of ``READERS``, also as .gz or .zst.
 
     Args:
         path: The file.
@@ -62,87 +94,41 @@ def read_file(path: Path, name: str) -> Iterator[Located]:
         DataError: The file as a whole cannot be read. A row that cannot be read is yielded as the
             error that says why.
     """
-    reader = READERS.get(format_suffix(path))
-    if reader is None:
-        raise DataError(
-            f"{name}: the format of {path.suffix or 'a file without a suffix'} is not known; "
-            f"expected {', '.join(READERS)}, also compressed as {' or '.join(COMPRESSIONS)}"
-        )
+    refuse_unreadable(path, name)
+    suffix = format_suffix(path)
+    compressed = path.suffix.lower() in COMPRESSIONS
     try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{name}: the file is empty; expected at least one row")
-        if reader is _read_parquet and path.suffix.lower() not in COMPRESSIONS:
-            yield from _read_parquet_file(str(path), name)
+        if suffix in _TABLES and not compressed:
+            yield from _TABLES[suffix](str(path), path.stat().st_size, name)
             return
-        if not path.is_file():
-            raise DataError(f"{name}: is no regular file; expected a data file")
-        with opened(path, name, whole=reader in (_read_json, _read_parquet)) as file:
-            yield from reader(file, name)
+        if compressed and path.stat().st_size <= MEASURED_FIRST:
+            with opened(path, name, whole=suffix in (".json", *_TABLES)) as file:
+                while file.read(1 << 20):
+                    pass
+        with opened(path, name, whole=suffix in (".json", *_TABLES)) as file:
+            if compressed and isinstance(file, io.BufferedReader):
+                refuse_other_content(file.peek(HEAD)[:HEAD], name, suffix)
+            yield from READERS[suffix](file, name)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(
-            f"{name}: cannot be read ({reason}); check that the file is whole and readable"
-        ) from None
+        raise _unreadable(name, error) from None
     except (EOFError, zlib.error) as error:
         raise DataError(f"{name}: the compressed file is cut off or damaged ({error})") from None
 
 
-def parse_object(raw: bytes, at: str) -> dict[str, Any]:
-    """Return the JSON object in ``raw``.
-
-    Raises:
-        DataError: It is not UTF-8, not JSON, not an object, or says a key twice.
-    """
-    value = _parse_json(raw, at)
-    if not isinstance(value, dict):
-        raise DataError(f"{at}: the row is {kind(value)}; expected an object such as a chat row")
-    return value
+def _unreadable(name: str, error: OSError) -> DataError:
+    reason = error.strerror or str(error)
+    return DataError(
+        f"{name}: cannot be read ({reason}); check that the file is whole and readable"
+    )
 
 
-def _read_jsonl(file: IO[bytes], name: str) -> Iterator[Located]:
-    for number, raw in enumerate(lines(file, name), start=1):
-        line = raw.removeprefix(_BOM) if number == 1 else raw
-        if not line.isspace() and line:
-            yield f"{name}:{number}", line
-
-
-def _read_json(file: IO[bytes], name: str) -> Iterator[Located]:
-    """One document: a list of rows, an object that wraps one, or a single row."""
-    raw = file.read().removeprefix(_BOM)
-    value = _parse_json(raw, f"{name}:1")
-    rows = [value]
-    if isinstance(value, list):
-        rows = value
-    elif isinstance(value, dict) and len(value) == 1:
-        key, inner = next(iter(value.items()))
-        if isinstance(inner, list) and key not in _JSON_CELLS:
-            rows = inner
-    wrapped = rows[:1] != [value]
-    lines = _lines_of_elements(raw.decode("utf-8")) if wrapped else iter([1])
-    for index, row in enumerate(rows):
-        at = f"{name}:{next(lines, 1)} (row {index + 1})"
-        if isinstance(row, dict):
-            yield at, row
-        else:
-            yield at, DataError(f"{at}: the row is {kind(row)}; expected an object")
-
-
-def _lines_of_elements(text: str) -> Iterator[int]:
-    """Yield the line on which each element of a valid ``[...]`` or ``{"key": [...]}`` starts."""
-    decoder = json.JSONDecoder()
-    wrapped = text.lstrip().startswith("{")
-    after_key = decoder.raw_decode(text, text.index('"'))[1] if wrapped else 0
-    position = text.index("[", after_key) + 1
-    line, counted = 1, 0
-    while True:
-        while text[position] in " \t\r\n,":
-            position += 1
-        if text[position] == "]":
-            return
-        line += text.count("\n", counted, position)
-        counted = position
-        yield line
-        position = decoder.raw_decode(text, position)[1]
+def _refuse_format(path: Path, name: str, suffix: str) -> None:
+    if suffix in ARCHIVES:
+        raise DataError(f"{name}: is an archive; unpack it and name the files in it")
+    raise DataError(
+        f"{name}: the format of {suffix or 'a file without a suffix'} is not known; expected "
+        f"{', '.join(READERS)}, also compressed as {' or '.join(COMPRESSIONS)}"
+    )
 
 
 def _read_csv(file: IO[bytes], name: str) -> Iterator[Located]:
@@ -182,8 +168,8 @@ def _read_csv(file: IO[bytes], name: str) -> Iterator[Located]:
 
 
 def _cell(key: str, cell: str, at: str) -> object:
-    if key in _JSON_CELLS:
-        return _parse_json(cell.encode(), f"{at} ({key})")
+    if key in JSON_CELLS:
+        return parse_json(cell.encode(), f"{at} ({key})")
     if key == "weight":
         try:
             return float(cell)
@@ -192,84 +178,24 @@ def _cell(key: str, cell: str, at: str) -> object:
     return cell
 
 
-def _read_parquet(file: IO[bytes], name: str) -> Iterator[Located]:
-    import pyarrow as pa
+def _read_table(suffix: str) -> Callable[[IO[bytes], str], Iterator[Located]]:
+    """Return the reader of a table that was compressed, which has to be in memory whole."""
 
-    yield from _read_parquet_file(pa.BufferReader(file.read()), name)
+    def read(file: IO[bytes], name: str) -> Iterator[Located]:
+        import pyarrow as pa
 
+        raw = file.read()
+        source = pa.BufferReader(raw) if suffix == ".parquet" else raw
+        return _TABLES[suffix](source, len(raw), name)
 
-def _read_parquet_file(source: Any, name: str) -> Iterator[Located]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        file = parquet.ParquetFile(source)
-        number = 0
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-            if batch.nbytes > LARGEST_DOCUMENT:
-                raise DataError(
-                    f"{name}: {_PARQUET_ROWS} rows have {batch.nbytes:,} bytes, and no row of that "
-                    "size can be trained on; write shorter rows"
-                )
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{name}:{number}", without_nulls(row)
-    except (pa.ArrowException, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name}: not a whole Parquet file ({reason}); write it again") from None
-
-
-def without_nulls(value: Any) -> Any:
-    """Return a table's value without the keys that are null.
-
-    A column of structs gives every row the keys of all rows: a tool's schema would gain the
-    parameters of every other tool.
-    """
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
-
-
-def _parse_json(raw: bytes, at: str) -> Any:
-    try:
-        return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-        )
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{at}: byte {error.start + 1} is not UTF-8 (0x{raw[error.start]:02x}); save the file "
-            "as UTF-8"
-        ) from None
-    except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
-        raise DataError(
-            f"{at}: {place} is not JSON ({error.msg}); expected one whole JSON value"
-        ) from None
-    except RecursionError:
-        raise DataError(f"{at}: nested too deeply to read; flatten the row") from None
-    except ValueError as error:
-        raise DataError(f"{at}: {error}") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:60]!a} is there twice in one object; keep one")
-    return unique
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON; write a number or null")
+    return read
 
 
 READERS: Final[dict[str, Callable[[IO[bytes], str], Iterator[Located]]]] = {
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".json": _read_json,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
     ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".parquet": _read_table(".parquet"),
+    ".arrow": _read_table(".arrow"),
 }

@@ -3,31 +3,28 @@
 Rows come one at a time, so that a source may be larger than memory. Each source has a fingerprint
 of its content, the key under which its rendering is kept: of the bytes of local files, of the
 revision for a dataset on the Hub. File times were the alternative; a copied file would be rendered
-again, and one written twice within a second would not.
+again, and one written twice within a second would not. Whoever keeps what was read takes the
+fingerprint again afterwards (``confirm``): a file that was edited in between gives neither.
 """
 
 from __future__ import annotations
 
-import difflib
-import glob
 import hashlib
 import itertools
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gptoss_tune.errors import DataError, HubError, RecipeError
-from gptoss_tune.harmony.sources.files import (
-    READERS,
-    Located,
-    format_suffix,
-    read_file,
-    without_nulls,
-)
-from gptoss_tune.recipe.value_types import is_hub_name
+from gptoss_tune.harmony.sources.files import read_file, refuse_unreadable
+from gptoss_tune.harmony.sources.folders import find_files
+from gptoss_tune.harmony.sources.rows import Located
+from gptoss_tune.harmony.sources.tables import features_plan, without_nulls
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import DataSection, DataSource
@@ -44,12 +41,16 @@ class OpenedSource:
         fingerprint: Changes when its content or its reading does.
         size: Bytes on disk, to choose the number of processes; 0 where unknown.
         rows: Starts reading from the first row.
+        confirm: Raises DataError when the content is not what the fingerprint was taken of.
+        private: Whether a file of it, or a folder on its way, keeps other users of the machine out.
     """
 
     label: str
     fingerprint: str
     size: int
     rows: Callable[[], Iterator[Located]]
+    confirm: Callable[[], None]
+    private: bool
 
 
 def open_source(source: DataSource) -> OpenedSource:
@@ -64,47 +65,20 @@ def open_source(source: DataSource) -> OpenedSource:
         from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
         ColumnTemplates(dict(source.columns.items()))  # refused before anything is read
-    files = find_files(source.path)
-    if files is not None:
-        return _limited(source, _open_files(source.path, files))
-    return _limited(source, _open_hub(source))
+    files = _files_of(source)
+    if files is None:
+        return _limited(source, _open_hub(source))
+    for name in ("revision", "streaming"):
+        if getattr(source, name):
+            raise DataError(
+                f"{source.path}: lies here, and what lies here has no {name}; remove {name}, or "
+                "rename it here to read the Hub's dataset of that name"
+            )
+    return _limited(source, _open_files(source.path, files))
 
 
-def find_files(path: str) -> list[tuple[Path, str]] | None:
-    """Return the files a local path means, with their names; None for a dataset on the Hub.
-
-    Raises:
-        DataError: The path means no file.
-    """
-    place = Path(path)
-    if place.is_file():
-        return [(place, path)]
-    if place.is_dir():
-        files = sorted(
-            file
-            for file in place.rglob("*")
-            if file.is_file()
-            and format_suffix(file) in READERS
-            and not any(part.startswith(".") for part in file.relative_to(place).parts)
-        )
-        if not files:
-            raise DataError(f"{path}: the folder holds no {', '.join(READERS)} file; add one")
-        return [(file, str(file)) for file in files]
-    if glob.has_magic(path):
-        found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
-        if not found:
-            raise DataError(f"{path}: no file matches (looked in {Path.cwd()})")
-        return [(Path(name), name) for name in found]
-    if is_hub_name(path) and format_suffix(path) not in READERS:
-        return None
-    folder = place.parent
-    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    near = difflib.get_close_matches(place.name, names, n=1)
-    hint = f"; did you mean {str(folder / near[0])!r}?" if near else ""
-    raise DataError(
-        f"{path}: no such file{hint} (looked in {Path.cwd()}; paths are relative to the current "
-        "directory)"
-    )
+def _files_of(source: DataSource) -> list[tuple[Path, str]] | None:
+    return find_files(source.path, name=source.name, split=source.split)
 
 
 def listed_files(data: DataSection) -> Iterator[tuple[str, DataSource, Path | None]]:
@@ -117,7 +91,7 @@ def listed_files(data: DataSection) -> Iterator[tuple[str, DataSource, Path | No
     """
     for split, sources in (("train", data.train), ("eval", data.eval or [])):
         for source in sources:
-            found = find_files(source.path)
+            found = _files_of(source)
             for file in (None,) if found is None else (file for file, _ in found):
                 yield split, source, file
 
@@ -136,25 +110,47 @@ def _limited(source: DataSource, opened: OpenedSource) -> OpenedSource:
 
     settings = json.dumps([limit, columns], sort_keys=True)
     digest = hashlib.sha256(f"{opened.fingerprint} {settings}".encode()).hexdigest()
-    return OpenedSource(opened.label, digest, opened.size, rows)
+    return replace(opened, fingerprint=digest, rows=rows)
 
 
 def _open_files(path: str, files: list[tuple[Path, str]]) -> OpenedSource:
+    for file, name in files:
+        refuse_unreadable(file, name)
+    fingerprint = _fingerprint(files)
+
+    def rows() -> Iterator[Located]:
+        return itertools.chain.from_iterable(read_file(file, name) for file, name in files)
+
+    def confirm() -> None:
+        if _fingerprint(files) != fingerprint:
+            raise DataError(
+                f"{path}: was changed while it was read, so nothing of it was kept; start again "
+                "when nothing writes to it"
+            )
+
+    size = sum(file.stat().st_size for file, _ in files)
+    private = any(_keeps_others_out(file) for file, _ in files)
+    return OpenedSource(path, fingerprint, size, rows, confirm, private)
+
+
+def _fingerprint(files: list[tuple[Path, str]]) -> str:
     digest = hashlib.sha256()
-    size = 0
     for file, name in files:
         digest.update(f"{name}\n".encode(errors="surrogateescape"))
         try:
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
-            size += file.stat().st_size
         except OSError as error:
             raise DataError(f"{name}: cannot be read ({error.strerror}); check the file") from None
+    return digest.hexdigest()
 
-    def rows() -> Iterator[Located]:
-        return itertools.chain.from_iterable(read_file(file, name) for file, name in files)
 
-    return OpenedSource(path, digest.hexdigest(), size, rows)
+def _keeps_others_out(file: Path) -> bool:
+    """Whether users other than the owner and its group cannot read a file."""
+    real = Path(os.path.realpath(file))
+    if not real.stat().st_mode & stat.S_IROTH:
+        return True
+    return any(not folder.stat().st_mode & stat.S_IXOTH for folder in real.parents)
 
 
 def _open_hub(source: DataSource) -> OpenedSource:
@@ -169,6 +165,8 @@ def _open_hub(source: DataSource) -> OpenedSource:
             "whatever lies in the current directory: name the files, or owner/name on the Hub"
         )
     dataset = _load_from_hub(source)
+    features = getattr(dataset, "features", None)
+    plan = features_plan(features.to_dict(), decoded=True) if features else None
     if source.streaming:
         told = json.dumps([source.path, source.name, source.split, source.revision])
         fingerprint = hashlib.sha256(told.encode()).hexdigest()
@@ -178,9 +176,13 @@ def _open_hub(source: DataSource) -> OpenedSource:
 
     def rows() -> Iterator[Located]:
         for number, row in enumerate(dataset, start=1):
-            yield f"{label}:{number}", without_nulls(row)
+            at = f"{label}:{number}"
+            try:
+                yield at, without_nulls(row, plan, at)
+            except DataError as error:
+                yield at, error
 
-    return OpenedSource(label, fingerprint, 0, rows)
+    return OpenedSource(label, fingerprint, 0, rows, lambda: None, private=False)
 
 
 def _loaders() -> frozenset[str]:
