@@ -70,7 +70,8 @@ def first_examples(
 
     Rows that cannot be trained on are passed over; the census names them.
     """
-    renderer = Renderer(vocabulary, sample_settings(data).render)
+    settings = sample_settings(data)
+    renderer = Renderer(vocabulary, settings.render)
     rows = [open_source(source).rows() for source in sources]
     examples: list[Example] = []
     for at, raw in chain.from_iterable(_in_turn(rows)):
@@ -80,7 +81,7 @@ def first_examples(
             if isinstance(raw, DataError):
                 continue
             row = parse_object(raw, at) if isinstance(raw, bytes) else raw
-            examples += renderer.render(read_row(row, at))
+            examples += renderer.render(read_row(row, at, settings.reading))
         except DataError:
             continue
     return examples[:count]

@@ -1,0 +1,34 @@
+"""What stands beside the messages of a row, read alike for every format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gptoss_tune.harmony.conversation import Conversation, take_settings
+from gptoss_tune.harmony.fields import take_text
+from gptoss_tune.harmony.formats.keys import note_row_keys
+from gptoss_tune.harmony.tools import response_formats, take_tools
+
+
+def read_settings(
+    row: dict[str, Any], column: str, conversation: Conversation, known: Iterable[str] = ()
+) -> None:
+    """Read tools, answer format, settings and the ``system`` column of a row.
+
+    Args:
+        row: The parsed row.
+        column: Where its messages stand.
+        conversation: Gets them, and a note for each key that is not read.
+        known: Further keys that the reader takes.
+
+    Raises:
+        DataError: One of them cannot be used.
+    """
+    at = conversation.source
+    take_settings(row, conversation)
+    take_tools(row, conversation)
+    conversation.response_formats = response_formats(row.get("response_format"), at)
+    if row.get("system") is not None:
+        conversation.add_instructions(take_text(row["system"], at, "system"))
+    note_row_keys(row, {column, *known}, conversation)
