@@ -125,7 +125,7 @@ def read_unanswered(row: dict[str, Any], source: str) -> Conversation:
     Raises:
         DataError: The row is in no known format, or asks nothing.
     """
-    name = format_of(row, source)
+    name = format_of(row, source, templates=False)
     messages = row.get("messages")
     if name == "prompt" or (isinstance(messages, list) and not _is_answered(messages)):
         return read_prompt(row, source)

@@ -16,8 +16,13 @@ from gptoss_tune.harmony.fields import shown, take_listed
 from gptoss_tune.harmony.formats.harmony import is_native
 
 
-def format_of(row: dict[str, Any], source: str) -> str:
+def format_of(row: dict[str, Any], source: str, *, templates: bool = True) -> str:
     """Return ``native``, ``chat``, ``sharegpt``, ``completion``, ``preference`` or ``prompt``.
+
+    Args:
+        row: The parsed row.
+        source: ``file:line``.
+        templates: Whether the recipe can map its columns, as it can those of training data.
 
     Raises:
         DataError: No column of a known format is there.
@@ -31,6 +36,11 @@ def format_of(row: dict[str, Any], source: str) -> str:
     if "prompt" in there:
         return "completion" if "completion" in there else "prompt"
     columns = ", ".join(shown(key) for key in list(row)[:8]) or "none"
+    if not templates:
+        raise DataError(
+            f"{source}: no known columns (got {columns}); expected messages, conversations or "
+            "prompt: rename the column of the question to prompt"
+        )
     raise DataError(
         f"{source}: no known columns (got {columns}); expected messages, conversations, or prompt "
         f"with completion: map other columns with a template in the recipe (columns{_such_as(row)})"

@@ -5,11 +5,11 @@ It works on the conversation, whatever format it came from, so that no format ca
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from gptoss_tune.harmony.conversation import Conversation, check_structure
 from gptoss_tune.harmony.declarations import declared_names
-from gptoss_tune.harmony.fields import parse_json
 from gptoss_tune.harmony.formats.thinking_tags import note_tags, split_tags
 
 
@@ -38,7 +38,7 @@ def _note_undeclared_arguments(conversation: Conversation) -> None:
         tool = declared.get(message.header.recipient or "") if message.is_call else None
         if tool is None:
             continue
-        arguments = parse_json(message.text, conversation.source, "the arguments of a call")
+        arguments = json.loads(message.text)  # its reader has refused what is no object
         if not arguments.keys() <= declared_names(tool.get("parameters")):
             conversation.notes.warnings[
                 "a call uses arguments that the rendered declaration does not name; correct the "

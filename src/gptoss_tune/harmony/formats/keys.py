@@ -56,7 +56,12 @@ _MEANINGS: Final = {
 
 def note_row_keys(row: dict[str, Any], known: Iterable[str], conversation: Conversation) -> None:
     """Count the keys of a row that its reader does not take."""
-    _note(row, SETTINGS.union(known), "a row", conversation)
+    _note(row, _row_keys(*known), "a row", conversation)
+
+
+@lru_cache(maxsize=64)
+def _row_keys(*known: str) -> frozenset[str]:
+    return SETTINGS.union(known)
 
 
 def note_message_keys(message: dict[str, Any], role: str, conversation: Conversation) -> None:
@@ -68,6 +73,8 @@ def note_message_keys(message: dict[str, Any], role: str, conversation: Conversa
 def _note(
     mapping: dict[str, Any], known: frozenset[str], what: str, conversation: Conversation
 ) -> None:
+    if mapping.keys() <= known:
+        return
     for key in mapping.keys() - known:
         value = mapping[key]
         if value is None or (isinstance(value, str | list | dict) and not value):
@@ -94,6 +101,8 @@ def take_message_weight(message: dict[str, Any], at: str, where: str) -> float:
         DataError: It is no weight, or two of its keys disagree.
     """
     said: dict[str, float] = {}
+    if message.keys().isdisjoint(WEIGHTS):
+        return 1.0
     for key in WEIGHTS:
         value = message.get(key)
         if value is not None:

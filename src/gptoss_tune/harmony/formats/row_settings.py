@@ -31,4 +31,4 @@ def read_settings(
     conversation.response_formats = response_formats(row.get("response_format"), at)
     if row.get("system") is not None:
         conversation.add_instructions(take_text(row["system"], at, "system"))
-    note_row_keys(row, {column, *known}, conversation)
+    note_row_keys(row, (column, *known), conversation)
