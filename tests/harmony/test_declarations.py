@@ -40,6 +40,7 @@ SPELLINGS = {
     "a sound schema": (REQUIRED, REQUIRED),
     "nothing": ({}, None),
     "empty text": ("", None),
+    "a description alone": ({"description": "Takes nothing."}, None),
 }
 
 

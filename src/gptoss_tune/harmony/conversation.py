@@ -166,10 +166,14 @@ class Conversation:
 
 
 def cut_turns(headers: Sequence[Header]) -> list[range]:
-    """Cut messages into turns: what precedes the assistant's messages, then all of these."""
+    """Cut messages into turns: each goes on until the assistant has given its final answer.
+
+    What is said between a tool's result and the answer, such as an agent's reminder, belongs to the
+    turn: a server keeps the thoughts before it.
+    """
     starts = [0]
     for index in range(1, len(headers)):
-        answered = headers[index - 1].role in ("assistant", "tool")
+        answered = headers[index - 1].channel == "final"
         if answered and headers[index].role in ("user", "developer"):
             starts.append(index)
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(headers)], strict=True)]

@@ -37,6 +37,7 @@ _WORDS: Final = frozenset(
     {"properties", "items", "anyOf", "oneOf", "allOf", "$ref", "enum", "const", "$defs"}
 )
 """Keywords that say something of the value: a mapping with one of them is a schema."""
+_ANNOTATIONS: Final = ("description", "title", "$schema", "$id", "$comment")
 _GENERIC: Final = re.compile(r"(\w+)\s*\[(.*)\]", re.DOTALL)
 _OPTIONAL: Final = re.compile(r"\s*(?:,\s*|\()(?:optional|default\b[^,]*)\)?\s*$", re.IGNORECASE)
 
@@ -52,6 +53,11 @@ def read_parameters(value: object, at: str, where: str) -> dict[str, Any] | None
     if isinstance(value, list):
         value = {"type": "object", "properties": value}
     if value is None or value == {}:
+        return None
+    if isinstance(value, dict) and all(
+        key in _ANNOTATIONS and isinstance(said, str) and _typed(said) is None
+        for key, said in value.items()
+    ):
         return None
     if not isinstance(value, dict):
         raise DataError(f"{at}: {where} is {kind(value)}; expected a JSON schema")

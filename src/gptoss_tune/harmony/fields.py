@@ -107,7 +107,7 @@ def take_listed(value: object, at: str, what: str) -> object:
         return parse_json(value, at, what)
     except DataError as error:
         raise DataError(
-            f"{str(error).replace('is not JSON', 'is text that is not JSON', 1)}; expected a list"
+            f"{str(error).replace('is not JSON', 'is text that is not JSON', 1)}; expected JSON"
         ) from None
 
 

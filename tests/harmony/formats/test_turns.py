@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from openai_harmony import Conversation, Role
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.formats.openai_chat import read_chat
 from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.reading import ReadSettings
+from gptoss_tune.harmony.render import Renderer, RenderSettings
 
 USER = {"role": "user", "content": "Oslo and Rome?"}
 FINAL = {"role": "assistant", "content": "3 and 20."}
@@ -137,6 +140,24 @@ def test_instructions_in_the_middle_are_read_alike_by_every_reader(role, render)
         assert np.array_equal(got.loss_weights, expected.loss_weights)
 
 
+@pytest.mark.parametrize("role", ["developer", "system", "user"])
+def test_a_reminder_after_a_result_keeps_the_thoughts_of_the_turn_as_served(
+    role, render, vocabulary
+):
+    reminder = {"role": role, "content": "Be brief."}
+    asked = [USER, asks(call("a", "Oslo"), thinking="Look."), result("a", "3"), reminder]
+    row = {"tools": [TOOL], "messages": [*asked, FINAL]}
+    (example,) = render(row)
+    text = vocabulary.decode(example.input_ids.tolist())
+    assert "Look." in text and text.index("Look.") < text.index("Be brief.")
+    prompt = read_chat({**row, "messages": asked}, "row:1", complete=False)
+    ids = Renderer(vocabulary, RenderSettings()).render_prompt(prompt)
+    assert example.input_ids[: len(ids)].tolist() == ids
+    parsed = vocabulary.encoding.parse_messages_from_completion_tokens(ids[:-2])
+    served = Conversation.from_messages(parsed)
+    assert vocabulary.encoding.render_conversation_for_completion(served, Role.ASSISTANT) == ids
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -245,3 +266,20 @@ def test_names_are_mapped_in_harmony_s_own_shape():
     ]
     read = read_row({"tools": [{"name": "old"}], "messages": messages}, "row:1", reading)
     assert read.messages[1].header.recipient == read.messages[2].header.name == "functions.weather"
+
+
+def test_other_columns_are_read_as_json_text_too(render):
+    schema = {"name": "n", "schema": {"type": "object"}}
+    row = {
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        "builtin_tools": ["python"],
+        "channel_weights": {"final": 2},
+        "messages": [USER, FINAL],
+    }
+    (expected,) = render(row)
+    (got,) = render({key: json.dumps(value) for key, value in row.items()})
+    assert got.input_ids.tolist() == expected.input_ids.tolist()
+    assert np.array_equal(got.loss_weights, expected.loss_weights)
+    (plain,) = render({"messages": [USER, FINAL]})
+    (none,) = render({"messages": [USER, FINAL], "response_format": "null", "builtin_tools": ""})
+    assert none.input_ids.tolist() == plain.input_ids.tolist()

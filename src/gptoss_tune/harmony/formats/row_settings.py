@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from gptoss_tune.harmony.conversation import Conversation, take_settings
-from gptoss_tune.harmony.fields import take_text
+from gptoss_tune.harmony.fields import take_listed, take_text
 from gptoss_tune.harmony.formats.keys import note_row_keys
 from gptoss_tune.harmony.tools import response_formats, take_tools
+
+_AS_TEXT: Final = ("response_format", "builtin_tools", "channel_weights")
+"""Columns that a table may hold as JSON text, besides tools and messages."""
 
 
 def read_settings(
@@ -26,6 +29,7 @@ def read_settings(
         DataError: One of them cannot be used.
     """
     at = conversation.source
+    row = {**row, **{key: take_listed(row[key], at, key) for key in _AS_TEXT if key in row}}
     take_settings(row, conversation)
     take_tools(row, conversation)
     conversation.response_formats = response_formats(row.get("response_format"), at)
