@@ -176,8 +176,7 @@ def _typed(said: str) -> dict[str, Any] | None:
         return {"type": _TYPES[plain]}
     generic = _GENERIC.fullmatch(said.removeprefix("typing."))
     if generic is None:
-        union = [_typed(part) for part in said.split("|")] if "|" in said else [None]
-        return _united(union)
+        return _united([_typed(part) for part in said.split("|")]) if "|" in said else None
     outer, inner = generic[1].lower(), generic[2]
     if outer == "optional":
         return _typed(inner)
@@ -275,15 +274,16 @@ def lost_parts(schema: dict[str, Any]) -> set[str]:
 
 
 def _inside(schema: object) -> Iterator[dict[str, Any]]:
-    waiting = [schema]
+    waiting: list[Any] = [schema]
     while waiting:
         one = waiting.pop()
         if not isinstance(one, dict):
             continue
         yield one
         properties = one.get("properties")
+        choices = one.get("oneOf")
         waiting += properties.values() if isinstance(properties, dict) else []
-        waiting += one.get("oneOf") if isinstance(one.get("oneOf"), list) else []
+        waiting += choices if isinstance(choices, list) else []
         waiting.append(one.get("items"))
 
 

@@ -114,9 +114,10 @@ def load_dataset(
     sources = split_sources(data, split)
     rendered = [render_source(source, data, vocabulary) for source in sources]
     refuse_rejected(rendered, data)
-    for one in rendered if tell is not None else ():
-        for line in one.report.lines("warnings", f"{split}: {one.source.path}"):
-            tell(line)
+    if tell is not None:
+        for one in rendered:
+            for line in one.report.lines("warnings", f"{split}: {one.source.path}"):
+                tell(line)
     selection = select(rendered, data, split=split, seed=seed)
     if not data.packing:
         return _unpacked(rendered, selection, data)
