@@ -348,7 +348,7 @@ def _way_out(report: RowCounts, data: DataSection) -> str:
     if not counts[most]:
         return "add rows that end with an assistant reply"
     if most == "rejected":
-        return f"correct the rows, the first: {report.rejected[0]}"
+        return "correct the rejected rows; check-data says what is wrong with them"
     if most == "nothing_to_train":
         return "give messages, or their channels, a loss weight above 0"
     shortest = report.shortest_too_long
