@@ -11,7 +11,7 @@ from gptoss_tune.harmony.formats.preference import read_preference
 from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import Renderer, RenderSettings
-from gptoss_tune.harmony.sources.files import parse_object
+from gptoss_tune.harmony.sources.rows import parse_object
 from gptoss_tune.harmony.vocabulary import ORDINARY_TOKENS, load_vocabulary
 
 SETTINGS = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

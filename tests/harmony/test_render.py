@@ -283,7 +283,7 @@ BAD_ORDERS = {
         {"role": "assistant", "content": "a"},
         {"role": "assistant", "content": "b"},
     ],
-    "messages is a list; expected a list of messages": [],
+    "messages is an empty list; a row needs at least one question": [],
     "has neither content nor tool_calls (content is null)": [
         {"role": "user", "content": "x"},
         {"role": "assistant", "content": None},
@@ -293,9 +293,11 @@ BAD_ORDERS = {
         {"role": "tool", "content": "r"},
         {"role": "assistant", "content": "a"},
     ],
-    "has role 'system' in the middle": [
+    "the call 1 of 'functions.f' has no result": [
         {"role": "user", "content": "x"},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
         {"role": "system", "content": "s"},
+        {"role": "tool", "content": "r"},
         {"role": "assistant", "content": "a"},
     ],
 }

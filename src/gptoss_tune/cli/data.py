@@ -183,6 +183,7 @@ def _print_census(console: Console, census: DataStatistics) -> None:
     _print_overlap(console, "held-out rows that training sees too", census.leaked)
     _print_overlap(console, "held-out rows whose question training sees too", census.leaked_prompts)
     for heading, style, lines in (
+        ("By the way", "dim", census.remarks()),
         ("To know", "yellow", census.warnings()),
         ("Problems", "bold red", census.problems()),
     ):
@@ -196,6 +197,8 @@ def _print_census(console: Console, census: DataStatistics) -> None:
 
 def _print_split(console: Console, name: str, split: SplitStatistics) -> None:
     from rich.text import Text
+
+    from gptoss_tune.harmony.dataset.counts import grouped
 
     counts = split.report.counts
     console.print(Text(name, style="bold cyan"))
@@ -221,7 +224,7 @@ def _print_split(console: Console, name: str, split: SplitStatistics) -> None:
         bar = block * round(_WIDEST_BAR * count / highest) if count else ""
         label = f"  {low:>{widest},} to {high - 1:>{widest},} "
         console.print(Text.assemble((label, "dim"), (bar, "blue"), f" {count:,}"))
-    for line in split.report.rejected[:_MOST_LISTED]:
+    for line in grouped(split.report.rejected)[:_MOST_LISTED]:
         console.print(Text(f"  rejected {visible(line)}", style="red"))
     _print_overlap(console, "rows equal to an earlier one", split.duplicates)
 

@@ -132,7 +132,7 @@ def read_unanswered(row: dict[str, Any], source: str) -> Conversation:
             "prompt. Files of prompts have no templates: write the question under the key prompt, "
             "and an answer to grade by under answer"
         )
-    name = format_of(row, source)
+    name = format_of(row, source, templates=False)
     messages = row.get("messages")
     if name == "prompt" or (isinstance(messages, list) and not _is_answered(messages)):
         return read_prompt(row, source)

@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.fields import Effort, shown, take_effort, take_weight
+from gptoss_tune.harmony.reading import AS_IT_STANDS, Notes, ReadSettings
 
 Role = Literal["user", "assistant", "tool", "developer"]
 
@@ -89,6 +90,8 @@ class Conversation:
         response_formats: Text of the structured-output section that ends the developer message.
         weight: Factor on the loss weights of the whole row.
         channel_weights: Weights that replace the recipe's, by channel.
+        reading: How the recipe has rows read.
+        notes: What is worth telling about the row.
     """
 
     source: str
@@ -100,11 +103,27 @@ class Conversation:
     response_formats: str | None = None
     weight: float = 1.0
     channel_weights: dict[str, float] = field(default_factory=dict)
+    reading: ReadSettings = AS_IT_STANDS
+    notes: Notes = field(default_factory=Notes)
 
     @cached_property
     def namespaces_json(self) -> str:
         """The function tools as JSON text, empty for none; they do not change once read."""
         return json.dumps(self.namespaces, ensure_ascii=False) if self.namespaces else ""
+
+    def add_instructions(self, text: str) -> None:
+        """Add to the developer's instructions; blank ones, and the same again, say nothing.
+
+        Later ones are a message of their own, as the library renders them and as a server does.
+        """
+        if not text.strip() or (not self.messages and text == self.instructions):
+            return
+        if self.messages:
+            body = f"# Instructions\n\n{text}"
+            self.messages.append(Message(Header("developer"), body, 0.0))
+            return
+        known = self.instructions
+        self.instructions = text if known is None else f"{known}\n\n{text}"
 
     def recipients(self) -> set[str]:
         """Return every recipient that a call may name."""
@@ -112,6 +131,11 @@ class Conversation:
         for namespace, content in self.namespaces.items():
             declared.update(f"{namespace}.{tool['name']}" for tool in content["tools"])
         return declared
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the assistant thinks anywhere in the row."""
+        return any(message.header.channel == "analysis" for message in self.messages)
 
     def turn_count(self) -> int:
         """Return how many turns the assistant has: one per run of messages it answers."""
@@ -142,10 +166,14 @@ class Conversation:
 
 
 def cut_turns(headers: Sequence[Header]) -> list[range]:
-    """Cut messages into turns: what precedes the assistant's messages, then all of these."""
+    """Cut messages into turns: each goes on until the assistant has given its final answer.
+
+    What is said between a tool's result and the answer, such as an agent's reminder, belongs to the
+    turn: a server keeps the thoughts before it.
+    """
     starts = [0]
     for index in range(1, len(headers)):
-        answered = headers[index - 1].role in ("assistant", "tool")
+        answered = headers[index - 1].channel == "final"
         if answered and headers[index].role in ("user", "developer"):
             starts.append(index)
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(headers)], strict=True)]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.files import strict_json
 
 Effort = Literal["low", "medium", "high"]
 
@@ -19,6 +20,7 @@ EFFORTS: Final = ("low", "medium", "high")
 MOST_NESTED: Final = 64
 """Deepest JSON taken in tools and schemas; openai-harmony stops at 128."""
 
+_TEXT_PARTS: Final = ("text", "input_text", "output_text")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
@@ -47,22 +49,66 @@ def join_parts(content: object, at: str, where: str) -> str:
     Raises:
         DataError: Null, an object, or a part that is not text (gpt-oss reads text only).
     """
+    if isinstance(content, dict):
+        raise DataError(f"{at}: {where} is an object; expected text: write the object as JSON text")
     if not isinstance(content, list):
         return take_text(content, at, where)
     texts: list[str] = []
     for index, part in enumerate(content):
         here = f"{where}[{index}]"
-        if not isinstance(part, dict) or part.get("type") not in (
-            "text",
-            "input_text",
-            "output_text",
-        ):
-            got = shown(part.get("type")) if isinstance(part, dict) else kind(part)
-            raise DataError(f"{at}: {here} is a part of type {got}; gpt-oss reads text parts only")
+        type_ = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict) or type_ not in _TEXT_PARTS:
+            raise DataError(f"{at}: {here} {_no_text_part(part, type_)}")
         texts.append(take_text(part.get("text"), at, f"{here}.text"))
     if not texts:
         raise DataError(f"{at}: {where} is an empty list; expected at least one text part")
     return "".join(texts)
+
+
+def _no_text_part(part: object, type_: object) -> str:
+    """Say why a part is not one of text, with a way that works."""
+    if isinstance(part, str):
+        return (
+            "is text that stands in no part; write the whole content as text, or each text as "
+            '{"type": "text", "text": ...}'
+        )
+    if isinstance(part, dict) and type_ is None:
+        return "is an object without a type; write the whole content as one text, such as its JSON"
+    got = f"a part of type {shown(type_)}" if isinstance(part, dict) else kind(part)
+    return f"is {got}; gpt-oss reads text only: write the content as text, or remove the row"
+
+
+def parse_json(text: str, at: str, what: str) -> Any:
+    """Return the JSON value that ``text`` spells: unique keys, finite numbers.
+
+    Raises:
+        DataError: It is not JSON, or only Python would read it as such.
+    """
+    try:
+        return strict_json.parse(text.encode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        if isinstance(error, UnicodeDecodeError):
+            reason = "half a surrogate pair"
+        raise DataError(f"{at}: {what} is not JSON ({reason}): {shown(text)}") from None
+
+
+def take_listed(value: object, at: str, what: str) -> object:
+    """Return a list that a table had to hold as JSON text; null, ``""`` and ``"null"`` are None.
+
+    Raises:
+        DataError: The text is not JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return parse_json(value, at, what)
+    except DataError as error:
+        raise DataError(
+            f"{str(error).replace('is not JSON', 'is text that is not JSON', 1)}; expected JSON"
+        ) from None
 
 
 def take_name(value: object, at: str, what: str) -> str:

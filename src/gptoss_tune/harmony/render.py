@@ -180,11 +180,9 @@ class Renderer:
         """
         pieces = self._pieces(conversation)
         turns = cut_turns([piece.header for piece in pieces])
-        going_on = bool(pieces) and pieces[-1].header.role in ("tool", "assistant")
-        finished = turns[:-1] if going_on else turns
         dropped = {
             index
-            for turn in finished
+            for turn in turns[:-1]
             for index in turn
             if pieces[index].header.channel == "analysis"
         }

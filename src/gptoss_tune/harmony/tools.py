@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import (
@@ -21,7 +21,19 @@ from gptoss_tune.harmony.conversation import (
     Conversation,
     add_builtin_tools,
 )
-from gptoss_tune.harmony.fields import MOST_NESTED, Effort, kind, nested, take_name, take_text
+from gptoss_tune.harmony.declarations import SCHEMA_KEYS, lost_parts, read_parameters
+from gptoss_tune.harmony.fields import (
+    MOST_NESTED,
+    Effort,
+    kind,
+    nested,
+    shown,
+    take_listed,
+    take_name,
+    take_text,
+)
+
+_DECLARATION_KEYS: Final = frozenset({"type", "function", "name", "description", "strict"})
 
 
 def take_tools(row: dict[str, Any], conversation: Conversation) -> None:
@@ -30,41 +42,55 @@ def take_tools(row: dict[str, Any], conversation: Conversation) -> None:
     Raises:
         DataError: A declaration that is not a function's, or two of one name.
     """
+    key = "tools" if row.get("tools") is not None else "functions"
+    add_tools(conversation, row.get(key), key)
+
+
+def add_tools(conversation: Conversation, value: object, where: str) -> None:
+    """Add declared functions to those of the conversation; the very same once more say nothing.
+
+    Tables hold lists as JSON text, a list of JSON texts, or one declaration without its list.
+
+    Raises:
+        DataError: A declaration that is not a function's, or two of one name.
+    """
     at = conversation.source
-    listed = row.get("tools") if row.get("tools") is not None else row.get("functions")
+    listed = take_listed(value, at, where)
     if listed is None:
         return
-    if isinstance(listed, str):
-        try:
-            listed = json.loads(listed)
-        except (ValueError, RecursionError):
-            raise DataError(f"{at}: tools is text that is not JSON; expected a list") from None
+    if isinstance(listed, dict) and ("name" in listed or "function" in listed):
+        listed = [listed]
     if not isinstance(listed, list):
-        raise DataError(f"{at}: tools is {kind(listed)}; expected a list of declarations")
+        raise DataError(f"{at}: {where} is {kind(listed)}; expected a list of declarations")
+    functions = conversation.namespaces.get("functions", {}).get("tools", [])
     tools: list[dict[str, Any]] = []
     for index, entry in enumerate(listed):
-        if isinstance(entry, dict) and entry.get("type") in tuple(BUILTIN_TOOLS):
-            add_builtin_tools(conversation, [entry["type"]])
+        here = f"{where}[{index}]"
+        read = take_listed(entry, at, here)
+        if isinstance(read, dict) and read.get("type") in tuple(BUILTIN_TOOLS):
+            add_builtin_tools(conversation, [read["type"]])
             continue
-        tools.append(read_tool(entry, at, f"tools[{index}]"))
-    names = [tool["name"] for tool in tools]
+        tools.append(read_tool(read, conversation, here))
+    tools = [tool for tool in tools if tool not in functions] if functions else tools
+    names = [tool["name"] for tool in [*functions, *tools]]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{at}: the tool {twice!r} is declared twice; keep one declaration")
     if tools:
-        conversation.namespaces["functions"] = {"name": "functions", "tools": tools}
+        conversation.namespaces["functions"] = {"name": "functions", "tools": [*functions, *tools]}
 
 
-def read_tool(entry: object, at: str, where: str) -> dict[str, Any]:
+def read_tool(entry: object, conversation: Conversation, where: str) -> dict[str, Any]:
     """Return one function declaration as openai-harmony's JSON.
 
     Raises:
         DataError: It has no usable name, description or JSON schema.
     """
+    at = conversation.source
     function = entry.get("function", entry) if isinstance(entry, dict) else entry
     if not isinstance(function, dict):
         raise DataError(f"{at}: {where} is {kind(function)}; expected a function declaration")
-    name = take_name(function.get("name"), at, f"{where}.name")
+    name = take_name(conversation.reading.tool_name(function.get("name")), at, f"{where}.name")
     description = function.get("description")
     tool: dict[str, Any] = {
         "name": name,
@@ -72,17 +98,48 @@ def read_tool(entry: object, at: str, where: str) -> dict[str, Any]:
         if description is None
         else take_text(description, at, f"{where}.description"),
     }
-    parameters = function.get("parameters")
-    if parameters is not None:
-        if not isinstance(parameters, dict):
-            raise DataError(
-                f"{at}: {where}.parameters is {kind(parameters)}; expected a JSON schema"
-            )
-        if nested(parameters) > MOST_NESTED:
-            raise DataError(f"{at}: {where}.parameters is nested over {MOST_NESTED} levels deep")
-        take_text(json.dumps(parameters, ensure_ascii=False), at, f"{where}.parameters")
-        tool["parameters"] = parameters
+    held = [key for key in SCHEMA_KEYS if function.get(key) is not None]
+    if len(held) > 1:
+        raise DataError(f"{at}: {where} has a schema in {' and '.join(held)}; keep one")
+    if held:
+        here = f"{where}.{held[0]}"
+        parameters = read_parameters(function[held[0]], at, here)
+        if parameters is not None:
+            take_text(json.dumps(parameters, ensure_ascii=False), at, here)
+            tool["parameters"] = parameters
+    _note_declaration(function, held, tool.get("parameters"), conversation)
     return tool
+
+
+def _note_declaration(
+    function: dict[str, Any],
+    held: list[str],
+    parameters: dict[str, Any] | None,
+    conversation: Conversation,
+) -> None:
+    unread = sorted(
+        key
+        for key, value in function.items()
+        if key not in _DECLARATION_KEYS and key not in held and value
+    )
+    for key in unread:
+        if key not in conversation.reading.ignored_keys:
+            conversation.notes.warnings[
+                f"the key {shown(key)} of a tool's declaration is not read; remove it, or name "
+                "it in data.ignored_keys"
+            ] += 1
+    if parameters is None:
+        return
+    if held and parameters != function[held[0]]:
+        conversation.notes.remarks[
+            "a declaration's parameters were no JSON schema and are translated; declare the same "
+            "when you serve"
+        ] += 1
+    for lost in sorted(lost_parts(parameters)):
+        conversation.notes.remarks[
+            f"a declaration has {lost}, which openai-harmony leaves out or renders as any, here "
+            "and on servers"
+        ] += 1
 
 
 def response_formats(response_format: object, at: str) -> str | None:
@@ -133,7 +190,7 @@ def developer_text(conversation: Conversation, tools: str) -> str:
     only the section of the tools, ``tools``, is the library's own text.
     """
     sections: list[str] = []
-    if conversation.instructions is not None:
+    if conversation.instructions is not None and conversation.instructions.strip():
         sections += ["# Instructions", conversation.instructions]
     if tools:
         sections.append(tools)

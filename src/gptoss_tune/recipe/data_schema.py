@@ -22,6 +22,10 @@ ColumnName = Literal[
 """A field that a template of a source can write."""
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool", "function_call"]
+"""What a message can be; ``function_call`` is ShareGPT's."""
+
+
 class DataSource(Section):
     """One place to read conversations from; a text in a recipe is short for its path."""
 
@@ -95,6 +99,14 @@ class DataSection(Section):
     """What happens to a row whose every token has loss weight 0; skipped ones are counted."""
     curriculum: Literal["none", "reasoning_effort"] = "none"
     """Order of an epoch: drawn by the seed, or rows of low, then medium, then high effort."""
+    thinking_tags: Literal["keep", "split"] = "keep"
+    """Thoughts that stand in an answer's text, as <think> does: kept and counted, or split off."""
+    roles: dict[Text, Role] = Field(default={}, examples=[{"bot": "assistant"}])
+    """Names of roles in the data, where they are not the usual ones, and what they mean."""
+    tool_names: dict[Text, Text] = Field(default={}, examples=[{"get.weather": "get_weather"}])
+    """Names of tools in the data, and the names they are trained under."""
+    ignored_keys: list[Text] = Field(default=[], examples=[["id", "source"]])
+    """Keys of rows and messages that are not counted as unknown: they mean nothing for training."""
     dataset_num_proc: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Processes that render; null: what the size of the data and the machine's cores give."""
     on_error: Literal["stop", "skip"] = "stop"

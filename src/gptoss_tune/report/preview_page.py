@@ -56,6 +56,7 @@ def _findings(census: DataStatistics) -> Iterable[str]:
     for heading, kind, found in (
         ("Problems", ' class="bad"', census.problems()),
         ("To know", "", census.warnings()),
+        ("By the way", "", census.remarks()),
     ):
         if found:
             items = "".join(f"<li>{text(line)}</li>" for line in found)

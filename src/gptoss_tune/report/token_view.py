@@ -71,7 +71,8 @@ def first_examples(
 
     Rows that cannot be trained on are passed over; the census names them.
     """
-    renderer = Renderer(vocabulary, sample_settings(data).render)
+    settings = sample_settings(data)
+    renderer = Renderer(vocabulary, settings.render)
     rows = [open_source(source).rows() for source in sources]
     examples: list[Example] = []
     for at, raw in chain.from_iterable(_in_turn(rows)):
@@ -79,7 +80,7 @@ def first_examples(
             break
         try:
             row, _ = clean_row(raw, at)
-            examples += renderer.render(read_row(row, at))
+            examples += renderer.render(read_row(row, at, settings.reading))
         except DataError:
             continue
     return examples[:count]

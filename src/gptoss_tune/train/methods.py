@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gptoss_tune.display import visible
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.train.context import RunContext
@@ -50,11 +51,19 @@ def rendered_conversations(context: RunContext) -> tuple[Dataset, Dataset | None
     """
     recipe = context.recipe
     vocabulary, seed = load_vocabulary(context.base.path), recipe.train.seed
+
+    def tell(line: str) -> None:
+        context.console.print(visible(line), soft_wrap=True, highlight=False, markup=False)
+
     with context.state.main_process_first():
-        train_set = load_dataset(recipe.data, split="train", vocabulary=vocabulary, seed=seed)
+        train_set = load_dataset(
+            recipe.data, split="train", vocabulary=vocabulary, seed=seed, tell=tell
+        )
         eval_set = None
         if context.held_out:
-            eval_set = load_dataset(recipe.data, split="eval", vocabulary=vocabulary, seed=seed)
+            eval_set = load_dataset(
+                recipe.data, split="eval", vocabulary=vocabulary, seed=seed, tell=tell
+            )
     return train_set, eval_set
 
 

@@ -286,7 +286,7 @@ def test_check_data_passes_good_data_and_strict_fails_on_warnings(recipe):
     report = json.loads(result.output)
     assert report["ok"] is True and report["warnings"]
     assert run("check-data", path, "--strict").exit_code == 2
-    assert run("check-data", recipe([chat("a", "b")]), "--strict").exit_code == 0
+    assert run("check-data", recipe([chat("a", "b", thinking="c")]), "--strict").exit_code == 0
 
 
 def test_check_data_reads_past_what_stops_a_run(recipe):

@@ -87,10 +87,10 @@ BAD_ROWS = [
         "different texts in thinking and reasoning",
     ),
     ({"conversations": [{"from": "alien", "value": "x"}]}, "conversations[0].from is 'alien'"),
-    ({"conversations": "x"}, "conversations is text; expected a list"),
+    ({"conversations": "x"}, "conversations is text that is not JSON"),
     (
         {"conversations": [{"from": "function_call", "value": "f(1)"}]},
-        "value of a function_call is not JSON",
+        "conversations[0].value is not JSON",
     ),
     ({"prompt": 3, "completion": "x"}, "prompt is 3; expected text or a list of messages"),
     ({"prompt": [3], "completion": "x"}, "prompt[0] is a number; expected a message"),

@@ -195,6 +195,12 @@ def test_a_format_is_recognised_by_its_columns(row, name):
     assert format_of(row, "row:1") == name
 
 
+def test_rows_that_no_template_can_map_are_not_told_to_use_one():
+    with pytest.raises(DataError, match="rename the column of the question to prompt"):
+        format_of({"question": "a", "answer": "b"}, "row:1", templates=False)
+    assert format_of({"prompt": "a", "answer": "b"}, "row:1", templates=False) == "prompt"
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

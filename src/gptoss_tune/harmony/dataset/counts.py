@@ -7,12 +7,18 @@ says what was dropped from it and why.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from gptoss_tune.harmony.conversation import Conversation
 
 MOST_LISTED: Final = 1000
 """Rejected rows and places of special-token text that are kept by name; all are counted."""
+MOST_SENTENCES: Final = 100
+"""Different warnings, and remarks, that are kept: each row may have keys of its own."""
+FURTHER_SENTENCES: Final = "further findings of other kinds, which are not listed"
 
 
 @dataclass(slots=True)
@@ -31,6 +37,10 @@ class RowCounts:
         rejected: Messages, the first ones.
         special_text: Places with special-token text, the first ones.
         too_long: Places of samples that were too long, the first ones.
+        shortest_too_long: Tokens of the shortest of these, 0 for none or none tokenised.
+        warnings: How often something of a row was lost or may be meant otherwise, by sentence.
+        remarks: How often something holds that a server does alike, by sentence.
+        first_places: Where each of these sentences held first.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -40,20 +50,54 @@ class RowCounts:
     rejected: list[str] = field(default_factory=list)
     special_text: list[str] = field(default_factory=list)
     too_long: list[str] = field(default_factory=list)
+    shortest_too_long: int = 0
+    warnings: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+    first_places: dict[str, str] = field(default_factory=dict)
 
     def add(self, other: RowCounts) -> None:
         """Add another report to this one."""
+        if other.shortest_too_long:
+            shortest = self.shortest_too_long or other.shortest_too_long
+            self.shortest_too_long = min(shortest, other.shortest_too_long)
+        for name in ("warnings", "remarks"):
+            for sentence, number in getattr(other, name).items():
+                self._count(name, sentence, number, other.first_places[sentence])
         for name in ("counts", "formats", "efforts", "channels"):
             getattr(self, name).update(getattr(other, name))
         for name in ("rejected", "special_text", "too_long"):
             listed = getattr(self, name)
             listed.extend(getattr(other, name)[: MOST_LISTED - len(listed)])
 
+    def note(self, conversation: Conversation) -> None:
+        """Count what is worth telling about a row."""
+        for sentence, number in conversation.notes.warnings.items():
+            self._count("warnings", sentence, number, conversation.source)
+        for sentence, number in conversation.notes.remarks.items():
+            self._count("remarks", sentence, number, conversation.source)
+
+    def _count(self, name: str, sentence: str, number: int, place: str) -> None:
+        """Count a sentence; past the bound all further ones are one."""
+        counter = getattr(self, name)
+        if sentence not in counter and len(counter) >= MOST_SENTENCES:
+            sentence = FURTHER_SENTENCES
+        counter[sentence] += number
+        self.first_places.setdefault(sentence, place)
+
     def reject(self, message: str) -> None:
         """Count a row that cannot be trained on."""
         self.counts["rejected"] += 1
         if len(self.rejected) < MOST_LISTED:
             self.rejected.append(message)
+
+    def lines(self, name: Literal["warnings", "remarks"], label: str) -> list[str]:
+        """Return a line for each sentence of a kind: how often, where first, in which source."""
+        return [
+            f"{label}: {number:,} times: {sentence} (first {self.first_places[sentence]})"
+            if number > 1
+            else f"{label}: {sentence} ({self.first_places[sentence]})"
+            for sentence, number in getattr(self, name).most_common()
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -65,6 +109,10 @@ class RowCounts:
             "rejected": self.rejected,
             "special_text": self.special_text,
             "too_long": self.too_long,
+            "shortest_too_long": self.shortest_too_long,
+            "warnings": dict(self.warnings),
+            "remarks": dict(self.remarks),
+            "first_places": self.first_places,
         }
 
     @classmethod
@@ -79,4 +127,27 @@ class RowCounts:
             rejected=value["rejected"],
             special_text=value["special_text"],
             too_long=value["too_long"],
+            shortest_too_long=value["shortest_too_long"],
+            warnings=Counter(value["warnings"]),
+            remarks=Counter(value["remarks"]),
+            first_places=value["first_places"],
         )
+
+
+def grouped(messages: list[str]) -> list[str]:
+    """Return the first message of each kind, with the number of rows where there are more.
+
+    Messages are of one kind when they differ in the place, in numbers and in what was got only.
+    """
+    kinds: dict[str, list[str]] = {}
+    for message in messages:
+        reason = message.split(": ", 1)[-1]
+        kinds.setdefault(_VALUES.sub("", reason), []).append(message)
+    among = f" of the first {MOST_LISTED:,}" if len(messages) >= MOST_LISTED else ""
+    return [
+        first if not others else f"{first} ({len(others) + 1:,} rows like this{among})"
+        for first, *others in kinds.values()
+    ]
+
+
+_VALUES: Final = re.compile(r"'[^']*'|\"[^\"]*\"|[0-9]+")

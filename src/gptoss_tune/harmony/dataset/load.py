@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,9 +27,10 @@ import numpy as np
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.dataset import arrow
 from gptoss_tune.harmony.dataset.cache import built_once, cache_key
-from gptoss_tune.harmony.dataset.counts import RowCounts
+from gptoss_tune.harmony.dataset.counts import RowCounts, grouped
 from gptoss_tune.harmony.dataset.packing import PackedRows, efficiency, pack
 from gptoss_tune.harmony.dataset.render_rows import SampleSettings, default_processes, render_rows
+from gptoss_tune.harmony.reading import ReadSettings
 from gptoss_tune.harmony.render import RenderSettings
 from gptoss_tune.harmony.sources.open import OpenedSource, open_source
 from gptoss_tune.harmony.vocabulary import RANKS_SHA256, Vocabulary
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
 
 RENDERING: Final = 3
 """Number of the rendering; raised when a row would give other tokens, or lie otherwise on disk."""
+LONGEST_SAMPLE: Final = 131_072
+"""Most that data.max_length can be: what gpt-oss reads."""
 PACKED: Final = 2
 """Number of the layout of packed rows; raised when they lie otherwise on disk."""
 MOST_SHOWN: Final = 20
-"""Rejected rows that one message lists."""
+"""Kinds of rejected rows that one message lists."""
 STOP_AFTER: Final = 100
 """With on_error: stop, rejected rows after which the rest is not read."""
 
@@ -85,7 +88,12 @@ class Selection:
 
 
 def load_dataset(
-    data: DataSection, *, split: Split, vocabulary: Vocabulary, seed: int = 0
+    data: DataSection,
+    *,
+    split: Split,
+    vocabulary: Vocabulary,
+    seed: int = 0,
+    tell: Callable[[str], None] | None = None,
 ) -> Dataset:
     """Return the rendered samples of a split, packed when the recipe says so.
 
@@ -97,6 +105,7 @@ def load_dataset(
         split: ``eval`` is ``data.eval``, or the held-out share of ``data.train``.
         vocabulary: To render with.
         seed: Of the held-out share, of drawn halves, and of packing.
+        tell: Called with each thing that is lost or may be meant otherwise, a line each.
 
     Raises:
         DataError: Rows cannot be trained on, or nothing is left to train on.
@@ -106,6 +115,10 @@ def load_dataset(
     sources = split_sources(data, split)
     rendered = [render_source(source, data, vocabulary) for source in sources]
     refuse_rejected(rendered, data)
+    if tell is not None:
+        for one in rendered:
+            for line in one.report.lines("warnings", f"{split}: {one.source.path}"):
+                tell(line)
     selection = select(rendered, data, split=split, seed=seed)
     if not data.packing:
         return _unpacked(rendered, selection, data)
@@ -193,7 +206,13 @@ def sample_settings(data: DataSection) -> SampleSettings:
         channel_weights=tuple(data.channel_weights.model_dump().items()),
         turns=data.turns,
     )
-    return SampleSettings(render, data.max_length, data.too_long, data.nothing_to_train)
+    reading = ReadSettings(
+        thinking_tags=data.thinking_tags,
+        roles=tuple(sorted(data.roles.items())),
+        tool_names=tuple(sorted(data.tool_names.items())),
+        ignored_keys=tuple(sorted(data.ignored_keys)),
+    )
+    return SampleSettings(render, data.max_length, data.too_long, data.nothing_to_train, reading)
 
 
 def refuse_rejected(rendered: Sequence[RenderedSource], data: DataSection) -> None:
@@ -213,12 +232,13 @@ def refuse_rejected(rendered: Sequence[RenderedSource], data: DataSection) -> No
 
 
 def rejected_message(report: RowCounts, todo: str) -> str:
-    """Return the message for rejected rows: the first ones, one a line."""
+    """Return the message for rejected rows: the first of each kind, one a line."""
     rejected = report.counts["rejected"]
-    shown = report.rejected[:MOST_SHOWN]
     if rejected == 1:
-        return shown[0]
-    more = [f"... and {rejected - len(shown)} more"] if rejected > len(shown) else []
+        return report.rejected[0]
+    kinds = grouped(report.rejected)
+    shown = kinds[:MOST_SHOWN]
+    more = [f"... and {len(kinds) - len(shown)} more kinds"] if len(kinds) > len(shown) else []
     return "\n  ".join([f"{rejected} rows cannot be trained on; {todo}:", *shown, *more])
 
 
@@ -321,8 +341,27 @@ def _nothing_left(rendered: Sequence[RenderedSource], data: DataSection, split: 
     return (
         f"{names}: no sample for {split} ({counts['rows']} rows read, {counts['rejected']} "
         f"rejected, {counts['too_long']} samples over {data.max_length} tokens, "
-        f"{counts['nothing_to_train']} rows with nothing to train); add rows that end with an "
-        "assistant reply"
+        f"{counts['nothing_to_train']} rows with nothing to train); {_way_out(report, data)}"
+    )
+
+
+def _way_out(report: RowCounts, data: DataSection) -> str:
+    """Return what to do about the commonest reason for which nothing is left."""
+    counts = report.counts
+    most = max(("too_long", "rejected", "nothing_to_train"), key=lambda name: counts[name])
+    if not counts[most]:
+        return "add rows that end with an assistant reply"
+    if most == "rejected":
+        return "correct the rejected rows; check-data says what is wrong with them"
+    if most == "nothing_to_train":
+        return "give messages, or their channels, a loss weight above 0"
+    shortest = report.shortest_too_long
+    if not shortest:
+        return "every one is far longer than data.max_length: split the rows"
+    if shortest > LONGEST_SAMPLE:
+        return f"the shortest has {shortest:,} tokens, more than the model reads: split the rows"
+    return (
+        f"the shortest of these has {shortest:,} tokens: raise data.max_length, or split the rows"
     )
 
 

@@ -37,6 +37,7 @@ from gptoss_tune.harmony.dataset.counts import MOST_LISTED, RowCounts
 from gptoss_tune.harmony.fields import EFFORTS
 from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.registry import read_as
+from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 from gptoss_tune.harmony.render import Example, Renderer, RenderSettings, truncate
 from gptoss_tune.harmony.sources.padding import clean_row
 from gptoss_tune.harmony.sources.rows import Located
@@ -56,6 +57,7 @@ class SampleSettings:
     max_length: int
     too_long: Literal["drop", "truncate", "error"]
     nothing_to_train: Literal["skip", "error"]
+    reading: ReadSettings = AS_IT_STANDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +98,17 @@ class RowRenderer:
                     report.counts["padding"] += padding
                 name = format_of(row, at)
                 report.formats[name] += 1
-                conversation = read_as(name, row, at)
+                conversation = read_as(name, row, at, self.settings.reading)
                 special = self._count_special_text(conversation, report)
                 kept = self._samples(conversation, report)
             except DataError as error:
                 report.reject(str(error))
                 continue
+            report.note(conversation)
             effort = conversation.effort or self.settings.render.reasoning_effort
             report.efforts[effort] += len(kept)
+            if effort != "low" and conversation.effort is None and not conversation.thinks:
+                report.counts["without_thoughts"] += 1
             row = (EFFORTS.index(effort), *conversation.keys())
             for example, repeated in kept:
                 examples.append(example)
@@ -145,15 +150,18 @@ class RowRenderer:
                 "data.too_long to drop"
             )
         if self.settings.too_long == "drop":
-            return self._drop(example.source, report)
+            return self._drop(example.source, report, len(example.input_ids))
         shorter = truncate(example, limit)
         if shorter is None:
-            return self._drop(example.source, report)
+            return self._drop(example.source, report, len(example.input_ids))
         report.counts["truncated"] += 1
         return [shorter]
 
-    def _drop(self, at: str, report: RowCounts) -> list[Example]:
+    def _drop(self, at: str, report: RowCounts, tokens: int = 0) -> list[Example]:
+        """Count a sample that is too long, of ``tokens`` tokens; 0: it was not even tokenised."""
         report.counts["too_long"] += 1
+        if tokens:
+            report.shortest_too_long = min(report.shortest_too_long or tokens, tokens)
         if len(report.too_long) < MOST_LISTED:
             report.too_long.append(at)
         return []

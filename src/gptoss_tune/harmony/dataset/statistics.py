@@ -152,6 +152,15 @@ class DataStatistics:
                 (split.same_prompts.rows, "row", "with the question of an earlier one"),
             )
             found += [f"{name}: {_counted(number, *what)}" for number, *what in said if number]
+            for path, _, report in split.sources:
+                found += report.lines("warnings", f"{name}: {path}")
+            without, whole = counts["without_thoughts"], counts["rows"] - counts["rejected"]
+            if 2 * without > whole:
+                found.append(
+                    f"{name}: {_counted(without, 'row')} of {whole:,} without thoughts, rendered "
+                    "at the recipe's reasoning effort, where the model is to think; set "
+                    "data.reasoning_effort to low, or name the effort in the rows"
+                )
         leaked, asked = self.leaked.rows, self.leaked_prompts.rows
         if leaked:
             found.append(f"eval: {_counted(leaked, 'row', 'that training sees too')}")
@@ -159,12 +168,22 @@ class DataStatistics:
             found.append(f"eval: {_counted(asked, 'row', 'whose question training sees too')}")
         return found
 
+    def remarks(self) -> list[str]:
+        """Return what a server does alike, and its owner may want to know."""
+        return [
+            line
+            for name, split in self.splits.items()
+            for path, _, report in split.sources
+            for line in report.lines("remarks", f"{name}: {path}")
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Return the census as JSON values."""
         return {
             "ok": not self.problems(),
             "problems": self.problems(),
             "warnings": self.warnings(),
+            "remarks": self.remarks(),
             "splits": {name: split.to_json() for name, split in self.splits.items()},
             "leaked": self.leaked.to_json(),
             "leaked_prompts": self.leaked_prompts.to_json(),

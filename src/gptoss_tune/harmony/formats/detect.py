@@ -9,15 +9,20 @@ these formats share their columns.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.fields import shown
+from gptoss_tune.harmony.fields import shown, take_listed
 from gptoss_tune.harmony.formats.harmony import is_native
 
 
-def format_of(row: dict[str, Any], source: str) -> str:
+def format_of(row: dict[str, Any], source: str, *, templates: bool = True) -> str:
     """Return ``native``, ``chat``, ``sharegpt``, ``completion``, ``preference`` or ``prompt``.
+
+    Args:
+        row: The parsed row.
+        source: ``file:line``.
+        templates: Whether the recipe can map its columns, as it can those of training data.
 
     Raises:
         DataError: No column of a known format is there.
@@ -25,14 +30,34 @@ def format_of(row: dict[str, Any], source: str) -> str:
     there = {key for key, value in row.items() if value is not None}
     if {"chosen", "rejected"} <= there:
         return "preference"
-    if "messages" in there:
-        return "native" if is_native(row["messages"]) else "chat"
-    if "conversations" in there:
-        return "sharegpt"
+    for column, name in (("messages", "chat"), ("conversations", "sharegpt")):
+        if column in there:
+            return "native" if is_native(take_listed(row[column], source, column)) else name
     if "prompt" in there:
         return "completion" if "completion" in there else "prompt"
     columns = ", ".join(shown(key) for key in list(row)[:8]) or "none"
+    if not templates:
+        raise DataError(
+            f"{source}: no known columns (got {columns}); expected messages, conversations or "
+            "prompt: rename the column of the question to prompt"
+        )
     raise DataError(
         f"{source}: no known columns (got {columns}); expected messages, conversations, or prompt "
-        "with completion: map other columns with a template in the recipe (columns)"
+        f"with completion: map other columns with a template in the recipe (columns{_such_as(row)})"
     )
+
+
+_QUESTIONS: Final = ("instruction", "question", "query", "problem", "user", "input")
+_ANSWERS: Final = ("output", "answer", "response", "solution", "assistant", "target")
+
+
+def _such_as(row: dict[str, Any]) -> str:
+    """Return the templates for a row whose columns say what they are."""
+    asked = next((key for key in _QUESTIONS if isinstance(row.get(key), str)), None)
+    answer = next((key for key in _ANSWERS if isinstance(row.get(key), str)), None)
+    if asked is None or answer is None:
+        return ""
+    prompt = f"{{{{ {asked} }}}}"
+    if asked == "instruction" and "input" in row:
+        prompt += "{% if input %} {{ input }}{% endif %}"
+    return f': {{prompt: "{prompt}", completion: "{{{{ {answer} }}}}"}}'

@@ -15,6 +15,7 @@ from typing import Any, Final, get_args
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import (
+    BUILTIN_TOOLS,
     CHANNELS,
     CONTENT_TYPES,
     IDENTITY,
@@ -24,19 +25,27 @@ from gptoss_tune.harmony.conversation import (
     Message,
     Role,
     add_builtin_tools,
-    check_structure,
-    take_settings,
 )
 from gptoss_tune.harmony.fields import (
     join_parts,
     kind,
+    parse_json,
     shown,
     take_effort,
     take_name,
     take_text,
-    take_weight,
 )
-from gptoss_tune.harmony.tools import read_tool, response_formats, take_tools
+from gptoss_tune.harmony.formats.finish import finish
+from gptoss_tune.harmony.formats.keys import (
+    note_message_keys,
+    note_weight_of_others,
+    split_thinking_parts,
+    take_message_weight,
+)
+from gptoss_tune.harmony.formats.row_settings import read_settings
+from gptoss_tune.harmony.formats.sharegpt import list_of_messages
+from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
+from gptoss_tune.harmony.tools import add_tools, read_tool
 
 NATIVE_KEYS: Final = ("channel", "recipient", "content_type", "author")
 """A message with one of these is harmony's own."""
@@ -63,38 +72,48 @@ def is_native(messages: object) -> bool:
     return False
 
 
-def read_native(row: dict[str, Any], source: str, *, complete: bool = True) -> Conversation:
+def read_native(
+    row: dict[str, Any],
+    source: str,
+    *,
+    complete: bool = True,
+    reading: ReadSettings = AS_IT_STANDS,
+) -> Conversation:
     """Return the conversation of a row whose messages name their channels.
 
     Raises:
         DataError: The row cannot be trained on; the message says where and what to do.
     """
-    conversation = Conversation(source)
-    take_settings(row, conversation)
-    take_tools(row, conversation)
-    conversation.response_formats = response_formats(row.get("response_format"), source)
-    messages = row["messages"]
+    conversation = Conversation(source, reading=reading)
+    column, messages = list_of_messages(row, source)
+    read_settings(row, column, conversation)
     for index, message in enumerate(messages):
-        where = f"messages[{index}]"
+        where = f"{column}[{index}]"
         if not isinstance(message, dict):
             raise DataError(f"{source}: {where} is {kind(message)}; expected an object")
-        role, name = _author(message, source, where)
+        role, name = _author(message, conversation, where)
+        note_message_keys(message, role, conversation)
+        if role == "assistant":
+            _take_assistant(conversation, message, name, where)
+            continue
+        note_weight_of_others(message, role, where, conversation)
         if role in ("system", "developer"):
             _take_block(conversation, message, role, where)
-        elif role == "assistant":
-            _take_assistant(conversation, message, name, where)
+            add_tools(conversation, message.get("tools"), f"{where}.tools")
         else:
             _take_other(conversation, message, role, name, where)
-    check_structure(conversation, complete=complete)
-    return conversation
+    return finish(conversation, complete=complete)
 
 
-def _author(message: dict[str, Any], at: str, where: str) -> tuple[str, object]:
+def _author(message: dict[str, Any], conversation: Conversation, where: str) -> tuple[str, object]:
     author = message.get("author")
     holder = author if isinstance(author, dict) else message
-    role = holder.get("role")
+    role = conversation.reading.role(holder.get("role"))
     if not isinstance(role, str) or role not in _ROLES:
-        raise DataError(f"{at}: {where}.role is {shown(role)}; expected one of {', '.join(_ROLES)}")
+        raise DataError(
+            f"{conversation.source}: {where}.role is {shown(role)}; expected one of "
+            f"{', '.join(_ROLES)}"
+        )
     return role, holder.get("name")
 
 
@@ -113,6 +132,12 @@ def _take_assistant(
             f"{at}: {where}.channel is {shown(channel)}; the assistant's messages need one of "
             f"{', '.join(CHANNELS)}"
         )
+    unread = [key for key in ("tool_calls", "function_call", "refusal") if message.get(key)]
+    if unread:
+        raise DataError(
+            f"{at}: {where} has a channel and {' and '.join(unread)}; write it as a message of its "
+            "own with channel, recipient and content, or leave all channels out"
+        )
     recipient = message.get("recipient")
     if recipient == "all":
         recipient = None
@@ -123,11 +148,42 @@ def _take_assistant(
         )
     if recipient is not None:
         recipient = take_text(recipient, at, f"{where}.recipient")
-    weight = message.get("weight")
-    weight = 1.0 if weight is None else take_weight(weight, at, f"{where}.weight")
+    weight = take_message_weight(message, at, where)
+    recipient = _renamed(recipient, conversation)
     header = Header("assistant", None, recipient, channel, _content_type(message, at, where))
-    text = join_parts(message.get("content"), at, f"{where}.content")
+    thinking, message = split_thinking_parts(message, at, where)
+    if channel == "analysis" and recipient is None and thinking:
+        text = "" if message.get("content") is None else _content(message, at, where)
+        if text and text != thinking:
+            raise DataError(f"{at}: {where} has different texts in content and thinking; keep one")
+        text = thinking
+    else:
+        text = _content(message, at, where)
+        if thinking:
+            before = Message(Header("assistant", channel="analysis"), thinking, weight)
+            conversation.messages.append(before)
+    if recipient is not None and recipient.split(".")[0] not in BUILTIN_TOOLS:
+        arguments = parse_json(text, at, f"{where}.content")
+        if not isinstance(arguments, dict):
+            raise DataError(
+                f"{at}: {where}.content is {kind(arguments)} in JSON; expected an object, the "
+                "arguments of the call"
+            )
     conversation.messages.append(Message(header, text, weight))
+
+
+def _content(message: dict[str, Any], at: str, where: str) -> str:
+    return join_parts(message.get("content"), at, f"{where}.content")
+
+
+def _renamed(recipient: str | None, conversation: Conversation) -> str | None:
+    """Return the recipient of a call under the name that the recipe gives to the tool."""
+    if recipient is None or not conversation.reading.tool_names:
+        return recipient
+    namespace, _, name = recipient.partition(".")
+    if namespace in BUILTIN_TOOLS or not name:
+        return recipient
+    return f"{namespace}.{conversation.reading.tool_name(name)}"
 
 
 def _take_other(
@@ -135,11 +191,11 @@ def _take_other(
 ) -> None:
     at = conversation.source
     content_type = _content_type(message, at, where)
-    text = join_parts(message.get("content"), at, f"{where}.content")
+    text = _content(message, at, where)
     if role == "tool":
         before = conversation.messages[-1] if conversation.messages else None
         called = before.header if before is not None and before.is_call else None
-        name = take_text(name, at, f"{where}.name")
+        name = _renamed(take_text(name, at, f"{where}.name"), conversation)
         channel = message.get("channel") or (called.channel if called else "commentary")
         recipient = message.get("recipient") or "assistant"
         if channel not in ("analysis", "commentary") or recipient != "assistant":
@@ -192,17 +248,7 @@ def _take_block(conversation: Conversation, message: dict[str, Any], role: str, 
                 _take_developer_content(conversation, block, here)
         else:
             part = [block] if isinstance(content, list) else block
-            _take_instructions(conversation, join_parts(part, at, here))
-
-
-def _take_instructions(conversation: Conversation, text: str) -> None:
-    if conversation.messages:
-        # Later instructions are a message of their own, as the library renders them.
-        body = f"# Instructions\n\n{text}"
-        conversation.messages.append(Message(Header("developer"), body, 0.0))
-        return
-    known = conversation.instructions
-    conversation.instructions = text if known is None else f"{known}\n\n{text}"
+            conversation.add_instructions(join_parts(part, at, here))
 
 
 def _take_system_content(conversation: Conversation, block: dict[str, Any], where: str) -> None:
@@ -233,7 +279,7 @@ def _take_developer_content(conversation: Conversation, block: dict[str, Any], w
     at = conversation.source
     if block.get("instructions") is not None:
         text = take_text(block["instructions"], at, f"{where}.instructions")
-        _take_instructions(conversation, text)
+        conversation.add_instructions(text)
     tools = block.get("tools")
     if tools is None:
         return
@@ -245,7 +291,9 @@ def _take_developer_content(conversation: Conversation, block: dict[str, Any], w
         listed = content.get("tools") if isinstance(content, dict) else None
         if not isinstance(content, dict) or not isinstance(listed, list):
             raise DataError(f"{at}: {here} has no list of tools; expected {{'tools': [...]}}")
-        read = [read_tool(tool, at, f"{here}.tools[{i}]") for i, tool in enumerate(listed)]
+        read = [
+            read_tool(tool, conversation, f"{here}.tools[{i}]") for i, tool in enumerate(listed)
+        ]
         conversation.namespaces[namespace] = {"name": namespace, "tools": read}
         if content.get("description") is not None:
             described = take_text(content["description"], at, f"{here}.description")

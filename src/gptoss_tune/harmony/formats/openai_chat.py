@@ -4,17 +4,18 @@
 system (or developer) prompt becomes the developer's instructions, ``thinking`` (or
 ``reasoning_content``, ``reasoning``) the analysis channel, content beside a call a preamble in the
 commentary channel, a call a message to ``functions.NAME``, everything else the final channel.
+ShareGPT's ``conversations`` are the same messages in other spellings (``sharegpt.py``).
 
 gpt-oss makes one call, stops at ``<|call|>`` and reads the result before it goes on. Parallel calls
 are therefore laid out one after the other, each followed by its own result: what the model would
-have seen when served. Calls side by side would put ``<|start|>assistant`` where a server puts the
-result.
+have seen when served. Calls that one turn spreads over several messages are parallel calls too.
+Calls side by side would put ``<|start|>assistant`` where a server puts the result.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gptoss_tune.errors import DataError
@@ -23,62 +24,74 @@ from gptoss_tune.harmony.conversation import (
     Conversation,
     Header,
     Message,
-    check_structure,
-    take_settings,
 )
 from gptoss_tune.harmony.fields import (
     MOST_NESTED,
     join_parts,
     kind,
     nested,
+    parse_json,
     shown,
+    take_listed,
     take_name,
     take_text,
-    take_weight,
 )
-from gptoss_tune.harmony.tools import response_formats, take_tools
+from gptoss_tune.harmony.formats.finish import finish
+from gptoss_tune.harmony.formats.keys import (
+    note_message_keys,
+    note_weight_of_others,
+    split_thinking_parts,
+    take_message_weight,
+)
+from gptoss_tune.harmony.formats.row_settings import read_settings
+from gptoss_tune.harmony.formats.sharegpt import as_chat_message, list_of_messages
+from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
+from gptoss_tune.harmony.tools import add_tools
 
-_THINKING_KEYS: Final = ("thinking", "reasoning_content", "reasoning")
-_ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
-
-_ANALYSIS = Header("assistant", channel="analysis")
-_PREAMBLE = Header("assistant", channel="commentary")
-_FINAL = Header("assistant", channel="final")
+_ANALYSIS: Final = Header("assistant", channel="analysis")
+_PREAMBLE: Final = Header("assistant", channel="commentary")
+_FINAL: Final = Header("assistant", channel="final")
 
 
 @dataclass(slots=True)
 class _Call:
+    """A call, what the assistant said before it, and its result once it is there."""
+
     id: str | None
     header: Header
     text: str
     weight: float
     result: str | None = None
+    before: list[Message] = field(default_factory=list)
 
 
-def read_chat(row: dict[str, Any], source: str, *, complete: bool = True) -> Conversation:
-    """Return the conversation of an OpenAI chat row.
+def read_chat(
+    row: dict[str, Any],
+    source: str,
+    *,
+    complete: bool = True,
+    reading: ReadSettings = AS_IT_STANDS,
+) -> Conversation:
+    """Return the conversation of an OpenAI chat row, or of ShareGPT's.
 
     Args:
         row: The parsed row.
         source: ``file:line``, the start of every message about it.
         complete: False for a prompt that the assistant has not answered yet.
+        reading: How the recipe has rows read.
 
     Raises:
         DataError: The row cannot be trained on; the message says where and what to do.
     """
-    conversation = Conversation(source)
-    take_settings(row, conversation)
-    take_tools(row, conversation)
-    conversation.response_formats = response_formats(row.get("response_format"), source)
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{source}: messages is {shown(messages)}; expected a list of messages")
+    conversation = Conversation(source, reading=reading)
+    column, messages = list_of_messages(row, source)
+    read_settings(row, column, conversation)
     reader = _ChatReader(conversation)
     for index, message in enumerate(messages):
-        reader.take(message, f"messages[{index}]", is_last=index == len(messages) - 1)
+        is_last = index == len(messages) - 1
+        reader.take(message, f"{column}[{index}]", is_last=is_last)
     reader.finish()
-    check_structure(conversation, complete=complete)
-    return conversation
+    return finish(conversation, complete=complete)
 
 
 class _ChatReader:
@@ -90,20 +103,17 @@ class _ChatReader:
         self.calls: list[_Call] = []
 
     def take(self, message: object, where: str, *, is_last: bool) -> None:
-        if not isinstance(message, dict):
-            raise DataError(f"{self.at}: {where} is {kind(message)}; expected an object")
-        role = message.get("role")
-        if role not in _ROLES:
-            raise DataError(
-                f"{self.at}: {where}.role is {shown(role)}; expected one of {', '.join(_ROLES)}"
-            )
-        if role in ("tool", "function"):
+        role, message = as_chat_message(message, self.conversation.reading, self.at, where)
+        note_message_keys(message, role, self.conversation)
+        if role == "assistant":
+            self._take_assistant(message, where, is_last=is_last)
+            return
+        note_weight_of_others(message, role, where, self.conversation)
+        if role == "tool":
             self._take_result(message, where)
             return
         self.finish(before=role)
-        if role == "assistant":
-            self._take_assistant(message, where, is_last=is_last)
-        elif role == "user":
+        if role == "user":
             name = message.get("name")
             header = Header(
                 "user", name=None if name is None else take_name(name, self.at, f"{where}.name")
@@ -115,6 +125,7 @@ class _ChatReader:
     def finish(self, before: str = "") -> None:
         """Lay out the calls collected so far, each with its result."""
         for index, call in enumerate(self.calls):
+            self.conversation.messages += call.before
             self._add(call.header, call.text, call.weight)
             if call.result is not None:
                 name = call.header.recipient
@@ -135,15 +146,9 @@ class _ChatReader:
         return join_parts(message.get("content"), self.at, f"{where}.content")
 
     def _take_instructions(self, message: dict[str, Any], where: str) -> None:
-        if self.conversation.messages:
-            raise DataError(
-                f"{self.at}: {where} has role {message['role']!r} in the middle of the "
-                "conversation; gpt-oss reads its instructions at the start: move it there, or "
-                "make it a message of the user"
-            )
-        text = self._content(message, where)
-        known = self.conversation.instructions
-        self.conversation.instructions = text if known is None else f"{known}\n\n{text}"
+        if message.get("content") is not None:
+            self.conversation.add_instructions(self._content(message, where))
+        add_tools(self.conversation, message.get("tools"), f"{where}.tools")
 
     def _take_assistant(self, message: dict[str, Any], where: str, *, is_last: bool) -> None:
         if message.get("name") is not None:
@@ -151,39 +156,49 @@ class _ChatReader:
                 f"{self.at}: {where}.name is {shown(message['name'])}; the server writes the "
                 "assistant's header and knows no names: remove it"
             )
-        weight = message.get("weight")
-        weight = 1.0 if weight is None else take_weight(weight, self.at, f"{where}.weight")
-        thinking = self._thinking(message, where)
-        if thinking:
-            self._add(_ANALYSIS, thinking, weight)
-        content = message.get("content")
-        text = "" if content is None else self._content(message, where)
+        weight = take_message_weight(message, self.at, where)
+        thinking, message = split_thinking_parts(message, self.at, where)
+        text = self._said(message, where)
         calls = self._calls(message, where, weight)
+        if not (calls and any(call.result is None for call in self.calls)):
+            self.finish(before="assistant")
+        said = [Message(_ANALYSIS, thinking, weight)] if thinking else []
         if calls:
-            if text:
-                self._add(_PREAMBLE, text, weight)
-            self.calls = calls
-        elif text:
-            self._add(_FINAL, text, weight)
-        else:
+            said += [Message(_PREAMBLE, text, weight)] if text else []
+            calls[0].before = said
+            self.calls += calls
+            self._refuse_equal_ids(where)
+            return
+        if not text and (is_last or not thinking):
+            content = message.get("content")
             raise DataError(
                 f"{self.at}: {where} of the assistant has neither content nor tool_calls (content "
                 f"is {'null' if content is None else 'empty'}); add the reply, or remove the row"
             )
+        said += [Message(_FINAL, text, weight)] if text else []
+        self.conversation.messages += said
 
-    def _thinking(self, message: dict[str, Any], where: str) -> str:
-        found = [key for key in _THINKING_KEYS if message.get(key) is not None]
-        texts = {take_text(message[key], self.at, f"{where}.{key}") for key in found}
-        if len(texts) > 1:
-            raise DataError(
-                f"{self.at}: {where} has different texts in {' and '.join(found)}; keep one"
-            )
-        return texts.pop() if texts else ""
+    def _said(self, message: dict[str, Any], where: str) -> str:
+        """Return the content, or the refusal in its place, which is an answer like any other."""
+        content, refusal = message.get("content"), message.get("refusal")
+        if isinstance(content, list):
+            here = f"{where}.content"
+            content = [
+                {"type": "text", "text": take_text(part.get("refusal"), self.at, here)}
+                if isinstance(part, dict) and part.get("type") == "refusal"
+                else part
+                for part in content
+            ]
+        text = "" if content is None else join_parts(content, self.at, f"{where}.content")
+        refused = "" if refusal is None else take_text(refusal, self.at, f"{where}.refusal")
+        if text and refused and text != refused:
+            raise DataError(f"{self.at}: {where} has content and a refusal; keep one")
+        return text or refused
 
     def _calls(self, message: dict[str, Any], where: str, weight: float) -> list[_Call]:
-        calls = message.get("tool_calls")
+        calls = take_listed(message.get("tool_calls"), self.at, f"{where}.tool_calls")
         legacy = message.get("function_call")
-        if calls is not None and legacy is not None:
+        if calls and legacy is not None:
             raise DataError(f"{self.at}: {where} has tool_calls and function_call; keep tool_calls")
         if legacy is not None:
             return [self._call({"function": legacy}, f"{where}.function_call", weight)]
@@ -191,17 +206,20 @@ class _ChatReader:
             return []
         if not isinstance(calls, list):
             raise DataError(f"{self.at}: {where}.tool_calls is {kind(calls)}; expected a list")
-        read = [
+        return [
             self._call(call, f"{where}.tool_calls[{index}]", weight)
             for index, call in enumerate(calls)
         ]
-        ids = [call.id for call in read if call.id is not None]
+
+    def _refuse_equal_ids(self, where: str) -> None:
+        ids = [call.id for call in self.calls if call.id is not None]
         if len(set(ids)) < len(ids):
             raise DataError(f"{self.at}: {where}.tool_calls uses an id twice; make them different")
-        return read
 
     def _call(self, call: object, where: str, weight: float) -> _Call:
         function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(call, dict) and function is None and isinstance(call.get("name"), str):
+            function = call
         if not isinstance(call, dict) or not isinstance(function, dict):
             raise DataError(
                 f"{self.at}: {where} has no function; expected "
@@ -210,7 +228,7 @@ class _ChatReader:
         id_ = call.get("id")
         if id_ is not None:
             take_text(id_, self.at, f"{where}.id")
-        name = function.get("name")
+        name = self.conversation.reading.tool_name(function.get("name"))
         arguments, parsed = self._arguments(function.get("arguments"), f"{where}.arguments")
         announced = {n for tool in self.conversation.builtin_tools for n in BUILTIN_TOOLS[tool]}
         if isinstance(name, str) and name in announced:
@@ -226,23 +244,25 @@ class _ChatReader:
         if isinstance(arguments, dict):
             if nested(arguments) > MOST_NESTED:
                 raise DataError(f"{self.at}: {where} is nested over {MOST_NESTED} levels deep")
-            text = json.dumps(arguments, ensure_ascii=False)
+            try:
+                text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+            except ValueError:
+                raise DataError(
+                    f"{self.at}: {where} holds a number that JSON does not have; write null or text"
+                ) from None
             return take_text(text, self.at, where), arguments
         text = take_text(arguments, self.at, where)
         try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise DataError(
-                f"{self.at}: {where} is not JSON ({reason}): {shown(text)}; the model would learn "
-                "to write broken calls"
-            ) from None
+            parsed = parse_json(text, self.at, where)
+        except DataError as error:
+            raise DataError(f"{error}; the model would learn to write broken calls") from None
         if not isinstance(parsed, dict):
             raise DataError(f"{self.at}: {where} is {kind(parsed)} in JSON; expected an object")
         return text, parsed
 
     def _take_result(self, message: dict[str, Any], where: str) -> None:
-        id_, name = message.get("tool_call_id"), message.get("name")
+        id_ = message.get("tool_call_id")
+        name = self.conversation.reading.tool_name(message.get("name"))
         waiting = [call for call in self.calls if call.result is None]
         if id_ is not None:
             waiting = [call for call in waiting if call.id == id_]

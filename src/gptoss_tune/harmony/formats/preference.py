@@ -9,6 +9,7 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Conversation
 from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.prompt import join_answer
+from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,9 @@ class Preference:
     rejected: Conversation
 
 
-def read_preference(row: dict[str, Any], source: str) -> Preference:
+def read_preference(
+    row: dict[str, Any], source: str, *, reading: ReadSettings = AS_IT_STANDS
+) -> Preference:
     """Return both conversations of a preference pair; each ends with its own answer.
 
     Raises:
@@ -27,7 +30,9 @@ def read_preference(row: dict[str, Any], source: str) -> Preference:
     """
     if format_of(row, source) != "preference":
         raise DataError(f"{source}: the row has no pair of 'chosen' and 'rejected'; add both")
-    both = [join_answer(row, row[key], key, source) for key in ("chosen", "rejected")]
+    both = [
+        join_answer(row, row[key], key, source, reading=reading) for key in ("chosen", "rejected")
+    ]
     if both[0].messages == both[1].messages:
         raise DataError(f"{source}: chosen and rejected are the same; remove the row")
     return Preference(*both)

@@ -6,21 +6,18 @@ from typing import Any, Final
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Conversation
-from gptoss_tune.harmony.fields import kind, shown, take_text
+from gptoss_tune.harmony.fields import kind, shown
 from gptoss_tune.harmony.formats.harmony import is_native, read_native
+from gptoss_tune.harmony.formats.keys import THINKING, WEIGHTS
 from gptoss_tune.harmony.formats.openai_chat import read_chat
+from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 
-_PASSED_ON: Final = (
-    "tools",
-    "response_format",
-    "reasoning_effort",
-    "builtin_tools",
-    "weight",
-    "channel_weights",
-)
+_ANSWERS: Final = ("prompt", "completion", "chosen", "rejected")
 
 
-def read_prompt(row: dict[str, Any], source: str) -> Conversation:
+def read_prompt(
+    row: dict[str, Any], source: str, *, reading: ReadSettings = AS_IT_STANDS
+) -> Conversation:
     """Return the conversation of a prompt that is still to be answered.
 
     Raises:
@@ -31,24 +28,30 @@ def read_prompt(row: dict[str, Any], source: str) -> Conversation:
     messages = row.get("messages")
     if messages is None:
         messages = _as_messages(row["prompt"], "user", "prompt", source)
-    # What is no list of messages is told by the reader of messages.
-    if row.get("system") is not None and isinstance(messages, list):
-        system = take_text(row["system"], source, "system")
-        messages = [{"role": "system", "content": system}, *messages]
     reader = read_native if is_native(messages) else read_chat
-    return reader({**passed_on(row), "messages": messages}, source, complete=False)
+    asked = {**_beside(row), "messages": messages}
+    return reader(asked, source, complete=False, reading=reading)
 
 
-def read_completion(row: dict[str, Any], source: str) -> Conversation:
+def read_completion(
+    row: dict[str, Any], source: str, *, reading: ReadSettings = AS_IT_STANDS
+) -> Conversation:
     """Return the conversation of a prompt with its completion.
 
     Raises:
         DataError: One of the two is not text and no list of messages.
     """
-    return join_answer(row, row["completion"], "completion", source)
+    return join_answer(row, row["completion"], "completion", source, reading=reading)
 
 
-def join_answer(row: dict[str, Any], answer: object, key: str, source: str) -> Conversation:
+def join_answer(
+    row: dict[str, Any],
+    answer: object,
+    key: str,
+    source: str,
+    *,
+    reading: ReadSettings = AS_IT_STANDS,
+) -> Conversation:
     """Join prompt and answer into one row; only the answer's messages are trained.
 
     Raises:
@@ -56,20 +59,18 @@ def join_answer(row: dict[str, Any], answer: object, key: str, source: str) -> C
     """
     prompt = row.get("prompt")
     before = [] if prompt is None else _as_messages(prompt, "user", "prompt", source)
-    if row.get("system") is not None:
-        system = take_text(row["system"], source, "system")
-        before = [{"role": "system", "content": system}, *before]
     after = _as_messages(answer, "assistant", key, source)
-    if row.get("thinking") is not None and isinstance(answer, str):
-        after[0]["thinking"] = row["thinking"]
-    if prompt is not None:
-        before = [
-            {**message, "weight": 0} if message.get("role") == "assistant" else message
-            for message in before
-        ]
-    joined = {**passed_on(row), "messages": [*before, *after]}
+    beside = _beside(row)
+    if isinstance(answer, str):
+        after[0] |= {name: beside.pop(name) for name in THINKING if name in beside}
+    # A prompt's own weights go: with two of them, a message would be refused for their quarrel.
+    before = [
+        {**{name: value for name, value in message.items() if name not in WEIGHTS}, "weight": 0}
+        for message in before
+    ]
+    joined = {**beside, "messages": [*before, *after]}
     reader = read_native if is_native(joined["messages"]) else read_chat
-    return reader(joined, source)
+    return reader(joined, source, reading=reading)
 
 
 def _as_messages(value: object, role: str, key: str, source: str) -> list[dict[str, Any]]:
@@ -85,6 +86,6 @@ def _as_messages(value: object, role: str, key: str, source: str) -> list[dict[s
     return list(value)
 
 
-def passed_on(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns that mean the same in every format."""
-    return {key: row[key] for key in _PASSED_ON if row.get(key) is not None}
+def _beside(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns that stand beside prompt and answer; null says nothing."""
+    return {key: value for key, value in row.items() if key not in _ANSWERS and value is not None}

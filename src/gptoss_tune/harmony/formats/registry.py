@@ -10,19 +10,23 @@ from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.harmony import read_native
 from gptoss_tune.harmony.formats.openai_chat import read_chat
 from gptoss_tune.harmony.formats.prompt import read_completion
-from gptoss_tune.harmony.formats.sharegpt import read_sharegpt
+from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 
 
-def read_row(row: dict[str, Any], source: str) -> Conversation:
+def read_row(
+    row: dict[str, Any], source: str, reading: ReadSettings = AS_IT_STANDS
+) -> Conversation:
     """Return the conversation of a row for supervised fine-tuning, whatever its format.
 
     Raises:
         DataError: The row cannot be trained on; the message names file, line, reason and fix.
     """
-    return read_as(format_of(row, source), row, source)
+    return read_as(format_of(row, source), row, source, reading)
 
 
-def read_as(name: str, row: dict[str, Any], source: str) -> Conversation:
+def read_as(
+    name: str, row: dict[str, Any], source: str, reading: ReadSettings = AS_IT_STANDS
+) -> Conversation:
     """Return the conversation of a row whose format is known.
 
     Raises:
@@ -37,12 +41,12 @@ def read_as(name: str, row: dict[str, Any], source: str) -> Conversation:
         raise DataError(
             f"{source}: the row is a prompt without an answer; add a 'completion', or 'messages'"
         )
-    return _READERS[name](row, source)
+    return _READERS[name](row, source, reading=reading)
 
 
 _READERS: Final = {
     "native": read_native,
     "chat": read_chat,
-    "sharegpt": read_sharegpt,
+    "sharegpt": read_chat,
     "completion": read_completion,
 }

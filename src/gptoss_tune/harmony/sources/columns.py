@@ -16,22 +16,30 @@ for rows that are better rewritten once, in a file.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.exceptions import SecurityError
+from jinja2.filters import do_round, do_trim
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.harmony.fields import shown
-from gptoss_tune.harmony.sources.rows import Located, parse_object
+from gptoss_tune.harmony.sources.rows import Located, Raw, parse_object
 
 MOST_CHARACTERS: Final = 64 << 20
 """Characters that the templates of one row may produce; 131,072 tokens have at most 16 Mi."""
 _MOST_NODES: Final = 500
 _LARGEST_NUMBER: Final = 10**18
+_LOOKED_AT: Final = 256
+"""Rows from which the columns of a source are known before its first is written."""
+_MOST_DIGITS: Final = 20
+_MOST_INDENT: Final = 16
+_MOST_TRIMMED: Final = 100
+"""Bounds of a filter's argument: digits of round, spaces of tojson, characters of trim."""
 
 _NODES: Final = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.Const, nodes.Name),
@@ -53,6 +61,8 @@ _FAILS_SO: Final = (
     LookupError,
     RecursionError,
 )
+_ANSWERS: Final = ("messages", "conversations", "prompt", "completion")
+"""Fields without which there is no row."""
 _JSON_FIELDS: Final = ("messages", "conversations", "tools", "weight")
 
 
@@ -76,21 +86,35 @@ class ColumnTemplates:
             raise RecipeError(f"columns: a template cannot be used: {error}") from None
 
     def rows(self, located: Iterable[Located]) -> Iterator[Located]:
-        """Yield the rows that the templates write; a row that fails becomes its error."""
-        for at, raw in located:
+        """Yield the rows that the templates write; a row that fails becomes its error.
+
+        A column that a row lacks and others have is null there: tables leave nulls out. It is known
+        from the first rows and from those before.
+        """
+        read = (_parsed_row(at, raw) for at, raw in located)
+        first = list(itertools.islice(read, _LOOKED_AT))
+        columns: dict[str, Any] = {}
+        for _, row in first:
+            columns |= dict.fromkeys(row) if isinstance(row, dict) else {}
+        for at, row in itertools.chain(first, read):
+            if isinstance(row, DataError):
+                yield at, row
+                continue
+            columns |= dict.fromkeys(row)
             try:
-                if isinstance(raw, DataError):
-                    raise raw
-                row = parse_object(raw, at) if isinstance(raw, bytes) else raw
-                yield at, self.apply(row, at)
+                yield at, self.apply({**columns, **row}, at)
             except DataError as error:
                 yield at, error
 
     def apply(self, row: dict[str, Any], at: str) -> dict[str, Any]:
         """Return the row that the templates write; empty texts are left out.
 
+        Null is empty text, and so is a key that an inner object does not have: some files hold a
+        null where others leave the key out. A column that the row does not have is an error.
+
         Raises:
-            DataError: A template names a column that the row does not have, or fails on it.
+            DataError: A template names a column that the row does not have, fails on it, or writes
+                no question or no answer.
         """
         written: dict[str, Any] = {}
         self._language.start_row()
@@ -102,10 +126,22 @@ class ColumnTemplates:
                     f"{at}: the template of {name!r} fails on this row ({error}); its columns are "
                     f"{', '.join(map(shown, list(row)[:8]))}"
                 ) from None
-            if not text:
+            if not text.strip() or (name in _JSON_FIELDS and text.strip() == "null"):
+                if name in _ANSWERS:
+                    raise DataError(
+                        f"{at}: the template of {name!r} writes nothing on this row (a column is "
+                        "null or empty); fill it, or remove the row"
+                    )
                 continue
             written[name] = _parsed(name, text, at) if name in _JSON_FIELDS else text
         return written
+
+
+def _parsed_row(at: str, raw: Raw) -> tuple[str, dict[str, Any] | DataError]:
+    try:
+        return at, parse_object(raw, at) if isinstance(raw, bytes) else raw
+    except DataError as error:
+        return at, error
 
 
 def _parsed(name: str, text: str, at: str) -> object:
@@ -127,7 +163,9 @@ class _Language(ImmutableSandboxedEnvironment):
         """Know no globals, and of the filters those on the list."""
         super().__init__(undefined=StrictUndefined, autoescape=False, finalize=self._written)
         self.globals.clear()
-        self.filters = {name: self.filters[name] for name in _FILTERS}
+        self.filters = {name: _null_stays(self.filters[name]) for name in _FILTERS}
+        self.filters |= {"d": _default, "default": _default}
+        self.filters |= {"round": _null_stays(_round), "trim": _null_stays(_trim)}
         self.filters |= {"join": self._join, "tojson": self._to_json}
         self.start_row()
 
@@ -171,8 +209,22 @@ class _Language(ImmutableSandboxedEnvironment):
             raise SecurityError("a number is too large")
         return super().call_binop(context, operator, left, right)
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return ``obj.attribute``; of an object of the row without that key, null."""
+        if obj is None or isinstance(obj, dict):
+            return None if obj is None else obj.get(attribute)
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return ``obj[argument]``; of an object of the row without that key, null."""
+        if obj is None or (isinstance(obj, dict) and isinstance(argument, str)):
+            return None if obj is None else obj.get(argument)
+        return super().getitem(obj, argument)
+
     def _written(self, value: Any) -> Any:
         """Count what is written; a list is as long as its JSON, which is counted piece by piece."""
+        if value is None:
+            return ""
         if isinstance(value, list | tuple | dict):
             self._to_json(value)
         else:
@@ -188,18 +240,46 @@ class _Language(ImmutableSandboxedEnvironment):
         """Return the items of a list joined."""
         if not isinstance(value, list | tuple):
             raise TypeError("'join' takes a list")
-        for item in value:
-            self._written(item)
-            self._spend(len(separator))
-        return separator.join(map(str, value))
+        written = [self._written(item) for item in value]
+        self._spend(len(separator) * len(value))
+        return separator.join(map(str, written))
 
-    def _to_json(self, value: Any) -> str:
-        """Return a value as JSON, with what HTML knows escaped, as Jinja's own filter does."""
+    def _to_json(self, value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+        """Return a value as JSON in the row's order, as the filter of transformers' templates."""
+        if indent is not None and not (isinstance(indent, int) and 0 <= indent <= _MOST_INDENT):
+            raise SecurityError(f"'tojson' takes an indent of 0 to {_MOST_INDENT}")
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, allow_nan=False)
         parts = []
-        for part in json.JSONEncoder(sort_keys=True).iterencode(value):
+        for part in encoder.iterencode(value):
             self._spend(len(part))
             parts.append(part)
-        text = "".join(parts)
-        for character in "<>&'":
-            text = text.replace(character, f"\\u{ord(character):04x}")
-        return text
+        return "".join(parts)
+
+
+def _null_stays(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that leaves null alone: else ``upper`` would write NONE and ``int`` a 0."""
+
+    def of_value(value: Any, *arguments: Any, **named: Any) -> Any:
+        return None if value is None else filter_(value, *arguments, **named)
+
+    return of_value
+
+
+def _default(value: Any, default_value: Any = "", boolean: bool = False) -> Any:
+    """Return the value, or the default for null and for a column that the row does not have."""
+    missing = value is None or isinstance(value, Undefined)
+    return default_value if missing or (boolean and not value) else value
+
+
+def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
+    """Return a rounded number; ``10 ** precision`` is bounded."""
+    if not isinstance(precision, int) or abs(precision) > _MOST_DIGITS:
+        raise SecurityError(f"'round' takes {-_MOST_DIGITS} to {_MOST_DIGITS} digits")
+    return do_round(value, precision, method)  # pyright: ignore[reportArgumentType]
+
+
+def _trim(value: Any, chars: str | None = None) -> str:
+    """Return a text without white space, or other characters, at its ends."""
+    if chars is not None and len(chars) > _MOST_TRIMMED:
+        raise SecurityError(f"'trim' takes at most {_MOST_TRIMMED} characters")
+    return do_trim(value, chars)

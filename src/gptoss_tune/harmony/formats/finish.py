@@ -1,0 +1,46 @@
+"""The last step of every reader: thoughts out of texts, calls against declarations, the order.
+
+It works on the conversation, whatever format it came from, so that no format can leave it out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gptoss_tune.harmony.conversation import Conversation, check_structure
+from gptoss_tune.harmony.declarations import declared_names
+from gptoss_tune.harmony.formats.thinking_tags import note_tags, split_tags
+
+
+def finish(conversation: Conversation, *, complete: bool) -> Conversation:
+    """Return the conversation, checked; with ``thinking_tags: split`` its thoughts are messages.
+
+    Raises:
+        DataError: An order of messages that no server can produce.
+    """
+    if conversation.reading.thinking_tags == "split":
+        conversation.messages = split_tags(conversation.messages)
+    check_structure(conversation, complete=complete)
+    note_tags(conversation)
+    if conversation.namespaces:
+        _note_undeclared_arguments(conversation)
+    return conversation
+
+
+def _note_undeclared_arguments(conversation: Conversation) -> None:
+    declared: dict[str, dict[str, Any]] = {
+        f"{namespace}.{tool['name']}": tool
+        for namespace, content in conversation.namespaces.items()
+        for tool in content["tools"]
+    }
+    for message in conversation.messages:
+        tool = declared.get(message.header.recipient or "") if message.is_call else None
+        if tool is None:
+            continue
+        arguments = json.loads(message.text)  # its reader has refused what is no object
+        if not arguments.keys() <= declared_names(tool.get("parameters")):
+            conversation.notes.warnings[
+                "a call uses arguments that the rendered declaration does not name; correct the "
+                "declaration (preview shows it), or the call"
+            ] += 1

@@ -1,0 +1,38 @@
+"""What stands beside the messages of a row, read alike for every format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from gptoss_tune.harmony.conversation import Conversation, take_settings
+from gptoss_tune.harmony.fields import take_listed, take_text
+from gptoss_tune.harmony.formats.keys import note_row_keys
+from gptoss_tune.harmony.tools import response_formats, take_tools
+
+_AS_TEXT: Final = ("response_format", "builtin_tools", "channel_weights")
+"""Columns that a table may hold as JSON text, besides tools and messages."""
+
+
+def read_settings(
+    row: dict[str, Any], column: str, conversation: Conversation, known: Iterable[str] = ()
+) -> None:
+    """Read tools, answer format, settings and the ``system`` column of a row.
+
+    Args:
+        row: The parsed row.
+        column: Where its messages stand.
+        conversation: Gets them, and a note for each key that is not read.
+        known: Further keys that the reader takes.
+
+    Raises:
+        DataError: One of them cannot be used.
+    """
+    at = conversation.source
+    row = {**row, **{key: take_listed(row[key], at, key) for key in _AS_TEXT if key in row}}
+    take_settings(row, conversation)
+    take_tools(row, conversation)
+    conversation.response_formats = response_formats(row.get("response_format"), at)
+    if row.get("system") is not None:
+        conversation.add_instructions(take_text(row["system"], at, "system"))
+    note_row_keys(row, (column, *known), conversation)

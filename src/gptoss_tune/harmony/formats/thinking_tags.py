@@ -1,0 +1,118 @@
+"""Thoughts that stand in the text of an answer: found, and made messages of their own.
+
+Sets made for other models write ``<think>...</think>answer``, their templates cut it out again.
+gpt-oss writes thoughts in the analysis channel; as text of the final channel they would be shown to
+whoever asks. Only tags at the start of a text are split: further in, an answer may speak of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from gptoss_tune.harmony.conversation import Conversation, Header, Message
+
+_WORDS: Final = "think|thinking|thought|thoughts|reasoning|scratchpad"
+_OPEN: Final = re.compile(rf"\s*<({_WORDS})>", re.IGNORECASE)
+_FURTHER_OPEN: Final = re.compile(rf"<(?:{_WORDS})>", re.IGNORECASE)
+_CLOSE: Final = re.compile(rf"</({_WORDS})>", re.IGNORECASE)
+_ANY_TAG: Final = re.compile(
+    rf"</?(?:{_WORDS})>|<\|(?:begin|end)_of_(?:thought|solution)\|>|<\|channel\|>", re.IGNORECASE
+)
+_OF_OTHER_MODELS: Final = re.compile(
+    r"\s*<\|begin_of_thought\|>(.*?)<\|end_of_thought\|>(.*)", re.DOTALL
+)
+_SOLUTION: Final = re.compile(
+    r"\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>\s*)?", re.DOTALL
+)
+_HARMONY: Final = re.compile(
+    r"\s*(?:<\|start\|>assistant)?<\|channel\|>analysis<\|message\|>(.*?)<\|end\|>(.*)", re.DOTALL
+)
+_HARMONY_FINAL: Final = re.compile(
+    r"\s*(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>(.*?)(?:<\|(?:return|end)\|>\s*)?",
+    re.DOTALL,
+)
+_MOST_THOUGHTS: Final = 64
+_ANALYSIS: Final = Header("assistant", channel="analysis")
+
+
+def split_tags(messages: list[Message]) -> list[Message]:
+    """Return the messages with the thoughts of answers and preambles in the analysis channel."""
+    split: list[Message] = []
+    for message in messages:
+        if not _can_hold_thoughts(message):
+            split.append(message)
+            continue
+        thoughts, rest = _split(message.text)
+        split += [
+            Message(_ANALYSIS, thought, message.weight)
+            for thought in thoughts
+            if not (split and split[-1].header == _ANALYSIS and split[-1].text == thought)
+        ]
+        if rest or not thoughts:
+            split.append(message._replace(text=rest))
+    return split
+
+
+def note_tags(conversation: Conversation) -> None:
+    """Count the answers whose text spells thoughts."""
+    for message in conversation.messages:
+        if _can_hold_thoughts(message) and _ANY_TAG.search(message.text):
+            todo = (
+                "move them to 'thinking'"
+                if conversation.reading.thinking_tags == "split"
+                else "set data.thinking_tags to split, or move them to 'thinking'"
+            )
+            conversation.notes.warnings[
+                f"an answer spells thoughts in its text, as <think> does; {todo}"
+            ] += 1
+
+
+def _can_hold_thoughts(message: Message) -> bool:
+    header = message.header
+    spoken = header.role == "assistant" and header.channel != "analysis" and not message.is_call
+    return spoken and ("<" in message.text)
+
+
+def _split(text: str) -> tuple[list[str], str]:
+    """Return the thoughts at the start of a text, those that say something, and the rest."""
+    thoughts: list[str] = []
+    found = False
+    for thought, rest in _leading(text):
+        found = True
+        text = rest
+        if thought.strip():
+            thoughts.append(thought.strip())
+    for spelled in (_SOLUTION, _HARMONY_FINAL):
+        if matched := spelled.fullmatch(text):
+            return thoughts, matched[1].strip()
+    return thoughts, text.lstrip() if found else text
+
+
+def _leading(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each thought at the start and what follows it."""
+    for number in range(_MOST_THOUGHTS):
+        matched = _OF_OTHER_MODELS.fullmatch(text) or _HARMONY.fullmatch(text)
+        if matched:
+            text = matched[2]
+            yield matched[1], text
+        elif opened := _OPEN.match(text):
+            end = text.lower().find(f"</{opened[1].lower()}>", opened.end())
+            if end < 0:
+                return
+            thought, text = text[opened.end() : end], text[end + len(opened[1]) + 3 :]
+            yield thought, text
+        elif number == 0 and (closed := _unopened(text)):
+            # The template of such a model has written the opening tag.
+            thought, text = text[: closed.start()], text[closed.end() :]
+            yield thought, text
+        else:
+            return
+
+
+def _unopened(text: str) -> re.Match[str] | None:
+    """Return the first closing tag, when no opening one stands before it."""
+    closed = _CLOSE.search(text)
+    opened = _FURTHER_OPEN.search(text)
+    return None if closed and opened and opened.start() < closed.start() else closed
