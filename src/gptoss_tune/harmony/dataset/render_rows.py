@@ -120,7 +120,8 @@ class RowRenderer:
         """Return the samples of a row, each with how many of its tokens an earlier one had too."""
         at, settings = conversation.source, self.settings
         if settings.too_long == "drop" and _surely_longer(conversation, settings.max_length):
-            return self._drop(at, report)
+            self._drop(at, report)
+            return []
         examples = self.renderer.render(conversation)
         if not examples:
             if settings.nothing_to_train == "error":

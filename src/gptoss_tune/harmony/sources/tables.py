@@ -304,7 +304,8 @@ def _written(array: Any, what: str) -> int:
         if any(test(kind) for test in (kinds.is_primitive, kinds.is_boolean, kinds.is_null)):
             return array.nbytes + 8 * len(array)
         if kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_binary(kind):
-            return pc.sum(pc.binary_length(words).take(array.indices)).as_py() or 0
+            lengths = pc.call_function("binary_length", [words]).take(array.indices)
+            return pc.call_function("sum", [lengths]).as_py() or 0
     elif kinds.is_struct(array.type):
         return sum(_written(inner, what) for inner in array.flatten())
     elif kinds.is_list(array.type) or kinds.is_large_list(array.type):
