@@ -118,6 +118,17 @@ def recipe(recipe_file):
 
 
 @pytest.fixture(autouse=True)
+def modules_beside_scripts():
+    """A command run in this process asks its children to import nothing from where they stand."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    yield
+    if before is None:
+        os.environ.pop("PYTHONSAFEPATH", None)
+    else:
+        os.environ["PYTHONSAFEPATH"] = before
+
+
+@pytest.fixture(autouse=True)
 def fresh_accelerate():
     """Each run in one process starts as a process would: without another run's state."""
     yield

@@ -97,7 +97,7 @@ def drop_scales(tensors, config):
 
 
 def add_tensor(tensors, config):
-    tensors["model.layers.7.self_attn.sinks"] = torch.zeros(4)
+    tensors["model.layers.1.self_attn.extra"] = torch.zeros(4)
 
 
 def shrink_router(tensors, config):
@@ -109,7 +109,7 @@ def shrink_router(tensors, config):
     "change, message",
     [
         (drop_scales, r"1 of \d+ tensors are missing.*layers\.1\.mlp\.experts\.down_proj_scales"),
-        (add_tensor, r"1 tensors have no place.*model\.layers\.7\.self_attn\.sinks"),
+        (add_tensor, r"config\.json does not explain: 'model\.layers\.1\.self_attn\.extra'"),
         (shrink_router, r"router\.weight' has shape \[5, 64\], config\.json says \[6, 64\]"),
     ],
 )

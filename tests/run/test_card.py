@@ -209,7 +209,7 @@ def test_verifying_an_export_is_noted_on_the_card(finished, tmp_path):
     from gptoss_tune.cli.export import merge
 
     run, _ = finished
-    merge([str(run)], tmp_path / "merged")
+    merge(tmp_path / "merged", [str(run)])
     (noted,) = json.loads((run / "run.json").read_text())["verification"]
     assert noted["command"] == "merge" and noted["passed"] is True
     assert noted["folder"] == str(tmp_path / "merged")

@@ -155,12 +155,14 @@ def unknown_key(path: KeyPath) -> tuple[str, str]:
     expected = f"a setting of '{parent}'" if parent else "a section"
     if word in _REFUSED:
         return expected, _REFUSED[word]
+    names = settings_below(path[:-1])
+    if not names:  # a mapping with names of one's own
+        return "a name of at least one character", "write the name as the data has it"
     meant = meant_by(path)
     if meant == dotted(path):
         return "a setting of the method that method.name says", "remove it, or set method.name"
     if meant:
         return expected, f"did you mean {meant}?"
-    names = settings_below(path[:-1])
     if len(names) <= 12:
         expected = f"one of {', '.join(names)}" if len(names) > 1 else f"'{names[0]}'"
     return expected, "remove it; 'gptoss-tune schema' lists every setting"

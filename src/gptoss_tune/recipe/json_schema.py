@@ -58,7 +58,7 @@ def node_at(path: KeyPath) -> dict[str, Any] | None:
             if isinstance(part, str) and part in variant.get("properties", {}):
                 node = variant["properties"][part]
                 break
-            if isinstance(part, str) and part in variant.get("propertyNames", {}).get("enum", ()):
+            if isinstance(part, str) and _has_key(variant, part):
                 node = variant["additionalProperties"]
                 break
         else:
@@ -73,9 +73,17 @@ def settings_below(path: KeyPath) -> list[str]:
     if known:
         return list(dict.fromkeys(known))
     for variant in _variants(node):
-        if "propertyNames" in variant:
+        if "enum" in variant.get("propertyNames", {}):
             return list(variant["propertyNames"]["enum"])
     return []
+
+
+def _has_key(mapping: dict[str, Any], key: str) -> bool:
+    """Return whether a mapping of names to values of one kind may have ``key``."""
+    if not isinstance(mapping.get("additionalProperties"), dict):
+        return False
+    names = mapping.get("propertyNames", {})
+    return key in names["enum"] if "enum" in names else True
 
 
 def expected_phrase(node: dict[str, Any], *, plural: bool = False) -> str:

@@ -14,6 +14,7 @@ from gptoss_tune.errors import CheckpointError, HubError
 from gptoss_tune.export.hub.answers import without_tokens
 from gptoss_tune.export.hub.files import collect
 from gptoss_tune.export.hub.push import push
+from gptoss_tune.run.checkpoints import publish
 
 REPO = "me/tuned"
 
@@ -97,6 +98,21 @@ def test_a_merged_folder_that_is_the_base_is_never_uploaded(hub, run, dense_base
     assert isinstance(result.exception, CheckpointError)
     assert "does not hold what was trained" in str(result.exception)
     assert hub.repos == {} and {method for method, _ in hub.requests} <= {"GET", "HEAD"}
+
+
+def test_a_flipped_bit_in_an_adapter_is_never_uploaded(hub, run):
+    (run / "adapter" / "README.md").unlink()
+    publish(run / "adapter", run / "hashed", run_id="x", step=1)
+    (run / "hashed").rename(run / "adapter")
+    weights = run / "adapter" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 0x10
+    weights.write_bytes(content)
+    arguments = ["push", str(run), "--repo", REPO, "--base-name", "openai/gpt-oss-20b"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, CheckpointError), result.exception
+    assert "adapter_model.safetensors is not the file that was written" in str(result.exception)
+    assert hub.repos == {}
 
 
 def test_a_base_without_a_public_name_is_asked_for(hub, run):

@@ -136,13 +136,11 @@ def test_a_flipped_bit_in_an_adapter_is_seen_by_everything_that_reads_it(
     flip(hashed / "adapter" / "adapter_model.safetensors")
     out, source = ["--out", str(tmp_path / "out")], [str(hashed)]
     with_base = ["--base", str(base)]
-    repo = ["--repo", "a/b", "--base-name", "openai/gpt-oss-20b"]
     commands = {
         "merge": [*source, *out, *with_base],
         "verify": [str(merged), "--adapter", *source, *with_base],
         "adapter": [*source, *out, *with_base],
         "chat": [*source, *with_base],
-        "push": [*source, *repo, *with_base],
         "serve-config": [*source, *out, *with_base, "--target", "vllm"],
     }
     for name, arguments in commands.items():

@@ -62,7 +62,7 @@ def test_not_a_gz_at_all(tmp_path, vocabulary):
 
 
 BAD_LINES = {
-    b'{"messages": []}': "messages is a list; expected a list of messages",
+    b'{"messages": []}': "messages is an empty list; a row needs at least one question",
     b'{"messages": 3}': "messages is 3; expected a list",
     b"[1]": "the row is a list; expected an object",
     b"null": "the row is null; expected an object",
@@ -75,7 +75,7 @@ BAD_LINES = {
     b'{"messages": [{"role": "user", "content": null}]}': "messages[0].content is null",
     b'{"messages": [{"role": "user", "content": {"a": 1}}]}': "content is an object; expected text",
     b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}': (
-        "messages[0].content[0] is a part of type 'image_url'; gpt-oss reads text parts only"
+        "messages[0].content[0] is a part of type 'image_url'; gpt-oss reads text only"
     ),
     b'{"messages": [{"role": "user", "content": "\\ud800"}]}': (
         "messages[0].content holds half a surrogate pair at character 0 (\\ud800)"
@@ -285,7 +285,11 @@ def test_every_rejected_row_is_named_in_one_pass(tmp_path, vocabulary):
 
 def test_reading_stops_after_a_hundred_bad_rows(tmp_path, vocabulary):
     path = tmp_path / "d.jsonl"
-    path.write_bytes(b"{}\n" * 5_000 + LINE)
+    columns = [json.dumps(dict.fromkeys("abcdefgh"[:n], 1)).encode() for n in range(1, 9)]
+    kinds = [*columns, *(line for line in BAD_LINES if len(line) < 100)]
+    path.write_bytes(b"".join(line + b"\n" for line in 250 * kinds) + LINE)
     message = message_of(path, vocabulary)
     assert "reading" in message and "stopped here" in message
     assert message.count("\n") == 21 and "... and" in message
+    path.write_bytes(b"{}\n" * 5_000 + LINE)  # one mistake in every row is one line
+    assert message_of(path, vocabulary).count("\n") == 1

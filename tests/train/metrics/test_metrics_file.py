@@ -6,6 +6,7 @@ import os
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from gptoss_tune.errors import MachineError
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.metrics.metrics_file import MetricsFile, cut_back
@@ -139,5 +140,5 @@ def test_a_tracker_that_fails_is_given_up_with_one_word(tmp_path, capsys, place,
 
 def test_the_metrics_themselves_are_no_luxury(tmp_path, monkeypatch):
     file = MetricsFile(tmp_path / "nowhere" / "metrics.jsonl")
-    with pytest.raises(OSError):
+    with pytest.raises(MachineError):
         file.on_train_begin(None, TrainerState(is_world_process_zero=True), TrainerControl())

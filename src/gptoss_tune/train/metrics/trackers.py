@@ -15,6 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.display import shown_safely
+from gptoss_tune.run.folder import METRICS
 from gptoss_tune.train.metrics.console import say
 
 
@@ -82,6 +83,6 @@ class Tracker(TrainerCallback, ABC):
             words = shown_safely(f"{type(error).__name__}: {error}").splitlines()[0]
             say(
                 f"{type(self).__name__} {what} ({words}); the run goes on, every line is in its "
-                "metrics.jsonl"
+                f"{METRICS}"
             )
             self.abandon()
