@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def read_object(
     """
     try:
         with open_regular(path, largest=largest, folder=folder) as file:
-            raw = file.read(largest)  # it may grow meanwhile
+            raw = file.read(os.fstat(file.fileno()).st_size)  # it may grow meanwhile
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -118,7 +118,8 @@ def read_unchecked(path: Path, run: Path) -> Any:
         ValueError: It is not JSON in UTF-8, or nested deeper than Python reads.
     """
     with open_regular(path, largest=LARGEST_FILE, folder=run) as file:
-        return parse_unchecked(file.read(LARGEST_FILE).decode("utf-8"))
+        size = os.fstat(file.fileno()).st_size
+        return parse_unchecked(file.read(size).decode("utf-8"))
 
 
 _RENAMED = {"drift": "changes", "holdings": "footprint"}
