@@ -234,6 +234,7 @@ def test_without_the_adapter_it_says_what_it_could_not_check(merged):
     }
 
 
+@pytest.mark.slow
 def test_commands(base, adapter, tmp_path, lab):
     run = CliRunner().invoke
     out = tmp_path / "out"

@@ -110,6 +110,7 @@ def test_a_path_with_spaces_and_other_scripts_is_fine(tmp_path, vocabulary):
     assert len(load(path, vocabulary)) == 1
 
 
+@pytest.mark.slow
 def test_ten_megabytes_of_text(tmp_path, vocabulary):
     path = tmp_path / "d.jsonl"
     text = "hello world " * 900_000

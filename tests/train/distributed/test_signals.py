@@ -101,6 +101,7 @@ def test_prompts_after_the_last_step_are_left_out(recipe, rows, signalled, capsy
     assert json.loads((summary.folder / "run.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_the_way_is_left_and_the_run_goes_on_exactly(
     recipe, rows, losses, signalled, tmp_path
 ):
