@@ -193,12 +193,6 @@ def test_what_a_user_has_to_set_is_said(merged, target, tmp_path):
     )
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "cuda:99", "tpu", "", "meta"])
-def test_a_device_that_is_none(merged, device):
-    done = CliRunner().invoke(app, ["verify", str(merged), "--device", device])
-    assert done.exit_code == 2 and "expected" in done.output
-
-
 def test_sglang_and_transformers_commands(served, tmp_path, merged):
     (command,) = words(bundle(served, "sglang", tmp_path / "a")["serve.sh"])
     assert option(command, "--model-path") == str(merged)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from gptoss_tune.cli.reproduce import reproduce
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
 from gptoss_tune.files.atomic import to_json
+from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.run.card import RunCard, line_marks
-from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.train.run import train
 from gptoss_tune.workflows.reproduce import FACTOR_ATOL, compare, differences, launch_words
 

@@ -48,7 +48,8 @@ def test_a_record_that_is_none_stops_the_run(recipe, run, refused, text):
 
 def checkpoint(run, files, listed=None, name="checkpoint-3"):
     """A checkpoint whose manifest is true, as whoever has the tool can write it."""
-    from gptoss_tune.run.checkpoints import MANIFEST, _digest, sha256_of
+    from gptoss_tune.files.digest import digest_of, sha256_of
+    from gptoss_tune.run.checkpoints import MANIFEST
 
     folder = run / name
     folder.mkdir(parents=True)
@@ -59,7 +60,7 @@ def checkpoint(run, files, listed=None, name="checkpoint-3"):
         for file in (listed or files)
     }
     content = {"run_id": "x", "step": 3, "fingerprint": {}, "files": entries}
-    (folder / MANIFEST).write_text(json.dumps({**content, "sha256": _digest(content)}))
+    (folder / MANIFEST).write_text(json.dumps({**content, "sha256": digest_of(content)}))
     return folder
 
 

@@ -5,7 +5,6 @@ Each is an annotated type; a command gives its default.
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,26 +40,17 @@ def renamed_option(old: str, new: str) -> Any:
     return typer.Option(old, hidden=True, callback=refuse)
 
 
-def _known_device(name: str) -> str:
+def known_device(name: str | None) -> str | None:
     """Return the name of a device that this machine has, or refuse it."""
-    if name == "cpu":
-        return name
-    match = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
-    if match is None:
-        raise typer.BadParameter(f"'{name}' is no device; expected cpu, cuda or cuda:NUMBER")
-    import torch
+    if name not in (None, "cpu"):  # which need no torch to be known
+        from gptoss_tune.export.device import compute_device
 
-    found = torch.cuda.device_count()
-    if int(match[1] or 0) >= found:
-        there = f"cpu or cuda:0 to cuda:{found - 1}" if found else "cpu"
-        raise typer.BadParameter(
-            f"'{name}': this machine has {found} GPUs that torch can use; expected {there}"
-        )
+        compute_device(name)
     return name
 
 
 Device = Annotated[
-    str, typer.Option("--device", callback=_known_device, help="Where to compute: cpu, cuda.")
+    str, typer.Option("--device", callback=known_device, help="Where to compute: cpu, cuda.")
 ]
 
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptoss_tune.cli.arguments import AsJson, BasePath, OtherBase, Overrides, Revision
+from gptoss_tune.cli.arguments import (
+    AsJson,
+    BasePath,
+    OtherBase,
+    Overrides,
+    Revision,
+    known_device,
+)
 
 if TYPE_CHECKING:
     from gptoss_tune.evaluate.evaluator import Evaluator
@@ -29,7 +36,8 @@ def evaluate(
     revision: Revision = None,
     other_base: OtherBase = False,
     device: Annotated[
-        str | None, typer.Option(help="Where to compute; default: a GPU if there is one.")
+        str | None,
+        typer.Option(callback=known_device, help="Where to compute; default: a GPU, else the CPU."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the JSON report to this file.")] = None,
     as_json: AsJson = False,

@@ -75,14 +75,12 @@ def merge(
 
     A merge that was stopped goes on where it was when the same command is given again.
     """
-    from gptoss_tune.export.device import compute_device
     from gptoss_tune.export.merge.merge import MergeOptions
     from gptoss_tune.files.atomic import refuse_existing, to_json
     from gptoss_tune.workflows import finished_run
     from gptoss_tune.workflows.calibrate import merge_calibrated
 
     refuse_existing(out)
-    compute_device(device)
     largest = _bytes(max_shard_size)
     named = [_path_and_weight(text) for text in adapters or ()]
     calibration = _calibration(

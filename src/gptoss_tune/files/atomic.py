@@ -127,15 +127,15 @@ def publish(folder: Path, out: Path) -> None:
     """
     for parent, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _sync(Path(parent) / name)
-        _sync(Path(parent))
+            sync(Path(parent) / name)
+        sync(Path(parent))
     if out.is_dir():
         out.rmdir()  # empty, or refuse_existing would have raised
     folder.rename(out)
-    _sync(out.absolute().parent)
+    sync(out.absolute().parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file or folder durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.regular import open_regular
@@ -72,12 +72,7 @@ def parse(raw: bytes, *, take_constants: bool = False) -> Any:
             too large for a double, or is nested too deeply.
     """
     try:
-        value = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_unique_keys,
-            parse_constant=float if take_constants else _refuse_constant,
-            parse_float=_finite,
-        )
+        value = (_WITH_CONSTANTS if take_constants else DECODER).decode(raw.decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     level = [value]
@@ -196,3 +191,10 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"the number {text[:60]} is too large")
     return value
+
+
+DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
+)
+"""Refuses a key that is there twice, NaN, infinity, and a number too large for a double."""
+_WITH_CONSTANTS: Final = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_finite)

@@ -28,6 +28,7 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.errors import DataError, MachineError
+from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.harmony.tokenizer_file import SPLIT_PATTERN, open_tokenizer
 from gptoss_tune.shipped import shipped
 
@@ -181,8 +182,7 @@ def load_vocabulary(checkpoint: str | Path | None = None) -> Vocabulary:
         )
     vocabulary = _load(str(_ranks_file(tokenizer_json)))
     if tokenizer_json is not None:
-        with tokenizer_json.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(tokenizer_json)
         if digest not in KNOWN_TOKENIZERS:
             _check_once(vocabulary, tokenizer_json, digest)
     return vocabulary

@@ -23,7 +23,6 @@ Cell = float | None
 Pixel = tuple[int, int, int, int]
 NOTHING: Pixel = (128, 128, 128, 60)
 """A cell without a value."""
-_STEPS = 5
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from gptoss_tune.files.atomic import write_text
+from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.recipe import DataSource
-from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.run.environment import hardware
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +32,8 @@ from safetensors import SafetensorError
 
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError
-from gptoss_tune.files.atomic import NO_NAMES, disk_errors, free_names, write_text
+from gptoss_tune.files.atomic import NO_NAMES, disk_errors, free_names, sync, write_text
+from gptoss_tune.files.digest import digest_of, sha256_of
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.run.folder import CHECKPOINT, RunFolder
 
@@ -98,14 +98,14 @@ def publish(staged: Path, final: Path, **facts: Any) -> None:
             for name in _file_names(staged)
         }
         content = {**facts, "files": files}
-        text = json.dumps({**content, "sha256": _digest(content)}, indent=1)
+        text = json.dumps({**content, "sha256": digest_of(content)}, indent=1)
         write_text(staged / MANIFEST, text + "\n")
         for name in (*files, MANIFEST):
-            _sync(staged / name)
+            sync(staged / name)
         for folder in (*(path for path in staged.rglob("*") if path.is_dir()), staged):
-            _sync(folder)
+            sync(folder)
         staged.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
 
 
 def sync_lines(run: Path) -> None:
@@ -118,7 +118,7 @@ def sync_lines(run: Path) -> None:
     with disk_errors(run):
         for path in (folder.metrics, folder.layers):
             if path.exists():
-                _sync(path)
+                sync(path)
 
 
 def verify(folder: Path, run: str | None = None) -> Manifest:
@@ -232,12 +232,6 @@ def remove(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hex sha256 of a file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not os.path.lexists(folder):
@@ -252,13 +246,9 @@ def _manifest(folder: Path) -> Manifest:
                 raise ValueError("an entry is not one of sha256 and bytes")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
         raise CheckpointError(f"{folder}: no readable {MANIFEST} ({error})") from error
-    if stated != _digest(content):
+    if stated != digest_of(content):
         raise CheckpointError(f"{folder}: {MANIFEST} is damaged: its sha256 is not its own")
     return Manifest(files, {name: value for name, value in content.items() if name != "files"})
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _file_names(folder: Path) -> Iterator[str]:
@@ -280,14 +270,6 @@ def _file_names(folder: Path) -> Iterator[str]:
             )
         else:
             yield path.name
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.files.paths import inside
-from gptoss_tune.run.checkpoints import published, sha256_of
+from gptoss_tune.run.checkpoints import published
 from gptoss_tune.run.folder import ADAPTER, RUN_CARD
 from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights import Checkpoint

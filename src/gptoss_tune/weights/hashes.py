@@ -9,8 +9,6 @@ Only the files that a manifest names are compared: a README beside them is nobod
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ from typing import Any
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import to_json, write_text
+from gptoss_tune.files.digest import digest_of, sha256_of
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.run.checkpoints import MANIFEST, sha256_of
+from gptoss_tune.run.checkpoints import MANIFEST
 
 _LARGEST = 16 << 20
 
@@ -37,7 +36,7 @@ def write_manifest(folder: Path, files: Mapping[str, dict[str, Any]]) -> None:
         MachineError: The disk is full or cannot be written.
     """
     content = {"files": dict(files)}
-    write_text(folder / MANIFEST, to_json({**content, "sha256": _digest_of(content)}))
+    write_text(folder / MANIFEST, to_json({**content, "sha256": digest_of(content)}))
 
 
 def damaged_files(folder: Path, among: tuple[str, ...] = ()) -> list[str] | None:
@@ -93,10 +92,6 @@ def _recorded(folder: Path) -> dict[str, dict[str, Any]] | None:
     files, stated = content.get("files"), content.pop("sha256", None)
     if not isinstance(files, dict) or not isinstance(stated, str):
         return None
-    if stated != _digest_of(content):
+    if stated != digest_of(content):
         raise CheckpointError(f"{folder}: {MANIFEST} is damaged: its sha256 is not its own")
     return files
-
-
-def _digest_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -25,11 +25,11 @@ from pydantic import ValidationError
 
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError, RecipeError
 from gptoss_tune.files.atomic import write_text
+from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.files.regular import refuse_link_out
 from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
 from gptoss_tune.recipe import ModelSection, load_recipe, recipe_yaml
 from gptoss_tune.run.card import RunCard, line_marks
-from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.run.environment import environment, hardware
 from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing

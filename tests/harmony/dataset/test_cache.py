@@ -76,8 +76,8 @@ def test_the_files_of_a_folder_are_hashed_once_in_a_process(load, write_jsonl, m
     path = write_jsonl([chat(1)])
     load(path)
     hashed = []
-    real = cache._sha256
-    monkeypatch.setattr(cache, "_sha256", lambda file: hashed.append(file.name) or real(file))
+    real = cache.sha256_of
+    monkeypatch.setattr(cache, "sha256_of", lambda file: hashed.append(file.name) or real(file))
     for _ in range(3):
         load(path)
     assert sorted(hashed) == ["about.npz", "report.json", "sources.jsonl", "tokens.arrow"]
@@ -93,8 +93,8 @@ def test_files_that_others_add_are_no_damage(load, write_jsonl, capsys):
 
 def test_all_files_are_synced_before_the_folder_has_its_name(load, write_jsonl, monkeypatch):
     done = []
-    sync, replace = cache._sync, os.replace
-    monkeypatch.setattr(cache, "_sync", lambda path: done.append(path.name) or sync(path))
+    sync, replace = cache.sync, os.replace
+    monkeypatch.setattr(cache, "sync", lambda path: done.append(path.name) or sync(path))
     monkeypatch.setattr(os, "replace", lambda a, b: done.append("named") or replace(a, b))
     load(write_jsonl([chat(1)]))
     before = done[: done.index("named")]

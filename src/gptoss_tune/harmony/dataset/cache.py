@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from gptoss_tune.errors import MachineError, say_once
+from gptoss_tune.files.atomic import sync
+from gptoss_tune.files.digest import digest_of, sha256_of
 
 MANIFEST: Final = "manifest.json"
 WAIT_SAID_AFTER: Final = 10.0
@@ -45,8 +46,7 @@ def cache_folder() -> Path:
 
 def cache_key(parts: Any) -> str:
     """Return the name of a folder built from JSON values ``parts``."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return digest_of(parts)[:32]
 
 
 def built_once(key: str, build: Callable[[Path], None], *, private: bool = False) -> Path:
@@ -104,34 +104,21 @@ def _build(root: Path, place: Path, build: Callable[[Path], None], *, private: b
         folder = Path(building) / place.name
         folder.mkdir()
         build(folder)
-        hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+        hashes = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
         (folder / MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
         for file in folder.iterdir():
             if private:
                 file.chmod(_PRIVATE_FILE)
-            _sync(file)
+            sync(file)
         if private:
             folder.chmod(_PRIVATE_FOLDER)
-        _sync(folder)
+        sync(folder)
         try:
             os.replace(folder, place)
         except OSError:
             if not _is_whole(place):  # else another machine, on a disk whose locks are local
                 raise
-        _sync(root)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        sync(root)
 
 
 def _is_whole(place: Path) -> bool:
@@ -150,9 +137,11 @@ def _agrees(place: str, identity: Identity) -> bool:
     folder = Path(place)
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(hashes, dict) or not hashes.keys() <= {name for name, *_ in identity}:
+        if not isinstance(hashes, dict) or not hashes:
             return False
-        return all(_sha256(folder / name) == sha256 for name, sha256 in hashes.items())
+        if not hashes.keys() <= {name for name, *_ in identity}:
+            return False
+        return all(sha256_of(folder / name) == sha256 for name, sha256 in hashes.items())
     except (OSError, ValueError, RecursionError):
         return False
 

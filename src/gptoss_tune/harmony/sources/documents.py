@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import IO, Any, Final
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.files.strict_json import DECODER
 from gptoss_tune.harmony.fields import kind
 from gptoss_tune.harmony.sources.bounded_file import LARGEST_DOCUMENT, lines
-from gptoss_tune.harmony.sources.rows import DECODER, Located, parse_json
+from gptoss_tune.harmony.sources.rows import Located, parse_json
 
 _BOM: Final = b"\xef\xbb\xbf"
 _LOOKED_AT: Final = 1 << 20

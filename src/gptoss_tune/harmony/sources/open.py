@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gptoss_tune.errors import DataError, HubError, RecipeError
+from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.harmony.sources.files import read_file, refuse_unreadable
 from gptoss_tune.harmony.sources.folders import find_files
 from gptoss_tune.harmony.sources.rows import Located
@@ -138,8 +139,7 @@ def _fingerprint(files: list[tuple[Path, str]]) -> str:
     for file, name in files:
         digest.update(f"{name}\n".encode(errors="surrogateescape"))
         try:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(file)))
         except OSError as error:
             raise DataError(f"{name}: cannot be read ({error.strerror}); check the file") from None
     return digest.hexdigest()

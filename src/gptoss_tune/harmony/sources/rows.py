@@ -6,9 +6,10 @@ A row is what the file says: a JSON object with unique keys and finite numbers, 
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.files.strict_json import DECODER
 from gptoss_tune.harmony.fields import kind
 
 Raw = bytes | dict[str, Any] | DataError
@@ -50,21 +51,4 @@ def parse_json(raw: bytes, at: str) -> Any:
     except RecursionError:
         raise DataError(f"{at}: nested too deeply to read; flatten the row") from None
     except ValueError as error:
-        raise DataError(f"{at}: {error}") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:60]!a} is there twice in one object; keep one")
-    return unique
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON; write a number or null")
-
-
-DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-"""Refuses a key that is there twice, and NaN."""
+        raise DataError(f"{at}: {error}; correct the row") from None

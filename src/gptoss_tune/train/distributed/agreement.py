@@ -17,7 +17,7 @@ from typing import Any
 
 from gptoss_tune.distributed import gather_over_ranks
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.run.checkpoints import sha256_of
+from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.train.distributed.heartbeat import named
 from gptoss_tune.train.resume.changes import ROWS, shortened
 from gptoss_tune.train.resume.fingerprint import ACTS_THROUGH

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from gptoss_tune import __version__
+from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.model.build import engines
 from gptoss_tune.model.initial_adapter import initial_adapter_folder
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.recipe.schema import Parallelism, TrainSection
-from gptoss_tune.run.checkpoints import sha256_of
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS
 
