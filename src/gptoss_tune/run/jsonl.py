@@ -126,11 +126,13 @@ class CutBack:
     """What cutting a file back to a step found in it.
 
     Attributes:
+        first: Step of its first line up to there; 0 where there is none.
         last: Step of its last line up to there; 0 where there is none.
         later: Lines past the step, which come again.
         damaged: Lines that were none, the torn last one of a killed run left out.
     """
 
+    first: int = 0
     last: int = 0
     later: int = 0
     damaged: int = 0
@@ -145,7 +147,7 @@ def keep_lines_until(path: Path, step: int) -> CutBack:
     """
     if not os.path.lexists(path):
         return CutBack()
-    last = later = 0
+    first = last = later = 0
     damaged: list[int] = []
     with replacing(path) as kept:
         for number, line in _bounded_lines(path, lambda n, _: damaged.append(n), _LARGEST_KEPT):
@@ -157,8 +159,8 @@ def keep_lines_until(path: Path, step: int) -> CutBack:
                 later += 1
             else:
                 kept.write(line.decode("utf-8").rstrip("\r\n") + "\n")
-                last = max(last, row["step"])
-    return CutBack(last, later, len(damaged))
+                first, last = first or row["step"], max(last, row["step"])
+    return CutBack(first, last, later, len(damaged))
 
 
 def _object_of(line: bytes) -> dict[str, Any] | None:

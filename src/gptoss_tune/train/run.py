@@ -85,7 +85,9 @@ def train(
 ) -> finish.RunSummary:
     """Train what ``recipe`` asks for and return how it went.
 
-    Under ``accelerate launch`` every process calls this; rank 0 writes and speaks.
+    Under ``accelerate launch`` every process calls this; rank 0 writes and speaks. Without a GPU it
+    computes on one thread, whatever ``torch.set_num_threads`` said, unless ``OMP_NUM_THREADS`` is
+    set: a number of threads is part of a run's bits.
 
     Args:
         recipe: What is trained.
@@ -117,7 +119,8 @@ def train(
             FolderLock() as lock,
         ):
             console = run_console(quiet=not state.is_main_process)
-            notes = launched_processes(recipe.distributed.num_processes, state.num_processes)
+            asked = recipe.distributed
+            notes = launched_processes(asked.num_processes, state.num_processes, asked.strategy)
             start: Start = _on_main(state, lambda: claim(recipe.train, lock))
             _say(console, (*notes, *start.notes))
             if start.checkpoint is not None:
@@ -333,7 +336,7 @@ def _open_record(context: RunContext, identity: Identity) -> None:
     checkpoint, step = context.start.checkpoint, context.start.step
     checkpoints.set_aside_newer(run, step)
     # Another run's checkpoint brings no lines along.
-    if checkpoint is None or checkpoint.absolute().parent == run.absolute():
+    if checkpoint is None or checkpoint.resolve().parent == run.resolve():
         _say(context.console, cut_back(RunFolder(run), step))
     # The record comes first: a folder with files and no record is taken for somebody else's.
     update_record(run, **identity.record(), status="running")

@@ -69,6 +69,12 @@ def test_prompts_are_compared_by_what_they_hold(recipe, rows, tmp_path):
     assert disagreements([with_prompts(rows), with_prompts(moved)]) == []
     (line,) = disagreements([with_prompts(rows), with_prompts(shorter)])
     assert line.startswith("evaluation.drift.references: ['sha256 ")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    moved.rename(folder / "a.jsonl")
+    before = with_prompts(folder)
+    shorter.rename(folder / "b.jsonl")
+    assert len(disagreements([before, with_prompts(folder)])) == 1
 
 
 def started_with(recipe_file, overrides, log):

@@ -86,6 +86,19 @@ def test_a_disk_that_hangs_under_one_rank_ends_all(phase):
     assert "checkpoints.py:275 in _sync" in verdict.reason
 
 
+def test_a_large_file_has_the_time_of_a_slow_disk():
+    judge = StallDetector(TIMEOUT_S)
+    judge.write_s = 1000.0
+
+    def signs(now):
+        writer = sign(now, 9, "between steps", place=WRITING)
+        return {0: writer, 1: sign(now, 9, "between steps", place=COLLECTIVE)}
+
+    assert not any(judge.verdict(signs(now), now) for now in range(0, 1120, 10))
+    verdict = judge.verdict(signs(1120), 1120)
+    assert verdict is not None and "has not moved for 1120 s" in verdict.reason
+
+
 def test_ranks_that_wait_for_each_other_at_different_places_end():
     """One saves more often: it waits in a barrier, and the other in the next step's backward."""
     judge = StallDetector(TIMEOUT_S)

@@ -109,3 +109,13 @@ def test_the_number_of_processes_is_the_recipes_or_the_launchers(monkeypatch):
     (note,) = launched_processes(1, 1)
     assert "srun started 8 tasks, and each of them trains alone" in note
     assert launched_processes(1, 8) == ()
+
+
+def test_the_way_to_other_processes_keeps_the_strategy(recipe):
+    with pytest.raises(MachineError) as refused:
+        launched_processes(4, 1, "fsdp2")
+    said = str(refused.value)
+    assert "--num_processes 4 --config_file recipes/accelerate/fsdp2.yaml" in said
+    assert "torchrun" not in said
+    advised = said.rpartition(" with ")[2].split()
+    assert recipe(*advised).distributed.num_processes == 1

@@ -187,6 +187,16 @@ def test_sighup_saves_and_the_same_command_goes_on(
     assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]
 
 
+def test_a_stop_in_the_warm_up_is_one_to_go_on_from(recipe, losses, signalled, tmp_path):
+    """No update was made yet, which is a fault of finished runs alone."""
+    settings = recipe("train.warmup_steps=2")
+    signalled(WeightedSftTrainer, "training_step", lambda trainer, *_: True)
+    with pytest.raises(RunInterrupted, match="after step 1 of 4"):
+        train(settings)
+    train(settings)
+    assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]
+
+
 def refused_then_stopped_in_the_last_evaluation(recipe_file, overrides):
     """What each rank does: a run that is refused, and in the same process group a good one."""
     with pytest.raises(RecipeError, match="holds no run"):

@@ -75,10 +75,10 @@ def test_a_console_that_listens_gets_every_line(stdout, tmp_path):
     assert LastingStream(file).encoding == "utf-8" and not LastingStream(file).isatty()
 
 
-def test_what_is_no_fault_of_the_console_is_raised(tmp_path):
-    file = (tmp_path / "log").open("w", encoding="ascii")
-    with pytest.raises(UnicodeEncodeError):
-        LastingStream(file).write("é")
+def test_a_character_that_the_console_has_not_is_spelled_out(tmp_path):
+    with (tmp_path / "log").open("w", encoding="ascii") as file:
+        LastingStream(file).write("runs/été\n")
+    assert (tmp_path / "log").read_text() == "runs/\\xe9t\\xe9\n"
 
 
 @pytest.mark.slow

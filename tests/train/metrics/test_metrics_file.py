@@ -45,6 +45,12 @@ def test_lines_past_the_checkpoint_are_told(run):
     assert steps(run.metrics) == [1, 2, 3]
 
 
+def test_a_run_from_another_runs_checkpoint_has_no_layers_of_step_1(run):
+    run.metrics.write_text("".join(line(step) for step in (101, 102, 103)))
+    run.layers.write_text("")
+    assert cut_back(run, 103) == []
+
+
 @pytest.mark.parametrize(
     ("content", "last"),
     [
@@ -142,3 +148,4 @@ def test_the_metrics_themselves_are_no_luxury(tmp_path, monkeypatch):
     file = MetricsFile(tmp_path / "nowhere" / "metrics.jsonl")
     with pytest.raises(MachineError):
         file.on_train_begin(None, TrainerState(is_world_process_zero=True), TrainerControl())
+    file.close()  # as a run does; what was never opened needs no closing

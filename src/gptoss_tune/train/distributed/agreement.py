@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gptoss_tune.distributed import gather_over_ranks
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.files.digest import sha256_of
+from gptoss_tune.files.digest import digest_of, sha256_of
+from gptoss_tune.harmony.sources.folders import find_files
 from gptoss_tune.train.distributed.heartbeat import named
 from gptoss_tune.train.resume.changes import ROWS, shortened
 from gptoss_tune.train.resume.fingerprint import ACTS_THROUGH
@@ -80,8 +80,9 @@ def compared(fingerprint: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
 
 
 def _read(path: str) -> str:
-    """Return what a file holds, wherever it lies on this machine; another path as it is."""
-    return f"sha256 {sha256_of(Path(path))}" if Path(path).is_file() else path
+    """Return what the files of a path hold, wherever they lie here; a name on the Hub as it is."""
+    files = find_files(path)
+    return path if files is None else f"sha256 {digest_of([sha256_of(file) for file, _ in files])}"
 
 
 def _by_rank(values: Sequence[Any]) -> str:

@@ -89,11 +89,12 @@ class StallDetector:
 
     Attributes:
         timeout_s: Seconds a rank may be silent, or behind the others.
+        write_s: Seconds that writing one file may take besides: nothing moves while it is synced.
     """
 
     def __init__(self, timeout_s: float) -> None:
         """Start with no rank seen."""
-        self.timeout_s = timeout_s
+        self.timeout_s, self.write_s = timeout_s, 0.0
         self._beats: dict[int, tuple[int, float]] = {}
         self._behind: dict[int, tuple[int, float]] = {}
         self._still: tuple[dict[int, tuple[int, int]], float] = ({}, 0.0)
@@ -143,17 +144,18 @@ class StallDetector:
         phases = {sign.phase for sign in signs.values()}
         if "starting" in phases or phases == {"training"} or len(signs) < 2:
             return None
-        if now - self._still[1] < self.timeout_s:
+        limit_s = self.timeout_s + self.write_s
+        if now - self._still[1] < limit_s:
             return None
         guilty = [
             rank for rank, sign in signs.items() if not any(w in sign.place for w in _WAITING)
         ]
         if guilty:
-            what = f"{named(guilty)} has not moved for {self.timeout_s:g} s while the others wait"
+            what = f"{named(guilty)} has not moved for {limit_s:.4g} s while the others wait"
         else:
             guilty = list(signs)
             what = (
-                f"{named(guilty)} have waited for each other for {self.timeout_s:g} s at different "
+                f"{named(guilty)} have waited for each other for {limit_s:.4g} s at different "
                 "places: they do not take the same steps, or their network hangs"
             )
         places = "; ".join(f"rank {rank} {_whereabouts(sign)}" for rank, sign in signs.items())

@@ -67,7 +67,9 @@ def launched_parallelism(
     return started
 
 
-def launched_processes(asked: int, started: int) -> tuple[str, ...]:
+def launched_processes(
+    asked: int, started: int, strategy: Parallelism | None = None
+) -> tuple[str, ...]:
     """Return what the user should be told of the number of processes.
 
     A recipe that says nothing says 1, and more processes than that are the launcher's business. A
@@ -76,18 +78,25 @@ def launched_processes(asked: int, started: int) -> tuple[str, ...]:
     Args:
         asked: ``distributed.num_processes``.
         started: Processes of this run.
+        strategy: ``distributed.strategy``, which the commands that are advised have to keep.
 
     Raises:
         MachineError: The recipe names another number than were started.
     """
     if asked not in (1, started):
+        if strategy == "fsdp2":
+            ways = "--config_file recipes/accelerate/fsdp2.yaml -m gptoss_tune.train RECIPE`"
+        else:
+            ways = (
+                "--multi_gpu -m gptoss_tune.train RECIPE`, which works on CPUs too, or with "
+                f"`torchrun --nproc_per_node {asked} -m gptoss_tune.train RECIPE`"
+            )
+        alone = " distributed.strategy=null" if started == 1 and strategy is not None else ""
         raise MachineError(
             f"the recipe says distributed.num_processes: {asked}, and the launcher started "
             f"{started} (on CPUs, `accelerate launch --cpu` starts one whatever it is told); "
-            f"start them with `accelerate launch --num_processes {asked} --multi_gpu -m "
-            f"gptoss_tune.train RECIPE`, which works on CPUs too, or with `torchrun "
-            f"--nproc_per_node {asked} -m gptoss_tune.train RECIPE`; or train on {started} with "
-            f"distributed.num_processes={started}"
+            f"start them with `accelerate launch --num_processes {asked} {ways}; or train on "
+            f"{started} with distributed.num_processes={started}{alone}"
         )
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if started == 1 and tasks > 1:

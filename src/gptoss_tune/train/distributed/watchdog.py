@@ -3,10 +3,11 @@
 A collective waits for a frozen rank as long as its process group allows, and then says that it
 timed out, not who was missing. So the process group is given a day, which data rendered on rank 0
 may well take, and a thread of each rank watches instead: every second it publishes a sign of life
-through the store of the process group, reads those of the others, and when one has been silent or
-behind for ``distributed.timeout_seconds``, or none of them has moved for as long, it says which and
-ends its process. It ends it hard, because the main thread is inside a collective, where no
-exception reaches it; checkpoints are complete or absent at any moment, so nothing is lost.
+through the store of the process group and reads those of the others. When one has been silent or
+behind for ``distributed.timeout_seconds``, or none of them has moved for that time and the time
+that a slow disk takes to write one file, it says which and ends its process. It ends it hard,
+because the main thread is inside a collective, where no exception reaches it; checkpoints are
+complete or absent at any moment, so nothing is lost.
 
 Rejected: a short timeout of the process group (kills slow starts and long saves, names nobody) and
 ``monitored_barrier`` (gloo only, and a barrier more in every step).
@@ -48,6 +49,10 @@ JOIN_TIMEOUT = timedelta(minutes=10)
 """How long the ranks wait for each other to come."""
 COLLECTIVE_TIMEOUT = timedelta(days=1)
 """How long a collective waits by itself; the watch ends a run long before."""
+_SAVED_BYTES = 8
+"""Of the largest file of a checkpoint for each trained value: Adam's two moments."""
+_SLOWEST_DISK = 20e6
+"""Bytes per second; a disk that is slower is taken for one that hangs."""
 _POLL_S = 1.0
 _GRACE_S = 3.0
 _BLAME_S = 15.0
@@ -210,8 +215,10 @@ class Watchdog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note where a resumed run starts."""
+        """Note where a resumed run starts, and how long a slow disk may write what trains."""
         self._step = state.global_step
+        trained = sum(p.numel() for p in kwargs["model"].parameters() if p.requires_grad)
+        self._judge.write_s = trained * _SAVED_BYTES / _SLOWEST_DISK
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

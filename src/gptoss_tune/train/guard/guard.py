@@ -191,13 +191,15 @@ class Guard(StepObserver):
 
         Raises:
             GuardError: A frozen tensor changed, a short run's adapters do not train, or no step
-                made an update.
+                made an update. A run that is stopped in its warm-up has made none yet.
         """
-        if not self._updates + self._updates_before:
+        trained = bool(self._updates + self._updates_before)
+        if not trained and (self.skipped_steps or state.global_step >= state.max_steps):
             raise GuardError(self._nothing_trained(state.global_step))
         if self._watch is not None and self._updates:
             self._judge(self._watch)
-        self._refuse_untouched(kwargs["model"])
+        if trained:
+            self._refuse_untouched(kwargs["model"])
         if state.is_world_process_zero:
             update_record(self._run, guard=self.facts())
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -37,7 +38,11 @@ class LastingStream:
     def write(self, text: str) -> int:
         """Write ``text``, or drop it."""
         with self._lasting():
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:  # a path, on a stream that is not UTF-8
+                spelled = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+                self._stream.write(spelled)
         return len(text)
 
     def flush(self) -> None:
@@ -50,12 +55,10 @@ class LastingStream:
         return getattr(self._stream, name)
 
     @contextlib.contextmanager
-    def _lasting(self) -> Any:
+    def _lasting(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: it was closed in this process
-            if isinstance(error, UnicodeError):
-                raise
             self._empty()
             if not self._said:
                 self._said = True

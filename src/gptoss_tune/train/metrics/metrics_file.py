@@ -24,16 +24,17 @@ def cut_back(run: RunFolder, step: int) -> list[str]:
         run: The run's folder.
         step: Of its checkpoint; 0 when it starts again.
     """
-    notes = []
+    notes, began = [], 0
     for path in (run.metrics, run.layers):
         cut = keep_lines_until(path, step)
+        began = began or cut.first
         if cut.later:
             notes.append(
                 f"{path.name}: {cut.later} line{'s' if cut.later > 1 else ''} past step {step} "
                 "are dropped, those steps are trained again"
             )
-        # Not every step has a line of layers, but the first one does.
-        reaches = cut.last >= (step if path == run.metrics else min(step, 1))
+        # Not every step has a line of layers, but the first one does, of a run that began there.
+        reaches = cut.last >= (step if path == run.metrics else min(step, began <= 1))
         if cut.damaged or not reaches:
             damaged = f"{cut.damaged} damaged lines were dropped, it" if cut.damaged else "it"
             notes.append(

@@ -77,9 +77,9 @@ class Tracker(TrainerCallback, ABC):
             yield
         except Exception as error:
             # A service of others can fail in any way, and its process can be killed.
+            self._taking = False
             if self.essential:
                 raise
-            self._taking = False
             words = shown_safely(f"{type(error).__name__}: {error}").splitlines()[0]
             say(
                 f"{type(self).__name__} {what} ({words}); the run goes on, every line is in its "
