@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from gptoss_tune.cli.evaluate import _recipe as recipe_to_evaluate
 from gptoss_tune.cli.reproduce import reproduce
 from gptoss_tune.errors import RecipeError
+from gptoss_tune.files.digest import digest_of
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.report.read import read_run
 from gptoss_tune.run import checkpoints
@@ -58,7 +59,7 @@ def make_old(run):
     def manifest(body):
         del body["sha256"]
         body["fingerprint"] = old_fingerprint(body["fingerprint"])
-        body["sha256"] = checkpoints._digest(body)
+        body["sha256"] = digest_of(body)
 
     edit(run / "run.json", record)
     for checkpoint in checkpoints.published(run):
