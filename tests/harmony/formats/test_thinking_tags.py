@@ -61,6 +61,8 @@ def test_thoughts_that_are_kept_are_told_in_every_format(name):
         ("<think>a</think><think>b</think>4", ["a", "b", "4"]),
         ("Tags such as <think> open a thought.", ["Tags such as <think> open a thought."]),
         ("<think>never ends", ["<think>never ends"]),
+        ("<think>İstanbul İ</think>Answer here", ["İstanbul İ", "Answer here"]),
+        ("<Thought>İİ</thoughT>İ</thought>", ["İİ", "İ</thought>"]),
         ("a < b and <b>bold</b>", ["a < b and <b>bold</b>"]),
     ],
 )

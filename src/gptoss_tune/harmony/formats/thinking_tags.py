@@ -98,10 +98,12 @@ def _leading(text: str) -> Iterator[tuple[str, str]]:
             text = matched[2]
             yield matched[1], text
         elif opened := _OPEN.match(text):
-            end = text.lower().find(f"</{opened[1].lower()}>", opened.end())
-            if end < 0:
+            # The text itself is searched: lowered, it can have another length (İ has two letters).
+            ending = re.compile(f"</{re.escape(opened[1])}>", re.IGNORECASE)
+            closed = ending.search(text, opened.end())
+            if closed is None:
                 return
-            thought, text = text[opened.end() : end], text[end + len(opened[1]) + 3 :]
+            thought, text = text[opened.end() : closed.start()], text[closed.end() :]
             yield thought, text
         elif number == 0 and (closed := _unopened(text)):
             # The template of such a model has written the opening tag.
