@@ -88,6 +88,32 @@ def test_a_thought_alone_is_no_answer():
             read_row(row, "row:1", SPLIT)
 
 
+EMPTY = ["<think>\n</think>", "<think></think><think> </think>\n", "</think>"]
+
+
+@pytest.mark.parametrize("text", EMPTY)
+def test_an_answer_of_empty_tags_alone_is_refused_wherever_it_stands(text):
+    user = {"role": "user", "content": "And 3+3?"}
+    for row in rows(text):
+        with pytest.raises(DataError, match="the tags of a thought and nothing else"):
+            read_row(row, "row:1", SPLIT)
+        if "messages" in row:
+            last = {**row["messages"][-1], "content": "6"}
+            longer = {"messages": [*row["messages"], user, last]}
+            with pytest.raises(DataError, match="the tags of a thought and nothing else"):
+                read_row(longer, "row:1", SPLIT)
+
+
+@pytest.mark.parametrize("text", EMPTY[:2])
+def test_empty_tags_before_a_call_leave_no_empty_preamble(text):
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    for more in ({}, {"thinking": "T"}):
+        message = {"role": "assistant", "content": text, "tool_calls": [call], **more}
+        row = {"tools": [{"name": "f"}], "messages": [{"role": "user", "content": "x"}, message]}
+        texts = [message.text for message in read_row(row, "row:1", SPLIT).messages]
+        assert texts == ["x", *more.values(), "{}"]
+
+
 def test_a_text_of_nothing_but_tags_takes_no_time():
     start = time.monotonic()
     for row in rows("<think></think>" * 20_000 + "4"):

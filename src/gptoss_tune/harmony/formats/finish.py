@@ -17,10 +17,11 @@ def finish(conversation: Conversation, *, complete: bool) -> Conversation:
     """Return the conversation, checked; with ``thinking_tags: split`` its thoughts are messages.
 
     Raises:
-        DataError: An order of messages that no server can produce.
+        DataError: An order of messages that no server can produce, or an answer that is empty
+            without its tags.
     """
     if conversation.reading.thinking_tags == "split":
-        conversation.messages = split_tags(conversation.messages)
+        conversation.messages = split_tags(conversation.messages, conversation.source)
     check_structure(conversation, complete=complete)
     note_tags(conversation)
     if conversation.namespaces:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Final
 
+from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Conversation, Header, Message
 
 _WORDS: Final = "think|thinking|thought|thoughts|reasoning|scratchpad"
@@ -37,22 +39,37 @@ _MOST_THOUGHTS: Final = 64
 _ANALYSIS: Final = Header("assistant", channel="analysis")
 
 
-def split_tags(messages: list[Message]) -> list[Message]:
-    """Return the messages with the thoughts of answers and preambles in the analysis channel."""
+def split_tags(messages: list[Message], at: str) -> list[Message]:
+    """Return the messages with the thoughts of answers and preambles in the analysis channel.
+
+    Raises:
+        DataError: An answer holds empty thoughts and nothing else.
+    """
     split: list[Message] = []
-    for message in messages:
+    for message, following in zip_longest(messages, messages[1:]):
         if not _can_hold_thoughts(message):
             split.append(message)
             continue
         thoughts, rest = _split(message.text)
+        thought_before = bool(split) and split[-1].header == _ANALYSIS
         split += [
             Message(_ANALYSIS, thought, message.weight)
             for thought in thoughts
             if not (split and split[-1].header == _ANALYSIS and split[-1].text == thought)
         ]
-        if rest or not thoughts:
+        if rest:
             split.append(message._replace(text=rest))
+        elif not thoughts and not thought_before and not _opens_call(message, following):
+            raise DataError(
+                f"{at}: a message of the assistant holds the tags of a thought and nothing else; "
+                "add the reply, or remove the row"
+            )
     return split
+
+
+def _opens_call(message: Message, following: Message | None) -> bool:
+    """Whether a message is the preamble of the call that follows."""
+    return not message.is_final and following is not None and following.is_call
 
 
 def note_tags(conversation: Conversation) -> None:
@@ -98,7 +115,7 @@ def _leading(text: str) -> Iterator[tuple[str, str]]:
             text = matched[2]
             yield matched[1], text
         elif opened := _OPEN.match(text):
-            # The text itself is searched: lowered, it can have another length (İ has two letters).
+            # The text itself is searched: lowered, it can be longer (İ becomes two letters).
             ending = re.compile(f"</{re.escape(opened[1])}>", re.IGNORECASE)
             closed = ending.search(text, opened.end())
             if closed is None:
