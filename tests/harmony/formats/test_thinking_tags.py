@@ -88,6 +88,34 @@ def test_a_thought_alone_is_no_answer():
             read_row(row, "row:1", SPLIT)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Write </think> to end it.", ["T", "Write </think> to end it."]),
+        ("<think> T\n</think>4", ["T", "4"]),
+        ("<think>U</think>4", ["T", "U", "4"]),
+    ],
+)
+@pytest.mark.parametrize("own", ["T", "\nT "])
+def test_a_thought_of_its_own_leaves_a_lone_closing_tag_in_the_answer(text, said, own):
+    user = {"role": "user", "content": "2+2?"}
+    answer = {"role": "assistant", "content": text}
+    own_message = {"role": "assistant", "channel": "analysis", "content": own}
+    for messages in (
+        [user, {**answer, "thinking": own}],
+        [user, {**answer, "reasoning_content": own}],
+        [user, {**answer, "content": [{"type": "thinking", "thinking": own}, as_part(text)]}],
+        [user, {**answer, "thinking": own, "channel": "final"}],
+        [user, own_message, {**answer, "channel": "final"}],
+    ):
+        read = read_row({"messages": messages}, "row:1", SPLIT)
+        assert [message.text.strip() for message in read.messages[1:]] == said
+
+
+def as_part(text):
+    return {"type": "text", "text": text}
+
+
 EMPTY = ["<think>\n</think>", "<think></think><think> </think>\n", "</think>"]
 
 

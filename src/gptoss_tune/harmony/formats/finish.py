@@ -17,8 +17,8 @@ def finish(conversation: Conversation, *, complete: bool) -> Conversation:
     """Return the conversation, checked; with ``thinking_tags: split`` its thoughts are messages.
 
     Raises:
-        DataError: An order of messages that no server can produce, or an answer that is empty
-            without its tags.
+        DataError: An order of messages that no server can produce, or an answer of empty
+            tags alone.
     """
     if conversation.reading.thinking_tags == "split":
         conversation.messages = split_tags(conversation.messages, conversation.source)

@@ -2,7 +2,11 @@
 
 Sets made for other models write ``<think>...</think>answer``, their templates cut it out again.
 gpt-oss writes thoughts in the analysis channel; as text of the final channel they would be shown to
-whoever asks. Only tags at the start of a text are split: further in, an answer may speak of them.
+whoever asks. Only tags at the start of a text are split: further in, an answer may speak of them. A
+closing tag without an opening one, which the template of such a model has written, ends a thought
+only where no message of thought stands right before the text: after one, the text is the answer and
+speaks of the tag. A thought in tags that repeats the message before it is left out, any other is
+one more message; blank ones are none. An answer that is nothing but blank thoughts is refused.
 """
 
 from __future__ import annotations
@@ -50,21 +54,24 @@ def split_tags(messages: list[Message], at: str) -> list[Message]:
         if not _can_hold_thoughts(message):
             split.append(message)
             continue
-        thoughts, rest = _split(message.text)
-        thought_before = bool(split) and split[-1].header == _ANALYSIS
+        before = split[-1] if split else None
+        known = (before.text.strip() or None) if before and _is_thought(before) else None
+        thoughts, rest = _split(message.text, may_be_unopened=known is None)
         split += [
-            Message(_ANALYSIS, thought, message.weight)
-            for thought in thoughts
-            if not (split and split[-1].header == _ANALYSIS and split[-1].text == thought)
+            Message(_ANALYSIS, thought, message.weight) for thought in thoughts if thought != known
         ]
         if rest:
             split.append(message._replace(text=rest))
-        elif not thoughts and not thought_before and not _opens_call(message, following):
+        elif not thoughts and known is None and not _opens_call(message, following):
             raise DataError(
                 f"{at}: a message of the assistant holds the tags of a thought and nothing else; "
                 "add the reply, or remove the row"
             )
     return split
+
+
+def _is_thought(message: Message) -> bool:
+    return message.header.channel == "analysis" and message.is_assistant and not message.is_call
 
 
 def _opens_call(message: Message, following: Message | None) -> bool:
@@ -92,11 +99,11 @@ def _can_hold_thoughts(message: Message) -> bool:
     return spoken and ("<" in message.text)
 
 
-def _split(text: str) -> tuple[list[str], str]:
+def _split(text: str, *, may_be_unopened: bool) -> tuple[list[str], str]:
     """Return the thoughts at the start of a text, those that say something, and the rest."""
     thoughts: list[str] = []
     found = False
-    for thought, rest in _leading(text):
+    for thought, rest in _leading(text, may_be_unopened=may_be_unopened):
         found = True
         text = rest
         if thought.strip():
@@ -107,7 +114,7 @@ def _split(text: str) -> tuple[list[str], str]:
     return thoughts, text.lstrip() if found else text
 
 
-def _leading(text: str) -> Iterator[tuple[str, str]]:
+def _leading(text: str, *, may_be_unopened: bool) -> Iterator[tuple[str, str]]:
     """Yield each thought at the start and what follows it."""
     for number in range(_MOST_THOUGHTS):
         matched = _OF_OTHER_MODELS.fullmatch(text) or _HARMONY.fullmatch(text)
@@ -122,8 +129,7 @@ def _leading(text: str) -> Iterator[tuple[str, str]]:
                 return
             thought, text = text[opened.end() : closed.start()], text[closed.end() :]
             yield thought, text
-        elif number == 0 and (closed := _unopened(text)):
-            # The template of such a model has written the opening tag.
+        elif number == 0 and may_be_unopened and (closed := _unopened(text)):
             thought, text = text[: closed.start()], text[closed.end() :]
             yield thought, text
         else:
