@@ -203,5 +203,5 @@ def test_the_last_step_refuses_arguments_that_its_reader_let_through(text):
     conversation.namespaces["n"] = {"name": "n", "tools": [{"name": "run", "description": "d"}]}
     call = Header("assistant", recipient="n.run", channel="commentary")
     conversation.messages = [Message(Header("user"), "x"), Message(call, text)]
-    with pytest.raises(DataError, match="row:1: the call of 'n.run' is"):
+    with pytest.raises(DataError, match=r"row:1: the call of 'n\.run' is"):
         finish(conversation, complete=True)
