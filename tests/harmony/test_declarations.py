@@ -1,5 +1,7 @@
 """Parameters in the spellings people have: translated where they mean one thing, else refused."""
 
+import json
+
 import pytest
 
 from gptoss_tune.errors import DataError
@@ -182,3 +184,11 @@ def test_what_the_library_renders_is_not_told():
     assert not read_row(
         row_of({"name": "f", "parameters": schema}, {"a": "x"}), "row:1"
     ).notes.remarks
+
+
+def test_a_sound_schema_in_a_text_of_json_is_not_told_as_translated():
+    for spelled, told in ((REQUIRED, False), ({"city": {"type": "str"}}, True)):
+        for parameters in (spelled, json.dumps(spelled)):
+            row = row_of({"name": "f", "parameters": parameters}, {"city": "Oslo"})
+            remarks = read_row(row, "row:1").notes.remarks
+            assert any("were no JSON schema" in remark for remark in remarks) is told
