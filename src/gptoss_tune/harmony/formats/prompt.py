@@ -55,9 +55,16 @@ def join_answer(
     """Join prompt and answer into one row; only the answer's messages are trained.
 
     Raises:
-        DataError: One of the two is not text and no list of messages.
+        DataError: One of the two is not text and no list of messages, or the question stands
+            under another name.
     """
     prompt = row.get("prompt")
+    asked = next((name for name in ("messages", "conversations") if row.get(name)), None)
+    if prompt is None and asked is not None:
+        raise DataError(
+            f"{source}: the row has {asked} beside {key} and no prompt, so the question would be "
+            f"lost; rename {asked} to prompt"
+        )
     before = [] if prompt is None else _as_messages(prompt, "user", "prompt", source)
     after = _as_messages(answer, "assistant", key, source)
     beside = _beside(row)
