@@ -231,6 +231,20 @@ def test_a_null_that_is_padding_goes(kind):
     assert count >= 1
 
 
+@pytest.mark.parametrize(
+    "column", ["messages", "conversations", "prompt", "completion", "chosen", "rejected"]
+)
+def test_calls_are_cleaned_in_every_column_of_messages(column):
+    call = called("get_weather", {"city": "Oslo", "a": None})
+    expected = called("get_weather", {"city": "Oslo"})
+    declares = {"role": "system", "content": "", "tools": [WEATHER]}
+    for given, wanted in (([call], [expected]), (call, expected)):
+        cleaned, count = without_padding({"tools": [WEATHER], column: given})
+        assert cleaned[column] == wanted and count == 1
+    cleaned, count = without_padding({column: [declares, call]})
+    assert cleaned[column] == [declares, expected] and count == 1
+
+
 def test_calls_of_the_built_in_tools_lose_every_null():
     message = called("browser.search", {"query": "x", "city": None, "topn": None})
     cleaned, count = without_padding({"builtin_tools": ["browser"], "messages": [message]})

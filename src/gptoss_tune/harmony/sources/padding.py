@@ -42,7 +42,10 @@ _FURTHER: Final = (
 )
 """Keywords by which an object can take what its own properties do not name."""
 _BUILT_IN: Final = tuple(name for names in BUILTIN_TOOLS.values() for name in names)
-_CONVERSATIONS: Final = ("messages", "prompt", "completion", "chosen", "rejected")
+_CONVERSATIONS: Final = (
+    *("messages", "conversations", "prompt", "completion"),
+    *("chosen", "rejected"),
+)
 
 
 def clean_row(raw: Raw, at: str) -> tuple[dict[str, Any], int]:
@@ -89,6 +92,8 @@ class _Cleaner:
         for key in _CONVERSATIONS:
             if isinstance(row.get(key), list):
                 row[key] = [self._message(message) for message in row[key]]
+            elif isinstance(row.get(key), dict):  # one message may stand without its list
+                row[key] = self._message(row[key])
         return row
 
     def _tools(self, told: Any) -> Any:
@@ -120,6 +125,8 @@ class _Cleaner:
         message = dict(message)
         if isinstance(message.get("content"), list):
             message["content"] = [self._block(block) for block in message["content"]]
+        if message.get("tools") is not None:
+            message["tools"] = self._tools(message["tools"])
         legacy = message.get("function_call")
         if isinstance(legacy, dict):
             if all(value is None for value in legacy.values()):
