@@ -14,13 +14,14 @@ from gptoss_tune.evaluate.drift import (
     reasoning_tokens,
     refusal_rate,
 )
-from gptoss_tune.evaluate.evaluator import figures
+from gptoss_tune.evaluate.evaluator import Evaluator, figures
 from gptoss_tune.evaluate.generate import Generation, answer, evaluating
 from gptoss_tune.evaluate.parse import read_answer
 from gptoss_tune.evaluate.prompts import read_questions
 from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.model.causal_lm import divergence
+from gptoss_tune.recipe import DataSection, EvaluationSection
 from gptoss_tune.shipped import shipped
 
 CPU = torch.device("cpu")
@@ -115,6 +116,30 @@ def test_references_without_an_answer_are_refused(vocabulary, write_rows):
     path = write_rows("asks.jsonl", {"prompt": "2 + 2?"})
     with pytest.raises(DataError, match=r"asks.jsonl:1: .*without an answer"):
         read_references([path], Renderer(vocabulary, RenderSettings()), limit=9, max_length=99)
+
+
+def test_every_file_of_an_evaluation_is_read_as_the_recipe_has_rows_read(vocabulary, write_rows):
+    def evaluator(*messages, **settings):
+        path = write_rows("rows.jsonl", {"messages": list(messages)})
+        section = {"prompts": [path], "drift": {"references": path, "probes": path}}
+        data = DataSection.model_validate({"train": path, **settings})
+        return Evaluator(EvaluationSection.model_validate(section), data, vocabulary, seed=0)
+
+    asked = evaluator(
+        {"role": "Klant", "content": "2 + 2?"},
+        {"role": "Bot", "content": "<think>Add.</think>4"},
+        roles={"Klant": "user", "Bot": "assistant"},
+        thinking_tags="split",
+    )
+    usual = evaluator(
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "thinking": "Add.", "content": "4"},
+    )
+    for name in ("questions", "probes"):
+        (got,), (expected,) = getattr(asked, name), getattr(usual, name)
+        assert got.prompt_ids == expected.prompt_ids
+    (got,), (expected,) = asked.references, usual.references
+    assert got.input_ids.tolist() == expected.input_ids.tolist()
 
 
 REFUSALS = (

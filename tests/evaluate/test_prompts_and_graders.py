@@ -1,5 +1,6 @@
 """Prompt files, the mistakes in them, and the graders."""
 
+import json
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate import graders
 from gptoss_tune.evaluate.graders import Exact, Grading, Pattern, normalized
 from gptoss_tune.evaluate.prompts import read_questions
+from gptoss_tune.harmony.reading import ReadSettings
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.shipped import shipped
 
@@ -19,16 +21,23 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
+DOTTED = {"function": {"name": "get.weather", "arguments": "{}"}}
+NAMES = (("get.weather", "get_weather"),)
 CALL = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
 
 
 @pytest.fixture
 def read(vocabulary, write_rows):
-    def run(*rows, efforts=("medium",), limit=100, max_new_tokens=64):
+    def run(*rows, efforts=("medium",), limit=100, max_new_tokens=64, **settings):
         renderer = Renderer(vocabulary, RenderSettings())
         path = write_rows("prompts.jsonl", *rows)
         return read_questions(
-            [path], renderer, limit=limit, efforts=efforts, max_new_tokens=max_new_tokens
+            [path],
+            renderer,
+            limit=limit,
+            efforts=efforts,
+            max_new_tokens=max_new_tokens,
+            **settings,
         )
 
     return run
@@ -79,6 +88,38 @@ def test_instructions_tools_and_results_reach_the_prompt(read, vocabulary):
     assert text(vocabulary, waiting).endswith("snow<|end|><|start|>assistant")
     assert "snow" not in text(vocabulary, finished)  # the tool's result belongs to the answer
     assert "Be brief." in text(vocabulary, short)
+
+
+def test_prompts_are_read_as_the_recipe_has_rows_read(read, vocabulary):
+    reading = ReadSettings(
+        thinking_tags="split", roles=(("Bot", "assistant"), ("Klant", "user")), tool_names=NAMES
+    )
+    tool = {"name": "get.weather", "parameters": TOOL["function"]["parameters"]}
+    called = {"from": "Bot", "value": "<think>Look.</think>", "tool_calls": [DOTTED]}
+    talk = [{"from": "Klant", "value": "Oslo?"}, called, {"from": "tool", "value": "snow"}]
+    answer = {"from": "Bot", "value": "<think>It</think>Snow."}
+    asked, waiting, finished, listed = read(
+        {"messages": talk[:1], "tools": [tool]},
+        {"messages": json.dumps(talk), "tools": [tool]},
+        {"messages": [*talk, answer], "tools": [tool]},
+        {"conversations": json.dumps([*talk, answer]), "tools": [tool]},
+        reading=reading,
+    )
+    assert asked.recipients == {"functions.get_weather"}
+    assert asked.prompt_ids == finished.prompt_ids == listed.prompt_ids
+    assert text(vocabulary, waiting).endswith("snow<|end|><|start|>assistant")
+    assert "<|channel|>analysis<|message|>Look.<|end|>" in text(vocabulary, waiting)
+
+
+def test_messages_in_a_text_of_json_are_asked_as_their_list_is(read):
+    asked = [{"role": "user", "content": "2 + 2?"}]
+    answered = [*asked, {"role": "assistant", "content": "4"}]
+    in_sharegpt = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
+    questions = read(
+        *({"messages": shape} for shape in (asked, answered, in_sharegpt)),
+        *({"messages": json.dumps(shape)} for shape in (asked, answered, in_sharegpt)),
+    )
+    assert len({question.prompt_ids for question in questions}) == 1
 
 
 def test_efforts_multiply_rows_that_name_none(read, vocabulary):

@@ -1,5 +1,8 @@
 """Parameters in the spellings people have: translated where they mean one thing, else refused."""
 
+import copy
+import json
+
 import pytest
 
 from gptoss_tune.errors import DataError
@@ -24,6 +27,28 @@ SPELLINGS = {
     "flat map that says required": (
         {"city": {"type": "str", "required": True}, "day": {"type": "str", "required": False}},
         {"type": "object", "properties": {"city": STRING, "day": STRING}, "required": ["city"]},
+    ),
+    "flat map beside required": ({"city": STRING, "required": ["city"]}, REQUIRED),
+    "flat map of types beside required": ({"city": "str", "required": '["city"]'}, REQUIRED),
+    "flat map that takes no others": (
+        {"city": STRING, "required": [], "additionalProperties": False},
+        {**CITY, "required": [], "additionalProperties": False},
+    ),
+    "flat map with a description": (
+        {"description": "Where.", "city": STRING, "required": ["city"]},
+        {**REQUIRED, "description": "Where."},
+    ),
+    "a description that takes no others": (
+        {"description": "Where.", "additionalProperties": False},
+        {"description": "Where.", "additionalProperties": False},
+    ),
+    "a parameter named required": (
+        {"city": "str", "required": "bool"},
+        {
+            "type": "object",
+            "properties": {"city": STRING, "required": {"type": "boolean"}},
+            "required": ["city", "required"],
+        },
     ),
     "a parameter named type": (
         {"type": {"type": "str", "default": "a"}},
@@ -63,6 +88,10 @@ TYPES = {
     "Union[str, int]": {"type": ["string", "integer"]},
     "str | None": STRING,
     "Literal['a', 'b']": {**STRING, "enum": ["a", "b"]},
+    "Literal['a, b', \"it's\"]": {**STRING, "enum": ["a, b", "it's"]},
+    "Literal[1, 2]": {"type": "integer", "enum": [1, 2]},
+    "Literal[True]": {"type": "boolean", "enum": [True]},
+    "Optional[Literal['a', None]]": {**STRING, "enum": ["a"]},
     "any": {},
 }
 
@@ -74,8 +103,26 @@ def test_a_type_as_programs_write_it_becomes_json_schema_s(said):
     assert schema["properties"]["a"] == {**TYPES[said], "default": 1}
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {**CITY, "properties": {"city": {**STRING, "required": True}}, "required": []},
+        {"city": {**STRING, "required": True}, "day": STRING, "required": ["day"]},
+    ],
+)
+def test_the_row_of_the_user_is_not_changed(parameters):
+    before = copy.deepcopy(parameters)
+    schema = read_parameters(parameters, "row:1", "parameters")
+    assert schema is not None and "city" in schema["required"]
+    assert parameters == before
+
+
 REFUSED = {
     "a type that is none": ({"a": {"type": "Frobnicator"}}, "a.type is 'Frobnicator'"),
+    "literals of two types": ({"a": {"type": "Literal[1, 'b']"}}, "type is \"Literal[1, 'b']\""),
+    "literals that are none": ({"a": {"type": "Literal[red]"}}, "a.type is 'Literal[red]'"),
+    "literals that are lists": ({"a": {"type": "Literal[[1]]"}}, "a.type is 'Literal[[1]]'"),
+    "no literals": ({"a": {"type": "Literal[]"}}, "a.type is 'Literal[]'"),
     "arguments that are no object": ({"type": "string"}, "the arguments of a call are an object"),
     "properties without names": ({"type": "object", "properties": [STRING]}, "without a name"),
     "properties as a number": ({"type": "object", "properties": 3}, "properties is a number"),
@@ -182,3 +229,11 @@ def test_what_the_library_renders_is_not_told():
     assert not read_row(
         row_of({"name": "f", "parameters": schema}, {"a": "x"}), "row:1"
     ).notes.remarks
+
+
+def test_a_sound_schema_in_a_text_of_json_is_not_told_as_translated():
+    for spelled, told in ((REQUIRED, False), ({"city": {"type": "str"}}, True)):
+        for parameters in (spelled, json.dumps(spelled)):
+            row = row_of({"name": "f", "parameters": parameters}, {"city": "Oslo"})
+            remarks = read_row(row, "row:1").notes.remarks
+            assert any("were no JSON schema" in remark for remark in remarks) is told

@@ -21,20 +21,33 @@ from gptoss_tune.evaluate.parse import Answer
 from gptoss_tune.evaluate.prompts import Question, read_rows
 from gptoss_tune.harmony.conversation import CHANNEL_NAMES
 from gptoss_tune.harmony.formats.registry import read_row
+from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 from gptoss_tune.harmony.render import CHANNEL_NUMBERS, Example, Renderer, truncate
 
 
 def read_references(
-    files: Sequence[str], renderer: Renderer, *, limit: int, max_length: int
+    files: Sequence[str],
+    renderer: Renderer,
+    *,
+    limit: int,
+    max_length: int,
+    reading: ReadSettings = AS_IT_STANDS,
 ) -> list[Example]:
     """Return the samples of the first ``limit`` conversations of ``files``.
+
+    Args:
+        files: Paths as the recipe spells them.
+        renderer: Renders conversations as training does.
+        limit: Rows to read from the start.
+        max_length: Tokens of a sample; longer ones are cut.
+        reading: How the recipe has rows read.
 
     Raises:
         DataError: Lists every row that cannot be used, by file and line.
     """
 
     def read(row: dict[str, Any], source: str) -> list[Example]:
-        examples = renderer.render(read_row(row, source))
+        examples = renderer.render(read_row(row, source, reading))
         short = [truncate(example, max_length) for example in examples]
         return [example for example in short if example is not None]
 

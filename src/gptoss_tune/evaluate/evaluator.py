@@ -54,7 +54,7 @@ class Evaluator:
 
         Args:
             section: What is asked, and how.
-            data: How conversations become tokens, as in training.
+            data: How rows are read and become tokens, as in training.
             vocabulary: Of the model.
             seed: Of answers that are drawn.
 
@@ -62,7 +62,8 @@ class Evaluator:
             DataError: A file or row cannot be used; all such rows of a file set are listed.
         """
         drift, usual = section.drift, data.reasoning_effort
-        renderer = Renderer(vocabulary, sample_settings(data).render)
+        settings = sample_settings(data)
+        renderer = Renderer(vocabulary, settings.render)
         self._section, self._encoding = section, vocabulary.encoding
         self._generation = Generation(
             section.max_new_tokens, section.temperature, section.batch_size, seed
@@ -73,7 +74,12 @@ class Evaluator:
                 return []
             longest = section.max_new_tokens
             return read_questions(
-                files, renderer, limit=limit, efforts=efforts, max_new_tokens=longest
+                files,
+                renderer,
+                limit=limit,
+                efforts=efforts,
+                max_new_tokens=longest,
+                reading=settings.reading,
             )
 
         asked = section.reasoning_effort or [usual]
@@ -87,6 +93,7 @@ class Evaluator:
                 renderer,
                 limit=drift.max_references,
                 max_length=data.max_length,
+                reading=settings.reading,
             )
         )
         self._base_answers: list[Answer] | None = None

@@ -19,10 +19,12 @@ from typing import Any, Final, TypeVar
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.graders import Grader, read_grader
 from gptoss_tune.harmony.conversation import Conversation, Message
-from gptoss_tune.harmony.fields import Effort, shown
+from gptoss_tune.harmony.fields import Effort, shown, take_listed
 from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.formats.registry import read_as
+from gptoss_tune.harmony.formats.sharegpt import is_of_assistant
+from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.sources.files import read_file
 from gptoss_tune.harmony.sources.folders import find_files
@@ -64,6 +66,7 @@ def read_questions(
     limit: int,
     efforts: Sequence[Effort],
     max_new_tokens: int,
+    reading: ReadSettings = AS_IT_STANDS,
 ) -> list[Question]:
     """Return the questions in ``files``: each row once at each effort, or at its own.
 
@@ -73,13 +76,14 @@ def read_questions(
         limit: Rows to read from the start.
         efforts: Of rows that name none.
         max_new_tokens: Room that an answer needs.
+        reading: How the recipe has rows read.
 
     Raises:
         DataError: Lists every row that cannot be asked, by file and line.
     """
 
     def read(row: dict[str, Any], source: str) -> list[Question]:
-        conversation = read_unanswered(row, source)
+        conversation = read_unanswered(row, source, reading)
         grader = read_grader(row, source)
         own = conversation.effort
         asked: Sequence[Effort] = efforts if own is None else [own]
@@ -119,7 +123,9 @@ def read_rows(
     return found
 
 
-def read_unanswered(row: dict[str, Any], source: str) -> Conversation:
+def read_unanswered(
+    row: dict[str, Any], source: str, reading: ReadSettings = AS_IT_STANDS
+) -> Conversation:
     """Return the conversation of a row up to where the assistant is to answer.
 
     Raises:
@@ -133,23 +139,25 @@ def read_unanswered(row: dict[str, Any], source: str) -> Conversation:
             "and an answer to grade by under answer"
         )
     name = format_of(row, source, templates=False)
-    messages = row.get("messages")
-    if name == "prompt" or (isinstance(messages, list) and not _is_answered(messages)):
-        return read_prompt(row, source)
-    conversation = read_as(name, row, source)
+    messages = take_listed(row.get("messages"), source, "messages")
+    if name == "prompt" or (isinstance(messages, list) and not _is_answered(messages, reading)):
+        return read_prompt(row, source, reading=reading)
+    conversation = read_as(name, row, source, reading)
     conversation.messages = _without_answer(conversation.messages)
     if not conversation.messages:
         raise DataError(f"{source}: the row asks nothing; a prompt needs a message of the user")
     return conversation
 
 
-def _is_answered(messages: list[Any]) -> bool:
+def _is_answered(messages: list[Any], reading: ReadSettings) -> bool:
+    """Whether the assistant has the last word, by whatever name the recipe has it."""
     last = messages[-1] if messages else None
     if not isinstance(last, dict):
         return False
     author = last.get("author")
     holder = author if isinstance(author, dict) else last
-    return holder.get("role") == "assistant"
+    said = holder.get("from") if holder.get("role") is None else holder["role"]
+    return is_of_assistant(reading.role(said))
 
 
 def _without_answer(messages: list[Message]) -> list[Message]:

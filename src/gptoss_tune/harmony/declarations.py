@@ -9,6 +9,7 @@ of it, such as ``anyOf``: a server renders it alike, so that is told and not rep
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -38,6 +39,7 @@ _WORDS: Final = frozenset(
 )
 """Keywords that say something of the value: a mapping with one of them is a schema."""
 _ANNOTATIONS: Final = ("description", "title", "$schema", "$id", "$comment")
+_LITERALS: Final = {str: "string", int: "integer", bool: "boolean"}
 _GENERIC: Final = re.compile(r"(\w+)\s*\[(.*)\]", re.DOTALL)
 _OPTIONAL: Final = re.compile(r"\s*(?:,\s*|\()(?:optional|default\b[^,]*)\)?\s*$", re.IGNORECASE)
 
@@ -48,25 +50,9 @@ def read_parameters(value: object, at: str, where: str) -> dict[str, Any] | None
     Raises:
         DataError: It is no JSON schema, in any spelling that is known.
     """
-    if isinstance(value, str):
-        value = parse_json(value, at, where) if value.strip() else None
-    if isinstance(value, list):
-        value = {"type": "object", "properties": value}
-    if value is None or value == {}:
+    value = shaped(value, at, where)
+    if value is None:
         return None
-    if isinstance(value, dict) and all(
-        key in _ANNOTATIONS and isinstance(said, str) and _typed(said) is None
-        for key, said in value.items()
-    ):
-        return None
-    if not isinstance(value, dict):
-        raise DataError(f"{at}: {where} is {kind(value)}; expected a JSON schema")
-    if nested(value) > MOST_NESTED:
-        raise DataError(f"{at}: {where} is nested over {MOST_NESTED} levels deep")
-    if not isinstance(value.get("type"), (str, list)) and not _is_keyed(value):
-        value = _from_flat(value)
-    elif "type" not in value and "properties" in value:
-        value = {"type": "object", **value}
     schema = _schema(value, at, where)
     said = schema.get("type")
     if isinstance(said, list) and set(said) <= {"object", "null"} and "object" in said:
@@ -77,6 +63,46 @@ def read_parameters(value: object, at: str, where: str) -> dict[str, Any] | None
             'object: write {"type": "object", "properties": {...}}'
         )
     return schema
+
+
+def shaped(value: object, at: str, where: str) -> dict[str, Any] | None:
+    """Return parameters as one object schema, its types as they are spelled; None for none.
+
+    Texts of JSON are read, and parameters in a list or a flat map stand under ``properties``.
+
+    Raises:
+        DataError: It is no object, or nested too deep.
+    """
+    if isinstance(value, str):
+        value = parse_json(value, at, where) if value.strip() else None
+    if isinstance(value, list):
+        value = {"type": "object", "properties": value}
+    if value is None or value == {}:
+        return None
+    if isinstance(value, dict) and all(_annotates(key, said) for key, said in value.items()):
+        return None
+    if not isinstance(value, dict):
+        raise DataError(f"{at}: {where} is {kind(value)}; expected a JSON schema")
+    if nested(value) > MOST_NESTED:
+        raise DataError(f"{at}: {where} is nested over {MOST_NESTED} levels deep")
+    beside = {key: said for key, said in value.items() if _stands_beside(key, said)}
+    flat = {key: said for key, said in value.items() if key not in beside}
+    if flat and not isinstance(value.get("type"), (str, list)) and not _is_keyed(flat):
+        value = {**_from_flat(flat), **beside}
+    elif "type" not in value and "properties" in value:
+        value = {"type": "object", **value}
+    return value
+
+
+def _stands_beside(key: str, said: object) -> bool:
+    """Whether a key of a flat map is a keyword and no parameter: ``required: [city]``."""
+    if key == "required":
+        return isinstance(said, list) or (isinstance(said, str) and said.strip().startswith("["))
+    return _annotates(key, said) or (key == "additionalProperties" and isinstance(said, bool))
+
+
+def _annotates(key: str, said: object) -> bool:
+    return key in _ANNOTATIONS and isinstance(said, str) and _typed(said) is None
 
 
 def _from_flat(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -183,12 +209,25 @@ def _typed(said: str) -> dict[str, Any] | None:
     if outer == "union":
         return _united([_typed(part) for part in _arguments(inner)])
     if outer == "literal":
-        return {"type": "string", "enum": [part.strip("\"' ") for part in _arguments(inner)]}
+        return _literal(inner)
     if _TYPES.get(outer) == "array":
         items = [_typed(part) for part in _arguments(inner) if part.strip() != "..."]
         alike = bool(items) and all(item == items[0] for item in items)
         return {"type": "array", **({"items": items[0]} if alike and items[0] else {})}
     return {"type": "object"} if _TYPES.get(outer) == "object" else None
+
+
+def _literal(inner: str) -> dict[str, Any] | None:
+    """Return the schema of ``Literal``'s values, all of one type; null beside them says nothing."""
+    if "\\" in inner:
+        return None
+    try:
+        values = ast.literal_eval(f"[{inner}]")
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    values = [value for value in values if value is not None]
+    types = {_LITERALS.get(type(value)) for value in values}
+    return None if len(types) != 1 or None in types else {"type": types.pop(), "enum": values}
 
 
 def _arguments(inner: str) -> list[str]:
@@ -214,8 +253,24 @@ def _united(types: list[dict[str, Any] | None]) -> dict[str, Any] | None:
 
 
 def _translate_properties(schema: dict[str, Any], at: str, where: str) -> None:
+    named = properties_by_name(schema, at, where)
+    required = required_names(schema, at, where)
+    schema["properties"] = {
+        name: _property(inner, at, f"{where}.properties.{name[:60]}")
+        for name, inner in named.items()
+    }
+    if required or "required" in schema:
+        schema["required"] = required
+
+
+def properties_by_name(schema: dict[str, Any], at: str, where: str) -> dict[str, Any]:
+    """Return the properties of a schema by name; they may stand in a list, or in a text of JSON.
+
+    Raises:
+        DataError: They are something else, or two have one name.
+    """
     here = f"{where}.properties"
-    listed = schema["properties"]
+    listed = schema.get("properties")
     if isinstance(listed, str):
         listed = parse_json(listed, at, here) if listed.strip() else {}
     if isinstance(listed, list):
@@ -228,16 +283,23 @@ def _translate_properties(schema: dict[str, Any], at: str, where: str) -> None:
                     'an object of schemas by name, {"city": {"type": "string"}}'
                 )
             named[name] = {key: value for key, value in entry.items() if key != "name"}
-        listed = named
+        return named
     if not isinstance(listed, dict):
         raise DataError(f"{at}: {here} is {kind(listed)}; expected an object of schemas by name")
-    schema["properties"] = {
-        name: _property(inner, at, f"{here}.{name[:60]}") for name, inner in listed.items()
-    }
+    return listed
+
+
+def required_names(schema: dict[str, Any], at: str, where: str) -> list[str]:
+    """Return which properties are required, by the schema's list or by their own word.
+
+    Raises:
+        DataError: The list is none of names.
+    """
     required = _required(schema.get("required"), at, where)
-    required += [n for n, inner in listed.items() if _says_required(inner) and n not in required]
-    if required or "required" in schema:
-        schema["required"] = required
+    named = properties_by_name(schema, at, where)
+    return required + [
+        n for n, inner in named.items() if _says_required(inner) and n not in required
+    ]
 
 
 def _property(inner: object, at: str, where: str) -> dict[str, Any]:
@@ -265,7 +327,7 @@ def _required(value: object, at: str, where: str) -> list[str]:
         return []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise DataError(f"{at}: {where}.required is {shown(value)}; expected a list of names")
-    return value
+    return list(value)
 
 
 def lost_parts(schema: dict[str, Any]) -> set[str]:

@@ -27,6 +27,7 @@ from gptoss_tune.harmony.fields import (
     Effort,
     kind,
     nested,
+    parse_json,
     shown,
     take_listed,
     take_name,
@@ -130,7 +131,10 @@ def _note_declaration(
             ] += 1
     if parameters is None:
         return
-    if held and parameters != function[held[0]]:
+    told = function[held[0]] if held else None
+    if isinstance(told, str):
+        told = parse_json(told, conversation.source, held[0])
+    if held and parameters != told:
         conversation.notes.remarks[
             "a declaration's parameters were no JSON schema and are translated; declare the same "
             "when you serve"

@@ -102,6 +102,25 @@ def test_chats_without_thoughts_at_medium_are_told_and_the_advice_holds(check, w
     assert check(named, "--strict").exit_code == 0
 
 
+def test_rows_without_thoughts_are_divided_between_the_splits(write_jsonl, vocabulary):
+    plain = [
+        {"messages": [{**USER, "content": f"{n}?"}, {"role": "assistant", "content": str(n)}] * 2}
+        for n in range(16)
+    ]
+    thinking = [{"messages": [{**USER, "content": f"{n}!"}, ANSWER]} for n in range(4)]
+    path = write_jsonl([*plain, *thinking])
+    found = statistics(vocabulary, path, eval_fraction=0.4)
+    splits = [split.report.counts for split in found.splits.values()]
+    assert len(splits) == 2 and all(counts["without_thoughts"] for counts in splits)
+    assert sum(counts["without_thoughts"] for counts in splits) == len(plain)
+    assert all(counts["without_thoughts"] <= counts["rows"] for counts in splits)
+    told = [line for line in found.warnings() if "without thoughts" in line]
+    assert [line.split(" without")[0] for line in told] == [
+        f"{name}: {counts['without_thoughts']} rows of {counts['rows']}"
+        for name, counts in zip(found.splits, splits, strict=True)
+    ]
+
+
 def test_one_mistake_in_every_row_is_said_once_with_a_count(check, write_jsonl, vocabulary):
     path = write_jsonl(
         [{"instruction": f"Say {n}", "input": "", "output": str(n)} for n in range(10)]

@@ -3,6 +3,8 @@
 import pytest
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.conversation import Conversation, Header, Message
+from gptoss_tune.harmony.formats.finish import finish
 from gptoss_tune.harmony.formats.registry import read_row
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
@@ -178,3 +180,28 @@ def test_functions_are_called_in_commentary_alone():
         read_row(row, "row:1")
     call["channel"] = "commentary"
     read_row(row, "row:1")
+
+
+@pytest.mark.parametrize("namespace", ["python", "browser"])
+@pytest.mark.parametrize("content", ["print(1)", "{}"])
+def test_a_namespace_cannot_have_the_name_of_a_built_in_tool(namespace, content):
+    tools = {namespace: {"name": namespace, "tools": [{"name": "run", "description": "d"}]}}
+    block = {"type": "developer_content", "tools": tools}
+    call = {"role": "assistant", "channel": "commentary", "recipient": f"{namespace}.run"}
+    messages = [
+        {"role": "developer", "content": [block]},
+        {"role": "user", "content": "x"},
+        {**call, "content": content},
+    ]
+    with pytest.raises(DataError, match=f"tools.'{namespace}' has the name of a built-in tool"):
+        read_row({"messages": messages}, "row:1")
+
+
+@pytest.mark.parametrize("text", ["print(1)", "[1]", '{"a": NaN}', "[" * 100_000])
+def test_the_last_step_refuses_arguments_that_its_reader_let_through(text):
+    conversation = Conversation("row:1")
+    conversation.namespaces["n"] = {"name": "n", "tools": [{"name": "run", "description": "d"}]}
+    call = Header("assistant", recipient="n.run", channel="commentary")
+    conversation.messages = [Message(Header("user"), "x"), Message(call, text)]
+    with pytest.raises(DataError, match=r"row:1: the call of 'n\.run' is"):
+        finish(conversation, complete=True)

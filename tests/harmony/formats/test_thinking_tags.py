@@ -61,6 +61,8 @@ def test_thoughts_that_are_kept_are_told_in_every_format(name):
         ("<think>a</think><think>b</think>4", ["a", "b", "4"]),
         ("Tags such as <think> open a thought.", ["Tags such as <think> open a thought."]),
         ("<think>never ends", ["<think>never ends"]),
+        ("<think>İstanbul İ</think>Answer here", ["İstanbul İ", "Answer here"]),
+        ("<Thought>İİ</thoughT>İ</thought>", ["İİ", "İ</thought>"]),
         ("a < b and <b>bold</b>", ["a < b and <b>bold</b>"]),
     ],
 )
@@ -84,6 +86,60 @@ def test_a_thought_alone_is_no_answer():
     for row in rows("<think>Two.</think>"):
         with pytest.raises(DataError, match="the last message is in channel 'analysis'"):
             read_row(row, "row:1", SPLIT)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Write </think> to end it.", ["T", "Write </think> to end it."]),
+        ("<think> T\n</think>4", ["T", "4"]),
+        ("<think>U</think>4", ["T", "U", "4"]),
+    ],
+)
+@pytest.mark.parametrize("own", ["T", "\nT "])
+def test_a_thought_of_its_own_leaves_a_lone_closing_tag_in_the_answer(text, said, own):
+    user = {"role": "user", "content": "2+2?"}
+    answer = {"role": "assistant", "content": text}
+    own_message = {"role": "assistant", "channel": "analysis", "content": own}
+    for messages in (
+        [user, {**answer, "thinking": own}],
+        [user, {**answer, "reasoning_content": own}],
+        [user, {**answer, "content": [{"type": "thinking", "thinking": own}, as_part(text)]}],
+        [user, {**answer, "thinking": own, "channel": "final"}],
+        [user, own_message, {**answer, "channel": "final"}],
+    ):
+        read = read_row({"messages": messages}, "row:1", SPLIT)
+        assert [message.text.strip() for message in read.messages[1:]] == said
+
+
+def as_part(text):
+    return {"type": "text", "text": text}
+
+
+EMPTY = ["<think>\n</think>", "<think></think><think> </think>\n", "</think>"]
+
+
+@pytest.mark.parametrize("text", EMPTY)
+def test_an_answer_of_empty_tags_alone_is_refused_wherever_it_stands(text):
+    user = {"role": "user", "content": "And 3+3?"}
+    for row in rows(text):
+        with pytest.raises(DataError, match="the tags of a thought and nothing else"):
+            read_row(row, "row:1", SPLIT)
+        if "messages" in row:
+            last = {**row["messages"][-1], "content": "6"}
+            longer = {"messages": [*row["messages"], user, last]}
+            with pytest.raises(DataError, match="the tags of a thought and nothing else"):
+                read_row(longer, "row:1", SPLIT)
+
+
+@pytest.mark.parametrize("text", EMPTY[:2])
+def test_empty_tags_before_a_call_leave_no_empty_preamble(text):
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    for more in ({}, {"thinking": "T"}):
+        message = {"role": "assistant", "content": text, "tool_calls": [call], **more}
+        row = {"tools": [{"name": "f"}], "messages": [{"role": "user", "content": "x"}, message]}
+        texts = [message.text for message in read_row(row, "row:1", SPLIT).messages]
+        assert texts == ["x", *more.values(), "{}"]
 
 
 def test_a_text_of_nothing_but_tags_takes_no_time():

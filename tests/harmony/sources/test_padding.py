@@ -8,6 +8,7 @@ import pytest
 from gptoss_tune.harmony.dataset.load import render_source
 from gptoss_tune.harmony.dataset.render_one import render as render_row
 from gptoss_tune.harmony.dataset.statistics import data_statistics
+from gptoss_tune.harmony.declarations import SCHEMA_KEYS
 from gptoss_tune.harmony.sources.padding import without_padding
 from gptoss_tune.recipe import DataSection
 
@@ -42,6 +43,7 @@ def row_of(tool, arguments):
     }
 
 
+STRING = {"type": "string"}
 WEATHER = declared("get_weather", {"city": {"type": "string", "description": "City"}})
 SUM = declared("add", {"a": {"type": "number"}, "b": {"type": "number"}}, required=["a", "b"])
 ROWS = [row_of(WEATHER, {"city": "Oslo"}), row_of(SUM, {"a": 1, "b": 2})]
@@ -97,12 +99,71 @@ NULLABLE = {
     "its default": {"type": "string", "default": None},
     "no type": {"description": "Anything."},
     "a reference": {"$ref": "#/$defs/unit"},
+    "Optional": {"type": "Optional[str]"},
+    "a union as programs write it": {"type": "str | None"},
+    "a union in a list": {"type": ["str", "None"]},
+    "an optional literal": {"type": "Optional[str]", "enum": ["C"]},
+    "a name that is no type of JSON schema": {"type": "str, optional"},
+    "nullable in a text": {"type": "string", "nullable": "true"},
 }
 
 
 @pytest.mark.parametrize("kind", NULLABLE)
 def test_a_null_that_the_declaration_allows_stays(kind):
     row = row_of(declared("f", {"unit": NULLABLE[kind]}), {"unit": None})
+    assert without_padding(row) == (row, 0)
+
+
+def spelled(schema):
+    """The same declaration in every place and shape that its reader takes."""
+    properties = schema["properties"]
+    listed = [{"name": name, **inner} for name, inner in properties.items()]
+    for key in SCHEMA_KEYS:
+        yield key, {key: schema}
+    yield "text", {"parameters": json.dumps(schema)}
+    yield "properties in a text", {"parameters": {**schema, "properties": json.dumps(properties)}}
+    yield "properties in a list", {"parameters": {**schema, "properties": listed}}
+    yield "a list", {"parameters": listed}
+    yield "flat", {"parameters": {**properties, "required": []}}
+    yield "none beside", {"parameters": None, "input_schema": schema}
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": {**STRING}}}
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in spelled(SCHEMA)])
+@pytest.mark.parametrize("wrapped", ["function", "text", "bare", "alone"])
+def test_nulls_are_told_apart_wherever_the_schema_stands(kind, wrapped):
+    function = {"name": "f", **dict(spelled(SCHEMA))[kind]}
+    entry = {"type": "function", "function": function} if wrapped == "function" else function
+    row = row_of({"function": function}, {"a": None, "b": None, "c": None})
+    row["tools"] = {"text": [json.dumps(entry)], "alone": entry}.get(wrapped, [entry])
+    cleaned, count = without_padding(row)
+    assert cleaned["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"a": None}
+    assert count == 2
+
+
+def test_a_parameter_that_says_itself_that_it_is_required_keeps_its_null():
+    row = row_of(declared("f", [{"name": "a", **STRING, "required": True}]), {"a": None})
+    assert without_padding(row) == (row, 0)
+
+
+NOT_UNDERSTOOD = {
+    "no JSON": {"parameters": "{a: string}"},
+    "two schemas": {"parameters": SCHEMA, "input_schema": SCHEMA},
+    "a number": {"parameters": 3},
+    "properties that are a number": {"parameters": {"properties": 3}},
+    "properties without names": {"parameters": {"properties": [STRING]}},
+    "a reference": {"parameters": {"$ref": "#/$defs/x"}},
+    "a choice": {"parameters": {"anyOf": [SCHEMA]}},
+    "more than its own": {"parameters": {**SCHEMA, "allOf": [SCHEMA]}},
+    "any others": {"parameters": {**SCHEMA, "additionalProperties": {}}},
+}
+
+
+@pytest.mark.parametrize("kind", NOT_UNDERSTOOD)
+def test_nulls_of_a_call_whose_declaration_is_not_understood_stay(kind):
+    row = row_of({"function": {"name": "f", **NOT_UNDERSTOOD[kind]}}, {"c": None})
     assert without_padding(row) == (row, 0)
 
 
@@ -127,6 +188,11 @@ def test_a_null_that_an_author_wrote_stays(kind):
 
 
 GO = {
+    "beside a choice of what is required": (
+        declared("f", {"a": STRING}, anyOf=[{"required": ["a"]}]),
+        {"a": "x", "b": None},
+        {"a": "x"},
+    ),
     "a parameter that is not declared": (SUM, {"a": 1, "b": 2, "city": None}, {"a": 1, "b": 2}),
     "one that cannot be null": (WEATHER, {"city": None}, {}),
     "a tool without parameters": (
@@ -163,6 +229,20 @@ def test_a_null_that_is_padding_goes(kind):
     cleaned, count = without_padding(row)
     assert cleaned["messages"][1]["tool_calls"][0]["function"]["arguments"] == expected
     assert count >= 1
+
+
+@pytest.mark.parametrize(
+    "column", ["messages", "conversations", "prompt", "completion", "chosen", "rejected"]
+)
+def test_calls_are_cleaned_in_every_column_of_messages(column):
+    call = called("get_weather", {"city": "Oslo", "a": None})
+    expected = called("get_weather", {"city": "Oslo"})
+    declares = {"role": "system", "content": "", "tools": [WEATHER]}
+    for given, wanted in (([call], [expected]), (call, expected)):
+        cleaned, count = without_padding({"tools": [WEATHER], column: given})
+        assert cleaned[column] == wanted and count == 1
+    cleaned, count = without_padding({column: [declares, call]})
+    assert cleaned[column] == [declares, expected] and count == 1
 
 
 def test_calls_of_the_built_in_tools_lose_every_null():

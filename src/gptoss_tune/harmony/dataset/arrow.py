@@ -39,6 +39,7 @@ _ABOUT: Final = {
     "prompt_keys": np.uint64,
     "repeated_tokens": np.int32,
     "special_text": np.int32,
+    "without_thoughts": np.int8,
 }
 
 
@@ -97,6 +98,7 @@ class SampleFile:
         self.prompt_keys: NDArray[np.uint64] = known["prompt_keys"]
         self.repeated_tokens: NDArray[np.int32] = known["repeated_tokens"]
         self.special_text: NDArray[np.int32] = known["special_text"]
+        self.without_thoughts: NDArray[np.int8] = known["without_thoughts"]
 
     @cached_property
     def sources(self) -> list[str]:

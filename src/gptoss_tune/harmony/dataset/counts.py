@@ -30,6 +30,7 @@ class RowCounts:
             ``truncated``, ``nothing_to_train``, ``shared_turns`` (turns in the row of a later one),
             ``repeated_tokens`` (context rendered again for a later turn of the same row),
             ``special_text`` (special tokens spelled out in text, encoded as text),
+            ``without_thoughts`` (rows that do not think and name no effort, where it is not low),
             ``padding`` (null keys of tools and calls that a table put there, left out).
         formats: Rows by format.
         efforts: Samples by reasoning effort.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from gptoss_tune.recipe import DataSection, DataSource
 
-RENDERING: Final = 3
+RENDERING: Final = 4
 """Number of the rendering; raised when a row would give other tokens, or lie otherwise on disk."""
 LONGEST_SAMPLE: Final = 131_072
 """Most that data.max_length can be: what gpt-oss reads."""

@@ -73,6 +73,7 @@ class Columns:
     prompt_keys: NDArray[np.uint64]
     repeated_tokens: NDArray[np.int32]
     special_text: NDArray[np.int32]
+    without_thoughts: NDArray[np.int8]
     sources: list[str]
     report: RowCounts
 
@@ -107,13 +108,14 @@ class RowRenderer:
             report.note(conversation)
             effort = conversation.effort or self.settings.render.reasoning_effort
             report.efforts[effort] += len(kept)
-            if effort != "low" and conversation.effort is None and not conversation.thinks:
-                report.counts["without_thoughts"] += 1
+            named = conversation.effort is not None
+            thoughtless = int(effort != "low" and not named and not conversation.thinks)
+            report.counts["without_thoughts"] += thoughtless
             row = (EFFORTS.index(effort), *conversation.keys())
             for example, repeated in kept:
                 examples.append(example)
-                about.append((*row, repeated, special))
-                special = 0  # counted once a row, with its first sample
+                about.append((*row, repeated, special, thoughtless))
+                special = thoughtless = 0  # counted once a row, with its first sample
         return _columns(examples, about, report)
 
     def _samples(self, conversation: Conversation, report: RowCounts) -> list[tuple[Example, int]]:
@@ -294,7 +296,8 @@ def _columns(examples: list[Example], about: list[tuple[int, ...]], report: RowC
     input_ids = joined("input_ids", np.int32)
     loss_weights = joined("loss_weights", np.float32)
     channels = joined("channels", np.int8)
-    efforts, rows, prompts, repeated, special = zip(*about, strict=True) if about else [()] * 5
+    each = zip(*about, strict=True) if about else [()] * 6
+    efforts, rows, prompts, repeated, special, thoughtless = each
     trained = np.bincount(channels[loss_weights > 0], minlength=len(CHANNEL_NAMES))
     report.counts["samples"] += len(examples)
     report.counts["tokens"] += len(input_ids)
@@ -311,6 +314,7 @@ def _columns(examples: list[Example], about: list[tuple[int, ...]], report: RowC
         prompt_keys=np.array(prompts, dtype=np.uint64),
         repeated_tokens=np.array(repeated, dtype=np.int32),
         special_text=np.array(special, dtype=np.int32),
+        without_thoughts=np.array(thoughtless, dtype=np.int8),
         sources=[example.source for example in examples],
         report=report,
     )

@@ -272,6 +272,7 @@ def _report_of(one: RenderedSource, held_out: NDArray[np.uint64] | None, split: 
         trained_tokens=int(trained.sum()),
         repeated_tokens=int(samples.repeated_tokens[mask].sum()),
         special_text=int(samples.special_text[mask].sum()),
+        without_thoughts=int(samples.without_thoughts[mask].sum()),
     )
     efforts = np.bincount(samples.efforts[mask], minlength=len(EFFORTS))
     part.efforts.update(dict(zip(EFFORTS, map(int, efforts), strict=True)))

@@ -288,6 +288,11 @@ def _take_developer_content(conversation: Conversation, block: dict[str, Any], w
     for namespace, content in tools.items():
         here = f"{where}.tools.{shown(namespace)}"
         take_name(namespace, at, here)
+        if namespace in BUILTIN_TOOLS:
+            raise DataError(
+                f"{at}: {here} has the name of a built-in tool, whose calls are no JSON; announce "
+                "the built-in tool in builtin_tools, or give the namespace another name"
+            )
         listed = content.get("tools") if isinstance(content, dict) else None
         if not isinstance(content, dict) or not isinstance(listed, list):
             raise DataError(f"{at}: {here} has no list of tools; expected {{'tools': [...]}}")

@@ -75,9 +75,8 @@ def _note(
 ) -> None:
     if mapping.keys() <= known:
         return
-    for key in mapping.keys() - known:
-        value = mapping[key]
-        if value is None or (isinstance(value, str | list | dict) and not value):
+    for key, value in mapping.items():  # in their order: that of a set is another in each process
+        if key in known or value is None or (isinstance(value, str | list | dict) and not value):
             continue
         if key not in conversation.reading.ignored_keys:
             conversation.notes.warnings[_unread(key, what, known)] += 1
@@ -134,10 +133,11 @@ def split_thinking_parts(
 ) -> tuple[str, dict[str, Any]]:
     """Return the thinking of a message of the assistant, and the message without it.
 
-    It stands in a key of its own, or in parts of the content.
+    It stands in a key of its own, or in parts of the content before those of text.
 
     Raises:
-        DataError: Two places say different things, or one holds no text.
+        DataError: Two places say different things, one holds no text, or a part of thinking stands
+            after one of text: it would be moved before it.
     """
     texts = {
         key: take_text(message[key], at, f"{where}.{key}")
@@ -148,6 +148,14 @@ def split_thinking_parts(
     if isinstance(content, list) and any(map(_is_thinking_part, content)):
         parts = [part for part in content if _is_thinking_part(part)]
         rest = [part for part in content if not _is_thinking_part(part)]
+        spoken = next((n for n, part in enumerate(content) if _says_something(part)), len(content))
+        after = range(spoken, len(content))
+        late = next((n for n in after if _is_thinking_part(content[n])), None)
+        if late is not None:
+            raise DataError(
+                f"{at}: {where}.content[{late}] is thinking after text; gpt-oss thinks before it "
+                "speaks: put that part first, or leave it out"
+            )
         texts["content"] = "\n\n".join(
             _part_text(part, at, f"{where}.content[{content.index(part)}]") for part in parts
         )
@@ -163,6 +171,14 @@ _THINKING_PARTS: Final = ("thinking", "reasoning", "reasoning_text", "thought")
 
 def _is_thinking_part(part: object) -> bool:
     return isinstance(part, dict) and part.get("type") in _THINKING_PARTS
+
+
+def _says_something(part: object) -> bool:
+    """Whether a part of the content is none of thinking and not blank."""
+    if _is_thinking_part(part):
+        return False
+    text = part.get("text") if isinstance(part, dict) else part
+    return not isinstance(text, str) or bool(text.strip())
 
 
 def _part_text(part: dict[str, Any], at: str, where: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Conversation
-from gptoss_tune.harmony.fields import kind, shown
+from gptoss_tune.harmony.fields import kind, shown, take_listed
 from gptoss_tune.harmony.formats.harmony import is_native, read_native
 from gptoss_tune.harmony.formats.keys import THINKING, WEIGHTS
 from gptoss_tune.harmony.formats.openai_chat import read_chat
@@ -23,9 +23,9 @@ def read_prompt(
     Raises:
         DataError: The row has no usable prompt.
     """
-    if row.get("prompt") is None and row.get("messages") is None:
+    messages = take_listed(row.get("messages"), source, "messages")
+    if row.get("prompt") is None and messages is None:
         raise DataError(f"{source}: the row has no 'prompt'; add text or a list of messages")
-    messages = row.get("messages")
     if messages is None:
         messages = _as_messages(row["prompt"], "user", "prompt", source)
     reader = read_native if is_native(messages) else read_chat
@@ -55,9 +55,16 @@ def join_answer(
     """Join prompt and answer into one row; only the answer's messages are trained.
 
     Raises:
-        DataError: One of the two is not text and no list of messages.
+        DataError: One of the two is not text and no list of messages, or the question stands
+            under another name.
     """
     prompt = row.get("prompt")
+    asked = next((name for name in ("messages", "conversations") if row.get(name)), None)
+    if prompt is None and asked is not None:
+        raise DataError(
+            f"{source}: the row has {asked} beside {key} and no prompt, so the question would be "
+            f"lost; rename {asked} to prompt"
+        )
     before = [] if prompt is None else _as_messages(prompt, "user", "prompt", source)
     after = _as_messages(answer, "assistant", key, source)
     beside = _beside(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 from gptoss_tune.harmony.conversation import Conversation, take_settings
@@ -14,16 +13,13 @@ _AS_TEXT: Final = ("response_format", "builtin_tools", "channel_weights")
 """Columns that a table may hold as JSON text, besides tools and messages."""
 
 
-def read_settings(
-    row: dict[str, Any], column: str, conversation: Conversation, known: Iterable[str] = ()
-) -> None:
+def read_settings(row: dict[str, Any], column: str, conversation: Conversation) -> None:
     """Read tools, answer format, settings and the ``system`` column of a row.
 
     Args:
         row: The parsed row.
         column: Where its messages stand.
         conversation: Gets them, and a note for each key that is not read.
-        known: Further keys that the reader takes.
 
     Raises:
         DataError: One of them cannot be used.
@@ -35,4 +31,4 @@ def read_settings(
     conversation.response_formats = response_formats(row.get("response_format"), at)
     if row.get("system") is not None:
         conversation.add_instructions(take_text(row["system"], at, "system"))
-    note_row_keys(row, (column, *known), conversation)
+    note_row_keys(row, (column,), conversation)

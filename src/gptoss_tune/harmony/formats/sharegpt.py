@@ -33,6 +33,11 @@ ROLES: Final = {
 }
 
 
+def is_of_assistant(role: object) -> bool:
+    """Whether a message of this role is the assistant's, in any spelling."""
+    return isinstance(role, str) and ROLES.get(role) in ("assistant", "function_call")
+
+
 def list_of_messages(row: dict[str, Any], at: str) -> tuple[str, list[Any]]:
     """Return the column that holds a row's messages and the list; a table holds it as JSON text.
 

@@ -2,15 +2,21 @@
 
 Sets made for other models write ``<think>...</think>answer``, their templates cut it out again.
 gpt-oss writes thoughts in the analysis channel; as text of the final channel they would be shown to
-whoever asks. Only tags at the start of a text are split: further in, an answer may speak of them.
+whoever asks. Only tags at the start of a text are split: further in, an answer may speak of them. A
+closing tag without an opening one, which the template of such a model has written, ends a thought
+only where no message of thought stands right before the text: after one, the text is the answer and
+speaks of the tag. A thought in tags that repeats the message before it is left out, any other is
+one more message; blank ones are none. An answer that is nothing but blank thoughts is refused.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Final
 
+from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Conversation, Header, Message
 
 _WORDS: Final = "think|thinking|thought|thoughts|reasoning|scratchpad"
@@ -37,22 +43,40 @@ _MOST_THOUGHTS: Final = 64
 _ANALYSIS: Final = Header("assistant", channel="analysis")
 
 
-def split_tags(messages: list[Message]) -> list[Message]:
-    """Return the messages with the thoughts of answers and preambles in the analysis channel."""
+def split_tags(messages: list[Message], at: str) -> list[Message]:
+    """Return the messages with the thoughts of answers and preambles in the analysis channel.
+
+    Raises:
+        DataError: An answer holds empty thoughts and nothing else.
+    """
     split: list[Message] = []
-    for message in messages:
+    for message, following in zip_longest(messages, messages[1:]):
         if not _can_hold_thoughts(message):
             split.append(message)
             continue
-        thoughts, rest = _split(message.text)
+        before = split[-1] if split else None
+        known = (before.text.strip() or None) if before and _is_thought(before) else None
+        thoughts, rest = _split(message.text, may_be_unopened=known is None)
         split += [
-            Message(_ANALYSIS, thought, message.weight)
-            for thought in thoughts
-            if not (split and split[-1].header == _ANALYSIS and split[-1].text == thought)
+            Message(_ANALYSIS, thought, message.weight) for thought in thoughts if thought != known
         ]
-        if rest or not thoughts:
+        if rest:
             split.append(message._replace(text=rest))
+        elif not thoughts and known is None and not _opens_call(message, following):
+            raise DataError(
+                f"{at}: a message of the assistant holds the tags of a thought and nothing else; "
+                "add the reply, or remove the row"
+            )
     return split
+
+
+def _is_thought(message: Message) -> bool:
+    return message.header.channel == "analysis" and message.is_assistant and not message.is_call
+
+
+def _opens_call(message: Message, following: Message | None) -> bool:
+    """Whether a message is the preamble of the call that follows."""
+    return not message.is_final and following is not None and following.is_call
 
 
 def note_tags(conversation: Conversation) -> None:
@@ -75,11 +99,11 @@ def _can_hold_thoughts(message: Message) -> bool:
     return spoken and ("<" in message.text)
 
 
-def _split(text: str) -> tuple[list[str], str]:
+def _split(text: str, *, may_be_unopened: bool) -> tuple[list[str], str]:
     """Return the thoughts at the start of a text, those that say something, and the rest."""
     thoughts: list[str] = []
     found = False
-    for thought, rest in _leading(text):
+    for thought, rest in _leading(text, may_be_unopened=may_be_unopened):
         found = True
         text = rest
         if thought.strip():
@@ -90,7 +114,7 @@ def _split(text: str) -> tuple[list[str], str]:
     return thoughts, text.lstrip() if found else text
 
 
-def _leading(text: str) -> Iterator[tuple[str, str]]:
+def _leading(text: str, *, may_be_unopened: bool) -> Iterator[tuple[str, str]]:
     """Yield each thought at the start and what follows it."""
     for number in range(_MOST_THOUGHTS):
         matched = _OF_OTHER_MODELS.fullmatch(text) or _HARMONY.fullmatch(text)
@@ -98,13 +122,14 @@ def _leading(text: str) -> Iterator[tuple[str, str]]:
             text = matched[2]
             yield matched[1], text
         elif opened := _OPEN.match(text):
-            end = text.lower().find(f"</{opened[1].lower()}>", opened.end())
-            if end < 0:
+            # The text itself is searched: lowered, it can be longer (İ becomes two letters).
+            ending = re.compile(f"</{re.escape(opened[1])}>", re.IGNORECASE)
+            closed = ending.search(text, opened.end())
+            if closed is None:
                 return
-            thought, text = text[opened.end() : end], text[end + len(opened[1]) + 3 :]
+            thought, text = text[opened.end() : closed.start()], text[closed.end() :]
             yield thought, text
-        elif number == 0 and (closed := _unopened(text)):
-            # The template of such a model has written the opening tag.
+        elif number == 0 and may_be_unopened and (closed := _unopened(text)):
             thought, text = text[: closed.start()], text[closed.end() :]
             yield thought, text
         else:

@@ -9,7 +9,8 @@ Which null is padding is decided by the row itself:
   declarations of this row were padded.
 * In the arguments of a call, a null is padding where the tool declares no such parameter, or
   declares one that is neither required nor may be null. What may be null (its type or default says
-  so, or no type does) stays, and so does a null inside an object whose keys are not declared.
+  so, or no type that JSON schema has) stays, and so do all nulls of a call whose declaration is not
+  understood, and a null inside an object whose keys are not declared.
 * Arguments that are JSON text are what the author wrote; no table can pad them.
 
 Looking at all rows of a file first was the alternative: a stream could not be read then, and one
@@ -23,14 +24,28 @@ from typing import Any, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.files.strict_json import parse
 from gptoss_tune.harmony.conversation import BUILTIN_TOOLS
+from gptoss_tune.harmony.declarations import (
+    SCHEMA_KEYS,
+    properties_by_name,
+    required_names,
+    shaped,
+)
 from gptoss_tune.harmony.sources.rows import Raw, parse_object
 
 _MAY_BE_NULL: Final = ("default", "const")
 _DATA: Final = (*_MAY_BE_NULL, "enum", "examples", "example")
 _NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_PARAMETERS: Final = ("parameters", "input_schema", "inputSchema", "parametersJsonSchema")
+_SEVEN: Final = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
+_FURTHER: Final = (
+    *("additionalProperties", "patternProperties", "unevaluatedProperties", "dependentSchemas"),
+    *("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "then", "else"),
+)
+"""Keywords by which an object can take what its own properties do not name."""
 _BUILT_IN: Final = tuple(name for names in BUILTIN_TOOLS.values() for name in names)
-_CONVERSATIONS: Final = ("messages", "prompt", "completion", "chosen", "rejected")
+_CONVERSATIONS: Final = (
+    *("messages", "conversations", "prompt", "completion"),
+    *("chosen", "rejected"),
+)
 
 
 def clean_row(raw: Raw, at: str) -> tuple[dict[str, Any], int]:
@@ -61,8 +76,8 @@ class _Cleaner:
 
     def __init__(self) -> None:
         self.left_out = 0
-        self.parameters: dict[str, Any] = {}
-        """Schema of each tool's arguments, by its name; None for a tool without."""
+        self.parameters: dict[str, dict[str, Any] | None] = {}
+        """Schema of each tool's arguments, by its name; None where it is not understood."""
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         row = dict(row)
@@ -77,24 +92,21 @@ class _Cleaner:
         for key in _CONVERSATIONS:
             if isinstance(row.get(key), list):
                 row[key] = [self._message(message) for message in row[key]]
+            elif isinstance(row.get(key), dict):  # one message may stand without its list
+                row[key] = self._message(row[key])
         return row
 
     def _tools(self, told: Any) -> Any:
-        listed = told
-        if isinstance(told, str):
-            try:
-                listed = parse(told.encode("utf-8", "surrogatepass"))
-            except ValueError:
-                return told  # whoever reads it says what is wrong
+        listed = _value(told)
+        listed = [listed] if isinstance(listed, dict) else listed
         if not isinstance(listed, list):
-            return told
+            return told  # whoever reads it says what is wrong
         before = self.left_out
         cleaned = self._declared(listed, _declarations)
-        for entry in cleaned:
+        for entry in map(_value, cleaned):
             function = entry.get("function", entry) if isinstance(entry, dict) else None
             if isinstance(function, dict) and isinstance(function.get("name"), str):
-                found = (function[key] for key in _PARAMETERS if key in function)
-                self.parameters[function["name"]] = next(found, None)
+                self.parameters[function["name"]] = _held(function)
         return cleaned if self.left_out > before or listed is told else told
 
     def _declared(self, value: Any, clean: Any) -> Any:
@@ -113,6 +125,8 @@ class _Cleaner:
         message = dict(message)
         if isinstance(message.get("content"), list):
             message["content"] = [self._block(block) for block in message["content"]]
+        if message.get("tools") is not None:
+            message["tools"] = self._tools(message["tools"])
         legacy = message.get("function_call")
         if isinstance(legacy, dict):
             if all(value is None for value in legacy.values()):
@@ -153,16 +167,18 @@ class _Cleaner:
         if not isinstance(name, str) or name not in self.parameters:
             return function  # a call of an undeclared tool is refused by its reader
         schema = self.parameters[name]
-        schema = schema if isinstance(schema, dict) else {}
+        if schema is None:
+            return function
         return {**function, "arguments": self._arguments(function["arguments"], schema)}
 
     def _arguments(self, value: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-        declared = schema.get("properties")
-        if not isinstance(declared, dict):  # also {"city": {...}} without "properties"
-            declared = {key: inner for key, inner in schema.items() if isinstance(inner, dict)}
-        required = schema.get("required")
-        required = required if isinstance(required, list) else []
-        others = bool(schema.get("additionalProperties") or schema.get("patternProperties"))
+        if schema.get("properties") is None:
+            schema = {**schema, "properties": {}}
+        try:
+            declared, required = properties_by_name(schema, "", ""), required_names(schema, "", "")
+        except DataError:
+            return value
+        others = any(_takes_others(schema.get(key)) for key in _FURTHER)
         kept: dict[str, Any] = {}
         for key, item in value.items():
             known = key in declared
@@ -178,22 +194,53 @@ class _Cleaner:
             return value
         if isinstance(value, list):
             return [self._nested(item, schema.get("items")) for item in value]
-        if isinstance(value, dict) and isinstance(schema.get("properties"), dict):
+        if isinstance(value, dict) and schema.get("properties") is not None:
             return self._arguments(value, schema)
         return value
 
 
+def _value(told: Any) -> Any:
+    """Return what a text of JSON holds, None where it is none; anything else as it is."""
+    if not isinstance(told, str):
+        return told
+    try:
+        return parse(told.encode("utf-8", "surrogatepass"))
+    except ValueError:
+        return None
+
+
+def _held(function: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the schema of a tool's arguments, empty without any; None: it is not understood."""
+    held = [function[key] for key in SCHEMA_KEYS if function.get(key) is not None]
+    if len(held) > 1:
+        return None
+    try:
+        return (shaped(held[0], "", "") or {}) if held else {}
+    except DataError:
+        return None
+
+
+def _takes_others(said: Any) -> bool:
+    """Whether a keyword lets an object have further keys; choices of what is required do not."""
+    if isinstance(said, list):
+        return any(not isinstance(one, dict) or one.keys() - {"required"} for one in said)
+    return said is not None and said is not False
+
+
 def _admits_null(schema: Any) -> bool:
-    """Return whether a parameter may be null; one whose schema does not say may."""
-    if not isinstance(schema, dict) or schema.get("nullable") is True:
+    """Return whether a parameter may be null; one whose schema does not clearly say may."""
+    if not isinstance(schema, dict) or schema.get("nullable") not in (None, False):
         return True
     if any(key in schema and schema[key] is None for key in _MAY_BE_NULL):
         return True
+    said = schema.get("type")
+    types = said if isinstance(said, list) else [] if said is None else [said]
+    if not all(isinstance(one, str) and one in _SEVEN for one in types):
+        return True  # Optional[str], str | None, any, and whatever else programs write
     if isinstance(schema.get("enum"), list):
         return None in schema["enum"]
-    if schema.get("type") is not None:
-        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        return "null" in types or "any" in types
+    if types:
+        return "null" in types
     options = schema.get("anyOf") or schema.get("oneOf")
     return not isinstance(options, list) or any(map(_admits_null, options))
 
@@ -213,7 +260,7 @@ def _declaration(function: Any, found: list[str], *, padded: bool) -> Any:
     if not isinstance(function, dict):
         return function
     return {
-        key: _schema(value, found, padded=padded) if key in _PARAMETERS else value
+        key: _schema(value, found, padded=padded) if key in SCHEMA_KEYS else value
         for key, value in function.items()
     }
 
