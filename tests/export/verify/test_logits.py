@@ -1,12 +1,13 @@
 """The bounds of the logits: what is noise, what rounding takes, and what is wrong."""
 
 import json
+import math
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.export.verify.logits import allowed_divergence, compare_logits
+from gptoss_tune.export.verify.logits import allowed_divergence, check_logits, compare_logits
 from gptoss_tune.export.verify.verify import verify
 from gptoss_tune.export.verify.weights import TargetReport
 from gptoss_tune.testing.tiny import tiny_checkpoint
@@ -68,6 +69,27 @@ def test_a_divergence_below_the_noise_of_fp32_is_summed_right():
     found = compare_logits([logits], [moved])["kl"]
     assert found == pytest.approx(expected, rel=1e-3)
     assert compare_logits([logits], [logits])["kl"] == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("whose", [0, 1])
+def test_a_divergence_that_is_no_number_is_none(bad, whose):
+    logits = [torch.randn(2, 50), torch.randn(3, 50)]
+    pair = [logits, [each.clone() for each in logits]]
+    pair[whose][0][1, 7] = bad
+    figures = compare_logits(*pair)
+    assert not math.isfinite(figures["kl"]) and not math.isfinite(figures["max_abs"])
+
+
+def test_logits_that_are_no_numbers_are_red(small, tmp_path, lab):
+    # Both factors and their product are finite, and so is the merged file; attention is not.
+    targets = {"target_modules": ["q_proj", "k_proj"], "target_parameters": []}
+    adapter = an_adapter(small, tmp_path / "adapter", scale=1e11, **targets)
+    lab.merge(small, adapter, tmp_path / "out")
+    checkpoint, opened = lab.open(small, adapter)
+    merged = open_checkpoint(tmp_path / "out")
+    answer = check_logits(checkpoint, merged, opened, [], merge_aware=False, device="cpu")
+    assert answer.passed is False and answer.detail == "the logits are NaN or infinite"
 
 
 @pytest.mark.slow

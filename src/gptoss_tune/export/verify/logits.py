@@ -15,6 +15,7 @@ rank 1, which act along one direction with elements below a rounding step, are t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ def check_logits(
     )
     figures = compare_logits(trained, LayerwiseModel(merged, device=device).logits(prompts))
     change = figures["kl_base"] = compare_logits(trained, bare)["kl"]
+    if not (math.isfinite(figures["kl"]) and math.isfinite(change)):
+        return LogitsAnswer(False, "the logits are NaN or infinite", figures)
     allowed = allowed_divergence(change, targets)
     if merged.expert_format == "mxfp4" and not merge_aware:
         # Rounding may have taken a part that the survival report states and the user accepted.
@@ -133,18 +136,23 @@ def compare_logits(
     Args:
         expected: ``[tokens, V]`` of each prompt.
         found: The same of the other model.
+
+    Returns:
+        The figures by name; where a logit is NaN or infinite, the divergence and the difference are
+        as well.
     """
     tokens = sum(len(logits) for logits in expected)
     divergence = agreement = 0.0
-    largest = 0.0
+    differences = []
     for one, other in zip(expected, found, strict=True):
         log_p, log_q = one.double().log_softmax(-1), other.double().log_softmax(-1)
         divergence += (log_p.exp() * (log_p - log_q)).sum().item()
         agreement += (one.argmax(-1) == other.argmax(-1)).sum().item()
-        largest = max(largest, (one - other).abs().max().item())
+        differences.append((one - other).abs().max())
     return {
-        "kl": max(0.0, divergence / tokens),
+        # Rounding may leave it below 0; max(0.0, nan) would be 0.
+        "kl": 0.0 if divergence < 0 else divergence / tokens,
         "top1": agreement / tokens,
-        "max_abs": largest,
+        "max_abs": torch.stack(differences).max().item(),
         "tokens": tokens,
     }
