@@ -7,7 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.export.verify.logits import allowed_divergence, check_logits, compare_logits
+from gptoss_tune.export.verify.logits import (
+    allowed_divergence,
+    check_logits,
+    compare_logits,
+    lost_share,
+)
 from gptoss_tune.export.verify.verify import verify
 from gptoss_tune.export.verify.weights import TargetReport
 from gptoss_tune.testing.tiny import tiny_checkpoint
@@ -122,13 +127,23 @@ def test_an_adapter_of_experts_that_no_prompt_reaches_says_nothing(small, tmp_pa
 
 
 def test_what_rounding_takes_is_allowed_and_no_more():
-    def allowed(change, *holdable):
-        return allowed_divergence(change, [TargetReport("m", holdable=h) for h in holdable])
+    def allowed(change, *targets, merge_aware=False):
+        reports = [
+            TargetReport(name, delta_norm=norm, holdable=holdable)
+            for name, norm, holdable in targets
+        ]
+        return allowed_divergence(change, lost_share(reports, merge_aware=merge_aware))
 
-    assert allowed(1.0, 1.0, 1.0) == pytest.approx(0.05)
-    assert allowed(1.0, 1.0, 0.2) == pytest.approx(0.05 + 0.8**2)
-    assert allowed(1.0, -3.0) == pytest.approx(1.05)
-    assert allowed(1e-3, 0.99) == 2e-3 and allowed(1.0) == pytest.approx(0.05)
+    whole, experts = ("a.q_proj", 2.0, 1.0), "a.mlp.experts.down_proj"
+    assert allowed(1.0) == allowed(1.0, whole, whole) == pytest.approx(0.05)
+    assert allowed(1.0, ("a.o_proj", 2.0, 0.2)) == pytest.approx(0.05 + 0.8**2)
+    assert allowed(1.0, whole, ("a.o_proj", 2.0, 0.2)) == pytest.approx(0.05 + 0.8**2 / 2)
+    assert allowed(1.0, ("a.o_proj", 2.0, -3.0)) == pytest.approx(1.05)
+    # A target that is next to nothing allows next to nothing, however little of it is held.
+    assert allowed(1.0, whole, ("a.o_proj", 1e-4, 500.0)) == pytest.approx(0.05)
+    assert allowed(1e-3, ("a.o_proj", 2.0, 0.99)) == 2e-3
+    assert allowed(1.0, whole, (experts, 2.0, 0.0)) == pytest.approx(0.55)
+    assert allowed(1.0, whole, (experts, 2.0, 0.0), merge_aware=True) == pytest.approx(0.05)
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ about 1e-15, far below what the fp32 logits themselves are known to.
 
 How near a right file can be depends on how much of the change its format holds, which the weights'
 check measures: where bf16 holds the share h of a change, the logits lack what 1 - h of it does, and
-KL, quadratic in a small change, is about ``(1 - h)**2`` of the bare base's. The thin changes of
-rank 1, which act along one direction with elements below a rounding step, are those it matters for.
+KL, quadratic in a small change, is about ``(1 - h)**2`` of the bare base's. Each weight counts by
+the square of its change, so that a negligible one that rounding drops allows nothing to the others.
+The thin changes of rank 1, which act along one direction with elements below a rounding step, are
+those it matters for.
 """
 
 from __future__ import annotations
@@ -88,7 +90,8 @@ def check_logits(
     change = figures["kl_base"] = compare_logits(trained, bare)["kl"]
     if not (math.isfinite(figures["kl"]) and math.isfinite(change)):
         return LogitsAnswer(False, "the logits are NaN or infinite", figures)
-    allowed = allowed_divergence(change, targets)
+    lost = lost_share(targets, merge_aware=merge_aware)
+    allowed = allowed_divergence(change, lost)
     if merged.expert_format == "mxfp4" and not merge_aware:
         # Rounding may have taken a part that the survival report states and the user accepted.
         allowed = change if adapters else _FLOOR
@@ -108,15 +111,30 @@ def check_logits(
     return LogitsAnswer(passed, detail, figures)
 
 
-def allowed_divergence(change: float, targets: Sequence[TargetReport]) -> float:
+def lost_share(targets: Sequence[TargetReport], *, merge_aware: bool) -> float:
+    """Return which share of the squared change correct rounding loses, 0 to 1.
+
+    Args:
+        targets: Size of each change, and how much of it correct rounding holds.
+        merge_aware: The rounded experts were trained: nothing of them is lost.
+    """
+    whole = sum(target.delta_norm**2 for target in targets)
+    lost = sum(
+        (target.delta_norm * min(abs(1 - target.holdable), 1.0)) ** 2
+        for target in targets
+        if not (merge_aware and ".experts." in target.module)
+    )
+    return lost / whole if whole else 0.0
+
+
+def allowed_divergence(change: float, lost: float) -> float:
     """Return the largest KL of a right file that rounds its weights, in nats a token.
 
     Args:
         change: KL of the bare base to base + adapter.
-        targets: How much of each change correct rounding holds.
+        lost: ``lost_share`` of the change.
     """
-    lost = max((abs(1 - target.holdable) for target in targets), default=0.0)
-    return max((_SHARE + min(lost, 1.0) ** 2) * change, _FLOOR)
+    return max((_SHARE + lost) * change, _FLOOR)
 
 
 def prompt_ids(folder: Path) -> list[list[int]]:
