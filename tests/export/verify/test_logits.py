@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from gptoss_tune.export.verify.logits import (
     allowed_divergence,
+    allowed_in_mxfp4,
     check_logits,
     compare_logits,
     lost_share,
@@ -144,6 +145,24 @@ def test_what_rounding_takes_is_allowed_and_no_more():
     assert allowed(1e-3, ("a.o_proj", 2.0, 0.99)) == 2e-3
     assert allowed(1.0, whole, (experts, 2.0, 0.0)) == pytest.approx(0.55)
     assert allowed(1.0, whole, (experts, 2.0, 0.0), merge_aware=True) == pytest.approx(0.05)
+
+
+def test_a_file_in_mxfp4_is_nearer_than_the_base_where_that_can_be_told():
+    # 3.11e-10 of 3.10e-10, as rank 1 with factors of 1e-3 gives, is noise either way.
+    assert allowed_in_mxfp4(3.1e-10, 0.99, 2e-3) == 2e-3
+    assert 0.4999 < allowed_in_mxfp4(0.5, 0.99, 2e-3) < 0.5
+    assert allowed_in_mxfp4(0.5, 0.99, 0.6) == 0.6
+    # Nothing of the change can be held: the right file is the base.
+    assert allowed_in_mxfp4(0.5, 1.0, 2e-3) == 0.5
+
+
+@pytest.mark.slow
+def test_a_right_export_in_mxfp4_of_a_small_adapter_is_green(small, tmp_path, lab):
+    adapter = an_adapter(small, tmp_path / "adapter", scale=1e-3)
+    lab.merge(small, adapter, tmp_path / "out", expert_format="mxfp4", accept_loss=True)
+    checkpoint, opened = lab.open(small, adapter)
+    result = verify(tmp_path / "out", checkpoint, opened)
+    assert result.passed, result.checks
 
 
 @pytest.mark.slow

@@ -93,12 +93,12 @@ def check_logits(
     lost = lost_share(targets, merge_aware=merge_aware)
     allowed = allowed_divergence(change, lost)
     if merged.expert_format == "mxfp4" and not merge_aware:
-        # Rounding may have taken a part that the survival report states and the user accepted.
-        allowed = change if adapters else _FLOOR
+        noise = _FLOOR
         if base.expert_format != "mxfp4":
             packed = LayerwiseModel(base, device=device, packed=True).logits(prompts)
             figures["kl_packed"] = compare_logits(bare, packed)["kl"]
-            allowed = max(allowed, _PACKED * figures["kl_packed"], _FLOOR)
+            noise = max(_PACKED * figures["kl_packed"], _FLOOR)
+        allowed = allowed_in_mxfp4(change, lost, noise)
     compared = f"base + adapter (the bare base: {change:.2e})" if adapters else "the base"
     detail = (
         f"KL {figures['kl']:.2e} to {compared}, top-1 equal on {figures['top1']:.1%} of "
@@ -135,6 +135,22 @@ def allowed_divergence(change: float, lost: float) -> float:
         lost: ``lost_share`` of the change.
     """
     return max((_SHARE + lost) * change, _FLOOR)
+
+
+def allowed_in_mxfp4(change: float, lost: float, noise: float) -> float:
+    """Return the largest KL of a right file whose experts were rounded to MXFP4, in nats a token.
+
+    Rounding may have taken a part that the survival report states and the user accepted. What it
+    left brings the file nearer than the bare base is, as far as the change stands out of the noise.
+
+    Args:
+        change: As in ``allowed_divergence``.
+        lost: As in ``allowed_divergence``.
+        noise: What rounding costs without any change.
+    """
+    if change > noise and lost < 1:
+        return math.nextafter(change, 0.0)
+    return max(change, noise)
 
 
 def prompt_ids(folder: Path) -> list[list[int]]:
