@@ -103,7 +103,9 @@ def push(
     logits: Annotated[bool, typer.Option(help="Compare logits of a merged folder first.")] = True,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Delete what others put there and would change what loads."),
+        typer.Option(
+            "--replace", help="Replace what others put there, where it matters to what is pushed."
+        ),
     ] = False,
     replace_card: Annotated[
         bool,
