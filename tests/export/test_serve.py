@@ -279,6 +279,16 @@ def test_adapters_go_to_vllm_alone(merged, tmp_path):
         write_bundle(adapter, "sglang", tmp_path / "other")
 
 
+def test_no_bundle_is_left_of_an_adapter_that_vllm_refuses(base, tmp_path, lab):
+    half = lab.adapter(base, tmp_path / "half", target_parameters=[lab.experts[0]])
+    out = tmp_path / "bundle"
+    arguments = ["serve-config", str(half), "--target", "vllm", "--out", str(out)]
+    refused = CliRunner().invoke(app, [*arguments, "--base", str(base)])
+    assert isinstance(refused.exception, CheckpointError), refused.exception
+    assert "vLLM needs both" in str(refused.exception)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("name", ["a", "has space", "1st", "x" * 40, "quote'", "-lead"])
 def test_names_that_a_target_would_refuse(name):
     with pytest.raises(CheckpointError, match="letters, digits and dashes"):

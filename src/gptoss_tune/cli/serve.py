@@ -70,7 +70,12 @@ def _adapter_bundle(
     revision: str | None,
 ) -> tuple[Served, list[str]]:
     """Write a bundle for base + adapter, with the adapter in the server's form inside it."""
-    from gptoss_tune.export.adapter_formats import VLLM_RANKS, largest_rank, write_adapter
+    from gptoss_tune.export.adapter_formats import (
+        VLLM_RANKS,
+        largest_rank,
+        refuse_unreadable,
+        write_adapter,
+    )
     from gptoss_tune.export.serve import write_bundle
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name, open_adapter
@@ -83,6 +88,8 @@ def _adapter_bundle(
     served = replace(
         options, path=base, gpus=gpus, adapter=(out / "adapter", rank), config=checkpoint.config
     )
+    if target is ServeTarget.vllm:  # another one serves no adapter, which write_bundle says
+        refuse_unreadable(adapter, "vllm")
     files = write_bundle(served, target.value, out)
     write_adapter(adapter, out / "adapter", "vllm")
     return served, [*files, "adapter/"]
