@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.arguments import BasePath, Revision
+from gptoss_tune.cli.arguments import BasePath, Revision, refuse_revision_of_nothing
 
 if TYPE_CHECKING:
     from gptoss_tune.export.serve import Served
@@ -48,7 +48,12 @@ def serve_config(
     from gptoss_tune.export.serve import Served, notes, write_bundle
     from gptoss_tune.weights import open_checkpoint
 
+    refuse_revision_of_nothing(base, revision)
     if (Path(source) / "config.json").is_file():
+        if base is not None:
+            raise typer.BadParameter(
+                f"{source} is a whole model, which needs no base; leave it out", param_hint="--base"
+            )
         checkpoint = open_checkpoint(source)  # a damaged folder is refused here, not by the server
         served = Served(name, source, context, gpus, host=host, config=checkpoint.config)
         files = write_bundle(served, target.value, out)
@@ -126,6 +131,7 @@ def push(
     from gptoss_tune.export.hub.repository import listed
     from gptoss_tune.workflows import finished_run
 
+    refuse_revision_of_nothing(base, revision)
     done = finished_run.push(
         source,
         repo,
