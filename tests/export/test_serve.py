@@ -279,6 +279,41 @@ def test_adapters_go_to_vllm_alone(merged, tmp_path):
         write_bundle(adapter, "sglang", tmp_path / "other")
 
 
+def test_no_bundle_is_left_of_an_adapter_that_vllm_refuses(base, tmp_path, lab):
+    half = lab.adapter(base, tmp_path / "half", target_parameters=[lab.experts[0]])
+    out = tmp_path / "bundle"
+    arguments = ["serve-config", str(half), "--target", "vllm", "--out", str(out)]
+    refused = CliRunner().invoke(app, [*arguments, "--base", str(base)])
+    assert isinstance(refused.exception, CheckpointError), refused.exception
+    assert "vLLM needs both" in str(refused.exception)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "command, hint",
+    [
+        ("serve-config ADAPTER --target vllm --out OUT --revision main", "--revision"),
+        ("serve-config MERGED --target vllm --out OUT --revision main", "--revision"),
+        ("serve-config MERGED --target vllm --out OUT --base BASE", "--base"),
+        ("chat ADAPTER --prompt Hi --revision main", "--revision"),
+        ("chat MERGED --prompt Hi --base BASE", "--base"),
+        ("merge ADAPTER --out OUT --revision main", "--revision"),
+        ("adapter ADAPTER --out OUT --revision main", "--revision"),
+        ("push ADAPTER --repo me/x --revision main", "--revision"),
+        ("verify MERGED --revision main", "--revision"),
+        ("verify MERGED --adapter ADAPTER --revision main", "--revision"),
+        ("verify MERGED --served-name x", "--served-name"),
+        ("verify MERGED --api-key-env PATH", "--api-key-env"),
+    ],
+)
+def test_options_without_effect_are_refused(base, adapter, merged, tmp_path, command, hint):
+    places = {"ADAPTER": adapter, "MERGED": merged, "BASE": base, "OUT": tmp_path / "out"}
+    arguments = [str(places.get(word, word)) for word in command.split()]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2 and f"Invalid value for {hint}" in refused.output, refused.output
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["a", "has space", "1st", "x" * 40, "quote'", "-lead"])
 def test_names_that_a_target_would_refuse(name):
     with pytest.raises(CheckpointError, match="letters, digits and dashes"):

@@ -27,6 +27,21 @@ OtherBase = Annotated[
     bool, typer.Option("--other-base", help="Accept a base with other weights than trained on.")
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Revision of a base on the Hub.")]
+
+
+def refuse_revision_of_nothing(base: str | None, revision: str | None) -> None:
+    """Refuse ``--revision`` without ``--base``: the adapter's own base has the one it names.
+
+    Raises:
+        typer.BadParameter: With what to add.
+    """
+    if base is None and revision is not None:
+        raise typer.BadParameter(
+            f"'{revision}' of what? it needs --base NAME, whose revision it is",
+            param_hint="--revision",
+        )
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 

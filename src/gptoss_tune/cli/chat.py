@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.arguments import BasePath, Revision
+from gptoss_tune.cli.arguments import BasePath, Revision, refuse_revision_of_nothing
 from gptoss_tune.display import one_line, visible
 
 if TYPE_CHECKING:
@@ -99,12 +99,23 @@ def chat(
 
 
 def _open(model: str, base: str | None, revision: str | None) -> tuple[Checkpoint, Adapter | None]:
-    """Open a merged model, or an adapter and its base; each from a folder or from the Hub."""
+    """Open a merged model, or an adapter and its base; each from a folder or from the Hub.
+
+    Of a merged model on the Hub ``revision`` is its own.
+
+    Raises:
+        typer.BadParameter: ``base`` or ``revision`` would have no effect.
+    """
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name, is_adapter, open_adapter
 
     if not is_adapter(model):
+        if base is not None:
+            raise typer.BadParameter(
+                f"{model} is a whole model, which needs no base; leave it out", param_hint="--base"
+            )
         return open_checkpoint(model, revision), None
+    refuse_revision_of_nothing(base, revision)
     if base is None:
         base, revision = base_name([model])
     checkpoint = open_checkpoint(base, revision)

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.arguments import AsJson, BasePath, Device, ExpertFormat, OtherBase, Revision
+from gptoss_tune.cli.arguments import (
+    AsJson,
+    BasePath,
+    Device,
+    ExpertFormat,
+    OtherBase,
+    Revision,
+    refuse_revision_of_nothing,
+)
 from gptoss_tune.display import visible
 
 if TYPE_CHECKING:
@@ -80,6 +88,7 @@ def merge(
     from gptoss_tune.workflows import finished_run
     from gptoss_tune.workflows.calibrate import merge_calibrated
 
+    refuse_revision_of_nothing(base, revision)
     refuse_existing(out)
     largest = _bytes(max_shard_size)
     named = [_path_and_weight(text) for text in adapters or ()]
@@ -216,6 +225,12 @@ def verify(
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.workflows import finished_run
 
+    refuse_revision_of_nothing(base, revision)
+    for option, value in (("--served-name", served_name), ("--api-key-env", api_key_env)):
+        if served is None and value is not None:
+            raise typer.BadParameter(
+                f"'{value}' of which server? it needs --served URL", param_hint=option
+            )
     checkpoint, weighted = None, []
     named = [_path_and_weight(text) for text in adapter or ()]
     if named or base is not None:
@@ -286,6 +301,7 @@ def adapter(
     from gptoss_tune.weights.adapter import base_name, open_adapter
     from gptoss_tune.weights.adapter_config import SWAPPING_PEFT
 
+    refuse_revision_of_nothing(base, revision)
     if base is None:
         base, revision = base_name([source])
     checkpoint = open_checkpoint(base, revision, translate=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.arguments import BasePath, Revision
+from gptoss_tune.cli.arguments import BasePath, Revision, refuse_revision_of_nothing
 
 if TYPE_CHECKING:
     from gptoss_tune.export.serve import Served
@@ -48,7 +48,12 @@ def serve_config(
     from gptoss_tune.export.serve import Served, notes, write_bundle
     from gptoss_tune.weights import open_checkpoint
 
+    refuse_revision_of_nothing(base, revision)
     if (Path(source) / "config.json").is_file():
+        if base is not None:
+            raise typer.BadParameter(
+                f"{source} is a whole model, which needs no base; leave it out", param_hint="--base"
+            )
         checkpoint = open_checkpoint(source)  # a damaged folder is refused here, not by the server
         served = Served(name, source, context, gpus, host=host, config=checkpoint.config)
         files = write_bundle(served, target.value, out)
@@ -70,7 +75,12 @@ def _adapter_bundle(
     revision: str | None,
 ) -> tuple[Served, list[str]]:
     """Write a bundle for base + adapter, with the adapter in the server's form inside it."""
-    from gptoss_tune.export.adapter_formats import VLLM_RANKS, largest_rank, write_adapter
+    from gptoss_tune.export.adapter_formats import (
+        VLLM_RANKS,
+        largest_rank,
+        refuse_unreadable,
+        write_adapter,
+    )
     from gptoss_tune.export.serve import write_bundle
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import base_name, open_adapter
@@ -83,6 +93,8 @@ def _adapter_bundle(
     served = replace(
         options, path=base, gpus=gpus, adapter=(out / "adapter", rank), config=checkpoint.config
     )
+    if target is ServeTarget.vllm:  # another one serves no adapter, which write_bundle says
+        refuse_unreadable(adapter, "vllm")
     files = write_bundle(served, target.value, out)
     write_adapter(adapter, out / "adapter", "vllm")
     return served, [*files, "adapter/"]
@@ -103,7 +115,9 @@ def push(
     logits: Annotated[bool, typer.Option(help="Compare logits of a merged folder first.")] = True,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Delete what others put there and would change what loads."),
+        typer.Option(
+            "--replace", help="Replace what others put there, where it matters to what is pushed."
+        ),
     ] = False,
     replace_card: Annotated[
         bool,
@@ -117,6 +131,7 @@ def push(
     from gptoss_tune.export.hub.repository import listed
     from gptoss_tune.workflows import finished_run
 
+    refuse_revision_of_nothing(base, revision)
     done = finished_run.push(
         source,
         repo,

@@ -1,8 +1,10 @@
-"""Hashes of a finished folder: written once into ``manifest.json``, compared whenever it is read.
+"""Hashes of a finished folder: written once into ``manifest.json``, compared when it is used.
 
 The manifest of an adapter or a merged model has the form of a checkpoint's
 (``run.checkpoints``): ``{"files": {name: {"sha256", "bytes"}}, ..., "sha256": of the rest}``. A bit
-that flips on a disk or on the way leaves a file that opens, has every tensor and no NaN.
+that flips on a disk or on the way leaves a file that opens, has every tensor and no NaN. Whatever
+opens an adapter compares its hashes; those of a merged model, many times as large, are compared by
+its verification alone (``verify``, and before it is pushed).
 
 Only the files that a manifest names are compared: a README beside them is nobody's harm.
 """

@@ -216,7 +216,8 @@ def push(
         revision: As in ``merge``.
         base_name: The base's name on the Hub, when it was trained from a folder.
         logits: Compare logits of a merged folder first.
-        replace: Delete what others put into the repository and would change what loads.
+        replace: Delete what others put into the repository and would change what loads, and
+            overwrite what they put under a name that is pushed.
         replace_card: Replace a card that was written by hand instead of adding to it.
 
     Raises:

@@ -96,6 +96,56 @@ def test_weights_of_a_repository_that_no_push_wrote_are_not_overwritten(hub):
     assert hub.repos[REPO]["files"] == theirs
 
 
+CARD = files_of()["README.md"].decode()
+SECTION = CARD[CARD.index("<!-- gptoss-tune: begin") :]
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "# Theirs\n\nMade with\n\n- gptoss-tune\n- patience\n",
+        "---\ntags:\n- lora\n---\nMade with\n\n- gptoss-tune\n",
+        "---\ntags:\n- gptoss-tune\n---\n# Made by hand\n",
+        f"---\ntags:\n- lora\n---\nA push writes\n\n{SECTION}\n",
+        f"What a card looks like:\n\n{CARD}",
+    ],
+    ids=["a bullet", "a bullet below metadata", "only the tag", "only the comment", "a whole card"],
+)
+def test_a_card_that_only_speaks_of_a_push_is_none(hub, card):
+    theirs = {"README.md": card.encode(), "model.safetensors": b"theirs", "tokenizer.json": b"{}"}
+    hub.repos[REPO] = {"private": True, "files": dict(theirs), "commits": ["first"]}
+    with pytest.raises(
+        RepositoryError, match=r"holds model\.safetensors, tokenizer\.json, which no"
+    ):
+        push(files_of("adapter_config.json"), REPO, message="m")
+    assert hub.repos[REPO]["files"] == theirs
+
+
+def test_names_like_ours_that_people_added_are_kept(hub):
+    written = ["config.json", "LICENSE", "chat_template.jinja", "tokenizer_config.json"]
+    push(files_of(*written), REPO, message="one")
+    names = ["LICENSE-of-data.txt", "USAGE_POLICY.pdf", "prompts.jinja", "tokenizer_notes.md"]
+    theirs = dict.fromkeys(names, b"theirs")
+    hub.repos[REPO]["files"].update(theirs)
+    done = push(files_of("adapter_config.json"), REPO, message="two")
+    assert done.kept == tuple(names) and set(done.deleted) == set(written)
+    assert theirs.items() <= hub.repos[REPO]["files"].items()
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "loss.svg", "LICENSE", "NOTICE", "run_card.json"])
+def test_what_others_put_under_our_names_is_not_overwritten(hub, name):
+    theirs = {"README.md": b"# Theirs", ".gitattributes": b"", name: b"theirs"}
+    hub.repos[REPO] = {"private": True, "files": dict(theirs), "commits": ["first"]}
+    with pytest.raises(RepositoryError, match=f"holds {name}, which no .* --replace"):
+        push(files_of(name), REPO, message="m")
+    assert hub.repos[REPO]["files"] == theirs
+    push(files_of(name), REPO, message="m", replace=True)
+    files = hub.repos[REPO]["files"]
+    assert files[name] == content(name) and files["README.md"].startswith(b"---")
+    push(files_of(name), REPO, message="again")
+    assert b"# Theirs" in hub.repos[REPO]["files"]["README.md"]
+
+
 def test_a_commit_in_between_is_looked_at_again(hub, some_files):
     push(some_files, REPO, message="one")
     waited = []

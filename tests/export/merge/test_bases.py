@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.merge.lineage import lineage_report, merged_before, refuse_unsound_sum
 from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.export.verify.verify import verify
@@ -213,6 +215,56 @@ def test_an_adapter_twice_or_merged_already_is_refused(base, adapter, merged, tm
     with pytest.raises(CheckpointError, match="already holds"):
         lab.merge(tmp_path / "both", adapter, tmp_path / "out")
     lab.merge(tmp_path / "both", {adapter: -1.0}, tmp_path / "out")
+
+
+def stub_of(digest, weight):
+    opened = SimpleNamespace(path="runs/a", weights_digest=digest, digest=f"whole of {digest}")
+    return WeightedAdapter(opened, weight)
+
+
+def merged_into(base, digest, weight):
+    """The report that a merge into ``base`` leaves, as the next base has it."""
+    refuse_unsound_sum(base, [stub_of(digest, weight)])
+    report = {
+        "base": lineage_report(base),
+        "adapters": [{"sha256": f"whole of {digest}", "weights": digest, "weight": weight}],
+    }
+    (base.path / "merge_report.json").write_text(json.dumps(report))
+
+
+def test_what_a_base_holds_is_a_sum_with_signs(tmp_path):
+    base = SimpleNamespace(path=tmp_path)
+    merged_into(base, "a", 1.0)
+    merged_into(base, "b", 0.5)
+    merged_into(base, "a", -0.1)
+    merged_into(base, "a", -0.2)
+    with pytest.raises(CheckpointError, match="already holds"):
+        merged_into(base, "a", 1.0)
+    with pytest.raises(CheckpointError, match=r"with the weight 0\.7.* take out more"):
+        merged_into(base, "a", -0.8)
+    merged_into(base, "a", -0.7)
+    assert merged_before(base) == {"a": pytest.approx(0), "b": 0.5}
+    with pytest.raises(CheckpointError, match="take out more than is there"):
+        merged_into(base, "a", -1.0)
+    merged_into(base, "a", 1.0)
+    with pytest.raises(CheckpointError, match="already holds"):
+        merged_into(base, "a", 1.0)
+
+
+def test_reports_without_sums_are_read(tmp_path):
+    base = SimpleNamespace(path=tmp_path)
+    report = {"base": {"merged": ["a"]}, "adapters": [{"sha256": "whole of b", "weight": 2.0}]}
+    (tmp_path / "merge_report.json").write_text(json.dumps(report))
+    assert merged_before(base) == {"a": None, "whole of b": 2.0}
+    for digest in ("a", "b"):
+        with pytest.raises(CheckpointError, match="already holds"):
+            refuse_unsound_sum(base, [stub_of(digest, 1.0)])
+    refuse_unsound_sum(base, [stub_of("a", -3.0), stub_of("b", -2.0)])
+    with pytest.raises(CheckpointError, match="take out more"):
+        refuse_unsound_sum(base, [stub_of("b", -3.0)])
+    odd = {"base": {"merged": [1, None, {}], "merged_weights": []}, "adapters": [3, {"weights": 4}]}
+    (tmp_path / "merge_report.json").write_text(json.dumps(odd))
+    assert merged_before(base) == {}
 
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e400", "0"])

@@ -1,12 +1,19 @@
 """The bounds of the logits: what is noise, what rounding takes, and what is wrong."""
 
 import json
+import math
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.export.verify.logits import allowed_divergence, compare_logits
+from gptoss_tune.export.verify.logits import (
+    allowed_divergence,
+    allowed_in_mxfp4,
+    check_logits,
+    compare_logits,
+    lost_share,
+)
 from gptoss_tune.export.verify.verify import verify
 from gptoss_tune.export.verify.weights import TargetReport
 from gptoss_tune.testing.tiny import tiny_checkpoint
@@ -70,6 +77,27 @@ def test_a_divergence_below_the_noise_of_fp32_is_summed_right():
     assert compare_logits([logits], [logits])["kl"] == 0
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("whose", [0, 1])
+def test_a_divergence_that_is_no_number_is_none(bad, whose):
+    logits = [torch.randn(2, 50), torch.randn(3, 50)]
+    pair = [logits, [each.clone() for each in logits]]
+    pair[whose][0][1, 7] = bad
+    figures = compare_logits(*pair)
+    assert not math.isfinite(figures["kl"]) and not math.isfinite(figures["max_abs"])
+
+
+def test_logits_that_are_no_numbers_are_red(small, tmp_path, lab):
+    # Both factors and their product are finite, and so is the merged file; attention is not.
+    targets = {"target_modules": ["q_proj", "k_proj"], "target_parameters": []}
+    adapter = an_adapter(small, tmp_path / "adapter", scale=1e11, **targets)
+    lab.merge(small, adapter, tmp_path / "out")
+    checkpoint, opened = lab.open(small, adapter)
+    merged = open_checkpoint(tmp_path / "out")
+    answer = check_logits(checkpoint, merged, opened, [], merge_aware=False, device="cpu")
+    assert answer.passed is False and answer.detail == "the logits are NaN or infinite"
+
+
 @pytest.mark.slow
 def test_an_adapter_of_experts_that_no_prompt_reaches_says_nothing(small, tmp_path, lab):
     adapter = an_adapter(small, tmp_path / "adapter", scale=0.05, target_modules=[])
@@ -100,13 +128,41 @@ def test_an_adapter_of_experts_that_no_prompt_reaches_says_nothing(small, tmp_pa
 
 
 def test_what_rounding_takes_is_allowed_and_no_more():
-    def allowed(change, *holdable):
-        return allowed_divergence(change, [TargetReport("m", holdable=h) for h in holdable])
+    def allowed(change, *targets, merge_aware=False):
+        reports = [
+            TargetReport(name, delta_norm=norm, holdable=holdable)
+            for name, norm, holdable in targets
+        ]
+        return allowed_divergence(change, lost_share(reports, merge_aware=merge_aware))
 
-    assert allowed(1.0, 1.0, 1.0) == pytest.approx(0.05)
-    assert allowed(1.0, 1.0, 0.2) == pytest.approx(0.05 + 0.8**2)
-    assert allowed(1.0, -3.0) == pytest.approx(1.05)
-    assert allowed(1e-3, 0.99) == 2e-3 and allowed(1.0) == pytest.approx(0.05)
+    whole, experts = ("a.q_proj", 2.0, 1.0), "a.mlp.experts.down_proj"
+    assert allowed(1.0) == allowed(1.0, whole, whole) == pytest.approx(0.05)
+    assert allowed(1.0, ("a.o_proj", 2.0, 0.2)) == pytest.approx(0.05 + 0.8**2)
+    assert allowed(1.0, whole, ("a.o_proj", 2.0, 0.2)) == pytest.approx(0.05 + 0.8**2 / 2)
+    assert allowed(1.0, ("a.o_proj", 2.0, -3.0)) == pytest.approx(1.05)
+    # A target that is next to nothing allows next to nothing, however little of it is held.
+    assert allowed(1.0, whole, ("a.o_proj", 1e-4, 500.0)) == pytest.approx(0.05)
+    assert allowed(1e-3, ("a.o_proj", 2.0, 0.99)) == 2e-3
+    assert allowed(1.0, whole, (experts, 2.0, 0.0)) == pytest.approx(0.55)
+    assert allowed(1.0, whole, (experts, 2.0, 0.0), merge_aware=True) == pytest.approx(0.05)
+
+
+def test_a_file_in_mxfp4_is_nearer_than_the_base_where_that_can_be_told():
+    # 3.11e-10 of 3.10e-10, as rank 1 with factors of 1e-3 gives, is noise either way.
+    assert allowed_in_mxfp4(3.1e-10, 0.99, 2e-3) == 2e-3
+    assert 0.4999 < allowed_in_mxfp4(0.5, 0.99, 2e-3) < 0.5
+    assert allowed_in_mxfp4(0.5, 0.99, 0.6) == 0.6
+    # Nothing of the change can be held: the right file is the base.
+    assert allowed_in_mxfp4(0.5, 1.0, 2e-3) == 0.5
+
+
+@pytest.mark.slow
+def test_a_right_export_in_mxfp4_of_a_small_adapter_is_green(small, tmp_path, lab):
+    adapter = an_adapter(small, tmp_path / "adapter", scale=1e-3)
+    lab.merge(small, adapter, tmp_path / "out", expert_format="mxfp4", accept_loss=True)
+    checkpoint, opened = lab.open(small, adapter)
+    result = verify(tmp_path / "out", checkpoint, opened)
+    assert result.passed, result.checks
 
 
 @pytest.mark.slow

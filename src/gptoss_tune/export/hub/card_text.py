@@ -18,8 +18,11 @@ import yaml
 
 from gptoss_tune.errors import CheckpointError
 
+TAG = "gptoss-tune"
+"""The tag that every push writes into the metadata."""
 _METADATA = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _BEGIN = re.compile(r"<!-- gptoss-tune: begin (\{.*?\}) -->\n?")
+_MARK = re.compile(r"^<!-- gptoss-tune: begin ", re.MULTILINE)
 _END = "<!-- gptoss-tune: end -->"
 _TITLE = re.compile(r"\s*(?:# [^\n]*)?\s*")
 _LARGEST_METADATA = 100_000
@@ -89,6 +92,21 @@ def parse_card(text: str, where: str) -> Card:
     end = body.index(_END)
     section, after = body[begin.end() : end], body[end + len(_END) :]
     return Card(metadata, head, body[: begin.start()], section, after, earlier)
+
+
+def is_of_a_push(text: str) -> bool:
+    """Return whether a card shows that a push wrote it: our tag in its metadata, and our section.
+
+    One of the two alone may be copied, or written by hand.
+    """
+    found = _METADATA.match(text)
+    if found is None or _MARK.search(text, found.end()) is None:
+        return False
+    try:
+        tags = _metadata(found.group(1), "").get("tags")
+    except CheckpointError:
+        return True  # who reads the card says what is wrong with it
+    return isinstance(tags, list) and TAG in tags
 
 
 def updated_card(theirs: str, ours: str, where: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from gptoss_tune import __version__
 from gptoss_tune.display import one_line
 from gptoss_tune.export.hub.base_name import is_public
-from gptoss_tune.export.hub.card_text import new_card
+from gptoss_tune.export.hub.card_text import TAG, new_card
 from gptoss_tune.export.hub.licence import Licence
 from gptoss_tune.export.hub.public_recipe import data_names, datasets_on_hub, public_recipe
 from gptoss_tune.report.plot import Line, picture
@@ -93,7 +93,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
         "library_name": "transformers" if facts.merged else "peft",
         "license": facts.licence.identifier,
         "pipeline_tag": "text-generation",
-        "tags": ["gpt-oss", "gptoss-tune", "lora"],
+        "tags": ["gpt-oss", TAG, "lora"],
     }
     if facts.licence.identifier == "other":
         found["license_name"] = "see-license"

@@ -24,14 +24,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from gptoss_tune.display import CREDENTIAL, without_credentials
 from gptoss_tune.errors import CheckpointError, RepositoryError
 from gptoss_tune.export.hub.answers import patiently
-from gptoss_tune.export.hub.card_text import parse_card, updated_card
+from gptoss_tune.export.hub.card_text import is_of_a_push, parse_card, updated_card
 from gptoss_tune.export.hub.repository import (
     CARD,
     Changes,
     changes_to,
     check_name,
     check_rights,
-    is_pushed_card,
 )
 
 _TEXT_FILES = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".svg", "")
@@ -156,7 +155,8 @@ def push(
         repo: ``owner/name``; created when it does not exist.
         public: Create it public, or allow that it is.
         message: The commit's message.
-        replace: Delete what others put there and would change what loads.
+        replace: Delete what others put there and would change what loads, and overwrite what they
+            put under a name that is written.
         replace_card: Replace a card that was written by hand instead of adding to it.
         endpoint: Another hub than the usual one.
         wait: Called with seconds before a retry.
@@ -175,7 +175,7 @@ def push(
         head = repository.head() or repository.create()
         names = repository.files()
         card = repository.card(names)
-        pushed_before = is_pushed_card(card)
+        pushed_before = card is not None and is_of_a_push(card)
         changes = changes_to(names, files, repo, pushed_before=pushed_before, replace=replace)
         ours = dict(files)
         if card is not None and CARD in ours and not replace_card:

@@ -4,7 +4,7 @@ A push makes a repository exactly what was verified. transformers and vLLM choos
 the names that lie there: an ``adapter_config.json`` left beside whole weights is applied a second
 time, a ``model.safetensors`` left beside shards is loaded in their place. So what an earlier push
 left and this one does not write is deleted in the same commit; what others put there is kept where
-no loader looks at it, and refused where one does.
+no loader looks at it and this push does not write it, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from huggingface_hub.utils import validate_repo_id
 
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import HubError, RepositoryError
-from gptoss_tune.export.assets import COMPANIONS, NOTICE
+from gptoss_tune.export.assets import COMPANIONS, NOTICE, TEMPLATE
 from gptoss_tune.run.checkpoints import MANIFEST
 from gptoss_tune.run.folder import RECIPE, RUN_CARD
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME
 
 CARD, LOSS_PLOT = "README.md", "loss.svg"
-_OURS = (
+_OURS = {
     *(CARD, RUN_CARD, LOSS_PLOT, RECIPE, NOTICE, "config.json", "merge_report.json"),
-    *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, SINGLE_NAME, INDEX_NAME, "model-*-of-*.safetensors"),
-    MANIFEST,
-    *COMPANIONS,
-)
+    *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, SINGLE_NAME, INDEX_NAME, MANIFEST),
+    *("LICENSE", "USAGE_POLICY"),
+}
+_OUR_PATTERNS = ("model-*-of-*.safetensors", *COMPANIONS)
+"""Where a loader looks; other files of such names, LICENSE-of-data.txt, may be anyone's."""
 TEMPLATES = "additional_chat_templates"
 # Nothing that loads a model looks at these, whatever they hold.
 _HARMLESS_KINDS = {
     *("", ".md", ".txt", ".rst", ".pdf", ".html", ".yaml", ".yml", ".csv", ".tsv", ".jsonl"),
     *(".parquet", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4", ".ipynb", ".log"),
+    ".jinja",  # but for the one of this name:
 }
 _HARMLESS_NAMES = {
     *(RUN_CARD, "merge_report.json", "training_args.bin", "trainer_state.json"),
     *("all_results.json", "train_results.json", "eval_results.json", ".gitattributes"),
     ".gitignore",
 }
-_VOCABULARIES = {"merges.txt", "vocab.txt"}
+_READ_NAMES = {"merges.txt", "vocab.txt", "tokenizer", TEMPLATE}
 _READ_FOLDERS = {TEMPLATES, "chat_templates", "custom_generate"}
-_MARK = re.compile(r"<!-- gptoss-tune: begin |^\s*- gptoss-tune\s*$", re.MULTILINE)
 _NAMED = 5
 
 
@@ -57,7 +58,7 @@ class Changes:
     """What a push does to the files of a repository that it does not write.
 
     Attributes:
-        deleted: Files of earlier pushes, or replaced ones, that go in the same commit.
+        deleted: Files of earlier pushes, or ones to be replaced, that go in the same commit.
         kept: Files of others that stay: nothing that loads a model looks at them.
     """
 
@@ -143,46 +144,50 @@ def changes_to(
 ) -> Changes:
     """Return what becomes of the files of a repository that a push does not write.
 
+    The card is asked about by itself: what people wrote in it is kept.
+
     Args:
         existing: Its files.
         written: Those that the push writes.
         repo: Its name, for messages.
         pushed_before: Whether its card shows that it was pushed by this tool.
-        replace: Delete what others put there and a loader would look at.
+        replace: Delete what others put there and a loader would look at, and overwrite what they
+            put under a name that is written.
 
     Raises:
-        RepositoryError: Something lies there that can change what loads, and is not ours.
+        RepositoryError: Something is not ours and can change what loads, or would be overwritten.
     """
     written = set(written)
     deleted, kept, foreign = [], [], []
     for name in sorted(existing):
-        if pushed_before and _is_ours(name):
+        if pushed_before and (name in written or _is_ours(name)):
             deleted += [name] if name not in written else []
-        elif can_change_what_loads(name):
+        elif name in (CARD, ".gitattributes"):
+            continue
+        elif name in written or can_change_what_loads(name):
             foreign.append(name)
-        elif name not in written and name != ".gitattributes":
+        else:
             kept.append(name)
     if foreign and not replace:
         raise RepositoryError(
-            f"{repo}: holds {listed(foreign)}, which no push of gptoss-tune wrote and which can "
-            "change what loads; nothing was uploaded. Choose another --repo, delete them on the "
-            "Hub, or replace them with --replace"
+            f"{repo}: holds {listed(foreign)}, which no push of gptoss-tune is known to have "
+            "written, and which can change what loads or would be overwritten; nothing was "
+            "uploaded. Choose another --repo, delete them on the Hub, or replace them with "
+            "--replace"
         )
     deleted += [name for name in foreign if name not in written]
     return Changes(tuple(sorted(deleted)), tuple(kept))
 
 
 def _is_ours(name: str) -> bool:
-    """Return whether a push writes files of this name."""
+    """Return whether a file of this name in a repository of ours is one that a push wrote."""
     folder, _, last = name.rpartition("/")
     if folder:
         return folder == TEMPLATES and last.endswith(".jinja")
-    return any(fnmatchcase(name, pattern) for pattern in _OURS)
-
-
-def is_pushed_card(card: str | None) -> bool:
-    """Return whether a repository's card says that a push of this tool wrote it."""
-    return card is not None and _MARK.search(card) is not None
+    if name in _OURS:
+        return True
+    alike = any(fnmatchcase(name, pattern) for pattern in _OUR_PATTERNS)
+    return alike and can_change_what_loads(name)
 
 
 def can_change_what_loads(name: str) -> bool:
@@ -190,7 +195,7 @@ def can_change_what_loads(name: str) -> bool:
     path = PurePosixPath(name)
     if len(path.parts) > 1:
         return path.parts[0] in _READ_FOLDERS
-    if path.name in _VOCABULARIES or path.name.startswith("tokenizer"):
+    if path.name in _READ_NAMES or path.name.startswith("tokenizer."):
         return True
     return path.name not in _HARMLESS_NAMES and path.suffix.lower() not in _HARMLESS_KINDS
 

@@ -33,7 +33,7 @@ from gptoss_tune.export.assets import (
 )
 from gptoss_tune.export.device import compute_device
 from gptoss_tune.export.merge.arithmetic import added, unpacked
-from gptoss_tune.export.merge.lineage import REPORT, merged_before, refuse_unsound_sum
+from gptoss_tune.export.merge.lineage import REPORT, lineage_report, refuse_unsound_sum
 from gptoss_tune.export.merge.quantize import ScaleRule, Survival, packed, total_share
 from gptoss_tune.export.merge.steps import (
     Step,
@@ -179,7 +179,7 @@ class _Job:
             "base": {
                 "fingerprint": self.base.fingerprint(),
                 "format": self.base.expert_format,
-                "merged": merged_before(self.base),
+                **lineage_report(self.base),
             },
             "adapters": [
                 {

@@ -9,12 +9,15 @@ about 1e-15, far below what the fp32 logits themselves are known to.
 
 How near a right file can be depends on how much of the change its format holds, which the weights'
 check measures: where bf16 holds the share h of a change, the logits lack what 1 - h of it does, and
-KL, quadratic in a small change, is about ``(1 - h)**2`` of the bare base's. The thin changes of
-rank 1, which act along one direction with elements below a rounding step, are those it matters for.
+KL, quadratic in a small change, is about ``(1 - h)**2`` of the bare base's. Each weight counts by
+the square of its change, so that a negligible one that rounding drops allows nothing to the others.
+The thin changes of rank 1, which act along one direction with elements below a rounding step, are
+those it matters for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,14 +88,17 @@ def check_logits(
     )
     figures = compare_logits(trained, LayerwiseModel(merged, device=device).logits(prompts))
     change = figures["kl_base"] = compare_logits(trained, bare)["kl"]
-    allowed = allowed_divergence(change, targets)
+    if not (math.isfinite(figures["kl"]) and math.isfinite(change)):
+        return LogitsAnswer(False, "the logits are NaN or infinite", figures)
+    lost = lost_share(targets, merge_aware=merge_aware)
+    allowed = allowed_divergence(change, lost)
     if merged.expert_format == "mxfp4" and not merge_aware:
-        # Rounding may have taken a part that the survival report states and the user accepted.
-        allowed = change if adapters else _FLOOR
+        noise = _FLOOR
         if base.expert_format != "mxfp4":
             packed = LayerwiseModel(base, device=device, packed=True).logits(prompts)
             figures["kl_packed"] = compare_logits(bare, packed)["kl"]
-            allowed = max(allowed, _PACKED * figures["kl_packed"], _FLOOR)
+            noise = max(_PACKED * figures["kl_packed"], _FLOOR)
+        allowed = allowed_in_mxfp4(change, lost, noise)
     compared = f"base + adapter (the bare base: {change:.2e})" if adapters else "the base"
     detail = (
         f"KL {figures['kl']:.2e} to {compared}, top-1 equal on {figures['top1']:.1%} of "
@@ -105,15 +111,46 @@ def check_logits(
     return LogitsAnswer(passed, detail, figures)
 
 
-def allowed_divergence(change: float, targets: Sequence[TargetReport]) -> float:
+def lost_share(targets: Sequence[TargetReport], *, merge_aware: bool) -> float:
+    """Return which share of the squared change correct rounding loses, 0 to 1.
+
+    Args:
+        targets: Size of each change, and how much of it correct rounding holds.
+        merge_aware: The rounded experts were trained: nothing of them is lost.
+    """
+    whole = sum(target.delta_norm**2 for target in targets)
+    lost = sum(
+        (target.delta_norm * min(abs(1 - target.holdable), 1.0)) ** 2
+        for target in targets
+        if not (merge_aware and ".experts." in target.module)
+    )
+    return lost / whole if whole else 0.0
+
+
+def allowed_divergence(change: float, lost: float) -> float:
     """Return the largest KL of a right file that rounds its weights, in nats a token.
 
     Args:
         change: KL of the bare base to base + adapter.
-        targets: How much of each change correct rounding holds.
+        lost: ``lost_share`` of the change.
     """
-    lost = max((abs(1 - target.holdable) for target in targets), default=0.0)
-    return max((_SHARE + min(lost, 1.0) ** 2) * change, _FLOOR)
+    return max((_SHARE + lost) * change, _FLOOR)
+
+
+def allowed_in_mxfp4(change: float, lost: float, noise: float) -> float:
+    """Return the largest KL of a right file whose experts were rounded to MXFP4, in nats a token.
+
+    Rounding may have taken a part that the survival report states and the user accepted. What it
+    left brings the file nearer than the bare base is, as far as the change stands out of the noise.
+
+    Args:
+        change: As in ``allowed_divergence``.
+        lost: As in ``allowed_divergence``.
+        noise: What rounding costs without any change.
+    """
+    if change > noise and lost < 1:
+        return math.nextafter(change, 0.0)
+    return max(change, noise)
 
 
 def prompt_ids(folder: Path) -> list[list[int]]:
@@ -133,18 +170,23 @@ def compare_logits(
     Args:
         expected: ``[tokens, V]`` of each prompt.
         found: The same of the other model.
+
+    Returns:
+        The figures by name; where a logit is NaN or infinite, the divergence and the difference are
+        as well.
     """
     tokens = sum(len(logits) for logits in expected)
     divergence = agreement = 0.0
-    largest = 0.0
+    differences = []
     for one, other in zip(expected, found, strict=True):
         log_p, log_q = one.double().log_softmax(-1), other.double().log_softmax(-1)
         divergence += (log_p.exp() * (log_p - log_q)).sum().item()
         agreement += (one.argmax(-1) == other.argmax(-1)).sum().item()
-        largest = max(largest, (one - other).abs().max().item())
+        differences.append((one - other).abs().max())
     return {
-        "kl": max(0.0, divergence / tokens),
+        # Rounding may leave it below 0; max(0.0, nan) would be 0.
+        "kl": 0.0 if divergence < 0 else divergence / tokens,
         "top1": agreement / tokens,
-        "max_abs": largest,
+        "max_abs": torch.stack(differences).max().item(),
         "tokens": tokens,
     }
