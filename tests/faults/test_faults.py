@@ -28,4 +28,4 @@ def test_a_selection_of_faults_ends_exact(tmp_path):
     rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
     assert [row for row in rows if row["kind"] != "exact"] == []
     tried = Counter(row["fault"] for row in rows)
-    assert len(tried) == 6 and tried["kill -9, inside a save"] == 2, tried
+    assert len(tried) == 8 and tried["kill -9, inside a save"] == 2, tried

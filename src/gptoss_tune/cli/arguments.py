@@ -5,6 +5,8 @@ Each is an annotated type; a command gives its default.
 
 from __future__ import annotations
 
+import math
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,3 +76,45 @@ class ExpertFormat(StrEnum):
 
     mxfp4 = "mxfp4"
     bf16 = "bf16"
+
+
+def path_and_weight(text: str) -> tuple[str, float]:
+    """Return an adapter and its weight of ``PATH`` or ``PATH=WEIGHT``.
+
+    Raises:
+        typer.BadParameter: The weight is no finite number, or 0.
+    """
+    path, separator, weight = text.rpartition("=")
+    if not separator or Path(text).exists():
+        return text, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{text}': '{weight}' is no number; expected PATH=WEIGHT"
+        ) from None
+    if not math.isfinite(value) or value == 0:
+        raise typer.BadParameter(
+            f"'{text}': the weight is {value:g}; expected a number other than 0"
+        )
+    return path, value
+
+
+_UNITS = {"": 1, "B": 1, **{f"{u}B": 1000**n for n, u in enumerate("KMGT", 1)}}
+_UNITS |= {f"{unit}IB": 1024**n for n, unit in enumerate("KMGT", 1)}
+
+
+def size_in_bytes(text: str) -> int:
+    """Return a size such as ``5GB``, ``500MB``, ``2GiB`` or ``5000000000`` in bytes.
+
+    Raises:
+        typer.BadParameter: It is no size above 0.
+    """
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)", text.strip())
+    unit = match and _UNITS.get(match[2].upper())
+    if not match or unit is None or int(float(match[1]) * unit) < 1:
+        raise typer.BadParameter(
+            f"{text!r}; expected a size above 0, such as 5GB, 500MB, 2GiB or a number of bytes",
+            param_hint="--max-shard-size",
+        )
+    return int(float(match[1]) * unit)

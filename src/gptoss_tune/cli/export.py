@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import sys
 from dataclasses import replace
 from enum import StrEnum
@@ -20,7 +18,9 @@ from gptoss_tune.cli.arguments import (
     ExpertFormat,
     OtherBase,
     Revision,
+    path_and_weight,
     refuse_revision_of_nothing,
+    size_in_bytes,
 )
 from gptoss_tune.display import visible
 
@@ -90,8 +90,8 @@ def merge(
 
     refuse_revision_of_nothing(base, revision)
     refuse_existing(out)
-    largest = _bytes(max_shard_size)
-    named = [_path_and_weight(text) for text in adapters or ()]
+    largest = size_in_bytes(max_shard_size)
+    named = [path_and_weight(text) for text in adapters or ()]
     calibration = _calibration(
         calibrate, calibrate_steps, adapters or [], out, format.value, accept_loss=accept_loss
     )
@@ -232,7 +232,7 @@ def verify(
                 f"'{value}' of which server? it needs --served URL", param_hint=option
             )
     checkpoint, weighted = None, []
-    named = [_path_and_weight(text) for text in adapter or ()]
+    named = [path_and_weight(text) for text in adapter or ()]
     if named or base is not None:
         checkpoint, weighted = finished_run.open_adapters(
             named, base, revision, other_base=other_base
@@ -336,39 +336,6 @@ def print_checks(result: Verification) -> None:
         answer = Text(words[check.passed], style=colours[check.passed])
         table.add_row(check.name, answer, Text(visible(check.detail)))
     console.print(table)
-
-
-def _path_and_weight(text: str) -> tuple[str, float]:
-    path, separator, weight = text.rpartition("=")
-    if not separator or Path(text).exists():
-        return text, 1.0
-    try:
-        value = float(weight)
-    except ValueError:
-        raise typer.BadParameter(
-            f"'{text}': '{weight}' is no number; expected PATH=WEIGHT"
-        ) from None
-    if not math.isfinite(value) or value == 0:
-        raise typer.BadParameter(
-            f"'{text}': the weight is {value:g}; expected a number other than 0"
-        )
-    return path, value
-
-
-_UNITS = {"": 1, "B": 1, **{f"{u}B": 1000**n for n, u in enumerate("KMGT", 1)}}
-_UNITS |= {f"{unit}IB": 1024**n for n, unit in enumerate("KMGT", 1)}
-
-
-def _bytes(text: str) -> int:
-    """Return a size such as ``5GB``, ``500MB``, ``2GiB`` or ``5000000000`` in bytes."""
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)", text.strip())
-    unit = match and _UNITS.get(match[2].upper())
-    if not match or unit is None or int(float(match[1]) * unit) < 1:
-        raise typer.BadParameter(
-            f"{text!r}; expected a size above 0, such as 5GB, 500MB, 2GiB or a number of bytes",
-            param_hint="--max-shard-size",
-        )
-    return int(float(match[1]) * unit)
 
 
 def show_progress(done: int, total: int) -> None:

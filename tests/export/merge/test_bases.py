@@ -293,10 +293,10 @@ def test_sizes_that_are_none(base, adapter, tmp_path, size):
 
 
 def test_sizes_with_their_units():
-    from gptoss_tune.cli.export import _bytes
+    from gptoss_tune.cli.arguments import size_in_bytes
 
     sizes = {"5GB": 5 * 10**9, "5000000000": 5 * 10**9, "1.5 MiB": 3 << 19, "2gib": 2 << 30}
-    assert {text: _bytes(text) for text in sizes} == sizes
+    assert {text: size_in_bytes(text) for text in sizes} == sizes
 
 
 def test_no_shard_is_smaller_than_a_byte(base, adapter, tmp_path, lab):
