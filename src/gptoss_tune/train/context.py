@@ -34,6 +34,7 @@ class RunContext:
         watch: Knows of ranks that are lost.
         started: Monotonic seconds at which this process began.
         loss: The caller's own; ``None``: the method's.
+        steadied: Whether one thread was chosen to compute on, as nobody said another number.
     """
 
     recipe: Recipe
@@ -47,6 +48,7 @@ class RunContext:
     watch: Watchdog
     started: float
     loss: LossFunction | None = None
+    steadied: bool = False
 
     @property
     def run(self) -> Path:

@@ -6,7 +6,6 @@ of weights is read, and nothing is written into the folder before the recipe is 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -106,7 +105,11 @@ def train(
             trained is in its checkpoints.
     """
     started = time.monotonic()
-    with StopOnSignal() as stop, deterministic(recipe.train.deterministic), steady_threads():
+    with (
+        StopOnSignal() as stop,
+        deterministic(recipe.train.deterministic),
+        steady_threads() as steadied,
+    ):
         parallelism = launched_parallelism(recipe.distributed.strategy, recipe.model, recipe.train)
         refuse_unusable_gpu()  # starting CUDA takes seconds, in which a signal may come
         refuse_missing_tracker(recipe.tracking)
@@ -137,6 +140,7 @@ def train(
                 watch=watch,
                 started=started,
                 loss=loss,
+                steadied=steadied,
             )
             return _train(context, allow_change, callbacks)
 
@@ -223,7 +227,7 @@ def _footing(context: RunContext) -> str:
     line = f"on {_count(processes, 'process', 'es')}, {_count(rows, 'row')} a step"
     if context.device.type == "cpu":
         line += f", {_count(threads, 'thread')}{' each' if processes > 1 else ''}"
-        if "OMP_NUM_THREADS" not in os.environ:
+        if context.steadied:
             line += " (OMP_NUM_THREADS sets another number)"
     return line
 

@@ -23,6 +23,7 @@ from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import MachineError
 
 _DEVICE = Path("/dev/nvidiactl")
+_VARIABLE = "OMP_NUM_THREADS"
 _ABSENT = ("no nvidia driver", "no cuda gpus are available", "no hip gpus are available")
 
 
@@ -57,14 +58,20 @@ def refuse_unusable_gpu(device: Path = _DEVICE) -> None:
 
 
 @contextmanager
-def steady_threads() -> Iterator[None]:
-    """Compute on one thread, where there is no GPU and OMP_NUM_THREADS says nothing."""
-    if torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
-        yield
+def steady_threads() -> Iterator[bool]:
+    """Compute on one thread, where there is no GPU and OMP_NUM_THREADS says nothing.
+
+    Yields whether that was so. The variable is set meanwhile: accelerate would choose a number by
+    the cores of the machine as soon as several processes start on a CPU.
+    """
+    if torch.cuda.is_available() or _VARIABLE in os.environ:
+        yield False
         return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    os.environ[_VARIABLE] = "1"
     try:
-        yield
+        yield True
     finally:
+        del os.environ[_VARIABLE]
         torch.set_num_threads(before)
