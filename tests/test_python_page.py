@@ -45,6 +45,7 @@ def logged(run):
     return [row for row in map(json.loads, lines) if "loss" in row]
 
 
+@pytest.mark.slow
 def test_the_main_job_trains_merges_and_verifies(page):
     folder, names = page
     assert names["summary"].steps == 4 and math.isfinite(names["summary"].loss)
@@ -54,17 +55,20 @@ def test_the_main_job_trains_merges_and_verifies(page):
     assert [entry["command"] for entry in card["verification"]] == ["merge", "verify"]
 
 
+@pytest.mark.slow
 def test_a_row_is_rendered_with_the_weights_asked_for(page):
     _, names = page
     assert 0 < len(names["trained"]) < len(names["example"].input_ids)
 
 
+@pytest.mark.slow
 def test_an_observer_sees_batches_adds_figures_and_is_kept(page):
     folder, names = page
     rows = logged(folder / "runs/longest")
     assert rows[-1]["longest_row"] == names["longest"].tokens > 8
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_is_what_is_trained(page):
     folder, _ = page
     plain, half = logged(folder / "runs/longest"), logged(folder / "runs/half")
@@ -74,6 +78,7 @@ def test_a_loss_of_ones_own_is_what_is_trained(page):
     assert fingerprint["loss"].endswith("first_half")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_refused_as_by_the_command(page, monkeypatch):
     folder, names = page
     monkeypatch.chdir(folder)

@@ -86,6 +86,7 @@ def test_the_ranks_are_rebuilt_from_a_checkpoint_byte_for_byte(tokenizer_json):
     assert len(tokenizer_ranks()) == ORDINARY_TOKENS
 
 
+@pytest.mark.slow
 def test_without_shipped_data_the_checkpoint_s_ranks_are_cached(
     tokenizer_json, tmp_path, monkeypatch
 ):

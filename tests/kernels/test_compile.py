@@ -25,7 +25,7 @@ ATTENTION = [
     for layer in ("window", "full")
 ]
 # What `make test` leaves to `make test-all`.
-LATER = ("gfx942", "sm_80", "sm_120")
+LATER = ("gfx942", "sm_80", "sm_100", "sm_120")
 # The report has these, too; a test run can do without the slowest, least used ones.
 SKIPPED = ("fp32", "fp16", "r 128", "r 256", "no LoRA", "E 128", "few rows", "alone")
 
@@ -117,6 +117,7 @@ problems(Tiles(64, 64, 64, 4, 3, programs=9))
     assert "9 programs a processor" in crowded
 
 
+@pytest.mark.slow
 def test_the_report_sees_a_loop_that_waits_for_every_copy(tmp_path):
     """Flattened, the tile loop waits for the rank-r term at each step: the pipeline is off."""
     shutil.copytree(KERNELS / "gptoss_kernels", tmp_path / "gptoss_kernels")

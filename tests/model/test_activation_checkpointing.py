@@ -175,7 +175,13 @@ def kept_bytes(model, length):
 
 # KiB per token and layer; the shapes give 88, 42 and 5.8 thousand bytes.
 @pytest.mark.parametrize(
-    ("mode", "kib"), [("none", 86.3), ("selective", 41.3), ("full", 5.63)], ids=MODES[:3]
+    ("mode", "kib"),
+    [
+        pytest.param("none", 86.3, marks=pytest.mark.slow),
+        pytest.param("selective", 41.3, marks=pytest.mark.slow),
+        ("full", 5.63),
+    ],
+    ids=MODES[:3],
 )
 def test_bytes_kept_per_token_and_layer_at_the_released_shapes(real_layer, mode, kib):
     set_checkpointing(real_layer, mode)
@@ -229,6 +235,7 @@ LIMITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIMITS)
 def test_recipes_stay_within_what_their_first_line_says(real_layer, name):
     """Calculated from shapes and from what a layer was counted to keep; no GPU takes part."""

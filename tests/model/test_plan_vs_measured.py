@@ -85,7 +85,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+QUICK = ("none", "full", "merge-aware")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name, case in CASES.items()
+    ],
+)
 def test_saved_bytes_of_the_tiny_model(mxfp4_base, case):
     train = {"activation_checkpointing": "none", **case.get("train", {})}
     recipe = recipe_for(mxfp4_base, **{**case, "train": train})

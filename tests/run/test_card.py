@@ -205,6 +205,7 @@ def test_an_unfinished_run_cannot_be_compared(tmp_path):
         reproduce(tmp_path)
 
 
+@pytest.mark.slow
 def test_verifying_an_export_is_noted_on_the_card(finished, tmp_path):
     from gptoss_tune.cli.export import merge
 

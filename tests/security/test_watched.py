@@ -107,6 +107,7 @@ def strangers(seen, *, port=None):
     }
 
 
+@pytest.mark.slow
 def test_the_watch_sees_python_and_native_code(watched, preload):
     """The control: an address that nobody answers, asked by Python and by the C library."""
     python = "import socket; socket.socket().connect_ex(('127.9.9.9', 9))"

@@ -158,6 +158,7 @@ def test_hub_offline_and_port_in_use(base, rows, forked_python, tmp_path):
     assert code == 3 and rank["MASTER_PORT"] in said and "--main_process_port" in said, said
 
 
+@pytest.mark.slow
 def test_a_mistake_that_all_ranks_see_is_said_once(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]

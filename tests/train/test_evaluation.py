@@ -45,6 +45,7 @@ def states():
     return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
 
+@pytest.mark.slow
 def test_losses_and_adapter_are_bit_for_bit_those_without(recipe, asked, losses, tmp_path):
     plain, evaluated = tmp_path / "plain", tmp_path / "evaluated"
     common = ["train.activation_checkpointing=full", "guard.check_steps=3", "train.max_steps=4"]

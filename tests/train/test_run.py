@@ -62,6 +62,7 @@ def test_a_run_learns_and_leaves_an_adapter_that_plain_peft_reads(recipe, base, 
     }
 
 
+@pytest.mark.slow
 def test_accumulation_averages_over_all_trained_tokens_of_the_step(recipe, losses, tmp_path):
     """Micro-batches of unequal weight: one of 6 rows equals 6 of one row, and 2 of 3."""
     runs = {}
@@ -206,7 +207,10 @@ def test_every_way_to_train_continues_bit_for_bit(recipe, losses, tmp_path, sett
         assert torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.parametrize("mode", ["full", "selective", "offload"])
+@pytest.mark.parametrize(
+    "mode",
+    ["full", *(pytest.param(one, marks=pytest.mark.slow) for one in ("selective", "offload"))],
+)
 def test_checkpointing_changes_no_loss(recipe, losses, tmp_path, mode):
     for name in ("none", mode):
         train(
@@ -221,6 +225,7 @@ def test_bfloat16_runs_in_mixed_precision_with_fp32_adapters(recipe, losses, tmp
     assert {t.dtype for t in adapter_tensors(tmp_path / "run").values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_wandb_offline_records_the_run_beside_it(recipe, tmp_path):
     train(recipe("tracking.wandb=offline", "train.max_steps=1"))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))

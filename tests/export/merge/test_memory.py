@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -43,6 +44,7 @@ def write_adapter(base, out):
     save_file(factors, out / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_peak_is_a_few_chunks(tmp_path):
     base = tiny_checkpoint(tmp_path / "base", layers=1, experts=2, hidden=256, intermediate=64)
     write_adapter(base, tmp_path / "adapter")

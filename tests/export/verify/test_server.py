@@ -113,6 +113,7 @@ def test_other_log_probabilities_are_red(opened):
     assert check.passed is False and check.figures["distance"] > 0.4
 
 
+@pytest.mark.slow
 def test_a_model_like_its_base_cannot_be_told_apart(opened):
     _, bare = opened
     check = verify_served(told(bare), bare, bare)
@@ -153,6 +154,7 @@ def test_the_served_gap_is_judged_before_the_bases(gap, gap_if_base, distances, 
     assert _judged(figures).passed is passed
 
 
+@pytest.mark.slow
 def test_log_probabilities_decide_where_the_first_choices_cannot(base, lab, tmp_path):
     """A fine-tuning that changes no first choice of the prompts, and every probability."""
     adapter = lab.adapter(base, tmp_path / "small", scale=0.08)
@@ -170,6 +172,7 @@ def test_answers_that_are_not_one_token_prove_nothing(opened):
     assert check.passed is None and check.required
 
 
+@pytest.mark.slow
 def test_command(base, tuned, lab):
     bare, _ = lab.open(base)
     arguments = ["verify", str(tuned / "merged"), "--adapter", str(tuned / "adapter")]

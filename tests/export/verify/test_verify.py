@@ -80,6 +80,7 @@ def test_mxfp4_is_green_and_states_what_survived(base, adapter, packed, lab):
     assert all(0.5 < t.held < 0.99 for t in experts)
 
 
+@pytest.mark.slow
 def test_a_merge_aware_export_is_green_in_both_formats(base, adapter_copy, tmp_path, lab):
     record = {"recipe": {"lora": {"merge_aware": True}}}
     (adapter_copy / "run.json").write_text(json.dumps(record))
@@ -144,14 +145,23 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+LATER = ("gate and up apart", "two experts swapped")
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=[pytest.mark.slow] * (name in LATER)) for name in FAULTS]
+)
 def test_planted_faults_in_the_weights_are_red(base, adapter, damaged, lab, fault):
     plant, expected = FAULTS[fault]
     change_weights(damaged, plant(lab.weights(base)))
     assert expected <= red(check(lab, base, adapter, damaged, logits="logits" in expected))
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["large change", "below a rounding step"])
+@pytest.mark.parametrize(
+    "small",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["large change", "below a rounding step"],
+)
 def test_a_dropped_expert_is_red(base, adapter_copy, tmp_path, lab, small):
     if small:  # no single weight moves by more than a bf16 step, yet the change is there
         lab.edit_weights(

@@ -41,7 +41,9 @@ def three_steps(base, backend, merge_aware, device):
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("merge_aware", [False, True], ids=["split", "merge-aware"])
+@pytest.mark.parametrize(
+    "merge_aware", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["split", "merge-aware"]
+)
 def test_three_steps_give_the_same_losses(base, merge_aware, device):
     expected = three_steps(base, "torch", merge_aware, device)
     actual = three_steps(base, "triton", merge_aware, device)

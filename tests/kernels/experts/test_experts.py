@@ -41,7 +41,7 @@ SHAPES = [
     pytest.param(10, 4, 4, 32, 32, 2, "random", id="k-equals-e"),
     pytest.param(3, 8, 10, 32, 32, 2, "random", id="k-8"),
     pytest.param(5, 1, 1, 32, 32, 2, "random", id="one-expert"),
-    pytest.param(4, 2, 128, 32, 32, 2, "random", id="128-experts"),
+    pytest.param(4, 2, 128, 32, 32, 2, "random", id="128-experts", marks=pytest.mark.slow),
 ]
 
 

@@ -196,6 +196,7 @@ def test_checkpointing_changes_no_bit(backend, device):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge_aware", [False, True], ids=["split", "merge-aware"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_kept_serves_the_same_choice_alone(backend, merge_aware, device):

@@ -277,6 +277,7 @@ def test_the_interface_is_the_librarys():
         assert isinstance(product, EpiMod)
 
 
+@pytest.mark.slow
 def test_the_report_compiles_without_a_gpu_or_says_why_not():
     script = Path(__file__).resolve().parents[3] / "kernels" / "bench" / "compile_quack.py"
     done = subprocess.run(

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from gptoss_tune.train.run import train
 
 
+@pytest.mark.slow
 def test_a_packed_run_learns_what_an_unpacked_one_does(recipe, losses, tmp_path):
     """All six rows are in every step of both runs: as a batch of six, and in one packed row."""
     common = ("train.max_steps=3", "train.lr_scheduler_type=constant", "data.max_length=1024")

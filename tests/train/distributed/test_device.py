@@ -36,6 +36,7 @@ def in_a_group_of_two():
         assert torch.get_num_threads() == 1
 
 
+@pytest.mark.slow
 def test_a_group_of_ranks_computes_on_one_thread_each(on_ranks, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert on_ranks(2, in_a_group_of_two) == [0, 0]

@@ -259,6 +259,7 @@ def killed_after(monkeypatch):
     yield kill
 
 
+@pytest.mark.slow
 def test_a_learning_rate_changed_on_purpose_takes_effect_and_is_written_down(
     recipe, killed_after, tmp_path
 ):
