@@ -106,7 +106,7 @@ def check_data(
     if as_json:
         typer.echo(text)
     else:
-        _print_census(Console(highlight=False, soft_wrap=True), census)
+        _print_census(Console(highlight=False, soft_wrap=True), census, strict=strict)
     if not report["ok"]:
         raise typer.Exit(2)
 
@@ -175,7 +175,7 @@ def _style(piece: Piece, largest: float) -> str:
     return f"{bold}white on {ground}"
 
 
-def _print_census(console: Console, census: DataStatistics) -> None:
+def _print_census(console: Console, census: DataStatistics, *, strict: bool = False) -> None:
     from rich.text import Text
 
     for name, split in census.splits.items():
@@ -191,7 +191,9 @@ def _print_census(console: Console, census: DataStatistics) -> None:
             console.print(Text(heading, style=style))
             for line in lines:
                 console.print(Text(f"  {visible(line)}"))
-    if not census.problems():
+    if strict and census.warnings():
+        console.print(Text("Under --strict what is to know fails.", style="bold red"))
+    elif not census.problems():
         console.print(Text("All rows can be trained on.", style="green"))
 
 

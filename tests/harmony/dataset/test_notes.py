@@ -87,8 +87,10 @@ def test_what_a_server_does_alike_is_told_and_passes_strict(check, write_jsonl):
 def test_thoughts_in_the_text_fail_under_strict_until_they_are_split(check, write_jsonl):
     path = write_jsonl([{"prompt": "2+2?", "completion": "<think>Two.</think>4"}])
     assert "set data.thinking_tags to split" in check(path).output
-    assert check(path, "--strict").exit_code == 2
-    assert check(path, "--strict", thinking_tags="split").exit_code == 0
+    failed, passed = check(path, "--strict"), check(path, "--strict", thinking_tags="split")
+    assert (failed.exit_code, passed.exit_code) == (2, 0)
+    assert failed.output.endswith("Under --strict what is to know fails.\n")
+    assert passed.output.endswith("All rows can be trained on.\n")
 
 
 def test_chats_without_thoughts_at_medium_are_told_and_the_advice_holds(check, write_jsonl):

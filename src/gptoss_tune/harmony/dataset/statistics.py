@@ -310,8 +310,12 @@ def _measure(
 
 
 def histogram(lengths: NDArray[np.integer], bars: int = BARS) -> list[tuple[int, int, int]]:
-    """Return ``(from, to, count)`` bars of equal, round width over the lengths."""
+    """Return ``(from, to, count)`` bars of equal, round width over the lengths.
+
+    There are about ``bars``, and no more than lengths: one more where the round edges fall so.
+    """
     smallest, largest = int(lengths.min()), int(lengths.max())
+    bars = min(bars, len(lengths))
     steps = (step * 10**power for power in range(9) for step in (1, 2, 5))
     width = next(step for step in steps if (largest - smallest) // step < bars)
     start = smallest // width * width
