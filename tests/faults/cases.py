@@ -61,10 +61,10 @@ class Bench:
         """Give the same command until it ends well, and judge what it left."""
         group = self.start(run)
         if not group.wait(LIMIT_S):
-            return Outcome("hung", _last_line(group.text()))
+            return Outcome("hung", last_line(group.text()))
         finished = set(group.codes.values()) == {_FINISHED} and "is finished" in group.text()
         if any(group.codes.values()) and not finished:
-            return Outcome("human", _last_line(group.text()))
+            return Outcome("human", last_line(group.text()))
         return self.judge(run)
 
     def judge(self, run: Path) -> Outcome:
@@ -103,8 +103,8 @@ def kill_in_a_save(bench: Bench, run: Path, chance: random.Random) -> list[Outco
     """SIGKILL to all ranks while a checkpoint is being written."""
     group = bench.start(run)
     for _ in range(chance.randint(1, 3)):
-        _until(lambda: not bench.stack.saving(run), group)
-        _until(lambda: bench.stack.saving(run), group)
+        wait_until(lambda: not bench.stack.saving(run), group)
+        wait_until(lambda: bench.stack.saving(run), group)
     group.wait_or_not(chance.uniform(0, 0.03) * bench.whole_s)
     group.kill()
     return [bench.finish(run)]
@@ -113,8 +113,8 @@ def kill_in_a_save(bench: Bench, run: Path, chance: random.Random) -> list[Outco
 def crash_images(bench: Bench, run: Path, chance: random.Random, most: int = 12) -> list[Outcome]:
     """Copies of the folder at every change that is seen in a save, each one resumed."""
     group = bench.start(run)
-    _until(lambda: (run / "checkpoint-2").is_dir() and not bench.stack.saving(run), group)
-    _until(lambda: bench.stack.saving(run), group)
+    wait_until(lambda: (run / "checkpoint-2").is_dir() and not bench.stack.saving(run), group)
+    wait_until(lambda: bench.stack.saving(run), group)
     images: list[Path] = []
     seen: set[tuple] = set()
     while bench.stack.saving(run) and not group.poll():
@@ -130,7 +130,7 @@ def crash_images(bench: Bench, run: Path, chance: random.Random, most: int = 12)
     taken = sorted(chance.sample(range(len(images)), min(most, len(images))))
     outcomes = []
     for number in taken:
-        _replace(run, images[number])
+        put_back(run, images[number])
         outcomes.append(bench.finish(run))
     for image in images:
         shutil.rmtree(image)
@@ -140,15 +140,15 @@ def crash_images(bench: Bench, run: Path, chance: random.Random, most: int = 12)
 def damage(bench: Bench, run: Path, chance: random.Random, most: int = 1000) -> list[Outcome]:
     """Each file of the newest checkpoint cut, emptied, with a flipped bit, or missing."""
     group = bench.start(run)
-    _until(lambda: (run / "checkpoint-4").is_dir() and not bench.stack.saving(run), group)
+    wait_until(lambda: (run / "checkpoint-4").is_dir() and not bench.stack.saving(run), group)
     group.kill()
     half = run.rename(run.with_name(f"{run.name}-half"))
     newest = half / "checkpoint-4"
     files = sorted(p.relative_to(newest) for p in newest.rglob("*") if p.is_file())
-    pairs = [(name, act) for name in files for act in (_cut, _flip, _empty, Path.unlink)]
+    pairs = [(name, act) for name in files for act in (_cut, flip_bit, _empty, Path.unlink)]
     outcomes = []
     for name, act in chance.sample(pairs, min(most, len(pairs))):
-        _replace(run, half)
+        put_back(run, half)
         act(run / "checkpoint-4" / name)
         outcome = bench.finish(run)
         outcomes.append(Outcome(outcome.kind, f"{name} {act.__name__}: {outcome.note}"))
@@ -161,7 +161,7 @@ def signal_one(number: int, bench: Bench, run: Path, chance: random.Random) -> l
     rank = chance.randrange(bench.stack.ranks)
     group = bench.start(run)
     if number == signal.SIGSTOP and chance.random() < 0.5:
-        _until((run / "checkpoint-2").is_dir, group)
+        wait_until((run / "checkpoint-2").is_dir, group)
     else:
         group.wait_or_not(chance.uniform(0.1, 0.9) * bench.whole_s)
     group.signal(number, [rank])
@@ -171,9 +171,9 @@ def signal_one(number: int, bench: Bench, run: Path, chance: random.Random) -> l
     said = group.text()
     group.kill()
     if not ended:
-        return [Outcome("hung", f"after {limit} s, signal to rank {rank}: {_last_line(said)}")]
+        return [Outcome("hung", f"after {limit} s, signal to rank {rank}: {last_line(said)}")]
     outcome = bench.finish(run)
-    return [Outcome(outcome.kind, outcome.note or _last_line(said))]
+    return [Outcome(outcome.kind, outcome.note or last_line(said))]
 
 
 def signal_all(bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
@@ -182,7 +182,7 @@ def signal_all(bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
     group.wait_or_not(chance.uniform(0.1, 0.9) * bench.whole_s)
     group.signal(signal.SIGTERM)
     if not group.wait(TO_END_S):
-        return [Outcome("hung", _last_line(group.text()))]
+        return [Outcome("hung", last_line(group.text()))]
     return [bench.finish(run)]
 
 
@@ -198,13 +198,13 @@ def signal_launcher(bench: Bench, run: Path, chance: random.Random) -> list[Outc
         [sys.executable, *launcher, *bench.stack.command(run)], stdout=log, stderr=log
     )
     group = processes.Group([], run.with_suffix(".log"))
-    _until(lambda: (run / "checkpoint-2").is_dir() or process.poll() is not None, None)
+    wait_until(lambda: (run / "checkpoint-2").is_dir() or process.poll() is not None, None)
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(TO_END_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        return [Outcome("hung", _last_line(group.text()))]
+        return [Outcome("hung", last_line(group.text()))]
     return [bench.finish(run)]
 
 
@@ -216,7 +216,7 @@ def disk_full(bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
     try:
         newest = mounted / "run" / "checkpoint-2"
         group = bench.start(mounted / "run")
-        _until(lambda: newest.is_dir() and not bench.stack.saving(mounted / "run"), group)
+        wait_until(lambda: newest.is_dir() and not bench.stack.saving(mounted / "run"), group)
         _pause(group)
         size = sum(p.stat().st_size for p in newest.rglob("*"))
         stat = os.statvfs(mounted)
@@ -225,8 +225,8 @@ def disk_full(bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
             os.posix_fallocate(filler.fileno(), 0, stat.f_bavail * stat.f_frsize - room)
         group.signal(signal.SIGCONT)
         if not group.wait(LIMIT_S):
-            return [Outcome("hung", _last_line(group.text()))]
-        said = _last_line(group.text())
+            return [Outcome("hung", last_line(group.text()))]
+        said = last_line(group.text())
         (mounted / "filler").unlink()
         outcome = bench.finish(mounted / "run")
         return [Outcome(outcome.kind, outcome.note or said)]
@@ -245,7 +245,7 @@ def bad_base(bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
         if not group.wait(LIMIT_S):
             outcome = Outcome("hung", act.__name__)
         else:
-            code, said = group.codes[0], f"{act.__name__}: {_last_line(group.text())}"
+            code, said = group.codes[0], f"{act.__name__}: {last_line(group.text())}"
             outcome = Outcome("refused" if code else "silent", said)
         outcomes.append(outcome)
         shutil.rmtree(base)
@@ -255,7 +255,7 @@ def bad_base(bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
 Case = Callable[[Bench, Path, random.Random], list[Outcome]]
 
 
-def _until(condition: Callable[[], bool], group: processes.Group | None) -> None:
+def wait_until(condition: Callable[[], bool], group: processes.Group | None) -> None:
     """Wait for ``condition``, or for the end of the run."""
     deadline = time.monotonic() + LIMIT_S
     while not condition() and time.monotonic() < deadline:
@@ -273,7 +273,7 @@ def _pause(group: processes.Group) -> None:
                 group.codes[rank] = os.waitstatus_to_exitcode(status)
 
 
-def _replace(run: Path, image: Path) -> None:
+def put_back(run: Path, image: Path) -> None:
     """Put a copy of ``image`` in the place of ``run``: a run may know its folder's name."""
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(image, run)
@@ -287,7 +287,7 @@ def _empty(path: Path) -> None:
     os.truncate(path, 0)
 
 
-def _flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     if raw:
         raw[len(raw) * 2 // 3] ^= 4
@@ -318,7 +318,7 @@ def _save(tensors: dict, path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith(("error: ", "stopped: "))]
     return (said or lines or [""])[-1][:300]

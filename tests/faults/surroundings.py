@@ -15,7 +15,7 @@ from pathlib import Path
 
 import processes
 import stacks
-from cases import LIMIT_S, TO_END_S, Bench, Outcome, _flip, _last_line, _replace, _until
+from cases import LIMIT_S, TO_END_S, Bench, Outcome, flip_bit, last_line, put_back, wait_until
 
 AFTER = 4
 """The step of the checkpoint that a run goes on from."""
@@ -27,7 +27,7 @@ def power_loss(bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
     half = _half(bench, run)
     outcomes = []
     for zeros in (False, True):
-        _replace(run, half)
+        put_back(run, half)
         for name in ("metrics.jsonl", "layers.jsonl"):
             raw = (run / name).read_bytes()
             synced = _until_step(raw, AFTER)
@@ -55,7 +55,7 @@ def damaged_lines(bench: Bench, run: Path, chance: random.Random) -> list[Outcom
             "no text": raw[:place] + b"\xff\xfe" + raw[place:],
         }
         for what, content in damaged.items():
-            _replace(run, half)
+            put_back(run, half)
             (run / name).write_bytes(content)
             outcomes.append(_finish_with_history(bench, run, f"{name} {what}"))
     shutil.rmtree(half)
@@ -78,7 +78,7 @@ def rendered_data(bench: Bench, run: Path, chance: random.Random) -> list[Outcom
         again = functools.partial(body, run)
         group = processes.start(again, 1, run.with_suffix(".log"))
         ended = group.wait(LIMIT_S) and not any(group.codes.values())
-        said = _last_line(group.text())
+        said = last_line(group.text())
         outcome = bench.judge(run) if ended else Outcome("human", said)
         outcomes.append(Outcome(outcome.kind, f"{path.name} {act.__name__}: {outcome.note}"))
         shutil.rmtree(run, ignore_errors=True)
@@ -105,7 +105,7 @@ def damaged_adapter(bench: Bench, run: Path, chance: random.Random) -> list[Outc
     """A finished adapter has a flipped bit: merged, and started from."""
     group = bench.start(run)
     group.wait(LIMIT_S)
-    _flip(run / "adapter" / "adapter_model.safetensors")
+    flip_bit(run / "adapter" / "adapter_model.safetensors")
     following = run.with_name(f"{run.name}-following")
     bodies = (
         functools.partial(bench.stack.body, following, None, f"lora.init_from={run}"),
@@ -149,7 +149,7 @@ def disk_hangs(bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
     body = functools.partial(_with_hanging_disk, bench.stack.body, run)
     group = processes.start(body, 2, run.with_suffix(".log"))
     if not group.wait(TO_END_S + 2 * stacks.TIMEOUT_S):
-        return [Outcome("hung", _last_line(group.text()))]
+        return [Outcome("hung", last_line(group.text()))]
     if not all(group.codes.values()):
         return [Outcome("silent", "the disk did not hang")]
     return [bench.finish(run)]
@@ -158,7 +158,9 @@ def disk_hangs(bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
 def _half(bench: Bench, run: Path, **options: Path) -> Path:
     """Return the folder of a run that was killed after its checkpoint of step ``AFTER``."""
     group = bench.start(run, **options)
-    _until(lambda: (run / f"checkpoint-{AFTER}").is_dir() and not bench.stack.saving(run), group)
+    wait_until(
+        lambda: (run / f"checkpoint-{AFTER}").is_dir() and not bench.stack.saving(run), group
+    )
     group.kill()
     return run.rename(run.with_name(f"{run.name}-half"))
 
@@ -188,8 +190,8 @@ def _finish_with_history(bench: Bench, run: Path, what: str) -> Outcome:
 def _refused(group: processes.Group, otherwise: str) -> Outcome:
     """Wait for a run that has to stop with a reason."""
     if not group.wait(LIMIT_S):
-        return Outcome("hung", _last_line(group.text()))
-    said = _last_line(group.text())
+        return Outcome("hung", last_line(group.text()))
+    said = last_line(group.text())
     if all(group.codes.values()) and said.startswith("error: "):
         return Outcome("refused", said)
     return Outcome("human" if all(group.codes.values()) else "silent", f"{otherwise}: {said}")
