@@ -34,7 +34,7 @@ class TrainingSetup:
             RELEASED["openai/gpt-oss-20b"],
             ModelSection(name_or_path="openai/gpt-oss-20b"),
             LoraSection(rank=8),
-            MethodSection(name="sft"),
+            SftSection(),
             DataSection(train="a.jsonl", max_length=4096),
             TrainSection(output_dir="run", max_steps=10, per_device_train_batch_size=4),
             num_processes=2,

@@ -22,6 +22,7 @@ from gptoss_tune.recipe.rules import (
     distributed_rules,
     evaluation_rules,
     lora_rules,
+    method_rules,
     model_rules,
     tracking_rules,
     train_rules,
@@ -78,6 +79,7 @@ class Recipe(Section):
         return [
             *model_rules(self.model),
             *lora_rules(self.lora, self.model),
+            *method_rules(self.method, self.lora, self.data),
             *data_rules(self.data),
             *train_rules(self.train, self.data),
             *evaluation_rules(self.evaluation),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gptoss_tune.recipe.schema import (
         DistributedSection,
         LoraSection,
+        MethodSection,
         ModelSection,
         TrackingSection,
         TrainSection,
@@ -108,6 +109,42 @@ def lora_rules(lora: LoraSection, model: ModelSection) -> Iterator[Contradiction
             "experts held as mxfp4",
             "set model.experts_precision to mxfp4, or lora.merge_aware to false",
         )
+
+
+def method_rules(
+    method: MethodSection, lora: LoraSection, data: DataSection
+) -> Iterator[Contradiction]:
+    """Yield what contradicts itself in ``method``, or what its loss does not use of ``data``."""
+    if getattr(method, "reference", None) == "init_adapter" and lora.init_from is None:
+        yield Contradiction(
+            ("method.reference", "lora.init_from"),
+            "init_adapter without lora.init_from",
+            "an adapter to start from, which is then the reference",
+            "set lora.init_from, or method.reference to base",
+        )
+    if method.name == "sft":
+        return
+    name = method.name
+    for channel, weight in data.channel_weights.model_dump().items():
+        if weight != 1:
+            instead = "set method.analysis to ignored" if channel == "analysis" else "remove it"
+            yield Contradiction(
+                (f"data.channel_weights.{channel}", "method.name"),
+                f"{weight:g} with method.name {name}",
+                "1: an answer's log-probability is the sum over its tokens",
+                instead if weight == 0 else "remove it",
+            )
+    for key, value, allowed, why in (
+        ("too_long", data.too_long, ("drop", "error"), "answers that are whole"),
+        ("turns", data.turns, ("all",), "every turn after the shared prompt counted"),
+    ):
+        if value not in allowed:
+            yield Contradiction(
+                (f"data.{key}", "method.name"),
+                f"{value} with method.name {name}",
+                why,
+                f"set data.{key} to {' or '.join(allowed)}",
+            )
 
 
 def _source_rules(key: str, sources: list[DataSource] | None) -> Iterator[Contradiction]:
