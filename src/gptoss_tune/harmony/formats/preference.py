@@ -19,6 +19,22 @@ class Preference:
     chosen: Conversation
     rejected: Conversation
 
+    @property
+    def tie(self):
+        return False
+
+    @property
+    def equal(self):
+        return [m[:2] for m in self.chosen.messages] == [m[:2] for m in self.rejected.messages]
+
+    @property
+    def differs_in_length_only(self):
+        return False
+
+    @property
+    def lost_analysis(self):
+        return self.rejected.thinks and not self.chosen.thinks
+
 
 def read_preference(
     row: dict[str, Any], source: str, *, reading: ReadSettings = AS_IT_STANDS
@@ -33,6 +49,4 @@ def read_preference(
     both = [
         join_answer(row, row[key], key, source, reading=reading) for key in ("chosen", "rejected")
     ]
-    if both[0].messages == both[1].messages:
-        raise DataError(f"{source}: chosen and rejected are the same; remove the row")
     return Preference(*both)
