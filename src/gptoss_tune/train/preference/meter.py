@@ -3,9 +3,9 @@
 Sums on the device, read only when something is logged, and summed over ranks before that. The
 distance to the reference is estimated at the data's tokens by half the square of the log-ratio:
 never negative, 0 where both agree, and the KL divergence to second order, either way round. Those
-tokens are samples of neither model, for which an estimator with ``exp`` of the log-ratio (Schulman's
-k3) is ruled by the one token that has become least likely: 850 nats at a margin of 6 on a tiny
-model. ``evaluation.drift`` computes the divergence itself.
+tokens are samples of neither model; for such, an estimator with the exponential of the log-ratio
+(Schulman's k3) is ruled by the one token that has become least likely: 850 nats at a margin of 6 on
+a tiny model. ``evaluation.drift`` computes the divergence itself.
 
 See Schulman, Approximating KL Divergence, 2020 (k2).
 """
