@@ -44,14 +44,15 @@ def test_operations_of_a_step(recipe, name):
     ("name", "overrides", "each"),
     [
         ("sft", [], 0),
-        # Branch in 8 bytes; weight, signed weight, first loss and the reference in 4 each.
-        ("dpo", [], 24),
-        ("ipo", [], 24),
-        ("dpo", ["method.reference=none"], 20),
-        ("simpo", [], 20),
-        ("orpo", [], 20),
-        # And of another prompt's answer id, position, channel, weight, loss and reference.
-        ("kto", [], 24 + 3 * 8 + 3 * 4),
+        # Answer and place in 8 bytes each; the reference, first loss and signed weight in 4.
+        ("dpo", [], 28),
+        ("ipo", [], 28),
+        ("dpo", ["method.reference=none"], 28),
+        ("simpo", [], 28),
+        ("orpo", [], 28),
+        # And of another prompt's answer id, target, position, answer, place; weight, reference,
+        # loss.
+        ("kto", [], 28 + 5 * 8 + 3 * 4),
     ],
 )
 def test_bytes_of_a_micro_batch(recipe, name, overrides, each):

@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 
 from gptoss_tune.recipe.schema import LoraSection, MethodSection, reference_of
 
-# Bytes of a token: the number of its branch (int64), and in fp32 the first walk's log-probability,
-# the weight that it has and the signed one that it gets, and the reference's log-probability.
-_BRANCH, _VALUES, _REFERENCE = 8, 3 * 4, 4
-# Of a token that only KTO's KL term reads: id, position and channel (int64), and in fp32 its
-# weight, its log-probability and the reference's.
-_MISMATCHED = 3 * 8 + 3 * 4
+# Bytes of a token: the number of its answer and a place in the list of that answer's tokens (int64),
+# and in fp32 the reference's log-probability (0 where there is none), the loss of the first walk
+# and the signed weight of the second.
+_OF_ANSWERS = 2 * 8 + 3 * 4
+# Of a token that only KTO's KL term reads: id, target, position and the same two numbers (int64),
+# and in fp32 its weight, the reference's log-probability and its loss.
+_MISMATCHED = 5 * 8 + 3 * 4
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,8 @@ class Added:
     branches: int = 1
 
 
-_WITHOUT = Added(head_passes=1, bytes_per_token=_BRANCH + _VALUES, branches=2)
-_WITH_REFERENCE = replace(
-    _WITHOUT, reference_passes=1, bytes_per_token=_WITHOUT.bytes_per_token + _REFERENCE
-)
+_WITHOUT = Added(head_passes=1, bytes_per_token=_OF_ANSWERS, branches=2)
+_WITH_REFERENCE = replace(_WITHOUT, reference_passes=1)
 
 METHODS = {
     "sft": Added(),
@@ -68,7 +67,7 @@ METHODS = {
         _WITH_REFERENCE,
         forward_passes=1,
         reference_passes=2,
-        bytes_per_token=_WITH_REFERENCE.bytes_per_token + _MISMATCHED,
+        bytes_per_token=_OF_ANSWERS + _MISMATCHED,
         branches=1,
     ),
 }
@@ -83,7 +82,6 @@ def added(method: MethodSection, lora: LoraSection) -> Added:
         lora: Says what the reference is, where the method does not.
     """
     found = METHODS[method.name]
-    if found.reference_passes and reference_of(method, lora) == "none":
-        less = found.bytes_per_token - _REFERENCE
-        return replace(found, reference_passes=0, bytes_per_token=less)
+    if reference_of(method, lora) == "none":
+        return replace(found, reference_passes=0)
     return found
