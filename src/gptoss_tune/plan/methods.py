@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 
 from gptoss_tune.recipe.schema import LoraSection, MethodSection, reference_of
 
-# Bytes of a token: the number of its answer and a place in the list of that answer's tokens (int64),
-# and in fp32 the reference's log-probability (0 where there is none), the loss of the first walk
-# and the signed weight of the second.
+# Bytes of a token: the number of its answer, and a place in the list of that answer's tokens
+# (int64); in fp32 the reference's log-probability (0 where there is none), the loss of the first
+# walk and the signed weight of the second.
 _OF_ANSWERS = 2 * 8 + 3 * 4
 # Of a token that only KTO's KL term reads: id, target, position and the same two numbers (int64),
 # and in fp32 its weight, the reference's log-probability and its loss.
