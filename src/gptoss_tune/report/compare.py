@@ -33,7 +33,7 @@ class _Figure:
 
 _OF_THE_METHOD = ""
 """As a unit: what a run's loss is a mean over."""
-_OTHER_METHODS = "These runs have other methods: their losses cannot be compared."
+_OTHER_METHODS = "These runs have different methods: their losses cannot be compared."
 _EVEN, _CHANCE = (0.0, ""), (0.5, "chance")
 _FIGURES = (
     _Figure("Training loss", "loss", _OF_THE_METHOD),

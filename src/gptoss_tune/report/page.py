@@ -64,7 +64,7 @@ def run_page(run: Run) -> str:
     sections = [
         ("loss", "Loss", _grid(curves.losses(run))),
         ("preferences", "Preferences", _grid(preference_curves(run))),
-        ("pairs", "Pairs before and after", pairs(run)),
+        ("pairs", f"{_sample(run)}s before and after", pairs(run)),
         ("samples", "Samples before and after", samples(run)),
         ("optimisation", "Optimisation", _grid([*curves.optimisation(run),
                                                 *layered.gradient_maps(run)])),
@@ -87,6 +87,10 @@ def run_page(run: Run) -> str:
 def _what(run: Run) -> str:
     words = run.method.words if run.method.preferences else "fine-tuning"
     return f"{words[0].upper()}{words[1:]}"
+
+
+def _sample(run: Run) -> str:
+    return "Answer" if run.method.name == "kto" else "Pair"
 
 
 def compare_page(runs: Sequence[Run]) -> str:

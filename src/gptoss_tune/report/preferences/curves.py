@@ -28,14 +28,16 @@ def preference_curves(run: Run) -> list[str]:
     """Return the figures of a preference run; none of what its metrics do not have."""
     method = run.method
     answers = "answers" if method.sample == "answer" else "pairs"
+    at_first = ""
+    if _has_reference(run):
+        at_first = " All rewards are 0 before the first update: the first value says nothing."
     return [
         _rewards(run, method),
         chart(
             "Reward accuracy",
             _lines(run, [("reward_accuracy", "training", ALL)]),
             unit="share of pairs",
-            caption="Share of the pairs whose chosen answer has the higher reward. With a "
-            "reference all rewards are 0 before the first update: the first value says nothing.",
+            caption="Share of the pairs whose chosen answer has the higher reward." + at_first,
             level=(0.5, "chance"),
             holds=(0.0, 1.0),
         ),
@@ -132,7 +134,7 @@ def _sides(run: Run, metric: str) -> list[Line]:
 
 def _rewards(run: Run, method: Method) -> str:
     per_token = " per token" if method.per_token else ""
-    if _has(run, "logp_drift_chosen", "logp_drift_rejected", "kl"):
+    if _has_reference(run):
         what = f"how far its log-probability{per_token} lies above the reference's"
     else:
         what = f"its log-probability{per_token}; there is no reference"
@@ -174,9 +176,10 @@ def _drift(run: Run, method: Method) -> str:
     )
 
 
-def _has(run: Run, *metrics: str) -> bool:
-    """Return whether one of the metrics stands in a line of training or on held-out rows."""
+def _has_reference(run: Run) -> bool:
+    """Return whether a metric of the run was measured against a reference."""
+    measured = ("logp_drift_chosen", "logp_drift_rejected", "kl")
     return any(
         run.last(metric) is not None or run.last(f"eval_{metric}", held_out=True) is not None
-        for metric in metrics
+        for metric in measured
     )

@@ -19,6 +19,8 @@ from gptoss_tune.report.text import count, figure, number, text
 from gptoss_tune.run.folder import PAIRS
 
 _SIDES = ("chosen", "rejected")
+_SIGNS = (1, -1)
+"""Which way the log-probability of a chosen and of a rejected answer should go."""
 _SPLITS = {"eval": "held-out", "train": "training"}
 
 
@@ -68,38 +70,27 @@ def pairs(run: Run) -> str:
     shown = [_article(n, pair, run.method) for n, pair in enumerate(found[:MOST_SHOWN], start=1)]
     return (
         f"<p>{_summary(found, noun, run.method)}</p>"
-        f'<p class="note">{_measured(run.pairs.get("reference"))}</p>'
+        f'<p class="note">{_measured(run.pairs.get("reference"), sample)}</p>'
         + folded(shown, len(found), f"{sample}s", PAIRS)
     )
 
 
-def _measured(reference: object) -> str:
+def _measured(reference: object, sample: str) -> str:
     of = reference_name(reference)
     before = f"under the reference, {of}" if of not in ("", "none") else "under the base"
+    margin = " A margin is that of the chosen answer less that of the rejected one."
     return (
         f"Log-probabilities are sums over an answer's counted tokens, in nats: before, {before}; "
-        "after, under the trained model. A margin is that of the chosen answer less that of the "
-        "rejected one."
+        f"after, under the trained model.{margin if sample == 'pair' else ''}"
     )
 
 
 def _summary(found: Sequence[_Pair], noun: str, method: Method) -> str:
     """Return how many pairs stood right before and after; for single answers, how many moved so."""
-    known = [pair.margins for pair in found if pair.margins is not None]
-    if known:
-        before, after = (sum(margin[place] > 0 for margin in known) for place in (0, 1))
-        grown = sum(last > first for first, last in known)
-        lost = sum(first > 0 >= last for first, last in known)
-        missed = len(found) - len(known)
-        return (
-            f"Of {_many(len(known), noun)} the chosen answer was likelier than the rejected one "
-            f"before in <b>{_of(before, known)}</b>, after in <b>{_of(after, known)}</b>; the "
-            f"margin grew in {grown:,}"
-            + (f', and <span class="bad">turned against it in {lost:,}</span>' if lost else "")
-            + (f"; {missed:,} without readable figures are left out." if missed else ".")
-        )
+    if any(pair.margins is not None for pair in found):
+        return _of_pairs(found, noun)
     parts = []
-    for side, name, word, sign in zip(_SIDES, method.sides, ("more", "less"), (1, -1), strict=True):
+    for side, name, word, sign in zip(_SIDES, method.sides, ("more", "less"), _SIGNS, strict=True):
         sides = [one for pair in found if (one := getattr(pair, side)) is not None]
         moved = [one.gained for one in sides if one.gained is not None]
         if moved:
@@ -109,6 +100,25 @@ def _summary(found: Sequence[_Pair], noun: str, method: Method) -> str:
     if not parts:
         return f"{_many(len(found), noun).capitalize()}, without readable figures."
     return f"{_many(len(found), noun).capitalize()}: {'; '.join(parts)}."
+
+
+def _of_pairs(found: Sequence[_Pair], noun: str) -> str:
+    margins = [pair.margins for pair in found if pair.margins is not None]
+    before, after = (sum(margin[place] > 0 for margin in margins) for place in (0, 1))
+    grown = sum(last > first for first, last in margins)
+    parts = [
+        f"Of {_many(len(margins), noun)} the chosen answer was likelier than the rejected one "
+        f"before in <b>{_of(before, margins)}</b>, after in <b>{_of(after, margins)}</b>",
+        f"the margin grew in {grown:,}",
+    ]
+    if lost := sum(first > 0 >= last for first, last in margins):
+        parts.append(f'<span class="bad">it turned against the chosen answer in {lost:,}</span>')
+    moved = [pair.chosen.gained for pair in found if pair.margins and pair.chosen]
+    if fallen := sum(gained < 0 for gained in moved if gained is not None):
+        parts.append(f"the chosen answer itself became less likely in {fallen:,}")
+    if missed := len(found) - len(margins):
+        parts.append(f"{missed:,} without readable figures are left out")
+    return "; ".join(parts) + "."
 
 
 def _many(number: int, noun: str) -> str:
@@ -141,8 +151,8 @@ def _less(first: float | None, second: float | None) -> float | None:
 
 def _article(place: int, pair: _Pair, method: Method) -> str:
     sides = [
-        _answer(name, side)
-        for name, side in zip(method.sides, (pair.chosen, pair.rejected), strict=True)
+        _answer(name, side, sign)
+        for name, side, sign in zip(method.sides, (pair.chosen, pair.rejected), _SIGNS, strict=True)
         if side is not None
     ]
     about = "" if pair.source is None else text(pair.source, 300)
@@ -171,7 +181,7 @@ def _verdict(pair: _Pair) -> str:
     )
 
 
-def _answer(name: str, side: _Side) -> str:
+def _answer(name: str, side: _Side, sign: int) -> str:
     told = "".join(
         said({"channel": channel, "content": side.said[channel]})
         for channel in sorted(side.said, key=_order)
@@ -180,20 +190,22 @@ def _answer(name: str, side: _Side) -> str:
     nothing = '<p class="note">(no readable text)</p>'
     tokens = f", {count(side.tokens)} tokens" if side.tokens is not None else ""
     return (
-        f'<div class="side"><div class="about"><b>{text(name)}</b><span class="soft">{tokens}; '
-        f"{_moved(side)}</span></div>{told or nothing}</div>"
+        f'<div class="side"><div class="about"><b>{text(name)}</b><span class="soft">{tokens}'
+        f"<br>{_moved(side, sign)}</span></div>{told or nothing}</div>"
     )
 
 
-def _moved(side: _Side) -> str:
+def _moved(side: _Side, sign: int) -> str:
+    """Return what became of an answer's log-probability; ``sign`` is the way that it should go."""
     if side.before is None and side.after is None:
         return "log-probability unknown"
     moved = f"log-probability {figure(side.before)} → {figure(side.after)} nats"
     if side.gained is not None:
-        moved += f" ({_signed(side.gained)})"
+        css = "good" if sign * side.gained > 0 else "bad"
+        moved += f' (<b class="{css}">{_signed(side.gained)}</b>)'
     if side.tokens is not None and side.tokens >= 1:
         ends = (None if x is None else x / side.tokens for x in (side.before, side.after))
-        moved += f", {' → '.join(map(figure, ends))} per token"
+        moved += f"; per token {' → '.join(figure(x, 3) for x in ends)}"
     return moved
 
 
