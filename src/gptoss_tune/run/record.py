@@ -52,6 +52,7 @@ _KINDS: dict[str, Any] = {
     "data": [{"path": str, "sha256": str}],
     "environment": {"libraries": {}, "processes": int},
     "hardware": {},
+    "preferences": {"first": {}, "last": {}, "eval": {}},
     "reference": {"of": str, "rows": int, "tokens": int, "seconds": float},
     "recipe": {
         "model": {},
