@@ -25,13 +25,11 @@ def losses(run: Run) -> list[str]:
         by_channel.append(Line(name, run.series(f"loss_{name}"), colour(place)))
         held_out = run.series(f"eval_loss_{name}", held_out=True)
         by_channel.append(Line(f"{name}, held out", held_out, colour(place), DASHES[1], dots=True))
+    method, caption = run.method, "Mean over all trained tokens of a step, by their loss weights"
+    if method.preferences:
+        caption = f"Mean over all {method.sample}s of a step, by their weights"
     return [
-        chart(
-            "Loss",
-            mean,
-            unit="nats per token",
-            caption="Mean over all trained tokens of a step, by their loss weights, on all ranks.",
-        ),
+        chart("Loss", mean, unit=method.loss_unit, caption=f"{caption}, on all ranks."),
         chart(
             "Loss by channel",
             by_channel,

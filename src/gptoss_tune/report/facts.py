@@ -14,6 +14,8 @@ from gptoss_tune.plan.gpus import card as gpu_card
 from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.report.curves import CHANNELS
+from gptoss_tune.report.preferences.curves import tiles as preference_tiles
+from gptoss_tune.report.preferences.method import reference_words
 from gptoss_tune.report.read import Run, listing, mapping
 from gptoss_tune.report.text import count, duration, figure, number, size, table, text
 from gptoss_tune.run.checkpoints import published
@@ -42,15 +44,17 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
     steps = run.train[-1]["step"] if run.train else None
     planned = number(run.fact("recipe", "train", "max_steps"))
     rates = [value for _, value in run.series("tokens_per_second") if value]
+    unit = run.method.loss_unit if run.method.preferences else "nats"
     found: list[tuple[str, str, bool]] = []
     if losses:
         found.append(
-            (f"{figure(losses[0], 3)} → {figure(losses[-1], 3)}", "training loss, nats", False)
+            (f"{figure(losses[0], 3)} → {figure(losses[-1], 3)}", f"training loss, {unit}", False)
         )
     held_out = [v for _, v in run.series("eval_loss", held_out=True) if v is not None]
     if held_out:
         first = f"{figure(held_out[0], 3)} → " if len(held_out) > 1 else ""
-        found.append((f"{first}{figure(held_out[-1], 3)}", "held-out loss, nats", False))
+        found.append((f"{first}{figure(held_out[-1], 3)}", f"held-out loss, {unit}", False))
+    found += preference_tiles(run)
     of = f" of {planned:,.0f}" if planned and steps and steps < planned else ""
     found.append((f"{count(steps)}{of}", "optimizer steps", False))
     found.append((count(trained_tokens(run)), "tokens trained", False))
@@ -159,6 +163,8 @@ def card(run: Run) -> str:
         ("base", text(base.get("name", "–"), 300)),
         ("base fingerprint", text(base.get("fingerprint", "–"), 100)),
         ("base revision", text(run.fact("recipe", "model", "revision") or "–", 100)),
+        ("method", text(run.method.words or "–")),
+        *([("reference", text(words))] if (words := reference_words(run.record)) else []),
         ("started", text(run.fact("started") or "–", 40)),
         ("last written", text(run.fact("updated") or "–", 40)),
         ("seed", text(run.fact("recipe", "train", "seed"), 20)),

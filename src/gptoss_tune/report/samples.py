@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gptoss_tune.harmony.conversation import CHANNELS
@@ -25,15 +25,25 @@ def samples(run: Run) -> str:
         _article(place, prompt, sides)
         for place, (prompt, sides) in enumerate(pairs[:MOST_SHOWN], start=1)
     ]
-    parts = [_scores(run.evaluations), *shown[:OPEN]]
-    if folded := "".join(shown[OPEN:]):
+    return _scores(run.evaluations) + folded(shown, len(pairs), "samples", "evaluation/")
+
+
+def folded(shown: Sequence[str], total: int, what: str, where: str) -> str:
+    """Return articles, the first of them open and the others folded away.
+
+    Args:
+        shown: The articles, as HTML.
+        total: How many there are, shown or not.
+        what: Their name, in the plural.
+        where: What holds the others.
+    """
+    parts = list(shown[:OPEN])
+    if more := "".join(shown[OPEN:]):
+        parts.append(f"<details><summary>{len(shown) - OPEN} more {what}</summary>{more}</details>")
+    if total > len(shown):
         parts.append(
-            f"<details><summary>{len(shown) - OPEN} more samples</summary>{folded}</details>"
-        )
-    if len(pairs) > len(shown):
-        parts.append(
-            f'<p class="note">The first {len(shown)} of {len(pairs):,} samples; the others are in '
-            "evaluation/.</p>"
+            f'<p class="note">The first {len(shown)} of {total:,} {what}; the others are in '
+            f"{where}.</p>"
         )
     return "".join(parts)
 
@@ -102,7 +112,7 @@ def _article(place: int, prompt: dict[str, Any], sides: list[tuple[str, dict[str
 
 
 def _side(name: str, sample: dict[str, Any]) -> str:
-    said = "".join(_said(mapping(message)) for message in listing(sample.get("messages")))
+    spoken = "".join(said(mapping(message)) for message in listing(sample.get("messages")))
     facts = [text(name), f"{count(number(sample.get('tokens')))} tokens"]
     if sample.get("ended") == "length":
         facts.append("cut off at the limit")
@@ -117,11 +127,12 @@ def _side(name: str, sample: dict[str, Any]) -> str:
     nothing = '<p class="note">(no readable message)</p>'
     return (
         f'<div class="side"><div class="about"><span class="soft">{", ".join(facts)}</span>'
-        f"{verdict}</div>{said or nothing}{listed}</div>"
+        f"{verdict}</div>{spoken or nothing}{listed}</div>"
     )
 
 
-def _said(message: dict[str, Any]) -> str:
+def said(message: dict[str, Any]) -> str:
+    """Return a message as HTML, with its channel and to whom it goes."""
     channel = message.get("channel")
     css = channel if channel in CHANNELS else "other"
     to = f" to {text(message['recipient'], 80)}" if message.get("recipient") else ""
