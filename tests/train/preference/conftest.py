@@ -36,7 +36,7 @@ def pack(samples):
 
 @pytest.fixture
 def pair_samples():
-    """Return pairs of several shapes: thoughts, two documents in a branch, a weight of their own."""
+    """Return pairs of several shapes: thoughts, two documents in a branch, a weight."""
     draw = np.random.default_rng(4)
 
     def pair(prompt, chosen, rejected, weight=1.0, turns=1):

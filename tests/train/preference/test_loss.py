@@ -155,10 +155,11 @@ def test_answers_are_summed_over_their_documents_and_no_context(pair_samples, pa
     for number, row in enumerate(rows):
         at, found = number * width, {}
         starts = [i for i, p in enumerate(row["position_ids"]) if p == 0] + [row["length"]]
-        for document, (sample, sign) in enumerate(zip(row["samples"], row["branches"], strict=True)):
+        owners = zip(row["samples"], row["branches"], strict=True)
+        for document, owner in enumerate(owners):
             for place in range(starts[document] + 1, starts[document + 1]):
                 if row["loss_weights"][place]:
-                    found.setdefault((sample, sign), []).append(at + place - 1)
+                    found.setdefault(owner, []).append(at + place - 1)
         expected += [-float(sum(found[key])) for key in found]
         tokens += [len(found[key]) for key in found]
     assert answers.logps.tolist() == expected
