@@ -230,11 +230,14 @@ def forward_peak(setup: TrainingSetup) -> int:
 def forward_moment(setup: TrainingSetup) -> int:
     """Return the largest buffers of a pass without gradients: a layer, or a chunk of logits."""
     a, value, tokens = setup.architecture, setup.value_bytes, setup.tokens
-    # What a layer adds to, its norm, q, k, v and what the heads computed; or in the experts the
-    # norm and the sum of their outputs, gate_up, its activation and the output of every routed row.
+    # What a layer adds to, its norm, q, k, v and what the heads computed; or the experts' input,
+    # outputs and their sums, the router's choice, and of every routed row gate_up, its activation,
+    # the output and what the A factors gave.
     attention = tokens * (2 * a.hidden + 2 * a.query_size + 2 * a.key_size) * value
-    experts = tokens * 3 * a.hidden * value
-    experts += tokens * a.experts_per_token * (3 * a.intermediate + a.hidden) * value
+    ranks = sum(f.rank for f in setup.factors_of(setup.lowest_layer) if f.on_experts)
+    row = (3 * a.intermediate + a.hidden + ranks + 1) * value
+    row += 3 * _INDEX_BYTES + _LONG_INDEX_BYTES
+    experts = tokens * (4 * a.hidden * value + a.experts_per_token * row)
     chunk = min(LOSS_CHUNK_ROWS, tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     loss = chunk * a.vocabulary * value + 2 * tile + tokens * a.hidden * value
