@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gptoss_tune.harmony.formats.labelled import read_labelled
 from gptoss_tune.harmony.formats.preference import read_preference
-from gptoss_tune.harmony.formats.prompt import read_completion
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 
@@ -56,7 +56,7 @@ def thinks(messages):
 
 def conversations_of(row, where):
     if "completion" in row:
-        return [read_completion({k: v for k, v in row.items() if k != "label"}, where)]
+        return [read_labelled(row, where).conversation]
     pair = read_preference(row, where)
     return [pair.chosen, pair.rejected]
 
@@ -94,6 +94,18 @@ def test_every_branch_is_a_well_formed_conversation(name):
             mistakes = data_files.mistakes_in_row(whole(row, key))
             found += [f"{where}: {key}: {mistake}" for mistake in mistakes]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", [*ALL_PAIRS, *ALL_LABELS])
+def test_every_row_says_something(name):
+    """No pair is equal, a tie, told by its length alone, or has lost its thoughts; no warning."""
+    for where, row in located(name):
+        if "label" in row:
+            assert not read_labelled(row, where).conversation.notes.warnings, where
+            continue
+        pair = read_preference(row, where)
+        assert not (pair.tie or pair.equal or pair.lost_analysis), where
+        assert not pair.differs_in_length_only and not pair.notes.warnings, where
 
 
 @pytest.mark.parametrize("name", [*ALL_PAIRS, *ALL_LABELS])
