@@ -290,41 +290,65 @@ def test_reading_pairs_and_prompts_raises_nothing_but_data_errors(row):
             read(row, "row:1")
 
 
-sides = (
-    st.sampled_from(["a", "b", "\n\nHuman: x\n\nAssistant: a", "\n\nHuman: x\n\nAssistant:"])
-    | messages
-    | natives
-    | st.lists(maybe(messages | natives), max_size=4)
+CALLS = [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]
+turns = st.sampled_from(
+    [
+        {"role": "system", "content": "s"},
+        *({"role": "user", "content": text} for text in ("x", "x", "y")),
+        *({"role": "assistant", "content": text} for text in ("a", "ab", "<think>t</think>a", "")),
+        {"role": "assistant", "content": "a", "thinking": "t"},
+        {"role": "assistant", "content": "a", "weight": 0},
+        {"role": "assistant", "content": None, "thinking": "t", "tool_calls": CALLS},
+        {"role": "tool", "tool_call_id": "1", "content": "r"},
+        {"from": "human", "value": "x"},
+        {"from": "gpt", "value": "a"},
+        {"role": "assistant", "channel": "analysis", "content": "t"},
+        {"role": "assistant", "channel": "final", "content": "a"},
+    ]
 )
+spoken = st.sampled_from(["", "\n\nHuman: x\n\nAssistant: a\n\nHuman: y\n\nAssistant: "])
+asked = {"role": "user", "content": "x"}
+asked, answered = {"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}
+histories = st.lists(turns, max_size=2).map(lambda before: [*before, asked])
+prompts = st.sampled_from(["x", "\n\nHuman: x\n\nAssistant:", asked]) | histories
+answers = (
+    st.builds(lambda before, text: before + text, spoken, st.sampled_from(["a", "ab", "b"]))
+    | turns
+    | st.lists(turns, min_size=1, max_size=3)
+    | st.lists(turns, max_size=2).map(lambda before: [*before, answered])
+)
+wholes = st.lists(turns, max_size=3).map(lambda inner: [asked, *inner, answered])
 beside_pairs = {
-    **extras,
-    "system": maybe(st.text(max_size=3)),
-    "thinking": maybe(st.text(max_size=3)),
-    "chosen_thinking": maybe(st.text(max_size=3)),
-    "messages": maybe(sides),
-    "conversations": maybe(sides),
+    "tools": st.just([{"name": "f"}]),
+    "system": st.text(max_size=3),
+    "thinking": st.text(max_size=3),
+    "chosen_thinking": st.text(max_size=3),
+    "weight": st.floats(0, 2),
+    "label": st.booleans(),
 }
+
+
+def pairs_of(first, second, answers, **prompt):
+    """Rows of a shape of pairs, now and then with anything at all in one column."""
+    shape = {first: answers, second: answers, **prompt}
+    rows = st.fixed_dictionaries(shape, optional=beside_pairs)
+    odd = st.tuples(rows, st.sampled_from([*shape, *beside_pairs]), anything)
+    return st.one_of(rows, rows, rows, odd.map(lambda row: {**row[0], row[1]: row[2]}))
+
+
 pairs = st.one_of(
-    st.fixed_dictionaries(
-        {"chosen": maybe(sides), "rejected": maybe(sides)},
-        optional={"prompt": maybe(sides), **beside_pairs},
+    pairs_of("chosen", "rejected", answers, prompt=prompts),
+    pairs_of("chosen", "rejected", answers | wholes, prompt=prompts, messages=histories),
+    pairs_of("chosen", "rejected", answers, conversations=histories),
+    pairs_of("chosen", "rejected", wholes),
+    pairs_of(
+        *("preferred_output", "non_preferred_output", answers),
+        input=st.fixed_dictionaries({"messages": prompts}, optional={"tools": tools}),
     ),
-    st.fixed_dictionaries(
-        {
-            "input": maybe(st.fixed_dictionaries({"messages": maybe(sides)}, optional=extras)),
-            "preferred_output": maybe(sides),
-            "non_preferred_output": maybe(sides),
-        },
-        optional=beside_pairs,
-    ),
-    st.fixed_dictionaries(
-        {
-            "context": maybe(sides),
-            "response1": maybe(sides),
-            "response2": maybe(sides),
-            "overall_preference": maybe(st.integers(-3, 3)),
-        },
-        optional=beside_pairs,
+    pairs_of(
+        *("response1", "response2", answers),
+        context=prompts,
+        overall_preference=st.integers(-3, 3),
     ),
 )
 
@@ -346,14 +370,8 @@ def test_a_pair_that_is_read_shares_a_prompt_that_is_not_trained(row):
 
 @SETTINGS
 @given(
-    st.fixed_dictionaries(
-        {"label": maybe(st.booleans())},
-        optional={
-            "prompt": maybe(sides),
-            "completion": maybe(sides),
-            **beside_pairs,
-        },
-    )
+    pairs_of("prompt", "completion", prompts | answers | wholes)
+    | st.fixed_dictionaries({"messages": wholes}, optional=beside_pairs)
 )
 def test_a_labelled_answer_that_is_read_follows_a_prompt_that_is_not_trained(row):
     with contextlib.suppress(DataError):

@@ -84,8 +84,17 @@ ONE_TURN = {
     },
     "HH with a prompt": {
         "prompt": "\n\nHuman: 2+2?\n\nAssistant:",
-        "chosen": "4",
-        "rejected": "5",
+        "chosen": " 4",
+        "rejected": " 5",
+    },
+    "a table's JSON text": {
+        "prompt": json.dumps(ASKED),
+        "chosen": json.dumps([CHOSEN]),
+        "rejected": json.dumps(REJECTED),
+    },
+    "a table's whole conversations": {
+        "chosen": json.dumps([*ASKED, CHOSEN]),
+        "rejected": json.dumps([*ASKED, REJECTED]),
     },
     "HelpSteer3": {
         "domain": "general",
@@ -508,7 +517,14 @@ REFUSED = [
     ),
     (
         {"prompt": "3+3?", "chosen": [*ASKED, CHOSEN], "rejected": [*ASKED, REJECTED]},
-        "the answers are whole conversations that do not begin with prompt",
+        "and as whole conversations they do not begin with prompt; make them answers alone, or",
+    ),
+    (
+        {
+            **PAIR,
+            **{k: [{"role": "system", "content": "s"}, CHOSEN] for k in ("chosen", "rejected")},
+        },
+        "the answers do not begin with the assistant's message",
     ),
     (
         {"prompt": "3+3?", "chosen": [*ASKED, CHOSEN], "rejected": "5"},
@@ -554,3 +570,11 @@ REFUSED = [
 @pytest.mark.parametrize(("row", "reason"), REFUSED, ids=[reason[:50] for _, reason in REFUSED])
 def test_a_row_that_is_no_pair_of_answers_is_refused_with_its_reason(row, reason):
     assert reason in refusal(row)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "[1]", "{}", '{"role": "engineer"}', '[{"role": "user"}', '[{"content": "a"}]']
+)
+def test_json_that_is_no_message_is_an_answer_s_text(text):
+    pair = read({"prompt": text, "chosen": text, "rejected": f"{text} "})
+    assert told(pair.chosen) == [("user", text, 0.0), ("final", text, 1.0)]

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from gptoss_tune.errors import DataError, RecipeError
+from gptoss_tune.harmony.formats.preference import read_preference
 from gptoss_tune.harmony.sources.columns import ColumnTemplates
 from gptoss_tune.harmony.sources.open import open_source
 from gptoss_tune.recipe.data_schema import DataSource
@@ -165,29 +166,25 @@ def test_templates_write_a_pair_of_texts_or_of_messages():
     written = ColumnTemplates({**columns, "prompt": "{{ good[:1] | tojson }}"}).apply(
         {"good": TURNS, "bad": TURNS}, "row:1"
     )
-    assert written == {"chosen": TURNS, "rejected": TURNS[1], "prompt": TURNS[:1]}
+    pair = read_preference(written, "row:1")
+    assert [message.text for message in pair.chosen.messages] == ["2+2?", "4"]
+    assert pair.equal and pair.prompt_length == 1
 
 
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
         ("{{ a }}", str(TURNS)),
-        ("{{ a | tojson }}", TURNS),
+        ("{{ a | tojson }}", json.dumps(TURNS)),
         ("Say {{ a | tojson }}", f"Say {json.dumps(TURNS)}"),
-        ("{{ object | tojson }}", '{"name": "Ada", "role": "engineer"}'),
-        ("{{ text | tojson }}", "[1]"),
-        ("{{ empty | tojson }}", "[]"),
+        ("{{ text | tojson }}", '"quoted" [1]'),
+        ("{{ text }}", '"quoted" [1]'),
+        ("Say {{ text | tojson }}", 'Say "\\"quoted\\" [1]"'),
         ("{{ number | tojson }}", "7"),
     ],
 )
-def test_an_answer_is_messages_only_where_a_template_writes_such_as_json(template, expected):
-    row = {
-        "a": TURNS,
-        "object": {"name": "Ada", "role": "engineer"},
-        "text": "[1]",
-        "empty": [],
-        "number": 7,
-    }
+def test_an_answer_as_json_is_the_text_or_the_messages_of_its_column(template, expected):
+    row = {"a": TURNS, "text": '"quoted" [1]', "number": 7}
     assert written(template, row, "chosen") == expected
 
 

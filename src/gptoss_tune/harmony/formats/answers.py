@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.files import strict_json
 from gptoss_tune.harmony.conversation import Conversation, Message
 from gptoss_tune.harmony.fields import kind, shown
 from gptoss_tune.harmony.formats.harmony import is_native, read_native
@@ -33,18 +34,21 @@ class Piece(NamedTuple):
         messages: Its messages, in any spelling.
         places: Where each stands, for errors.
         is_text: Whether the column holds the text of one message.
+        is_spoken: Whether it holds the text of several turns.
     """
 
     name: str
     messages: list[dict[str, Any]]
     places: list[str]
     is_text: bool = False
+    is_spoken: bool = False
 
 
 def take_piece(value: object, role: str, name: str, at: str) -> Piece:
     """Return a column that holds text, a message, or a list of messages.
 
-    Text of turns, "Human: ... Assistant: ..." each after an empty line, is the messages it spells.
+    Text of turns, "Human: ... Assistant: ..." each after an empty line, is the messages it spells,
+    and so is a list of messages that a table had to hold as JSON text.
 
     Args:
         value: What the column holds.
@@ -56,11 +60,14 @@ def take_piece(value: object, role: str, name: str, at: str) -> Piece:
         DataError: It holds something else, or an answer is empty.
     """
     if isinstance(value, str):
+        value = _parsed(value)
+    if isinstance(value, str):
         turns = _spoken(value)
         if turns and role == "user" and turns[-1] == {"role": "assistant", "content": ""}:
             turns = turns[:-1]  # the place where the answer begins
         if turns:
-            return Piece(name, turns, [f"{name} (turn {n + 1})" for n in range(len(turns))])
+            places = [f"{name} (turn {number})" for number in range(1, len(turns) + 1)]
+            return Piece(name, turns, places, is_spoken=True)
         if role == "assistant" and not value.strip():
             raise DataError(f"{at}: {name} is empty; add the answer, or remove the row")
         return Piece(name, [{"role": role, "content": value}], [name], is_text=True)
@@ -73,6 +80,26 @@ def take_piece(value: object, role: str, name: str, at: str) -> Piece:
         if not isinstance(message, dict):
             raise DataError(f"{at}: {name}[{index}] is {kind(message)}; expected a message")
     return Piece(name, list(value), [f"{name}[{n}]" for n in range(len(value))])
+
+
+_SPELLED: Final = (("role", "from", "author"), ("content", "value", "tool_calls", "function_call"))
+"""Keys of which a message has one each."""
+
+
+def _parsed(text: str) -> object:
+    """Return the messages that a text spells in JSON; the text, when it spells none."""
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        value = strict_json.parse(text.encode())
+    except ValueError:
+        return text
+    messages = value if isinstance(value, list) else [value]
+    are_messages = messages and all(
+        isinstance(message, dict) and all(not message.keys().isdisjoint(key) for key in _SPELLED)
+        for message in messages
+    )
+    return value if are_messages else text
 
 
 def _spoken(text: str) -> list[dict[str, Any]]:
@@ -130,6 +157,10 @@ def read_answered(
     Raises:
         DataError: It cannot be trained on.
     """
+    if prompt is not None and prompt.is_spoken and answer.is_text:
+        # The space before it is the one after "Assistant:".
+        said = answer.messages[0]
+        answer = answer._replace(messages=[{**said, "content": said["content"].strip()}])
     pieces = [answer] if prompt is None else [_without_weights(prompt), answer]
     return _read(pieces, beside, at, reading, complete=True)
 

@@ -101,8 +101,13 @@ def _unpacked(row: dict[str, Any], at: str) -> dict[str, Any]:
         )
     rest = {key: value for key, value in row.items() if key != "input"}
     lists = ("messages", *PAIRS["openai_preference"])
-    merged = {**rest, **held}
-    return {k: take_listed(v, at, k) if k in lists else v for k, v in merged.items()}
+    return {k: _listed(v, at, k) if k in lists else v for k, v in {**rest, **held}.items()}
+
+
+def _listed(value: object, at: str, name: str) -> object:
+    """Return a list that a table had to hold as JSON text; any other text stays text."""
+    is_list = isinstance(value, str) and value.lstrip().startswith("[")
+    return take_listed(value, at, name) if is_list else value
 
 
 def _prompt(beside: dict[str, Any], values: dict[str, Any], at: str) -> Piece | None:
@@ -135,9 +140,7 @@ def _prompt(beside: dict[str, Any], values: dict[str, Any], at: str) -> Piece | 
 def _context(beside: dict[str, Any], at: str) -> Piece:
     """Take what two compared responses answer to."""
     key = "context" if "context" in beside else "prompt"
-    value = beside.pop(key, None)
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = take_listed(value, at, key)
+    value = _listed(beside.pop(key, None), at, key)
     if value is None:
         raise DataError(f"{at}: the row has no context; add what the responses answer to")
     return take_piece(value, "user", key, at)

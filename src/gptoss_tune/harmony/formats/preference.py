@@ -177,6 +177,8 @@ def _cut_back(chosen: Conversation, rejected: Conversation, pair: Pair) -> int:
     while length and chosen.messages[length - 1].is_assistant:
         length -= 1
     at, names = chosen.source, _names(pair)
+    if not length and pair.prompt is not None:
+        raise DataError(_other_prompt(pair.prompt, at))
     if not length:
         raise DataError(
             f"{at}: {names} share no prompt, since they differ from their first message on; write "
@@ -214,9 +216,13 @@ def _refuse_other_prompt(prompt: Piece | None, asked: Conversation, shared: list
     users = [message.text.strip() for message in shared if message.header.role == "user"]
     if prompt is None or (prompt.is_text and prompt.messages[0]["content"].strip() in users):
         return
-    raise DataError(
-        f"{asked.source}: the answers are whole conversations that do not begin with {prompt.name};"
-        f" begin them with the assistant's message, or leave {prompt.name} out"
+    raise DataError(_other_prompt(prompt, asked.source))
+
+
+def _other_prompt(prompt: Piece, at: str) -> str:
+    return (
+        f"{at}: the answers do not begin with the assistant's message, and as whole conversations "
+        f"they do not begin with {prompt.name}; make them answers alone, or leave {prompt.name} out"
     )
 
 

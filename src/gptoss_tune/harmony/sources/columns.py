@@ -67,10 +67,8 @@ _ANSWERS: Final = (
 )
 """Fields without which there is no row."""
 _JSON_FIELDS: Final = ("messages", "conversations", "tools", "weight", "label")
-_MESSAGES_OR_TEXT: Final = ("prompt", "chosen", "rejected")
-"""Fields of a pair: messages when a template writes such by ``tojson``, else text."""
-_SPELLED: Final = (("role", "from", "author"), ("content", "value", "tool_calls", "function_call"))
-"""Keys of which a message has one each."""
+_TEXT_OR_MESSAGES: Final = ("chosen", "rejected")
+"""Fields whose JSON may be a text's or a list's; the reader knows messages."""
 
 
 class ColumnTemplates:
@@ -87,9 +85,9 @@ class ColumnTemplates:
             self._templates = {
                 name: self._language.compiled(template) for name, template in columns.items()
             }
-            self._listed = {
+            self._json = {
                 name
-                for name in columns.keys() & {*_MESSAGES_OR_TEXT}
+                for name in columns.keys() & {*_TEXT_OR_MESSAGES}
                 if self._language.is_json(columns[name])
             }
         except TemplateSyntaxError as error:
@@ -138,7 +136,7 @@ class ColumnTemplates:
                     f"{at}: the template of {name!r} fails on this row ({error}); its columns are "
                     f"{', '.join(map(shown, list(row)[:8]))}"
                 ) from None
-            is_json = name in _JSON_FIELDS or name in self._listed
+            is_json = name in _JSON_FIELDS or name in self._json
             if not text.strip() or (is_json and text.strip() == "null"):
                 if name in _ANSWERS:
                     raise DataError(
@@ -146,8 +144,8 @@ class ColumnTemplates:
                         "null or empty); fill it, or remove the row"
                     )
                 continue
-            if name in self._listed:
-                written[name] = _messages_or_text(text)
+            if name in self._json:
+                written[name] = _of_json(text)
             else:
                 written[name] = _parsed(name, text, at) if name in _JSON_FIELDS else text
         return written
@@ -160,18 +158,9 @@ def _parsed_row(at: str, raw: Raw) -> tuple[str, dict[str, Any] | DataError]:
         return at, error
 
 
-def _messages_or_text(text: str) -> object:
-    """Return the messages that a template has written as JSON; the text, when it is none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    messages = value if isinstance(value, list) else [value]
-    are_messages = all(
-        isinstance(message, dict) and all(not message.keys().isdisjoint(key) for key in _SPELLED)
-        for message in messages
-    )
-    return value if isinstance(value, str) or (messages and are_messages) else text
+def _of_json(text: str) -> str:
+    """Return what a template has written as JSON when it is text, else the JSON."""
+    return json.loads(text) if text.lstrip().startswith('"') else text
 
 
 def _parsed(name: str, text: str, at: str) -> object:
