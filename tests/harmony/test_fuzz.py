@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.formats.labelled import read_labelled
 from gptoss_tune.harmony.formats.preference import read_preference
 from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.formats.registry import read_row
@@ -277,13 +278,89 @@ def test_any_schema_of_a_tool_raises_nothing_but_data_errors(schema):
 @SETTINGS
 @given(
     st.dictionaries(
-        st.sampled_from(["prompt", "chosen", "rejected", "messages", "tools", "system"]), anything
+        st.sampled_from(
+            ["prompt", "chosen", "rejected", "messages", "tools", "system", "completion", "label"]
+        ),
+        anything,
     )
 )
 def test_reading_pairs_and_prompts_raises_nothing_but_data_errors(row):
-    for read in (read_preference, read_prompt):
+    for read in (read_preference, read_labelled, read_prompt):
         with contextlib.suppress(DataError):
             read(row, "row:1")
+
+
+sides = (
+    st.sampled_from(["a", "b", "\n\nHuman: x\n\nAssistant: a", "\n\nHuman: x\n\nAssistant:"])
+    | messages
+    | natives
+    | st.lists(maybe(messages | natives), max_size=4)
+)
+beside_pairs = {
+    **extras,
+    "system": maybe(st.text(max_size=3)),
+    "thinking": maybe(st.text(max_size=3)),
+    "chosen_thinking": maybe(st.text(max_size=3)),
+    "messages": maybe(sides),
+    "conversations": maybe(sides),
+}
+pairs = st.one_of(
+    st.fixed_dictionaries(
+        {"chosen": maybe(sides), "rejected": maybe(sides)},
+        optional={"prompt": maybe(sides), **beside_pairs},
+    ),
+    st.fixed_dictionaries(
+        {
+            "input": maybe(st.fixed_dictionaries({"messages": maybe(sides)}, optional=extras)),
+            "preferred_output": maybe(sides),
+            "non_preferred_output": maybe(sides),
+        },
+        optional=beside_pairs,
+    ),
+    st.fixed_dictionaries(
+        {
+            "context": maybe(sides),
+            "response1": maybe(sides),
+            "response2": maybe(sides),
+            "overall_preference": maybe(st.integers(-3, 3)),
+        },
+        optional=beside_pairs,
+    ),
+)
+
+
+@SETTINGS
+@given(pairs)
+def test_a_pair_that_is_read_shares_a_prompt_that_is_not_trained(row):
+    with contextlib.suppress(DataError):
+        pair = read_preference(row, "row:1")
+        both = (pair.chosen.messages, pair.rejected.messages)
+        prompt, same = (messages[: pair.prompt_length] for messages in both)
+        assert prompt == same and prompt and not any(message.weight for message in prompt)
+        assert not prompt[-1].is_assistant
+        for messages in both:
+            assert messages[pair.prompt_length].is_assistant
+            assert {message.weight for message in messages} <= {0.0, 1.0}
+        assert not (pair.equal and (pair.differs_in_length_only or pair.lost_analysis))
+
+
+@SETTINGS
+@given(
+    st.fixed_dictionaries(
+        {"label": maybe(st.booleans())},
+        optional={
+            "prompt": maybe(sides),
+            "completion": maybe(sides),
+            **beside_pairs,
+        },
+    )
+)
+def test_a_labelled_answer_that_is_read_follows_a_prompt_that_is_not_trained(row):
+    with contextlib.suppress(DataError):
+        read = read_labelled(row, "row:1")
+        prompt = read.conversation.messages[: read.prompt_length]
+        assert prompt and not any(message.weight for message in prompt)
+        assert read.conversation.messages[read.prompt_length].is_assistant
 
 
 @SETTINGS

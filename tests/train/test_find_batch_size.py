@@ -199,7 +199,7 @@ def test_a_model_in_shares_is_refused(wide, tmp_path):
         started=0.0,
     )
     with pytest.raises(RecipeError, match=r"accelerate/ddp\.yaml"):
-        find_batch_size.fit(context, METHODS["sft"], None, None)
+        find_batch_size.fit(context, METHODS["sft"](None, None), None, None)
 
 
 @pytest.mark.parametrize(

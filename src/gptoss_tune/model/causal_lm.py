@@ -10,6 +10,7 @@ generation and evaluation of logits are untouched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,6 +54,7 @@ class GptOssForTuning(GptOssForCausalLM):
         selected_rows: int | None = None,
         states_at: Tensor | None = None,
         diverged_from: Tensor | None = None,
+        reweigh: Callable[[Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return losses for ``loss_weights``, states or divergences for ``states_at``, else logits.
@@ -69,6 +71,9 @@ class GptOssForTuning(GptOssForCausalLM):
                 ``[N, H]`` there.
             diverged_from: ``[N, H]``, such states of another call; returns ``[N]`` fp32 instead,
                 KL(those || these) of the next-token distributions.
+            reweigh: From the losses ``[B, S]`` of the tokens with a weight, of a pass through the
+                head without gradient, to the weights of the one with a gradient, of any sign; a
+                token without a weight must keep none. Losses are then those of the first.
             kwargs: As in ``GptOssForCausalLM.forward``.
         """
         if states_at is not None:
@@ -81,16 +86,27 @@ class GptOssForTuning(GptOssForCausalLM):
             return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
         if shift_labels is None:
             raise ValueError("loss_weights came without shift_labels; pass both or neither")
-        hidden = self.model(input_ids, *args, **kwargs).last_hidden_state
-        loss_sum, token_losses = linear_cross_entropy(
-            hidden.flatten(0, 1),
+        hidden = self.model(input_ids, *args, **kwargs).last_hidden_state.flatten(0, 1)
+        labels, known = shift_labels.flatten(), None
+        if reweigh is not None:
+            with torch.no_grad():
+                _, known = self._losses(hidden, labels, loss_weights.flatten(), selected_rows)
+            loss_weights = reweigh(known.view_as(loss_weights))
+        loss_sum, losses = self._losses(hidden, labels, loss_weights.flatten(), selected_rows)
+        token_losses = losses if known is None else known
+        return TokenLossOutput(loss_sum=loss_sum, token_losses=token_losses.view_as(loss_weights))
+
+    def _losses(
+        self, hidden: Tensor, labels: Tensor, weights: Tensor, selected_rows: int | None
+    ) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(
+            hidden,
             self.lm_head.weight,
-            shift_labels.flatten(),
-            loss_weights.flatten(),
+            labels,
+            weights,
             selected_rows=selected_rows,
             backend=self.loss_backend,
         )
-        return TokenLossOutput(loss_sum=loss_sum, token_losses=token_losses.view_as(loss_weights))
 
 
 CHUNK_BYTES = 1 << 28

@@ -8,7 +8,6 @@ ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -49,12 +48,6 @@ class LossFunction(Protocol):
 def weighted_token_loss(model: nn.Module, inputs: dict[str, Any], /) -> LossOutputs:
     """Return ``sum(loss_weights * -log p(shift_labels))``: the loss of supervised fine-tuning."""
     return model(**inputs, use_cache=False)
-
-
-def step_weight(batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
-    """Return the summed loss weight of one rank's micro-batches, a scalar fp64 on ``device``."""
-    weights = [batch["loss_weights"].to(device, torch.float64).sum() for batch in batches]
-    return torch.stack(weights).sum()
 
 
 class LossMeter:

@@ -2,48 +2,72 @@
 
 A recipe names one (``method.name``). What a method adds to a plan stands in ``plan/methods.py``,
 which must not import torch. A new method is a section in ``recipe/schema.py``, an entry in
-both tables, a trainer like ``sft.py``, and a reader of its rows where no format has them yet.
+both tables, a trainer like ``sft.py`` or ``preference/``, and a reader of its rows where no format
+has them yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from transformers import TrainingArguments
+
 from gptoss_tune.display import visible
+from gptoss_tune.harmony.dataset.kinds import kind_of
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
+from gptoss_tune.recipe.schema import KtoSection, LoraSection, MethodSection, reference_of
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.collator import Collator
 from gptoss_tune.train.loss import LossFunction, weighted_token_loss
+from gptoss_tune.train.observers.observer import StepObserver
+from gptoss_tune.train.preference.collator import KtoCollator, PreferenceCollator
+from gptoss_tune.train.preference.loss import PreferenceLoss
+from gptoss_tune.train.preference.reference import ReferenceObserver, with_reference
+from gptoss_tune.train.preference.trainer import KtoTrainer, PreferenceTrainer
 from gptoss_tune.train.sft import WeightedSftTrainer, sft_config
 from gptoss_tune.train.trainer import MethodTrainer
+from gptoss_tune.train.trl_config import trainer_arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftModel
+
+    from gptoss_tune.recipe.schema import TrainSection
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows as they are trained on, and what watches over them."""
+
+    train_set: Dataset
+    eval_set: Dataset | None
+    observers: Sequence[StepObserver] = ()
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method of training.
+    """One method of training, with its settings.
 
     Attributes:
         trainer: Its class; takes ``loss`` besides what every ``MethodTrainer`` does.
         arguments: From ``train``, ``held_out`` and ``dtype`` to the trainer's arguments.
-        datasets: Renders the rows to train on, and those held out; every rank calls it.
         collator: From the padding token and ``data.packing`` to what makes batches of rows.
         loss: Of a micro-batch, unless the caller of ``train`` brings one.
+        prepare: What the rows need of the model before the first step; every rank calls it.
     """
 
     trainer: Callable[..., MethodTrainer]
     arguments: Callable[..., Any]
-    datasets: Callable[[RunContext], tuple[Dataset, Dataset | None]]
     collator: Callable[..., Callable[[Any], dict[str, Any]]]
     loss: LossFunction
+    prepare: Callable[[RunContext, PeftModel, Dataset, Dataset | None], Prepared]
 
 
-def rendered_conversations(context: RunContext) -> tuple[Dataset, Dataset | None]:
+def rendered_rows(context: RunContext) -> tuple[Dataset, Dataset | None]:
     """Render the data on rank 0 first, so that the others read its cache.
 
     Raises:
@@ -55,25 +79,62 @@ def rendered_conversations(context: RunContext) -> tuple[Dataset, Dataset | None
     def tell(line: str) -> None:
         context.console.print(visible(line), soft_wrap=True, highlight=False, markup=False)
 
+    load = partial(
+        load_dataset,
+        recipe.data,
+        vocabulary=vocabulary,
+        seed=seed,
+        tell=tell,
+        kind=kind_of(recipe.method),
+    )
     with context.state.main_process_first():
-        train_set = load_dataset(
-            recipe.data, split="train", vocabulary=vocabulary, seed=seed, tell=tell
-        )
-        eval_set = None
-        if context.held_out:
-            eval_set = load_dataset(
-                recipe.data, split="eval", vocabulary=vocabulary, seed=seed, tell=tell
-            )
-    return train_set, eval_set
+        return load(split="train"), load(split="eval") if context.held_out else None
 
 
-METHODS: dict[str, Method] = {
-    "sft": Method(
-        trainer=WeightedSftTrainer,
-        arguments=sft_config,
-        datasets=rendered_conversations,
-        collator=Collator,
-        loss=weighted_token_loss,
-    ),
+def _as_rendered(
+    context: RunContext, model: PeftModel, train_set: Dataset, eval_set: Dataset | None
+) -> Prepared:
+    return Prepared(train_set, eval_set)
+
+
+def _supervised(section: MethodSection, lora: LoraSection) -> Method:
+    return Method(WeightedSftTrainer, sft_config, Collator, weighted_token_loss, _as_rendered)
+
+
+def _preference(section: Any, lora: LoraSection) -> Method:
+    """Return the method of a section of pairs or labelled answers."""
+    reference = reference_of(section, lora)
+    labelled = isinstance(section, KtoSection)
+
+    def prepare(
+        context: RunContext, model: PeftModel, train_set: Dataset, eval_set: Dataset | None
+    ) -> Prepared:
+        if reference == "none":
+            return Prepared(train_set, eval_set)
+        splits = {"train": train_set} | ({} if eval_set is None else {"eval": eval_set})
+        known, made = with_reference(context, model, reference, splits)
+        watch = ReferenceObserver(context.run, made)
+        return Prepared(known["train"], known.get("eval"), [watch])
+
+    return Method(
+        trainer=partial(
+            KtoTrainer if labelled else PreferenceTrainer,
+            section=section,
+            reference=reference,
+        ),
+        arguments=_plain_arguments,
+        collator=KtoCollator if labelled else PreferenceCollator,
+        loss=PreferenceLoss(section),
+        prepare=prepare,
+    )
+
+
+def _plain_arguments(train: TrainSection, *, held_out: bool, dtype: str) -> TrainingArguments:
+    return TrainingArguments(**trainer_arguments(train, held_out=held_out, dtype=dtype))
+
+
+METHODS: dict[str, Callable[[Any, LoraSection], Method]] = {
+    "sft": _supervised,
+    **dict.fromkeys(("dpo", "ipo", "simpo", "orpo", "kto"), _preference),
 }
-"""Every method by its name in a recipe."""
+"""Every method by its name in a recipe: from its section, and ``lora``, to what trains."""

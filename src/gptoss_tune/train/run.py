@@ -22,6 +22,7 @@ from gptoss_tune.display import visible
 from gptoss_tune.errors import GptossTuneError, GuardError, MachineError
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.files.atomic import write_text
+from gptoss_tune.harmony.dataset.kinds import kind_of
 from gptoss_tune.harmony.dataset.load import row_sources
 from gptoss_tune.harmony.sources.open import listed_files
 from gptoss_tune.harmony.vocabulary import load_vocabulary
@@ -47,7 +48,7 @@ from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossFunction
-from gptoss_tune.train.methods import METHODS, Method
+from gptoss_tune.train.methods import METHODS, Method, Prepared, rendered_rows
 from gptoss_tune.train.metrics.console import run_console
 from gptoss_tune.train.metrics.metrics_file import MetricsFile, cut_back
 from gptoss_tune.train.metrics.progress import ProgressDisplay
@@ -150,8 +151,8 @@ def _train(
 ) -> finish.RunSummary:
     recipe, console, state = context.recipe, context.console, context.state
     _refuse_uneven_experts(context)
-    method = METHODS[recipe.method.name]
-    train_set, eval_set = method.datasets(context)
+    method = METHODS[recipe.method.name](recipe.method, recipe.lora)
+    train_set, eval_set = rendered_rows(context)
     evaluator = None
     if recipe.evaluation.wanted:
         vocabulary = load_vocabulary(context.base.path)
@@ -167,11 +168,12 @@ def _train(
     fitted = find_batch_size.fit(context, method, model, train_set)
     # The record keeps the recipe as it was asked for.
     fits = replace(context, recipe=fitted.recipe)
+    rows = method.prepare(fits, model, train_set, eval_set)
     metrics, guard = StepMetrics(context.run, recipe.data.train, context.device), _guard(context)
     # The metrics first: they measure gradients that the guard may drop.
     own = [callback for callback in callbacks if isinstance(callback, StepObserver)]
-    observers = StepObservers((metrics, guard, *own), context.start.checkpoint)
-    trainer = _trainer(fits, method, model, train_set, eval_set, observers, identity)
+    observers = StepObservers((metrics, guard, *rows.observers, *own), context.start.checkpoint)
+    trainer = _trainer(fits, method, model, rows, observers, identity)
     trackers = _trackers(context, identity.run_id)
     asked = [] if evaluator is None else [Evaluation(evaluator, context, trainer, metrics)]
     others = [callback for callback in callbacks if callback not in own]
@@ -203,6 +205,7 @@ def _run(
     if context.stop.stopped:
         finish.interrupted(trainer, context)
     finish.publish_adapter(trainer, context.run)
+    trainer.conclude(context)
     for evaluation in asked:
         evaluation.finish()
     return finish.last_evaluation(trainer, context.console) if held_out else None
@@ -289,8 +292,7 @@ def _trainer(
     context: RunContext,
     method: Method,
     model: PeftModel,
-    train_set: Dataset,
-    eval_set: Dataset | None,
+    rows: Prepared,
     observers: StepObservers,
     identity: Identity,
 ) -> MethodTrainer:
@@ -302,8 +304,8 @@ def _trainer(
         model=model,
         args=method.arguments(recipe.train, held_out=context.held_out, dtype=recipe.model.dtype),
         data_collator=method.collator(model.config.pad_token_id, packed=recipe.data.packing),
-        train_dataset=train_set,
-        eval_dataset=eval_set,
+        train_dataset=rows.train_set,
+        eval_dataset=rows.eval_set,
         processing_class=tokenizer,
         observers=observers,
         identity=identity,
@@ -316,7 +318,8 @@ def _guard(context: RunContext) -> Guard:
 
     def sources(rows: list[int]) -> list[str]:
         vocabulary = load_vocabulary(context.base.path)
-        return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=recipe.train.seed)
+        seed, kind = recipe.train.seed, kind_of(recipe.method)
+        return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=seed, kind=kind)
 
     return Guard(recipe.guard, context.run, context.console, sources)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,6 @@ from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.data.collator import BATCH_ONLY, NumberedRows
 from gptoss_tune.train.data.sampler import DatasetWithFiller, EpochSampler, MicroBatchSampler
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
-from gptoss_tune.train.loss import step_weight
 from gptoss_tune.train.observers.observer import MicroBatch
 from gptoss_tune.train.observers.observers import StepObservers
 from gptoss_tune.train.resume.changes import Identity
@@ -48,6 +47,9 @@ from gptoss_tune.train.resume.state import (
     save_random_states,
     save_state,
 )
+
+if TYPE_CHECKING:
+    from gptoss_tune.train.context import RunContext
 
 _LINES_KEPT = 64
 """Lines of metrics that a checkpoint's ``trainer_state.json`` keeps, the newest."""
@@ -125,10 +127,17 @@ class MethodTrainer(Trainer):
         phases = np.array(dataset["phase"]) if "phase" in dataset.column_names else None
         return EpochSampler(len(dataset), seed=self.args.data_seed or 0, phases=phases)
 
+    def weight_of(self, batch: dict[str, Any]) -> Tensor:
+        """Return by how much a micro-batch counts in the mean of its step, scalar fp64."""
+        return batch["loss_weights"].double().sum()
+
+    def conclude(self, context: RunContext) -> None:
+        """Look at the trained model once more; its adapter is on disk, and every rank calls it."""
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         if not batch_samples:
             return None
-        weight = step_weight(batch_samples, device)
+        weight = torch.stack([self.weight_of(batch).to(device) for batch in batch_samples]).sum()
         return self.accelerator.reduce(weight, reduction="sum")  # pyright: ignore[reportReturnType]
 
     def compute_loss(
@@ -146,7 +155,7 @@ class MethodTrainer(Trainer):
             self.observers.before_forward(batch)
         loss_sum, outputs = self.loss_of(model, inputs, batch_only)
         if num_items_in_batch is None:
-            num_items_in_batch = inputs["loss_weights"].double().sum()
+            num_items_in_batch = self.weight_of(inputs)
         weight = torch.as_tensor(num_items_in_batch).clamp(min=1e-12)
         loss = loss_sum / weight.to(loss_sum)
         if training:

@@ -15,13 +15,8 @@ import pytest
 from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.harmony.dataset import cache, render_rows
 from gptoss_tune.harmony.dataset import load as load_module
-from gptoss_tune.harmony.dataset.load import (
-    load_dataset,
-    pack_selection,
-    packing_efficiency,
-    render_source,
-    select,
-)
+from gptoss_tune.harmony.dataset.load import load_dataset, render_source
+from gptoss_tune.harmony.dataset.selection import pack_selection, packing_efficiency, select
 from gptoss_tune.recipe import DataSection
 
 

@@ -148,3 +148,72 @@ def test_filters_that_make_much_of_little_are_not_there(name):
 
 def test_round_rounds():
     assert written("{{ x | round(1) }} {{ x | round(-1) | int }}", {"x": 15.26}) == "15.3 20"
+
+
+TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+def test_templates_write_a_pair_of_texts_or_of_messages():
+    columns = {"prompt": "{{ q }}", "chosen": "{{ good }}", "rejected": "{{ bad | trim }}"}
+    row = {"q": "2+2?", "good": "4", "bad": " 5 "}
+    assert ColumnTemplates(columns).apply(row, "row:1") == {
+        "prompt": "2+2?",
+        "chosen": "4",
+        "rejected": "5",
+    }
+    columns = {"chosen": "{{ good | tojson }}", "rejected": "{{ bad[1] | tojson }}\n"}
+    written = ColumnTemplates({**columns, "prompt": "{{ good[:1] | tojson }}"}).apply(
+        {"good": TURNS, "bad": TURNS}, "row:1"
+    )
+    assert written == {"chosen": TURNS, "rejected": TURNS[1], "prompt": TURNS[:1]}
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ a }}", str(TURNS)),
+        ("{{ a | tojson }}", TURNS),
+        ("Say {{ a | tojson }}", f"Say {json.dumps(TURNS)}"),
+        ("{{ object | tojson }}", '{"name": "Ada", "role": "engineer"}'),
+        ("{{ text | tojson }}", "[1]"),
+        ("{{ empty | tojson }}", "[]"),
+        ("{{ number | tojson }}", "7"),
+    ],
+)
+def test_an_answer_is_messages_only_where_a_template_writes_such_as_json(template, expected):
+    row = {
+        "a": TURNS,
+        "object": {"name": "Ada", "role": "engineer"},
+        "text": "[1]",
+        "empty": [],
+        "number": 7,
+    }
+    assert written(template, row, "chosen") == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "value", "label"),
+    [
+        ("{{ x | tojson }}", True, True),
+        ("{{ x }}", False, False),
+        ("{{ x }}", 1, 1),
+        ("{{ x == 'good' }}", "good", True),
+        ("{{ x == 'good' }}", "bad", False),
+        ("{{ x >= 4 }}", 3, False),
+    ],
+)
+def test_a_template_writes_a_label_as_a_table_holds_it_or_by_comparing(template, value, label):
+    got = written(template, {"x": value}, "label")
+    assert got == label and type(got) is type(label)
+
+
+@pytest.mark.parametrize("field", ["chosen", "rejected", "label"])
+@pytest.mark.parametrize("template", ["{{ x }}", "{{ x | tojson }}"])
+def test_a_pair_without_an_answer_or_an_answer_without_its_label_is_refused(field, template):
+    with pytest.raises(DataError, match=f"the template of '{field}' writes nothing on this row"):
+        written(template, {"x": None}, field)
+
+
+def test_a_label_of_other_words_is_not_guessed():
+    with pytest.raises(DataError, match="the template of 'label' writes 'good', which is not JSON"):
+        written("{{ x }}", {"x": "good"}, "label")

@@ -1,8 +1,9 @@
 """Samples as Arrow files: written chunk by chunk, mapped into memory, never lists of Python ints.
 
 A rendered source is a folder: ``tokens.arrow`` holds what training reads (``input_ids``,
-``loss_weights``, ``channels``, ``length``), ``about.npz`` what splitting, mixing and packing need
-to know of each sample, ``sources.jsonl`` the places they came from, ``report.json`` the counts.
+``loss_weights``, ``channels``, ``length``; of preferences also the documents of each sample),
+``about.npz`` what splitting, mixing and packing need to know of each sample, ``sources.jsonl`` the
+places they came from, ``report.json`` the counts.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from gptoss_tune.harmony.conversation import CHANNEL_NAMES
 from gptoss_tune.harmony.dataset.counts import RowCounts
+from gptoss_tune.harmony.dataset.mismatched import mismatched
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,6 +33,8 @@ TOKEN_COLUMNS: Final = {
     "loss_weights": pa.float32(),
     "channels": pa.int8(),
 }
+DOCUMENT_COLUMNS: Final = {"documents": pa.int32(), "branches": pa.int8()}
+"""Of each document of a sample: its tokens, and whether it is preferred (1) or not (-1)."""
 ROWS_A_BATCH: Final = 256
 _ABOUT: Final = {
     "lengths": np.int32,
@@ -46,11 +50,18 @@ _ABOUT: Final = {
 class SampleWriter:
     """Writes the chunks of a source into its folder; use it in a ``with`` statement."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open ``tokens.arrow`` in an empty folder."""
-        self._folder = folder
-        columns = {name: pa.list_(kind) for name, kind in TOKEN_COLUMNS.items()}
-        self._schema = pa.schema({**columns, "length": pa.int32()})
+    def __init__(self, folder: Path, *, documents: bool = False) -> None:
+        """Open ``tokens.arrow`` in an empty folder.
+
+        Args:
+            folder: The folder.
+            documents: Whether a sample consists of several documents.
+        """
+        self._folder, self._documents = folder, documents
+        listed = TOKEN_COLUMNS | (DOCUMENT_COLUMNS if documents else {})
+        columns = {name: pa.list_(kind) for name, kind in listed.items()}
+        about = {"length": pa.int32(), **({"prompt": pa.int32()} if documents else {})}
+        self._schema = pa.schema({**columns, **about})
         self._sink = pa.OSFile(str(folder / "tokens.arrow"), "wb")
         self._writer = pa.ipc.new_stream(self._sink, self._schema)
         self._about: dict[str, list[NDArray]] = {name: [] for name in _ABOUT}
@@ -80,7 +91,14 @@ class SampleWriter:
         self._sources.writelines(f"{json.dumps(source)}\n" for source in columns.sources)
         if len(columns.lengths):
             tokens = {name: getattr(columns, name) for name in TOKEN_COLUMNS}
-            self._writer.write_batch(_batch(tokens, columns.lengths, {"length": columns.lengths}))
+            about: dict[str, Any] = {}
+            if self._documents:
+                for name in DOCUMENT_COLUMNS:
+                    about[name] = _lists(getattr(columns, name), columns.document_counts)
+            about["length"] = columns.lengths
+            if self._documents:
+                about["prompt"] = columns.prompt_tokens
+            self._writer.write_batch(_batch(tokens, columns.lengths, about))
 
 
 class SampleFile:
@@ -150,6 +168,7 @@ def write_packed(
     samples: NDArray[np.int64],
     packed: PackedRows,
     phases: NDArray[np.int8] | None,
+    mismatch: Mismatch | None = None,
 ) -> None:
     """Write packed rows into a folder.
 
@@ -159,6 +178,7 @@ def write_packed(
         samples: ``[n]`` indices into the samples of all files, laid end to end.
         packed: Rows of indices into ``samples``.
         phases: ``[rows]`` phase of the curriculum, or None.
+        mismatch: Whose answer each sample is given besides, or None.
     """
     tokens = pa.concat_tables([file.table for file in files])
     ends = np.cumsum([len(file.lengths) for file in files])
@@ -168,6 +188,8 @@ def write_packed(
         for first in range(0, len(packed), ROWS_A_BATCH):
             last = min(first + ROWS_A_BATCH, len(packed))
             batch = _packed_batch(tokens, samples, sources, packed, phases, first, last)
+            if mismatch is not None:
+                batch = _with_mismatched(batch, tokens, samples, packed, mismatch, first, last)
             if writer is None:
                 writer = pa.ipc.new_stream(sink, batch.schema)
             writer.write_batch(batch)
@@ -207,25 +229,76 @@ def _packed_batch(
     starts = packed.offsets[first:last] - packed.offsets[first]
     row_lengths = np.add.reduceat(lengths, starts).astype(np.int32)
     columns = {name: taken[name].combine_chunks().flatten().to_numpy() for name in TOKEN_COLUMNS}
-    # 0, 1, ... in each document: the place in the batch less the place where the document starts.
-    document_starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    columns["position_ids"] = (np.arange(int(lengths.sum())) - document_starts).astype(np.int32)
+    several = "documents" in taken.column_names
+    documents, counts = lengths, np.ones(len(members), dtype=np.int32)
+    if several:
+        listed = taken["documents"].combine_chunks()
+        documents, counts = listed.flatten().to_numpy(), listed.value_lengths().to_numpy()
+    columns["position_ids"] = positions(documents)
     about: dict[str, Any] = {"length": row_lengths}
-    offsets = np.append(starts, len(members)).astype(np.int32)
-    about["sources"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(sources[members]))
+    by_row = np.add.reduceat(counts, starts)
+    about["sources"] = _lists(np.repeat(sources[members], counts), by_row)
+    if several:
+        branches = taken["branches"].combine_chunks().flatten().to_numpy()
+        sizes = np.diff(np.append(starts, len(members)))
+        in_row = np.arange(len(members)) - np.repeat(starts, sizes)
+        about["branches"] = _lists(branches, by_row)
+        about["samples"] = _lists(np.repeat(in_row, counts).astype(np.int32), by_row)
     if phases is not None:
         about["phase"] = phases[first:last]
     return _batch(columns, row_lengths, about)
 
 
+class Mismatch(NamedTuple):
+    """Which answers are given to which prompts: ``partners [n]`` of samples, cut to a length."""
+
+    partners: NDArray[np.int64]
+    max_length: int
+
+
+def _with_mismatched(
+    batch: pa.RecordBatch,
+    tokens: pa.Table,
+    samples: NDArray[np.int64],
+    packed: PackedRows,
+    mismatch: Mismatch,
+    first: int,
+    last: int,
+) -> pa.RecordBatch:
+    """Return packed rows with the mismatched documents of their samples, as columns ``kl_...``."""
+    members = packed.samples[packed.offsets[first] : packed.offsets[last]]
+    asked, answered = (
+        tokens.take(pa.array(samples[which])) for which in (members, mismatch.partners[members])
+    )
+    columns, lengths = mismatched(asked, answered, max_length=mismatch.max_length)
+    columns["position_ids"] = positions(lengths)
+    starts = packed.offsets[first:last] - packed.offsets[first]
+    row_lengths = np.add.reduceat(lengths, starts)
+    for name, values in columns.items():
+        batch = batch.append_column(f"kl_{name}", _lists(values, row_lengths))
+    return batch
+
+
+def positions(documents: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Return 0, 1, ... for the tokens of each of several documents, given their lengths."""
+    # The place among all tokens less the place where the document starts.
+    starts = np.repeat(np.cumsum(documents) - documents, documents)
+    return (np.arange(int(documents.sum())) - starts).astype(np.int32)
+
+
+def _lists(values: NDArray, counts: NDArray[np.integer]) -> pa.ListArray:
+    """Return ``values`` cut into lists of so many each."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int32)
+    np.cumsum(counts, out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
 def _batch(
     tokens: dict[str, NDArray], lengths: NDArray[np.int32], about: dict[str, Any]
 ) -> pa.RecordBatch:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    lists: dict[str, Any] = {
-        name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
-        for name, values in tokens.items()
+    lists: dict[str, Any] = {name: _lists(values, lengths) for name, values in tokens.items()}
+    others = {
+        name: values if isinstance(values, pa.Array) else pa.array(values)
+        for name, values in about.items()
     }
-    scalars = {name: pa.array(values) for name, values in about.items()}
-    return pa.RecordBatch.from_pydict({**lists, **scalars})
+    return pa.RecordBatch.from_pydict({**lists, **others})

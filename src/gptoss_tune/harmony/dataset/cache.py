@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from gptoss_tune.errors import MachineError, say_once
 from gptoss_tune.files.atomic import sync
@@ -79,6 +79,14 @@ def built_once(key: str, build: Callable[[Path], None], *, private: bool = False
             "space, or point XDG_CACHE_HOME to another disk"
         ) from error
     return place
+
+
+def state_of(key: str) -> Literal["whole", "damaged", "missing"]:
+    """Return whether the folder of ``key`` is there as it was written; nothing is built."""
+    place = cache_folder() / key
+    if not place.exists():
+        return "missing"
+    return "whole" if _is_whole(place) else "damaged"
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -28,8 +28,11 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.dataset import arrow
 from gptoss_tune.harmony.dataset.cache import built_once, cache_key
 from gptoss_tune.harmony.dataset.counts import RowCounts, grouped
-from gptoss_tune.harmony.dataset.packing import PackedRows, efficiency, pack
-from gptoss_tune.harmony.dataset.render_rows import SampleSettings, default_processes, render_rows
+from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind
+from gptoss_tune.harmony.dataset.mismatched import partners
+from gptoss_tune.harmony.dataset.render_rows import default_processes, render_rows
+from gptoss_tune.harmony.dataset.row_renderer import SampleSettings
+from gptoss_tune.harmony.dataset.selection import Selection, Split, rows_of, select
 from gptoss_tune.harmony.reading import ReadSettings
 from gptoss_tune.harmony.render import RenderSettings
 from gptoss_tune.harmony.sources.open import OpenedSource, open_source
@@ -37,22 +40,17 @@ from gptoss_tune.harmony.vocabulary import RANKS_SHA256, Vocabulary
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from numpy.typing import NDArray
 
     from gptoss_tune.recipe import DataSection, DataSource
 
 RENDERING: Final = 4
 """Number of the rendering; raised when a row would give other tokens, or lie otherwise on disk."""
-LONGEST_SAMPLE: Final = 131_072
-"""Most that data.max_length can be: what gpt-oss reads."""
 PACKED: Final = 2
 """Number of the layout of packed rows; raised when they lie otherwise on disk."""
 MOST_SHOWN: Final = 20
 """Kinds of rejected rows that one message lists."""
 STOP_AFTER: Final = 100
 """With on_error: stop, rejected rows after which the rest is not read."""
-
-Split = Literal["train", "eval"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +70,6 @@ class RenderedSource:
     report: RowCounts
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which samples make up a split.
-
-    Attributes:
-        samples: ``[n]`` int64 indices into the sources' samples, laid end to end.
-        lengths: ``[n]`` int32 tokens of each.
-        efforts: ``[n]`` int8, 0 low, 1 medium, 2 high.
-    """
-
-    samples: NDArray[np.int64]
-    lengths: NDArray[np.int32]
-    efforts: NDArray[np.int8]
-
-
 def load_dataset(
     data: DataSection,
     *,
@@ -94,8 +77,13 @@ def load_dataset(
     vocabulary: Vocabulary,
     seed: int = 0,
     tell: Callable[[str], None] | None = None,
+    kind: SampleKind = CONVERSATIONS,
 ) -> Dataset:
     """Return the rendered samples of a split, packed when the recipe says so.
+
+    Rows of preferences have ``position_ids`` packed or not, and for each of their documents
+    ``branches`` (1 preferred, -1 not) and ``samples`` (the number of its sample in the row);
+    labelled answers also the mismatched documents of ``mismatched.py``, as columns ``kl_...``.
 
     With ``curriculum: reasoning_effort`` the dataset has a column ``phase`` (0 to 2) besides, for
     ``order.EpochSampler``.
@@ -106,6 +94,7 @@ def load_dataset(
         vocabulary: To render with.
         seed: Of the held-out share, of drawn halves, and of packing.
         tell: Called with each thing that is lost or may be meant otherwise, a line each.
+        kind: What the rows are to the method.
 
     Raises:
         DataError: Rows cannot be trained on, or nothing is left to train on.
@@ -113,24 +102,42 @@ def load_dataset(
         MachineError: The cache cannot be written, or a worker died.
     """
     sources = split_sources(data, split)
-    rendered = [render_source(source, data, vocabulary) for source in sources]
+    rendered = [render_source(source, data, vocabulary, kind) for source in sources]
     refuse_rejected(rendered, data)
     if tell is not None:
         for one in rendered:
             for line in one.report.lines("warnings", f"{split}: {one.source.path}"):
                 tell(line)
     selection = select(rendered, data, split=split, seed=seed)
-    if not data.packing:
+    if not data.packing and kind.rows == "conversation":
         return _unpacked(rendered, selection, data)
-    packed = pack_selection(selection, data, seed=seed)
-    parts = [[one.key for one in rendered], data.max_length, seed, split, data.curriculum]
+    return _packed(rendered, selection, data, split=split, seed=seed, kind=kind)
+
+
+def _packed(
+    rendered: Sequence[RenderedSource],
+    selection: Selection,
+    data: DataSection,
+    *,
+    split: Split,
+    seed: int,
+    kind: SampleKind,
+) -> Dataset:
+    """Return rows of several documents, from the cache when they are there."""
+    packed = rows_of(selection, data, seed=seed)
+    parts: list[Any] = [[one.key for one in rendered], data.max_length, seed, split]
+    parts += [data.curriculum, data.packing, asdict(kind)]
     digest = hashlib.sha256(selection.samples.tobytes()).hexdigest()
     key = cache_key(["packed", PACKED, RENDERING, parts, digest])
+    mismatch = None
+    if kind.rows == "label":
+        keys = np.concatenate([one.samples.prompt_keys for one in rendered])[selection.samples]
+        mismatch = arrow.Mismatch(partners(keys, seed=seed), data.max_length)
 
     def build(folder: Path) -> None:
         files = [one.samples for one in rendered]
-        phases = _phases(packed, selection) if data.curriculum != "none" else None
-        arrow.write_packed(folder, files, selection.samples, packed, phases)
+        phases = selection.phases_of(packed) if data.curriculum != "none" else None
+        arrow.write_packed(folder, files, selection.samples, packed, phases, mismatch)
 
     modes = [one.samples.folder.stat().st_mode for one in rendered]
     private = not all(mode & stat.S_IROTH for mode in modes)
@@ -138,22 +145,29 @@ def load_dataset(
 
 
 def row_sources(
-    data: DataSection, rows: Sequence[int], *, vocabulary: Vocabulary, seed: int = 0
+    data: DataSection,
+    rows: Sequence[int],
+    *,
+    vocabulary: Vocabulary,
+    seed: int = 0,
+    kind: SampleKind = CONVERSATIONS,
+    split: Split = "train",
 ) -> list[str]:
-    """Return ``file:line`` of the samples in some rows of the training split, read from the cache.
+    """Return ``file:line`` of the samples in some rows of a split, read from the cache.
 
     Args:
         data: The recipe's data section.
         rows: Row numbers in the dataset that ``load_dataset`` returns.
         vocabulary: As given to ``load_dataset``.
         seed: Likewise.
+        kind: Likewise.
+        split: Likewise.
     """
-    rendered = [render_source(source, data, vocabulary) for source in data.train]
-    selection = select(rendered, data, split="train", seed=seed)
+    sources = split_sources(data, split)
+    rendered = [render_source(source, data, vocabulary, kind) for source in sources]
+    selection = select(rendered, data, split=split, seed=seed)
     names = [name for one in rendered for name in one.samples.sources]
-    if not data.packing:
-        return [names[selection.samples[row]] for row in rows]
-    packed = pack_selection(selection, data, seed=seed)
+    packed = rows_of(selection, data, seed=seed)
     return [names[selection.samples[sample]] for row in rows for sample in packed[row]]
 
 
@@ -170,7 +184,12 @@ def split_sources(data: DataSection, split: Split) -> list[DataSource]:
     return list(data.eval)
 
 
-def render_source(source: DataSource, data: DataSection, vocabulary: Vocabulary) -> RenderedSource:
+def render_source(
+    source: DataSource,
+    data: DataSection,
+    vocabulary: Vocabulary,
+    kind: SampleKind = CONVERSATIONS,
+) -> RenderedSource:
     """Return the rendering of a source, from the cache when it is there.
 
     Raises:
@@ -178,7 +197,7 @@ def render_source(source: DataSource, data: DataSection, vocabulary: Vocabulary)
             cannot be trained on, or it was changed while it was read.
     """
     opened = open_source(source)
-    settings = sample_settings(data)
+    settings = sample_settings(data, kind)
     most = data.max_errors if data.on_error == "skip" else STOP_AFTER
     versions = [RENDERING, RANKS_SHA256, version("openai-harmony"), version("tiktoken")]
     key = cache_key(["samples", versions, opened.fingerprint, asdict(settings)])
@@ -186,7 +205,8 @@ def render_source(source: DataSource, data: DataSection, vocabulary: Vocabulary)
     def build(folder: Path) -> None:
         report = RowCounts()
         processes = data.dataset_num_proc or default_processes(opened.size)
-        with arrow.SampleWriter(folder) as writer:
+        several = kind.rows != "conversation"
+        with arrow.SampleWriter(folder, documents=several) as writer:
             for columns in render_rows(opened.rows(), vocabulary, settings, processes):
                 report.add(columns.report)
                 _stop_when_over(most, report, opened, data)
@@ -198,7 +218,7 @@ def render_source(source: DataSource, data: DataSection, vocabulary: Vocabulary)
     return RenderedSource(source, key, arrow.SampleFile(folder), arrow.read_counts(folder))
 
 
-def sample_settings(data: DataSection) -> SampleSettings:
+def sample_settings(data: DataSection, kind: SampleKind = CONVERSATIONS) -> SampleSettings:
     """Return what shapes the samples of a row."""
     render = RenderSettings(
         reasoning_effort=data.reasoning_effort,
@@ -212,7 +232,9 @@ def sample_settings(data: DataSection) -> SampleSettings:
         tool_names=tuple(sorted(data.tool_names.items())),
         ignored_keys=tuple(sorted(data.ignored_keys)),
     )
-    return SampleSettings(render, data.max_length, data.too_long, data.nothing_to_train, reading)
+    return SampleSettings(
+        render, data.max_length, data.too_long, data.nothing_to_train, reading, kind
+    )
 
 
 def refuse_rejected(rendered: Sequence[RenderedSource], data: DataSection) -> None:
@@ -255,114 +277,6 @@ def _stop_when_over(most: int, report: RowCounts, opened: OpenedSource, data: Da
 
 def _over(data: DataSection) -> str:
     return f"that is over data.max_errors {data.max_errors}; fix them, or raise it"
-
-
-def select(
-    rendered: Sequence[RenderedSource], data: DataSection, *, split: Split, seed: int
-) -> Selection:
-    """Return the samples of a split: without what is held out, each as often as its weight says.
-
-    Raises:
-        DataError: No sample is left.
-    """
-    chosen: list[NDArray[np.int64]] = []
-    start = 0
-    held_out = held_out_rows(rendered, data, seed)
-    for number, one in enumerate(rendered):
-        indices = np.arange(len(one.samples.lengths), dtype=np.int64)
-        if held_out is not None:
-            is_held_out = np.isin(one.samples.row_keys, held_out)
-            indices = indices[is_held_out if split == "eval" else ~is_held_out]
-        if split == "train":
-            indices = _repeated(indices, one.source.weight, seed=seed, number=number)
-        chosen.append(indices + start)
-        start += len(one.samples.lengths)
-    samples = np.concatenate(chosen)
-    if not len(samples):
-        raise DataError(_nothing_left(rendered, data, split))
-    lengths = np.concatenate([one.samples.lengths for one in rendered])[samples]
-    efforts = np.concatenate([one.samples.efforts for one in rendered])[samples]
-    if data.curriculum != "none":
-        by_effort = np.argsort(efforts, kind="stable")
-        samples, lengths, efforts = samples[by_effort], lengths[by_effort], efforts[by_effort]
-    return Selection(samples, lengths, efforts)
-
-
-def pack_selection(selection: Selection, data: DataSection, *, seed: int) -> PackedRows:
-    """Return which samples share a row; phases of a curriculum never share one."""
-    phases = selection.efforts if data.curriculum != "none" else np.zeros_like(selection.efforts)
-    samples: list[NDArray[np.int64]] = []
-    offsets: list[NDArray[np.int64]] = [np.zeros(1, dtype=np.int64)]
-    for phase in np.unique(phases):
-        members = np.flatnonzero(phases == phase)
-        rows = pack(selection.lengths[members], data.max_length, seed=seed)
-        samples.append(members[rows.samples])
-        offsets.append(rows.offsets[1:] + offsets[-1][-1])
-    return PackedRows(np.concatenate(samples), np.concatenate(offsets))
-
-
-def packing_efficiency(selection: Selection, packed: PackedRows, data: DataSection) -> float:
-    """Return the share of the packed rows' tokens that is filled, 0 to 1."""
-    return efficiency(selection.lengths, len(packed), data.max_length)
-
-
-def _phases(packed: PackedRows, selection: Selection) -> NDArray[np.int8]:
-    return selection.efforts[packed.samples[packed.offsets[:-1]]]
-
-
-def held_out_rows(
-    rendered: Sequence[RenderedSource], data: DataSection, seed: int
-) -> NDArray[np.uint64] | None:
-    """Return the hashes of the rows that are held out, None for none; equal rows stay together."""
-    if data.eval_fraction is None:
-        return None
-    keys = np.unique(np.concatenate([one.samples.row_keys for one in rendered]))
-    count = max(1, round(len(keys) * data.eval_fraction))
-    generator = np.random.Generator(np.random.PCG64([seed, 1]))
-    return keys[np.sort(generator.permutation(len(keys))[:count])]
-
-
-def _repeated(
-    indices: NDArray[np.int64], weight: float, *, seed: int, number: int
-) -> NDArray[np.int64]:
-    whole = int(weight)
-    part = round((weight - whole) * len(indices))
-    generator = np.random.Generator(np.random.PCG64([seed, 2, number]))
-    drawn = np.sort(generator.permutation(len(indices))[:part])
-    return np.concatenate([*[indices] * whole, indices[drawn]])
-
-
-def _nothing_left(rendered: Sequence[RenderedSource], data: DataSection, split: Split) -> str:
-    report = RowCounts()
-    for one in rendered:
-        report.add(one.report)
-    counts = report.counts
-    names = ", ".join(one.source.path for one in rendered)
-    return (
-        f"{names}: no sample for {split} ({counts['rows']} rows read, {counts['rejected']} "
-        f"rejected, {counts['too_long']} samples over {data.max_length} tokens, "
-        f"{counts['nothing_to_train']} rows with nothing to train); {_way_out(report, data)}"
-    )
-
-
-def _way_out(report: RowCounts, data: DataSection) -> str:
-    """Return what to do about the commonest reason for which nothing is left."""
-    counts = report.counts
-    most = max(("too_long", "rejected", "nothing_to_train"), key=lambda name: counts[name])
-    if not counts[most]:
-        return "add rows that end with an assistant reply"
-    if most == "rejected":
-        return "correct the rejected rows; check-data says what is wrong with them"
-    if most == "nothing_to_train":
-        return "give messages, or their channels, a loss weight above 0"
-    shortest = report.shortest_too_long
-    if not shortest:
-        return "every one is far longer than data.max_length: split the rows"
-    if shortest > LONGEST_SAMPLE:
-        return f"the shortest has {shortest:,} tokens, more than the model reads: split the rows"
-    return (
-        f"the shortest of these has {shortest:,} tokens: raise data.max_length, or split the rows"
-    )
 
 
 def _unpacked(

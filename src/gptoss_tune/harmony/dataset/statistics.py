@@ -18,16 +18,15 @@ import numpy as np
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import CHANNEL_NAMES, CHANNELS
 from gptoss_tune.harmony.dataset.counts import RowCounts
-from gptoss_tune.harmony.dataset.load import (
-    RenderedSource,
+from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind
+from gptoss_tune.harmony.dataset.load import RenderedSource, render_source, split_sources
+from gptoss_tune.harmony.dataset.selection import (
     Selection,
     Split,
     held_out_rows,
     pack_selection,
     packing_efficiency,
-    render_source,
     select,
-    split_sources,
 )
 from gptoss_tune.harmony.fields import EFFORTS
 from gptoss_tune.harmony.vocabulary import Vocabulary
@@ -190,8 +189,16 @@ class DataStatistics:
         }
 
 
-def data_statistics(data: DataSection, vocabulary: Vocabulary, *, seed: int) -> DataStatistics:
+def data_statistics(
+    data: DataSection, vocabulary: Vocabulary, *, seed: int, kind: SampleKind = CONVERSATIONS
+) -> DataStatistics:
     """Return the figures of all data of a recipe; rejected rows are counted, never an error.
+
+    Args:
+        data: The recipe's data section.
+        vocabulary: To render with.
+        seed: Of the held-out share and of packing.
+        kind: What the rows are to the method.
 
     Raises:
         DataError: A file as a whole cannot be read.
@@ -202,7 +209,7 @@ def data_statistics(data: DataSection, vocabulary: Vocabulary, *, seed: int) -> 
     keys: dict[Split, _Rows] = {}
     for split in _splits(data):
         rendered = [
-            render_source(source, data, vocabulary) for source in split_sources(data, split)
+            render_source(source, data, vocabulary, kind) for source in split_sources(data, split)
         ]
         splits[split], keys[split] = _split_census(rendered, data, split=split, seed=seed)
     census = DataStatistics(splits)

@@ -34,7 +34,10 @@ from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TRAINED_COLUMNS = ("input_ids", "loss_weights", "channels", "position_ids", "phase")
+TRAINED_COLUMNS = (
+    *("input_ids", "loss_weights", "channels", "position_ids", "phase"),
+    *("branches", "samples", "kl_input_ids", "kl_loss_weights", "kl_position_ids"),
+)
 """Columns of the data that training reads; others are for counting and reports."""
 _ROWS_AT_ONCE = 1024
 
