@@ -119,8 +119,8 @@ def preferences(run: Run) -> list[str]:
             "KL to the reference",
             [*_lines(run, [("kl", "all channels", _ALL)]), *_by_channel(run, "kl")],
             unit="nats per token",
-            caption="An estimate at the tokens of the data, exp(r) - 1 - r with r the reference's "
-            "log-probability less the model's: not at what the model itself would write.",
+            caption="An estimate at the tokens of the data, half the square of how far their "
+            "log-probability is from the reference's: not at what the model itself would write.",
             from_zero=True,
         ),
         chart(
