@@ -1,5 +1,6 @@
 """Pages read as HTML, and what is put into the files they are made of: hostile, strange."""
 
+import copy
 import json
 from html.parser import HTMLParser
 
@@ -71,7 +72,7 @@ def strange(value, draw, changes):
             key = draw.choice(keys)
             inner = holder[key]
             if not isinstance(inner, dict | list) or draw.random() < 0.3:
-                holder[key] = draw.choice(STRANGE)
+                holder[key] = copy.deepcopy(draw.choice(STRANGE))
                 break
             holder = inner
     return value

@@ -14,14 +14,14 @@ from gptoss_tune.plan.gpus import card as gpu_card
 from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.report.curves import CHANNELS
-from gptoss_tune.report.preferences.curves import tiles as preference_tiles
-from gptoss_tune.report.preferences.method import reference_words
 from gptoss_tune.report.read import Run, listing, mapping
 from gptoss_tune.report.text import count, duration, figure, number, size, table, text
 from gptoss_tune.run.checkpoints import published
 from gptoss_tune.run.folder import ADAPTER, METRICS, RECORD
+from gptoss_tune.run.method import reference_words
 
 _MOST_WARNINGS = 50
+_LAST_LINES = 20
 _GOOD = {"finished"}
 _BAD = {"stopped by the guard"}
 _NO_GPU = "the run had no GPU"
@@ -54,7 +54,7 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
     if held_out:
         first = f"{figure(held_out[0], 3)} → " if len(held_out) > 1 else ""
         found.append((f"{first}{figure(held_out[-1], 3)}", f"held-out loss, {unit}", False))
-    found += preference_tiles(run)
+    found += _won(run)
     of = f" of {planned:,.0f}" if planned and steps and steps < planned else ""
     found.append((f"{count(steps)}{of}", "optimizer steps", False))
     found.append((count(trained_tokens(run)), "tokens trained", False))
@@ -70,6 +70,32 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
     warned = len(warnings(run))
     found.append((count(warned), "warnings of the guard", bool(warned)))
     return found
+
+
+def _won(run: Run) -> list[tuple[str, str, bool]]:
+    """Return the headline facts of a preference run: value and label, and no bad news."""
+    wanted = [("reward_accuracy", "reward accuracy"), ("reward_margin", "reward margin")]
+    if run.method.name == "kto":
+        wanted = [("reward_chosen", "reward of good"), ("reward_rejected", "reward of bad")]
+    found = []
+    for metric, label in wanted:
+        values, where = _held_out_or_last(run, metric)
+        shares = metric == "reward_accuracy"
+        shown = [f"{value:.1%}" if shares else figure(value, 3) for value in values]
+        if shown:
+            value = shown[0] if len(shown) == 1 else f"{shown[0]} → {shown[-1]}"
+            found.append((value, f"{label}, {where}", False))
+    return found
+
+
+def _held_out_or_last(run: Run, metric: str) -> tuple[list[float], str]:
+    """Return a metric's values on held-out rows, or the mean of the last ones of training."""
+    held_out = [v for _, v in run.series(f"eval_{metric}", held_out=True) if v is not None]
+    if held_out:
+        return held_out, "held out"
+    # A step has a few pairs, and one step's share of them says little.
+    last = [v for _, v in run.series(metric) if v is not None][-_LAST_LINES:]
+    return [statistics.fmean(last)] if last else [], f"training, last {len(last)} lines"
 
 
 def trained_tokens(run: Run) -> float | None:

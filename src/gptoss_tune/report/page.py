@@ -17,10 +17,8 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.files.atomic import disk_errors, write_text
 from gptoss_tune.recipe import Recipe, resolved_lines
 from gptoss_tune.report import compare, curves, facts, layered
-from gptoss_tune.report.preferences.curves import preference_curves
-from gptoss_tune.report.preferences.pairs import pairs
 from gptoss_tune.report.read import Run, read_run
-from gptoss_tune.report.samples import samples
+from gptoss_tune.report.samples import pairs, samples
 from gptoss_tune.report.style import html_page
 from gptoss_tune.report.text import text, tiles
 from gptoss_tune.run.folder import RECORD, RunFolder
@@ -63,7 +61,7 @@ def run_page(run: Run) -> str:
     base = text(run.fact("base", "name") or run.fact("recipe", "model", "name_or_path") or "", 300)
     sections = [
         ("loss", "Loss", _grid(curves.losses(run))),
-        ("preferences", "Preferences", _grid(preference_curves(run))),
+        ("preferences", "Preferences", _grid(curves.preferences(run))),
         ("pairs", f"{_sample(run)}s before and after", pairs(run)),
         ("samples", "Samples before and after", samples(run)),
         ("optimisation", "Optimisation", _grid([*curves.optimisation(run),

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError, RecipeError
-from gptoss_tune.report.preferences.method import Method, method_of
 from gptoss_tune.report.text import number
 from gptoss_tune.run.folder import EVALUATION, METRICS, RECORD, RunFolder
 from gptoss_tune.run.jsonl import read_lines
+from gptoss_tune.run.method import Method, method_of
 from gptoss_tune.run.record import in_new_names, read_unchecked
 
 _MOST_STEPS = 10**15

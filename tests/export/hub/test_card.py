@@ -198,7 +198,7 @@ def test_a_card_says_by_which_method_and_against_what_it_was_trained():
     assert "trained by direct preference optimisation (DPO) with gptoss-tune" in card
     assert "fine-tuned" not in card and "supervised" not in card
     assert "| method | direct preference optimisation (DPO) |" in card
-    assert "| reference | the base (12 rows, 3,400 tokens, in 5.0 s) |" in card
+    assert "| reference | the base (12 rows, 3,400 tokens, in 5 s) |" in card
     assert "| reward accuracy on held-out pairs | 0.875 |" in card
     assert "| last reward margin, mean of a training step | 2.5 |" in card
     assert head_of(card)["tags"] == ["gpt-oss", "gptoss-tune", "lora", "dpo"]

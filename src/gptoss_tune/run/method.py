@@ -1,4 +1,4 @@
-"""What the method of a run was, in words: for its page, and for its card on the Hub.
+"""The method of a run in words, by its record: for its page, and for its card on the Hub.
 
 A record may be damaged or of another version, so nothing of it is taken for granted: a name that is
 no method's gives no words.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptoss_tune.recipe.schema import METHODS, method_name
-from gptoss_tune.report.text import count, duration, number
 
 _WORDS = {
     "sft": "supervised fine-tuning",
@@ -26,6 +25,7 @@ _REFERENCES = {
     "init_adapter": "the adapter that the run began from",
     "none": "none",
 }
+_MOST = 10**15
 _PER_TOKEN = ("simpo", "orpo")
 
 
@@ -104,15 +104,14 @@ def reference_words(record: Mapping[str, Any]) -> str:
     if not isinstance(found, dict) or not (of := reference_name(found.get("of"))):
         return ""
     took = [
-        f"{count(value)} {name}" for name in ("rows", "tokens") if (value := _number(found, name))
+        f"{found[name]:,} {name}" for name in ("rows", "tokens") if _is_sane(found.get(name), int)
     ]
-    seconds = _number(found, "seconds")
     if found.get("cached") is True:
         took.append("read from the cache")
-    elif seconds is not None:
-        took.append(f"in {duration(seconds)}")
+    elif _is_sane(seconds := found.get("seconds"), int, float):
+        took.append(f"in {seconds:,.0f} s")
     return of + (f" ({', '.join(took)})" if took else "")
 
 
-def _number(found: Mapping[str, Any], name: str) -> float | None:
-    return number(found.get(name))
+def _is_sane(value: object, *kinds: type) -> bool:
+    return type(value) in kinds and 0 <= value < _MOST  # pyright: ignore[reportOperatorIssue]

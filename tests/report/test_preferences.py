@@ -7,18 +7,14 @@ from pathlib import Path
 import pytest
 
 from gptoss_tune.recipe.schema import METHODS
-from gptoss_tune.report import facts
+from gptoss_tune.report import curves, facts
 from gptoss_tune.report.page import write_report
-from gptoss_tune.report.preferences import method as words_of_methods
-from gptoss_tune.report.preferences.curves import preference_curves
-from gptoss_tune.report.preferences.method import method_of, reference_words
-from gptoss_tune.report.preferences.pairs import pairs
 from gptoss_tune.report.read import read_run
-from gptoss_tune.report.samples import MOST_SHOWN, OPEN
+from gptoss_tune.report.samples import MOST_SHOWN, OPEN, pairs
+from gptoss_tune.run import method as words_of_methods
+from gptoss_tune.run.method import method_of, reference_words
 
-spec = importlib.util.spec_from_file_location(
-    "html_page", Path(__file__).parents[1] / "html_page.py"
-)
+spec = importlib.util.spec_from_file_location("html_page", Path(__file__).parent / "html_page.py")
 html_page = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(html_page)
 HOSTILE, parsed, words = html_page.HOSTILE, html_page.parsed, html_page.words
@@ -42,7 +38,7 @@ def change_record(run, **facts):
 @pytest.mark.parametrize("name", ["sft", "dpo", "simpo", "kto"])
 def test_what_a_run_has_is_drawn_and_nothing_else(make_preference_run, name):
     run = make_preference_run(method=name)
-    drawn = "".join(preference_curves(read_run(run)))
+    drawn = "".join(curves.preferences(read_run(run)))
     titles = {title for title in CURVES if f"<h3>{title}</h3>" in drawn}
     assert titles == {title for title, names in CURVES.items() if name in names}
     page = parsed(write_report([run]))
@@ -54,7 +50,7 @@ def test_what_a_run_has_is_drawn_and_nothing_else(make_preference_run, name):
 
 
 def test_accuracy_lies_on_an_axis_from_0_to_1(make_preference_run):
-    figures = preference_curves(read_run(make_preference_run(steps=3)))
+    figures = curves.preferences(read_run(make_preference_run(steps=3)))
     (accuracy,) = [one for one in figures if "<h3>Reward accuracy</h3>" in one]
     assert ">0.00<" in accuracy and ">1.00<" in accuracy and ">chance<" in accuracy
 
@@ -181,7 +177,7 @@ def test_the_method_and_its_reference_are_said(make_preference_run):
     run = make_preference_run(reference=found)
     told = words(parsed(write_report([run])))
     assert "Direct preference optimisation (DPO) of openai/gpt-oss-20b" in told
-    took = "the base (1,200 rows, 34,000 tokens, in 1 min 35 s)"
+    took = "the base (1,200 rows, 34,000 tokens, in 95 s)"
     assert f"method direct preference optimisation (DPO) reference {took}" in told
     assert words_of_methods._WORDS.keys() == METHODS.keys()
     cached = reference_words({"reference": found | {"of": "init_adapter", "cached": True}})
