@@ -178,9 +178,9 @@ def _print_census(console: Console, census: DataStatistics, *, strict: bool = Fa
 
 
 def _left_out(split: SplitStatistics) -> list[str]:
-    from gptoss_tune.harmony.dataset.pair_statistics import dropped
+    from gptoss_tune.harmony.dataset.pair_statistics import dropped_phrases
 
-    return dropped(split.report.counts, split.rows)
+    return dropped_phrases(split.report.counts, split.rows)
 
 
 def _print_split(console: Console, name: str, split: SplitStatistics) -> None:

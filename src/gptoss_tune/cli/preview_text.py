@@ -8,10 +8,12 @@ would cut what a terminal that wraps softly is to show whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from gptoss_tune.display import can_show, visible
@@ -31,6 +33,8 @@ NARROWEST: Final = 100
 # Strongest, middle and weakest ground of what is trained, by the sign of its weight.
 _GROUNDS: Final = {1: ("#0f5132", "#3b5323", "#5c4a12"), -1: ("#7a1c22", "#6b3a1f", "#5c4a12")}
 _SIGNS: Final = {1: "+", -1: "-"}
+_WORD: Final = re.compile(r"<\|[a-z_]+\|>|\s+|[^\s<]+|<")
+"""A special token, white space, or what stands between them."""
 _INKS: Final = {1: "green", -1: "red"}
 
 
@@ -69,8 +73,10 @@ def print_preference(
             line.append(" " * max(0, width - left.cell_len)).append(f" {rule} ", style="dim")
             console.print(line.append_text(right))
     else:
+        # What is read from a pipe has its lines whole.
+        width = console.width - len("  ") if console.is_terminal else None
         for one in shown.branches:
-            for line in _branch(console, one, shown, vocabulary, None):
+            for line in _branch(console, one, shown, vocabulary, width):
                 console.print(Text("  ").append_text(line))
     console.print()
 
@@ -79,9 +85,8 @@ def _heading(number: int, shown: ShownPreference) -> str:
     sizes = "; ".join(
         f"{one.name} {one.tokens:,} tokens, {one.counted:,} counted" for one in shown.branches
     )
-    weight = "" if shown.weight == 1 else f"; weight {shown.weight:g}"
     what = "Pair" if len(shown.branches) > 1 else "Answer"
-    return f"{what} {number}  {visible(shown.source)}  ({sizes}{weight})"
+    return f"{what} {number}  {visible(shown.source)}  ({sizes})"
 
 
 def _branch(
@@ -93,7 +98,8 @@ def _branch(
 ) -> list[Text]:
     """Return the lines of an answer, each begun by its sign; ``width``: as wide at most."""
     ink, sign = _INKS[branch.sign], f"{_SIGNS[branch.sign]} "
-    lines = [Text(branch.name, style=f"bold {ink}")]
+    weight = "" if shown.weight == 1 else f", weight {branch.sign * shown.weight:+g}"
+    lines = [Text(f"{branch.name}{weight}", style=f"bold {ink}")]
     count = len(branch.documents)
     for place, document in enumerate(branch.documents, start=1):
         same, spans = shown.following(document)
@@ -109,7 +115,7 @@ def _branch(
             sign=branch.sign,
             width=None if width is None else width - len(sign),
         )
-    return [Text(sign, style=ink).append_text(line) for line in lines]
+    return [Text.assemble((sign, ink), line) for line in lines]
 
 
 def _messages(
@@ -127,17 +133,47 @@ def _messages(
 
     for span in spans:
         label = Text(visible(span.label), style="bold cyan")
-        yield from [label] if width is None else _wrapped(console, label, width)
+        yield from [label] if width is None else _wrapped(label, width)
         text = _message(console, pieces(example, span, vocabulary), largest, sign)
-        lines: Sequence[Text] = text.split("\n", allow_blank=True)
-        if width is not None:
-            lines = _wrapped(console, text, width - 2)
-        for line in lines:
+        rest = None if width is None else width - 2
+        for line in text.split("\n", allow_blank=True) if rest is None else _wrapped(text, rest):
             yield Text("  ").append_text(line)
 
 
-def _wrapped(console: Console, text: Text, width: int) -> Sequence[Text]:
-    return text.wrap(console, width, justify="left", overflow="fold", no_wrap=False)
+def _wrapped(text: Text, width: int) -> Iterator[Text]:
+    """Yield the lines of a text, none wider than a column; special tokens stay whole."""
+    for line in text.split("\n", allow_blank=True):
+        line.expand_tabs(4)
+        for part in line.divide(_breaks(line.plain, width)):
+            # White space may stand over the edge, where the next word would not fit.
+            spaces = len(part.plain) - len(part.plain.rstrip())
+            over = min(spaces, part.cell_len - width)
+            if over > 0:
+                part.right_crop(over)
+            yield part
+
+
+def _breaks(line: str, width: int) -> Iterator[int]:
+    """Yield the places at which a line is broken: before words, inside those that are too wide."""
+    filled = 0
+    for match in _WORD.finditer(line):
+        word = match.group()
+        cells = cell_len(word)
+        if word.isspace():
+            filled += cells
+            continue
+        if filled and filled + cells > width:
+            yield match.start()
+            filled = 0
+        if cells <= width:
+            filled += cells
+            continue
+        for place, character in enumerate(word, start=match.start()):
+            wide = cell_len(character)
+            if filled + wide > width:
+                yield place
+                filled = 0
+            filled += wide
 
 
 def _message(console: Console, message: Iterable[Piece], largest: float, sign: int) -> Text:

@@ -217,20 +217,24 @@ def _measured(
     return np.concatenate(tokens), np.concatenate(counted), np.concatenate(weights)
 
 
-def dropped(counts: Counter[str], rows: Rows) -> list[str]:
-    """Return what was left out of preferences, a phrase for each reason that held."""
+def dropped(counts: Counter[str], rows: Rows) -> dict[str, int]:
+    """Return how many samples of preferences were left out, by the reason."""
     both = " (both branches together)" if rows == "pair" else ""
-    said = (
-        (counts["equal_answers"], "with equal answers"),
-        (counts["ties"], "tied"),
-        (counts["too_long"], f"longer than max_length{both}"),
-        (counts["nothing_to_train"], "with an answer that has nothing to count"),
-    )
+    said = {
+        "with equal answers": "equal_answers",
+        "tied": "ties",
+        f"longer than max_length{both}": "too_long",
+        "with an answer of nothing to count": "nothing_to_train",
+    }
+    return {what: counts[name] for what, name in said.items() if counts[name]}
+
+
+def dropped_phrases(counts: Counter[str], rows: Rows) -> list[str]:
+    """Return what ``dropped`` does in words."""
     noun = NOUNS[rows][0]
     return [
         f"{number:,} {noun if number == 1 else noun + 's'} {what}"
-        for number, what in said
-        if number
+        for what, number in dropped(counts, rows).items()
     ]
 
 

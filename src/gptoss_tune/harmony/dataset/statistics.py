@@ -152,9 +152,14 @@ class DataStatistics:
     leaked_prompts: Overlap = field(default_factory=Overlap)
 
     @property
+    def rows(self) -> Rows:
+        """What a row is to the method."""
+        return self.splits["train"].rows
+
+    @property
     def row(self) -> str:
         """What a row is called."""
-        return NOUNS[self.splits["train"].rows][1]
+        return NOUNS[self.rows][1]
 
     def problems(self) -> list[str]:
         """Return what stops a run: rows that cannot be trained on, empty splits."""
