@@ -211,9 +211,10 @@ def _histogram(split: SplitStatistics) -> str:
 
 
 def _weights(shown: Example | ShownPreference) -> set[float]:
-    examples = [shown]
     if isinstance(shown, ShownPreference):
         examples = [document for branch in shown.branches for document in branch.documents]
+    else:
+        examples = [shown]
     return {float(weight) for one in examples for weight in set(one.loss_weights.tolist())}
 
 

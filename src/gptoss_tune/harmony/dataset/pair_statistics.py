@@ -159,9 +159,9 @@ def pair_statistics(
         weights: Of the labels.
     """
     measured = [_measured(file) for file in files]
-    tokens, counted, weight = (
-        np.concatenate([parts[place] for parts in measured])[samples] for place in range(3)
-    )
+    tokens = np.concatenate([one.tokens for one in measured])[samples]
+    counted = np.concatenate([one.counted for one in measured])[samples]
+    weight = np.concatenate([one.weights for one in measured])[samples]
     lengths = counted.sum(axis=2)
     sides = [
         _branch(tokens[:, side], counted[:, side], weight, factor)
@@ -190,13 +190,16 @@ def _branch(
     )
 
 
-def _measured(
-    file: SampleFile,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return of each sample the tokens and the counted tokens of both sides, and its weight.
+class _Measured(NamedTuple):
+    """Of n samples: tokens ``[n, 2]``, counted ones ``[n, 2, channels]``, weights ``[n]``."""
 
-    They are ``[samples, 2]``, ``[samples, 2, channels]`` and ``[samples]``.
-    """
+    tokens: NDArray[np.int64]
+    counted: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+def _measured(file: SampleFile) -> _Measured:
+    """Return what the samples of a file hold."""
     kinds = len(CHANNEL_NAMES)
     tokens = [np.empty((0, 2), np.int64)]
     counted = [np.empty((0, 2, kinds), np.int64)]
@@ -214,7 +217,7 @@ def _measured(
         cells = np.repeat(cells, documents)[enters] * kinds + channels
         counted.append(np.bincount(cells, minlength=2 * kinds * len(batch)).reshape(-1, 2, kinds))
         weights.append(np.maximum.reduceat(loss_weights, starts).astype(np.float64))
-    return np.concatenate(tokens), np.concatenate(counted), np.concatenate(weights)
+    return _Measured(np.concatenate(tokens), np.concatenate(counted), np.concatenate(weights))
 
 
 def dropped(counts: Counter[str], rows: Rows) -> dict[str, int]:
