@@ -20,6 +20,13 @@ TINY = ["tiny/train.jsonl", "tiny/eval.jsonl"]
 FILES = [*CONVERSATIONS, EVAL, *TINY]
 PROMPTS = ["prompts/reasoning.jsonl", "prompts/tools.jsonl", "prompts/tiny.jsonl"]
 PROBES = "probes/refusal.jsonl"
+# What their rows hold is checked in test_preference_files.py.
+PREFERENCES = [
+    f"{folder}/{kind}{part}.jsonl"
+    for folder in ("preferences", "tiny")
+    for kind in ("pairs", "labels")
+    for part in ("", "_eval")
+]
 
 # Of the shipped rows the two most alike share 0.09 of their word 5-grams (measured when the set
 # was written); a copy with a few words exchanged shares far more than this bound.
@@ -157,7 +164,7 @@ def answers_before_user(row):
     return sum(m["role"] == "assistant" and "tool_calls" not in m for m in row["messages"])
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *PREFERENCES])
 def test_file_is_plain_json_lines(name):
     raw = (DATA / name).read_bytes()
     assert raw.endswith(b"}\n")
@@ -254,7 +261,7 @@ def test_eval_holds_five_of_each_kind():
 
 def test_addresses_are_reserved_ones():
     """Mail addresses and URLs lead to nobody: example domains only (RFC 2606)."""
-    for where, row in located(*FILES):
+    for where, row in located(*FILES, *PREFERENCES):
         text = json.dumps(row, ensure_ascii=False)
         for host in re.findall(r"(?:[\w.+-]@|https?://)([\w-]+(?:\.[\w-]+)+)", text):
             labels = host.split(".")
@@ -312,7 +319,8 @@ def test_python_in_answers_does_what_it_says(name):
 def test_readme_table_is_true():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| `([\w/]+\.jsonl)` \| (\d+) \|", readme, re.MULTILINE))
-    assert table == {name: str(len(load(name))) for name in [*FILES, *PROMPTS, PROBES]}
+    files = [*FILES, *PROMPTS, PROBES, *PREFERENCES]
+    assert table == {name: str(len(load(name))) for name in files}
 
 
 def test_prompts_and_probes_are_no_training_questions():
@@ -353,7 +361,7 @@ def test_answers_of_the_reasoning_prompts_are_right():
 def test_readme_example_is_a_real_row():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     examples = [json.loads(body) for kind, body in FENCE.findall(readme) if kind == "json"]
-    rows = [row for _, row in located(*FILES)]
+    rows = [row for _, row in located(*FILES, *PREFERENCES)]
     assert examples
     assert all(example in rows for example in examples)
 

@@ -194,10 +194,11 @@ def _recipes():
 
 
 def rendered():
-    """Return count and hash of what training reads: each shipped file, each shipped recipe."""
+    """Return count and hash of what training reads: each file of conversations, each recipe."""
     found = {}
     for path in sorted(Path("data").glob("*/*.jsonl")):
-        if path.parent.name in ("conversations", "tiny"):
+        of_preferences = path.stem.startswith(("pairs", "labels"))
+        if path.parent.name in ("conversations", "tiny") and not of_preferences:
             for packing in ("false", "true"):
                 settings = [f"data.train={path}", "data.max_length=4096", f"data.packing={packing}"]
                 name = f"{path}{' packed' if packing == 'true' else ''}"

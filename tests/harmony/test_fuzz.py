@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.formats.labelled import read_labelled
 from gptoss_tune.harmony.formats.preference import read_preference
 from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.formats.registry import read_row
@@ -277,13 +278,107 @@ def test_any_schema_of_a_tool_raises_nothing_but_data_errors(schema):
 @SETTINGS
 @given(
     st.dictionaries(
-        st.sampled_from(["prompt", "chosen", "rejected", "messages", "tools", "system"]), anything
+        st.sampled_from(
+            ["prompt", "chosen", "rejected", "messages", "tools", "system", "completion", "label"]
+        ),
+        anything,
     )
 )
 def test_reading_pairs_and_prompts_raises_nothing_but_data_errors(row):
-    for read in (read_preference, read_prompt):
+    for read in (read_preference, read_labelled, read_prompt):
         with contextlib.suppress(DataError):
             read(row, "row:1")
+
+
+CALLS = [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]
+turns = st.sampled_from(
+    [
+        {"role": "system", "content": "s"},
+        *({"role": "user", "content": text} for text in ("x", "x", "y")),
+        *({"role": "assistant", "content": text} for text in ("a", "ab", "<think>t</think>a", "")),
+        {"role": "assistant", "content": "a", "thinking": "t"},
+        {"role": "assistant", "content": "a", "weight": 0},
+        {"role": "assistant", "content": None, "thinking": "t", "tool_calls": CALLS},
+        {"role": "tool", "tool_call_id": "1", "content": "r"},
+        {"from": "human", "value": "x"},
+        {"from": "gpt", "value": "a"},
+        {"role": "assistant", "channel": "analysis", "content": "t"},
+        {"role": "assistant", "channel": "final", "content": "a"},
+    ]
+)
+spoken = st.sampled_from(["", "\n\nHuman: x\n\nAssistant: a\n\nHuman: y\n\nAssistant: "])
+asked = {"role": "user", "content": "x"}
+asked, answered = {"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}
+histories = st.lists(turns, max_size=2).map(lambda before: [*before, asked])
+prompts = st.sampled_from(["x", "\n\nHuman: x\n\nAssistant:", asked]) | histories
+answers = (
+    st.builds(lambda before, text: before + text, spoken, st.sampled_from(["a", "ab", "b"]))
+    | turns
+    | st.lists(turns, min_size=1, max_size=3)
+    | st.lists(turns, max_size=2).map(lambda before: [*before, answered])
+)
+wholes = st.lists(turns, max_size=3).map(lambda inner: [asked, *inner, answered])
+beside_pairs = {
+    "tools": st.just([{"name": "f"}]),
+    "system": st.text(max_size=3),
+    "thinking": st.text(max_size=3),
+    "chosen_thinking": st.text(max_size=3),
+    "weight": st.floats(0, 2),
+    "label": st.booleans(),
+}
+
+
+def pairs_of(first, second, answers, **prompt):
+    """Rows of a shape of pairs, now and then with anything at all in one column."""
+    shape = {first: answers, second: answers, **prompt}
+    rows = st.fixed_dictionaries(shape, optional=beside_pairs)
+    odd = st.tuples(rows, st.sampled_from([*shape, *beside_pairs]), anything)
+    return st.one_of(rows, rows, rows, odd.map(lambda row: {**row[0], row[1]: row[2]}))
+
+
+pairs = st.one_of(
+    pairs_of("chosen", "rejected", answers, prompt=prompts),
+    pairs_of("chosen", "rejected", answers | wholes, prompt=prompts, messages=histories),
+    pairs_of("chosen", "rejected", answers, conversations=histories),
+    pairs_of("chosen", "rejected", wholes),
+    pairs_of(
+        *("preferred_output", "non_preferred_output", answers),
+        input=st.fixed_dictionaries({"messages": prompts}, optional={"tools": tools}),
+    ),
+    pairs_of(
+        *("response1", "response2", answers),
+        context=prompts,
+        overall_preference=st.integers(-3, 3),
+    ),
+)
+
+
+@SETTINGS
+@given(pairs)
+def test_a_pair_that_is_read_shares_a_prompt_that_is_not_trained(row):
+    with contextlib.suppress(DataError):
+        pair = read_preference(row, "row:1")
+        both = (pair.chosen.messages, pair.rejected.messages)
+        prompt, same = (messages[: pair.prompt_length] for messages in both)
+        assert prompt == same and prompt and not any(message.weight for message in prompt)
+        assert not prompt[-1].is_assistant
+        for messages in both:
+            assert messages[pair.prompt_length].is_assistant
+            assert {message.weight for message in messages} <= {0.0, 1.0}
+        assert not (pair.equal and (pair.differs_in_length_only or pair.lost_analysis))
+
+
+@SETTINGS
+@given(
+    pairs_of("prompt", "completion", prompts | answers | wholes)
+    | st.fixed_dictionaries({"messages": wholes}, optional=beside_pairs)
+)
+def test_a_labelled_answer_that_is_read_follows_a_prompt_that_is_not_trained(row):
+    with contextlib.suppress(DataError):
+        read = read_labelled(row, "row:1")
+        prompt = read.conversation.messages[: read.prompt_length]
+        assert prompt and not any(message.weight for message in prompt)
+        assert read.conversation.messages[read.prompt_length].is_assistant
 
 
 @SETTINGS

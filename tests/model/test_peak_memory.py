@@ -16,7 +16,7 @@ from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
 from gptoss_tune.model.norms import set_norms
 from gptoss_tune.plan.architecture import Architecture
-from gptoss_tune.plan.memory import model_saved, moments
+from gptoss_tune.plan.memory import forward_moment, model_saved, moments
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.recipe import Recipe
 
@@ -78,30 +78,62 @@ def peak_of_a_step(model, length):
     return alive.peak
 
 
-@pytest.mark.slow
-@pytest.mark.interpreter
-def test_what_grows_with_the_tokens(small_model, randomise_adapters):
-    mode = "full"  # the interpreter takes seconds; by hand all of them were compared
+def peak_of_a_pass(model, length):
+    tokens = torch.arange(length)[None] % 97
+    weights = torch.zeros(1, length)
+    weights[:, -4:] = 1
+    with torch.no_grad(), Alive() as alive:
+        model(input_ids=tokens, shift_labels=tokens, loss_weights=weights, use_cache=False)
+    return alive.peak
+
+
+def prepared(small_model, randomise_adapters, mode):
     model = small_model()
     randomise_adapters(model)
     set_expert_settings(model, ExpertSettings(backend="triton"))
     set_attention(model)
     set_norms(model)
     set_checkpointing(model.train(), mode)
+    return model
+
+
+def setup_of(mode, length):
     recipe = Recipe.model_validate(
         {
             "model": {"name_or_path": "unused", "dtype": "float32"},
             "lora": {"rank": 4},
-            "data": {"train": "a.jsonl", "max_length": 64},
+            "data": {"train": "a.jsonl", "max_length": length},
             "train": {"output_dir": "run", "max_steps": 1, "activation_checkpointing": mode},
         }
     )
+    return TrainingSetup(SMALL, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train)
+
+
+@pytest.mark.slow
+@pytest.mark.interpreter
+def test_a_pass_without_gradients_grows_as_planned(small_model, randomise_adapters):
+    """That of a preference's reference, and of every evaluation."""
+    model = prepared(small_model, randomise_adapters, "full").eval()
+    short, long = 8, 24
+    actual = peak_of_a_pass(model, long) - peak_of_a_pass(model, short)
+    planned = forward_moment(setup_of("full", long)) - forward_moment(setup_of("full", short))
+    step = sum(
+        sign * (model_saved(setup_of("full", length)).bytes(length) + passing.rerun + passing.rows)
+        for sign, length in ((1, long), (-1, short))
+        for passing in (moments(setup_of("full", length)),)
+    )
+    assert planned == pytest.approx(actual, rel=WITHIN)
+    assert actual < step
+
+
+@pytest.mark.slow
+@pytest.mark.interpreter
+def test_what_grows_with_the_tokens(small_model, randomise_adapters):
+    mode = "full"  # the interpreter takes seconds; by hand all of them were compared
+    model = prepared(small_model, randomise_adapters, mode)
 
     def planned(length):
-        setup = TrainingSetup(
-            SMALL, recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train
-        )
-        setup = setup.with_settings({"data.max_length": length})
+        setup = setup_of(mode, length)
         passing = moments(setup)
         return model_saved(setup).bytes(length) + passing.rerun + passing.rows
 

@@ -20,6 +20,9 @@ from gptoss_tune.shipped import shipped
         ("gpt-oss-20b/lora.yaml", "h100-80gb"),
         ("gpt-oss-120b/qlora-80gb.yaml", "h100-80gb"),
         ("gpt-oss-120b/qlora.yaml", "rtxpro6000-96gb"),
+        ("gpt-oss-20b/dpo.yaml", "rtx4090-24gb"),
+        ("gpt-oss-20b/kto.yaml", "rtx4090-24gb"),
+        ("gpt-oss-120b/dpo-80gb.yaml", "h100-80gb"),
     ],
 )
 def test_shipped_recipes_fit_the_cards_they_are_meant_for(name, gpu):
@@ -29,10 +32,14 @@ def test_shipped_recipes_fit_the_cards_they_are_meant_for(name, gpu):
 def test_the_peaks_in_the_documentation_are_those_of_the_plan():
     text = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
     rows = re.findall(r"\[`(gpt-oss-\S+)`\].*?\| ([\d.]+) GiB \|", text)
-    assert len(rows) == 5
+    assert len(rows) == 8
     for name, said in rows:
         made = plan(load_recipe(shipped("recipes") / name), card("h100-80gb"))
         assert made.memory.peak / 2**30 == pytest.approx(float(said), abs=0.06), name
+    (before,) = re.findall(r"with FSDP2: ([\d.]+) GiB with `gpt-oss-20b/dpo.yaml`", text)
+    made = plan(load_recipe(shipped("recipes") / "gpt-oss-20b/dpo.yaml"), card("h100-80gb"))
+    assert made.reference is not None
+    assert made.reference.peak / 2**30 == pytest.approx(float(before), abs=0.06)
     by_length = re.findall(r"^\| `(\w+)`" + 4 * r" \| ([\d.]+)" + r" \|$", text, re.M)
     assert [mode for mode, *_ in by_length] == ["none", "selective", "full", "offload"]
     sparse = {"name_or_path": "openai/gpt-oss-20b"}

@@ -40,6 +40,37 @@ def test_the_command(tmp_path, sound, monkeypatch):
     assert "\x1b" not in result.stdout
 
 
+def test_the_reference_pass_is_a_line_of_its_own(tmp_path, sound, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(sound)
+    row = {"prompt": "a" * 300, "chosen": "b" * 300, "rejected": "c" * 300}
+    (tmp_path / "a.jsonl").write_text((json.dumps(row) + "\n") * 40_000)
+
+    def lines(*overrides):
+        result = CliRunner().invoke(app, ["plan", "a.yaml", *overrides])
+        assert result.exit_code == 0, result.output
+        assert max(map(len, result.stdout.splitlines()[1:])) <= 80
+        return result.stdout.splitlines()
+
+    epochs = ["train.max_steps=null", "train.num_train_epochs=2", "data.packing=true"]
+    said = lines("method.name=dpo", *epochs)
+    assert re.search(
+        r"^  reference pass, once: \d\.\d minutes \(12,080,000 tokens forward\);\n"
+        r"    its peak of 16\.\d\d GiB lies below a training step's$",
+        "\n".join(said),
+        re.M,
+    )
+    (tokens,) = (line for line in said if "optimizer steps" in line)
+    assert tokens.startswith("  24,160,000 tokens (file bytes / 4, prompts twice)")
+    assert said[-1].endswith("in all"), "the reference pass is added, without an evaluation too"
+    for overrides in (epochs, ["data.packing=true"]):
+        said = lines("method.name=kto", "data.train=owner/rows", *overrides)
+        unknown = "  reference pass, once: not known before the data is read (all data forward);"
+        assert unknown in said
+    for name in ("sft", "simpo", "orpo"):
+        assert not any("reference" in line for line in lines(f"method.name={name}", *epochs))
+
+
 def test_a_plan_imports_nothing_heavy(tmp_path, sound):
     (tmp_path / "a.yaml").write_text(sound)
     code = (

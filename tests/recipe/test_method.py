@@ -1,4 +1,4 @@
-"""The section ``method``: its one method, and what a second one has to add to the recipe."""
+"""The section ``method``: each method's settings, and what another one has to add to a recipe."""
 
 import json
 import os
@@ -11,7 +11,9 @@ import pytest
 
 import gptoss_tune
 from gptoss_tune.recipe import RecipeMistakes, load_recipe, recipe_yaml
+from gptoss_tune.recipe.schema import METHODS, reference_of
 
+BASE = "method.reference=base"
 SECOND = '''
 
 class SecondSection(Section):
@@ -63,7 +65,11 @@ def test_without_the_section_a_recipe_means_sft(recipe, tmp_path):
     "override, said",
     [
         ("method.name=ppo", "method.name: got 'ppo', expected sft, dpo, ipo, simpo, orpo or kto"),
-        ("method.beta=1", "method.beta: got an unknown key, expected a setting of the method"),
+        (
+            "method.beta=1",
+            "method.beta: got an unknown key, expected no setting but method.name: sft has none; "
+            "remove it, or set method.name to dpo, ipo, simpo, orpo or kto",
+        ),
         ("method=sft", "expected one setting at a time; write for example method.name=..."),
     ],
 )
@@ -71,6 +77,74 @@ def test_what_is_no_method_is_named(recipe, override, said):
     with pytest.raises(RecipeMistakes) as refused:
         load_recipe(recipe, [override])
     assert said in str(refused.value)
+
+
+# Settings of each method, none of them its default, with what it measures against.
+SETTINGS = {
+    "sft": ([], "none"),
+    "dpo": (["beta=0.3", "label_smoothing=0.1", "sft_weight=0.2", "analysis=ignored"], "base"),
+    "ipo": (["length_normalized=false", "reference=none"], "none"),
+    "simpo": (["gamma=0.5", "beta=1"], "none"),
+    "orpo": (["beta=0.2"], "none"),
+    "kto": (["desirable_weight=2", "undesirable_weight=0.5"], "base"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_recipe_of_each_method_is_written_and_read(recipe, tmp_path, name):
+    settings, reference = SETTINGS[name]
+    loaded = load_recipe(recipe, [f"method.{one}" for one in (f"name={name}", *settings)])
+    assert type(loaded.method) is METHODS[name]
+    assert reference_of(loaded.method, loaded.lora) == reference
+    for one in settings:
+        key, _, value = one.partition("=")
+        assert str(getattr(loaded.method, key)).lower() in (value, f"{value}.0")
+    (tmp_path / "b.yaml").write_text(recipe_yaml(loaded))
+    assert load_recipe(tmp_path / "b.yaml") == loaded
+
+
+def test_an_adapter_to_start_from_is_the_reference(recipe):
+    for name, expected in (("dpo", "init_adapter"), ("kto", "init_adapter"), ("orpo", "none")):
+        loaded = load_recipe(recipe, [f"method.name={name}", "lora.init_from=runs/b"])
+        assert reference_of(loaded.method, loaded.lora) == expected
+        if expected != "none":
+            loaded = load_recipe(recipe, [f"method.name={name}", "lora.init_from=runs/b", BASE])
+            assert reference_of(loaded.method, loaded.lora) == "base"
+
+
+OF_DPO = "analysis, beta, label_smoothing, length_normalized, sft_weight, reference"
+
+
+@pytest.mark.parametrize(
+    "name, override, said",
+    [
+        ("dpo", "gamma=1", f"dpo: {OF_DPO}; remove it, or set method.name to simpo"),
+        (
+            "dpo",
+            "gama=1",
+            f"dpo: {OF_DPO}; did you mean method.gamma? remove it, or set method.name to simpo",
+        ),
+        ("dpo", "bta=1", f"dpo: {OF_DPO}; did you mean method.beta?"),
+        ("dpo", "zzz=1", f"dpo: {OF_DPO}; remove it"),
+        ("dpo", "rpo_alpha=1", f"dpo: {OF_DPO}; did you mean method.sft_weight?"),
+        ("dpo", "loss_type=ipo", f"dpo: {OF_DPO}; did you mean method.name?"),
+        ("orpo", "label_smoothing=0.1", "beta; remove it, or set method.name to dpo or simpo"),
+        ("simpo", "reference=base", "remove it, or set method.name to dpo, ipo or kto"),
+        ("dpo", "learning_rate=1", "a setting of 'method'; did you mean train.learning_rate?"),
+        ("kto", "token=abc", "a recipe holds no credentials"),
+        # What a setting takes, and its default, are those of the method that is set.
+        ("kto", "reference=none", "expected base or init_adapter, or null; the default is null"),
+        ("dpo", "reference=self", "expected base, init_adapter or none, or null"),
+        ("simpo", "beta=much", "the default is 2.0"),
+        ("ipo", "length_normalized=maybe", "the default is true"),
+        ("dpo", "length_normalized=maybe", "the default is false"),
+    ],
+)
+def test_a_wrong_setting_is_answered_with_those_of_its_method(recipe, name, override, said):
+    with pytest.raises(RecipeMistakes) as refused:
+        load_recipe(recipe, [f"method.name={name}", f"method.{override}"])
+    (mistake,) = refused.value.mistakes
+    assert said in str(mistake) and "abc" not in str(mistake)
 
 
 def test_a_second_method_is_a_class_of_the_schema(recipe, tmp_path):
@@ -102,7 +176,7 @@ def test_a_second_method_is_a_class_of_the_schema(recipe, tmp_path):
     said = json.loads(ended.stdout)
     assert said[asked[0]] == "SftSection(name='sft')"
     assert said[asked[1]] == "SecondSection(name='second', beta=0.5)"
-    assert "method.beta: got an unknown key, expected a setting of the method" in said[asked[2]]
+    assert "method.beta: got an unknown key, expected no setting but method.name" in said[asked[2]]
     assert "method.beta: got 99, expected a number above 0 and at most 10" in said[asked[3]]
     assert "method.name: got 'secnd', expected sft or second" in said[asked[4]]
     assert "did you mean method.beta?" in said[asked[5]] and "train.max_steps" in said[asked[5]]

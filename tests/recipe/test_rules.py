@@ -79,6 +79,24 @@ BROKEN = {
         "data.channel_weights.commentary=0",
         "data.channel_weights.final=0",
     ): ["data.channel_weights: got 0 for every channel"],
+    ("method.name=dpo", "method.reference=init_adapter"): [
+        "method.reference: got init_adapter without lora.init_from"
+    ],
+    ("method.name=kto", "method.reference=init_adapter", "data.turns=last"): [
+        "method.reference: got init_adapter without lora.init_from",
+        "data.turns: got last with method.name kto",
+    ],
+    ("method.name=simpo", "data.channel_weights.analysis=0"): [
+        "data.channel_weights.analysis: got 0 with method.name simpo"
+    ],
+    ("method.name=orpo", "data.channel_weights.commentary=0.5", "data.channel_weights.final=2"): [
+        "data.channel_weights.commentary: got 0.5 with method.name orpo",
+        "data.channel_weights.final: got 2 with method.name orpo",
+    ],
+    ("method.name=ipo", "data.too_long=truncate"): [
+        "data.too_long: got truncate with method.name ipo"
+    ],
+    ("method.name=dpo", "data.turns=last"): ["data.turns: got last with method.name dpo"],
     ("distributed.strategy=fsdp2",): [
         "distributed.strategy: got fsdp2 while distributed.num_processes is 1"
     ],
@@ -123,7 +141,21 @@ WITH_EFFECT = [
     ("data.channel_weights.final=0", "data.channel_weights.commentary=0"),
     ("data.train={path: owner/name, name: n, split: s, revision: r}",),
     ("distributed.strategy=fsdp2", "distributed.num_processes=2"),
+    ("method.name=dpo", "method.reference=init_adapter", "lora.init_from=runs/a"),
+    ("method.name=dpo", "method.reference=none"),
+    ("method.name=ipo", "method.analysis=ignored"),
+    ("method.name=kto", "data.too_long=error"),
+    ("method.name=simpo", "data.channel_weights.final=1"),
+    ("data.turns=last", "data.too_long=truncate"),
 ]
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo", "simpo", "orpo", "kto"])
+def test_the_advice_for_a_thought_that_does_not_count_works(load, mistakes, sound, name):
+    text = sound + f"method:\n  name: {name}\n"
+    (line,) = mistakes(text, "data.channel_weights.analysis=0")
+    assert line.endswith("; remove it, and set method.analysis to ignored")
+    assert load(text, "method.analysis=ignored").method.analysis == "ignored"
 
 
 WARM_UPS = [

@@ -8,13 +8,56 @@ from gptoss_tune.recipe import load_recipe
 from gptoss_tune.testing.tiny import tiny_config
 
 
-def write_run(folder, *, steps=20, layers=3, experts=4, base=None, **changes):
+def preference_figures(step, steps, name):
+    """Return a line's metrics of a preference run."""
+    done = step / steps
+    figures = {
+        **{"loss": 0.69 * (1 - 0.8 * done), "reward_margin": 2.5 * done, "pairs": 8.0 * step},
+        **{"reward_chosen": 0.5 * done, "reward_rejected": -2 * done},
+        **{f"reward_margin_{channel}": 2.5 * done * share for channel, share in SHARES.items()},
+        **{"logp_chosen": -1.5 + 0.1 * done, "logp_rejected": -1.6 - 0.4 * done},
+    }
+    if name != "kto":
+        figures["reward_accuracy"] = min(1.0, 0.5 + 0.6 * done)
+    if name not in ("simpo", "orpo"):
+        figures |= {"logp_drift_chosen": 0.1 * done, "logp_drift_rejected": -0.4 * done}
+        figures |= {"kl": 0.02 * done, "kl_analysis": 0.03 * done, "kl_final": 0.01 * done}
+    if name == "kto":
+        figures |= {"kl_estimate": 0.4 * done}
+    return figures
+
+
+SHARES = {"analysis": 0.3, "commentary": 0.0, "final": 0.7}
+
+
+def preference_pair(number, before, after, sides=("chosen", "rejected")):
+    """Return a pair of ``pairs.json``, by its margins before and after."""
+    pair = {"source": f"pairs.jsonl:{number}", "prompt": f"question {number}"}
+    for side, sign in zip(("chosen", "rejected"), (0.5, -0.5), strict=True):
+        if side in sides:
+            said = {"analysis": f"thought {number} {side}", "commentary": None}
+            pair[side] = {
+                "text": {**said, "final": f"answer {number} {side}"},
+                "tokens": 20,
+                "before": -40 + sign * before,
+                "after": -40 + sign * after,
+            }
+    return pair
+
+
+def write_pairs(run, pairs, *, reference="base", split="eval"):
+    """Write the pairs of a run before and after."""
+    content = {"reference": reference, "split": split, "pairs": pairs}
+    (run / "pairs.json").write_text(json.dumps(content))
+
+
+def write_run(folder, *, steps=20, layers=3, experts=4, base=None, method="sft", **changes):
     """Write the files of a finished run; ``changes`` replaces entries of its record."""
     folder.mkdir(parents=True)
     recipe_file = folder.parent / f"{folder.name}.yaml"
     recipe_file.write_text(
         f"model: {{name_or_path: {base or 'openai/gpt-oss-20b'}}}\n"
-        "data: {train: data/tiny/train.jsonl}\n"
+        f"data: {{train: data/tiny/train.jsonl}}\nmethod: {{name: {method}}}\n"
         f"train: {{output_dir: {folder}, max_steps: {steps}}}\n"
     )
     by_channel = {"other": 0, "analysis": 300, "commentary": 20, "final": 100}
@@ -70,8 +113,15 @@ def write_run(folder, *, steps=20, layers=3, experts=4, base=None, **changes):
                 "tokens": 50.0 * step,
                 "trained_tokens_total": 21.0 * step,
             }
+            if method != "sft":
+                row = {name: row[name] for name in row if not name.startswith("loss_")}
+                row |= preference_figures(step, steps, method)
             stream.write(json.dumps(row) + "\n")
-        stream.write(json.dumps({"step": steps, "eval_loss": 0.75, "eval_loss_final": 0.7}) + "\n")
+        held_out = {"loss": 0.75, "loss_final": 0.7}
+        if method != "sft":
+            held_out = preference_figures(steps, steps, method)
+        last = {f"eval_{name}": value for name, value in held_out.items()}
+        stream.write(json.dumps({"step": steps, **last}) + "\n")
     with (folder / "layers.jsonl").open("w") as stream:
         for step in (1, steps // 2, steps):
             even = [[100] * experts for _ in range(layers)]
@@ -89,6 +139,26 @@ def write_run(folder, *, steps=20, layers=3, experts=4, base=None, **changes):
 def make_run(tmp_path):
     """Return a function that writes a run of this name."""
     return lambda name="run", **options: write_run(tmp_path / name, **options)
+
+
+@pytest.fixture
+def make_preference_run(tmp_path):
+    """Return a function that writes a preference run with pairs, and the functions it is made of.
+
+    ``make.pair`` returns a pair of ``pairs.json``, ``make.pairs`` writes some into a run.
+    """
+
+    def make(name="run", method="dpo", **options):
+        run = write_run(tmp_path / name, method=method, **options)
+        one, other = ("chosen",), ("rejected",)
+        sides = [one, other] * 2 if method == "kto" else [(*one, *other)] * 4
+        margins = [(-2, 3), (1, 4), (2, -1), (-3, -1)]
+        found = [preference_pair(n, *ends, sides[n]) for n, ends in enumerate(margins)]
+        write_pairs(run, found, reference="none" if method in ("simpo", "orpo") else "base")
+        return run
+
+    make.pair, make.pairs = preference_pair, write_pairs
+    return make
 
 
 @pytest.fixture

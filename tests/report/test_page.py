@@ -1,11 +1,12 @@
 """The page is whole, needs nothing from elsewhere, and shows hostile text as text."""
 
+import importlib.util
 import json
 import random
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -17,54 +18,12 @@ from gptoss_tune.report.samples import MOST_SHOWN, OPEN
 from gptoss_tune.report.text import LONGEST_TEXT
 from gptoss_tune.run.folder import REPORT
 
-VOID = {"meta", "link", "br", "img", "hr", "input"}
-HOSTILE = (
-    "</script><script>document.title='owned'</script>"
-    "<img src=x onerror=\"document.title='owned'\">"
-    "' onload=alert(1) \u202egnp.exe\u2066 \x1b[2J &amp; ]]> </svg></style></title>"
+spec = importlib.util.spec_from_file_location("html_page", Path(__file__).parent / "html_page.py")
+html_page = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(html_page)
+HOSTILE, parsed, words, strange = (
+    getattr(html_page, name) for name in ("HOSTILE", "parsed", "words", "strange")
 )
-
-
-class Strict(HTMLParser):
-    """Refuses a page whose elements do not nest."""
-
-    def __init__(self):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.links, self.words, self.ids = [], [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), (tag, names)
-        assert not any(name.startswith("on") for name in names), (tag, names)
-        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-def parsed(path):
-    page = Strict()
-    page.feed(path.read_text(encoding="utf-8"))
-    page.close()
-    assert page.open == []
-    return page
-
-
-def words(page):
-    return " ".join(" ".join(page.words).split())
 
 
 def sample(prompt, **said):
@@ -198,40 +157,19 @@ def test_figures_that_are_not_finite_are_told(make_run):
     assert "the held-out loss at step 20" in told and "eval_loss: nan" in told
 
 
-STRANGE = (
-    None, True, 0, -1, -0.5, 1e308, -1e308, 1e-320, 10**400, -(10**30), 2**70, "x", "", [], {}, [1],
-    float("nan"), float("inf"), [[-1, 5], [2, 2]],
-)  # fmt: skip
-
-
-def strange(value, draw, changes):
-    """Return a JSON value with something strange in ``changes`` of its places."""
-    value = json.loads(json.dumps(value))
-    for _ in range(changes):
-        holder = value
-        while True:
-            keys = list(holder) if isinstance(holder, dict) else range(len(holder))
-            if not keys:
-                break
-            key = draw.choice(keys)
-            inner = holder[key]
-            if not isinstance(inner, dict | list) or draw.random() < 0.3:
-                holder[key] = draw.choice(STRANGE)
-                break
-            holder = inner
-    return value
-
-
 @pytest.mark.parametrize("seed", range(6))
-def test_no_value_in_a_runs_files_keeps_the_page_from_being_written(make_run, tmp_path, seed):
+def test_no_value_in_a_runs_files_keeps_the_page_from_being_written(
+    make_preference_run, tmp_path, seed
+):
     draw = random.Random(seed)
     runs = []
     for number in range(7):
         options = {"steps": draw.choice((1, 5, 80)), "layers": draw.choice((1, 12))}
-        run = make_run(f"run-{number}", experts=draw.choice((1, 4)), **options)
+        options |= {"method": draw.choice(("sft", "dpo", "simpo", "kto"))}
+        run = make_preference_run(f"run-{number}", experts=draw.choice((1, 4)), **options)
         for step in (0, options["steps"]):
             write_evaluation(run, step, [sample("Capital?", analysis="a city", final="Paris")])
-        for path in (run / "run.json", *(run / "evaluation").iterdir()):
+        for path in (run / "run.json", run / "pairs.json", *(run / "evaluation").iterdir()):
             found = strange(json.loads(path.read_text()), draw, draw.choice((0, 1, 5)))
             path.write_text(json.dumps(found))
         for path in (run / "metrics.jsonl", run / "layers.jsonl"):

@@ -13,7 +13,7 @@ import pytest
 from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.export.hub.model_card import read_metrics
 from gptoss_tune.report.read import read_run
-from gptoss_tune.run.card import closing_facts
+from gptoss_tune.run.card import Reference, RunCard, closing_facts
 from gptoss_tune.run.jsonl import keep_lines_until, open_lines, read_lines, refusing
 from gptoss_tune.run.record import (
     read_record,
@@ -209,6 +209,33 @@ def test_a_line_without_a_figure_costs_that_figure_alone(run, line):
     assert closed["losses"]["last"] == {"loss": pytest.approx(2 / 3)}
     assert closed["tokens_per_second"] == pytest.approx(5.0, rel=0.2)
     assert ("unread_metrics" in closed) == line.startswith("[")
+
+
+def test_what_a_preference_run_won_stands_in_its_record_with_its_reference(run):
+    rows = [
+        {"step": 1, "loss": 0.7, "reward_margin": 0.0, "kl_final": 0.0, "grad_norm": 1.0},
+        {"step": 2, "loss": 0.5, "reward_margin": 0.5, "logp_drift_chosen": -0.25, "kl": None},
+        {"step": 2, "eval_loss": 0.6, "eval_reward_margin": 0.25, "eval_graded": 1.0},
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    closed = closing_facts(run)
+    assert closed["preferences"] == {
+        "first": {"reward_margin": 0.0, "kl_final": 0.0},
+        "last": {"reward_margin": 0.5, "logp_drift_chosen": -0.25},
+        "eval": {"eval_reward_margin": 0.25},
+    }
+    assert closed["losses"]["eval"] == {"eval_loss": 0.6}
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.7}))
+    assert "preferences" not in closing_facts(run)
+    fields = RunCard.model_fields
+    assert fields["preferences"].default is None and fields["reference"].default is None
+    written = {"of": "base", "rows": 3, "tokens": 40, "seconds": 0.5, "cached": False}
+    assert Reference.model_validate(written).model_dump() == written
+    (run / "run.json").write_text(json.dumps({"reference": written, "preferences": None}))
+    assert read_record(run) == {"reference": written}
+    (run / "run.json").write_text(json.dumps({"reference": {"of": 3}}))
+    with pytest.raises(CheckpointError, match=r"reference\.of is 3, expected str"):
+        read_record(run)
 
 
 def test_a_file_of_lines_is_cut_back_without_waiting_or_reading_for_ever(run):

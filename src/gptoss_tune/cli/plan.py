@@ -166,11 +166,25 @@ def _print_work(made: Plan, console: Console) -> None:
         console.print("  this GPU has no units for bf16, which the rate of fp32 stands for")
     if work.tokens is None or work.hours is None:
         console.print("  hours: not known before the data is read; give --tokens")
+        _print_reference(made, console)
         return
     steps = "" if work.steps is None else f", optimizer steps: {work.steps:,}"
     console.print(f"  {work.tokens:,} tokens ({work.tokens_from}){steps}")
     console.print(f"  {_duration(work.hours)} of training; loading and saving on top")
+    _print_reference(made, console)
     _print_evaluation(made, console)
+    if made.hours is not None and made.hours != work.hours:
+        console.print(f"  {_duration(made.hours)} in all")
+
+
+def _print_reference(made: Plan, console: Console) -> None:
+    found = made.reference
+    if found is None:
+        return
+    long = "not known before the data is read" if found.hours is None else _duration(found.hours)
+    through = "all data" if found.tokens is None else f"{found.tokens:,} tokens"
+    console.print(f"  reference pass, once: {long} ({through} forward);")
+    console.print(f"    its peak of {found.peak / _GIB:.2f} GiB lies below a training step's")
 
 
 def _print_evaluation(made: Plan, console: Console) -> None:
@@ -187,8 +201,6 @@ def _print_evaluation(made: Plan, console: Console) -> None:
     hours = "of unknown length" if found.hours is None else f"{_duration(found.hours)} at most"
     answers = f", {found.answers} answers of up to {longest} tokens each time"
     console.print(f"  evaluation: {hours} ({'; '.join(parts)}{answers if found.answers else ''})")
-    if made.hours is not None:
-        console.print(f"  {_duration(made.hours)} in all")
 
 
 def _duration(hours: float) -> str:

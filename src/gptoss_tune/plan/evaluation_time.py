@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss_tune.plan.architecture import Architecture
-from gptoss_tune.plan.flops import Work, tokens_in_files
+from gptoss_tune.plan.data_tokens import held_out_tokens
+from gptoss_tune.plan.flops import Work
 from gptoss_tune.plan.gpus import Gpu
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import base_bytes, compute_bytes, expert_parameters
@@ -102,11 +103,12 @@ def evaluation_time(
     comparing = 2 * references * data.max_length / forward_rate
     compared = probes + (questions if drift.reasoning else 0)
     starts_as_base = evaluation.at_start and setup.lora.init_from is None
-    tokens = _held_out_tokens(data)
+    tokens, passes = held_out_tokens(data, branches=setup.added.branches), 1
+    passes += setup.added.forward_passes
     return EvaluationTime(
         held_out=Repeated(
             _held_out_passes(data, setup.train.eval_steps, work.steps),
-            None if tokens is None else tokens / (forward_rate * processes),
+            None if tokens is None else passes * tokens / (forward_rate * processes),
         ),
         asked=Repeated(
             _evaluations(evaluation, work.steps), answering(questions + probes) + comparing
@@ -143,15 +145,6 @@ def _evaluations(evaluation: EvaluationSection, steps: int | None) -> int | None
     if evaluation.eval_steps is None:
         return evaluation.at_start + 1
     return None if steps is None else evaluation.at_start + -(-steps // evaluation.eval_steps)
-
-
-def _held_out_tokens(data: DataSection) -> int | None:
-    """Return the tokens of one pass over the held-out data, by the files' sizes."""
-    if data.eval is not None:
-        return tokens_in_files(data.eval)
-    tokens = tokens_in_files(data.train)
-    fraction = data.eval_fraction
-    return None if tokens is None or fraction is None else int(tokens * fraction)
 
 
 def _rows(files: Sequence[str] | None, most: int) -> int:

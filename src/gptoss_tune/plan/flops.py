@@ -10,20 +10,15 @@ its square, or the window). What checkpointing computes again is counted, since 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from gptoss_tune.plan.architecture import Architecture, AttentionKind
+from gptoss_tune.plan.data_tokens import tokens_in_files
 from gptoss_tune.plan.memory import KEEP_ATTENTION_FROM
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import Factors
-from gptoss_tune.recipe.data_schema import DataSource
 
 DEFAULT_EFFICIENCY = 0.35
 """Share of the data sheet's rate that a plan assumes. An assumption: it has not been measured."""
-BYTES_PER_TOKEN = 4.0
-"""Bytes of a conversation file for one token, markup included: a rule of thumb for English."""
-
-_PLAIN_FILES = {".jsonl", ".ndjson", ".json", ".csv"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Flops:
         forward: Forward pass.
         backward: Backward pass.
         recomputed: What checkpointing computes a second time.
-        added: Further forward passes, which the method asks for.
+        added: Further forward passes, and walks through the head, which the method asks for.
     """
 
     forward: float
@@ -71,7 +66,8 @@ def flops_per_token(setup: TrainingSetup) -> Flops:
         elif mode != "none":
             kept = mode == "full" and length >= KEEP_ATTENTION_FROM and kind == "full_attention"
             recomputed += base + low_rank + (0.0 if kept else scores)
-    return Flops(forward, backward, recomputed, setup.added.forward_passes * forward)
+    added = setup.added.forward_passes * forward + setup.added.head_passes * head
+    return Flops(forward, backward, recomputed, added)
 
 
 def _layer_weights(architecture: Architecture) -> int:
@@ -150,23 +146,12 @@ def work(
     assert train.num_train_epochs is not None  # the recipe's rules demand one of both
     origin = "the given tokens of an epoch"
     if epoch_tokens is None:
-        epoch_tokens = tokens_in_files(data.train)
-        if epoch_tokens is not None:
-            epoch_tokens = int(epoch_tokens * (1 - (data.eval_fraction or 0)))
-        origin = f"file sizes at {BYTES_PER_TOKEN:g} bytes a token"
+        found = tokens_in_files(data.train, branches=setup.added.branches)
+        if found is not None:
+            epoch_tokens = int(found.count * (1 - (data.eval_fraction or 0)))
+            origin = found.origin
     if epoch_tokens is None:
         return Work(flops, None, "not known before the data is read", None, rate, efficiency)
     tokens = int(epoch_tokens * train.num_train_epochs)
     steps = max(1, round(tokens / setup.step_tokens)) if data.packing else None
     return Work(flops, tokens, origin, steps, rate, efficiency)
-
-
-def tokens_in_files(sources: list[DataSource]) -> int | None:
-    """Return the tokens of conversations, where all are in plain files, by their size."""
-    total = 0.0
-    for source in sources:
-        path = Path(source.path)
-        if path.suffix.lower() not in _PLAIN_FILES or not path.is_file() or source.limit:
-            return None
-        total += path.stat().st_size / BYTES_PER_TOKEN * source.weight
-    return int(total)

@@ -215,6 +215,39 @@ def _scratch(setup: TrainingSetup) -> int:
     return max(sizes) * max(1, min(a.experts, bound // max(sizes)))
 
 
+def forward_peak(setup: TrainingSetup) -> int:
+    """Return the bytes of one GPU in a pass without gradients, before the first step.
+
+    They lie below the peak of a step in every mode: nothing is kept for a backward pass, and what
+    one layer works on is less than what its backward pass does.
+    """
+    base = sum(base_bytes(setup.architecture, setup.model).values()) - _on_host(setup)
+    held = base + FP32_BYTES * adapter_parameters(setup.factors)
+    held = -(-held // setup.shards) + forward_moment(setup)
+    return held + CONTEXT_BYTES + int(FRAGMENTATION * held)
+
+
+def forward_moment(setup: TrainingSetup) -> int:
+    """Return the largest buffers of a pass without gradients: a layer, or a chunk of logits."""
+    a, value, tokens = setup.architecture, setup.value_bytes, setup.tokens
+    # What a layer adds to, its norm, q, k, v and what the heads computed; or the experts' input,
+    # outputs and their sums, the router's choice, and of every routed row gate_up, its activation,
+    # the output and what the A factors gave.
+    attention = tokens * (2 * a.hidden + 2 * a.query_size + 2 * a.key_size) * value
+    ranks = sum(f.rank for f in setup.factors_of(setup.lowest_layer) if f.on_experts)
+    row = (3 * a.intermediate + a.hidden + ranks + 1) * value
+    row += 3 * _INDEX_BYTES + _LONG_INDEX_BYTES
+    experts = tokens * (4 * a.hidden * value + a.experts_per_token * row)
+    chunk = min(LOSS_CHUNK_ROWS, tokens)
+    tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
+    loss = chunk * a.vocabulary * value + 2 * tile + tokens * a.hidden * value
+    gathered = 0
+    if setup.strategy == "fsdp2":
+        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + a.vocabulary * a.hidden * value
+    tables = tokens * a.head_dim * value  # cosines and sines
+    return max(attention, experts + _scratch(setup), loss) + tables + gathered
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one GPU by kind; their sum is the peak.

@@ -4,9 +4,9 @@ A run that stops after ten minutes of download for want of memory has cost more 
 takes a moment and no GPU. The parts: ``architecture`` knows the sizes of the base,
 ``training_setup`` what is trained on it and how, ``methods`` what each method adds, ``weights``
 what is always held, ``memory`` the rest of the peak, ``disk`` the files, ``flops`` the operations,
-``evaluation_time`` what evaluations add, and ``advice`` what to change. Bytes are counted from
-shapes and checked against loaded models and autograd; hours rest on an assumed efficiency, which a
-plan always names.
+``data_tokens`` how much data there is, ``reference_pass`` and ``evaluation_time`` what comes beside
+the training, and ``advice`` what to change. Bytes are counted from shapes and checked against
+loaded models and autograd; hours rest on an assumed efficiency, which a plan always names.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import Memory, host_bytes, memory
+from gptoss_tune.plan.reference_pass import ReferencePass, reference_pass
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import Factors, adapter_parameters, parameters
 from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle, uneven_experts
@@ -43,6 +44,7 @@ class Plan:
         disk: Bytes on disk.
         work: Operations, tokens, hours of training.
         evaluation: Hours of evaluation.
+        reference: The reference pass; ``None`` where the method measures against nothing.
         advice: What to change, when it does not fit.
         larger: The smallest known card that fits, when this one does not.
     """
@@ -57,6 +59,7 @@ class Plan:
     disk: Disk
     work: Work
     evaluation: EvaluationTime
+    reference: ReferencePass | None
     advice: list[Advice]
     larger: Gpu | None
 
@@ -67,10 +70,15 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Hours of training and evaluation; loading and saving come on top."""
-        if self.work.hours is None or self.evaluation.hours is None:
-            return None
-        return self.work.hours + self.evaluation.hours
+        """Hours of all kinds; ``None`` where one is not known. Loading and saving come on top."""
+        known = [hours for hours in self.hours_by_kind.values() if hours is not None]
+        return sum(known) if len(known) == len(self.hours_by_kind) else None
+
+    @property
+    def hours_by_kind(self) -> dict[str, float | None]:
+        """Hours of training, evaluation and, where there is one, of the reference pass."""
+        hours = {"training": self.work.hours, "evaluation": self.evaluation.hours}
+        return hours if self.reference is None else hours | {"reference": self.reference.hours}
 
     @property
     def trained(self) -> int:
@@ -102,7 +110,8 @@ class Plan:
             "tokens_per_second": self.work.tokens_per_second,
             "efficiency_assumed": self.work.efficiency,
             "hours": self.hours,
-            "hours_by_kind": {"training": self.work.hours, "evaluation": self.evaluation.hours},
+            "hours_by_kind": self.hours_by_kind,
+            **({} if self.reference is None else {"reference": asdict(self.reference)}),
             "advice": [asdict(entry) for entry in self.advice],
             "smallest_gpu_that_fits": None if self.larger is None else self.larger.name,
         }
@@ -173,6 +182,7 @@ def plan(
         disk=disk(architecture, run_files(architecture, recipe.lora, recipe.train)),
         work=training,
         evaluation=evaluation_time(setup, recipe.evaluation, card, training),
+        reference=reference_pass(setup, training, card.tflops, epoch_tokens),
         advice=advice(setup, card.memory_bytes),
         larger=None if fits else smallest_with(needed.peak),
     )

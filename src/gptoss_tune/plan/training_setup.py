@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from gptoss_tune.plan.architecture import Architecture
-from gptoss_tune.plan.methods import METHODS, Added
+from gptoss_tune.plan.methods import Added, added
 from gptoss_tune.plan.weights import Factors, adapter_factors, compute_bytes
 from gptoss_tune.recipe.data_schema import DataSection
 from gptoss_tune.recipe.schema import (
@@ -85,7 +85,7 @@ class TrainingSetup:
     @property
     def added(self) -> Added:
         """What the method adds to a step of supervised fine-tuning."""
-        return METHODS[self.method.name]
+        return added(self.method, self.lora)
 
     @cached_property
     def factors(self) -> list[Factors]:

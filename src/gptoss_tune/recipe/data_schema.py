@@ -11,8 +11,13 @@ from gptoss_tune.recipe.value_types import Count, Date, FromText, PathText, Sect
 ColumnName = Literal[
     "prompt",
     "completion",
+    "chosen",
+    "rejected",
+    "label",
     "system",
     "thinking",
+    "chosen_thinking",
+    "rejected_thinking",
     "messages",
     "conversations",
     "tools",

@@ -14,6 +14,7 @@ from typing import Any
 
 from gptoss_tune.recipe.json_schema import expected_phrase, node_at, settings_below
 from gptoss_tune.recipe.mistakes import KeyPath, dotted, plain
+from gptoss_tune.recipe.schema import METHODS
 from gptoss_tune.recipe.yaml_reader import scalar
 
 _MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -44,6 +45,7 @@ _CALLED_HERE: dict[str, str] = {
     "load_in_4bit": "model.linear_precision",
     "lora_alpha": "lora.alpha",
     "lora_r": "lora.rank",
+    "loss_type": "method.name",
     "lr": "train.learning_rate",
     "lr_scheduler": "train.lr_scheduler_type",
     "max_seq_length": "data.max_length",
@@ -58,9 +60,11 @@ _CALLED_HERE: dict[str, str] = {
     "r": "lora.rank",
     "report_to": "tracking.wandb",
     "resume_from_checkpoint": "train.resume",
+    "rpo_alpha": "method.sft_weight",
     "scheduler": "train.lr_scheduler_type",
     "seq_length": "data.max_length",
     "sequence_length": "data.max_length",
+    "simpo_gamma": "method.gamma",
     "spread": "distributed.strategy",
     "start_from": "lora.init_from",
     "test_size": "data.eval_fraction",
@@ -145,10 +149,14 @@ def meant_by(path: KeyPath) -> str | None:
     return None
 
 
-def unknown_key(path: KeyPath) -> tuple[str, str]:
+def unknown_key(path: KeyPath, method: str) -> tuple[str, str]:
     """Return what was expected instead of an unknown key, and what to do; its value is not shown.
 
     A value under a wrong key may be anything, a credential too.
+
+    Args:
+        path: Of the key.
+        method: Whose settings the section ``method`` can have.
     """
     word = str(path[-1]).strip().lower().replace("-", "_")
     parent = dotted(path[:-1])
@@ -159,8 +167,8 @@ def unknown_key(path: KeyPath) -> tuple[str, str]:
     if not names:  # a mapping with names of one's own
         return "a name of at least one character", "write the name as the data has it"
     meant = meant_by(path)
-    if meant == dotted(path):
-        return "a setting of the method that method.name says", "remove it, or set method.name"
+    if path[:-1] == ("method",) and (meant is None or meant.startswith("method.")):
+        return _of_method(word, method, meant)
     if meant:
         return expected, f"did you mean {meant}?"
     if len(names) <= 12:
@@ -168,14 +176,35 @@ def unknown_key(path: KeyPath) -> tuple[str, str]:
     return expected, "remove it; 'gptoss-tune schema' lists every setting"
 
 
-def expected_and_todo(path: KeyPath, value: Any, spelled: str | None) -> tuple[str, str]:
+def _of_method(word: str, method: str, meant: str | None) -> tuple[str, str]:
+    """Return the settings that ``method`` has, and what to do about a key that is none of them."""
+    own = [name for name in METHODS[method].model_fields if name != "name"]
+    expected = f"one of the settings of {method}: {', '.join(own)}"
+    if not own:
+        expected = f"no setting but method.name: {method} has none"
+    setting = (meant or "").removeprefix("method.")
+    near = difflib.get_close_matches(word, own, n=1, cutoff=0.7)
+    if near or setting in (*own, "name"):
+        return expected, f"did you mean method.{near[0] if near else setting}?"
+    having = [name for name, section in METHODS.items() if setting in section.model_fields]
+    if not having:
+        return expected, "remove it"
+    *others, last = having
+    methods = f"{', '.join(others)} or {last}" if others else last
+    did = "" if setting == word else f"did you mean method.{setting}? "
+    return expected, f"{did}remove it, or set method.name to {methods}"
+
+
+def expected_and_todo(
+    path: KeyPath, value: Any, spelled: str | None, method: str | None = None
+) -> tuple[str, str]:
     """Return what the setting at ``path`` takes, and what to write instead of ``value``."""
-    node = node_at(path)
+    node = node_at(path, method)
     assert node is not None, path
     return expected_phrase(node), (
         _of_targets(path, value)
         or _nearest_reading(node, value, spelled)
-        or example_or_default(path, value)
+        or example_or_default(path, value, method)
     )
 
 
@@ -194,9 +223,9 @@ def _of_targets(path: KeyPath, value: Any) -> str | None:
     return _OTHER_TARGETS.get(word.rpartition(".")[2])
 
 
-def example_or_default(path: KeyPath, value: Any = None) -> str:
+def example_or_default(path: KeyPath, value: Any = None, method: str | None = None) -> str:
     """Return advice that needs no look at the value: an example, or the default."""
-    node = node_at(path) or {}
+    node = node_at(path, method) or {}
     if isinstance(path[-1], int):
         return "correct or remove the entry"
     if "default" in node:

@@ -42,10 +42,19 @@ def _without_titles(node: Any) -> Any:
     return [_without_titles(entry) for entry in node] if isinstance(node, list) else node
 
 
-def node_at(path: KeyPath) -> dict[str, Any] | None:
-    """Return the schema of the value at ``path``, references resolved; None: no such setting."""
+def node_at(path: KeyPath, method: str | None = None) -> dict[str, Any] | None:
+    """Return the schema of the value at ``path``, references resolved; None: no such setting.
+
+    Args:
+        path: From the top of a recipe.
+        method: Whose setting is meant below ``method``, where several have one of that name; None:
+            the first one's.
+    """
     node: dict[str, Any] = recipe_json_schema()
-    for part in path:
+    for depth, part in enumerate(path):
+        if depth == 1 and path[0] == "method" and part != "name":
+            own = [v for v in _variants(node) if v["properties"]["name"].get("const") == method]
+            node = own[0] if own else node
         named = [v["properties"][part] for v in _variants(node) if part in v.get("properties", {})]
         if len(named) > 1 and all("const" in each for each in named):
             # The name of a method, of which each has a schema of its own.

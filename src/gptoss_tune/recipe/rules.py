@@ -127,12 +127,12 @@ def method_rules(
     name = method.name
     for channel, weight in data.channel_weights.model_dump().items():
         if weight != 1:
-            instead = "set method.analysis to ignored" if channel == "analysis" else "remove it"
+            instead = ", and set method.analysis to ignored" if channel == "analysis" else ""
             yield Contradiction(
                 (f"data.channel_weights.{channel}", "method.name"),
                 f"{weight:g} with method.name {name}",
                 "1: an answer's log-probability is the sum over its tokens",
-                instead if weight == 0 else "remove it",
+                f"remove it{instead if weight == 0 else ''}",
             )
     for key, value, allowed, why in (
         ("too_long", data.too_long, ("drop", "error"), "answers that are whole"),

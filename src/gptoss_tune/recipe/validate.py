@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from gptoss_tune.recipe.hints import example_or_default, expected_and_todo, meant_by, unknown_key
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, dotted, shown
 from gptoss_tune.recipe.recipe import SECTIONS, Recipe, section_of
-from gptoss_tune.recipe.schema import METHODS
+from gptoss_tune.recipe.schema import METHODS, method_name
 from gptoss_tune.recipe.yaml_reader import Document
 
 # Sound values for required settings that are wrong or missing, so that the rules can run; no rule
@@ -43,6 +43,7 @@ def findings(
     doubtful: set[KeyPath] = set(document.refused)
     missing: list[KeyPath] = []
     faulty: list[KeyPath] = []
+    method = method_name(values["method"])
     for item in error.errors(include_url=False):
         location, kind = _without_method(item["loc"]), item["type"]
         if kind == "union_tag_invalid":
@@ -58,7 +59,7 @@ def findings(
             continue
         if kind == "extra_forbidden":
             path = (*_as_written(location[:-1], document), location[-1])
-            got, (expected, todo) = "an unknown key", unknown_key(path)
+            got, (expected, todo) = "an unknown key", unknown_key(path, method)
             place = document.key_places.get(path, fallback)
             if meant := meant_by(path):
                 doubtful.add(_path_of(meant))
@@ -69,7 +70,8 @@ def findings(
             if "ctx" in item and kind == "recipe_value":
                 expected, todo = item["ctx"]["expected"], item["ctx"]["todo"]
             else:
-                expected, todo = expected_and_todo(path, item["input"], document.spelled.get(path))
+                spelled = document.spelled.get(path)
+                expected, todo = expected_and_todo(path, item["input"], spelled, method)
         doubtful.add(path)
         found.append(Mistake(place, dotted(path), got, expected, todo))
     for path in missing:

@@ -27,11 +27,27 @@ class _Figure:
     held_out: bool = False
     logarithmic: bool = False
     from_zero: bool = False
+    level: tuple[float, str] | None = None
+    holds: tuple[float, ...] = ()
 
 
+_OF_THE_METHOD = ""
+"""As a unit: what a run's loss is a mean over."""
+_OTHER_METHODS = "These runs have different methods: their losses cannot be compared."
+_EVEN, _CHANCE = (0.0, ""), (0.5, "chance")
 _FIGURES = (
-    _Figure("Training loss", "loss", "nats per token"),
-    _Figure("Held-out loss", "eval_loss", "nats per token", held_out=True),
+    _Figure("Training loss", "loss", _OF_THE_METHOD),
+    _Figure("Held-out loss", "eval_loss", _OF_THE_METHOD, held_out=True),
+    _Figure("Reward margin", "reward_margin", "reward", level=_EVEN),
+    _Figure("Held-out reward margin", "eval_reward_margin", "reward", True, level=_EVEN),
+    _Figure("Reward accuracy", "reward_accuracy", "share of pairs", level=_CHANCE, holds=(0, 1)),
+    _Figure(
+        *("Held-out reward accuracy", "eval_reward_accuracy", "share of pairs", True),
+        level=_CHANCE,
+        holds=(0, 1),
+    ),
+    _Figure("Drift of the chosen answers", "logp_drift_chosen", "nats per token", level=_EVEN),
+    _Figure("KL to the reference", "kl", "nats per token", from_zero=True),
     _Figure("Loss in the analysis channel", "loss_analysis", "nats per token"),
     _Figure("Loss in the final channel", "loss_final", "nats per token"),
     _Figure("Learning rate", "learning_rate", "learning rate", from_zero=True),
@@ -53,6 +69,8 @@ def names(runs: Sequence[Run]) -> list[str]:
 def overlaid(runs: Sequence[Run]) -> list[str]:
     """Return the figures of all runs, one line each."""
     called = names(runs)
+    units = " / ".join(dict.fromkeys(run.method.loss_unit for run in runs))
+    methods = len({run.method.name for run in runs})
     figures = []
     for figure in _FIGURES:
         lines = [
@@ -66,13 +84,17 @@ def overlaid(runs: Sequence[Run]) -> list[str]:
             )
             for place, run in enumerate(runs)
         ]
+        is_loss = figure.unit == _OF_THE_METHOD
         figures.append(
             chart(
                 figure.title,
                 lines,
-                unit=figure.unit,
+                unit=units if is_loss else figure.unit,
+                caption=_OTHER_METHODS if is_loss and methods > 1 else "",
                 logarithmic=figure.logarithmic,
                 from_zero=figure.from_zero,
+                level=figure.level,
+                holds=figure.holds,
             )
         )
     return [drawn for drawn in figures if drawn]

@@ -18,8 +18,10 @@ from gptoss_tune.report.read import Run, listing, mapping
 from gptoss_tune.report.text import count, duration, figure, number, size, table, text
 from gptoss_tune.run.checkpoints import published
 from gptoss_tune.run.folder import ADAPTER, METRICS, RECORD
+from gptoss_tune.run.method import reference_words
 
 _MOST_WARNINGS = 50
+_LAST_LINES = 20
 _GOOD = {"finished"}
 _BAD = {"stopped by the guard"}
 _NO_GPU = "the run had no GPU"
@@ -42,15 +44,17 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
     steps = run.train[-1]["step"] if run.train else None
     planned = number(run.fact("recipe", "train", "max_steps"))
     rates = [value for _, value in run.series("tokens_per_second") if value]
+    unit = run.method.loss_unit if run.method.preferences else "nats"
     found: list[tuple[str, str, bool]] = []
     if losses:
         found.append(
-            (f"{figure(losses[0], 3)} → {figure(losses[-1], 3)}", "training loss, nats", False)
+            (f"{figure(losses[0], 3)} → {figure(losses[-1], 3)}", f"training loss, {unit}", False)
         )
     held_out = [v for _, v in run.series("eval_loss", held_out=True) if v is not None]
     if held_out:
         first = f"{figure(held_out[0], 3)} → " if len(held_out) > 1 else ""
-        found.append((f"{first}{figure(held_out[-1], 3)}", "held-out loss, nats", False))
+        found.append((f"{first}{figure(held_out[-1], 3)}", f"held-out loss, {unit}", False))
+    found += _won(run)
     of = f" of {planned:,.0f}" if planned and steps and steps < planned else ""
     found.append((f"{count(steps)}{of}", "optimizer steps", False))
     found.append((count(trained_tokens(run)), "tokens trained", False))
@@ -66,6 +70,32 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
     warned = len(warnings(run))
     found.append((count(warned), "warnings of the guard", bool(warned)))
     return found
+
+
+def _won(run: Run) -> list[tuple[str, str, bool]]:
+    """Return the headline facts of a preference run: value and label, and no bad news."""
+    wanted = [("reward_accuracy", "reward accuracy"), ("reward_margin", "reward margin")]
+    if run.method.name == "kto":
+        wanted = [("reward_chosen", "reward of good"), ("reward_rejected", "reward of bad")]
+    found = []
+    for metric, label in wanted:
+        values, where = _held_out_or_last(run, metric)
+        shares = metric == "reward_accuracy"
+        shown = [f"{value:.1%}" if shares else figure(value, 3) for value in values]
+        if shown:
+            value = shown[0] if len(shown) == 1 else f"{shown[0]} → {shown[-1]}"
+            found.append((value, f"{label}, {where}", False))
+    return found
+
+
+def _held_out_or_last(run: Run, metric: str) -> tuple[list[float], str]:
+    """Return a metric's values on held-out rows, or the mean of the last ones of training."""
+    held_out = [v for _, v in run.series(f"eval_{metric}", held_out=True) if v is not None]
+    if held_out:
+        return held_out, "held out"
+    # A step has a few pairs, and one step's share of them says little.
+    last = [v for _, v in run.series(metric) if v is not None][-_LAST_LINES:]
+    return [statistics.fmean(last)] if last else [], f"training, last {len(last)} lines"
 
 
 def trained_tokens(run: Run) -> float | None:
@@ -159,6 +189,8 @@ def card(run: Run) -> str:
         ("base", text(base.get("name", "–"), 300)),
         ("base fingerprint", text(base.get("fingerprint", "–"), 100)),
         ("base revision", text(run.fact("recipe", "model", "revision") or "–", 100)),
+        ("method", text(run.method.words or "–")),
+        *([("reference", text(words))] if (words := reference_words(run.record)) else []),
         ("started", text(run.fact("started") or "–", 40)),
         ("last written", text(run.fact("updated") or "–", 40)),
         ("seed", text(run.fact("recipe", "train", "seed"), 20)),

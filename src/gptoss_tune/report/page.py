@@ -18,7 +18,7 @@ from gptoss_tune.files.atomic import disk_errors, write_text
 from gptoss_tune.recipe import Recipe, resolved_lines
 from gptoss_tune.report import compare, curves, facts, layered
 from gptoss_tune.report.read import Run, read_run
-from gptoss_tune.report.samples import samples
+from gptoss_tune.report.samples import pairs, samples
 from gptoss_tune.report.style import html_page
 from gptoss_tune.report.text import text, tiles
 from gptoss_tune.run.folder import RECORD, RunFolder
@@ -61,6 +61,8 @@ def run_page(run: Run) -> str:
     base = text(run.fact("base", "name") or run.fact("recipe", "model", "name_or_path") or "", 300)
     sections = [
         ("loss", "Loss", _grid(curves.losses(run))),
+        ("preferences", "Preferences", _grid(curves.preferences(run))),
+        ("pairs", f"{_sample(run)}s before and after", pairs(run)),
         ("samples", "Samples before and after", samples(run)),
         ("optimisation", "Optimisation", _grid([*curves.optimisation(run),
                                                 *layered.gradient_maps(run)])),
@@ -74,10 +76,19 @@ def run_page(run: Run) -> str:
     sections = [section for section in sections if section[2]]
     head = (
         f"<h1>{text(run.name, 200)} {facts.status(run)}</h1>"
-        f'<p class="note">Fine-tuning of {base}, as its own files tell it.</p>'
+        f'<p class="note">{_what(run)} of {base}, as its own files tell it.</p>'
     )
     body = f"{head}{_contents(sections)}{tiles(facts.tiles(run))}{facts.told(run)}"
     return _page(run.name, body + _sections(sections))
+
+
+def _what(run: Run) -> str:
+    words = run.method.words if run.method.preferences else "fine-tuning"
+    return f"{words[0].upper()}{words[1:]}"
+
+
+def _sample(run: Run) -> str:
+    return "Answer" if run.method.name == "kto" else "Pair"
 
 
 def compare_page(runs: Sequence[Run]) -> str:

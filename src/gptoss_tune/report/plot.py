@@ -58,6 +58,7 @@ def chart(
     logarithmic: bool = False,
     from_zero: bool = False,
     level: tuple[float, str] | None = None,
+    holds: Sequence[float] = (),
 ) -> str:
     """Return a figure of lines over steps; empty when no line has a point.
 
@@ -69,8 +70,9 @@ def chart(
         logarithmic: Powers of ten at equal distances; values of 0 and less are left out.
         from_zero: The axis begins at 0.
         level: A value to draw a horizontal line at, and its name.
+        holds: Values that the axis holds, whatever is drawn.
     """
-    drawing, shown = _drawing(lines, unit, logarithmic, from_zero, level)
+    drawing, shown = _drawing(lines, unit, logarithmic, from_zero, level, holds)
     if not shown:
         return ""
     return framed(
@@ -165,6 +167,7 @@ def _drawing(
     logarithmic: bool = False,
     from_zero: bool = False,
     level: tuple[float, str] | None = None,
+    holds: Sequence[float] = (),
 ) -> tuple[str, list[tuple[Line, Curve]]]:
     """Return axes and lines as SVG, and the lines that have a point."""
     if logarithmic:
@@ -178,7 +181,7 @@ def _drawing(
     if not shown:
         return "", []
     points = [point for _, found in shown for point in found.points]
-    values = [value for _, value in points] + ([level[0]] if level else [])
+    values = [*(value for _, value in points), *([level[0]] if level else []), *holds]
     frame = Frame.around([step for step, _ in points], values, logarithmic, from_zero)
     drawn = [*frame.axes(unit)]
     if level:

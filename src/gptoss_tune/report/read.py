@@ -6,6 +6,7 @@ cannot be read are counted and named on the page, and a number is a number or ab
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.report.text import number
 from gptoss_tune.run.folder import EVALUATION, METRICS, RECORD, RunFolder
 from gptoss_tune.run.jsonl import read_lines
+from gptoss_tune.run.method import Method, method_of
 from gptoss_tune.run.record import in_new_names, read_unchecked
 
 _MOST_STEPS = 10**15
@@ -35,6 +37,7 @@ class Run:
         held_out: Lines of evaluation metrics, by step.
         layers: Lines of ``layers.jsonl``, by step.
         evaluations: ``evaluation/step-N.json``, by step.
+        pairs: ``pairs.json`` of a preference run.
         problems: What could not be read.
     """
 
@@ -44,6 +47,7 @@ class Run:
     held_out: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    pairs: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -55,6 +59,11 @@ class Run:
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe."""
         return mapping(self.record.get("recipe"))
+
+    @property
+    def method(self) -> Method:
+        """The method of training."""
+        return method_of(self.record)
 
     @property
     def footprint(self) -> list[dict[str, Any]]:
@@ -113,6 +122,8 @@ def read_run(folder: Path) -> Run:
     if files.layers.is_file():
         run.layers = sorted(_lines(files.layers, run), key=lambda row: row["step"])
     run.evaluations = _evaluations(files.evaluations, run)
+    if os.path.lexists(files.pairs):
+        run.pairs = mapping(_json(files.pairs, run))
     return run
 
 

@@ -13,8 +13,9 @@
 - ``Manifest``: what a checkpoint says of itself; ``checkpoints`` stages, publishes, checks and
   prunes them.
 
-``environment`` says what machine, versions and commit a run had. Names are imported when they are
-asked for: to read a record costs neither torch nor the schema of a recipe.
+``environment`` says what machine, versions and commit a run had, ``method`` in words how it was
+trained. Names are imported when they are asked for: to read a record costs neither torch nor the
+schema of a recipe.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ from gptoss_tune.run.jsonl import read_lines
 ReadFile = tuple[str, DataSource, Path | None]
 """Split, source and file of what is read; without a file for a dataset of the Hub."""
 _MOST_LINES = 200_000
+_PREFERENCES = ("reward_", "logp_", "kl")
+"""How the metrics begin that a preference run has beside its loss."""
 
 
 class _Part(BaseModel):
@@ -74,6 +76,30 @@ class Losses(_Part):
     """Of the last evaluation; empty without one."""
 
 
+class Preferences(_Part):
+    """Rewards, log-probabilities and drift of a preference run, under their names as metrics."""
+
+    first: dict[str, float]
+    """Of the first logged step."""
+    last: dict[str, float]
+    """Of the last."""
+    eval: dict[str, float]
+    """Of the last evaluation; empty without one."""
+
+
+class Reference(_Part):
+    """What the log-probabilities of a preference run were measured against."""
+
+    of: str
+    """base, or init_adapter: the adapter that the run began from."""
+    rows: int
+    tokens: int
+    seconds: float
+    """That computing the reference's log-probabilities took."""
+    cached: bool
+    """Whether they were read from the cache instead."""
+
+
 class RunCard(_Part):
     """A finished run's ``run.json``."""
 
@@ -94,6 +120,10 @@ class RunCard(_Part):
     steps: int
     """Optimizer steps."""
     losses: Losses
+    preferences: Preferences | None = None
+    """Of a preference run alone."""
+    reference: Reference | None = None
+    """Of a run with a reference alone."""
     tokens: dict[str, Any]
     """Trained tokens, by channel and by dataset."""
     tokens_per_second: float | None
@@ -145,7 +175,7 @@ def opening_facts(
 
 
 def closing_facts(run: Path) -> dict[str, Any]:
-    """Return losses and throughput as ``RUN/metrics.jsonl`` has them.
+    """Return losses, throughput and what a preference run won as ``RUN/metrics.jsonl`` has them.
 
     The run is over and its adapter written, so a damaged line is counted and not refused; a line
     without one of the figures counts for the others.
@@ -164,19 +194,24 @@ def closing_facts(run: Path) -> dict[str, Any]:
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "eval_loss" in row]
 
-    def figures(found: list[dict[str, float]], at: int, prefix: str) -> dict[str, float]:
-        row = found[at] if found else {}
-        return {name: value for name, value in row.items() if name.startswith(prefix)}
+    def figures(*begin: str) -> dict[str, dict[str, float]]:
+        held_out = [f"eval_{name}" for name in begin]
+        return {
+            "first": _named(steps[:1], begin),
+            "last": _named(steps[-1:], begin),
+            "eval": _named(evaluations[-1:], held_out),
+        }
 
-    unread = {"unread_metrics": len(damaged)} if damaged else {}
-    return unread | {
-        "losses": {
-            "first": figures(steps, 0, "loss"),
-            "last": figures(steps, -1, "loss"),
-            "eval": figures(evaluations, -1, "eval_loss"),
-        },
-        "tokens_per_second": _throughput(steps),
-    }
+    found: dict[str, Any] = {"unread_metrics": len(damaged)} if damaged else {}
+    won = figures(*_PREFERENCES)
+    if any(won.values()):
+        found["preferences"] = won
+    return found | {"losses": figures("loss"), "tokens_per_second": _throughput(steps)}
+
+
+def _named(rows: list[dict[str, float]], begin: Iterable[str]) -> dict[str, float]:
+    """Return the figures of a row whose names begin so; none without a row."""
+    return {name: v for row in rows for name, v in row.items() if name.startswith(tuple(begin))}
 
 
 def _throughput(steps: list[dict[str, float]]) -> float | None:

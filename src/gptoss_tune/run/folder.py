@@ -22,6 +22,7 @@ METRICS, LAYERS = "metrics.jsonl", "layers.jsonl"
 ADAPTER = "adapter"
 REPORT = "report.html"
 _DATA_LINES = "data.json"
+PAIRS = "pairs.json"
 _EVALUATIONS = "evaluation"
 _NONFINITE = "nonfinite"
 WANDB, _TRACKIO = "wandb", "trackio"
@@ -44,6 +45,7 @@ class RunFolder:
           metrics.jsonl      every logged line (metrics)
           layers.jsonl       what each layer did (layers)
           data.json          four bytes for each line of the data (data_lines)
+          pairs.json         of a preference run: some pairs, before and after (pairs)
           adapter/           the trained adapter, as PEFT writes it (adapter)
           checkpoint-N/      complete or absent (checkpoint)
           evaluation/        step-N.json, one file an evaluation (evaluations)
@@ -82,6 +84,11 @@ class RunFolder:
     def data_lines(self) -> Path:
         """A mark of each line of the training data."""
         return self.path / _DATA_LINES
+
+    @property
+    def pairs(self) -> Path:
+        """Some pairs of a preference run, with their log-probabilities before and after."""
+        return self.path / PAIRS
 
     @property
     def adapter(self) -> Path:

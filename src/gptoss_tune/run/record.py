@@ -52,8 +52,11 @@ _KINDS: dict[str, Any] = {
     "data": [{"path": str, "sha256": str}],
     "environment": {"libraries": {}, "processes": int},
     "hardware": {},
+    "preferences": {"first": {}, "last": {}, "eval": {}},
+    "reference": {"of": str, "rows": int, "tokens": int, "seconds": float},
     "recipe": {
         "model": {},
+        "method": {"name": str},
         "lora": {},
         "train": {},
         "export": {"min_survival": float},

@@ -120,7 +120,7 @@ def _preference(section: Any, lora: LoraSection) -> Method:
         trainer=partial(
             KtoTrainer if labelled else PreferenceTrainer,
             section=section,
-            reference=reference,
+            reference=reference != "none",
         ),
         arguments=_plain_arguments,
         collator=KtoCollator if labelled else PreferenceCollator,

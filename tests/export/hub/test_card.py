@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, RepositoryError
 from gptoss_tune.export.hub.card_text import new_card, parse_card, updated_card
-from gptoss_tune.export.hub.licence import licence_of
+from gptoss_tune.export.hub.licence import Licence, licence_of
+from gptoss_tune.export.hub.model_card import Facts, loss_plot, model_card, run_card
 from gptoss_tune.export.hub.public_recipe import data_names, public_recipe
 from gptoss_tune.export.hub.push import push
 from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe.schema import METHODS
 from gptoss_tune.shipped import shipped
 
 REPO = "me/tuned"
@@ -162,6 +164,59 @@ def test_no_path_of_the_recipe_is_published():
     }
     assert found["lora"]["init_from"] == "first"
     assert found["data"]["eval"] == [{"path": "held.jsonl"}]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_published_recipe_keeps_the_settings_of_its_method(name):
+    settings = METHODS[name](name=name).model_dump(mode="json")
+    settings |= {key: 0.25 for key in ("beta", "sft_weight") if key in settings}
+    text = public_recipe({"recipe": {**FIELDS, "method": {**settings, "note": "/srv/x"}}}, BASE)
+    assert yaml.safe_load(text)["method"] == settings
+    assert Recipe.model_validate(yaml.safe_load(text)).method.name == name
+    for strange in ({"name": "/srv/acme"}, {"name": ["/srv"]}, {"beta": "/srv/acme"}):
+        found = public_recipe({"recipe": {**FIELDS, "method": strange}}, BASE)
+        assert "beta" not in found
+
+
+def facts_of(record, metrics=()):
+    terms = Licence("apache-2.0", "Apache.")
+    return Facts("me/x", BASE, None, ["q_proj"], record, metrics, "Verified.", terms)
+
+
+def test_a_card_says_by_which_method_and_against_what_it_was_trained():
+    record = {
+        "recipe": {**FIELDS, "method": {"name": "dpo", "beta": 0.1}},
+        "reference": {"of": "base", "rows": 12, "tokens": 3400, "seconds": 5.0, "cached": False},
+        "preferences": {
+            "first": {},
+            "last": {"reward_accuracy": 1.0, "reward_margin": 2.5},
+            "eval": {"eval_reward_accuracy": 0.875, "eval_reward_margin": None},
+        },
+    }
+    facts = facts_of(record, [{"step": n, "loss": 0.5 / n} for n in (1, 2)])
+    card = model_card(facts)
+    assert "trained by direct preference optimisation (DPO) with gptoss-tune" in card
+    assert "fine-tuned" not in card and "supervised" not in card
+    assert "| method | direct preference optimisation (DPO) |" in card
+    assert "| reference | the base (12 rows, 3,400 tokens, in 5 s) |" in card
+    assert "| reward accuracy on held-out pairs | 0.875 |" in card
+    assert "| last reward margin, mean of a training step | 2.5 |" in card
+    assert head_of(card)["tags"] == ["gpt-oss", "gptoss-tune", "lora", "dpo"]
+    told = json.loads(run_card(facts))
+    assert told["recipe"]["method"] == {"name": "dpo"} and told["reference"] == record["reference"]
+    assert told["preferences"] == {"eval_reward_accuracy": 0.875, "reward_margin": 2.5}
+    assert "training loss, mean per pair" in loss_plot(facts)
+
+
+def test_a_card_of_fine_tuning_says_so_and_a_strange_method_is_not_recorded():
+    card = model_card(facts_of({"recipe": FIELDS}))
+    assert "fine-tuned with" in card and "| method | supervised fine-tuning |" in card
+    assert "reference" not in card.partition("The recipe, complete")[0] and "reward" not in card
+    assert head_of(card)["tags"] == ["gpt-oss", "gptoss-tune", "lora"]
+    evil = {"recipe": {**FIELDS, "method": {"name": "evil\n---"}}, "reference": {"of": "/srv/x"}}
+    card = model_card(facts_of(evil))
+    assert "| method | not recorded |" in card and "/srv" not in card
+    assert "method" not in json.loads(run_card(facts_of(evil)))["recipe"]
 
 
 def test_a_name_on_the_hub_is_one_that_the_run_did_not_read_from_a_file():

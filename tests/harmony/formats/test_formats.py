@@ -189,6 +189,16 @@ def test_only_the_completion_is_trained(render, vocabulary):
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
         ({"prompt": "a"}, "prompt"),
         ({"prompt": "a", "completion": None}, "prompt"),
+        ({"chosen": "b", "rejected": "c", "messages": []}, "preference"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "prompt"),
+        ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "openai_preference"),
+        ({"context": [], "response1": "b", "response2": "c"}, "comparison"),
+        (
+            {"prompt": "a", "response1": "b", "response2": "c", "overall_preference": 0},
+            "comparison",
+        ),
+        ({"prompt": "a", "response1": "b", "response2": "c"}, "prompt"),
+        ({"prompt": "a", "completion": "b", "label": True}, "completion"),
     ],
 )
 def test_a_format_is_recognised_by_its_columns(row, name):
@@ -205,7 +215,16 @@ def test_rows_that_no_template_can_map_are_not_told_to_use_one():
     ("row", "message"),
     [
         ({"question": "a", "answer": "b"}, "no known columns (got 'question', 'answer')"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a preference pair"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            "a preference pair (chosen, rejected)",
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "set method.name to dpo"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "name the column of the answer with a"),
+        (
+            {"input": {}, "preferred_output": [], "non_preferred_output": []},
+            "is a preference pair (preferred_output, non_preferred_output)",
+        ),
         ({"prompt": "a"}, "a prompt without an answer"),
         ({}, "no known columns (got none)"),
     ],
@@ -242,11 +261,7 @@ def test_preference_pairs_share_their_prompt(row, vocabulary):
     assert vocabulary.decode(rejected.input_ids[len(prompt) :].tolist()).endswith("3<|return|>")
 
 
-def test_a_pair_of_equal_answers_is_refused():
-    with pytest.raises(DataError, match="chosen and rejected are the same"):
-        read_preference({"prompt": "a", "chosen": "b", "rejected": "b"}, "row:1")
-    with pytest.raises(DataError, match="no pair of 'chosen' and 'rejected'"):
-        read_preference({"prompt": "a"}, "row:1")
+def test_a_prompt_to_answer_needs_the_column_prompt():
     with pytest.raises(DataError, match="the row has no 'prompt'"):
         read_prompt({"chosen": "b"}, "row:1")
 

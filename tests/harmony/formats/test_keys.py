@@ -7,7 +7,6 @@ import pytest
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Header
-from gptoss_tune.harmony.formats.preference import read_preference
 from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.reading import ReadSettings
 
@@ -170,17 +169,6 @@ def test_thinking_after_text_is_refused_and_not_moved_before_it():
         content = [{"type": "text", "text": "\n"}, thinking, text]
         read = read_row({"messages": [USER, {**answer, "content": content}]}, "row:1")
         assert [message.text for message in read.messages] == ["2+2?", "T", "\nA"]
-
-
-@pytest.mark.parametrize("column", ["messages", "conversations"])
-def test_a_pair_whose_question_stands_under_another_name_is_refused(column):
-    pair = {"chosen": "4", "rejected": "5"}
-    with pytest.raises(DataError, match=f"has {column} beside chosen and no prompt") as caught:
-        read_preference({column: [USER], **pair}, "row:1")
-    assert f"rename {column} to prompt" in str(caught.value)
-    read = read_preference({"prompt": [USER], **pair}, "row:1")
-    assert [message.text for message in read.chosen.messages] == ["2+2?", "4"]
-    assert read_preference({"prompt": "2+2?", column: [USER, ANSWER], **pair}, "row:1")
 
 
 def test_weights_are_checked_on_every_message_and_two_of_them_must_agree():

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from gptoss_tune.errors import DataError, RecipeError
+from gptoss_tune.harmony.formats.preference import read_preference
 from gptoss_tune.harmony.sources.columns import ColumnTemplates
 from gptoss_tune.harmony.sources.open import open_source
 from gptoss_tune.recipe.data_schema import DataSource
@@ -148,3 +149,68 @@ def test_filters_that_make_much_of_little_are_not_there(name):
 
 def test_round_rounds():
     assert written("{{ x | round(1) }} {{ x | round(-1) | int }}", {"x": 15.26}) == "15.3 20"
+
+
+TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+def test_templates_write_a_pair_of_texts_or_of_messages():
+    columns = {"prompt": "{{ q }}", "chosen": "{{ good }}", "rejected": "{{ bad | trim }}"}
+    row = {"q": "2+2?", "good": "4", "bad": " 5 "}
+    assert ColumnTemplates(columns).apply(row, "row:1") == {
+        "prompt": "2+2?",
+        "chosen": "4",
+        "rejected": "5",
+    }
+    columns = {"chosen": "{{ good | tojson }}", "rejected": "{{ bad[1] | tojson }}\n"}
+    written = ColumnTemplates({**columns, "prompt": "{{ good[:1] | tojson }}"}).apply(
+        {"good": TURNS, "bad": TURNS}, "row:1"
+    )
+    pair = read_preference(written, "row:1")
+    assert [message.text for message in pair.chosen.messages] == ["2+2?", "4"]
+    assert pair.equal and pair.prompt_length == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ a }}", str(TURNS)),
+        ("{{ a | tojson }}", json.dumps(TURNS)),
+        ("Say {{ a | tojson }}", f"Say {json.dumps(TURNS)}"),
+        ("{{ text | tojson }}", '"quoted" [1]'),
+        ("{{ text }}", '"quoted" [1]'),
+        ("Say {{ text | tojson }}", 'Say "\\"quoted\\" [1]"'),
+        ("{{ number | tojson }}", "7"),
+    ],
+)
+def test_an_answer_as_json_is_the_text_or_the_messages_of_its_column(template, expected):
+    row = {"a": TURNS, "text": '"quoted" [1]', "number": 7}
+    assert written(template, row, "chosen") == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "value", "label"),
+    [
+        ("{{ x | tojson }}", True, True),
+        ("{{ x }}", False, False),
+        ("{{ x }}", 1, 1),
+        ("{{ x == 'good' }}", "good", True),
+        ("{{ x == 'good' }}", "bad", False),
+        ("{{ x >= 4 }}", 3, False),
+    ],
+)
+def test_a_template_writes_a_label_as_a_table_holds_it_or_by_comparing(template, value, label):
+    got = written(template, {"x": value}, "label")
+    assert got == label and type(got) is type(label)
+
+
+@pytest.mark.parametrize("field", ["chosen", "rejected", "label"])
+@pytest.mark.parametrize("template", ["{{ x }}", "{{ x | tojson }}"])
+def test_a_pair_without_an_answer_or_an_answer_without_its_label_is_refused(field, template):
+    with pytest.raises(DataError, match=f"the template of '{field}' writes nothing on this row"):
+        written(template, {"x": None}, field)
+
+
+def test_a_label_of_other_words_is_not_guessed():
+    with pytest.raises(DataError, match="the template of 'label' writes 'good', which is not JSON"):
+        written("{{ x }}", {"x": "good"}, "label")

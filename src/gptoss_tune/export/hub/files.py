@@ -139,7 +139,7 @@ def _explaining_files(facts: Facts, local_card: Path | None) -> Mapping[str, byt
         CARD: card,
         RUN_CARD: run_card(facts) if facts.record else None,
         RECIPE: public_recipe(facts.record, facts.base),
-        LOSS_PLOT: loss_plot(facts.metrics),
+        LOSS_PLOT: loss_plot(facts),
     }
     return {name: text.encode() for name, text in made.items() if text is not None}
 

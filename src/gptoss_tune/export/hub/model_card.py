@@ -22,12 +22,23 @@ from gptoss_tune.export.hub.card_text import TAG, new_card
 from gptoss_tune.export.hub.licence import Licence
 from gptoss_tune.export.hub.public_recipe import data_names, datasets_on_hub, public_recipe
 from gptoss_tune.report.plot import Line, picture
+from gptoss_tune.report.text import number
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
+from gptoss_tune.run.method import method_of, reference_words
 from gptoss_tune.run.record import record_of_adapter
 
 _MOST_DATASETS = 20
+_REFERENCE = ("of", "rows", "tokens", "seconds", "cached")
 _ENVIRONMENT = ("gptoss_tune", "python", "platform", "git_commit", "processes", "deterministic")
+
+
+_WON = {
+    "reward_accuracy": "last reward accuracy, of a training step's pairs",
+    "reward_margin": "last reward margin, mean of a training step",
+    "eval_reward_accuracy": "reward accuracy on held-out pairs",
+    "eval_reward_margin": "reward margin on held-out data",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ def model_card(facts: Facts) -> str:
     """Return ``README.md`` of the repository: metadata for the Hub, then prose."""
     kind = f"merged model ({facts.merged})" if facts.merged else "LoRA adapter"
     parts = [
-        f"A {kind} of [{facts.base}](https://huggingface.co/{facts.base}), fine-tuned with "
+        f"A {kind} of [{facts.base}](https://huggingface.co/{facts.base}), {_how(facts)} with "
         f"gptoss-tune {__version__}. Changed weights: {', '.join(facts.targets)}.",
         "## Use\n\n" + _usage(facts),
         "## Training\n\n" + _training(facts),
@@ -83,6 +94,12 @@ def model_card(facts: Facts) -> str:
         "`NOTICE`.",
     ]
     return new_card(facts.repo.partition("/")[2], metadata(facts), "\n\n".join(parts))
+
+
+def _how(facts: Facts) -> str:
+    """Return by which method the weights were changed."""
+    method = method_of(facts.record)
+    return f"trained by {method.words}" if method.preferences else "fine-tuned"
 
 
 def metadata(facts: Facts) -> dict[str, Any]:
@@ -95,6 +112,8 @@ def metadata(facts: Facts) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "tags": ["gpt-oss", TAG, "lora"],
     }
+    if (method := method_of(facts.record)).preferences:
+        found["tags"].append(method.name)
     if facts.licence.identifier == "other":
         found["license_name"] = "see-license"
         found["license_link"] = facts.licence.files[0].name
@@ -113,6 +132,11 @@ def run_card(facts: Facts) -> str:
     told = facts.record.get("environment", {})
     environment = {k: told[k] for k in _ENVIRONMENT if isinstance(told.get(k, ()), plain)}
     environment["libraries"] = dict(_libraries(facts.record))
+    if reference := facts.record.get("reference"):
+        kept = {k: reference[k] for k in _REFERENCE if isinstance(reference.get(k, ()), plain)}
+        card["reference"] = kept
+    if won := _won(facts.record):
+        card["preferences"] = dict(won)
     environment["gpus"] = [name for name in told.get("gpus") or [] if _is_text(name)]
     fingerprint = facts.record.get("base", {}).get("fingerprint")
     card.update(
@@ -124,15 +148,31 @@ def run_card(facts: Facts) -> str:
     return json.dumps(_finite(card), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
+def _won(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return accuracy and margin of a preference run, held out where they were measured so."""
+    told = record.get("preferences", {})
+    found = []
+    for name in ("reward_accuracy", "reward_margin"):
+        for where, metric in (("eval", f"eval_{name}"), ("last", name)):
+            value = number(told.get(where, {}).get(metric))
+            if value is not None:
+                found.append((metric, value))
+                break
+    return found
+
+
 def _how_trained(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what a later export asks of the recipe."""
     recipe = record.get("recipe", {})
     asked = {"lora": "merge_aware", "export": "min_survival"}
-    return {
+    found = {
         section: {name: recipe[section][name]}
         for section, name in asked.items()
         if isinstance(recipe.get(section, {}).get(name), bool | float)
     }
+    if (method := method_of(record)).preferences:
+        found["method"] = {"name": method.name}
+    return found
 
 
 def _finite(value: Any) -> Any:
@@ -152,14 +192,15 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def loss_plot(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+def loss_plot(facts: Facts) -> str | None:
     """Return an SVG of loss over steps, or None with fewer than two points."""
+    metrics, unit = facts.metrics, method_of(facts.record).loss_unit
     points = [(m["step"], m["loss"]) for m in metrics if "loss" in m and "step" in m]
     points = [(step, loss) for step, loss in points if math.isfinite(loss)]
     if len(points) < 2:
         return None
     line = Line("training loss", points, "var(--c1)")
-    return picture(line, unit="training loss, nats per token")
+    return picture(line, unit=f"training loss, {unit}")
 
 
 def _usage(facts: Facts) -> str:
@@ -193,15 +234,18 @@ def _training(facts: Facts) -> str:
     rows = [
         ("data", ", ".join(map(_cell, names)) if names else "not recorded"),
         ("licence of the data", "not recorded; see the data's own page"),
+        ("method", method_of(record).words or "not recorded"),
+        *([("reference", words)] if (words := reference_words(record)) else []),
         ("steps", _whole(record.get("steps"))),
         ("last training loss", _number(record.get("loss"))),
         ("evaluation loss", _number(record.get("eval_loss"))),
+        *((_WON[name], _number(value)) for name, value in _won(record)),
         ("seconds", _number(record.get("seconds"))),
     ]
     known = ", ".join(_cell(f"{name} {version}") for name, version in _libraries(record))
     rows.append(("libraries", known or "not recorded"))
     table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
-    plot = "\n\n![training loss](loss.svg)" if loss_plot(facts.metrics) else ""
+    plot = "\n\n![training loss](loss.svg)" if loss_plot(facts) else ""
     recipe = public_recipe(record, facts.base)
     # Longer than any fence in the recipe's own texts.
     fence = "`" * (2 + max(map(len, ["`", *re.findall("`+", recipe or "")])))

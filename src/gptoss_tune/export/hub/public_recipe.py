@@ -17,6 +17,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 
 from gptoss_tune.recipe.recipe import Recipe
+from gptoss_tune.recipe.schema import METHODS, SftSection, method_name
 from gptoss_tune.recipe.value_types import PathMark, Section, is_hub_name
 
 
@@ -78,14 +79,19 @@ def _published(value: Any, kind: Any, on_hub: Collection[str]) -> Any:
         return [_published(entry, get_args(kind)[0], on_hub) for entry in value]
     if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, dict):
         return {
-            name: _published(value[name], _annotation(kind, name), on_hub)
+            name: _published(value[name], _annotation(kind, name, value[name]), on_hub)
             for name in kind.model_fields
             if name in value
         }
     return value
 
 
-def _annotation(section: type[Section], name: str) -> Any:
-    """Return a field's type with its marks, which pydantic keeps apart from it."""
+def _annotation(section: type[Section], name: str, value: Any) -> Any:
+    """Return a field's type with its marks, which pydantic keeps apart from it.
+
+    The section of the method is one of several; which fields it has, its own name says.
+    """
+    if section is Recipe and name == "method":
+        return METHODS.get(method_name(value), SftSection)
     field = section.model_fields[name]
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation

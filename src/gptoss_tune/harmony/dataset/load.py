@@ -151,8 +151,9 @@ def row_sources(
     vocabulary: Vocabulary,
     seed: int = 0,
     kind: SampleKind = CONVERSATIONS,
+    split: Split = "train",
 ) -> list[str]:
-    """Return ``file:line`` of the samples in some rows of the training split, read from the cache.
+    """Return ``file:line`` of the samples in some rows of a split, read from the cache.
 
     Args:
         data: The recipe's data section.
@@ -160,9 +161,11 @@ def row_sources(
         vocabulary: As given to ``load_dataset``.
         seed: Likewise.
         kind: Likewise.
+        split: Likewise.
     """
-    rendered = [render_source(source, data, vocabulary, kind) for source in data.train]
-    selection = select(rendered, data, split="train", seed=seed)
+    sources = split_sources(data, split)
+    rendered = [render_source(source, data, vocabulary, kind) for source in sources]
+    selection = select(rendered, data, split=split, seed=seed)
     names = [name for one in rendered for name in one.samples.sources]
     packed = rows_of(selection, data, seed=seed)
     return [names[selection.samples[sample]] for row in rows for sample in packed[row]]

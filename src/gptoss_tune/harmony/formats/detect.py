@@ -1,10 +1,12 @@
 """Which format a row is in, told by its columns.
 
 ``messages`` is OpenAI chat, or harmony's own when a message names its channel; ``conversations`` is
-ShareGPT; then ``prompt`` with ``completion``, ``chosen`` with ``rejected`` (preference pairs) and
-``prompt`` alone. Anything else goes through the column templates of ``sources/columns.py``. A
-setting that names the format was the alternative: it is one more thing to be wrong, and no two of
-these formats share their columns.
+ShareGPT; then ``prompt`` with ``completion`` and ``prompt`` alone. Before them come the two columns
+that make a row a preference pair (``PAIRS``), whatever holds its prompt. A ``label`` beside a
+conversation changes nothing here: it says what the answer is worth, and only to the methods that
+ask. Anything else goes through the column templates of ``sources/columns.py``. A setting that names
+the format was the alternative: it is one more thing to be wrong, and no two of these formats share
+their columns.
 """
 
 from __future__ import annotations
@@ -15,9 +17,16 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.fields import shown, take_listed
 from gptoss_tune.harmony.formats.harmony import is_native
 
+PAIRS: Final = {
+    "preference": ("chosen", "rejected"),
+    "openai_preference": ("preferred_output", "non_preferred_output"),
+    "comparison": ("response1", "response2"),
+}
+"""Formats of preference pairs, and the columns of their two answers."""
+
 
 def format_of(row: dict[str, Any], source: str, *, templates: bool = True) -> str:
-    """Return ``native``, ``chat``, ``sharegpt``, ``completion``, ``preference`` or ``prompt``.
+    """Return ``native``, ``chat``, ``sharegpt``, ``completion``, ``prompt`` or a name of ``PAIRS``.
 
     Args:
         row: The parsed row.
@@ -28,8 +37,9 @@ def format_of(row: dict[str, Any], source: str, *, templates: bool = True) -> st
         DataError: No column of a known format is there.
     """
     there = {key for key, value in row.items() if value is not None}
-    if {"chosen", "rejected"} <= there:
-        return "preference"
+    pair = pair_format(row)
+    if pair is not None:
+        return pair
     for column, name in (("messages", "chat"), ("conversations", "sharegpt")):
         if column in there:
             return "native" if is_native(take_listed(row[column], source, column)) else name
@@ -47,13 +57,26 @@ def format_of(row: dict[str, Any], source: str, *, templates: bool = True) -> st
     )
 
 
-_QUESTIONS: Final = ("instruction", "question", "query", "problem", "user", "input")
+def pair_format(row: dict[str, Any]) -> str | None:
+    """Return the name in ``PAIRS`` of a preference row's format, None for any other row."""
+    there = {key for key, value in row.items() if value is not None}
+    for name, both in PAIRS.items():
+        # Responses with numbers may be anything, unless the row compares them.
+        if there.issuperset(both) and (
+            name != "comparison" or there & {"context", "overall_preference"}
+        ):
+            return name
+    return None
+
+
+QUESTIONS: Final = ("instruction", "question", "query", "problem", "user", "input")
+"""Names of columns that ask, in sets that have no ``prompt``."""
 _ANSWERS: Final = ("output", "answer", "response", "solution", "assistant", "target")
 
 
 def _such_as(row: dict[str, Any]) -> str:
     """Return the templates for a row whose columns say what they are."""
-    asked = next((key for key in _QUESTIONS if isinstance(row.get(key), str)), None)
+    asked = next((key for key in QUESTIONS if isinstance(row.get(key), str)), None)
     answer = next((key for key in _ANSWERS if isinstance(row.get(key), str)), None)
     if asked is None or answer is None:
         return ""

@@ -11,6 +11,7 @@ refused rather than overruled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, get_args
 
 from gptoss_tune.errors import DataError
@@ -78,8 +79,16 @@ def read_native(
     *,
     complete: bool = True,
     reading: ReadSettings = AS_IT_STANDS,
+    places: Sequence[str] = (),
 ) -> Conversation:
     """Return the conversation of a row whose messages name their channels.
+
+    Args:
+        row: The parsed row.
+        source: ``file:line``, the start of every message about it.
+        complete: False for a prompt that the assistant has not answered yet.
+        reading: How the recipe has rows read.
+        places: Where each message stands, when other columns than ``messages`` hold them.
 
     Raises:
         DataError: The row cannot be trained on; the message says where and what to do.
@@ -88,7 +97,7 @@ def read_native(
     column, messages = list_of_messages(row, source)
     read_settings(row, column, conversation)
     for index, message in enumerate(messages):
-        where = f"{column}[{index}]"
+        where = places[index] if places else f"{column}[{index}]"
         if not isinstance(message, dict):
             raise DataError(f"{source}: {where} is {kind(message)}; expected an object")
         role, name = _author(message, conversation, where)

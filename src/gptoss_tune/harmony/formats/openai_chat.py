@@ -15,6 +15,7 @@ Calls side by side would put ``<|start|>assistant`` where a server puts the resu
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -71,6 +72,7 @@ def read_chat(
     *,
     complete: bool = True,
     reading: ReadSettings = AS_IT_STANDS,
+    places: Sequence[str] = (),
 ) -> Conversation:
     """Return the conversation of an OpenAI chat row, or of ShareGPT's.
 
@@ -79,6 +81,7 @@ def read_chat(
         source: ``file:line``, the start of every message about it.
         complete: False for a prompt that the assistant has not answered yet.
         reading: How the recipe has rows read.
+        places: Where each message stands, when other columns than ``messages`` hold them.
 
     Raises:
         DataError: The row cannot be trained on; the message says where and what to do.
@@ -89,7 +92,8 @@ def read_chat(
     reader = _ChatReader(conversation)
     for index, message in enumerate(messages):
         is_last = index == len(messages) - 1
-        reader.take(message, f"{column}[{index}]", is_last=is_last)
+        where = places[index] if places else f"{column}[{index}]"
+        reader.take(message, where, is_last=is_last)
     reader.finish()
     return finish(conversation, complete=complete)
 

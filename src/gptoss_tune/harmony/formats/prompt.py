@@ -36,39 +36,15 @@ def read_prompt(
 def read_completion(
     row: dict[str, Any], source: str, *, reading: ReadSettings = AS_IT_STANDS
 ) -> Conversation:
-    """Return the conversation of a prompt with its completion.
+    """Return the conversation of a prompt with its completion, which alone is trained.
 
     Raises:
         DataError: One of the two is not text and no list of messages.
     """
-    return join_answer(row, row["completion"], "completion", source, reading=reading)
-
-
-def join_answer(
-    row: dict[str, Any],
-    answer: object,
-    key: str,
-    source: str,
-    *,
-    reading: ReadSettings = AS_IT_STANDS,
-) -> Conversation:
-    """Join prompt and answer into one row; only the answer's messages are trained.
-
-    Raises:
-        DataError: One of the two is not text and no list of messages, or the question stands
-            under another name.
-    """
-    prompt = row.get("prompt")
-    asked = next((name for name in ("messages", "conversations") if row.get(name)), None)
-    if prompt is None and asked is not None:
-        raise DataError(
-            f"{source}: the row has {asked} beside {key} and no prompt, so the question would be "
-            f"lost; rename {asked} to prompt"
-        )
-    before = [] if prompt is None else _as_messages(prompt, "user", "prompt", source)
-    after = _as_messages(answer, "assistant", key, source)
+    before = _as_messages(row["prompt"], "user", "prompt", source)
+    after = _as_messages(row["completion"], "assistant", "completion", source)
     beside = _beside(row)
-    if isinstance(answer, str):
+    if isinstance(row["completion"], str):
         after[0] |= {name: beside.pop(name) for name in THINKING if name in beside}
     # A prompt's own weights go: with two of them, a message would be refused for their quarrel.
     before = [

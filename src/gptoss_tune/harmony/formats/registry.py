@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Conversation
-from gptoss_tune.harmony.formats.detect import format_of
+from gptoss_tune.harmony.formats.detect import PAIRS, format_of
 from gptoss_tune.harmony.formats.harmony import read_native
 from gptoss_tune.harmony.formats.openai_chat import read_chat
 from gptoss_tune.harmony.formats.prompt import read_completion
@@ -32,10 +32,11 @@ def read_as(
     Raises:
         DataError: As ``read_row``.
     """
-    if name == "preference":
+    if name in PAIRS:
         raise DataError(
-            f"{source}: the row is a preference pair (chosen, rejected); supervised fine-tuning "
-            "needs one answer: name the column of it with a template"
+            f"{source}: the row is a preference pair ({', '.join(PAIRS[name])}); supervised "
+            "fine-tuning needs one answer: set method.name to dpo to train on pairs, or name the "
+            "column of the answer with a template"
         )
     if name == "prompt":
         raise DataError(

@@ -61,9 +61,14 @@ _FAILS_SO: Final = (
     LookupError,
     RecursionError,
 )
-_ANSWERS: Final = ("messages", "conversations", "prompt", "completion")
+_ANSWERS: Final = (
+    *("messages", "conversations", "prompt", "completion"),
+    *("chosen", "rejected", "label"),
+)
 """Fields without which there is no row."""
-_JSON_FIELDS: Final = ("messages", "conversations", "tools", "weight")
+_JSON_FIELDS: Final = ("messages", "conversations", "tools", "weight", "label")
+_TEXT_OR_MESSAGES: Final = ("chosen", "rejected")
+"""Fields whose JSON may be a text's or a list's; the reader knows messages."""
 
 
 class ColumnTemplates:
@@ -79,6 +84,11 @@ class ColumnTemplates:
         try:
             self._templates = {
                 name: self._language.compiled(template) for name, template in columns.items()
+            }
+            self._json = {
+                name
+                for name in columns.keys() & {*_TEXT_OR_MESSAGES}
+                if self._language.is_json(columns[name])
             }
         except TemplateSyntaxError as error:
             raise RecipeError(f"columns: a template is not Jinja ({error}); fix it") from None
@@ -126,14 +136,18 @@ class ColumnTemplates:
                     f"{at}: the template of {name!r} fails on this row ({error}); its columns are "
                     f"{', '.join(map(shown, list(row)[:8]))}"
                 ) from None
-            if not text.strip() or (name in _JSON_FIELDS and text.strip() == "null"):
+            is_json = name in _JSON_FIELDS or name in self._json
+            if not text.strip() or (is_json and text.strip() == "null"):
                 if name in _ANSWERS:
                     raise DataError(
                         f"{at}: the template of {name!r} writes nothing on this row (a column is "
                         "null or empty); fill it, or remove the row"
                     )
                 continue
-            written[name] = _parsed(name, text, at) if name in _JSON_FIELDS else text
+            if name in self._json:
+                written[name] = _of_json(text)
+            else:
+                written[name] = _parsed(name, text, at) if name in _JSON_FIELDS else text
         return written
 
 
@@ -144,7 +158,14 @@ def _parsed_row(at: str, raw: Raw) -> tuple[str, dict[str, Any] | DataError]:
         return at, error
 
 
+def _of_json(text: str) -> str:
+    """Return what a template has written as JSON when it is text, else the JSON."""
+    return json.loads(text) if text.lstrip().startswith('"') else text
+
+
 def _parsed(name: str, text: str, at: str) -> object:
+    if name == "label" and text.strip() in ("True", "False"):  # as a template writes a comparison
+        return text.strip() == "True"
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -190,6 +211,17 @@ class _Language(ImmutableSandboxedEnvironment):
         except RecursionError:
             raise SecurityError("it is nested too deeply") from None
         return Template.from_code(self, code, {}, None)
+
+    def is_json(self, source: str) -> bool:
+        """Return whether a template is one expression that the filter ``tojson`` ends."""
+        written = [
+            part
+            for output in self.parse(source.strip()).body
+            for part in (output.nodes if isinstance(output, nodes.Output) else [output])
+        ]
+        return len(written) == 1 and (
+            isinstance(written[0], nodes.Filter) and written[0].name == "tojson"
+        )
 
     def _check(self, node: nodes.Node) -> None:
         where = f"line {node.lineno}"

@@ -62,7 +62,8 @@ class ProgressDisplay(TrainerCallback):
             return
         if "eval_loss" in logs:
             loss = logs["eval_loss"]
-            self._console.print(f"step {state.global_step}: eval loss {loss:.4f}")
+            won = "".join(f"  {part}" for part in _preference_figures(logs, "eval_"))
+            self._console.print(f"step {state.global_step}: eval loss {loss:.4f}{won}")
             if not math.isfinite(loss):
                 self._console.print(
                     f"warning: the held-out loss is {loss}: the model computes no number for a "
@@ -70,7 +71,7 @@ class ProgressDisplay(TrainerCallback):
                     "for NaN in the base"
                 )
         elif "loss" in logs:
-            figures = step_figures(logs)
+            figures = step_figures(logs, beside_bar=self._progress is not None)
             if self._progress is not None:
                 self._progress.update(self._task, figures=figures)
             else:
@@ -89,10 +90,31 @@ class ProgressDisplay(TrainerCallback):
             self._progress = None
 
 
-def step_figures(logs: dict[str, Any]) -> str:
-    """Return loss, learning rate, throughput and memory; with the bar they take 80 columns."""
-    mantissa, _, exponent = f"{logs.get('learning_rate', 0.0):.1e}".partition("e")
-    return (
-        f"loss {logs['loss']:.3f}  lr {mantissa}e{int(exponent)}  "
-        f"{logs['tokens_per_second']:,.0f} tok/s  {logs['memory_gib']:.1f} GiB"
-    )
+def step_figures(logs: dict[str, Any], *, beside_bar: bool = False) -> str:
+    """Return the figures of a step for a line of 80 columns, of which a bar takes 33.
+
+    Loss, learning rate, throughput and memory; of a preference run loss, margin, accuracy and
+    memory, and throughput where there is no bar, whose time to the end says as much.
+    """
+    memory, speed = f"{logs['memory_gib']:.1f} GiB", f"{logs['tokens_per_second']:,.0f} tok/s"
+    if won := _preference_figures(logs):
+        parts = [f"loss {_short(logs['loss'])}", *won, *([] if beside_bar else [speed]), memory]
+    else:
+        mantissa, _, exponent = f"{logs.get('learning_rate', 0.0):.1e}".partition("e")
+        parts = [f"loss {logs['loss']:.3f}", f"lr {mantissa}e{int(exponent)}", speed, memory]
+    return "  ".join(parts)
+
+
+def _preference_figures(logs: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return margin and accuracy of a preference run's line; of any other, none."""
+    margin, accuracy = (logs.get(f"{prefix}reward_{name}") for name in ("margin", "accuracy"))
+    found = [] if margin is None else [f"margin {_short(margin)}"]
+    return found + ([] if accuracy is None else [f"acc {accuracy:.0%}"])
+
+
+def _short(value: float) -> str:
+    """Return a number in 7 columns: in three digits where it is small, then rounded."""
+    size = abs(value)
+    if size < 10_000:
+        return f"{value:.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")

@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.distributed import sum_over_ranks
+from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.preference.answers import answers_of, take
+from gptoss_tune.train.preference.examples import write_examples
 from gptoss_tune.train.preference.loss import PreferenceLoss
 from gptoss_tune.train.preference.meter import PreferenceMeter
 from gptoss_tune.train.preference.objectives import PreferenceMethod
@@ -72,6 +74,10 @@ class PreferenceTrainer(MethodTrainer):
         _, batch = take(inputs)
         meter.add(outputs.token_losses, outputs.loss_sum, batch, batch_only["channels"])
         return outputs.loss_sum, {"token_losses": outputs.token_losses}
+
+    def conclude(self, context: RunContext) -> None:
+        """Write some pairs as they were and as they are."""
+        write_examples(self, context)
 
     def read_losses(self, mode: Literal["train", "eval"]) -> dict[str, float]:
         """Return the figures of ``PreferenceMeter`` since the last reset, of all ranks."""

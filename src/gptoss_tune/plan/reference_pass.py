@@ -1,0 +1,67 @@
+"""Time and memory of the reference pass: what the answers are worth to the reference, once a run.
+
+The reference is the model that is trained, with its adapters off or as they start, so nothing is
+loaded for it. Its log-probabilities of the training and of the held-out data are computed before
+the first step, whatever the number of epochs, and kept with the rendered data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptoss_tune.plan.data_tokens import held_out_tokens, tokens_in_files
+from gptoss_tune.plan.flops import Work
+from gptoss_tune.plan.memory import forward_peak
+from gptoss_tune.plan.training_setup import TrainingSetup
+
+
+@dataclass(frozen=True)
+class ReferencePass:
+    """The forward passes of the reference.
+
+    Attributes:
+        tokens: That go through the model; ``None`` where the size of the data is not known.
+        hours: On all cards; ``None`` likewise.
+        peak: Bytes of one GPU.
+    """
+
+    tokens: int | None
+    hours: float | None
+    peak: int
+
+
+def reference_pass(
+    setup: TrainingSetup, work: Work, tflops: float, epoch_tokens: int | None = None
+) -> ReferencePass | None:
+    """Return what the reference costs a run; ``None`` where the method has none.
+
+    The adapters' share of the operations, 1 % at rank 16, is counted where they are off as well.
+
+    Args:
+        setup: What is trained, and how.
+        work: Of the training, whose efficiency is assumed here too.
+        tflops: Of one card.
+        epoch_tokens: Tokens of the training data; ``None``: estimated from the files' sizes.
+    """
+    passes = setup.added.reference_passes
+    if not passes:
+        return None
+    peak, once = forward_peak(setup), _tokens_of_all_data(setup, epoch_tokens)
+    if once is None:
+        return ReferencePass(None, None, peak)
+    rate = setup.num_processes * tflops * 1e12 * work.efficiency / work.flops.forward
+    return ReferencePass(passes * once, passes * once / rate / 3600, peak)
+
+
+def _tokens_of_all_data(setup: TrainingSetup, epoch_tokens: int | None) -> int | None:
+    """Return the tokens of the training and the held-out data."""
+    data, branches = setup.data, setup.added.branches
+    if epoch_tokens is None:
+        found = tokens_in_files(data.train, branches=branches)
+        training = None if found is None else found.count  # with the share that is held out
+    else:
+        training = int(epoch_tokens / (1 - (data.eval_fraction or 0)))
+    if data.eval is None or training is None:
+        return training
+    held_out = held_out_tokens(data, branches=branches)
+    return None if held_out is None else training + held_out
