@@ -39,7 +39,7 @@ def label(prompt, completion, good):
     return {"prompt": prompt, "completion": completion, "label": good}
 
 
-LOST = pair("What is 17 * 3?", answer("51"), answer("51, or so", "Guess."))
+LOST = pair("What is 17 * 3?", answer("51"), answer("It is 52.", "Guess."))
 EQUAL = pair("Same?", answer("yes"), answer("yes"))
 LONG = pair("Write.", answer("word " * 400), answer("no"))
 HEAVY = pair("7 * 8?", answer("56", "Seven eights."), answer("54", "Nearly."), weight=2)
@@ -321,25 +321,41 @@ def test_planted_pairs_are_warned_about_with_their_places(vocabulary, write_json
     assert json.loads(json.dumps(report))["warnings"] == census.warnings()
 
 
-def test_ties_and_differences_in_length_are_counted_kept_and_told():
-    report, other = RowCounts(), RowCounts()
-    report.count_at("ties", "a:1")
-    other.count_at("ties", "b:1")
-    other.count_at("differ_in_length", "b:2")
-    report.add(RowCounts.from_json(json.dumps(other.to_json())))
-    split = SplitStatistics([("a", 1.0, report)], report, rows="pair")
-    said = DataStatistics({"train": split}).warnings()
-    assert [line.split(",")[0] for line in said] == [
+def test_ties_and_differences_in_length_are_counted_and_told(vocabulary, write_jsonl):
+    tie = {"context": "Which?", "response1": "this", "response2": "that", "overall_preference": 0}
+    longer = pair("Why?", answer("So it is.", "t"), answer("So it is. And so on.", "t"))
+    census = census_of(vocabulary, [tie, longer, tie, HEAVY], write_jsonl)
+    train = census.splits["train"]
+    path = train.sources[0][0]
+    assert [line.split(",")[0] for line in census.warnings()] == [
         "train: 2 pairs dropped",
         "train: 1 pair whose answers differ in length alone",
     ]
-    places = {what: found.places for what, found in split.listed() if found.rows}
+    places = {what: found.places for what, found in train.listed() if found.rows}
     assert places == {
-        "{} without a preference": ["a:1", "b:1"],
-        "{} whose answers differ in length alone": ["b:2"],
+        "{} without a preference": [f"{path}:1", f"{path}:3"],
+        "{} whose answers differ in length alone": [f"{path}:2"],
     }
-    assert split.to_json()["places"] == {"ties": ["a:1", "b:1"], "differ_in_length": ["b:2"]}
-    assert "places" not in RowCounts().to_json()
+    assert train.samples == 2 and train.to_json()["places"] == {
+        "ties": [f"{path}:1", f"{path}:3"],
+        "differ_in_length": [f"{path}:2"],
+    }
+
+
+def test_places_are_added_up_and_kept_with_the_rendering():
+    report, other = RowCounts(), RowCounts()
+    report.count_at("ties", "a:1")
+    for name, place in (("ties", "b:1"), ("differ_in_length", "b:2")):
+        other.count_at(name, place)
+    report.add(RowCounts.from_json(json.dumps(other.to_json())))
+    assert report.places == {"ties": ["a:1", "b:1"], "differ_in_length": ["b:2"]}
+    assert report.counts["ties"] == 2 and "places" not in RowCounts().to_json()
+
+
+def test_what_is_worth_telling_of_both_answers_counts_once(vocabulary, write_jsonl):
+    rows = [{**HEAVY, "lesson": "a"}]
+    (said,) = census_of(vocabulary, rows, write_jsonl).warnings()
+    assert "lesson" in said and "times" not in said
 
 
 @pytest.mark.parametrize(
@@ -405,7 +421,7 @@ def test_one_label_alone_teaches_nothing(vocabulary, write_jsonl):
 
 
 def test_several_pairs_of_a_question_are_no_fault(vocabulary, write_jsonl):
-    rows = [pair("same", answer(str(n), "t"), answer(str(n + 9), "t")) for n in range(4)]
+    rows = [pair("same", answer(f"yes {n}", "t"), answer(f"no {n}", "t")) for n in range(4)]
     census = census_of(vocabulary, rows, write_jsonl)
     assert census.warnings() == [] and census.splits["train"].same_prompts.rows == 3
     twice = census_of(vocabulary, [rows[0], rows[0]], write_jsonl)

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from gptoss_tune.harmony.conversation import Conversation
+from gptoss_tune.harmony.reading import Notes
 
 MOST_LISTED: Final = 1000
 """Rejected rows and places of special-token text that are kept by name; all are counted."""
@@ -84,12 +84,12 @@ class RowCounts:
         if len(listed) < MOST_LISTED:
             listed.append(place)
 
-    def note(self, conversation: Conversation) -> None:
+    def note(self, notes: Notes, place: str) -> None:
         """Count what is worth telling about a row."""
-        for sentence, number in conversation.notes.warnings.items():
-            self._count("warnings", sentence, number, conversation.source)
-        for sentence, number in conversation.notes.remarks.items():
-            self._count("remarks", sentence, number, conversation.source)
+        for sentence, number in notes.warnings.items():
+            self._count("warnings", sentence, number, place)
+        for sentence, number in notes.remarks.items():
+            self._count("remarks", sentence, number, place)
 
     def _count(self, name: str, sentence: str, number: int, place: str) -> None:
         """Count a sentence; past the bound all further ones are one."""

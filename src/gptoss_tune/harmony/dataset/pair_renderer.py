@@ -60,16 +60,16 @@ class PairRenderer(RowRenderer):
             labelled = read_labelled(row, at, reading=self.settings.reading)
             answers, signs = [labelled.conversation], [CHOSEN if labelled.desirable else REJECTED]
             keys, dropped = labelled.conversation.keys(), False
+            notes = labelled.conversation.notes
         else:
             pair = read_preference(row, at, reading=self.settings.reading)
             answers, signs = [pair.chosen, pair.rejected], [CHOSEN, REJECTED]
-            dropped = _note_pair(pair, at, report)
+            dropped, notes = _note_pair(pair, at, report), pair.notes
             (whole, prompt), (other, _) = pair.chosen.keys(), pair.rejected.keys()
             keys = (whole ^ (other * 3) % 2**64, prompt)
         special = sum(self.count_special_text(answer, report) for answer in answers)
         samples = [] if dropped else self._sample(self.branches(answers, signs), at, report)
-        for answer in answers:
-            report.note(answer)
+        report.note(notes, at)
         return ReadRow(answers[0], keys, special, samples)
 
     def branches(self, answers: list[Conversation], signs: list[int]) -> list[Branch]:

@@ -144,7 +144,7 @@ class RowRenderer:
         conversation = read_as(name, row, at, self.settings.reading)
         special = self.count_special_text(conversation, report)
         samples = self._samples(conversation, report)
-        report.note(conversation)
+        report.note(conversation.notes, at)
         return ReadRow(conversation, conversation.keys(), special, samples)
 
     def _samples(self, conversation: Conversation, report: RowCounts) -> list[Sample]:
