@@ -236,7 +236,8 @@ def _facts(split: SplitStatistics, refused: str) -> Iterator[tuple[str, str]]:
 
 def _side_facts(figures: PairStatistics) -> Iterator[tuple[str, str]]:
     for name, side in figures.sides:
-        answers = "" if figures.rows == "pair" else f"{side.answers:,} answers, "
+        number = f"{side.answers:,} answer{'s' if side.answers != 1 else ''}, "
+        answers = "" if figures.rows == "pair" else number
         length = f"{side.mean_length:,.1f} on average"
         channels = _channels(side.channels, side.counted)
         yield name, f"{answers}{side.counted:,} counted tokens, {length}: {channels}"

@@ -420,6 +420,16 @@ def test_one_label_alone_teaches_nothing(vocabulary, write_jsonl):
     )
 
 
+def test_what_no_run_can_use_is_a_problem(vocabulary, write_jsonl):
+    (said,) = census_of(vocabulary, [EQUAL, EQUAL], write_jsonl).problems()
+    assert "2 pairs without a preference); add pairs of different answers" in said
+    alone = census_of(vocabulary, [label("a", answer("b"), True)], write_jsonl, LABELS)
+    (said,) = alone.problems()
+    assert said.startswith("train: KTO measures") and "one row alone" in said
+    rows = [label("a", answer("b"), True), label("c", answer("d"), False)]
+    assert census_of(vocabulary, rows, write_jsonl, LABELS).problems() == []
+
+
 def test_several_pairs_of_a_question_are_no_fault(vocabulary, write_jsonl):
     rows = [pair("same", answer(f"yes {n}", "t"), answer(f"no {n}", "t")) for n in range(4)]
     census = census_of(vocabulary, rows, write_jsonl)

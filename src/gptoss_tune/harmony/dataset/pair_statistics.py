@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import CHANNEL_NAMES, CHANNELS
+from gptoss_tune.harmony.dataset.mismatched import partners
 from gptoss_tune.recipe.schema import MethodSection
 
 if TYPE_CHECKING:
@@ -319,6 +321,15 @@ def _unbalanced(figures: PairStatistics) -> Iterator[str]:
         f"{said}, weighted {good.weight:,.6g} to {bad.weight:,.6g}; KTO's authors advise a ratio "
         f"of 1:1 to 4:3, good to bad; {advice}"
     )
+
+
+def without_partners(answers: int, split: Split) -> str | None:
+    """Return why KTO cannot use so many answers; None where it can."""
+    try:
+        partners(np.arange(answers, dtype=np.uint64), seed=0)
+    except DataError as error:
+        return f"{split}: {error}"
+    return None
 
 
 def _round_within(lowest: float, highest: float) -> str:

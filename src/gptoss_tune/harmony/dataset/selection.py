@@ -175,10 +175,13 @@ def _nothing_left(rendered: Sequence[RenderedSource], data: DataSection, split: 
         report.add(one.report)
     counts = report.counts
     names = ", ".join(one.source.path for one in rendered)
+    alike = counts["equal_answers"] + counts["ties"]
+    said = f", {alike} pairs without a preference" if alike else ""
     return (
         f"{names}: no sample for {split} ({counts['rows']} rows read, {counts['rejected']} "
         f"rejected, {counts['too_long']} samples over {data.max_length} tokens, "
-        f"{counts['nothing_to_train']} rows with nothing to train); {_way_out(report, data)}"
+        f"{counts['nothing_to_train']} rows with nothing to train{said}); "
+        f"{_way_out(report, data)}"
     )
 
 
@@ -186,6 +189,8 @@ def _way_out(report: RowCounts, data: DataSection) -> str:
     """Return what to do about the commonest reason for which nothing is left."""
     counts = report.counts
     most = max(("too_long", "rejected", "nothing_to_train"), key=lambda name: counts[name])
+    if counts["equal_answers"] + counts["ties"] > counts[most]:
+        return "add pairs of different answers, one of them the better one"
     if not counts[most]:
         return "add rows that end with an assistant reply"
     if most == "rejected":

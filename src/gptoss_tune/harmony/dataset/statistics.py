@@ -28,6 +28,7 @@ from gptoss_tune.harmony.dataset.pair_statistics import (
     figure_warnings,
     pair_statistics,
     pair_warnings,
+    without_partners,
 )
 from gptoss_tune.harmony.dataset.selection import (
     Selection,
@@ -78,7 +79,7 @@ class SplitStatistics:
         filled: Share of the packed rows that is filled, None without packing.
         duplicates: Rows that repeat an earlier one.
         same_prompts: Rows that ask what an earlier one asks, answered differently.
-        problem: Why the split is empty, None when it is not.
+        problem: Why no run can use the split, None when one can.
         rows: What a row is to the method.
         preferences: The figures of both sides of preferences, None for conversations.
     """
@@ -239,6 +240,8 @@ def data_statistics(
         if kind.rows != "conversation" and drawn is not None:
             files = [one.samples for one in rendered]
             splits[split].preferences = pair_statistics(files, drawn.samples, kind.rows, weights)
+        if kind.rows == "label" and drawn is not None:
+            splits[split].problem = without_partners(len(drawn.samples), split)
     census = DataStatistics(splits)
     if "eval" in splits:
         held_out, trained = keys["eval"], keys["train"]
