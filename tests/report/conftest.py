@@ -21,7 +21,7 @@ def preference_figures(step, steps, name):
         figures["reward_accuracy"] = min(1.0, 0.5 + 0.6 * done)
     if name not in ("simpo", "orpo"):
         figures |= {"logp_drift_chosen": 0.1 * done, "logp_drift_rejected": -0.4 * done}
-        figures |= {"kl": 0.02 * done, "kl_analysis": 0.03 * done, "kl_final": 0.01 * done}
+        figures |= {f"reference_kl{name}": 0.02 * done for name in ("", "_analysis", "_final")}
     if name == "kto":
         figures |= {"kl_estimate": 0.4 * done}
     return figures

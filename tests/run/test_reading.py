@@ -213,14 +213,20 @@ def test_a_line_without_a_figure_costs_that_figure_alone(run, line):
 
 def test_what_a_preference_run_won_stands_in_its_record_with_its_reference(run):
     rows = [
-        {"step": 1, "loss": 0.7, "reward_margin": 0.0, "kl_final": 0.0, "grad_norm": 1.0},
-        {"step": 2, "loss": 0.5, "reward_margin": 0.5, "logp_drift_chosen": -0.25, "kl": None},
+        {"step": 1, "loss": 0.7, "reward_margin": 0.0, "reference_kl_final": 0.0, "grad_norm": 1.0},
+        {
+            "step": 2,
+            "loss": 0.5,
+            "reward_margin": 0.5,
+            "logp_drift_chosen": -0.25,
+            "reference_kl": None,
+        },
         {"step": 2, "eval_loss": 0.6, "eval_reward_margin": 0.25, "eval_graded": 1.0},
     ]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     closed = closing_facts(run)
     assert closed["preferences"] == {
-        "first": {"reward_margin": 0.0, "kl_final": 0.0},
+        "first": {"reward_margin": 0.0, "reference_kl_final": 0.0},
         "last": {"reward_margin": 0.5, "logp_drift_chosen": -0.25},
         "eval": {"eval_reward_margin": 0.25},
     }

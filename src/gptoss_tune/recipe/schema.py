@@ -204,7 +204,7 @@ MethodSection = Annotated[
 
 def reference_of(method: MethodSection, lora: LoraSection) -> Reference:
     """Return what ``method`` measures against; ``none`` for one that has no reference."""
-    if not hasattr(method, "reference"):
+    if isinstance(method, SftSection | SimpoSection | OrpoSection):
         return "none"
     return method.reference or ("base" if lora.init_from is None else "init_adapter")
 

@@ -47,7 +47,7 @@ _FIGURES = (
         holds=(0, 1),
     ),
     _Figure("Drift of the chosen answers", "logp_drift_chosen", "nats per token", level=_EVEN),
-    _Figure("KL to the reference", "kl", "nats per token", from_zero=True),
+    _Figure("KL to the reference", "reference_kl", "nats per token", from_zero=True),
     _Figure("Loss in the analysis channel", "loss_analysis", "nats per token"),
     _Figure("Loss in the final channel", "loss_final", "nats per token"),
     _Figure("Learning rate", "learning_rate", "learning rate", from_zero=True),

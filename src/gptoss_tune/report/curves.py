@@ -117,7 +117,10 @@ def preferences(run: Run) -> list[str]:
         _drift(run, method),
         chart(
             "KL to the reference",
-            [*_lines(run, [("kl", "all channels", _ALL)]), *_by_channel(run, "kl")],
+            [
+                *_lines(run, [("reference_kl", "all channels", _ALL)]),
+                *_by_channel(run, "reference_kl"),
+            ],
             unit="nats per token",
             caption="An estimate at the tokens of the data, half the square of how far their "
             "log-probability is from the reference's: not at what the model itself would write.",
@@ -205,7 +208,7 @@ def _drift(run: Run, method: Method) -> str:
 
 def _has_reference(run: Run) -> bool:
     """Return whether a metric of the run was measured against a reference."""
-    measured = ("logp_drift_chosen", "logp_drift_rejected", "kl")
+    measured = ("logp_drift_chosen", "logp_drift_rejected", "reference_kl")
     return any(
         run.last(metric) is not None or run.last(f"eval_{metric}", held_out=True) is not None
         for metric in measured

@@ -31,7 +31,7 @@ from gptoss_tune.run.jsonl import read_lines
 ReadFile = tuple[str, DataSource, Path | None]
 """Split, source and file of what is read; without a file for a dataset of the Hub."""
 _MOST_LINES = 200_000
-_PREFERENCES = ("reward_", "logp_", "kl")
+_PREFERENCES = ("reward_", "logp_", "reference_kl", "kl_estimate")
 """How the metrics begin that a preference run has beside its loss."""
 
 

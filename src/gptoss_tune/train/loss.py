@@ -26,8 +26,11 @@ class LossOutputs(Protocol):
             weight is 0.
     """
 
-    loss_sum: Tensor
-    token_losses: Tensor
+    @property
+    def loss_sum(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def token_losses(self) -> Tensor: ...  # noqa: D102
 
 
 class LossFunction(Protocol):

@@ -27,7 +27,7 @@ from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.preference.collator import KtoCollator, PreferenceCollator
 from gptoss_tune.train.preference.loss import PreferenceLoss
 from gptoss_tune.train.preference.reference import ReferenceObserver, with_reference
-from gptoss_tune.train.preference.trainer import KtoTrainer, PreferenceTrainer
+from gptoss_tune.train.preference_trainer import KtoTrainer, PreferenceTrainer
 from gptoss_tune.train.sft import WeightedSftTrainer, sft_config
 from gptoss_tune.train.trainer import MethodTrainer
 from gptoss_tune.train.trl_config import trainer_arguments

@@ -39,9 +39,9 @@ from gptoss_tune.run.record import update_record
 from gptoss_tune.run.start import Start, claim
 from gptoss_tune.train import find_batch_size, finish, out_of_memory
 from gptoss_tune.train.context import RunContext
-from gptoss_tune.train.deterministic import PRICE, deterministic
 from gptoss_tune.train.distributed import watchdog
 from gptoss_tune.train.distributed.agreement import refuse_disagreement
+from gptoss_tune.train.distributed.deterministic import PRICE, deterministic
 from gptoss_tune.train.distributed.device import refuse_unusable_gpu, steady_threads
 from gptoss_tune.train.distributed.launcher import launched_parallelism, launched_processes
 from gptoss_tune.train.distributed.signals import StopOnSignal

@@ -123,7 +123,7 @@ def test_a_preference_is_learnt_and_its_likelihood_does_not_collapse(dpo):
     assert last["eval_logp_drift_chosen"] > 0
     parts = [last[f"eval_reward_margin_{name}"] for name in ("analysis", "final")]
     assert sum(parts) == pytest.approx(last["eval_reward_margin"], rel=1e-6)
-    assert last["eval_kl"] > trained[0]["kl"] >= 0
+    assert last["eval_reference_kl"] > trained[0]["reference_kl"] >= 0
     shown = json.loads((folder / "pairs.json").read_text())
     assert shown["split"] == "eval" and shown["reference"] == "base" and len(shown["pairs"]) == 8
     assert {one["source"].rpartition(":")[2] for one in shown["pairs"]} == set("12345678")
@@ -168,7 +168,7 @@ def test_packed_rows_give_the_losses_of_rows_of_one_pair(recipe_of):
         )
     )
     for one, other in zip(lines(packed.folder)[0], lines(alone.folder)[0], strict=True):
-        for name in ("loss", "reward_margin", "grad_norm", "logp_chosen", "kl"):
+        for name in ("loss", "reward_margin", "grad_norm", "logp_chosen", "reference_kl"):
             assert one[name] == pytest.approx(other[name], rel=2e-5, abs=1e-6), name
 
 
@@ -195,7 +195,7 @@ def test_every_method_learns_the_rule(recipe_of, method, overrides, kind):
     else:
         assert "eval_reward_accuracy" not in last and last["eval_kl_estimate"] >= 0
         assert "kl_estimate" in trained[-1]
-    assert ("kl" in last or "eval_kl" in last) == (method not in ("simpo", "orpo"))
+    assert ("eval_reference_kl" in last) == (method not in ("simpo", "orpo"))
     if overrides == ["method.analysis=ignored"]:
         assert "reward_margin_analysis" not in trained[-1]
 
@@ -204,7 +204,7 @@ def test_an_adapter_to_start_from_is_the_reference(dpo, recipe_of):
     _, folder = dpo
     started = recipe_of("dpo", f"lora.init_from={folder}", "train.max_steps=2")
     trained, _ = lines(train(started).folder)
-    assert abs(trained[0]["reward_margin"]) < 1e-4 and trained[0]["kl"] < 1e-6
+    assert abs(trained[0]["reward_margin"]) < 1e-4 and trained[0]["reference_kl"] < 1e-6
     against_base = recipe_of(
         "dpo", f"lora.init_from={folder}", "train.max_steps=2", "method.reference=base"
     )

@@ -85,7 +85,7 @@ class RowCounts:
             listed.append(place)
 
     def note(self, notes: Notes, place: str) -> None:
-        """Count what is worth telling about a row."""
+        """Count what is worth telling about the row at ``place``."""
         for sentence, number in notes.warnings.items():
             self._count("warnings", sentence, number, place)
         for sentence, number in notes.remarks.items():

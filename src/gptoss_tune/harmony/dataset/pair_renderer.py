@@ -59,8 +59,7 @@ class PairRenderer(RowRenderer):
         if self.settings.kind.rows == "label":
             labelled = read_labelled(row, at, reading=self.settings.reading)
             answers, signs = [labelled.conversation], [CHOSEN if labelled.desirable else REJECTED]
-            keys, dropped = labelled.conversation.keys(), False
-            notes = labelled.conversation.notes
+            keys, dropped, notes = labelled.conversation.keys(), False, answers[0].notes
         else:
             pair = read_preference(row, at, reading=self.settings.reading)
             answers, signs = [pair.chosen, pair.rejected], [CHOSEN, REJECTED]

@@ -91,22 +91,6 @@ def _length(visible: list[Message]) -> tuple[int, int]:
 def _is_thought(message: Message) -> bool:
     return message.header.channel == "analysis" and message.is_assistant and not message.is_call
 
-    @property
-    def tie(self):
-        return False
-
-    @property
-    def equal(self):
-        return [m[:2] for m in self.chosen.messages] == [m[:2] for m in self.rejected.messages]
-
-    @property
-    def differs_in_length_only(self):
-        return False
-
-    @property
-    def lost_analysis(self):
-        return self.rejected.thinks and not self.chosen.thinks
-
 
 def read_preference(
     row: dict[str, Any], source: str, *, reading: ReadSettings = AS_IT_STANDS

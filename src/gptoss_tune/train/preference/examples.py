@@ -8,7 +8,7 @@ after, under the trained model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,11 +25,13 @@ from gptoss_tune.harmony.vocabulary import Vocabulary, load_vocabulary
 from gptoss_tune.model.sharding import gather_nothing, is_sharded
 from gptoss_tune.recipe.schema import reference_of
 from gptoss_tune.run.folder import RunFolder
-from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.collator import BATCH_ONLY
 from gptoss_tune.train.preference.answers import answers_of, take
 from gptoss_tune.train.preference.collator import PreferenceCollator
-from gptoss_tune.train.trainer import MethodTrainer
+
+if TYPE_CHECKING:
+    from gptoss_tune.train.context import RunContext
+    from gptoss_tune.train.trainer import MethodTrainer
 
 MOST = 24
 """Pairs that are shown."""

@@ -143,10 +143,14 @@ class PreferenceMeter:
 
     def _distances(self, got: dict[str, float]) -> dict[str, float]:
         tokens = sum(got[f"tokens_{name}"] for name in CHANNEL_NAMES)
-        found = {"kl": sum(got[f"kl_{name}"] for name in CHANNEL_NAMES) / tokens} if tokens else {}
+        found = (
+            {"reference_kl": sum(got[f"kl_{name}"] for name in CHANNEL_NAMES) / tokens}
+            if tokens
+            else {}
+        )
         for name in CHANNELS:
             if got[f"tokens_{name}"]:
-                found[f"kl_{name}"] = got[f"kl_{name}"] / got[f"tokens_{name}"]
+                found[f"reference_kl_{name}"] = got[f"kl_{name}"] / got[f"tokens_{name}"]
         return found
 
     def reset(self) -> None:

@@ -36,7 +36,6 @@ from gptoss_tune.model.initial_adapter import initial_adapter_folder
 from gptoss_tune.model.sharding import gather_nothing, is_sharded
 from gptoss_tune.recipe.schema import Reference
 from gptoss_tune.run.record import update_record
-from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.collator import BATCH_ONLY
 from gptoss_tune.train.data.sampler import DatasetWithFiller, MicroBatchSampler
 from gptoss_tune.train.observers.observer import StepObserver
@@ -48,6 +47,8 @@ from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
+
+    from gptoss_tune.train.context import RunContext
 
 LAYOUT = 1
 """Number of the files' layout and of the way they are computed."""

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import MachineError
-from gptoss_tune.train.deterministic import CUBLAS, deterministic
+from gptoss_tune.train.distributed.deterministic import CUBLAS, deterministic
 from gptoss_tune.train.run import train
 
 # What torch.use_deterministic_algorithms refuses on CUDA, of what a language model could use.
