@@ -373,4 +373,4 @@ def _tokens(dataset: Dataset) -> int:
 def _kl_lengths(dataset: Dataset) -> np.ndarray:
     """Return the tokens of each row's mismatched documents, ``[rows]``."""
     column: Any = dataset.with_format("arrow")["kl_input_ids"]
-    return pc.list_value_length(column[:]).to_numpy()
+    return pc.call_function("list_value_length", [column[:]]).to_numpy()
