@@ -103,10 +103,12 @@ class KtoTrainer(PreferenceTrainer):
         self._needs_kl = isinstance(self._loss, PreferenceLoss)
         self._estimates: dict[str, list[float]] = {"train": [], "eval": []}
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        if batch_samples:
-            self._estimate(batch_samples, "train")
-        return super()._get_num_items_in_batch(batch_samples, device)
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the micro-batches of a step, and estimate its KL term; an evaluation has its own."""
+        batches, weight = super().get_batch_samples(*args, **kwargs)
+        if batches:
+            self._estimate(batches, "train")
+        return batches, weight
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, with the KL term of the whole held-out set."""
@@ -146,13 +148,18 @@ class KtoTrainer(PreferenceTrainer):
         model.eval()
         device = self.accelerator.device
         total = torch.zeros(2, dtype=torch.float64, device=device)
-        for batch in batches:
-            forward, rest = take(self._prepare_inputs(batch["kl"]))
-            losses = model(**forward, use_cache=False).token_losses
-            answers = answers_of(losses, rest)
-            total[0] += (answers.logps - answers.reference).sum()
-            total[1] += len(answers.logps)
-        model.train(training)
+        try:
+            for batch in batches:
+                forward, rest = take(self._prepare_inputs(batch["kl"]))
+                losses = model(**forward, use_cache=False).token_losses
+                answers = answers_of(losses, rest)
+                total[0] += (answers.logps - answers.reference).sum()
+                # One that was cut before its first counted token says nothing.
+                total[1] += (rest["positions"] >= 0).any(1).sum()
+                if mode == "eval":  # a signal leaves this half of an evaluation as the other
+                    self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        finally:
+            model.train(training)
         total = sum_over_ranks(total)
         kl = (total[0] / total[1].clamp(min=1)).clamp(min=0)
         self._set_kl(kl)

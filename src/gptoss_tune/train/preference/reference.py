@@ -13,6 +13,7 @@ Each rank computes its share; every machine keeps its own copy.
 from __future__ import annotations
 
 import json
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from gptoss_tune.model.sharding import gather_nothing, is_sharded
 from gptoss_tune.recipe.schema import Reference
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.data.collator import BATCH_ONLY
-from gptoss_tune.train.data.sampler import FILLER, DatasetWithFiller, MicroBatchSampler
+from gptoss_tune.train.data.sampler import FILLER, DatasetWithFiller, batches_of
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.preference.answers import take
 from gptoss_tune.train.preference.collator import PreferenceCollator, mismatched
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
     from gptoss_tune.train.context import RunContext
 
-LAYOUT = 1
+LAYOUT = 2
 """Number of the files' layout and of the way they are computed."""
 _FACTS, _VALUES = "reference.json", "reference.arrow"
 _ROWS_A_BATCH = 256
@@ -69,6 +70,7 @@ class ReferencePass:
         seconds: That computing took; 0 where all was known.
         cached: Whether all was known.
         sha256: Of the values of each split.
+        made_of: What those of each split depend on.
     """
 
     of: Reference
@@ -77,6 +79,7 @@ class ReferencePass:
     seconds: float
     cached: bool
     sha256: dict[str, str]
+    made_of: dict[str, dict[str, Any]]
 
     def facts(self) -> dict[str, Any]:
         """Return what the run's record says."""
@@ -107,18 +110,25 @@ class ReferenceObserver(StepObserver):
             update_record(self._run, reference=self._made.facts())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the reference is, and the hashes of its values."""
-        return {"of": self._made.of, "sha256": self._made.sha256}
+        """Return what the reference is, the hashes of its values, and what they depend on."""
+        made = self._made
+        return {"of": made.of, "sha256": made.sha256, "made_of": made.made_of}
 
     def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
         """Compare with what the checkpoint was trained against.
 
+        Values of other rows, or of another base, are other ones: such a change is the fingerprint's
+        to refuse, and what was allowed there takes effect.
+
         Raises:
-            CheckpointError: They differ.
+            CheckpointError: They differ, and nothing that was allowed to change explains it.
         """
         for split, known in self._made.sha256.items():
-            before = state["sha256"].get(split)
-            if before != known:
+            before, of = state["sha256"].get(split), state["made_of"].get(split)
+            changed = of is None or _compared_by_name(of) != _compared_by_name(
+                self._made.made_of[split]
+            )
+            if before != known and not changed:
                 raise CheckpointError(
                     f"the run was trained against other log-probabilities of the reference (of "
                     f"{split}: {str(before)[:12]} there, {known[:12]} here: another GPU or other "
@@ -139,10 +149,12 @@ def with_reference(
         datasets: Rows by the name of their split.
 
     Raises:
-        CheckpointError: What is cached is damaged, or belongs to other rows or another reference.
+        CheckpointError: What is cached is damaged, belongs to other rows or another reference, or
+            is not the same on all machines.
     """
     found: dict[str, Dataset] = {}
     hashes: dict[str, str] = {}
+    made_of: dict[str, dict[str, Any]] = {}
     rows = tokens = 0
     seconds = 0.0
     for split, dataset in datasets.items():
@@ -150,13 +162,30 @@ def with_reference(
         key = cache_key(["reference", facts])
         took = _compute_once(context, model, of, dataset, split, key, facts)
         found[split], hashes[split] = _read(key, facts, dataset)
+        made_of[split] = facts
         seconds += took
         rows += len(dataset)
         tokens += _tokens(dataset)
-    made = ReferencePass(of, rows, tokens, seconds, not seconds, hashes)
+    if any(other != hashes for other in gather_over_ranks(hashes)):
+        raise CheckpointError(
+            f"{cache_folder()}: the reference's log-probabilities are not the same on all machines "
+            "of this run, some of which had them from an earlier one; copy the folders of those "
+            "that had, or remove them, and they are computed again"
+        )
+    made = ReferencePass(of, rows, tokens, seconds, not seconds, hashes, made_of)
     if made.cached:
         context.console.print(f"reference: {_NAMES[of]}, {rows:,} rows known from an earlier run")
     return found, made
+
+
+def _compared_by_name(facts: dict[str, Any]) -> list[Any]:
+    """Return what the run's fingerprint compares of ``_facts``, under names of its own."""
+    adapter = facts["adapter"]
+    return [
+        *(facts[name] for name in ("rows", "base", "reference", "precision", "code")),
+        # Its configuration stands in no fingerprint.
+        adapter and adapter[1:],
+    ]
 
 
 _NAMES = {"base": "the base", "init_adapter": "the adapter that training starts from"}
@@ -207,15 +236,17 @@ def _compute_once(
         f"reference: {_NAMES[of]} reads {len(dataset):,} rows of {split} "
         f"({_tokens(dataset):,} tokens), once"
     )
-    columns = {"reference": _pass(context, model, of, dataset)}
+    lengths = np.asarray(dataset["length"])
+    columns = {"reference": _pass(context, model, of, dataset, lengths)}
     if "kl_input_ids" in dataset.column_names:
-        columns["kl_reference"] = _pass(context, model, of, dataset, mismatched)
+        lengths = _kl_lengths(dataset)
+        columns["kl_reference"] = _pass(context, model, of, dataset, lengths, mismatched)
 
     def build(folder: Path) -> None:
         _write(folder, columns, facts)
 
     with context.state.local_main_process_first():
-        built_once(key, build)
+        built_once(key, build, private=_is_private(dataset))
     seconds = time.monotonic() - started
     rate = _tokens(dataset) / max(seconds, 1e-9)
     context.console.print(f"reference: {split} known after {seconds:.1f} s, {rate:,.0f} tok/s")
@@ -231,16 +262,16 @@ def _pass(
     model: PeftModel,
     of: Reference,
     dataset: Dataset,
+    lengths: np.ndarray,
     rows_of: Callable[[Any], list[dict[str, Any]]] = list,
 ) -> list[np.ndarray]:
     """Return the log-probability of each token of each row, fp32, 0 where none counts."""
-    state, recipe = context.state, context.recipe
-    sampler = MicroBatchSampler(
-        range(len(dataset)),
-        recipe.train.per_device_train_batch_size,
-        ranks=state.num_processes,
-        rank=state.process_index,
-    )
+    state = context.state
+    batches = batches_of(lengths)
+    mine_of = batches[state.process_index :: state.num_processes]
+    # All ranks meet in every pass of a model that is spread over them.
+    rounds = -(-len(batches) // state.num_processes)
+    mine_of += [[FILLER]] * (rounds - len(mine_of))
     filled: Any = DatasetWithFiller(dataset)
     pad: Any = model.config
     collate = PreferenceCollator(pad.pad_token_id)
@@ -248,7 +279,7 @@ def _pass(
     told = time.monotonic()
     training = model.training
     model.eval()
-    for number, indices in enumerate(sampler):
+    for number, indices in enumerate(mine_of):
         rows = rows_of([filled[index] for index in indices])
         logps = -_token_losses(context, model, of, collate(rows)).cpu().numpy()
         for index, row, found in zip(indices, rows, logps, strict=True):
@@ -259,7 +290,7 @@ def _pass(
         context.watch.note_progress()
         if time.monotonic() - told > _SAY_EVERY_S:
             told = time.monotonic()
-            context.console.print(f"reference: {(number + 1) / len(sampler):.0%}")
+            context.console.print(f"reference: {(number + 1) / rounds:.0%}")
     model.train(training)
     if is_sharded(model):
         gather_nothing(model)
@@ -325,10 +356,21 @@ def _read(key: str, facts: dict[str, Any], dataset: Dataset) -> tuple[Dataset, s
     return joined, sha256_of(folder / _VALUES)
 
 
+def _is_private(dataset: Dataset) -> bool:
+    """Return whether the rendered rows are kept from other users of the machine."""
+    folders = [Path(file["filename"]).parent for file in dataset.cache_files]
+    return not all(folder.stat().st_mode & stat.S_IROTH for folder in folders)
+
+
 def _tokens(dataset: Dataset) -> int:
     """Return the tokens that the reference reads."""
     total = int(np.asarray(dataset["length"]).sum())
     if "kl_input_ids" in dataset.column_names:
-        column: Any = dataset.with_format("arrow")["kl_input_ids"]
-        total += pc.sum(pc.list_value_length(column[:])).as_py()
+        total += int(_kl_lengths(dataset).sum())
     return total
+
+
+def _kl_lengths(dataset: Dataset) -> np.ndarray:
+    """Return the tokens of each row's mismatched documents, ``[rows]``."""
+    column: Any = dataset.with_format("arrow")["kl_input_ids"]
+    return pc.call_function("list_value_length", [column[:]]).to_numpy()
