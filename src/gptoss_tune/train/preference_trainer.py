@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.distributed import sum_over_ranks
+from gptoss_tune.model.sharding import gather_nothing
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.preference.answers import answers_of, take
@@ -110,9 +111,11 @@ class KtoTrainer(PreferenceTrainer):
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, with the KL term of the whole held-out set."""
-        kept = self._kl()
-        self._estimate(dataloader, "eval")
+        kept, drawn = self._kl(), torch.get_rng_state()
         try:
+            self._estimate(dataloader, "eval")
+            # Reading the rows draws a number: one an evaluation, whether or not it is left out above.
+            torch.set_rng_state(drawn)
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self._set_kl(kept)
@@ -146,13 +149,19 @@ class KtoTrainer(PreferenceTrainer):
         model.eval()
         device = self.accelerator.device
         total = torch.zeros(2, dtype=torch.float64, device=device)
-        for batch in batches:
-            forward, rest = take(self._prepare_inputs(batch["kl"]))
-            losses = model(**forward, use_cache=False).token_losses
-            answers = answers_of(losses, rest)
-            total[0] += (answers.logps - answers.reference).sum()
-            total[1] += len(answers.logps)
-        model.train(training)
+        try:
+            for batch in batches:
+                forward, rest = take(self._prepare_inputs(batch["kl"]))
+                losses = model(**forward, use_cache=False).token_losses
+                answers = answers_of(losses, rest)
+                total[0] += (answers.logps - answers.reference).sum()
+                total[1] += len(answers.logps)
+                if mode == "eval":  # as long as the evaluation, and left as one at a signal
+                    self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        finally:
+            model.train(training)
+            if mode == "eval":  # in training the step's forward pass follows
+                gather_nothing(model)
         total = sum_over_ranks(total)
         kl = (total[0] / total[1].clamp(min=1)).clamp(min=0)
         self._set_kl(kl)

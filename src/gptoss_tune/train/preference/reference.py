@@ -7,7 +7,7 @@ data, under the hashes of the rows, the base, the adapter and the code that comp
 found there is used only if its files are whole and it says that it belongs to these; a run's
 checkpoints remember the values, so a continuation never goes on with others.
 
-Each rank computes its share; every machine keeps its own copy.
+Each rank computes its share; every machine keeps its own copy, and all have the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.distributed import gather_over_ranks, sum_over_ranks
+from gptoss_tune.distributed import gather_over_ranks, rank
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.evaluate.generate import without_adapters
 from gptoss_tune.files.digest import sha256_of
@@ -138,7 +139,9 @@ def with_reference(
         datasets: Rows by the name of their split.
 
     Raises:
-        CheckpointError: What is cached is damaged, or belongs to other rows or another reference.
+        CheckpointError: What is cached is damaged, belongs to other rows or another reference, or
+            is not the same on all machines.
+        MachineError: The cache cannot be written.
     """
     found: dict[str, Dataset] = {}
     hashes: dict[str, str] = {}
@@ -149,6 +152,7 @@ def with_reference(
         key = cache_key(["reference", facts])
         took = _compute_once(context, model, of, dataset, split, key, facts)
         found[split], hashes[split] = _read(key, facts, dataset)
+        _refuse_differing(split, key, hashes[split])
         seconds += took
         rows += len(dataset)
         tokens += _tokens(dataset)
@@ -191,38 +195,64 @@ def _compute_once(
     key: str,
     facts: dict[str, Any],
 ) -> float:
-    """Fill the cache where a machine lacks it; return the seconds that took, 0 for none."""
-    state = state_of(key)
-    if state == "damaged":
+    """Fill the cache where a machine lacks it; return the seconds that computing took, 0 for none.
+
+    What another machine of the run has is copied from there: values that are computed again may
+    have other bits.
+    """
+    states = gather_over_ranks((state_of(key), str(cache_folder() / key)))
+    damaged = sorted({place for state, place in states if state == "damaged"})
+    if damaged:
         raise CheckpointError(
-            f"{cache_folder() / key}: the reference's log-probabilities are damaged; remove the "
+            f"{', '.join(damaged)}: the reference's log-probabilities are damaged; remove the "
             "folder, and they are computed again"
         )
-    missing = torch.tensor(float(state == "missing"), device=context.device)
-    if not sum_over_ranks(missing):
+    holders = [rank for rank, (state, _) in enumerate(states) if state == "whole"]
+    if len(holders) == len(states):
+        return 0.0
+    if holders:
+        _keep(context, key, _copied(key, holders[0]))
         return 0.0
     started = time.monotonic()
     context.console.print(
         f"reference: {_NAMES[of]} reads {len(dataset):,} rows of {split} "
         f"({_tokens(dataset):,} tokens), once"
     )
-    columns = {"reference": _pass(context, model, of, dataset)}
-    if "kl_input_ids" in dataset.column_names:
-        columns["kl_reference"] = _pass(context, model, of, dataset, mismatched)
-
-    def build(folder: Path) -> None:
-        _write(folder, columns, facts)
-
-    with context.state.local_main_process_first():
-        built_once(key, build)
+    with context.stop.losing(f"the reference reads {split} from the start again"):
+        columns = {"reference": _pass(context, model, of, dataset)}
+        if "kl_input_ids" in dataset.column_names:
+            columns["kl_reference"] = _pass(context, model, of, dataset, mismatched)
+        _keep(context, key, partial(_write, columns=columns, facts=facts))
     seconds = time.monotonic() - started
     rate = _tokens(dataset) / max(seconds, 1e-9)
     context.console.print(f"reference: {split} known after {seconds:.1f} s, {rate:,.0f} tok/s")
     # All ranks and the record say the same.
-    shared = [seconds]
-    if context.state.num_processes > 1:
-        broadcast_object_list(shared)
-    return shared[0]
+    return gather_over_ranks(seconds)[0]
+
+
+def _keep(context: RunContext, key: str, build: Callable[[Path], None]) -> None:
+    """Let one process of each machine write the cache, the others after it.
+
+    Raises:
+        MachineError: It cannot be written.
+    """
+    with context.state.local_main_process_first():
+        built_once(key, build, what="log-probabilities of the reference")
+
+
+def _copied(key: str, holder: int) -> Callable[[Path], None]:
+    """Return what writes the files that rank ``holder`` has; every rank has to call it."""
+    files: list[dict[str, bytes]] = [{}]
+    if rank() == holder:
+        folder = cache_folder() / key
+        files[0] = {name: (folder / name).read_bytes() for name in (_FACTS, _VALUES)}
+    broadcast_object_list(files, from_process=holder)
+
+    def build(folder: Path) -> None:
+        for name, content in files[0].items():
+            (folder / name).write_bytes(content)
+
+    return build
 
 
 def _pass(
@@ -302,6 +332,21 @@ def _write(folder: Path, columns: dict[str, list[np.ndarray]], facts: dict[str, 
             }
             writer.write_batch(pa.RecordBatch.from_pydict(part, schema=schema))
     (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _refuse_differing(split: str, key: str, sha256: str) -> None:
+    """Refuse values that are not those of all ranks; every rank has to ask.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    found = gather_over_ranks(sha256)
+    if len(set(found)) > 1:
+        raise CheckpointError(
+            f"the machines of this run have cached different log-probabilities of the reference "
+            f"for {split} ({', '.join(f'rank {n}: {one[:12]}' for n, one in enumerate(found))}); "
+            f"remove {cache_folder() / key} on all machines but one, from which it is copied"
+        )
 
 
 def _read(key: str, facts: dict[str, Any], dataset: Dataset) -> tuple[Dataset, str]:
