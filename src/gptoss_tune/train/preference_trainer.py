@@ -111,11 +111,9 @@ class KtoTrainer(PreferenceTrainer):
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, with the KL term of the whole held-out set."""
-        kept, drawn = self._kl(), torch.get_rng_state()
+        kept = self._kl()
         try:
             self._estimate(dataloader, "eval")
-            # Reading the rows draws a number: one an evaluation, whether or not it is left out above.
-            torch.set_rng_state(drawn)
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self._set_kl(kept)
