@@ -1,12 +1,12 @@
 """``gptoss-tune preview | check-data``: see what is trained, and whether all of it can be.
 
-Both read the cached rendering that training reads. Colour says the loss weight of a token; where
-there is no colour (a pipe, NO_COLOR) trained text stands between marks instead.
+Both read the cached rendering that training reads.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,16 +17,17 @@ from gptoss_tune.display import can_show, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
+    from gptoss_tune.harmony.dataset.pair_statistics import PairStatistics
     from gptoss_tune.harmony.dataset.statistics import DataStatistics, Overlap, SplitStatistics
     from gptoss_tune.harmony.render import Example
     from gptoss_tune.harmony.vocabulary import Vocabulary
-    from gptoss_tune.report.token_view import Piece
+    from gptoss_tune.recipe import DataSection
+    from gptoss_tune.recipe.schema import MethodSection
+    from gptoss_tune.report.token_view import ShownPreference
 
 _WIDEST_BAR = 40
 _MOST_LISTED = 10
-_TRAINED_MARKS, _PLAIN_MARKS = ("\u27e6", "\u27e7"), ("[[", "]]")
 _BLOCK, _PLAIN_BLOCK = "\u2588", "#"
 
 
@@ -43,18 +44,20 @@ def preview(
 ) -> None:
     """Show what a recipe trains, token by token, and what its data amount to.
 
-    Tokens are coloured by loss weight, special tokens visible.
+    Tokens are coloured by loss weight, special tokens visible. Pairs stand side by side.
 
     Rows that cannot be trained on are listed, not an error: see check-data.
     """
     from rich.console import Console
 
+    from gptoss_tune.cli.preview_text import print_preference, print_sample
     from gptoss_tune.errors import RecipeError
+    from gptoss_tune.harmony.dataset.kinds import kind_of
     from gptoss_tune.harmony.dataset.load import split_sources
-    from gptoss_tune.harmony.dataset.statistics import data_statistics
+    from gptoss_tune.harmony.dataset.pair_statistics import NOUNS
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
-    from gptoss_tune.report.token_view import first_examples
+    from gptoss_tune.report.token_view import first_examples, first_preferences
 
     resolved = load_recipe(recipe, overrides or [])
     if split not in ("train", "eval"):
@@ -62,15 +65,24 @@ def preview(
     chosen: Literal["train", "eval"] = "eval" if split == "eval" else "train"
     sources = split_sources(resolved.data, chosen)
     vocabulary = load_vocabulary()
-    census = data_statistics(resolved.data, vocabulary, seed=resolved.train.seed)
-    examples = first_examples(resolved.data, sources, vocabulary, n)
+    kind = kind_of(resolved.method)
+    census = _statistics(resolved.data, resolved.method, vocabulary, seed=resolved.train.seed)
+    examples: list[Example] = []
+    pairs: list[ShownPreference] = []
+    if kind.rows == "conversation":
+        examples = first_examples(resolved.data, sources, vocabulary, n)
+    else:
+        pairs = first_preferences(resolved.data, sources, vocabulary, n, kind)
     console = Console(highlight=False, soft_wrap=True)
     if html is not None:
-        _write_page(html, census, examples, vocabulary, str(recipe))
-        console.print(f"{html}: {len(examples)} samples, {html.stat().st_size:,} bytes")
+        _write_page(html, census, [*examples, *pairs], vocabulary, str(recipe))
+        shown = f"{len(examples) + len(pairs)} {NOUNS[kind.rows][0]}s"
+        console.print(f"{html}: {shown}, {html.stat().st_size:,} bytes")
         return
     for number, example in enumerate(examples, start=1):
-        _print_example(console, number, example, vocabulary)
+        print_sample(console, number, example, vocabulary)
+    for number, pair in enumerate(pairs, start=1):
+        print_preference(console, number, pair, vocabulary)
     _print_census(console, census)
 
 
@@ -91,12 +103,12 @@ def check_data(
     """
     from rich.console import Console
 
-    from gptoss_tune.harmony.dataset.statistics import data_statistics
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
-    census = data_statistics(resolved.data, load_vocabulary(), seed=resolved.train.seed)
+    seed = resolved.train.seed
+    census = _statistics(resolved.data, resolved.method, load_vocabulary(), seed=seed)
     report = {"recipe": str(recipe), **census.to_json()}
     if strict:
         report["ok"] = not (census.problems() or census.warnings())
@@ -111,12 +123,27 @@ def check_data(
         raise typer.Exit(2)
 
 
+def _statistics(
+    data: DataSection, method: MethodSection, vocabulary: Vocabulary, *, seed: int
+) -> DataStatistics:
+    from gptoss_tune.harmony.dataset.kinds import kind_of
+    from gptoss_tune.harmony.dataset.pair_statistics import label_weights
+    from gptoss_tune.harmony.dataset.statistics import data_statistics
+
+    weights = label_weights(method)
+    return data_statistics(data, vocabulary, seed=seed, kind=kind_of(method), weights=weights)
+
+
 def _write_page(
-    path: Path, census: DataStatistics, examples: list[Example], vocabulary: Vocabulary, title: str
+    path: Path,
+    census: DataStatistics,
+    shown: Sequence[Example | ShownPreference],
+    vocabulary: Vocabulary,
+    title: str,
 ) -> None:
     from gptoss_tune.report.preview_page import preview_page
 
-    _write(path, preview_page(census, examples, vocabulary, title=title))
+    _write(path, preview_page(census, shown, vocabulary, title=title))
 
 
 def _write(path: Path, text: str) -> None:
@@ -125,63 +152,15 @@ def _write(path: Path, text: str) -> None:
     write_text(path, text)
 
 
-def _print_example(console: Console, number: int, example: Example, vocabulary: Vocabulary) -> None:
-    from rich.text import Text
-
-    from gptoss_tune.report.token_view import pieces
-
-    trained = int((example.loss_weights > 0).sum())
-    size = f"{len(example.input_ids):,} tokens, {trained:,} trained"
-    title = f"Sample {number}  {visible(example.source)}  ({size})"
-    console.print(Text(title, style="bold"))
-    largest = float(example.loss_weights.max())
-    for span in example.spans:
-        console.print(Text(f"  {visible(span.label)}", style="bold cyan"))
-        text = _message(console, pieces(example, span, vocabulary), largest)
-        for line in text.split("\n", allow_blank=True):
-            console.print(Text("    ").append_text(line))
-    console.print()
-
-
-def _message(console: Console, message: object, largest: float) -> Text:
-    from collections.abc import Iterable
-    from typing import cast
-
-    from rich.text import Text
-
-    coloured = console.color_system is not None
-    text = Text()
-    marked = False
-    shown = can_show("".join(_TRAINED_MARKS), console.encoding)
-    marks = _TRAINED_MARKS if shown else _PLAIN_MARKS
-    for piece in cast("Iterable[Piece]", message):
-        trained = piece.weight > 0
-        if not coloured and trained != marked:
-            text.append(marks[marked])
-            marked = trained
-        text.append(visible(piece.text), style=_style(piece, largest))
-    if marked:
-        text.append(marks[1])
-    return text
-
-
-def _style(piece: Piece, largest: float) -> str:
-    """Green for what is trained, the stronger the larger its weight; special tokens bold."""
-    bold = "bold " if piece.special else ""
-    if not piece.weight:
-        return f"{bold}magenta" if piece.special else "dim"
-    share = piece.weight / largest
-    ground = "#0f5132" if share > 0.99 else "#3b5323" if share > 0.4 else "#5c4a12"
-    return f"{bold}white on {ground}"
-
-
 def _print_census(console: Console, census: DataStatistics, *, strict: bool = False) -> None:
     from rich.text import Text
 
     for name, split in census.splits.items():
         _print_split(console, name, split)
-    _print_overlap(console, "held-out rows that training sees too", census.leaked)
-    _print_overlap(console, "held-out rows whose question training sees too", census.leaked_prompts)
+    row = census.row
+    _print_overlap(console, row, "held-out {} that training sees too", census.leaked)
+    asked = "held-out {} whose question training sees too"
+    _print_overlap(console, row, asked, census.leaked_prompts)
     for heading, style, lines in (
         ("By the way", "dim", census.remarks()),
         ("To know", "yellow", census.warnings()),
@@ -194,30 +173,27 @@ def _print_census(console: Console, census: DataStatistics, *, strict: bool = Fa
     if strict and census.warnings():
         console.print(Text("Under --strict what is to know fails.", style="bold red"))
     elif not census.problems():
-        console.print(Text("All rows can be trained on.", style="green"))
+        other = "other " if row != "row" and any(map(_left_out, census.splits.values())) else ""
+        console.print(Text(f"All {other}{row}s can be trained on.", style="green"))
+
+
+def _left_out(split: SplitStatistics) -> list[str]:
+    from gptoss_tune.harmony.dataset.pair_statistics import dropped_phrases
+
+    return dropped_phrases(split.report.counts, split.rows)
 
 
 def _print_split(console: Console, name: str, split: SplitStatistics) -> None:
     from rich.text import Text
 
     from gptoss_tune.harmony.dataset.counts import grouped
+    from gptoss_tune.harmony.dataset.pair_statistics import NOUNS
 
-    counts = split.report.counts
+    row = NOUNS[split.rows][1]
+    # "Rejected" is the name of an answer in pairs.
+    refused = "rejected" if split.rows == "conversation" else "refused"
     console.print(Text(name, style="bold cyan"))
-    again = f"{counts['repeated_tokens'] / max(1, counts['tokens']):.1%} of them context again"
-    facts = [
-        ("rows", f"{counts['rows']:,} read, {counts['rejected']:,} rejected"),
-        ("samples", f"{split.samples:,} with {split.tokens:,} tokens, {again}"),
-        ("trained", f"{split.trained_share:.1%} of the tokens: {_channels(split)}"),
-    ]
-    if split.filled is not None:
-        facts.append(("packed", f"{split.packed_rows:,} rows, {split.filled:.1%} filled"))
-    if len(split.sources) > 1:
-        facts += [
-            ("source", f"{visible(path)}: {report.counts['rows']:,} rows, weight {weight:g}")
-            for path, weight, report in split.sources
-        ]
-    for label, fact in facts:
+    for label, fact in _facts(split, refused):
         console.print(Text.assemble((f"  {label:<9}", "dim"), fact))
     highest = max((count for _, _, count in split.histogram), default=1)
     widest = max((len(f"{high:,}") for _, high, _ in split.histogram), default=1)
@@ -227,22 +203,60 @@ def _print_split(console: Console, name: str, split: SplitStatistics) -> None:
         label = f"  {low:>{widest},} to {high - 1:>{widest},} "
         console.print(Text.assemble((label, "dim"), (bar, "blue"), f" {count:,}"))
     for line in grouped(split.report.rejected)[:_MOST_LISTED]:
-        console.print(Text(f"  rejected {visible(line)}", style="red"))
-    _print_overlap(console, "rows equal to an earlier one", split.duplicates)
+        console.print(Text(f"  {refused} {visible(line)}", style="red"))
+    for what, places in split.listed():
+        _print_overlap(console, row, what, places)
+    _print_overlap(console, row, "{} equal to an earlier one", split.duplicates)
 
 
-def _channels(split: SplitStatistics) -> str:
-    trained = max(1, split.report.counts["trained_tokens"])
+def _facts(split: SplitStatistics, refused: str) -> Iterator[tuple[str, str]]:
+    """Yield the figures of a split, each after its name."""
+    counts = split.report.counts
+    again = f"{counts['repeated_tokens'] / max(1, counts['tokens']):.1%} of them"
+    yield "rows", f"{counts['rows']:,} read, {counts['rejected']:,} {refused}"
+    amount = f"{split.samples:,} with {split.tokens:,} tokens"
+    if split.rows == "conversation":
+        yield "samples", f"{amount}, {again} context again"
+        channels = _channels(split.report.channels, counts["trained_tokens"])
+        yield "trained", f"{split.trained_share:.1%} of the tokens: {channels}"
+    elif split.rows == "pair":
+        yield "pairs", f"{amount} in both branches, {again} the prompt again"
+    else:
+        yield "answers", amount
+    if split.preferences is not None:
+        yield from _side_facts(split.preferences)
+    if split.rows != "conversation" and (left_out := _left_out(split)):
+        yield "dropped", ", ".join(left_out)
+    if split.filled is not None:
+        yield "packed", f"{split.packed_rows:,} rows, {split.filled:.1%} filled"
+    if len(split.sources) > 1:
+        for path, weight, report in split.sources:
+            yield "source", f"{visible(path)}: {report.counts['rows']:,} rows, weight {weight:g}"
+
+
+def _side_facts(figures: PairStatistics) -> Iterator[tuple[str, str]]:
+    for name, side in figures.sides:
+        number = f"{side.answers:,} answer{'s' if side.answers != 1 else ''}, "
+        answers = "" if figures.rows == "pair" else number
+        length = f"{side.mean_length:,.1f} on average"
+        channels = _channels(side.channels, side.counted)
+        yield name, f"{answers}{side.counted:,} counted tokens, {length}: {channels}"
+    if figures.rows == "pair":
+        yield "longer", f"the chosen answer in {figures.longer_share:.1%} of the pairs"
+
+
+def _channels(channels: Mapping[str, int], total: int) -> str:
     return ", ".join(
-        f"{channel} {count / trained:.0%}" for channel, count in split.report.channels.items()
+        f"{channel} {count / max(1, total):.0%}" for channel, count in channels.items()
     )
 
 
-def _print_overlap(console: Console, what: str, overlap: Overlap) -> None:
+def _print_overlap(console: Console, noun: str, what: str, overlap: Overlap) -> None:
+    """Print the first places of something; ``{}`` in ``what`` stands for the noun."""
     from rich.text import Text
 
     if overlap.rows:
-        what = what.replace("rows", "row", 1) if overlap.rows == 1 else what
+        what = what.format(noun if overlap.rows == 1 else f"{noun}s")
         shown = ", ".join(map(visible, overlap.places[:_MOST_LISTED]))
         more = ", ..." if overlap.rows > _MOST_LISTED else ""
         console.print(Text(f"  {overlap.rows:,} {what}: {shown}{more}", style="yellow"))

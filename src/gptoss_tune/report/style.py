@@ -136,13 +136,19 @@ SVG_STYLE: Final = "\n".join(re.findall(r"^svg [^}]*}", STYLE.partition("@media 
 """Of a drawing alone."""
 
 
-def html_page(title: str, body: str) -> str:
-    """Return a whole page that needs nothing from elsewhere; ``title`` and ``body`` are HTML."""
+def html_page(title: str, body: str, css: str = "") -> str:
+    """Return a whole page that needs nothing from elsewhere.
+
+    Args:
+        title: As HTML.
+        body: As HTML.
+        css: Of this page alone, after the sheet of all pages.
+    """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<title>{title}</title>\n<style>{STYLE}{css}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
 

@@ -1,5 +1,7 @@
 """Examples as people read them: text in pieces, each with the weight its tokens are trained with.
 
+Of preferences both answers are read, as branches of one prompt.
+
 A character may take several tokens and a token may end inside a character, so a piece is the
 fewest tokens that spell whole characters.
 """
@@ -8,10 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, takewhile
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.dataset.counts import RowCounts
+from gptoss_tune.harmony.dataset.kinds import Rows, SampleKind
 from gptoss_tune.harmony.dataset.load import sample_settings
+from gptoss_tune.harmony.dataset.pair_renderer import PairRenderer
+from gptoss_tune.harmony.dataset.pair_statistics import SIDES
+from gptoss_tune.harmony.dataset.row_renderer import Sample
 from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.render import Example, Renderer, Span
 from gptoss_tune.harmony.sources.open import open_source
@@ -84,6 +91,135 @@ def first_examples(
         except DataError:
             continue
     return examples[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class ShownBranch:
+    """One answer of a preference.
+
+    Attributes:
+        name: ``chosen``, ``rejected``, ``good`` or ``bad``.
+        sign: 1 for the first of each two, -1 for the other: which way its tokens are moved.
+        documents: One for each context that a turn of it is served in.
+    """
+
+    name: str
+    sign: int
+    documents: tuple[Example, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the documents, prompts included."""
+        return sum(len(one.input_ids) for one in self.documents)
+
+    @property
+    def counted(self) -> int:
+        """Tokens that enter the loss."""
+        return sum(int((one.loss_weights > 0).sum()) for one in self.documents)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPreference:
+    """A pair, or one answer with its label.
+
+    Attributes:
+        source: ``file:line`` of the row.
+        branches: The chosen answer and the rejected one, or the only answer.
+        prompt: The messages before the answers, in the first document of each branch.
+        weight: What the row's loss is multiplied by.
+        notes: What it teaches beside its preference.
+    """
+
+    source: str
+    branches: tuple[ShownBranch, ...]
+    prompt: tuple[Span, ...]
+    weight: float
+    notes: tuple[str, ...]
+
+    def following(self, document: Example) -> tuple[int, list[Span]]:
+        """Return the tokens at a document's start that are the prompt's, and the other messages."""
+        first = self.branches[0].documents[0].input_ids
+        same = list(
+            takewhile(
+                lambda both: (
+                    both[0][:3] == both[1][:3]
+                    and (document.input_ids[: both[1].end] == first[: both[0].end]).all()
+                ),
+                zip(self.prompt, document.spans, strict=False),
+            )
+        )
+        return (same[-1][1].end if same else 0), list(document.spans[len(same) :])
+
+
+NOTES = {
+    "lost_analysis": "the chosen answer has no chain of thought, the rejected one has: "
+    "the model learns not to think",
+    "differ_in_length": "the answers differ in length alone",
+}
+"""What is said of a pair beside its tokens, by what is counted of it."""
+
+
+def first_preferences(
+    data: DataSection,
+    sources: Sequence[DataSource],
+    vocabulary: Vocabulary,
+    count: int,
+    kind: SampleKind,
+) -> list[ShownPreference]:
+    """Return the first pairs, or labelled answers, of the sources in turn.
+
+    They are rendered as for training. Rows that cannot be trained on, and those that are dropped,
+    are passed over; the census counts them.
+    """
+    renderer = PairRenderer(vocabulary, sample_settings(data, kind))
+    rows = [open_source(source).rows() for source in sources]
+    shown: list[ShownPreference] = []
+    for at, raw in chain.from_iterable(_in_turn(rows)):
+        if len(shown) >= count:
+            break
+        report = RowCounts()
+        try:
+            row, _ = clean_row(raw, at)
+            samples = renderer.read(row, at, report).samples
+        except DataError:
+            continue
+        notes = tuple(said for name, said in NOTES.items() if report.counts[name])
+        shown += [_shown(sample, kind.rows, at, notes) for sample in samples]
+    return shown
+
+
+def _shown(sample: Sample, rows: Rows, at: str, notes: tuple[str, ...]) -> ShownPreference:
+    documents, start = [], 0
+    for length in sample.documents:
+        documents.append(_part(sample.example, start, start + length))
+        start += length
+    signs = dict.fromkeys(sample.branches)
+    branches = tuple(
+        ShownBranch(
+            SIDES[rows][sign < 0],
+            sign,
+            tuple(one for one, of in zip(documents, sample.branches, strict=True) if of == sign),
+        )
+        for sign in signs
+    )
+    prompt = tuple(span for span in documents[0].spans if span.end <= sample.prompt)
+    return ShownPreference(at, branches, prompt, float(sample.example.loss_weights.max()), notes)
+
+
+def _part(example: Example, start: int, end: int) -> Example:
+    """Return one of several documents that are laid end to end."""
+    spans = tuple(
+        span._replace(start=span.start - start, body=span.body - start, end=span.end - start)
+        for span in example.spans
+        if start <= span.start < end
+    )
+    return Example(
+        example.input_ids[start:end],
+        example.loss_weights[start:end],
+        example.channels[start:end],
+        spans,
+        example.source,
+    )
 
 
 def _in_turn(iterators: list[Iterator[Located]]) -> Iterator[list[Located]]:

@@ -31,7 +31,9 @@ class RowCounts:
             ``repeated_tokens`` (context rendered again for a later turn of the same row),
             ``special_text`` (special tokens spelled out in text, encoded as text),
             ``without_thoughts`` (rows that do not think and name no effort, where it is not low),
-            ``padding`` (null keys of tools and calls that a table put there, left out).
+            ``padding`` (null keys of tools and calls that a table put there, left out); of pairs
+            ``ties`` and ``equal_answers`` (both dropped), ``differ_in_length`` (one answer is the
+            beginning of the other), ``lost_analysis`` (the rejected answer alone thinks).
         formats: Rows by format.
         efforts: Samples by reasoning effort.
         channels: Trained tokens by channel.
@@ -42,6 +44,7 @@ class RowCounts:
         warnings: How often something of a row was lost or may be meant otherwise, by sentence.
         remarks: How often something holds that a server does alike, by sentence.
         first_places: Where each of these sentences held first.
+        places: Of pairs, the first places of ``ties`` and what else is counted of them alone.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -55,6 +58,7 @@ class RowCounts:
     warnings: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
     first_places: dict[str, str] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, other: RowCounts) -> None:
         """Add another report to this one."""
@@ -69,6 +73,16 @@ class RowCounts:
         for name in ("rejected", "special_text", "too_long"):
             listed = getattr(self, name)
             listed.extend(getattr(other, name)[: MOST_LISTED - len(listed)])
+        for name, places in other.places.items():
+            listed = self.places.setdefault(name, [])
+            listed.extend(places[: MOST_LISTED - len(listed)])
+
+    def count_at(self, name: str, place: str) -> None:
+        """Count something of a row, and list the place among the first ones."""
+        self.counts[name] += 1
+        listed = self.places.setdefault(name, [])
+        if len(listed) < MOST_LISTED:
+            listed.append(place)
 
     def note(self, notes: Notes, place: str) -> None:
         """Count what is worth telling about the row at ``place``."""
@@ -114,6 +128,7 @@ class RowCounts:
             "warnings": dict(self.warnings),
             "remarks": dict(self.remarks),
             "first_places": self.first_places,
+            **({"places": self.places} if self.places else {}),
         }
 
     @classmethod
@@ -132,6 +147,7 @@ class RowCounts:
             warnings=Counter(value["warnings"]),
             remarks=Counter(value["remarks"]),
             first_places=value["first_places"],
+            places=value.get("places", {}),
         )
 
 

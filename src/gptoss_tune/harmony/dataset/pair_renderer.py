@@ -63,7 +63,7 @@ class PairRenderer(RowRenderer):
         else:
             pair = read_preference(row, at, reading=self.settings.reading)
             answers, signs = [pair.chosen, pair.rejected], [CHOSEN, REJECTED]
-            dropped, notes = _note_pair(pair, report), pair.notes
+            dropped, notes = _note_pair(pair, at, report), pair.notes
             (whole, prompt), (other, _) = pair.chosen.keys(), pair.rejected.keys()
             keys = (whole ^ (other * 3) % 2**64, prompt)
         special = sum(self.count_special_text(answer, report) for answer in answers)
@@ -144,11 +144,15 @@ def laid_end_to_end(documents: list[Example]) -> Example:
     )
 
 
-def _note_pair(pair: Preference, report: RowCounts) -> bool:
+def _note_pair(pair: Preference, at: str, report: RowCounts) -> bool:
     """Count what a pair teaches beside its preference; say whether it teaches none at all."""
     if pair.tie or pair.equal:
-        report.counts["ties" if pair.tie else "equal_answers"] += 1
+        report.count_at("ties" if pair.tie else "equal_answers", at)
         return True
-    report.counts["differ_in_length"] += pair.differs_in_length_only
-    report.counts["lost_analysis"] += pair.lost_analysis
+    for name, holds in (
+        ("differ_in_length", pair.differs_in_length_only),
+        ("lost_analysis", pair.lost_analysis),
+    ):
+        if holds:
+            report.count_at(name, at)
     return False

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.harmony.conversation import CHANNEL_NAMES, CHANNELS
 from gptoss_tune.harmony.dataset.counts import RowCounts
 from gptoss_tune.harmony.dataset.packing import PackedRows, efficiency, pack
+from gptoss_tune.harmony.fields import EFFORTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,6 +118,47 @@ def held_out_rows(
     return keys[np.sort(generator.permutation(len(keys))[:count])]
 
 
+def split_counts(
+    one: RenderedSource, held_out: NDArray[np.uint64] | None, split: Split
+) -> RowCounts:
+    """Return what happened to those rows of a source that are in a split.
+
+    Args:
+        one: A source.
+        held_out: ``held_out_rows`` of all sources.
+        split: Its part of what is counted; what was left out of the file stands with ``train``.
+    """
+    if held_out is None:
+        return one.report
+    samples = one.samples
+    mask = np.isin(samples.row_keys, held_out)
+    trained = samples.trained_tokens()[mask].sum(axis=0)
+    places = {samples.sources[index] for index in np.flatnonzero(mask)}
+    part = RowCounts()
+    part.counts.update(
+        rows=len(places),
+        samples=int(mask.sum()),
+        tokens=int(samples.lengths[mask].sum()),
+        trained_tokens=int(trained.sum()),
+        repeated_tokens=int(samples.repeated_tokens[mask].sum()),
+        special_text=int(samples.special_text[mask].sum()),
+        without_thoughts=int(samples.without_thoughts[mask].sum()),
+    )
+    efforts = np.bincount(samples.efforts[mask], minlength=len(EFFORTS))
+    part.efforts.update(dict(zip(EFFORTS, map(int, efforts), strict=True)))
+    by_channel = dict(zip(CHANNEL_NAMES, map(int, trained), strict=True))
+    part.channels.update({channel: by_channel[channel] for channel in CHANNELS})
+    part.special_text = [place for place in one.report.special_text if place in places]
+    if split == "eval":
+        return part
+    rest = RowCounts()
+    rest.add(one.report)
+    for name in ("counts", "efforts", "channels"):
+        getattr(rest, name).subtract(getattr(part, name))
+    rest.special_text = [place for place in rest.special_text if place not in places]
+    return rest
+
+
 def _repeated(
     indices: NDArray[np.int64], weight: float, *, seed: int, number: int
 ) -> NDArray[np.int64]:
@@ -132,10 +175,13 @@ def _nothing_left(rendered: Sequence[RenderedSource], data: DataSection, split: 
         report.add(one.report)
     counts = report.counts
     names = ", ".join(one.source.path for one in rendered)
+    alike = counts["equal_answers"] + counts["ties"]
+    said = f", {alike} pairs without a preference" if alike else ""
     return (
         f"{names}: no sample for {split} ({counts['rows']} rows read, {counts['rejected']} "
         f"rejected, {counts['too_long']} samples over {data.max_length} tokens, "
-        f"{counts['nothing_to_train']} rows with nothing to train); {_way_out(report, data)}"
+        f"{counts['nothing_to_train']} rows with nothing to train{said}); "
+        f"{_way_out(report, data)}"
     )
 
 
@@ -143,6 +189,8 @@ def _way_out(report: RowCounts, data: DataSection) -> str:
     """Return what to do about the commonest reason for which nothing is left."""
     counts = report.counts
     most = max(("too_long", "rejected", "nothing_to_train"), key=lambda name: counts[name])
+    if counts["equal_answers"] + counts["ties"] > counts[most]:
+        return "add pairs of different answers, one of them the better one"
     if not counts[most]:
         return "add rows that end with an assistant reply"
     if most == "rejected":

@@ -9,17 +9,27 @@ looked for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.conversation import CHANNEL_NAMES, CHANNELS
 from gptoss_tune.harmony.dataset.counts import RowCounts
-from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind
+from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, Rows, SampleKind
 from gptoss_tune.harmony.dataset.load import RenderedSource, render_source, split_sources
+from gptoss_tune.harmony.dataset.pair_statistics import (
+    EQUAL_WEIGHTS,
+    LISTED,
+    NOUNS,
+    LabelWeights,
+    PairStatistics,
+    figure_warnings,
+    pair_statistics,
+    pair_warnings,
+    without_partners,
+)
 from gptoss_tune.harmony.dataset.selection import (
     Selection,
     Split,
@@ -27,8 +37,8 @@ from gptoss_tune.harmony.dataset.selection import (
     pack_selection,
     packing_efficiency,
     select,
+    split_counts,
 )
-from gptoss_tune.harmony.fields import EFFORTS
 from gptoss_tune.harmony.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -69,7 +79,9 @@ class SplitStatistics:
         filled: Share of the packed rows that is filled, None without packing.
         duplicates: Rows that repeat an earlier one.
         same_prompts: Rows that ask what an earlier one asks, answered differently.
-        problem: Why the split is empty, None when it is not.
+        problem: Why no run can use the split, None when one can.
+        rows: What a row is to the method.
+        preferences: The figures of both sides of preferences, None for conversations.
     """
 
     sources: list[tuple[str, float, RowCounts]]
@@ -83,12 +95,26 @@ class SplitStatistics:
     duplicates: Overlap = field(default_factory=Overlap)
     same_prompts: Overlap = field(default_factory=Overlap)
     problem: str | None = None
+    rows: Rows = "conversation"
+    preferences: PairStatistics | None = None
 
     @property
     def trained_share(self) -> float:
         """Share of the rendered tokens that have a loss weight."""
         tokens = self.report.counts["tokens"]
         return self.report.counts["trained_tokens"] / tokens if tokens else 0.0
+
+    def listed(self) -> Iterator[tuple[str, Overlap]]:
+        """Yield what is counted of preferences alone, with its first places.
+
+        ``{}`` in its name stands for what a row is called.
+        """
+        if self.rows == "conversation":
+            return
+        counts = self.report.counts
+        for name, what in LISTED.items():
+            yield what, Overlap(counts[name], self.report.places.get(name, []))
+        yield "{} longer than max_length", Overlap(counts["too_long"], self.report.too_long)
 
     def to_json(self) -> dict[str, Any]:
         """Return the census as JSON values."""
@@ -104,6 +130,7 @@ class SplitStatistics:
             "same_prompts": self.same_prompts.to_json(),
             "problem": self.problem,
             **self.report.to_json(),
+            **({"preferences": self.preferences.to_json()} if self.preferences else {}),
             "sources": [
                 {"path": path, "weight": weight, "counts": dict(report.counts)}
                 for path, weight, report in self.sources
@@ -125,6 +152,16 @@ class DataStatistics:
     leaked: Overlap = field(default_factory=Overlap)
     leaked_prompts: Overlap = field(default_factory=Overlap)
 
+    @property
+    def rows(self) -> Rows:
+        """What a row is to the method."""
+        return self.splits["train"].rows
+
+    @property
+    def row(self) -> str:
+        """What a row is called."""
+        return NOUNS[self.rows][1]
+
     def problems(self) -> list[str]:
         """Return what stops a run: rows that cannot be trained on, empty splits."""
         found: list[str] = []
@@ -140,31 +177,12 @@ class DataStatistics:
         """Return what a run survives and its owner should know."""
         found: list[str] = []
         for name, split in self.splits.items():
-            counts = split.report.counts
-            said = (
-                (counts["too_long"], "sample", "dropped, too long"),
-                (counts["truncated"], "sample", "cut, too long"),
-                (counts["nothing_to_train"], "row", "without anything to train"),
-                (counts["special_text"], "special token", "spelled out in text, encoded as text"),
-                (counts["padding"], "null key", "of tools and calls left out, padding of a table"),
-                (split.duplicates.rows, "row", "equal to an earlier one"),
-                (split.same_prompts.rows, "row", "with the question of an earlier one"),
-            )
-            found += [f"{name}: {_counted(number, *what)}" for number, *what in said if number]
-            for path, _, report in split.sources:
-                found += report.lines("warnings", f"{name}: {path}")
-            without, whole = counts["without_thoughts"], counts["rows"] - counts["rejected"]
-            if 2 * without > whole:
-                found.append(
-                    f"{name}: {_counted(without, 'row')} of {whole:,} without thoughts, rendered "
-                    "at the recipe's reasoning effort, where the model is to think; set "
-                    "data.reasoning_effort to low, or name the effort in the rows"
-                )
+            found += _split_warnings(name, split)
         leaked, asked = self.leaked.rows, self.leaked_prompts.rows
         if leaked:
-            found.append(f"eval: {_counted(leaked, 'row', 'that training sees too')}")
+            found.append(f"eval: {_counted(leaked, self.row, 'that training sees too')}")
         if asked:
-            found.append(f"eval: {_counted(asked, 'row', 'whose question training sees too')}")
+            found.append(f"eval: {_counted(asked, self.row, 'whose question training sees too')}")
         return found
 
     def remarks(self) -> list[str]:
@@ -190,7 +208,12 @@ class DataStatistics:
 
 
 def data_statistics(
-    data: DataSection, vocabulary: Vocabulary, *, seed: int, kind: SampleKind = CONVERSATIONS
+    data: DataSection,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    kind: SampleKind = CONVERSATIONS,
+    weights: LabelWeights = EQUAL_WEIGHTS,
 ) -> DataStatistics:
     """Return the figures of all data of a recipe; rejected rows are counted, never an error.
 
@@ -199,6 +222,7 @@ def data_statistics(
         vocabulary: To render with.
         seed: Of the held-out share and of packing.
         kind: What the rows are to the method.
+        weights: What the method multiplies labels by.
 
     Raises:
         DataError: A file as a whole cannot be read.
@@ -211,7 +235,13 @@ def data_statistics(
         rendered = [
             render_source(source, data, vocabulary, kind) for source in split_sources(data, split)
         ]
-        splits[split], keys[split] = _split_census(rendered, data, split=split, seed=seed)
+        splits[split], keys[split], drawn = _split_census(rendered, data, split=split, seed=seed)
+        splits[split].rows = kind.rows
+        if kind.rows != "conversation" and drawn is not None:
+            files = [one.samples for one in rendered]
+            splits[split].preferences = pair_statistics(files, drawn.samples, kind.rows, weights)
+        if kind.rows == "label" and drawn is not None:
+            splits[split].problem = without_partners(len(drawn.samples), split)
     census = DataStatistics(splits)
     if "eval" in splits:
         held_out, trained = keys["eval"], keys["train"]
@@ -220,6 +250,37 @@ def data_statistics(
         census.leaked = _overlap(held_out.places, same)
         census.leaked_prompts = _overlap(held_out.places, asked & ~same)
     return census
+
+
+def _split_warnings(name: Split, split: SplitStatistics) -> list[str]:
+    counts, (sample, row) = split.report.counts, NOUNS[split.rows]
+    pairs = split.rows == "pair"
+    together = " (both branches together)" if pairs else ""
+    # Several answers to one question are what preferences are made of.
+    asked_again = split.same_prompts.rows if split.rows == "conversation" else 0
+    said = (
+        (counts["too_long"], sample, f"dropped, too long{together}"),
+        (counts["truncated"], sample, "cut, too long"),
+        (counts["nothing_to_train"], row, "without anything to train"),
+        *(pair_warnings(counts) if pairs else ()),
+        (counts["special_text"], "special token", "spelled out in text, encoded as text"),
+        (counts["padding"], "null key", "of tools and calls left out, padding of a table"),
+        (split.duplicates.rows, row, "equal to an earlier one"),
+        (asked_again, row, "with the question of an earlier one"),
+    )
+    found = [f"{name}: {_counted(number, *what)}" for number, *what in said if number]
+    if split.preferences is not None:
+        found += [f"{name}: {line}" for line in figure_warnings(split.preferences, name)]
+    for path, _, report in split.sources:
+        found += report.lines("warnings", f"{name}: {path}")
+    without, whole = counts["without_thoughts"], counts["rows"] - counts["rejected"]
+    if 2 * without > whole:
+        found.append(
+            f"{name}: {_counted(without, row)} of {whole:,} without thoughts, rendered "
+            "at the recipe's reasoning effort, where the model is to think; set "
+            "data.reasoning_effort to low, or name the effort in the rows"
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,11 +299,11 @@ def _splits(data: DataSection) -> Sequence[Split]:
 
 def _split_census(
     rendered: list[RenderedSource], data: DataSection, *, split: Split, seed: int
-) -> tuple[SplitStatistics, _Rows]:
+) -> tuple[SplitStatistics, _Rows, Selection | None]:
     report = RowCounts()
     held_out = held_out_rows(rendered, data, seed)
     sources = [
-        (one.source.path, one.source.weight, _report_of(one, held_out, split)) for one in rendered
+        (one.source.path, one.source.weight, split_counts(one, held_out, split)) for one in rendered
     ]
     for _, _, one in sources:
         report.add(one)
@@ -258,42 +319,9 @@ def _split_census(
         selection = select(rendered, data, split=split, seed=seed)
     except DataError as error:
         census.problem = str(error)
-        return census, rows
+        return census, rows, None
     _measure(census, selection, data, seed=seed)
-    return census, rows
-
-
-def _report_of(one: RenderedSource, held_out: NDArray[np.uint64] | None, split: Split) -> RowCounts:
-    """Return what happened to those rows of a source that are in a split."""
-    if held_out is None:
-        return one.report
-    samples = one.samples
-    mask = np.isin(samples.row_keys, held_out)
-    trained = samples.trained_tokens()[mask].sum(axis=0)
-    places = {samples.sources[index] for index in np.flatnonzero(mask)}
-    part = RowCounts()
-    part.counts.update(
-        rows=len(places),
-        samples=int(mask.sum()),
-        tokens=int(samples.lengths[mask].sum()),
-        trained_tokens=int(trained.sum()),
-        repeated_tokens=int(samples.repeated_tokens[mask].sum()),
-        special_text=int(samples.special_text[mask].sum()),
-        without_thoughts=int(samples.without_thoughts[mask].sum()),
-    )
-    efforts = np.bincount(samples.efforts[mask], minlength=len(EFFORTS))
-    part.efforts.update(dict(zip(EFFORTS, map(int, efforts), strict=True)))
-    by_channel = dict(zip(CHANNEL_NAMES, map(int, trained), strict=True))
-    part.channels.update({channel: by_channel[channel] for channel in CHANNELS})
-    part.special_text = [place for place in one.report.special_text if place in places]
-    if split == "eval":
-        return part
-    rest = RowCounts()
-    rest.add(one.report)
-    for name in ("counts", "efforts", "channels"):
-        getattr(rest, name).subtract(getattr(part, name))
-    rest.special_text = [place for place in rest.special_text if place not in places]
-    return rest
+    return census, rows, selection
 
 
 def _measure(

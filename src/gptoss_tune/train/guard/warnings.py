@@ -19,6 +19,8 @@ from gptoss_tune.recipe.schema import GuardSection
 CONSTANT_LOSSES = 10
 """Updates after which a loss that never changed by a bit stops the run."""
 _RECENT, _ENOUGH = 50, 10
+_LEAST_RISE = 0.05
+"""Nats below which a rise is none: a preference that is learnt has a loss near 0."""
 
 
 class LossWarnings:
@@ -52,7 +54,7 @@ class LossWarnings:
         factor = self._section.loss_spike
         if factor is not None and len(self._recent) >= _ENOUGH:
             mean = sum(self._recent) / len(self._recent)
-            if loss > factor * mean:
+            if loss > factor * mean and loss - mean > _LEAST_RISE:
                 self.warn(
                     f"step {step}: loss {loss:.4f} is {loss / mean:.1f} times the mean of the last "
                     f"{len(self._recent)} steps; lower train.learning_rate if this goes on"

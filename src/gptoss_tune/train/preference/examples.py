@@ -15,6 +15,7 @@ import torch
 from openai_harmony import HarmonyError, Role, StreamableParser
 
 from gptoss_tune.distributed import Ranks
+from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.evaluate.generate import without_adapters
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import to_text
@@ -45,33 +46,36 @@ def write_examples(trainer: MethodTrainer, context: RunContext) -> None:
     """
     held_out = trainer.eval_dataset is not None
     dataset: Any = trainer.eval_dataset if held_out else trainer.train_dataset
-    recipe = context.recipe
+    recipe, vocabulary = context.recipe, load_vocabulary(context.base.path)
+    split = "eval" if held_out else "train"
+    numbers = _first_rows(dataset)
+    try:
+        places = iter(
+            row_sources(
+                recipe.data,
+                numbers,
+                vocabulary=vocabulary,
+                seed=recipe.train.seed,
+                kind=kind_of(recipe.method),
+                split=split,
+            )
+        )
+    except GptossTuneError as error:  # the files are others than when the run began
+        context.console.print(f"no pairs are written: {error}")
+        return
     model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     training = model.training
     model.eval()
-    vocabulary = load_vocabulary(context.base.path)
-    split = "eval" if held_out else "train"
     found: list[dict[str, Any]] = []
-    for number in range(len(dataset)):
-        stop = Ranks().any(context.stop.requested, device=context.device)[0]
-        if stop or len(found) >= MOST:
+    for number in numbers:
+        if Ranks().any(context.stop.requested, device=context.device)[0]:
             break
         row = dataset[number]
-        sources = row_sources(
-            recipe.data,
-            [number],
-            vocabulary=vocabulary,
-            seed=recipe.train.seed,
-            kind=kind_of(recipe.method),
-            split=split,
-        )
         after, before = _log_probabilities(trainer, model, row)
-        for sample, pair in _samples(row, vocabulary):
-            for side in pair["sides"]:
-                entry = pair[side]
-                entry["before"], entry["after"] = before.pop(0), after.pop(0)
-            del pair["sides"]
-            found.append({"source": sources[sample], **pair})
+        for pair in _samples(row, vocabulary):
+            for side in pair.pop("sides"):
+                pair[side] |= {"before": before.pop(0), "after": after.pop(0)}
+            found.append({"source": next(places, ""), **pair})
     if is_sharded(model):
         gather_nothing(model)
     model.train(training)
@@ -104,8 +108,18 @@ def _log_probabilities(
     return after.tolist(), before.tolist()
 
 
-def _samples(row: dict[str, Any], vocabulary: Vocabulary) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the texts of each sample of a row, its ``sides`` in their order."""
+def _first_rows(dataset: Any) -> list[int]:
+    """Return the numbers of the first rows that hold as many samples as are shown."""
+    samples = 0
+    for number, owners in enumerate(dataset["samples"]):
+        samples += max(owners) + 1
+        if samples >= MOST:
+            return list(range(number + 1))
+    return list(range(len(dataset)))
+
+
+def _samples(row: dict[str, Any], vocabulary: Vocabulary) -> Iterator[dict[str, Any]]:
+    """Yield the texts of each sample of a row, its ``sides`` in their order."""
     ids, weights = np.asarray(row["input_ids"]), np.asarray(row["loss_weights"])
     starts = np.flatnonzero(np.asarray(row["position_ids"]) == 0)
     ends = [*starts[1:], len(ids)]
@@ -121,7 +135,7 @@ def _samples(row: dict[str, Any], vocabulary: Vocabulary) -> Iterator[tuple[int,
             pair["sides"].append(side)
             pair["prompt"] = prompt
         pair[side] = {"text": text, "tokens": counted}
-    yield from pairs.items()
+    yield from pairs.values()
 
 
 def read_document(

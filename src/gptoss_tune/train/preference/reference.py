@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -38,7 +39,7 @@ from gptoss_tune.model.sharding import gather_nothing, is_sharded
 from gptoss_tune.recipe.schema import Reference
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.data.collator import BATCH_ONLY
-from gptoss_tune.train.data.sampler import DatasetWithFiller, MicroBatchSampler
+from gptoss_tune.train.data.sampler import FILLER, DatasetWithFiller, MicroBatchSampler
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.preference.answers import take
 from gptoss_tune.train.preference.collator import PreferenceCollator, mismatched
@@ -278,14 +279,13 @@ def _pass(
     training = model.training
     model.eval()
     for number, indices in enumerate(sampler):
-        batch = collate(rows_of([filled[index] for index in indices]))
-        losses = _token_losses(context, model, of, batch)
-        logps = -losses.cpu().numpy()
-        for place, index in enumerate(indices):
-            if index >= 0:
-                length = len(rows_of([filled[index]])[0]["input_ids"])
+        rows = rows_of([filled[index] for index in indices])
+        logps = -_token_losses(context, model, of, collate(rows)).cpu().numpy()
+        for index, row, found in zip(indices, rows, logps, strict=True):
+            if index != FILLER:
                 # Position s predicts token s + 1; nothing predicts the first.
-                mine[index] = np.concatenate((np.zeros(1, np.float32), logps[place, : length - 1]))
+                length = len(row["input_ids"])
+                mine[index] = np.concatenate((np.zeros(1, np.float32), found[: length - 1]))
         context.watch.note_progress()
         if time.monotonic() - told > _SAY_EVERY_S:
             told = time.monotonic()
@@ -375,5 +375,5 @@ def _tokens(dataset: Dataset) -> int:
     total = int(np.asarray(dataset["length"]).sum())
     if "kl_input_ids" in dataset.column_names:
         column: Any = dataset.with_format("arrow")["kl_input_ids"]
-        total += sum(len(row) for row in column)
+        total += pc.sum(pc.list_value_length(column[:])).as_py()
     return total
