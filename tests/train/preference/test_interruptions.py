@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from gptoss_tune.errors import MachineError, RunInterrupted, run_command
 from gptoss_tune.harmony.dataset.cache import cache_folder
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.train.preference import reference
+from gptoss_tune.train.preference import examples, reference
 from gptoss_tune.train.preference_trainer import KtoTrainer, PreferenceTrainer
 from gptoss_tune.train.run import train
 
@@ -122,6 +122,10 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(recipe_file, tmp_path):
     assert train(recipe).steps == 1
 
 
+def no_such_row():
+    raise IndexError("list index out of range")
+
+
 def as_rank(recipe_file, overrides, log, what):
     """What each rank does: a run that meets ``what``."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
@@ -131,6 +135,8 @@ def as_rank(recipe_file, overrides, log, what):
         before(reference, "_token_losses", functools.partial(send, signal.SIGKILL), at=2)
     if what == "full":
         without_room()
+    if what == "changed" and os.environ["RANK"] == "1":
+        before(examples, "row_sources", no_such_row)
     run_command(lambda: train(load_recipe(recipe_file, overrides)), debug=False)
 
 
@@ -154,6 +160,18 @@ def test_ranks_end_together_in_the_pass_and_go_on(
     assert cached() == ([], [])
     assert on_ranks(2, as_rank, recipe_file, overrides, str(log), "") == [0, 0]
     assert cached() == ([11], [])
+
+
+@pytest.mark.slow
+def test_files_that_changed_for_one_rank_cost_the_run_its_pairs_alone(
+    recipe_file, on_ranks, tmp_path
+):
+    log, run = tmp_path / "log", tmp_path / "run"
+    overrides = [*TWO, "train.max_steps=1", f"train.output_dir={run}"]
+    assert on_ranks(2, as_rank, recipe_file, overrides, str(log), "changed") == [0, 0]
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished" and record["eval_loss"] > 0
+    assert not (run / "pairs.json").exists()
 
 
 def lines(run):

@@ -62,8 +62,8 @@ def write_examples(trainer: MethodTrainer, context: RunContext) -> None:
                 split=split,
             )
         )
-    except GptossTuneError as error:  # the files are others than when the run began
-        said = str(error)
+    except (GptossTuneError, IndexError) as error:
+        said = f"the files are others than when the run began ({error})"
     # They may be so on one machine alone, and a spread model needs all ranks.
     wrong = [one for one in gather_over_ranks(said) if one is not None]
     if wrong:
