@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptoss_tune.errors import MachineError, RunInterrupted, run_command
+from gptoss_tune.errors import MachineError, RecipeError, RunInterrupted, run_command
 from gptoss_tune.harmony.dataset.cache import cache_folder
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.preference import examples, reference
@@ -120,6 +120,22 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(recipe_file, tmp_path):
     assert "free some space, or point XDG_CACHE_HOME to another disk" in str(full.value)
     assert cached() == ([], [])
     assert train(recipe).steps == 1
+
+
+def test_rows_that_may_change_bring_their_own_reference(recipe_file, acting, tmp_path):
+    run = tmp_path / "run"
+    recipe = load_recipe(
+        recipe_file, [*TWO, *WITHOUT, "train.max_steps=2", f"train.output_dir={run}"]
+    )
+    acting(PreferenceTrainer, "training_step", functools.partial(send, signal.SIGTERM))
+    with pytest.raises(RunInterrupted, match="after step 1 of 2"):
+        train(recipe)
+    rows = tmp_path / "dpo-train.jsonl"
+    rows.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
+    with pytest.raises(RecipeError, match=r"--allow-change data\.train_rows"):
+        train(recipe)
+    assert train(recipe, allow_change=["data.train_rows"]).steps == 2
+    assert cached() == ([11, 11], [])
 
 
 def no_such_row():

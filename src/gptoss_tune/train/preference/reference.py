@@ -70,6 +70,7 @@ class ReferencePass:
         seconds: That computing took; 0 where all was known.
         cached: Whether all was known.
         sha256: Of the values of each split.
+        computed_from: Of each split, all that its values depend on.
     """
 
     of: Reference
@@ -78,6 +79,7 @@ class ReferencePass:
     seconds: float
     cached: bool
     sha256: dict[str, str]
+    computed_from: dict[str, dict[str, Any]]
 
     def facts(self) -> dict[str, Any]:
         """Return what the run's record says."""
@@ -109,17 +111,20 @@ class ReferenceObserver(StepObserver):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the reference is, and the hashes of its values."""
-        return {"of": self._made.of, "sha256": self._made.sha256}
+        made = self._made
+        return {"of": made.of, "sha256": made.sha256, "computed_from": made.computed_from}
 
     def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
         """Compare with what the checkpoint was trained against.
 
         Raises:
-            CheckpointError: They differ.
+            CheckpointError: The values differ, and all that they depend on does not.
         """
         for split, known in self._made.sha256.items():
             before = state["sha256"].get(split)
-            if before != known:
+            # Other rows, another base or engine: allowed by its name, or refused before this.
+            same = state["computed_from"].get(split) == self._made.computed_from[split]
+            if same and before != known:
                 raise CheckpointError(
                     f"the run was trained against other log-probabilities of the reference (of "
                     f"{split}: {str(before)[:12]} there, {known[:12]} here: another GPU or other "
@@ -146,10 +151,11 @@ def with_reference(
     """
     found: dict[str, Dataset] = {}
     hashes: dict[str, str] = {}
+    computed_from: dict[str, dict[str, Any]] = {}
     rows = tokens = 0
     seconds = 0.0
     for split, dataset in datasets.items():
-        facts = _facts(context, of, dataset)
+        facts = computed_from[split] = _facts(context, of, dataset)
         key = cache_key(["reference", facts])
         took = _compute_once(context, model, of, dataset, split, key, facts)
         found[split], hashes[split] = _read(key, facts, dataset)
@@ -157,7 +163,7 @@ def with_reference(
         seconds += took
         rows += len(dataset)
         tokens += _tokens(dataset)
-    made = ReferencePass(of, rows, tokens, seconds, not seconds, hashes)
+    made = ReferencePass(of, rows, tokens, seconds, not seconds, hashes, computed_from)
     if made.cached:
         context.console.print(f"reference: {_NAMES[of]}, {rows:,} rows known from an earlier run")
     return found, made
