@@ -77,7 +77,7 @@ def test_a_signal_in_the_pass_loses_that_pass_alone(recipe_file, acting, tmp_pat
     acting(reference, "_token_losses", functools.partial(send, number), at=2)
     acting(reference, "_token_losses", functools.partial(send, number), at=6)
     for split, known in (("train", []), ("eval", [11])):
-        said = f"the reference reads {split} from the start again, the same command starts it"
+        said = f"the same command starts it again, and the reference reads {split} from the start"
         with pytest.raises(RunInterrupted, match=said) as stopped:
             train(recipe)
         assert stopped.value.exit_code == 75
@@ -160,7 +160,7 @@ def as_rank(recipe_file, overrides, log, what):
 @pytest.mark.parametrize(
     "what, codes, said",
     [
-        ("signal", [75, 75], "the reference reads train from the start again"),
+        ("signal", [75, 75], "the reference reads train from the start"),
         ("killed", [75, -9], "rank 1"),
         ("full", [3, 3], "log-probabilities of the reference cannot be written"),
     ],

@@ -225,7 +225,7 @@ def _compute_once(
         f"reference: {_NAMES[of]} reads {len(dataset):,} rows of {split} "
         f"({_tokens(dataset):,} tokens), once"
     )
-    with context.stop.losing(f"the reference reads {split} from the start again"):
+    with context.stop.beginning_again(f"the reference reads {split} from the start"):
         columns = {"reference": _pass(context, model, of, dataset)}
         if "kl_input_ids" in dataset.column_names:
             columns["kl_reference"] = _pass(context, model, of, dataset, mismatched)
