@@ -21,6 +21,8 @@ from gptoss_tune.train.preference import examples, reference
 from gptoss_tune.train.preference_trainer import KtoTrainer, PreferenceTrainer
 from gptoss_tune.train.run import train
 
+pytestmark = pytest.mark.slow
+
 ALONE = ["train.max_steps=1", "train.per_device_train_batch_size=4"]
 WITHOUT = ["data.eval=null", "train.eval_steps=null"]
 TWO = ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=2"]
@@ -156,7 +158,6 @@ def as_rank(recipe_file, overrides, log, what):
     run_command(lambda: train(load_recipe(recipe_file, overrides)), debug=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "what, codes, said",
     [
@@ -178,7 +179,6 @@ def test_ranks_end_together_in_the_pass_and_go_on(
     assert cached() == ([11], [])
 
 
-@pytest.mark.slow
 def test_files_that_changed_for_one_rank_cost_the_run_its_pairs_alone(
     recipe_file, on_ranks, tmp_path
 ):
@@ -203,7 +203,6 @@ def lines(run):
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_sigterm_in_a_step_saves_and_the_run_goes_on_bit_for_bit(
     preference_recipe, acting, tmp_path, method
