@@ -120,6 +120,7 @@ def plan(kills: int) -> list[tuple[str, str, int, Case]]:
     aims: dict[str, Aim] = {
         "any moment": _anywhere,
         "in the pass of the reference": _in_the_pass,
+        "in the steps": _in_the_steps,
         "inside a save": _in_a_save,
         "in an evaluation": _in_an_evaluation,
         "at the end": _at_the_end,
@@ -139,7 +140,7 @@ def plan(kills: int) -> list[tuple[str, str, int, Case]]:
 
 def selection() -> list[tuple[str, str, int, Case]]:
     """Return the few cases that a test can afford."""
-    return plan(5)
+    return plan(6)
 
 
 def kill(aim: Aim, bench: Bench, run: Path, chance: random.Random) -> list[Outcome]:
@@ -166,12 +167,20 @@ def _in_a_save(bench: Bench, run: Path, group: processes.Group, chance: random.R
     group.wait_or_not(chance.uniform(0, 0.03) * bench.whole_s)
 
 
+def _in_the_steps(bench: Bench, run: Path, group: processes.Group, chance: random.Random) -> None:
+    _after_line(run, chance.choice((1, 3, 5)), group)
+    group.wait_or_not(chance.uniform(0, 0.03) * bench.whole_s)
+
+
 def _in_an_evaluation(
     bench: Bench, run: Path, group: processes.Group, chance: random.Random
 ) -> None:
-    step = chance.choice((2, 4))
+    _after_line(run, chance.choice((2, 4)), group)
+    group.wait_or_not(chance.uniform(0, 0.02) * bench.whole_s)
+
+
+def _after_line(run: Path, step: int, group: processes.Group) -> None:
     wait_until(lambda: f'"step": {step}' in _text(run / "metrics.jsonl"), group)
-    group.wait_or_not(chance.uniform(0, 0.05) * bench.whole_s)
 
 
 def _at_the_end(bench: Bench, run: Path, group: processes.Group, chance: random.Random) -> None:
