@@ -76,7 +76,8 @@ class Bench:
         if result == self.expected:
             return Outcome("exact")
         differing = [s for s, v in self.expected.losses.items() if result.losses.get(s) != v]
-        return Outcome("silent", f"losses of steps {differing} differ, or the adapter does")
+        parts = [name for name, value in vars(result).items() if value != vars(self.expected)[name]]
+        return Outcome("silent", f"{', '.join(parts)} differ; losses of steps {differing}")
 
 
 def prepare(stack: Stack) -> Bench:

@@ -14,12 +14,14 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import cases
+import preferences
 import processes
 import stacks
 import surroundings
@@ -27,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 OUTCOMES = ("tried", "exact", "refused", "told", "silent", "human", "hung")
+GOOD = ("exact", "refused", "told")
 TITLES = {"human": "needs a human"}
 
 
@@ -122,7 +125,9 @@ def work_off(
                 row["seconds"] = round(time.monotonic() - begun, 1)
                 stream.write(json.dumps(row) + "\n")
             stream.flush()
-            shutil.rmtree(run, ignore_errors=True)
+            if all(outcome.kind in GOOD for outcome in found):  # else it is worth a look
+                for left in (run, run.with_name(f"{run.name}-cache")):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def run(
@@ -132,7 +137,7 @@ def run(
     stacks.prepare(work)
     processes.settle()
     pairs = {(stack, ranks) for _, stack, ranks, _ in wanted}
-    kinds = {stacks.Ours.name: stacks.Ours, stacks.PlainTrl.name: stacks.PlainTrl}
+    kinds = {kind.name: kind for kind in (stacks.Ours, stacks.PlainTrl, preferences.Preferences)}
     benches = {(s, r): cases.prepare(kinds[s](work, r)) for s, r in sorted(pairs)}
     numbered = list(enumerate(wanted))
     random.Random(seed).shuffle(numbered)
@@ -145,6 +150,8 @@ def run(
             try:
                 work_off(numbered[job::jobs], benches, work, seed, out)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         pids.append(pid)
@@ -172,11 +179,11 @@ def table(rows: list[dict]) -> Table:
     return drawn
 
 
-def markdown(rows: list[dict], conditions: str) -> str:
-    """Return the table as a page, with its conditions and what was said where it went wrong."""
+def markdown(rows: list[dict], title: str, conditions: str) -> str:
+    """Return the table as a page, with its title and conditions."""
     found = counts(rows)
     names = [TITLES.get(name, name) for name in OUTCOMES]
-    lines = ["# Faults", "", conditions, ""]
+    lines = [title, "", conditions, ""]
     lines += [f"| fault | stack | {' | '.join(names)} |", f"|---|---|{'---:|' * len(names)}"]
     for (fault, stack), counter in sorted(found.items()):
         figures = " | ".join(str(counter[name] or "") for name in OUTCOMES)
@@ -188,9 +195,32 @@ def markdown(rows: list[dict], conditions: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def conditions(chosen: argparse.Namespace, cases_run: int, minutes: float) -> str:
+    """Return how the cases were run, and what counts as what."""
+    import torch
+    import transformers
+    import trl
+
+    method = "" if chosen.method == "sft" else f"--method {chosen.method} "
+    compared = "every loss and the adapter are"
+    if chosen.method == "dpo":
+        compared = "adapter, lines of metrics (but for what is measured) and `pairs.json` are"
+    return (
+        f"`python tests/faults/run_faults.py {method}--kills {chosen.kills} --seed {chosen.seed} "
+        f"--jobs {chosen.jobs}` on {os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}: "
+        f"{cases_run} cases in {minutes:.0f} minutes. Python {platform.python_version()}, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}, TRL {trl.__version__}, "
+        f"gloo; a gpt-oss with one layer and random weights, {stacks.STEPS} steps, a checkpoint "
+        f"every {stacks.SAVE_STEPS}. After the fault the same command is given once more, and "
+        f"{compared} compared with those of a run without a fault. Refused: named and not used. "
+        "Told: an exact adapter, with the lines of metrics that are lost named."
+    )
+
+
 def main() -> None:
     """Read the arguments, run, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", choices=("sft", "dpo"), default="sft", help="of our runs")
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs of our runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
@@ -208,32 +238,24 @@ def main() -> None:
     begun = time.monotonic()
     stacks.TIMEOUT_S = chosen.timeout
     wanted = selection() if chosen.selection else plan(chosen.kills, chosen.peers)
+    if chosen.method == "dpo":
+        wanted = preferences.selection() if chosen.selection else preferences.plan(chosen.kills)
     wanted = [case for case in wanted if chosen.only in f"{case[0]} / {case[1]}"]
     rows = run(wanted, chosen.seed, chosen.jobs, chosen.work)
     if chosen.json:
         chosen.json.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for path in chosen.join:
         rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    import torch
-    import transformers
-    import trl
-
-    conditions = (
-        f"`python tests/faults/run_faults.py --kills {chosen.kills} --seed {chosen.seed}` on "
-        f"{os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}: {len(rows)} cases in "
-        f"{(time.monotonic() - begun) / 60:.0f} minutes. Python {platform.python_version()}, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}, TRL {trl.__version__}, "
-        f"gloo; a gpt-oss with one layer and random weights, {stacks.STEPS} steps, a checkpoint "
-        f"every {stacks.SAVE_STEPS}. After the fault the same command is given once more, and "
-        "every loss and the adapter are compared with those of a run without a fault. Refused: "
-        "named and not used. Told: an exact adapter, with the lines of metrics that are lost named."
-    )
     if chosen.markdown:
-        chosen.markdown.write_text(markdown(rows, conditions), encoding="utf-8")
+        said = conditions(chosen, len(rows), (time.monotonic() - begun) / 60)
+        title = "# Faults"
+        if chosen.method == "dpo":
+            title, said = "## Preferences", f"{said} {preferences.met(rows)}"
+        chosen.markdown.write_text(markdown(rows, title, said), encoding="utf-8")
     console = Console()
     console.print(table(rows))
     for row in rows:
-        if row["kind"] not in ("exact", "refused", "told") and row["stack"] == stacks.Ours.name:
+        if row["kind"] not in GOOD and row["stack"] == stacks.Ours.name:
             console.print(f"{row['fault']}, {row['ranks']} ranks: {row['kind']}: {row['note']}")
 
 

@@ -175,6 +175,7 @@ def prepare(work: Path) -> None:
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.testing.tiny import tiny_checkpoint
     from gptoss_tune.train import methods, run
+    from gptoss_tune.train.preference import examples
 
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -184,4 +185,5 @@ def prepare(work: Path) -> None:
     # The objects that each run would read from the same file, without the seconds it takes.
     tokenizer(work / "base")
     words = load_vocabulary(work / "base")
-    run.load_vocabulary = methods.load_vocabulary = lambda path: words
+    for module in (run, methods, examples):
+        module.load_vocabulary = lambda path: words

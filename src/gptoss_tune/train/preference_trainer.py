@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.distributed import sum_over_ranks
+from gptoss_tune.model.sharding import gather_nothing
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.preference.answers import answers_of, take
@@ -113,8 +114,8 @@ class KtoTrainer(PreferenceTrainer):
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, with the KL term of the whole held-out set."""
         kept = self._kl()
-        self._estimate(dataloader, "eval")
         try:
+            self._estimate(dataloader, "eval")
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self._set_kl(kept)
@@ -156,10 +157,12 @@ class KtoTrainer(PreferenceTrainer):
                 total[0] += (answers.logps - answers.reference).sum()
                 # One that was cut before its first counted token says nothing.
                 total[1] += (rest["positions"] >= 0).any(1).sum()
-                if mode == "eval":  # a signal leaves this half of an evaluation as the other
+                if mode == "eval":  # as long as the evaluation, and left as one at a signal
                     self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         finally:
             model.train(training)
+            if mode == "eval":  # in training the step's forward pass follows
+                gather_nothing(model)
         total = sum_over_ranks(total)
         kl = (total[0] / total[1].clamp(min=1)).clamp(min=0)
         self._set_kl(kl)

@@ -1,4 +1,9 @@
-"""Rows of answers as a rendered data set has them, made by hand for a model of 97 words."""
+"""Rows of answers: as a rendered data set has them, for a model of 97 words; and recipes of them.
+
+Those of ``preference_recipe`` are files for the tiny base: 11 rows of one rule, and 3 held out.
+"""
+
+import json
 
 import numpy as np
 import pytest
@@ -65,3 +70,58 @@ def labelled_samples():
 @pytest.fixture
 def packed_row():
     return pack
+
+
+def answered(number, side):
+    said = {"chosen": "Yes, gladly" + ", yes" * (number % 4), "rejected": "No" * (number % 3 + 1)}
+    thought = {"thinking": f"Number {number}."} if number % 2 else {}
+    return [{"role": "assistant", "content": said[side], **thought}]
+
+
+def pair(number):
+    """Return a pair; lengths differ, and every second has thoughts."""
+    effort = {} if number % 2 else {"reasoning_effort": "low"}
+    prompt = {"prompt": "Please? " * (number % 3 + 1) + str(number)}
+    return {**prompt, **{s: answered(number, s) for s in ("chosen", "rejected")}, **effort}
+
+
+def label(number):
+    """Return one answer of the pair, as a good or a bad one."""
+    side = ("chosen", "rejected")[number // 2 % 2]
+    row = pair(number)
+    kept = {name: row[name] for name in ("prompt", "reasoning_effort") if name in row}
+    return {**kept, "completion": row[side], "label": side == "chosen"}
+
+
+@pytest.fixture(scope="session")
+def preference_recipe(base):
+    """Return a function that writes data and recipe of ``dpo`` or ``kto`` into a folder."""
+
+    def write(folder, method):
+        make = label if method == "kto" else pair
+        files = {}
+        for split, numbers in (("train", range(11)), ("eval", range(11, 14))):
+            files[split] = folder / f"{method}-{split}.jsonl"
+            files[split].write_text("".join(json.dumps(make(n)) + "\n" for n in numbers))
+        more = "beta: 0.5" if method == "kto" else "sft_weight: 0.2"
+        path = folder / f"{method}.yaml"
+        path.write_text(
+            f"""
+model: {{name_or_path: {base}, dtype: float32}}
+lora: {{rank: 4, expert_rank: 2}}
+method: {{name: {method}, {more}}}
+data: {{train: {files["train"]}, eval: {files["eval"]}, max_length: 512}}
+guard: {{check_steps: 0}}
+train:
+  output_dir: {folder / "unnamed"}
+  max_steps: 4
+  save_steps: 2
+  eval_steps: 2
+  save_total_limit: 3
+  learning_rate: 5e-3
+  activation_checkpointing: none
+"""
+        )
+        return path
+
+    return write

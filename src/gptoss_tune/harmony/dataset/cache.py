@@ -49,7 +49,13 @@ def cache_key(parts: Any) -> str:
     return digest_of(parts)[:32]
 
 
-def built_once(key: str, build: Callable[[Path], None], *, private: bool = False) -> Path:
+def built_once(
+    key: str,
+    build: Callable[[Path], None],
+    *,
+    private: bool = False,
+    what: str = "the rendered data",
+) -> Path:
     """Return the folder of ``key``; ``build`` fills an empty one when it is not there yet.
 
     Args:
@@ -57,6 +63,7 @@ def built_once(key: str, build: Callable[[Path], None], *, private: bool = False
         build: Writes the files of the folder.
         private: Whether what it is built from is kept from other users of the machine; so is the
             folder then, whoever built it.
+        what: Of what the folder is, a plural, for messages.
 
     Raises:
         MachineError: The cache cannot be written.
@@ -75,7 +82,7 @@ def built_once(key: str, build: Callable[[Path], None], *, private: bool = False
             place.chmod(_PRIVATE_FOLDER)
     except OSError as error:
         raise MachineError(
-            f"{root}: the rendered data cannot be written ({error.strerror or error}); free some "
+            f"{root}: {what} cannot be written ({error.strerror or error}); free some "
             "space, or point XDG_CACHE_HOME to another disk"
         ) from error
     return place

@@ -5,7 +5,8 @@ kill. Unhandled, each ends a process at once.
 
 What a signal does depends on where the run is:
 
-- before the first step nothing is worth keeping yet: the run ends at once;
+- before the first step nothing is worth keeping yet: the run ends at once, and says so if more than
+  seconds of work are lost (``beginning_again``);
 - between the first step and the last it sets a flag. At the end of each step the flags of all ranks
   are added up, so that one signal to any rank stops all of them at the same step, and the
   checkpoint is the one an ordinary save would have written;
@@ -21,9 +22,11 @@ step: such a checkpoint cannot be continued exactly.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -61,6 +64,7 @@ class StopOnSignal(TrainerCallback):
         self._once = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
+        self._begins_again: str | None = None
 
     def __enter__(self) -> StopOnSignal:
         """Take over the signals; Python allows that only in the main thread."""
@@ -84,10 +88,23 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
         self._previous = {}
         if isinstance(error, _StoppedAtOnce):
-            raise RunInterrupted(
-                "a signal ended the run before its next step; nothing was lost, the same command "
-                "starts it again where it stands"
-            ) from None
+            after = (
+                "nothing was lost, the same command starts it again where it stands"
+                if self._begins_again is None
+                else f"the same command starts it again, and {self._begins_again}"
+            )
+            raise RunInterrupted(f"a signal ended the run before its next step; {after}") from None
+
+    @contextlib.contextmanager
+    def beginning_again(self, what: str) -> Iterator[None]:
+        """Do work that a signal costs, and then say so; the first Ctrl-C is one like the others.
+
+        Args:
+            what: The next start does, as the end of a sentence.
+        """
+        self._begins_again = what
+        yield
+        self._begins_again = None
 
     @property
     def requested(self) -> bool:
@@ -126,7 +143,8 @@ class StopOnSignal(TrainerCallback):
             os.kill(os.getpid(), number)
             return
         self._signals += 1
-        if number == signal.SIGINT and (self._signals > self._once or self._loading):
+        at_once = self._loading and self._begins_again is None
+        if number == signal.SIGINT and (self._signals > self._once or at_once):
             raise KeyboardInterrupt
         self._requested = True
         if self._loading:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from openai_harmony import HarmonyError, Role, StreamableParser
 
-from gptoss_tune.distributed import Ranks
+from gptoss_tune.display import visible
+from gptoss_tune.distributed import Ranks, gather_over_ranks
 from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.evaluate.generate import without_adapters
 from gptoss_tune.files.atomic import write_text
@@ -49,6 +50,7 @@ def write_examples(trainer: MethodTrainer, context: RunContext) -> None:
     recipe, vocabulary = context.recipe, load_vocabulary(context.base.path)
     split = "eval" if held_out else "train"
     numbers = _first_rows(dataset)
+    places, said = iter(()), None
     try:
         places = iter(
             row_sources(
@@ -60,8 +62,12 @@ def write_examples(trainer: MethodTrainer, context: RunContext) -> None:
                 split=split,
             )
         )
-    except GptossTuneError as error:  # the files are others than when the run began
-        context.console.print(f"no pairs are written: {error}")
+    except (GptossTuneError, IndexError) as error:
+        said = f"the files are others than when the run began ({error})"
+    # They may be so on one machine alone, and a spread model needs all ranks.
+    wrong = [one for one in gather_over_ranks(said) if one is not None]
+    if wrong:
+        context.console.print(visible(f"no pairs are written: {wrong[0]}"), markup=False)
         return
     model: Any = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     training = model.training

@@ -7,32 +7,30 @@ data, under the hashes of the rows, the base, the adapter and the code that comp
 found there is used only if its files are whole and it says that it belongs to these; a run's
 checkpoints remember the values, so a continuation never goes on with others.
 
-Each rank computes its share; every machine keeps its own copy.
+Each rank computes its share; every machine keeps its own copy, and all have the same.
 """
 
 from __future__ import annotations
 
-import json
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.distributed import gather_over_ranks, sum_over_ranks
+from gptoss_tune import __version__
+from gptoss_tune.distributed import gather_over_ranks
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.evaluate.generate import without_adapters
 from gptoss_tune.files.digest import sha256_of
-from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.harmony.dataset.cache import built_once, cache_folder, cache_key, state_of
+from gptoss_tune.harmony.dataset.cache import cache_folder, cache_key, state_of
 from gptoss_tune.model.build import engines
 from gptoss_tune.model.initial_adapter import initial_adapter_folder
 from gptoss_tune.model.sharding import gather_nothing, is_sharded
@@ -43,7 +41,14 @@ from gptoss_tune.train.data.sampler import FILLER, DatasetWithFiller, batches_of
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.preference.answers import take
 from gptoss_tune.train.preference.collator import PreferenceCollator, mismatched
-from gptoss_tune.train.resume.fingerprint import rows_hash
+from gptoss_tune.train.preference.reference_cache import (
+    copied,
+    keep,
+    read,
+    refuse_differing,
+    write,
+)
+from gptoss_tune.train.resume.fingerprint import device_name, rows_hash
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -54,8 +59,6 @@ if TYPE_CHECKING:
 
 LAYOUT = 2
 """Number of the files' layout and of the way they are computed."""
-_FACTS, _VALUES = "reference.json", "reference.arrow"
-_ROWS_A_BATCH = 256
 _SAY_EVERY_S = 30.0
 
 
@@ -70,7 +73,7 @@ class ReferencePass:
         seconds: That computing took; 0 where all was known.
         cached: Whether all was known.
         sha256: Of the values of each split.
-        made_of: What those of each split depend on.
+        computed_from: Of each split, all that its values depend on.
     """
 
     of: Reference
@@ -79,7 +82,7 @@ class ReferencePass:
     seconds: float
     cached: bool
     sha256: dict[str, str]
-    made_of: dict[str, dict[str, Any]]
+    computed_from: dict[str, dict[str, Any]]
 
     def facts(self) -> dict[str, Any]:
         """Return what the run's record says."""
@@ -112,7 +115,7 @@ class ReferenceObserver(StepObserver):
     def state_dict(self) -> dict[str, Any]:
         """Return what the reference is, the hashes of its values, and what they depend on."""
         made = self._made
-        return {"of": made.of, "sha256": made.sha256, "made_of": made.made_of}
+        return {"of": made.of, "sha256": made.sha256, "computed_from": made.computed_from}
 
     def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
         """Compare with what the checkpoint was trained against.
@@ -124,15 +127,14 @@ class ReferenceObserver(StepObserver):
             CheckpointError: They differ, and nothing that was allowed to change explains it.
         """
         for split, known in self._made.sha256.items():
-            before, of = state["sha256"].get(split), state["made_of"].get(split)
-            changed = of is None or _compared_by_name(of) != _compared_by_name(
-                self._made.made_of[split]
-            )
+            before, of = state["sha256"].get(split), state["computed_from"].get(split)
+            now = self._made.computed_from[split]
+            changed = of is None or _compared_by_name(of) != _compared_by_name(now)
             if before != known and not changed:
                 raise CheckpointError(
                     f"the run was trained against other log-probabilities of the reference (of "
-                    f"{split}: {str(before)[:12]} there, {known[:12]} here: another GPU or other "
-                    "libraries computed them); copy the cached ones from where it was begun to "
+                    f"{split}: {str(before)[:12]} there, {known[:12]} here: another machine "
+                    "computed them); copy the cached ones from where it was begun to "
                     f"{cache_folder()}, or begin a new run"
                 )
 
@@ -151,28 +153,23 @@ def with_reference(
     Raises:
         CheckpointError: What is cached is damaged, belongs to other rows or another reference, or
             is not the same on all machines.
+        MachineError: The cache cannot be written.
     """
     found: dict[str, Dataset] = {}
     hashes: dict[str, str] = {}
-    made_of: dict[str, dict[str, Any]] = {}
+    computed_from: dict[str, dict[str, Any]] = {}
     rows = tokens = 0
     seconds = 0.0
     for split, dataset in datasets.items():
-        facts = _facts(context, of, dataset)
+        facts = computed_from[split] = _facts(context, of, dataset)
         key = cache_key(["reference", facts])
         took = _compute_once(context, model, of, dataset, split, key, facts)
-        found[split], hashes[split] = _read(key, facts, dataset)
-        made_of[split] = facts
+        found[split], hashes[split] = read(key, facts, dataset)
+        refuse_differing(split, key, hashes[split])
         seconds += took
         rows += len(dataset)
         tokens += _tokens(dataset)
-    if any(other != hashes for other in gather_over_ranks(hashes)):
-        raise CheckpointError(
-            f"{cache_folder()}: the reference's log-probabilities are not the same on all machines "
-            "of this run, some of which had them from an earlier one; copy the folders of those "
-            "that had, or remove them, and they are computed again"
-        )
-    made = ReferencePass(of, rows, tokens, seconds, not seconds, hashes, made_of)
+    made = ReferencePass(of, rows, tokens, seconds, not seconds, hashes, computed_from)
     if made.cached:
         context.console.print(f"reference: {_NAMES[of]}, {rows:,} rows known from an earlier run")
     return found, made
@@ -208,8 +205,17 @@ def _facts(context: RunContext, of: Reference, dataset: Dataset) -> dict[str, An
         "reference": of,
         "adapter": adapter,
         "precision": [model.dtype, model.experts_precision, model.linear_precision],
-        "code": [context.device.type, *(f"{name} {code}" for name, code in chosen.items())],
+        "code": [
+            str(device_name(context.device)),
+            *(f"{name} {code}" for name, code in chosen.items()),
+            *(f"{name} {version}" for name, version in _versions(context.device).items()),
+        ],
     }
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    names = ["torch", "transformers", *(["triton"] if device.type == "cuda" else [])]
+    return {"gptoss-tune": __version__, **{name: metadata.version(name) for name in names}}
 
 
 def _compute_once(
@@ -221,15 +227,23 @@ def _compute_once(
     key: str,
     facts: dict[str, Any],
 ) -> float:
-    """Fill the cache where a machine lacks it; return the seconds that took, 0 for none."""
-    state = state_of(key)
-    if state == "damaged":
+    """Fill the cache where a machine lacks it; return the seconds that computing took, 0 for none.
+
+    What another machine of the run has is copied from there: values that are computed again may
+    have other bits.
+    """
+    states = gather_over_ranks((state_of(key), str(cache_folder() / key)))
+    damaged = sorted({place for state, place in states if state == "damaged"})
+    if damaged:
         raise CheckpointError(
-            f"{cache_folder() / key}: the reference's log-probabilities are damaged; remove the "
+            f"{', '.join(damaged)}: the reference's log-probabilities are damaged; remove the "
             "folder, and they are computed again"
         )
-    missing = torch.tensor(float(state == "missing"), device=context.device)
-    if not sum_over_ranks(missing):
+    holders = [rank for rank, (state, _) in enumerate(states) if state == "whole"]
+    if len(holders) == len(states):
+        return 0.0
+    if holders:
+        keep(context.state, key, dataset, copied(key, holders[0]))
         return 0.0
     started = time.monotonic()
     context.console.print(
@@ -237,24 +251,17 @@ def _compute_once(
         f"({_tokens(dataset):,} tokens), once"
     )
     lengths = np.asarray(dataset["length"])
-    columns = {"reference": _pass(context, model, of, dataset, lengths)}
-    if "kl_input_ids" in dataset.column_names:
-        lengths = _kl_lengths(dataset)
-        columns["kl_reference"] = _pass(context, model, of, dataset, lengths, mismatched)
-
-    def build(folder: Path) -> None:
-        _write(folder, columns, facts)
-
-    with context.state.local_main_process_first():
-        built_once(key, build, private=_is_private(dataset))
+    with context.stop.beginning_again(f"the reference reads {split} from the start"):
+        columns = {"reference": _pass(context, model, of, dataset, lengths)}
+        if "kl_input_ids" in dataset.column_names:
+            lengths = _kl_lengths(dataset)
+            columns["kl_reference"] = _pass(context, model, of, dataset, lengths, mismatched)
+        keep(context.state, key, dataset, partial(write, columns=columns, facts=facts))
     seconds = time.monotonic() - started
     rate = _tokens(dataset) / max(seconds, 1e-9)
     context.console.print(f"reference: {split} known after {seconds:.1f} s, {rate:,.0f} tok/s")
     # All ranks and the record say the same.
-    shared = [seconds]
-    if context.state.num_processes > 1:
-        broadcast_object_list(shared)
-    return shared[0]
+    return gather_over_ranks(seconds)[0]
 
 
 def _pass(
@@ -317,49 +324,6 @@ def _token_losses(
             return model(**forward, use_cache=False).token_losses
         with without_adapters(model):
             return model(**forward, use_cache=False).token_losses
-
-
-def _write(folder: Path, columns: dict[str, list[np.ndarray]], facts: dict[str, Any]) -> None:
-    schema = pa.schema({name: pa.list_(pa.float32()) for name in columns})
-    rows = len(columns["reference"])
-    with (
-        pa.OSFile(str(folder / _VALUES), "wb") as sink,
-        pa.ipc.new_stream(sink, schema) as writer,
-    ):
-        for first in range(0, rows, _ROWS_A_BATCH):
-            part = {
-                name: pa.array(values[first : first + _ROWS_A_BATCH], pa.list_(pa.float32()))
-                for name, values in columns.items()
-            }
-            writer.write_batch(pa.RecordBatch.from_pydict(part, schema=schema))
-    (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _read(key: str, facts: dict[str, Any], dataset: Dataset) -> tuple[Dataset, str]:
-    """Return the rows with the cached columns, and the hash of their values.
-
-    Raises:
-        CheckpointError: The folder is of something else.
-    """
-    from datasets import Dataset, concatenate_datasets
-
-    folder = cache_folder() / key
-    said = read_object(folder / _FACTS)
-    if said != facts:
-        differs = [name for name in facts if said.get(name) != facts[name]]
-        raise CheckpointError(
-            f"{folder}: these log-probabilities of a reference belong to something else (they "
-            f"differ in {', '.join(differs)}); remove the folder, and they are computed again"
-        )
-    values: Any = Dataset.from_file(str(folder / _VALUES))
-    joined: Any = concatenate_datasets([dataset, values], axis=1)
-    return joined, sha256_of(folder / _VALUES)
-
-
-def _is_private(dataset: Dataset) -> bool:
-    """Return whether the rendered rows are kept from other users of the machine."""
-    folders = [Path(file["filename"]).parent for file in dataset.cache_files]
-    return not all(folder.stat().st_mode & stat.S_IROTH for folder in folders)
 
 
 def _tokens(dataset: Dataset) -> int:
