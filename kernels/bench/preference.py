@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import torch
 from measure import environment
-from preference_sides import VARIANTS, Case, Seen, prepare
+from preference_sides import VARIANTS, Case, Seen, prepare, run
 
 from gptoss_tune.train.entrypoint import quiet_libraries
 
@@ -59,7 +61,7 @@ def main() -> int:
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=4, help="in every step")
-    parser.add_argument("--steps", type=int, default=8, help="of which all after 3 are timed")
+    parser.add_argument("--steps", type=int, default=6, help="of which all after 3 are timed")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--data", default=str(REPOSITORY / "data/preferences/pairs.jsonl"))
@@ -82,21 +84,19 @@ def main() -> int:
     )
     quiet_libraries()
     print(head(case), flush=True)
+    runs: list[Seen] = []
+    seen: list[Seen] = []
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), case)
-        runs = [
-            measured(Path(folder), variant)
-            for _ in range(arguments.rounds)
-            for variant in arguments.variants
-        ]
-    seen = [joined([one for one in runs if one.variant == name]) for name in arguments.variants]
-    print("\n".join(["", *table(seen), "", *ratios(seen), ""]))
-    worst = list(disagreements(seen))
-    for line, _ in worst:
-        print(line)
+        forked(Path(folder, "log.txt"), prepare, Path(folder), case)
+        for _ in range(arguments.rounds):
+            runs += [measured(Path(folder), variant) for variant in arguments.variants]
+            by_variant = ([r for r in runs if r.variant == name] for name in arguments.variants)
+            seen = [joined(own) for own in by_variant]
+            told = (line for line, _ in disagreements(seen))
+            print("\n".join(["", *table(seen), "", *ratios(seen), "", *told, ""]), flush=True)
     if arguments.json:
         print(json.dumps({"preference": [vars(one) for one in seen]}))
-    return int(not all(right for _, right in worst))
+    return int(not all(right for _, right in disagreements(seen)))
 
 
 def head(case: Case) -> str:
@@ -110,23 +110,40 @@ def head(case: Case) -> str:
 
 
 def measured(folder: Path, variant: str) -> Seen:
-    """Run a variant in a process and with caches of its own."""
-    script = Path(__file__).with_name("preference_sides.py")
-    with tempfile.TemporaryDirectory() as cache:
-        own = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": cache, "HF_HOME": cache}
-        own |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-        done = subprocess.run(
-            [sys.executable, str(script), str(folder), variant],
-            env=os.environ | own,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        raise SystemExit(f"{variant} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    seen = Seen(**json.loads(done.stdout.splitlines()[-1])["seen"])
+    """Run a variant in a process of its own and return what it showed."""
+    seen: Seen = forked(folder / "log.txt", run, folder, variant)
     print(f"{NAMES[variant]}: {statistics.median(seen.seconds):.1f} s a step", flush=True)
     return seen
+
+
+def forked(log: Path, target: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what ``target`` gives in a child that has the imports; what it says is in ``log``.
+
+    The parent computes nothing with torch, whose threads would not live on in a child.
+
+    Raises:
+        SystemExit: The child ended without an answer.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(log, sender, target, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise SystemExit(f"no figures:\n{log.read_text(encoding='utf-8')}") from None
+    finally:
+        process.join()
+
+
+def _answer(log: Path, sender: Any, target: Callable[..., Any], arguments: Any) -> None:
+    with log.open("w", encoding="utf-8") as said, tempfile.TemporaryDirectory() as cache:
+        for stream in (1, 2):
+            os.dup2(said.fileno(), stream)
+        os.environ |= {"XDG_CACHE_HOME": cache, "OMP_NUM_THREADS": "1"}
+        torch.set_num_threads(1)
+        sender.send(target(*arguments))
 
 
 def joined(runs: Sequence[Seen]) -> Seen:

@@ -1,36 +1,40 @@
 """One side of ``preference.py``: a run of a few steps, ours or TRL's, and what it took.
 
-    python kernels/bench/preference_sides.py FOLDER VARIANT
-
-``prepare`` made the folder. Both sides are run as a user runs them, ours with everything that a run
-has (guard, metrics, run record), and watched through the same callback: the first step warms up,
-the second one has every tensor followed, the third one shows the process's memory, and the others
-are timed.
+``prepare`` makes the folder that ``run`` reads. Both sides are run as a user runs them, ours with
+everything that a run has (guard, metrics, run record), and watched through the same callback: the
+first step warms up, the second one has every tensor followed, the third one shows the process's
+memory, and the others are timed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
-import re
-import sys
 import time
-import weakref
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import trl.trainer.utils as trl_utils
+from accelerate.utils import set_seed
+from datasets import Dataset
+from measure import Alive, keep_memory, resident
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, Mxfp4Config, TrainerCallback
+from trl import DPOConfig, DPOTrainer
 
+from gptoss_tune.harmony.dataset.kinds import kind_of
+from gptoss_tune.harmony.dataset.load import load_dataset
+from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
+from gptoss_tune.model.lora import lora_config
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.testing.measured import resident_bytes
 from gptoss_tune.testing.tiny import tiny_checkpoint
-from gptoss_tune.train.entrypoint import quiet_libraries
+from gptoss_tune.train.run import train
+from gptoss_tune.train.trainer import save_adapter
+from gptoss_tune.train.trl_config import training_tokenizer
 from gptoss_tune.weights import open_checkpoint
 
 TRL = ("trl", "trl-precomputed", "trl-counted", "trl-started")
@@ -110,35 +114,6 @@ class Seen:
     tokens: int = 0
 
 
-class Alive(TorchDispatchMode):
-    """Bytes of the storages made inside and not yet freed, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.follow(tensor.untyped_storage())
-        return out
-
-    def follow(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.gone, key, size)
-
-    def gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
 class Watch(TrainerCallback):
     """Takes the time and the peaks of steps, and reads their figures; the same for both sides."""
 
@@ -162,7 +137,7 @@ class Watch(TrainerCallback):
         if step == COUNTED:
             self.alive.__enter__()
         elif step == RESIDENT:
-            ctypes.CDLL(None).malloc_trim(0)  # or what earlier steps left would hide the peak
+            keep_memory(False)  # or what earlier steps left would hide the peak
             Path("/proc/self/clear_refs").write_text("5")
             self.before = resident("VmRSS")
 
@@ -173,6 +148,7 @@ class Watch(TrainerCallback):
             self.seen.tensors = self.alive.peak
         elif step == RESIDENT:
             self.seen.resident = resident("VmHWM") - self.before
+            keep_memory(True)
         elif step > RESIDENT:
             self.seen.seconds.append(now[0] - self.ended[0])
             self.seen.cpu_seconds.append(now[1] - self.ended[1])
@@ -208,19 +184,8 @@ def follow_passes(model: Any, watch: Watch) -> None:
     model.register_forward_hook(after, with_kwargs=True)
 
 
-def resident(name: str) -> int:
-    """Return a line of this process's status in bytes."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
-
-
 def prepare(folder: Path, case: Case) -> None:
     """Write what every run reads: base, pairs as text and as token ids, two adapters."""
-    from accelerate.utils import set_seed
-
-    from gptoss_tune.train.trainer import save_adapter
-
     (folder / "case.json").write_text(json.dumps(asdict(case)), encoding="utf-8")
     base = tiny_checkpoint(
         folder / "base",
@@ -257,10 +222,6 @@ def is_plain(row: dict[str, Any]) -> bool:
 
 def rendered(folder: Path, case: Case, *, packed: bool) -> Any:
     """Return the rows that our side trains on."""
-    from gptoss_tune.harmony.dataset.kinds import kind_of
-    from gptoss_tune.harmony.dataset.load import load_dataset
-    from gptoss_tune.harmony.vocabulary import load_vocabulary
-
     recipe = recipe_of(folder, case, "ours-packed" if packed else "ours")
     vocabulary, kind = load_vocabulary(folder / "base"), kind_of(recipe.method)
     return load_dataset(
@@ -315,18 +276,21 @@ def run(folder: Path, variant: str) -> Seen:
     prompts = 2 * sum(len(pair["prompt_ids"]) for pair in pairs)
     chosen = sum(len(pair["chosen_ids"]) for pair in pairs)
     seen.tokens = prompts + chosen + sum(len(pair["rejected_ids"]) for pair in pairs)
-    if variant in TRL:
-        run_trl(folder, case, pairs, variant, Watch(seen))
-    else:
-        run_ours(folder, case, variant, Watch(seen))
+    keep_memory(True)
+    try:
+        if variant in TRL:
+            run_trl(folder, case, pairs, variant, Watch(seen))
+        else:
+            run_ours(folder, case, variant, Watch(seen))
+    finally:
+        keep_memory(False)
+    if variant in OURS:
         # Theirs is the mean of answers, ours of tokens.
         seen.chosen = [value * chosen / case.pairs for value in seen.chosen]
     return seen
 
 
 def run_ours(folder: Path, case: Case, variant: str, watch: Watch) -> None:
-    from gptoss_tune.train.run import train
-
     output = f"{variant}-{time.monotonic_ns()}"
     done = train(recipe_of(folder, case, variant, output), callbacks=[watch])
     record = json.loads((done.folder / "run.json").read_text(encoding="utf-8"))
@@ -335,15 +299,6 @@ def run_ours(folder: Path, case: Case, variant: str, watch: Watch) -> None:
 
 def run_trl(folder: Path, case: Case, pairs: Any, variant: str, watch: Watch) -> None:
     """Run ``DPOTrainer`` on the expanded model in transformers' own classes, with PEFT."""
-    import trl.trainer.utils as trl_utils
-    from datasets import Dataset
-    from peft import PeftModel, set_peft_model_state_dict
-    from transformers import AutoModelForCausalLM, Mxfp4Config
-    from trl import DPOConfig, DPOTrainer
-
-    from gptoss_tune.model.lora import lora_config
-    from gptoss_tune.train.trl_config import training_tokenizer
-
     if variant == "trl-counted":
         # On a CPU their head takes every position; this is their path of a GPU, which skips those
         # without a label.
@@ -403,16 +358,3 @@ def run_trl(folder: Path, case: Case, pairs: Any, variant: str, watch: Watch) ->
         missed = set_peft_model_state_dict(trainer.model, factors)
         assert not missed.unexpected_keys
     trainer.train()
-
-
-def main() -> int:
-    folder, variant = sys.argv[1:]
-    quiet_libraries()
-    torch.set_num_threads(1)
-    seen = run(Path(folder), variant)
-    print("\n" + json.dumps({"seen": asdict(seen)}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
