@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--intermediate", type=int, default=192)
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=4, help="in every step")
+    parser.add_argument("--pairs", type=int, default=2, help="in every step")
     parser.add_argument("--steps", type=int, default=6, help="of which all after 3 are timed")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
