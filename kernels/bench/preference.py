@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from measure import environment
-from preference_sides import VARIANTS, Case, Seen, prepare, run
+from rivals.preference_sides import VARIANTS, Case, Seen, prepare, run
 
 from gptoss_tune.train.entrypoint import quiet_libraries
 

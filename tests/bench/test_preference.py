@@ -1,9 +1,9 @@
 """The bench of preference steps: both sides of one small round compute the same."""
 
 import preference
-import preference_sides
 import pytest
-from preference_sides import Case, Seen
+from rivals import preference_sides
+from rivals.preference_sides import Case, Seen
 
 
 def seen(variant, margin=0.5, seconds=(2.0, 1.0)):

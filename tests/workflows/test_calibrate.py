@@ -315,3 +315,13 @@ def test_a_calibrated_preference_is_held_to_the_reference_it_was_trained_against
     )
     recipe = Calibration(tmp_path, str(rows), 5, tmp_path / "out").recipe(None, None)
     assert recipe.lora.init_from and recipe.method.reference == "base"
+
+
+def test_a_run_held_to_the_adapter_it_started_from_is_not_calibrated(tmp_path, rows):
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {name_or_path: base}\nlora: {init_from: first}\nmethod: {name: dpo}\n"
+        f"data: {{train: {rows}}}\ntrain: {{output_dir: run, max_steps: 3}}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(RecipeError, match=r"against the adapter .* lora\.merge_aware: true"):
+        Calibration(tmp_path, str(rows), 5, tmp_path / "out").recipe(None, None)

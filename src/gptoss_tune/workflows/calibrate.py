@@ -58,8 +58,9 @@ class Calibration:
         Raises:
             RecipeError: The run's recipe cannot be read, or cannot be trained merge-aware.
             DataError: There is no such data.
+            RecipeError: The run was held to the adapter that it started from.
         """
-        from gptoss_tune.errors import DataError
+        from gptoss_tune.errors import DataError, RecipeError
         from gptoss_tune.recipe import DataSource
         from gptoss_tune.recipe.schema import reference_of
         from gptoss_tune.run.record import load_run_recipe
@@ -97,7 +98,14 @@ class Calibration:
             "distributed.num_processes": 1,
             "distributed.strategy": None,
         }
-        if reference_of(trained.method, trained.lora) == "base":
+        reference = reference_of(trained.method, trained.lora)
+        if reference == "init_adapter":
+            raise RecipeError(
+                f"--calibrate: {self.run} was trained by {trained.method.name} against the adapter "
+                "of its lora.init_from, and a calibration starts from the run's own; train it "
+                "again with lora.merge_aware: true, whose export loses nothing"
+            )
+        if reference == "base":
             # Left out, it would become the adapter that is started from: the trained one.
             changes["method.reference"] = "base"
         if base is not None:

@@ -6,7 +6,7 @@ import pytest
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.dataset.kinds import SampleKind, kind_of
 from gptoss_tune.harmony.dataset.load import load_dataset, render_source, row_sources
-from gptoss_tune.harmony.dataset.mismatched import partners
+from gptoss_tune.harmony.dataset.mismatched import answers_that_fit, partners
 from gptoss_tune.recipe import DataSection
 from gptoss_tune.recipe.schema import METHODS
 
@@ -114,6 +114,17 @@ def test_turns_after_the_prompt_are_documents_in_the_context_they_are_served_in(
     assert "Ta" not in context and "final<|message|>A<|end|>" in context
 
 
+def test_first_messages_of_an_answer_may_be_context(load, vocabulary):
+    """They differ and do not count: no part of the prompt, which is the same."""
+    turns = [
+        [says(first, weight=0), asks("And?"), says(second)]
+        for first, second in (("one", "two"), ("uno", "dos"))
+    ]
+    (found,) = load([pair(1, chosen=turns[0], rejected=turns[1])])
+    last = "<|channel|>final<|message|>{}<|return|>"
+    assert counted(found, vocabulary) == [last.format("two"), last.format("dos")]
+
+
 def test_calls_in_either_branch(load, vocabulary):
     call = {"name": "get_time", "arguments": "{}"}
     calls = says(None, "Ask the clock.", tool_calls=[{"id": "1", "function": call}])
@@ -217,12 +228,42 @@ def test_labelled_answers_carry_the_answers_of_others(load, vocabulary):
 
 
 def test_partners_are_of_other_prompts():
-    keys = np.repeat(np.arange(20, dtype=np.uint64), 2)
-    found = partners(keys, seed=3)
-    assert (keys[found] != keys).all() and (found == partners(keys, seed=3)).all()
-    assert (found != partners(keys, seed=4)).any()
+    keys, lengths = np.repeat(np.arange(20, dtype=np.uint64), 2), np.full(40, 7)
+    found = partners(keys, lengths, seed=3)
+    assert (keys[found] != keys).all() and (found == partners(keys, lengths, seed=3)).all()
+    assert (found != partners(keys, lengths, seed=4)).any()
+    for count in (2, 3, 5, 8):  # each gives once
+        assert sorted(partners(keys[::2][:count], lengths[:count], seed=0)) == list(range(count))
     with pytest.raises(DataError, match="one row alone"):
-        partners(keys[:1], seed=0)
+        partners(keys[:1], lengths[:1], seed=0)
+
+
+def test_partners_have_answers_of_like_length():
+    draw = np.random.default_rng(0)
+    lengths = np.where(np.arange(400) % 20 == 0, 1900, draw.integers(20, 60, 400))
+    found = partners(np.arange(400, dtype=np.uint64), lengths, seed=0)
+    assert np.abs(lengths[found] - lengths).max() <= 2
+
+
+def test_rows_of_mismatched_documents_are_no_longer_than_a_row(load):
+    rows = [
+        {"prompt": f"Q{n}?", "completion": "word " * (150 if n % 5 == 0 else 5), "label": True}
+        for n in range(21)
+    ]
+    found = load(rows, "label", packing=True, max_length=512)
+    longest = [len(row["kl_input_ids"]) for row in found]
+    assert max(longest) <= 512 and sum(longest) > 0.8 * sum(found["length"])
+    starts = np.array([0, 3])
+    taken = answers_that_fit(np.full(5, 10), np.array([5, 90, 40, 7, 8]), starts, 100)
+    assert taken.tolist() == [5, 33, 32, 7, 8] or taken.tolist() == [5, 32, 32, 7, 8]
+
+
+def test_pairs_of_one_prompt_are_held_out_together(load):
+    rows = [pair(n // 3, chosen=[says(f"Good {n}")]) for n in range(30)]
+    sides = [load(rows, eval_fraction=0.3, split=split) for split in ("train", "eval")]
+    asked = [{str(before(documents(row)[0])) for row in side} for side in sides]
+    assert not asked[0] & asked[1]
+    assert (len(sides[1]), len(sides[0])) == (9, 21)
 
 
 def test_a_row_alone_of_kto_is_refused_by_name(load):

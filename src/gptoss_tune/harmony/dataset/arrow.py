@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gptoss_tune.harmony.conversation import CHANNEL_NAMES
 from gptoss_tune.harmony.dataset.counts import RowCounts
@@ -129,6 +130,12 @@ class SampleFile:
         """The token columns, mapped into memory."""
         with pa.memory_map(str(self.folder / "tokens.arrow")) as source:
             return pa.ipc.open_stream(source).read_all()
+
+    @property
+    def answers(self) -> NDArray[np.int64]:
+        """Tokens of the first document of each sample of preferences, without its prompt."""
+        first = pc.call_function("list_element", [self.table["documents"], pa.scalar(0)])
+        return first.to_numpy().astype(np.int64) - self.table["prompt"].to_numpy()
 
     def trained_tokens(self) -> NDArray[np.int64]:
         """Return ``[samples, channels]``, how many tokens of each channel are trained."""
@@ -270,9 +277,9 @@ def _with_mismatched(
     asked, answered = (
         tokens.take(pa.array(samples[which])) for which in (members, mismatch.partners[members])
     )
-    columns, lengths = mismatched(asked, answered, max_length=mismatch.max_length)
-    columns["position_ids"] = positions(lengths)
     starts = packed.offsets[first:last] - packed.offsets[first]
+    columns, lengths = mismatched(asked, answered, starts, max_length=mismatch.max_length)
+    columns["position_ids"] = positions(lengths)
     row_lengths = np.add.reduceat(lengths, starts)
     for name, values in columns.items():
         batch = batch.append_column(f"kl_{name}", _lists(values, row_lengths))

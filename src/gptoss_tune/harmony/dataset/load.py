@@ -40,6 +40,7 @@ from gptoss_tune.harmony.vocabulary import RANKS_SHA256, Vocabulary
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
 
     from gptoss_tune.recipe import DataSection, DataSource
 
@@ -62,12 +63,24 @@ class RenderedSource:
         key: Name of the cached rendering.
         samples: ``arrow.SampleFile`` of it.
         report: What happened to its rows.
+        kind: What they are to the method.
     """
 
     source: DataSource
     key: str
     samples: arrow.SampleFile
     report: RowCounts
+    kind: SampleKind = CONVERSATIONS
+
+    @property
+    def held_together(self) -> NDArray[np.uint64]:
+        """Hash of each sample by which it is held out: equal ones never part.
+
+        That of its row, or, of preferences, of its prompt: an answer that is known to be better
+        would tell of the others.
+        """
+        conversation = self.kind.rows == "conversation"
+        return self.samples.row_keys if conversation else self.samples.prompt_keys
 
 
 def load_dataset(
@@ -132,7 +145,8 @@ def _packed(
     mismatch = None
     if kind.rows == "label":
         keys = np.concatenate([one.samples.prompt_keys for one in rendered])[selection.samples]
-        mismatch = arrow.Mismatch(partners(keys, seed=seed), data.max_length)
+        answers = np.concatenate([one.samples.answers for one in rendered])[selection.samples]
+        mismatch = arrow.Mismatch(partners(keys, answers, seed=seed), data.max_length)
 
     def build(folder: Path) -> None:
         files = [one.samples for one in rendered]
@@ -215,7 +229,8 @@ def render_source(
         opened.confirm()
 
     folder = built_once(key, build, private=opened.private)
-    return RenderedSource(source, key, arrow.SampleFile(folder), arrow.read_counts(folder))
+    counts = arrow.read_counts(folder)
+    return RenderedSource(source, key, arrow.SampleFile(folder), counts, kind)
 
 
 def sample_settings(data: DataSection, kind: SampleKind = CONVERSATIONS) -> SampleSettings:

@@ -3,7 +3,8 @@
 A pair is ONE sample, so that nothing can tear it: it is drawn, mixed, packed, held out and dropped
 as a whole. Its documents stand one after the other, the chosen answer's first; there is one for
 each answer, or more where several turns follow the shared prompt and each is served in a context of
-its own (the chain of thought of earlier turns is gone from it)::
+its own (the chain of thought of earlier turns is gone from it, and each ends as it is served; turns
+without thoughts share a document, in which an earlier answer's end is history and does not count)::
 
     <|start|>user ... 2+2 ... assistant <|channel|>final<|message|>4<|return|>      branch  1
     <|start|>user ... 2+2 ... assistant <|channel|>final<|message|>5<|return|>      branch -1
@@ -15,6 +16,7 @@ ranks would all have to keep them together.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -56,6 +58,7 @@ class PairRenderer(RowRenderer):
             DataError: The row cannot be used.
         """
         report.formats[format_of(row, at)] += 1
+        asked = 0
         if self.settings.kind.rows == "label":
             labelled = read_labelled(row, at, reading=self.settings.reading)
             answers, signs = [labelled.conversation], [CHOSEN if labelled.desirable else REJECTED]
@@ -64,31 +67,53 @@ class PairRenderer(RowRenderer):
             pair = read_preference(row, at, reading=self.settings.reading)
             answers, signs = [pair.chosen, pair.rejected], [CHOSEN, REJECTED]
             dropped, notes = _note_pair(pair, at, report), pair.notes
+            asked = pair.prompt_length
             (whole, prompt), (other, _) = pair.chosen.keys(), pair.rejected.keys()
             keys = (whole ^ (other * 3) % 2**64, prompt)
         special = sum(self.count_special_text(answer, report) for answer in answers)
-        samples = [] if dropped else self._sample(self.branches(answers, signs), at, report)
+        samples: list[Sample] = []
+        if not dropped:
+            samples = self._sample(self.branches(answers, signs, asked), at, report)
         report.note(notes, at)
         return ReadRow(answers[0], keys, special, samples)
 
-    def branches(self, answers: list[Conversation], signs: list[int]) -> list[Branch]:
+    def branches(self, answers: list[Conversation], signs: list[int], asked: int) -> list[Branch]:
         """Render the answers to one prompt.
+
+        Args:
+            answers: Each with the prompt before it.
+            signs: 1 for a chosen or good answer, -1 for the other.
+            asked: How many messages of each of several are the prompt.
 
         Raises:
             DataError: The tokens before them are not the same, or cannot be made.
         """
-        found = []
+        found, prompts = [], []
         for answer, sign in zip(answers, signs, strict=True):
             documents = self.renderer.render(answer)
-            prompt = int((documents[0].loss_weights != 0).argmax()) if documents else 0
+            prompt = _before(documents[0]) if documents else 0
+            if len(answers) > 1 and documents:
+                begins_late = not answer.messages[asked].weight
+                whole = self._whole(answer, asked) if begins_late else documents[0]
+                prompts.append(whole.input_ids[: _before(whole)])
             found.append(Branch(sign, [self._counted(one) for one in documents], prompt))
-        prompts = [b.documents[0].input_ids[: b.prompt] for b in found if b.documents]
         if any(not np.array_equal(prompts[0], other) for other in prompts[1:]):
             raise DataError(
                 f"{answers[0].source}: chosen and rejected answer different prompts (the tokens "
                 "before them differ); give both the same messages, tools and settings"
             )
         return found
+
+    def _whole(self, answer: Conversation, asked: int) -> Example:
+        """Return the first document of an answer of which every message counts.
+
+        Its first messages may be context themselves, and are no part of the prompt for that.
+        """
+        messages = [
+            message._replace(weight=float(place >= asked))
+            for place, message in enumerate(answer.messages)
+        ]
+        return self.renderer.render(replace(answer, messages=messages, weight=1.0))[0]
 
     def _counted(self, document: Example) -> Example:
         """Return a document whose chain of thought has weight 0 where the recipe ignores it."""
@@ -123,6 +148,11 @@ class PairRenderer(RowRenderer):
             branches[0].prompt,
         )
         return [sample]
+
+
+def _before(document: Example) -> int:
+    """Return how many tokens of a document stand before the first that counts."""
+    return int((document.loss_weights != 0).argmax())
 
 
 def laid_end_to_end(documents: list[Example]) -> Example:

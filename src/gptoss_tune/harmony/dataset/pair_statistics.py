@@ -326,7 +326,7 @@ def _unbalanced(figures: PairStatistics) -> Iterator[str]:
 def without_partners(answers: int, split: Split) -> str | None:
     """Return why KTO cannot use so many answers; None where it can."""
     try:
-        partners(np.arange(answers, dtype=np.uint64), seed=0)
+        partners(np.arange(answers, dtype=np.uint64), np.ones(answers, np.int64), seed=0)
     except DataError as error:
         return f"{split}: {error}"
     return None

@@ -63,7 +63,7 @@ def select(
     for number, one in enumerate(rendered):
         indices = np.arange(len(one.samples.lengths), dtype=np.int64)
         if held_out is not None:
-            is_held_out = np.isin(one.samples.row_keys, held_out)
+            is_held_out = np.isin(one.held_together, held_out)
             indices = indices[is_held_out if split == "eval" else ~is_held_out]
         if split == "train":
             indices = _repeated(indices, one.source.weight, seed=seed, number=number)
@@ -109,10 +109,10 @@ def packing_efficiency(selection: Selection, packed: PackedRows, data: DataSecti
 def held_out_rows(
     rendered: Sequence[RenderedSource], data: DataSection, seed: int
 ) -> NDArray[np.uint64] | None:
-    """Return the hashes of the rows that are held out, None for none; equal rows stay together."""
+    """Return the hashes of what is held out, None for none: of rows, or of prompts of pairs."""
     if data.eval_fraction is None:
         return None
-    keys = np.unique(np.concatenate([one.samples.row_keys for one in rendered]))
+    keys = np.unique(np.concatenate([one.held_together for one in rendered]))
     count = max(1, round(len(keys) * data.eval_fraction))
     generator = np.random.Generator(np.random.PCG64([seed, 1]))
     return keys[np.sort(generator.permutation(len(keys))[:count])]
@@ -131,7 +131,7 @@ def split_counts(
     if held_out is None:
         return one.report
     samples = one.samples
-    mask = np.isin(samples.row_keys, held_out)
+    mask = np.isin(one.held_together, held_out)
     trained = samples.trained_tokens()[mask].sum(axis=0)
     places = {samples.sources[index] for index in np.flatnonzero(mask)}
     part = RowCounts()

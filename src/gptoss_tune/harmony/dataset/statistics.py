@@ -372,7 +372,7 @@ def _rows_of(
         first = np.ones(len(samples.sources), dtype=bool)
         first[1:] = [a != b for a, b in zip(samples.sources, samples.sources[1:], strict=False)]
         if held_out is not None:
-            first &= np.isin(samples.row_keys, held_out) == (split == "eval")
+            first &= np.isin(one.held_together, held_out) == (split == "eval")
         rows.append(samples.row_keys[first])
         prompts.append(samples.prompt_keys[first])
         places += [samples.sources[index] for index in np.flatnonzero(first)]
