@@ -103,19 +103,22 @@ class KtoTrainer(PreferenceTrainer):
         # Another loss than KTO's own does without the term.
         self._needs_kl = isinstance(self._loss, PreferenceLoss)
         self._estimates: dict[str, list[float]] = {"train": [], "eval": []}
+        self._evaluates = False
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        if batch_samples:
+        # The library asks for each batch of an evaluation too; its term is that of the whole set.
+        if batch_samples and not self._evaluates:
             self._estimate(batch_samples, "train")
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, with the KL term of the whole held-out set."""
-        kept = self._kl()
+        kept, self._evaluates = self._kl(), True
         try:
             self._estimate(dataloader, "eval")
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
+            self._evaluates = False
             self._set_kl(kept)
 
     def read_losses(self, mode: Literal["train", "eval"]) -> dict[str, float]:
