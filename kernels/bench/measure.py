@@ -7,15 +7,22 @@ the clock is the host's and the numbers say nothing about a GPU: that is for che
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import re
 import statistics
 import subprocess
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import triton
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,56 @@ def host_and_device_ms(call: Callable[[], object], *, warmup: int, runs: int) ->
     whole.sort()
     spread = whole[(3 * runs) // 4] - whole[runs // 4]
     return Measured(statistics.median(whole), spread, 0, statistics.median(host))
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages made inside and not yet freed, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.follow(tensor.untyped_storage())
+        return out
+
+    def follow(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.gone, key, size)
+
+    def gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def keep_memory(kept: bool) -> None:
+    """Let glibc keep what is freed, as a GPU's allocator does, or give it back at once.
+
+    Asking the system for the same 100 MiB in every step takes as long as computing with them.
+    """
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of mallopt
+    libc.mallopt(mmap_max, 0 if kept else 65_536)
+    libc.mallopt(mmap_threshold, 2**17)
+    libc.mallopt(trim_threshold, 2**31 - 1 if kept else 2**17)
+    if not kept:
+        libc.malloc_trim(0)
+
+
+def resident(name: str) -> int:
+    """Return a line of this process's status in bytes."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
 
 
 def kernel_times(call: Callable[[], object], most: int = 30) -> Iterator[dict[str, object]]:

@@ -123,13 +123,20 @@ def make_base():
 
 def rendered_rows(recipe, overrides, split):
     """Yield the rows of a split as training reads them."""
+    from gptoss_tune.harmony.dataset.kinds import kind_of
     from gptoss_tune.harmony.dataset.load import load_dataset
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     vocabulary = load_vocabulary()
-    yield from load_dataset(loaded.data, split=split, vocabulary=vocabulary, seed=loaded.train.seed)
+    yield from load_dataset(
+        loaded.data,
+        split=split,
+        vocabulary=vocabulary,
+        seed=loaded.train.seed,
+        kind=kind_of(loaded.method),
+    )
 
 
 def _main():

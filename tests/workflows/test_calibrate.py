@@ -26,6 +26,7 @@ from gptoss_tune.recipe import Recipe, load_recipe
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train.run import train
 from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.workflows.calibrate import Calibration
 
 # Experts alone: all of what is learned then has to pass through MXFP4.
 WEAK = (
@@ -300,3 +301,17 @@ def test_swapped_expert_factors_are_not_started_from(weak, run, base, tmp_path):
     (run / "adapter" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="--for peft --repair"):
         build(continued((run, *weak[1:]), tmp_path), open_checkpoint(base), "cpu")
+
+
+@pytest.mark.parametrize("method", ["{name: dpo}", "{name: dpo, reference: base}", "{name: kto}"])
+def test_a_calibrated_preference_is_held_to_the_reference_it_was_trained_against(
+    tmp_path, rows, method
+):
+    """It starts from the trained adapter, which would be its reference where none is named."""
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {{name_or_path: base}}\nlora: {{}}\nmethod: {method}\ndata: {{train: {rows}}}\n"
+        f"train: {{output_dir: run, max_steps: 3}}\n",
+        encoding="utf-8",
+    )
+    recipe = Calibration(tmp_path, str(rows), 5, tmp_path / "out").recipe(None, None)
+    assert recipe.lora.init_from and recipe.method.reference == "base"

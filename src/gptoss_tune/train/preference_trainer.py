@@ -103,22 +103,21 @@ class KtoTrainer(PreferenceTrainer):
         # Another loss than KTO's own does without the term.
         self._needs_kl = isinstance(self._loss, PreferenceLoss)
         self._estimates: dict[str, list[float]] = {"train": [], "eval": []}
-        self._evaluates = False
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        # The library asks for each batch of an evaluation too; its term is that of the whole set.
-        if batch_samples and not self._evaluates:
-            self._estimate(batch_samples, "train")
-        return super()._get_num_items_in_batch(batch_samples, device)
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the micro-batches of a step, and estimate its KL term; an evaluation has its own."""
+        batches, weight = super().get_batch_samples(*args, **kwargs)
+        if batches:
+            self._estimate(batches, "train")
+        return batches, weight
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, with the KL term of the whole held-out set."""
-        kept, self._evaluates = self._kl(), True
+        kept = self._kl()
         try:
             self._estimate(dataloader, "eval")
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
-            self._evaluates = False
             self._set_kl(kept)
 
     def read_losses(self, mode: Literal["train", "eval"]) -> dict[str, float]:
@@ -156,7 +155,8 @@ class KtoTrainer(PreferenceTrainer):
                 losses = model(**forward, use_cache=False).token_losses
                 answers = answers_of(losses, rest)
                 total[0] += (answers.logps - answers.reference).sum()
-                total[1] += len(answers.logps)
+                # One that was cut before its first counted token says nothing.
+                total[1] += (rest["positions"] >= 0).any(1).sum()
                 if mode == "eval":  # as long as the evaluation, and left as one at a signal
                     self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         finally:

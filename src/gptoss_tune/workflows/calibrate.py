@@ -61,6 +61,7 @@ class Calibration:
         """
         from gptoss_tune.errors import DataError
         from gptoss_tune.recipe import DataSource
+        from gptoss_tune.recipe.schema import reference_of
         from gptoss_tune.run.record import load_run_recipe
 
         trained = load_run_recipe(self.run)
@@ -96,6 +97,9 @@ class Calibration:
             "distributed.num_processes": 1,
             "distributed.strategy": None,
         }
+        if reference_of(trained.method, trained.lora) == "base":
+            # Left out, it would become the adapter that is started from: the trained one.
+            changes["method.reference"] = "base"
         if base is not None:
             changes |= {"model.name_or_path": base, "model.revision": revision}
         overrides = [f"{key}={_yaml(value)}" for key, value in changes.items()]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.harmony.dataset.cache import cache_folder
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train.data.sampler import batches_of
+from gptoss_tune.train.preference.reference import ReferenceObserver, ReferencePass
 from gptoss_tune.train.run import train
 
 PEOPLE = ["Anna", "Ben", "Carl", "Dora", "Emil", "Fay", "Gus", "Hana"]
@@ -291,3 +294,94 @@ def test_swapped_labels_are_other_data(recipe_of, data, tmp_path):
     values["data"]["train"] = [{"path": str(flipped)}]
     with pytest.raises(RecipeError, match=r"data\.train_rows"):
         train(type(recipe).model_validate(values))
+
+
+@pytest.mark.slow
+def test_the_kl_term_of_an_evaluation_is_that_of_the_whole_set(recipe_of):
+    """It depends on no micro-batch, and the figure of the training is the training's alone."""
+    common = ["data.packing=false", "method.beta=0.5", "train.max_steps=4", "train.eval_steps=2"]
+
+    def evaluated(rows):
+        sizes = [
+            f"train.per_device_train_batch_size={rows}",
+            f"train.gradient_accumulation_steps={8 // rows}",
+        ]
+        return lines(train(recipe_of("kto", *common, *sizes, kind="labels")).folder)
+
+    (trained, held_out), (again, other) = evaluated(8), evaluated(2)
+    assert held_out[-1]["eval_kl_estimate"] > 0.1
+    for one, two in zip([*trained, *held_out], [*again, *other], strict=True):
+        for name in ("loss", "kl_estimate", "eval_loss", "eval_kl_estimate"):
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
+
+
+def test_rows_of_a_reference_pass_share_the_tokens_of_the_longest():
+    """No micro-batch and no number of ranks decides which: a row's last bits depend on it."""
+    found = batches_of(np.array([100, 3, 8, 9, 40, 40, 40, 100, 1]))
+    # Padded to a multiple of 8; 104 tokens at most.
+    assert found == [[0], [1, 2, 3], [4, 5], [6], [7], [8]]
+
+
+FACTS = {
+    "layout": 2,
+    "rows": "24 rows",
+    "base": "b",
+    "reference": "init_adapter",
+    "adapter": ["config", "weights", "merge_aware False"],
+    "precision": ["float32", "mxfp4", "bf16"],
+    "code": ["cpu", "experts torch", "attention eager"],
+}
+
+
+@pytest.mark.parametrize(
+    "now, refused",
+    [
+        ({}, True),  # the same, with other values: another GPU computed them
+        ({"rows": "20 rows"}, False),
+        ({"base": "c"}, False),
+        ({"code": ["cuda", "experts triton", "attention fa4"]}, False),
+        ({"adapter": ["config", "others", "merge_aware False"]}, False),
+        ({"adapter": ["another", "weights", "merge_aware False"]}, True),
+        ({"layout": 3}, True),
+    ],
+)
+def test_other_values_are_taken_where_the_fingerprint_names_the_change(tmp_path, now, refused):
+    """What it names was refused by it, or allowed by name, before any value is looked at."""
+
+    def observer(value, facts):
+        made = ReferencePass("base", 24, 9, 0.0, True, {"train": value}, {"train": facts})
+        return ReferenceObserver(tmp_path, made)
+
+    before = observer("aa", FACTS).state_dict()
+    observer("aa", FACTS | now).load_state_dict(before, first_rank=True)
+    with pytest.raises(CheckpointError) if refused else nullcontext():
+        observer("bb", FACTS | now).load_state_dict(before, first_rank=True)
+
+
+@pytest.mark.slow
+def test_what_was_allowed_to_change_changes_the_reference_too(recipe_of, data, tmp_path):
+    recipe = recipe_of("dpo", "train.max_steps=3", "train.save_steps=1", "data.eval=null")
+    folder = train(recipe).folder
+    for step in (2, 3):
+        shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+    unfinish(folder)
+    fewer = data["pairs"].read_text().splitlines(keepends=True)[:-4]
+    (tmp_path / "fewer.jsonl").write_text("".join(fewer))
+    values = recipe.model_dump()
+    values["data"]["train"] = [{"path": str(tmp_path / "fewer.jsonl")}]
+    train(type(recipe).model_validate(values), allow_change=["data.train", "data.train_rows"])
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and not record["reference"]["cached"]
+
+
+def test_a_private_reference_stays_private(recipe_of, data, tmp_path):
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text(data["pairs"].read_text().replace("Anna", "Zoe"))
+    secret.chmod(0o600)
+    values = recipe_of("dpo", "train.max_steps=1", "data.eval=null").model_dump()
+    values["data"]["train"] = [{"path": str(secret)}]
+    before = set(cached().values())
+    train(type(recipe_of("dpo")).model_validate(values))
+    (mine,) = set(cached().values()) - before
+    assert mine.stat().st_mode & 0o077 == 0

@@ -66,6 +66,30 @@ class MicroBatchSampler(BatchSampler):
         return -(-len(self.sampler) // (self.batch_size * self.num_processes))
 
 
+def batches_of(lengths: NDArray[np.integer]) -> list[list[int]]:
+    """Return which rows go through the model together: as they follow, the longest row's tokens.
+
+    That one has to fit in any case. Neither the micro-batch nor the number of ranks is asked: what
+    shares a batch decides a row's last bits, and a continuation that computes the values again is
+    to find the same.
+
+    Args:
+        lengths: ``[rows]`` tokens of each row.
+    """
+    padded = -(-lengths // 8) * 8  # as the collator rounds them
+    most = int(padded.max())
+    batches: list[list[int]] = []
+    widest = 0
+    for index, length in enumerate(padded.tolist()):
+        widest = max(widest, length)
+        if batches and (len(batches[-1]) + 1) * widest <= most:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            widest = length
+    return batches
+
+
 class DatasetWithFiller(torch.utils.data.Dataset):
     """A dataset that also has the row ``FILLER``: one token, of loss weight 0."""
 

@@ -12,38 +12,43 @@ Each rank computes its share; every machine keeps its own copy, and all have the
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.distributed import gather_over_ranks, rank
+from gptoss_tune import __version__
+from gptoss_tune.distributed import gather_over_ranks
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.evaluate.generate import without_adapters
 from gptoss_tune.files.digest import sha256_of
-from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.harmony.dataset.cache import built_once, cache_folder, cache_key, state_of
+from gptoss_tune.harmony.dataset.cache import cache_folder, cache_key, state_of
 from gptoss_tune.model.build import engines
 from gptoss_tune.model.initial_adapter import initial_adapter_folder
 from gptoss_tune.model.sharding import gather_nothing, is_sharded
 from gptoss_tune.recipe.schema import Reference
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.data.collator import BATCH_ONLY
-from gptoss_tune.train.data.sampler import FILLER, DatasetWithFiller, MicroBatchSampler
+from gptoss_tune.train.data.sampler import FILLER, DatasetWithFiller, batches_of
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.preference.answers import take
 from gptoss_tune.train.preference.collator import PreferenceCollator, mismatched
-from gptoss_tune.train.resume.fingerprint import rows_hash
+from gptoss_tune.train.preference.reference_cache import (
+    copied,
+    keep,
+    read,
+    refuse_differing,
+    write,
+)
+from gptoss_tune.train.resume.fingerprint import device_name, rows_hash
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -52,10 +57,8 @@ if TYPE_CHECKING:
 
     from gptoss_tune.train.context import RunContext
 
-LAYOUT = 1
+LAYOUT = 2
 """Number of the files' layout and of the way they are computed."""
-_FACTS, _VALUES = "reference.json", "reference.arrow"
-_ROWS_A_BATCH = 256
 _SAY_EVERY_S = 30.0
 
 
@@ -110,25 +113,28 @@ class ReferenceObserver(StepObserver):
             update_record(self._run, reference=self._made.facts())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the reference is, and the hashes of its values."""
+        """Return what the reference is, the hashes of its values, and what they depend on."""
         made = self._made
         return {"of": made.of, "sha256": made.sha256, "computed_from": made.computed_from}
 
     def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
         """Compare with what the checkpoint was trained against.
 
+        Values of other rows, or of another base, are other ones: such a change is the fingerprint's
+        to refuse, and what was allowed there takes effect.
+
         Raises:
-            CheckpointError: The values differ, and all that they depend on does not.
+            CheckpointError: They differ, and nothing that was allowed to change explains it.
         """
         for split, known in self._made.sha256.items():
-            before = state["sha256"].get(split)
-            # Other rows, another base or engine: allowed by its name, or refused before this.
-            same = state["computed_from"].get(split) == self._made.computed_from[split]
-            if same and before != known:
+            before, of = state["sha256"].get(split), state["computed_from"].get(split)
+            now = self._made.computed_from[split]
+            changed = of is None or _compared_by_name(of) != _compared_by_name(now)
+            if before != known and not changed:
                 raise CheckpointError(
                     f"the run was trained against other log-probabilities of the reference (of "
-                    f"{split}: {str(before)[:12]} there, {known[:12]} here: another GPU or other "
-                    "libraries computed them); copy the cached ones from where it was begun to "
+                    f"{split}: {str(before)[:12]} there, {known[:12]} here: another machine "
+                    "computed them); copy the cached ones from where it was begun to "
                     f"{cache_folder()}, or begin a new run"
                 )
 
@@ -158,8 +164,8 @@ def with_reference(
         facts = computed_from[split] = _facts(context, of, dataset)
         key = cache_key(["reference", facts])
         took = _compute_once(context, model, of, dataset, split, key, facts)
-        found[split], hashes[split] = _read(key, facts, dataset)
-        _refuse_differing(split, key, hashes[split])
+        found[split], hashes[split] = read(key, facts, dataset)
+        refuse_differing(split, key, hashes[split])
         seconds += took
         rows += len(dataset)
         tokens += _tokens(dataset)
@@ -167,6 +173,16 @@ def with_reference(
     if made.cached:
         context.console.print(f"reference: {_NAMES[of]}, {rows:,} rows known from an earlier run")
     return found, made
+
+
+def _compared_by_name(facts: dict[str, Any]) -> list[Any]:
+    """Return what the run's fingerprint compares of ``_facts``, under names of its own."""
+    adapter = facts["adapter"]
+    return [
+        *(facts[name] for name in ("rows", "base", "reference", "precision", "code")),
+        # Its configuration stands in no fingerprint.
+        adapter and adapter[1:],
+    ]
 
 
 _NAMES = {"base": "the base", "init_adapter": "the adapter that training starts from"}
@@ -189,8 +205,17 @@ def _facts(context: RunContext, of: Reference, dataset: Dataset) -> dict[str, An
         "reference": of,
         "adapter": adapter,
         "precision": [model.dtype, model.experts_precision, model.linear_precision],
-        "code": [context.device.type, *(f"{name} {code}" for name, code in chosen.items())],
+        "code": [
+            str(device_name(context.device)),
+            *(f"{name} {code}" for name, code in chosen.items()),
+            *(f"{name} {version}" for name, version in _versions(context.device).items()),
+        ],
     }
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    names = ["torch", "transformers", *(["triton"] if device.type == "cuda" else [])]
+    return {"gptoss-tune": __version__, **{name: metadata.version(name) for name in names}}
 
 
 def _compute_once(
@@ -218,18 +243,20 @@ def _compute_once(
     if len(holders) == len(states):
         return 0.0
     if holders:
-        _keep(context, key, _copied(key, holders[0]))
+        keep(context.state, key, dataset, copied(key, holders[0]))
         return 0.0
     started = time.monotonic()
     context.console.print(
         f"reference: {_NAMES[of]} reads {len(dataset):,} rows of {split} "
         f"({_tokens(dataset):,} tokens), once"
     )
+    lengths = np.asarray(dataset["length"])
     with context.stop.beginning_again(f"the reference reads {split} from the start"):
-        columns = {"reference": _pass(context, model, of, dataset)}
+        columns = {"reference": _pass(context, model, of, dataset, lengths)}
         if "kl_input_ids" in dataset.column_names:
-            columns["kl_reference"] = _pass(context, model, of, dataset, mismatched)
-        _keep(context, key, partial(_write, columns=columns, facts=facts))
+            lengths = _kl_lengths(dataset)
+            columns["kl_reference"] = _pass(context, model, of, dataset, lengths, mismatched)
+        keep(context.state, key, dataset, partial(write, columns=columns, facts=facts))
     seconds = time.monotonic() - started
     rate = _tokens(dataset) / max(seconds, 1e-9)
     context.console.print(f"reference: {split} known after {seconds:.1f} s, {rate:,.0f} tok/s")
@@ -237,46 +264,21 @@ def _compute_once(
     return gather_over_ranks(seconds)[0]
 
 
-def _keep(context: RunContext, key: str, build: Callable[[Path], None]) -> None:
-    """Let one process of each machine write the cache, the others after it.
-
-    Raises:
-        MachineError: It cannot be written.
-    """
-    with context.state.local_main_process_first():
-        built_once(key, build, what="log-probabilities of the reference")
-
-
-def _copied(key: str, holder: int) -> Callable[[Path], None]:
-    """Return what writes the files that rank ``holder`` has; every rank has to call it."""
-    files: list[dict[str, bytes]] = [{}]
-    if rank() == holder:
-        folder = cache_folder() / key
-        files[0] = {name: (folder / name).read_bytes() for name in (_FACTS, _VALUES)}
-    broadcast_object_list(files, from_process=holder)
-
-    def build(folder: Path) -> None:
-        for name, content in files[0].items():
-            (folder / name).write_bytes(content)
-
-    return build
-
-
 def _pass(
     context: RunContext,
     model: PeftModel,
     of: Reference,
     dataset: Dataset,
+    lengths: np.ndarray,
     rows_of: Callable[[Any], list[dict[str, Any]]] = list,
 ) -> list[np.ndarray]:
     """Return the log-probability of each token of each row, fp32, 0 where none counts."""
-    state, recipe = context.state, context.recipe
-    sampler = MicroBatchSampler(
-        range(len(dataset)),
-        recipe.train.per_device_train_batch_size,
-        ranks=state.num_processes,
-        rank=state.process_index,
-    )
+    state = context.state
+    batches = batches_of(lengths)
+    mine_of = batches[state.process_index :: state.num_processes]
+    # All ranks meet in every pass of a model that is spread over them.
+    rounds = -(-len(batches) // state.num_processes)
+    mine_of += [[FILLER]] * (rounds - len(mine_of))
     filled: Any = DatasetWithFiller(dataset)
     pad: Any = model.config
     collate = PreferenceCollator(pad.pad_token_id)
@@ -284,7 +286,7 @@ def _pass(
     told = time.monotonic()
     training = model.training
     model.eval()
-    for number, indices in enumerate(sampler):
+    for number, indices in enumerate(mine_of):
         rows = rows_of([filled[index] for index in indices])
         logps = -_token_losses(context, model, of, collate(rows)).cpu().numpy()
         for index, row, found in zip(indices, rows, logps, strict=True):
@@ -295,7 +297,7 @@ def _pass(
         context.watch.note_progress()
         if time.monotonic() - told > _SAY_EVERY_S:
             told = time.monotonic()
-            context.console.print(f"reference: {(number + 1) / len(sampler):.0%}")
+            context.console.print(f"reference: {(number + 1) / rounds:.0%}")
     model.train(training)
     if is_sharded(model):
         gather_nothing(model)
@@ -324,62 +326,15 @@ def _token_losses(
             return model(**forward, use_cache=False).token_losses
 
 
-def _write(folder: Path, columns: dict[str, list[np.ndarray]], facts: dict[str, Any]) -> None:
-    schema = pa.schema({name: pa.list_(pa.float32()) for name in columns})
-    rows = len(columns["reference"])
-    with (
-        pa.OSFile(str(folder / _VALUES), "wb") as sink,
-        pa.ipc.new_stream(sink, schema) as writer,
-    ):
-        for first in range(0, rows, _ROWS_A_BATCH):
-            part = {
-                name: pa.array(values[first : first + _ROWS_A_BATCH], pa.list_(pa.float32()))
-                for name, values in columns.items()
-            }
-            writer.write_batch(pa.RecordBatch.from_pydict(part, schema=schema))
-    (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _refuse_differing(split: str, key: str, sha256: str) -> None:
-    """Refuse values that are not those of all ranks; every rank has to ask.
-
-    Raises:
-        CheckpointError: They differ.
-    """
-    found = gather_over_ranks(sha256)
-    if len(set(found)) > 1:
-        raise CheckpointError(
-            f"the machines of this run have cached different log-probabilities of the reference "
-            f"for {split} ({', '.join(f'rank {n}: {one[:12]}' for n, one in enumerate(found))}); "
-            f"remove {cache_folder() / key} on all machines but one, from which it is copied"
-        )
-
-
-def _read(key: str, facts: dict[str, Any], dataset: Dataset) -> tuple[Dataset, str]:
-    """Return the rows with the cached columns, and the hash of their values.
-
-    Raises:
-        CheckpointError: The folder is of something else.
-    """
-    from datasets import Dataset, concatenate_datasets
-
-    folder = cache_folder() / key
-    said = read_object(folder / _FACTS)
-    if said != facts:
-        differs = [name for name in facts if said.get(name) != facts[name]]
-        raise CheckpointError(
-            f"{folder}: these log-probabilities of a reference belong to something else (they "
-            f"differ in {', '.join(differs)}); remove the folder, and they are computed again"
-        )
-    values: Any = Dataset.from_file(str(folder / _VALUES))
-    joined: Any = concatenate_datasets([dataset, values], axis=1)
-    return joined, sha256_of(folder / _VALUES)
-
-
 def _tokens(dataset: Dataset) -> int:
     """Return the tokens that the reference reads."""
     total = int(np.asarray(dataset["length"]).sum())
     if "kl_input_ids" in dataset.column_names:
-        column: Any = dataset.with_format("arrow")["kl_input_ids"]
-        total += pc.sum(pc.list_value_length(column[:])).as_py()
+        total += int(_kl_lengths(dataset).sum())
     return total
+
+
+def _kl_lengths(dataset: Dataset) -> np.ndarray:
+    """Return the tokens of each row's mismatched documents, ``[rows]``."""
+    column: Any = dataset.with_format("arrow")["kl_input_ids"]
+    return pc.call_function("list_value_length", [column[:]]).to_numpy()

@@ -136,8 +136,13 @@ def fingerprint(
         **{f"versions.{name}": version for name, version in versions.items()},
         "processes": place.processes,
         "strategy": place.strategy,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU's model, else the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def batch(train: TrainSection, processes: int) -> int:
