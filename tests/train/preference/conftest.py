@@ -86,8 +86,8 @@ def pair(number):
 
 
 def label(number):
-    """Return one answer of the pair, as a good or a bad one."""
-    side = ("chosen", "rejected")[number // 2 % 2]
+    """Return one answer of the pair, most are good ones: KTO's KL term becomes positive."""
+    side = "rejected" if number % 4 == 3 else "chosen"
     row = pair(number)
     kept = {name: row[name] for name in ("prompt", "reasoning_effort") if name in row}
     return {**kept, "completion": row[side], "label": side == "chosen"}

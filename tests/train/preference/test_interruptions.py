@@ -209,8 +209,9 @@ def test_sigterm_in_a_step_saves_and_the_run_goes_on_bit_for_bit(
 ):
     """The last one comes while KTO estimates its KL term for an evaluation, which is left out."""
     path, run = preference_recipe(tmp_path, method), tmp_path / "run"
-    batch = ["train.per_device_train_batch_size=2", f"train.output_dir={run}"]
-    whole = train(load_recipe(path, [*batch, f"train.output_dir={tmp_path / 'whole'}"])).folder
+    rows = "train.per_device_train_batch_size=2"
+    batch = [rows, f"train.output_dir={run}"]
+    whole = train(load_recipe(path, [rows, f"train.output_dir={tmp_path / 'whole'}"])).folder
     stop = functools.partial(send, signal.SIGTERM)
     acting(PreferenceTrainer, "training_step", stop, at=1)
     with pytest.raises(RunInterrupted, match="after step 1 of 4"):
