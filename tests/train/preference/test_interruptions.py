@@ -75,9 +75,9 @@ def cached():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_in_the_pass_loses_that_pass_alone(recipe_file, acting, tmp_path, number):
     recipe = load_recipe(recipe_file, [*ALONE, f"train.output_dir={tmp_path / 'run'}"])
-    # The rows of train take three micro-batches; those held out follow.
-    acting(reference, "_token_losses", functools.partial(send, number), at=2)
-    acting(reference, "_token_losses", functools.partial(send, number), at=6)
+    # The first start ends in the rows of train, the second one knows them and ends after those.
+    acting(reference, "_pass", functools.partial(send, number), at=1)
+    acting(reference, "_pass", functools.partial(send, number), at=3)
     for split, known in (("train", []), ("eval", [11])):
         said = f"the same command starts it again, and the reference reads {split} from the start"
         with pytest.raises(RunInterrupted, match=said) as stopped:
@@ -100,13 +100,13 @@ def limited(act):
 
 def without_room():
     """Let the reference's values be written where there is no room; return what takes it back."""
-    original = reference._write
+    original = reference.write
 
     def write(*args, **kwargs):
         limited(lambda: original(*args, **kwargs))
 
-    reference._write = write
-    return lambda: setattr(reference, "_write", original)
+    reference.write = write
+    return lambda: setattr(reference, "write", original)
 
 
 def test_a_full_disk_is_one_error_and_leaves_nothing(recipe_file, tmp_path):
