@@ -203,6 +203,7 @@ def test_every_method_learns_the_rule(recipe_of, method, overrides, kind):
         assert "reward_margin_analysis" not in trained[-1]
 
 
+@pytest.mark.slow
 def test_an_adapter_to_start_from_is_the_reference(dpo, recipe_of):
     _, folder = dpo
     started = recipe_of("dpo", f"lora.init_from={folder}", "train.max_steps=2")
@@ -221,6 +222,7 @@ def cached():
     return {json.dumps(json.loads((one / "reference.json").read_text())): one for one in found}
 
 
+@pytest.mark.slow
 def test_a_damaged_reference_is_refused(recipe_of):
     recipe = recipe_of("dpo", "train.max_steps=1", "train.seed=11", "data.eval=null")
     before = set(cached().values())
@@ -237,6 +239,7 @@ def test_a_damaged_reference_is_refused(recipe_of):
     train(again)
 
 
+@pytest.mark.slow
 def test_a_reference_of_something_else_is_refused(recipe_of):
     """A folder under the name of another: of another base, or of rows that have changed since."""
     here = recipe_of("dpo", "train.max_steps=1", "train.seed=21", "data.eval=null")
@@ -253,6 +256,7 @@ def test_a_reference_of_something_else_is_refused(recipe_of):
         train(again)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_reference(recipe_of):
     """Values that are whole and of the same rows, as other libraries would compute them."""
     recipe = recipe_of("dpo", "train.max_steps=2", "train.save_steps=1", "train.seed=31")
@@ -280,6 +284,7 @@ def last_value(path):
     return [value for value in column[-1] if value][-1]
 
 
+@pytest.mark.slow
 def test_swapped_labels_are_other_data(recipe_of, data, tmp_path):
     """A label changes no token: the fingerprint has to see it."""
     recipe = recipe_of("kto", "train.max_steps=2", "train.save_steps=1", kind="labels")
@@ -375,6 +380,7 @@ def test_what_was_allowed_to_change_changes_the_reference_too(recipe_of, data, t
     assert record["status"] == "finished" and not record["reference"]["cached"]
 
 
+@pytest.mark.slow
 def test_a_private_reference_stays_private(recipe_of, data, tmp_path):
     secret = tmp_path / "secret.jsonl"
     secret.write_text(data["pairs"].read_text().replace("Anna", "Zoe"))
