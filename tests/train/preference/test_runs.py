@@ -137,6 +137,14 @@ def test_a_preference_is_learnt_and_its_likelihood_does_not_collapse(dpo):
         assert gained[0] > gained[1]
 
 
+@pytest.mark.gpu
+def test_a_preference_is_learnt_in_bfloat16(recipe_of):
+    """Both passes through the head, and that of the reference, round alike: it starts at 0."""
+    trained, held_out = lines(train(recipe_of("dpo", "model.dtype=bfloat16")).folder)
+    assert abs(trained[0]["reward_margin"]) < 0.05
+    assert held_out[-1]["eval_reward_accuracy"] == 1.0 and held_out[-1]["eval_reward_margin"] > 1
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(dpo, recipe_of, tmp_path):
     recipe, folder = dpo
     run = tmp_path / "run"
