@@ -6,6 +6,10 @@ from rivals import preference_sides
 from rivals.preference_sides import Case, Seen
 
 
+# Importing both trainers takes most of its time.
+pytestmark = pytest.mark.slow
+
+
 def seen(variant, margin=0.5, seconds=(2.0, 1.0)):
     return Seen(
         variant,
@@ -45,7 +49,6 @@ def test_runs_of_a_variant_are_joined_and_have_to_agree():
         preference.joined([seen("trl"), other])
 
 
-@pytest.mark.slow
 def test_both_sides_compute_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = preference.REPOSITORY / "data" / "tiny" / "pairs.jsonl"

@@ -115,6 +115,7 @@ def dpo(recipe_of):
     return recipe, summary.folder
 
 
+@pytest.mark.slow
 def test_a_preference_is_learnt_and_its_likelihood_does_not_collapse(dpo):
     _, folder = dpo
     trained, held_out = lines(folder)
@@ -145,6 +146,7 @@ def test_a_preference_is_learnt_in_bfloat16(recipe_of):
     assert held_out[-1]["eval_reward_accuracy"] == 1.0 and held_out[-1]["eval_reward_margin"] > 1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(dpo, recipe_of, tmp_path):
     recipe, folder = dpo
     run = tmp_path / "run"
