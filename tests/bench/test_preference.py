@@ -5,7 +5,6 @@ import pytest
 from rivals import preference_sides
 from rivals.preference_sides import Case, Seen
 
-
 # Importing both trainers takes most of its time.
 pytestmark = pytest.mark.slow
 
