@@ -90,18 +90,13 @@ _Beta = Annotated[float, Field(gt=0, le=1000), FromText]
 _Weight = Annotated[float, Field(ge=0, le=1000), FromText]
 
 
-class PreferenceSection(Section):
-    """What every method shares that learns from preferences."""
-
-    analysis: Analysis = "counted"
-    """Whether the chain of thought is part of an answer's log-probability, or its context alone."""
-
-
-class DpoSection(PreferenceSection):
+class DpoSection(Section):
     """Direct preference optimisation: the chosen answer gains on the rejected one."""
 
     name: Literal["dpo"]
     """The method: dpo is direct preference optimisation, on pairs."""
+    analysis: Analysis = "counted"
+    """Whether the chain of thought is part of an answer, or is its context alone."""
     beta: _Beta = 0.1
     """How strongly the model is held to the reference: the margin's factor in the sigmoid."""
     label_smoothing: Share = 0.0
@@ -114,11 +109,13 @@ class DpoSection(PreferenceSection):
     """Log-probabilities compared with; null: init_adapter with lora.init_from, else base."""
 
 
-class IpoSection(PreferenceSection):
+class IpoSection(Section):
     """Identity preference optimisation: the margin is drawn to 1 / (2 beta), and not beyond."""
 
     name: Literal["ipo"]
     """The method: ipo is identity preference optimisation, on pairs."""
+    analysis: Analysis = "counted"
+    """Whether the chain of thought is part of an answer, or is its context alone."""
     beta: _Beta = 0.1
     """Half the inverse of the margin that is aimed at; the paper's tau."""
     length_normalized: bool = True
@@ -129,11 +126,13 @@ class IpoSection(PreferenceSection):
     """Log-probabilities compared with; null: init_adapter with lora.init_from, else base."""
 
 
-class SimpoSection(PreferenceSection):
+class SimpoSection(Section):
     """SimPO: mean log-probabilities compared with a margin, without a reference."""
 
     name: Literal["simpo"]
     """The method: simpo compares mean log-probabilities, on pairs, without a reference."""
+    analysis: Analysis = "counted"
+    """Whether the chain of thought is part of an answer, or is its context alone."""
     beta: _Beta = 2.0
     """Factor of the difference of the mean log-probabilities."""
     gamma: Annotated[float, Field(ge=0, le=1000), FromText] = 1.0
@@ -144,20 +143,24 @@ class SimpoSection(PreferenceSection):
     """Weight of the chosen answer's own mean loss, which keeps its log-probability from falling."""
 
 
-class OrpoSection(PreferenceSection):
+class OrpoSection(Section):
     """ORPO: supervised fine-tuning on the chosen answer, and its odds against the rejected one."""
 
     name: Literal["orpo"]
     """The method: orpo adds an odds ratio to supervised fine-tuning, on pairs, no reference."""
+    analysis: Analysis = "counted"
+    """Whether the chain of thought is part of an answer, or is its context alone."""
     beta: _Beta = 0.1
     """Weight of the odds ratio beside the chosen answer's loss; the paper's lambda."""
 
 
-class KtoSection(PreferenceSection):
+class KtoSection(Section):
     """KTO: answers labelled good or bad one by one, each against the reference."""
 
     name: Literal["kto"]
     """The method: kto is Kahneman-Tversky optimisation, on answers with a label each."""
+    analysis: Analysis = "counted"
+    """Whether the chain of thought is part of an answer, or is its context alone."""
     beta: _Beta = 0.1
     """How strongly the model is held to the reference."""
     desirable_weight: Annotated[float, Field(gt=0, le=1000), FromText] = 1.0
