@@ -106,6 +106,10 @@ def _preference(section: Any, lora: LoraSection) -> Method:
     reference = reference_of(section, lora)
     labelled = isinstance(section, KtoSection)
 
+    def collator(pad_token_id: int, *, packed: bool) -> PreferenceCollator:
+        # A row holds the documents of its answers, whether it is packed or not.
+        return (KtoCollator if labelled else PreferenceCollator)(pad_token_id)
+
     def prepare(
         context: RunContext, model: PeftModel, train_set: Dataset, eval_set: Dataset | None
     ) -> Prepared:
@@ -123,7 +127,7 @@ def _preference(section: Any, lora: LoraSection) -> Method:
             reference=reference != "none",
         ),
         arguments=_plain_arguments,
-        collator=KtoCollator if labelled else PreferenceCollator,
+        collator=collator,
         loss=PreferenceLoss(section),
         prepare=prepare,
     )

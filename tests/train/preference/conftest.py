@@ -7,6 +7,10 @@ import json
 
 import numpy as np
 import pytest
+from preference_runs import PEOPLE, THINGS, offer, written
+
+from gptoss_tune.recipe import load_recipe
+from gptoss_tune.train.run import train
 
 FINAL, ANALYSIS = 3, 1
 
@@ -125,3 +129,66 @@ train:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def module_cache(tmp_path_factory):
+    """Rendered data and references of these tests alone: some of them look into it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def preference_data(tmp_path_factory):
+    """Pairs and labelled answers of one rule; those held out are about other people."""
+    folder = tmp_path_factory.mktemp("preferences")
+    rows = [
+        offer(who, what, n + m) for n, who in enumerate(PEOPLE) for m, what in enumerate(THINGS)
+    ]
+    labels = []
+    for n, row in enumerate(rows):
+        side = ("chosen", "rejected")[n % 2]
+        labels.append({"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"})
+    return {
+        "pairs": written(folder / "pairs.jsonl", rows[:24]),
+        "pairs_eval": written(folder / "pairs_eval.jsonl", rows[24:]),
+        "labels": written(folder / "labels.jsonl", labels[:24]),
+        "labels_eval": written(folder / "labels_eval.jsonl", labels[24:]),
+    }
+
+
+@pytest.fixture(scope="module")
+def recipe_of(base, preference_data, module_cache, tmp_path_factory):
+    """Return a function from a method and overrides to a recipe with a folder of its own."""
+
+    def make(method, *overrides, kind="pairs", folder=None):
+        folder = folder or tmp_path_factory.mktemp(method)
+        path = folder / "recipe.yaml"
+        rows, held_out = preference_data[kind], preference_data[f"{kind}_eval"]
+        path.write_text(
+            f"""
+model: {{name_or_path: {base}, dtype: float32}}
+lora: {{rank: 4, expert_rank: 2}}
+method: {{name: {method}}}
+data: {{train: {rows}, eval: {held_out}, max_length: 640, packing: true}}
+train:
+  output_dir: {folder / "run"}
+  max_steps: 8
+  per_device_train_batch_size: 2
+  learning_rate: 1e-2
+  activation_checkpointing: none
+"""
+        )
+        return load_recipe(path, overrides)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def dpo(recipe_of):
+    """One run of DPO that was never stopped, with checkpoints."""
+    kept = ["train.save_steps=3", "train.save_total_limit=5"]
+    recipe = recipe_of("dpo", *kept, "method.sft_weight=0.2")
+    summary = train(recipe)
+    return recipe, summary.folder

@@ -26,11 +26,9 @@ class PreferenceCollator:
 
     Attributes:
         pad_token_id: Fills rows to the length of the longest.
-        packed: Ignored: a row always holds several documents.
     """
 
     pad_token_id: int
-    packed: bool = True
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch of ``rows``.
