@@ -14,7 +14,7 @@ from openai_harmony import Conversation, Message, RenderConversationConfig, Role
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
-from gptoss_tune.cli.chat import _typed
+from gptoss_tune.cli.model.chat import _typed
 from gptoss_tune.evaluate.chat import RAW, ChannelStreamer, ChatModel, ChatSettings
 from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.harmony.vocabulary import load_vocabulary

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.cli.reproduce import reproduce
+from gptoss_tune.cli.run.reproduce import reproduce
 from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
 from gptoss_tune.files.atomic import to_json
 from gptoss_tune.files.digest import sha256_of
@@ -207,7 +207,7 @@ def test_an_unfinished_run_cannot_be_compared(tmp_path):
 
 @pytest.mark.slow
 def test_verifying_an_export_is_noted_on_the_card(finished, tmp_path):
-    from gptoss_tune.cli.export import merge
+    from gptoss_tune.cli.model.export import merge
 
     run, _ = finished
     merge(tmp_path / "merged", [str(run)])

@@ -22,7 +22,9 @@ PATHS = {
 }
 FOLDERS = {PATHS[name] for name in ("adapter", "evaluations", "nonfinite", "wandb", "trackio")}
 FILES = set(PATHS.values()) - FOLDERS
-ELSEWHERE = {("cli/serve.py", "adapter"): "in the folder that a server is given, which is no run"}
+ELSEWHERE = {
+    ("cli/model/serve.py", "adapter"): "in the folder that a server is given, which is no run"
+}
 
 
 def spelled(source):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gptoss_tune.cli.train import accelerate_command
+from gptoss_tune.cli.run.train import accelerate_command
 from gptoss_tune.errors import run_command
 from gptoss_tune.recipe.schema import DistributedSection
 from gptoss_tune.workflows import demo

@@ -218,7 +218,7 @@ def test_a_preview_shows_hostile_rows_and_names_harmlessly(place, recipe, capfd,
 def test_what_a_model_says_cannot_write_to_the_terminal(capfd):
     from rich.console import Console
 
-    from gptoss_tune.cli.chat import _Display
+    from gptoss_tune.cli.model.chat import _Display
 
     show = _Display(Console(highlight=False, soft_wrap=True))
     for channel in ("analysis", "final to \x1b[2J\n[fake]", "final"):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gptoss_tune.cli.evaluate import _recipe as recipe_to_evaluate
-from gptoss_tune.cli.reproduce import reproduce
+from gptoss_tune.cli.model.evaluate import _recipe as recipe_to_evaluate
+from gptoss_tune.cli.run.reproduce import reproduce
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.files.digest import digest_of
 from gptoss_tune.recipe import load_recipe

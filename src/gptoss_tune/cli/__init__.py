@@ -1,38 +1,61 @@
-"""The command ``gptoss-tune``: one file per family of commands, heavy imports inside the commands.
+"""The command ``gptoss-tune``: a file for each family of commands, in folders by when it is used.
 
-Every command ends with an exit code a script can act on (0 done, 2 the user's input, 3 the
-environment, 75 stopped and resumable) and shows a message, not a traceback, unless ``--debug``.
+``recipe/`` before anything runs (no torch), ``run/`` a run and its record, ``model/`` what was
+tuned. Heavy imports are inside the commands. Every command ends with an exit code a script can act
+on (0 done, 2 the user's input, 3 the environment, 75 stopped and resumable) and shows a message,
+not a traceback, unless ``--debug``.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli import (
-    chat,
-    data,
-    demo,
-    evaluate,
-    export,
-    launch,
-    plan,
-    recipes,
-    report,
-    reproduce,
-    serve,
-    train,
-)
+from gptoss_tune.cli.model import chat, evaluate, export, serve
+from gptoss_tune.cli.recipe import data, plan, recipes
+from gptoss_tune.cli.run import demo, launch, report, reproduce, train
 from gptoss_tune.errors import run_command
+
+# The groups of the help page, in the order of a first hour.
+COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
+    "Start": {
+        "demo": demo.demo,
+        "recipes": recipes.recipes,
+        "tiny": demo.tiny,
+    },
+    "Before a run (no GPU, no torch)": {
+        "check": recipes.check,
+        "plan": plan.plan,
+        "preview": data.preview,
+        "check-data": data.check_data,
+        "schema": recipes.schema,
+    },
+    "A run": {
+        "train": train.train,
+        "launch": launch.launch,
+        "report": report.report,
+        "reproduce": reproduce.reproduce,
+    },
+    "A tuned model": {
+        "chat": chat.chat,
+        "evaluate": evaluate.evaluate,
+        "merge": export.merge,
+        "verify": export.verify,
+        "adapter": export.adapter,
+        "serve-config": serve.serve_config,
+        "push": serve.push,
+    },
+}
 
 app = typer.Typer(
     name="gptoss-tune",
     help="Fine-tune gpt-oss: recipe in, adapter and proven export out.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -54,25 +77,9 @@ def _root(
     """Options that every command shares."""
 
 
-app.command("check")(recipes.check)
-app.command("schema")(recipes.schema)
-app.command("recipes")(recipes.recipes)
-app.command("plan")(plan.plan)
-app.command("preview")(data.preview)
-app.command("check-data")(data.check_data)
-app.command("tiny")(demo.tiny)
-app.command("merge")(export.merge)
-app.command("verify")(export.verify)
-app.command("adapter")(export.adapter)
-app.command("serve-config")(serve.serve_config)
-app.command("push")(serve.push)
-app.command("chat")(chat.chat)
-app.command("evaluate")(evaluate.evaluate)
-app.command("train")(train.train)
-app.command("report")(report.report)
-app.command("launch")(launch.launch)
-app.command("reproduce")(reproduce.reproduce)
-app.command("demo")(demo.demo)
+for group, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=group)(command)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from shown_pairs import (
     run,
 )
 
-from gptoss_tune.cli.preview_text import print_preference
+from gptoss_tune.cli.recipe.preview_text import print_preference
 from gptoss_tune.harmony.dataset.counts import RowCounts
 from gptoss_tune.harmony.dataset.kinds import SampleKind
 from gptoss_tune.harmony.dataset.load import load_dataset

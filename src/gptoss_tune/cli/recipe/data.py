@@ -50,7 +50,7 @@ def preview(
     """
     from rich.console import Console
 
-    from gptoss_tune.cli.preview_text import print_preference, print_sample
+    from gptoss_tune.cli.recipe.preview_text import print_preference, print_sample
     from gptoss_tune.errors import RecipeError
     from gptoss_tune.harmony.dataset.kinds import kind_of
     from gptoss_tune.harmony.dataset.load import split_sources

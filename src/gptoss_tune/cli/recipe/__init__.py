@@ -1,0 +1,1 @@
+"""Commands on a recipe and its data, before anything runs; none of them imports torch."""
