@@ -25,6 +25,7 @@ FLOORS = (
     {"evaluate", "export", "testing"},
     {"train"},
     {"workflows"},
+    {"ui"},
     {"cli"},
     {"__main__"},
 )
@@ -42,7 +43,9 @@ LOWEST = {
         *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "regex", "transformers"),
         "triton",
     },
+    "run": {"psutil"},
     "train": {"accelerate", "trackio", "trl", "wandb"},
+    "ui": {"starlette", "uvicorn"},
     "cli": {"typer"},
 }
 FLOOR_OF_LIBRARY = {name: FLOOR_OF[room] for room, names in LOWEST.items() for name in names}

@@ -90,6 +90,11 @@ class ChatModel:
         self._model = load_plain(checkpoint, adapter)
         self._messages = self._opening()
 
+    def begin(self, settings: ChatSettings) -> None:
+        """Forget what was said, and answer by ``settings`` from here on."""
+        self.settings = settings
+        self._messages = self._opening()
+
     def ask(self, text: str, show: Show) -> Answer:
         """Add a user message, generate the answer, and return it.
 

@@ -60,6 +60,40 @@ def load_recipe(
     renamed = move_to_new_names(document)
     document.mistakes += [] if old_names else renamed
     lay_over(document, overrides)
+    return _checked(document, name)
+
+
+def recipe_of_settings(settings: Sequence[str], name: str) -> Recipe:
+    """Return the recipe that ``key=value`` settings alone make, as a form gives them.
+
+    Args:
+        settings: As the overrides of ``load_recipe``.
+        name: What the recipe is called in messages.
+
+    Raises:
+        RecipeError: As ``load_recipe``.
+    """
+    document = Document()
+    lay_over(document, settings)
+    return _checked(document, name)
+
+
+def read_recipe_values(path: str | Path) -> dict[str, Any]:
+    """Return the values that a recipe's file holds, as far as it can be read, unchecked.
+
+    Raises:
+        RecipeError: The file cannot be read.
+    """
+    name = str(path)
+    return read_document(_text_of(name), lambda line, column: Place(0, line, column, name)).values
+
+
+def _checked(document: Document, name: str) -> Recipe:
+    """Return the recipe of a document.
+
+    Raises:
+        RecipeMistakes: With every mistake in it.
+    """
     if not document.readable:
         raise RecipeMistakes(name, document.mistakes)
     values = _with_sections(document)

@@ -1,0 +1,46 @@
+"""``gptoss-tune ui``: a page on this machine for runs, recipes and a chat."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptoss_tune.errors import MachineError
+
+_LIBRARIES = ("starlette", "uvicorn")
+
+
+def ui(
+    folder: Annotated[Path, typer.Argument(help="The folder below which your runs lie.")] = Path(
+        "."
+    ),
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            min=1,
+            max=65535,
+            help="Of 127.0.0.1; default: 8765, or one that is free.",
+            show_default=False,
+        ),
+    ] = None,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address, open no window.")
+    ] = False,
+) -> None:
+    """Look at runs while they train, write and check recipes, talk to a model, in the browser.
+
+    For this machine alone: the address has a token. Nothing is started without a click.
+    """
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MachineError(
+            f"the page needs {' and '.join(missing)}, which this install lacks; "
+            "pip install 'gptoss-tune[ui]'"
+        )
+    from gptoss_tune.ui.server import serve
+
+    serve(folder, port=port, browser=not no_browser)
