@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -108,6 +109,14 @@ def hold(folder, process=None, host=None):
     number = os.getpid() if process is None else process
     (folder / ".lock").write_text(f"process {number} on {host or platform.node()}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write():
+    """Return the functions that write a run and what comes to it."""
+    return SimpleNamespace(
+        run=write_run, lines=write_lines, evaluation=write_evaluation, hold=hold, metrics=metrics
+    )
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ class RecipePage:
             except GptossTuneError as error:
                 refused = shown_safely(str(error))
         filled = form_values(values)
-        shipped = files.shipped_recipes()
+        shipped, local = files.shipped_recipes(), files.local_recipes()
         said = {key.rpartition(".")[0] for key in filled}
         return self._pages.page(
             "recipe.html",
@@ -63,12 +63,10 @@ class RecipePage:
             method=method_of(values),
             opened={*_OPEN, *said},
             shipped=shipped,
-            local=files.local_recipes(),
+            local=local,
             gpus=[gpu.name for gpu in GPUS],
             default_gpu=DEFAULT_GPU,
-            saved_as="my-recipe.yaml"
-            if not name or name in [one.path for one in shipped]
-            else name,
+            saved_as=name if any(one.path == name for one in local) else "my-recipe.yaml",
         )
 
     def check(self, body: dict[str, Any]) -> Response:
