@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from gptoss_tune.ui.access import ACTION_HEADER, Access
-from gptoss_tune.ui.app import Services, application
+from gptoss_tune.ui.server.app import Services, application
 
 HOST = "127.0.0.1:8765"
 RECIPE = {

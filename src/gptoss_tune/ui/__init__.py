@@ -1,10 +1,11 @@
 """A page on this machine: the runs, a running one live, a recipe as a form, a chat.
 
-``server.serve`` listens on loopback, ``access`` says who may ask, ``app`` joins the pages:
+``access`` says who may ask, ``pages`` draws, ``jobs`` runs what a click starts:
 
 - ``runs/``: the list of runs, and one run with its curves while it trains.
 - ``recipe/``: the form made from the JSON Schema; check, plan, preview, check-data, train.
 - ``chat/``: a tuned model, loaded in a process of its own.
+- ``server/``: all of it on one port of loopback.
 
 Starlette with server-rendered pages was chosen, and a script of a few hundred lines without a
 build. Gradio, Streamlit and NiceGUI were the alternatives. Each draws with its own widgets, which

@@ -41,6 +41,6 @@ def ui(
             f"the page needs {' and '.join(missing)}, which this install lacks; "
             "pip install 'gptoss-tune[ui]'"
         )
-    from gptoss_tune.ui.server import serve
+    from gptoss_tune.ui.server.serve import serve
 
     serve(folder, port=port, browser=not no_browser)

@@ -25,8 +25,8 @@ from gptoss_tune.ui.recipe.plan_view import plan_view
 from gptoss_tune.ui.recipe.values import Value, changed_yaml, form_values, method_of, settings_of
 
 _NAME: Final = "the form"
-_OPEN: Final = ("model", "data", "train")
-"""Sections of which a recipe has to say something."""
+_OPEN: Final = ("model", "data", "method", "train")
+"""Sections of which a recipe says something, and the choice of the method."""
 _FIRST: Final = str(PurePath("gpt-oss-20b", "qlora.yaml"))
 _SAMPLES: Final = 8
 _MOST_GPUS: Final = 65_536

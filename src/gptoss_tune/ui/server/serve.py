@@ -15,7 +15,7 @@ import uvicorn
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.ui.access import Access
-from gptoss_tune.ui.app import Services, application
+from gptoss_tune.ui.server.app import Services, application
 
 DEFAULT_PORT: Final = 8765
 
