@@ -50,6 +50,8 @@ FLOOR_OF_LIBRARY = {name: FLOOR_OF[room] for room, names in LOWEST.items() for n
 ALLOWED = {
     # The versions and cards of the machine stand in a run's record; only a run asks for them.
     ("gptoss_tune.run.environment", "torch"),
+    # A plan measures a matrix product where there is no GPU; other plans do not load it.
+    ("gptoss_tune.plan.machine.cpu", "numpy"),
     # An error that may come out of whatever writes a checkpoint's files; it brings no torch.
     ("gptoss_tune.run.checkpoints", "safetensors"),
 }
