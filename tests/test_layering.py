@@ -20,7 +20,8 @@ FLOORS = (
     {"plan"},
     {"harmony", "run"},
     {"distributed", "weights"},
-    {"model", "report"},
+    # What a job needs is looked at with the readers of the rooms below, before it is begun.
+    {"model", "preflight", "report"},
     # A model answers prompts, or is measured; a card is drawn with the report's figures.
     {"evaluate", "export", "testing"},
     {"train"},
@@ -42,7 +43,7 @@ LOWEST = {
         *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "regex", "transformers"),
         "triton",
     },
-    "train": {"accelerate", "trackio", "trl", "wandb"},
+    "train": {"accelerate", "psutil", "trackio", "trl", "wandb"},
     "cli": {"typer"},
 }
 FLOOR_OF_LIBRARY = {name: FLOOR_OF[room] for room, names in LOWEST.items() for name in names}

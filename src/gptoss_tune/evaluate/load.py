@@ -27,7 +27,8 @@ from gptoss_tune.model.lora import load_adapters
 from gptoss_tune.recipe import ModelSection
 from gptoss_tune.run.record import record_of_adapter, trained_merge_aware
 from gptoss_tune.weights import Checkpoint, open_checkpoint
-from gptoss_tune.weights.adapter import Adapter, base_name, open_adapter
+from gptoss_tune.weights.adapter import Adapter, open_adapter
+from gptoss_tune.weights.sources import base_name
 
 
 @dataclass(frozen=True)

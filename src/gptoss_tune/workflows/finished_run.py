@@ -24,8 +24,8 @@ from gptoss_tune.files.atomic import refuse_existing
 from gptoss_tune.recipe import ExportSection
 from gptoss_tune.run.record import note_verification, wanted_survival
 from gptoss_tune.weights import Checkpoint, open_checkpoint
-from gptoss_tune.weights.adapter import base_name as recorded_base
 from gptoss_tune.weights.adapter import open_adapter
+from gptoss_tune.weights.sources import base_name as recorded_base
 
 if TYPE_CHECKING:
     from gptoss_tune.export.hub.push import Pushed

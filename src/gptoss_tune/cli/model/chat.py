@@ -78,6 +78,9 @@ def chat(
 
     In a terminal /exit or Ctrl-D leaves, /help lists the rest; Ctrl-C ends an answer only.
     """
+    from gptoss_tune.preflight.finished import look_at_either
+
+    look_at_either(model, base, revision)
     from rich.console import Console
     from transformers.utils import logging
 
@@ -107,7 +110,8 @@ def _open(model: str, base: str | None, revision: str | None) -> tuple[Checkpoin
         typer.BadParameter: ``base`` or ``revision`` would have no effect.
     """
     from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import base_name, is_adapter, open_adapter
+    from gptoss_tune.weights.adapter import open_adapter
+    from gptoss_tune.weights.sources import base_name, is_adapter
 
     if not is_adapter(model):
         if base is not None:

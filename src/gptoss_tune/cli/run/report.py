@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gptoss_tune.run.folder import REPORT
+from gptoss_tune.run.folder import REPORT, refuse_no_run
 
 
 def report(
@@ -23,6 +23,8 @@ def report(
     open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write what a run did as one self-contained HTML page, or compare several runs on one."""
+    for run in runs:
+        refuse_no_run(run)
     from gptoss_tune.report.page import open_in_browser, write_report
 
     path = write_report(runs, output)

@@ -26,7 +26,7 @@ from gptoss_tune.export.assets import COMPANIONS, NOTICE, TEMPLATE
 from gptoss_tune.run.checkpoints import MANIFEST
 from gptoss_tune.run.folder import RECIPE, RUN_CARD
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME
+from gptoss_tune.weights.names import INDEX_NAME, SINGLE_NAME
 
 CARD, LOSS_PLOT = "README.md", "loss.svg"
 _OURS = {
@@ -89,14 +89,23 @@ def check_name(repo: str) -> None:
         ) from None
 
 
+def check_login(repo: str) -> None:
+    """Refuse a push without a token.
+
+    Raises:
+        HubError: Nobody is logged in here.
+    """
+    if get_token() is None:
+        raise HubError(f"cannot push to {repo}: not logged in; run `hf auth login`")
+
+
 def check_rights(api: HfApi, repo: str) -> None:
     """Refuse a push that the token cannot make, as far as the Hub tells of a token.
 
     Raises:
         HubError: The token only reads, or is of someone who is not in the organisation.
     """
-    if get_token() is None:
-        raise HubError(f"cannot push to {repo}: not logged in; run `hf auth login`")
+    check_login(repo)
     try:
         told = api.whoami()
     except HfHubHTTPError as error:
