@@ -18,13 +18,26 @@ from rich.console import Console
 
 
 def run_console(*, quiet: bool) -> Console:
-    """Return the console on standard output; paths are copied from its lines: none is broken.
+    """Return the console on standard output.
+
+    On a terminal its lines are broken between words, and a path never, since it is copied from
+    there; elsewhere a line stays one.
 
     Args:
         quiet: Print nothing, as on all ranks but the first.
     """
     stream: Any = LastingStream(sys.stdout)
-    return Console(file=stream, quiet=quiet, markup=False, emoji=False, soft_wrap=True)
+    return _RunConsole(file=stream, quiet=quiet, markup=False, emoji=False, soft_wrap=True)
+
+
+class _RunConsole(Console):
+    """A console that breaks lines on a terminal between words alone."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does; a word that is wider than the terminal is left to it."""
+        if self.is_terminal:
+            options = {**options, "soft_wrap": False, "overflow": "ignore", "crop": False}
+        super().print(*objects, **options)
 
 
 class LastingStream:
