@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -162,6 +163,8 @@ class StopOnSignal(TrainerCallback):
         again = again.replace("1 more Ctrl-C stop ", "another Ctrl-C stops ")
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         words = f"\n{name}: stopping after this step, a checkpoint is saved first{again}\n"
+        if sys.stderr.isatty():
+            words += "\n"  # which the progress bar takes for its own line and draws over
         with contextlib.suppress(OSError):
             os.write(2, words.encode())
 

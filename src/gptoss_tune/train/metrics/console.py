@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+from gptoss_tune.display import wrapped
+
 
 def run_console(*, quiet: bool) -> Console:
     """Return the console on standard output.
@@ -31,12 +33,12 @@ def run_console(*, quiet: bool) -> Console:
 
 
 class _RunConsole(Console):
-    """A console that breaks lines on a terminal between words alone."""
+    """A console that breaks the lines of a run between words on a terminal."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does; a word that is wider than the terminal is left to it."""
-        if self.is_terminal:
-            options = {**options, "soft_wrap": False, "overflow": "ignore", "crop": False}
+        """Print as rich does."""
+        if self.is_terminal and len(objects) == 1 and isinstance(objects[0], str):
+            objects = (wrapped(objects[0], self.width),)
         super().print(*objects, **options)
 
 
