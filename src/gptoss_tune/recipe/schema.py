@@ -296,8 +296,18 @@ class ExportSection(Section):
 
 
 Tracker = Literal[
-    *("azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow"),
-    *("mlflow", "neptune", "swanlab", "tensorboard"),
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "kubeflow",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
 ]
 """What Transformers' trainer reports to, under its names; wandb and trackio have their own keys."""
 
