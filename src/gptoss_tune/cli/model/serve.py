@@ -137,7 +137,7 @@ def push(
 
     The repository then holds exactly what was verified; files that do not matter to it stay.
     """
-    from gptoss_tune.export.hub.repository import check_login, check_name, listed
+    from gptoss_tune.export.hub.name import check_login, check_name
     from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
 
     refuse_revision_of_nothing(base, revision)
@@ -146,6 +146,7 @@ def push(
     if merged is not None:
         look_at_model(str(merged))
     check_login(repo)
+    from gptoss_tune.export.hub.repository import listed
     from gptoss_tune.workflows import finished_run
 
     done = finished_run.push(

@@ -9,20 +9,19 @@ no loader looks at it and this push does not write it, and refused otherwise.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import HubError, RepositoryError
 from gptoss_tune.export.assets import COMPANIONS, NOTICE, TEMPLATE
+from gptoss_tune.export.hub.name import check_login
 from gptoss_tune.run.checkpoints import MANIFEST
 from gptoss_tune.run.folder import RECIPE, RUN_CARD
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -64,39 +63,6 @@ class Changes:
 
     deleted: tuple[str, ...]
     kept: tuple[str, ...]
-
-
-def check_name(repo: str) -> None:
-    """Refuse what can be no name of a model repository, before anything is read or sent.
-
-    Raises:
-        RepositoryError: With the name that is probably meant.
-    """
-    shown = one_line(repo)
-    if match := re.fullmatch(r"https?://[^/]+/(?:models/)?([^/\s]+/[^/\s?#]+)[/?#]?.*", repo):
-        raise RepositoryError(f"--repo is '{shown}', an address; write --repo {match[1]}")
-    if repo.count("/") != 1 or "" in repo.split("/"):
-        raise RepositoryError(
-            f"--repo is '{shown}'; expected owner/name with one slash, for example acme/support-bot"
-        )
-    try:
-        validate_repo_id(repo)
-    except HFValidationError:
-        raise RepositoryError(
-            f"--repo is '{shown}'; expected letters, digits, '-', '_' and '.' in owner and name, "
-            "no '--' or '..', neither '-' nor '.' first or last, at most 96 characters, not '.git' "
-            "at the end"
-        ) from None
-
-
-def check_login(repo: str) -> None:
-    """Refuse a push without a token.
-
-    Raises:
-        HubError: Nobody is logged in here.
-    """
-    if get_token() is None:
-        raise HubError(f"cannot push to {repo}: not logged in; run `hf auth login`")
 
 
 def check_rights(api: HfApi, repo: str) -> None:
