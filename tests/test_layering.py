@@ -34,10 +34,12 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party libraries by the lowest floor that may import them; what is not here nobody may.
 LOWEST = {
     "display": {"rich"},
+    "files": {"filelock"},
     "recipe": {"pydantic", "pydantic_core", "yaml"},
     "harmony": {
         *("datasets", "jinja2", "numpy", "openai_harmony", "pyarrow", "tiktoken", "tokenizers")
     },
+    "run": {"psutil"},
     "weights": {"huggingface_hub", "safetensors", "torch"},
     "model": {
         *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "regex", "transformers"),
