@@ -7,6 +7,7 @@ import sys
 from gptoss_tune.errors import RecipeError, run_command
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.entrypoint import starting
+from gptoss_tune.train.metrics.installed import refuse_missing_tracker
 
 _USAGE = "accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-change NAME ...]"
 
@@ -22,6 +23,7 @@ def _train(arguments: list[str]) -> None:
     if not arguments:
         raise RecipeError(f"no recipe was given; usage: {_USAGE}")
     recipe = load_recipe(arguments[0], arguments[1:])
+    refuse_missing_tracker(recipe.tracking)
     with starting():
         from gptoss_tune.train.run import train
 

@@ -29,8 +29,10 @@ def train(
 ) -> None:
     """Train a recipe here, or print the accelerate command when it asks for more processes."""
     from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.train.metrics.installed import refuse_missing_tracker
 
     loaded = load_recipe(recipe, overrides or ())
+    refuse_missing_tracker(loaded.tracking)
     processes = loaded.distributed.num_processes
     if processes > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         typer.echo(f"# {processes} processes: run this")
