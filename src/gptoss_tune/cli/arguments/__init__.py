@@ -34,6 +34,13 @@ def complete_recipe(incomplete: str) -> list[str]:
     return complete_recipe_names(incomplete) + (files if incomplete else [])
 
 
+def complete_card(incomplete: str) -> list[str]:
+    """Return the names of cards that begin so, for a shell's completion."""
+    from gptoss_tune.plan.gpus import GPUS
+
+    return [known.name for known in GPUS if known.name.startswith(incomplete.lower())]
+
+
 RecipePath = Annotated[
     Path,
     typer.Argument(
