@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptoss_tune.workflows.first_recipe import DataLook, FirstRecipe
+    from gptoss_tune.workflows.first_recipe import DataLook, FirstRecipe, HeldOut
     from gptoss_tune.workflows.first_recipe.cards import Cards
     from gptoss_tune.workflows.first_recipe.fit import Machine
 
@@ -73,7 +73,7 @@ def init(
     look = interview.ask("Your data: a file, a folder or a dataset", data, None, _look(console))
     _print_look(console, look)
     wanted = interview.ask(_goal_question(), goal, _likely(look), _goal(look))
-    kept = interview.ask("Held out: auto, none, a share or a file", held_out, "auto", str.strip)
+    kept = interview.ask("Held out: auto, none, a share or a file", held_out, "auto", _held(look))
     name = _run_name(look.path)
     place = interview.ask("Recipe to write", _text(out), _free(name, yes), _new_file(force))
     made = _made(console, base, machine, look, wanted, kept, name)
@@ -210,6 +210,16 @@ def _goal(look: DataLook) -> Callable[[str], str]:
     return check
 
 
+def _held(look: DataLook) -> Callable[[str], HeldOut]:
+    def read(text: str) -> HeldOut:
+        from gptoss_tune.harmony.vocabulary import load_vocabulary
+        from gptoss_tune.workflows.first_recipe import held_out_of
+
+        return held_out_of(text, look, load_vocabulary())
+
+    return read
+
+
 def _run_name(path: str) -> str:
     from gptoss_tune.workflows.first_recipe.write import run_name
 
@@ -234,7 +244,9 @@ def _new_file(force: bool) -> Callable[[str], Path]:
 
         path = Path(text.strip())
         if path.is_dir():
-            raise RecipeError(f"{path}: is a folder; name the recipe's file, such as {path}/my.yaml")
+            raise RecipeError(
+                f"{path}: is a folder; name the recipe's file, such as {path}/my.yaml"
+            )
         if path.exists() and not force:
             raise RecipeError(f"{path}: exists; give another --out, or --force to replace it")
         return path
@@ -248,15 +260,14 @@ def _made(
     machine: Machine,
     look: DataLook,
     goal: str,
-    held_out: str,
+    held_out: HeldOut,
     name: str,
 ) -> FirstRecipe:
-    from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.workflows.first_recipe import Answers, first_recipe
 
     with console.status("planning"):
         answers = Answers(base, machine, look, goal, held_out, name)
-        return first_recipe(answers, load_vocabulary())
+        return first_recipe(answers)
 
 
 def _print_look(console: Console, look: DataLook) -> None:
@@ -303,6 +314,9 @@ def _print_made(console: Console, place: Path, made: FirstRecipe) -> None:
     console.print(Text(fits, style="green"))
     base = plan.disk.base / 2**30
     console.print(f"  the base takes {base:.1f} GiB of disk, the run goes to {made.output_dir}")
+    if not card.has_bf16:
+        text = "  this card has no units for bf16: expect it to be slow"
+        console.print(Text(text, style="yellow"))
     if made.dropped_over is not None:
         text = f"  samples over {made.dropped_over:,} tokens are dropped: the card holds no more"
         console.print(Text(text, style="yellow"))

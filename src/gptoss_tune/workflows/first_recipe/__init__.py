@@ -6,6 +6,20 @@ smallest, and ``write`` puts it all into a file. ``gptoss-tune init`` asks and c
 """
 
 from gptoss_tune.workflows.first_recipe.look import DataLook, look_at
-from gptoss_tune.workflows.first_recipe.write import Answers, FirstRecipe, first_recipe
+from gptoss_tune.workflows.first_recipe.write import (
+    Answers,
+    FirstRecipe,
+    HeldOut,
+    first_recipe,
+    held_out_of,
+)
 
-__all__ = ["Answers", "DataLook", "FirstRecipe", "first_recipe", "look_at"]
+__all__ = [
+    "Answers",
+    "DataLook",
+    "FirstRecipe",
+    "HeldOut",
+    "first_recipe",
+    "held_out_of",
+    "look_at",
+]

@@ -52,4 +52,3 @@ def machine_of(text: str) -> Machine:
     if several is None or int(several[1]) < 1:
         return Machine(card(text.strip()))
     return Machine(card(several[2].strip()), int(several[1]))
-

@@ -68,7 +68,8 @@ def columns_for(row: dict[str, Any]) -> dict[str, str] | None:
 def _question(row: dict[str, Any], asked: str) -> str:
     """Return the template of a question; Alpaca's has an input below its instruction."""
     if asked == "instruction" and isinstance(row.get("input"), str):
-        return "{{ instruction }}{% if input | default('') %}\n\n{{ input }}{% endif %}"
+        # A line feed is written by the template: a text of a recipe is one line.
+        return r"{{ instruction }}{% if input | default('') %}{{ '\n\n' }}{{ input }}{% endif %}"
     return f"{{{{ {asked} }}}}"
 
 

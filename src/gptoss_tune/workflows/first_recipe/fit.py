@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gptoss_tune.errors import MachineError
+from pydantic import ValidationError
+
+from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.plan.architecture import RELEASED, architecture_of
 from gptoss_tune.plan.gpus import Gpu
 from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.dump import Noted
+from gptoss_tune.recipe.mistakes import shown
 from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle, uneven_experts
 from gptoss_tune.workflows.first_recipe.look import DataLook
 from gptoss_tune.workflows.first_recipe.sizes import (
@@ -34,7 +37,11 @@ _RUNGS: Final[tuple[dict[str, Noted], ...]] = (
             "offload", "layer inputs wait in host memory; the same numbers"
         )
     },
-    {"train.optim": Noted("paged_adamw_8bit", "moments in 8 bits, in host memory when it is tight")},
+    {
+        "train.optim": Noted(
+            "paged_adamw_8bit", "moments in 8 bits, in host memory when it is tight"
+        )
+    },
     {"model.embeddings": Noted("cpu", "1.1 GiB less on the card, one wait a step")},
     {"lora.expert_rank": Noted(8, "half the rank on the experts: the rest would not fit")},
     {"lora.expert_rank": Noted(4, "a quarter of the rank on the experts: more would not fit")},
@@ -42,6 +49,8 @@ _RUNGS: Final[tuple[dict[str, Noted], ...]] = (
 )
 _EXACT: Final = 5
 """Rungs, the first of them none, below which the adapters stay as they are."""
+_COMFORTABLE: Final = 0.95
+"""Share of a card's memory that a plan, whose peaks are not measured on it, is trusted with."""
 _FULL: Final = 0.9
 """Share of a card's memory to which the micro-batch is raised."""
 
@@ -82,30 +91,55 @@ def fit(known: dict[str, Noted], look: DataLook, machine: Machine, share: float)
         MachineError: Nothing fits; the message says what would.
     """
     smallest: Plan | None = None
-    for shared in _ways_to_share(known, machine.count):
-        for length, rungs in _attempts(look, share):
-            settings = _settings(look, length, share, machine.count, known | rungs | shared)
-            recipe = recipe_of(known | settings)
-            if shared and fsdp2_obstacle(recipe.model, recipe.train) and _is_fsdp2(shared):
-                continue
-            made = _planned(recipe, machine, look, length, share)
-            if made.fits:
-                dropped = length if length < needed_length(look) else None
-                settings, made = _larger_batch(known, settings, made, look, machine, share)
-                return Fitted(settings, made, dropped)
-            if smallest is None or made.memory.peak < smallest.memory.peak:
-                smallest = made
-    assert smallest is not None  # there is always a first attempt
+    tight: tuple[dict[str, Noted], Plan] | None = None
+    for settings in _candidates(known, look, machine.count, share):
+        made = _planned(recipe_of(known | settings), machine, look, share)
+        if made.memory.peak <= _COMFORTABLE * machine.card.memory_bytes:
+            return _fitted(*_larger_batch(known, settings, made, look, machine, share), look)
+        if made.fits and tight is None:
+            tight = settings, made
+        if smallest is None or made.memory.peak < smallest.memory.peak:
+            smallest = made
+    if tight is not None:
+        return _fitted(*tight, look)
+    assert smallest is not None  # there is always a first candidate
     raise MachineError(_nothing_fits(known, look, machine, share, smallest))
 
 
+def _fitted(settings: dict[str, Noted], made: Plan, look: DataLook) -> Fitted:
+    length = made.recipe.data.max_length
+    return Fitted(settings, made, length if length < needed_length(look) else None)
+
+
+def _candidates(
+    known: dict[str, Noted], look: DataLook, count: int, share: float
+) -> Iterator[dict[str, Noted]]:
+    """Yield settings that can be planned, best first."""
+    for shared in _ways_to_share(known, count):
+        for length, rungs in _attempts(look, share):
+            settings = _settings(look, length, share, count, known | rungs | shared)
+            recipe = recipe_of(known | settings)
+            spread = recipe.distributed.strategy == "fsdp2"
+            if not (spread and fsdp2_obstacle(recipe.model, recipe.train)):
+                yield settings
+
+
 def recipe_of(settings: dict[str, Noted]) -> Recipe:
-    """Return the recipe of settings by dotted name."""
+    """Return the recipe of settings by dotted name.
+
+    Raises:
+        RecipeError: A name or a path that was given cannot stand in a recipe.
+    """
     values: dict[str, Any] = {}
     for name, noted in settings.items():
         section, key = name.split(".")
         values.setdefault(section, {})[key] = noted.value
-    return Recipe.model_validate(values)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RecipeError(f"{where}: got {shown(first['input'])}; {first['msg']}") from None
 
 
 def _attempts(look: DataLook, share: float) -> Iterator[tuple[int, dict[str, Noted]]]:
@@ -137,22 +171,20 @@ def _ways_to_share(known: dict[str, Noted], count: int) -> Iterator[dict[str, No
         yield several | {"distributed.strategy": spread}
 
 
-def _is_fsdp2(shared: dict[str, Noted]) -> bool:
-    return "distributed.strategy" in shared and shared["distributed.strategy"].value == "fsdp2"
-
-
 def _settings(
     look: DataLook, length: int, share: float, count: int, given: dict[str, Noted]
 ) -> dict[str, Noted]:
     """Return the settings that follow from a length, with those of the ladder."""
     preferences = "method.name" in given
-    chosen = sizes(look, length, share=share, preferences=preferences)
+    chosen = sizes(look, length, share=share, preferences=preferences, processes=count)
     found = dict(given)
     if length != 4096:
         samples = "pairs, both answers together," if look.rows == "pair" else "samples"
         why = f"the longest of the {samples} that were read has {look.longest:,} tokens"
         if length < needed_length(look):
             why += "; longer ones than this are dropped"
+        elif length < 4096 and length > needed_length(look):
+            why = f"{look.tokens:,} tokens in all fill few rows of 4,096; {why}"
         found["data.max_length"] = Noted(length, why)
     if worth_packing(look, length):
         why = f"{look.mean_tokens:,.0f} tokens on average: several share a row"
@@ -170,11 +202,10 @@ def _settings(
     return found
 
 
-def _planned(
-    recipe: Recipe, machine: Machine, look: DataLook, length: int, share: float
-) -> Plan:
-    tokens = sizes(look, length, share=share, preferences=recipe.method.name != "sft").epoch_tokens
-    return plan(recipe, machine.card, epoch_tokens=max(1, tokens))
+def _planned(recipe: Recipe, machine: Machine, look: DataLook, share: float) -> Plan:
+    preferences = recipe.method.name != "sft"
+    chosen = sizes(look, recipe.data.max_length, share=share, preferences=preferences)
+    return plan(recipe, machine.card, epoch_tokens=max(1, chosen.epoch_tokens))
 
 
 def _larger_batch(
@@ -196,8 +227,7 @@ def _larger_batch(
         larger.pop(key, None)
         if whole > rows:
             larger[key] = Noted(whole // rows, settings[key].note)
-        recipe = recipe_of(known | larger)
-        candidate = _planned(recipe, machine, look, recipe.data.max_length, share)
+        candidate = _planned(recipe_of(known | larger), machine, look, share)
         if candidate.memory.peak <= _FULL * machine.card.memory_bytes:
             return larger, candidate
     return settings, made
@@ -227,13 +257,7 @@ def _nothing_fits(
 
 
 def _fits(known: dict[str, Noted], look: DataLook, machine: Machine, share: float) -> bool:
-    for shared in _ways_to_share(known, machine.count):
-        for length, rungs in _attempts(look, share):
-            recipe = recipe_of(
-                known | _settings(look, length, share, machine.count, known | rungs | shared)
-            )
-            if _is_fsdp2(shared) and fsdp2_obstacle(recipe.model, recipe.train):
-                continue
-            if _planned(recipe, machine, look, length, share).fits:
-                return True
-    return False
+    return any(
+        _planned(recipe_of(known | settings), machine, look, share).fits
+        for settings in _candidates(known, look, machine.count, share)
+    )

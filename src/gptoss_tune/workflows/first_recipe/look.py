@@ -25,8 +25,8 @@ from gptoss_tune.harmony.dataset.selection import LONGEST_SAMPLE
 from gptoss_tune.harmony.formats.detect import PAIRS, format_of
 from gptoss_tune.harmony.render import RenderSettings
 from gptoss_tune.harmony.sources.columns import ColumnTemplates
-from gptoss_tune.harmony.sources.folders import find_files
 from gptoss_tune.harmony.sources.files import read_file, refuse_unreadable
+from gptoss_tune.harmony.sources.folders import find_files
 from gptoss_tune.harmony.sources.open import open_source
 from gptoss_tune.harmony.sources.rows import Located, Raw, parse_object
 from gptoss_tune.harmony.vocabulary import Vocabulary
@@ -111,7 +111,9 @@ def look_at(path: str, vocabulary: Vocabulary) -> DataLook:
     counts = made.report.counts
     if not len(made.lengths):
         raise DataError(_nothing(path, made.report.rejected, counts))
-    usual = renderer.columns([row for (large, _), row in zip(picked, chosen, strict=True) if not large])
+    usual = renderer.columns(
+        [row for (large, _), row in zip(picked, chosen, strict=True) if not large]
+    )
     lengths = usual.lengths if len(usual.lengths) else made.lengths
     usable = max(1, counts["rows"] - counts["rejected"])
     thoughtful = made.report.channels["analysis"] > 0

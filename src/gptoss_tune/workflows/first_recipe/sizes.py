@@ -72,7 +72,9 @@ def worth_packing(look: DataLook, length: int) -> bool:
     return look.mean_tokens < 0.6 * length
 
 
-def sizes(look: DataLook, length: int, *, share: float, preferences: bool) -> Sizes:
+def sizes(
+    look: DataLook, length: int, *, share: float, preferences: bool, processes: int = 1
+) -> Sizes:
     """Return the sizes of a run whose rows are ``length`` tokens long.
 
     Args:
@@ -80,6 +82,7 @@ def sizes(look: DataLook, length: int, *, share: float, preferences: bool) -> Si
         length: ``data.max_length``.
         share: Of the rows, held out.
         preferences: Whether answers are compared: one epoch, and smaller steps.
+        processes: GPUs, each of which takes a row of a step at least.
     """
     count = look.count * (1 - share)
     tokens = round(look.tokens * (1 - share))
@@ -88,7 +91,7 @@ def sizes(look: DataLook, length: int, *, share: float, preferences: bool) -> Si
     rows = math.ceil(tokens / (0.95 * length)) if worth_packing(look, length) else math.ceil(count)
     step_tokens = _PREFERENCE_STEP_TOKENS if preferences else _STEP_TOKENS
     most = max(1, step_tokens // length)
-    step_rows = _power_of_two(min(most, max(1, rows * epochs // _STEPS)))
+    step_rows = max(processes, _power_of_two(min(most, max(1, rows * epochs // _STEPS))))
     steps = max(1, rows * epochs // step_rows)
     every = max(1, _rounded_steps(steps / _EVALUATIONS))
     return Sizes(epochs, step_rows, steps, every, tokens)

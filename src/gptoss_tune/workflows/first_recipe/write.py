@@ -27,6 +27,14 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Held-out data: the settings that say so, and the share of the training rows that it takes."""
+
+    settings: dict[str, Noted]
+    share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Answers:
     """What a person says of a run.
 
@@ -35,7 +43,7 @@ class Answers:
         machine: The cards.
         look: The data, read.
         goal: One of ``goals.GOALS``.
-        held_out: ``auto``, ``none``, a share such as ``0.05``, or a file.
+        held_out: What is held out of the data, or beside them.
         name: Of the run: its folder below ``runs/``.
     """
 
@@ -43,7 +51,7 @@ class Answers:
     machine: Machine
     look: DataLook
     goal: str
-    held_out: str = "auto"
+    held_out: HeldOut
     name: str = "first"
 
 
@@ -82,24 +90,23 @@ def model_of(text: str) -> str:
     return name
 
 
-def first_recipe(answers: Answers, vocabulary: Vocabulary) -> FirstRecipe:
+def first_recipe(answers: Answers) -> FirstRecipe:
     """Return the recipe of some answers.
 
     Raises:
-        DataError: The data cannot serve the goal, or the held-out file cannot be used.
+        DataError: The data cannot serve the goal.
         MachineError: Nothing fits the cards.
     """
     look, base = answers.look, model_of(answers.model)
     output_dir = free_run(answers.name)
-    held_out, share = _held_out(answers, vocabulary)
     known = {
         "model.name_or_path": Noted(base),
         "data.train": Noted([look.source], _about_columns(look)),
-        **held_out,
+        **answers.held_out.settings,
         **settings_for(answers.goal, look),
         "train.output_dir": Noted(output_dir),
     }
-    fitted = fit(known, look, answers.machine, share)
+    fitted = fit(known, look, answers.machine, answers.held_out.share)
     text = short_yaml(known | fitted.settings, [_heading(answers, base, fitted)])
     return FirstRecipe(text, fitted.plan, output_dir, fitted.dropped_over)
 
@@ -119,30 +126,41 @@ def free_run(name: str) -> str:
     raise RecipeError(f"runs/{name} and its next 998 names are taken; give another --out")
 
 
-def _held_out(answers: Answers, vocabulary: Vocabulary) -> tuple[dict[str, Noted], float]:
-    """Return the settings of held-out data, and its share of the rows."""
-    said, look = answers.held_out.strip(), answers.look
-    if said == "none":
-        return {}, 0.0
+def held_out_of(text: str, look: DataLook, vocabulary: Vocabulary) -> HeldOut:
+    """Return what ``auto``, ``none``, a share such as ``0.05`` or a file holds out.
+
+    Raises:
+        RecipeError: The share is none.
+        DataError: The file cannot be read, or its rows are of another kind.
+    """
+    said = text.strip()
     share = held_out_share(look) if said == "auto" else _share(said)
     if share is not None:
         rows = max(1, round(share * look.count))
         why = f"about {rows:,} rows are held out, drawn by the seed; the file stays as it is"
-        return {"data.eval_fraction": Noted(share, why)}, share
-    if said == "auto":
-        return {}, 0.0
+        return HeldOut({"data.eval_fraction": Noted(share, why)}, share)
+    if said in ("auto", "none"):
+        return HeldOut({})
+    said = os.path.expanduser(said)
+    if os.path.exists(said) and os.path.exists(look.path) and os.path.samefile(said, look.path):
+        raise DataError(
+            f"{said}: is what is trained on, of which nothing is then held out; give another file, "
+            "or a share such as 0.05"
+        )
     held = look_at(said, vocabulary)
     if held.rows != look.rows:
         raise DataError(
             f"{said}: its rows are of another kind ({held.format}) than those of {look.path} "
             f"({look.format}); give held-out rows in the same form, or a share such as 0.05"
         )
-    return {"data.eval": Noted([held.source], f"{held.count:,} rows")}, 0.0
+    return HeldOut({"data.eval": Noted([held.source], f"{held.count:,} rows")})
 
 
 def _share(text: str) -> float | None:
     """Return the share that a text spells; ``None`` when it is a path."""
     number = text.removesuffix("%")
+    if text == "none":
+        return None
     try:
         value = float(number) / (100 if number != text else 1)
     except ValueError:
