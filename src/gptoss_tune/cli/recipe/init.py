@@ -90,7 +90,7 @@ class _Interview:
     def __init__(self, console: Console, yes: bool) -> None:
         self._console = console
         self._yes = yes
-        self._terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        self._terminal = has_terminal()
 
     def refuse_unasked(self, needed: dict[str, bool], others: dict[str, object]) -> None:
         """Refuse to go on where an answer is missing and nobody can be asked.
@@ -148,6 +148,11 @@ class _Interview:
                 raise KeyboardInterrupt from None  # Ctrl-D leaves as Ctrl-C does
             if said is not None and said.strip():
                 return said.strip()
+
+
+def has_terminal() -> bool:
+    """Return whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _model(text: str) -> str:
