@@ -89,7 +89,7 @@ def _noted_lines(nested: Mapping[str, Any], section: type[Section], indent: str)
         if isinstance(entry, dict):
             yield f"{indent}{name}:"
             field = section.model_fields.get(name)
-            inner = field.annotation if field is not None else None
+            inner: Any = field.annotation if field is not None else None
             known = isinstance(inner, type) and issubclass(inner, Section)
             yield from _noted_lines(entry, inner if known else Section, f"{indent}  ")
             continue
@@ -105,7 +105,10 @@ def _noted_lines(nested: Mapping[str, Any], section: type[Section], indent: str)
 
 def _comment(text: str, indent: str) -> list[str]:
     start = f"{indent}# "
-    wrapped = textwrap.wrap(one_line(text), _WIDEST, initial_indent=start, subsequent_indent=start)
+    further = start + ("  " if text.startswith("- ") else "")
+    wrapped = textwrap.wrap(
+        one_line(text), _WIDEST, initial_indent=start, subsequent_indent=further
+    )
     return wrapped or [start.rstrip()]
 
 

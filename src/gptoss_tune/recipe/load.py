@@ -56,7 +56,7 @@ def load_recipe(
             each with ``file:line:column`` or the override's number, and is a ``RecipeMistakes``.
     """
     name = str(path)
-    document = read_document(_text_of(name), lambda line, column: Place(0, line, column, name))
+    document = read_document(file_text(name), lambda line, column: Place(0, line, column, name))
     renamed = move_to_new_names(document)
     document.mistakes += [] if old_names else renamed
     lay_over(document, overrides)
@@ -73,7 +73,7 @@ def load_recipe(
     return recipe
 
 
-def _text_of(name: str) -> str:
+def file_text(name: str) -> str:
     """Return a recipe's text; every way in which a file cannot be read is a RecipeError."""
 
     def refusal(

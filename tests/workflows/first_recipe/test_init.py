@@ -124,30 +124,35 @@ def test_what_does_not_fit_is_refused_with_what_would(write, init, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "give --data FILE, --gpu NAME"),
-        (("--yes",), "--yes asks nothing, and not everything is given; give --data FILE, --gpu"),
-        (("--data", "chat.jsonl", "--gpu", "4090"), "give --model, --goal, --eval, --out, or --yes"),
-        (("--data", "chat.jsonl", "--gpu", "none", "-y"), "'none'"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--goal", "talk", "-y"), "expected one of chat"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--goal", "preferences", "-y"), "--goal chat"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--goal", "reasoning", "-y"), "no row has a chain"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--goal", "tools", "-y"), "no row calls a tool"),
-        (("--data", "pairs.jsonl", "--gpu", "4090", "--goal", "chat", "-y"), "--goal preferences"),
-        (("--data", "labels.jsonl", "--gpu", "4090", "--goal", "chat", "-y"), "imitate the bad ones"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--eval", "0.7", "-y"), "at most 0.5"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--eval", "pairs.jsonl", "-y"), "another kind"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--eval", "chat.jsonl", "-y"), "trained on"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--model", "7b", "-y"), "expected 20b, 120b"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--out", "mine.yaml", "-y"), "mine.yaml: exists"),
-        (("--data", "chat.jsonl", "--gpu", "4090", "--out", ".", "-y"), "is a folder"),
+        ("", "give --data FILE, --gpu NAME"),
+        ("--yes", "--yes asks nothing, and not everything is given; give --data FILE, --gpu"),
+        ("C", "give --model, --goal, --eval, --out, or --yes"),
+        ("--data chat.jsonl --gpu none -y", "none"),
+        ("C --goal talk -y", "expected one of chat"),
+        ("C --goal preferences -y", "--goal chat"),
+        ("C --goal reasoning -y", "no row has a chain"),
+        ("C --goal tools -y", "no row calls a tool"),
+        ("P --goal chat -y", "--goal preferences"),
+        ("L --goal chat -y", "imitate the bad ones"),
+        ("C --eval 0.7 -y", "at most 0.5"),
+        ("C --eval pairs.jsonl -y", "another kind"),
+        ("C --eval chat.jsonl -y", "trained on"),
+        ("C --model 7b -y", "expected 20b, 120b"),
+        ("C --out mine.yaml -y", "mine.yaml: exists"),
+        ("C --out . -y", "is a folder"),
     ],
-)  # fmt: skip
+)
 def test_mistakes(write, init, tmp_path, arguments, expected):
     for shape in ("chat", "pairs", "labels"):
         write(shape)
     (tmp_path / "mine.yaml").write_text("mine")
     before = sorted(tmp_path.iterdir())
-    result = init(*arguments)
+    files = {"C": "chat", "P": "pairs", "L": "labels"}
+    words = []
+    for word in arguments.split():
+        data = ["--data", f"{files[word]}.jsonl", "--gpu", "4090"] if word in files else [word]
+        words += data
+    result = init(*words)
     assert getattr(result.exception, "exit_code", None) == 2, result.output
     assert expected in str(result.exception)
     assert sorted(tmp_path.iterdir()) == before

@@ -93,7 +93,7 @@ def test_nothing_to_train_on_is_an_error(write, vocabulary, tmp_path):
 @pytest.mark.parametrize(
     ("row", "written"),
     [
-        ({"user": "2+2?", "assistant": "4"}, {"prompt": "{{ user }}", "completion": "{{ assistant }}"}),
+        ({"user": "2+2?", "bot": "4"}, {"prompt": "{{ user }}", "completion": "{{ bot }}"}),
         (
             {"question": "2+2?", "chosen_response": "4", "rejected_response": "5"},
             {

@@ -93,7 +93,7 @@ def fit(known: dict[str, Noted], look: DataLook, machine: Machine, share: float)
     smallest: Plan | None = None
     tight: tuple[dict[str, Noted], Plan] | None = None
     for settings in _candidates(known, look, machine.count, share):
-        made = _planned(recipe_of(known | settings), machine, look, share)
+        made = _planned(known | settings, machine, look, share)
         if made.memory.peak <= _COMFORTABLE * machine.card.memory_bytes:
             return _fitted(*_larger_batch(known, settings, made, look, machine, share), look)
         if made.fits and tight is None:
@@ -202,7 +202,8 @@ def _settings(
     return found
 
 
-def _planned(recipe: Recipe, machine: Machine, look: DataLook, share: float) -> Plan:
+def _planned(settings: dict[str, Noted], machine: Machine, look: DataLook, share: float) -> Plan:
+    recipe = recipe_of(settings)
     preferences = recipe.method.name != "sft"
     chosen = sizes(look, recipe.data.max_length, share=share, preferences=preferences)
     return plan(recipe, machine.card, epoch_tokens=max(1, chosen.epoch_tokens))
@@ -227,7 +228,7 @@ def _larger_batch(
         larger.pop(key, None)
         if whole > rows:
             larger[key] = Noted(whole // rows, settings[key].note)
-        candidate = _planned(recipe_of(known | larger), machine, look, share)
+        candidate = _planned(known | larger, machine, look, share)
         if candidate.memory.peak <= _FULL * machine.card.memory_bytes:
             return larger, candidate
     return settings, made
@@ -258,6 +259,6 @@ def _nothing_fits(
 
 def _fits(known: dict[str, Noted], look: DataLook, machine: Machine, share: float) -> bool:
     return any(
-        _planned(recipe_of(known | settings), machine, look, share).fits
+        _planned(known | settings, machine, look, share).fits
         for settings in _candidates(known, look, machine.count, share)
     )
