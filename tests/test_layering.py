@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    {"gptoss_kernels", "display", "telemetry", "shipped", "error_hints"},
+    {"gptoss_kernels", "display", "telemetry", "shipped", "error_hints", "terminal"},
     # Three steps of the ground floor: an error is shown safely, a file is read or refused with one.
     {"errors"},
     {"files"},

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from gptoss_tune.display import shown_safely, spell_out
+from gptoss_tune.display import shown_safely, spell_out, wrapped
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.telemetry import switch_off_telemetry
 
@@ -137,4 +138,6 @@ def say_once(message: str) -> None:
             return
         except OSError:
             pass  # the launcher's folder is gone: better twice than never
+    if sys.stderr.isatty():
+        text = wrapped(text, shutil.get_terminal_size().columns)
     sys.stderr.write(f"{text}\n")

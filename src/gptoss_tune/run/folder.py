@@ -25,7 +25,7 @@ _DATA_LINES = "data.json"
 PAIRS = "pairs.json"
 _EVALUATIONS = "evaluation"
 _NONFINITE = "nonfinite"
-WANDB, _TRACKIO = "wandb", "trackio"
+WANDB, _TRACKIO, _TENSORBOARD = "wandb", "trackio", "tensorboard"
 LOCK, STAGING = ".lock", ".staging"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 """The name of a published checkpoint, as Transformers' trainer gives it, with its step."""
@@ -51,7 +51,8 @@ class RunFolder:
           evaluation/        step-N.json, one file an evaluation (evaluations)
           nonfinite/         what the guard left out (nonfinite)
           report.html        the run on one page (report)
-          wandb/ trackio/    what trackers keep here (wandb, trackio)
+          wandb/ trackio/ tensorboard/
+                             what trackers keep here (wandb, trackio, tensorboard)
           .lock .staging/    while a process writes (lock, staging)
 
     Attributes:
@@ -119,6 +120,11 @@ class RunFolder:
     def trackio(self) -> Path:
         """The folder of trackio's database."""
         return self.path / _TRACKIO
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's events."""
+        return self.path / _TENSORBOARD
 
     @property
     def lock(self) -> Path:
