@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         TrainSection,
     )
 
-_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".gz", ".zst"}
+_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".txt", ".gz", ".zst"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,8 @@ def _train(
     recipe, console, state = context.recipe, context.console, context.state
     _refuse_uneven_experts(context)
     method = METHODS[recipe.method.name](recipe.method, recipe.lora)
-    train_set, eval_set = rendered_rows(context)
+    told: list[str] = []
+    train_set, eval_set = rendered_rows(context, told)
     evaluator = None
     if recipe.evaluation.wanted:
         vocabulary = load_vocabulary(context.base.path)
@@ -184,6 +185,8 @@ def _train(
     if state.is_main_process:
         _open_record(context, identity)
         fitted.record(context.run)
+        if told:
+            update_record(context.run, data_warnings=told)
     state.wait_for_everyone()
     try:
         eval_loss = _run(context, trainer, asked, held_out=eval_set is not None)

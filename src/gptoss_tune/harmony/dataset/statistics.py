@@ -8,7 +8,6 @@ looked for.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -25,9 +24,7 @@ from gptoss_tune.harmony.dataset.pair_statistics import (
     NOUNS,
     LabelWeights,
     PairStatistics,
-    figure_warnings,
     pair_statistics,
-    pair_warnings,
     without_partners,
 )
 from gptoss_tune.harmony.dataset.selection import (
@@ -39,6 +36,8 @@ from gptoss_tune.harmony.dataset.selection import (
     select,
     split_counts,
 )
+from gptoss_tune.harmony.guards.counted import counted, split_warnings
+from gptoss_tune.harmony.guards.sources import effort_advice, source_warnings
 from gptoss_tune.harmony.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -68,6 +67,7 @@ class SplitStatistics:
 
     Attributes:
         sources: Path, weight and report of each source.
+        findings: Of each source, what it teaches that no server would want, a line each.
         report: Their reports added up. Where a share of the rows is held out, each split has the
             figures of its own samples; what was left out of the files stands with the training
             split, and so does what is known of files alone.
@@ -86,6 +86,7 @@ class SplitStatistics:
 
     sources: list[tuple[str, float, RowCounts]]
     report: RowCounts
+    findings: list[str] = field(default_factory=list)
     samples: int = 0
     tokens: int = 0
     lengths: dict[str, float] = field(default_factory=dict)
@@ -168,7 +169,7 @@ class DataStatistics:
         for name, split in self.splits.items():
             rejected = split.report.counts["rejected"]
             if rejected:
-                found.append(f"{name}: {_counted(rejected, 'row')} cannot be trained on")
+                found.append(f"{name}: {counted(rejected, 'row')} cannot be trained on")
             if split.problem is not None:
                 found.append(split.problem)
         return found
@@ -177,12 +178,12 @@ class DataStatistics:
         """Return what a run survives and its owner should know."""
         found: list[str] = []
         for name, split in self.splits.items():
-            found += _split_warnings(name, split)
+            found += split_warnings(name, split)
         leaked, asked = self.leaked.rows, self.leaked_prompts.rows
         if leaked:
-            found.append(f"eval: {_counted(leaked, self.row, 'that training sees too')}")
+            found.append(f"eval: {counted(leaked, self.row, 'that training sees too')}")
         if asked:
-            found.append(f"eval: {_counted(asked, self.row, 'whose question training sees too')}")
+            found.append(f"eval: {counted(asked, self.row, 'whose question training sees too')}")
         return found
 
     def remarks(self) -> list[str]:
@@ -252,37 +253,6 @@ def data_statistics(
     return census
 
 
-def _split_warnings(name: Split, split: SplitStatistics) -> list[str]:
-    counts, (sample, row) = split.report.counts, NOUNS[split.rows]
-    pairs = split.rows == "pair"
-    together = " (both branches together)" if pairs else ""
-    # Several answers to one question are what preferences are made of.
-    asked_again = split.same_prompts.rows if split.rows == "conversation" else 0
-    said = (
-        (counts["too_long"], sample, f"dropped, too long{together}"),
-        (counts["truncated"], sample, "cut, too long"),
-        (counts["nothing_to_train"], row, "without anything to train"),
-        *(pair_warnings(counts) if pairs else ()),
-        (counts["special_text"], "special token", "spelled out in text, encoded as text"),
-        (counts["padding"], "null key", "of tools and calls left out, padding of a table"),
-        (split.duplicates.rows, row, "equal to an earlier one"),
-        (asked_again, row, "with the question of an earlier one"),
-    )
-    found = [f"{name}: {_counted(number, *what)}" for number, *what in said if number]
-    if split.preferences is not None:
-        found += [f"{name}: {line}" for line in figure_warnings(split.preferences, name)]
-    for path, _, report in split.sources:
-        found += report.lines("warnings", f"{name}: {path}")
-    without, whole = counts["without_thoughts"], counts["rows"] - counts["rejected"]
-    if 2 * without > whole:
-        found.append(
-            f"{name}: {_counted(without, row)} of {whole:,} without thoughts, rendered "
-            "at the recipe's reasoning effort, where the model is to think; set "
-            "data.reasoning_effort to low, or name the effort in the rows"
-        )
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """The rows of a split: hashes and places, one entry per row."""
@@ -308,6 +278,11 @@ def _split_census(
     for _, _, one in sources:
         report.add(one)
     census = SplitStatistics(sources, report)
+    for one, (path, _, part) in zip(rendered, sources, strict=True):
+        # Where a share is held out, the answers of the file are looked at once.
+        samples = one.samples if split == "train" or held_out is None else None
+        advice = effort_advice(one.source, data)
+        census.findings += source_warnings(part, samples, f"{split}: {path}", advice)
     rows = _rows_of(rendered, data, split=split, seed=seed)
     first = np.zeros(len(rows.rows), dtype=bool)
     first[np.unique(rows.rows, return_index=True)[1]] = True
@@ -382,12 +357,3 @@ def _rows_of(
 def _overlap(places: list[str], mask: NDArray[np.bool_]) -> Overlap:
     found = np.flatnonzero(mask)
     return Overlap(len(found), [places[index] for index in found[:MOST_NAMED]])
-
-
-def _counted(number: int, thing: str, what: str = "") -> str:
-    return f"{number:,} {thing}{'s' if number != 1 else ''} {what}".rstrip()
-
-
-def reasons(rejected: Sequence[str]) -> Counter[str]:
-    """Return how often each reason occurs, without the places and what was got."""
-    return Counter(message.split(": ", 1)[-1].split(";")[0][:100] for message in rejected)
