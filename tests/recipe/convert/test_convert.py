@@ -89,7 +89,8 @@ def test_an_axolotl_run(convert):
     assert (alpaca.weight, set(alpaca.columns)) == (0.25, {"prompt", "completion"})
     assert turns.columns["messages"] == "{{ dialogue | tojson }}"
     assert (recipe.tracking.wandb, recipe.tracking.project) == ("online", "tunes")
-    assert told["lora_dropout"] == told["something_new"] == told["wandb_entity"] == "none"
+    assert recipe.tracking.entity == "us"
+    assert told["lora_dropout"] == told["something_new"] == told["evals_per_epoch"] == "none"
     assert told["fp16"] == told["flash_attention"] == told["special_tokens"] == "irrelevant"
     assert "  rank: 8  # lora_r\n" in made.text
 
@@ -108,6 +109,20 @@ def test_pairs(convert):
     assert (spread.distributed.strategy, spread.distributed.num_processes) == ("fsdp2", 4)
     assert (spread.train.optim, spread.model.linear_precision) == ("adamw", "bf16")
     assert spread.train.gradient_accumulation_steps == 4
+
+
+def test_texts(convert):
+    made = convert("axolotl-text")
+    recipe, told = made.recipe, fates(made)
+    one, two, own = recipe.data.train
+    assert (one.path, two.path) == ("one.jsonl", "two.jsonl")
+    assert one.columns == two.columns == {"text": "{{ body }}"}
+    assert own.columns["prompt"] == "{{ vraag }}"
+    assert own.columns["system"] == "{{ 'It\\'s brief.' }}"
+    assert told["datasets[1].type.format"] == "none"
+    assert recipe.lora == type(recipe.lora)()  # every weight there, all adapters here
+    spread = convert("axolotl-text", gpus=8).recipe
+    assert spread.distributed.strategy == "fsdp2"
 
 
 def test_llamafactory(convert):
@@ -175,6 +190,9 @@ def test_the_columns_write_rows_that_are_read(convert):
         ("peft_layers_to_transform: [1, 2]", "lora.layers", [1, 2], "converted"),
         ("default_system_message: Be brief.", "data.roles", {}, "none"),
         ("flex_attention: true", "model.attention", "flex", "converted"),
+        ("use_tensorboard: true", "tracking.report_to", ["tensorboard"], "converted"),
+        ("use_mlflow: false", "tracking.report_to", [], "irrelevant"),
+        ("wandb_entity: us", "tracking.entity", None, "irrelevant"),
         ("unheard_of: 3", "data.turns", "all", "none"),
         ("unheard_of: no", "data.turns", "all", "irrelevant"),
     ],

@@ -44,6 +44,8 @@ SHAPES = {
     "tools": called,
     "pairs": pair,
     "labels": labelled,
+    "text": lambda n: {"text": f"A text of some words, number {n}. " * 20},
+    "alpaca": lambda n: {"instruction": f"Say {n}.", "input": "", "output": str(n)},
     "odd": lambda n: {"user_input": f"Say {n}.", "model_output": str(n), "rationale": "So."},
 }
 

@@ -23,6 +23,8 @@ RTX4090 = DetectedGpu("NVIDIA GeForce RTX 4090", 23.99, card("rtx4090-24gb"))
         ("tools", "120b", "h100-80gb", 1),
         ("pairs", "20b", "rtx4080-16gb", 1),
         ("labels", "120b", "rtx4090-24gb", 8),
+        ("text", "20b", "rtx4080-16gb", 1),
+        ("alpaca", "20b", "rtx4090-24gb", 1),
         ("odd", "20b", "h200-141gb", 2),
     ],
 )
@@ -38,7 +40,7 @@ def test_what_is_written_loads_and_fits(write, init, shape, model, gpu, count):
     assert recipe.data.eval_fraction == 0.1
     assert recipe.train.output_dir == f"runs/{shape}"
     said = result.output.splitlines()
-    assert [line.strip() for line in said[-3:]] == [
+    assert [line.split("  # ")[0].strip() for line in said[-3:]] == [
         f"gptoss-tune preview {shape}.yaml",
         f"gptoss-tune train {shape}.yaml",
         f"gptoss-tune chat runs/{shape}",
@@ -132,6 +134,8 @@ def test_what_does_not_fit_is_refused_with_what_would(write, init, tmp_path):
         ("C --goal preferences -y", "--goal chat"),
         ("C --goal reasoning -y", "no row has a chain"),
         ("C --goal tools -y", "no row calls a tool"),
+        ("C --goal raw-text -y", "give --goal chat"),
+        ("T --goal chat -y", "give --goal raw-text"),
         ("P --goal chat -y", "--goal preferences"),
         ("L --goal chat -y", "imitate the bad ones"),
         ("C --eval 0.7 -y", "at most 0.5"),
@@ -143,11 +147,11 @@ def test_what_does_not_fit_is_refused_with_what_would(write, init, tmp_path):
     ],
 )
 def test_mistakes(write, init, tmp_path, arguments, expected):
-    for shape in ("chat", "pairs", "labels"):
+    for shape in ("chat", "pairs", "labels", "text"):
         write(shape)
     (tmp_path / "mine.yaml").write_text("mine")
     before = sorted(tmp_path.iterdir())
-    files = {"C": "chat", "P": "pairs", "L": "labels"}
+    files = {"C": "chat", "P": "pairs", "L": "labels", "T": "text"}
     words = []
     for word in arguments.split():
         data = ["--data", f"{files[word]}.jsonl", "--gpu", "4090"] if word in files else [word]

@@ -76,11 +76,10 @@ def convert(
 
 
 def _print(console: Console, made: Conversion, source: Path, out: Path | None) -> None:
-    import shlex
-
     from rich.text import Text
 
     from gptoss_tune.display import visible
+    from gptoss_tune.terminal import next_commands
 
     counts = {fate: sum(one.fate == fate for one in made.outcomes) for fate, _, _ in _FATES}
     title = f"{source}: {made.tool}, {len(made.outcomes)} keys"
@@ -95,7 +94,11 @@ def _print(console: Console, made: Conversion, source: Path, out: Path | None) -
                 text = f"  {one.line:>3} {one.key}:{value} -> {one.text}"
                 console.print(Text(visible(text), style=style))
     if out is not None:
-        console.print(Text(f"{out}: written; next", style="bold cyan"))
-        recipe = shlex.quote(str(out))
-        for command in (f"check {recipe}", f"plan {recipe}", f"preview {recipe}"):
-            console.print(f"  gptoss-tune {command}")
+        recipe = str(out)
+        following = (
+            (("gptoss-tune", "check", recipe), "every setting, defaults included"),
+            (("gptoss-tune", "plan", recipe), "memory and time"),
+            (("gptoss-tune", "preview", recipe), "what is trained, token by token"),
+        )
+        console.print(Text(f"{out}: written", style="bold"))
+        console.print("\n".join(next_commands(following)))

@@ -281,6 +281,8 @@ def _print_look(console: Console, look: DataLook) -> None:
     from gptoss_tune.display import one_line, visible
 
     nouns = {"conversation": "rows", "pair": "pairs", "label": "labelled answers"}
+    if look.is_text:
+        nouns["conversation"] = "texts"
     about = "" if look.counted else "about "
     facts = [f"{about}{look.count:,} {nouns[look.rows]} ({look.format})"]
     facts.append(f"{look.mean_tokens:,.0f} tokens on average, the longest {look.longest:,}")
@@ -300,11 +302,10 @@ def _print_look(console: Console, look: DataLook) -> None:
 
 
 def _print_made(console: Console, place: Path, made: FirstRecipe) -> None:
-    import shlex
-
     from rich.text import Text
 
     from gptoss_tune.report.text import duration
+    from gptoss_tune.terminal import next_commands
 
     plan = made.plan
     count, card = plan.recipe.distributed.num_processes, plan.card
@@ -312,7 +313,8 @@ def _print_made(console: Console, place: Path, made: FirstRecipe) -> None:
     peak = plan.memory.peak / 2**30
     console.print(Text.assemble((str(place), "bold"), f", {len(made.text.splitlines())} lines"))
     fits = f"  fits {cards}: {peak:.1f} of {card.memory_gib:.1f} GiB"
-    hours = plan.hours
+    # Evaluations are not counted where the steps of a run are not known.
+    hours = plan.work.hours if plan.hours is None else plan.hours
     if hours is not None:
         share = f"{plan.work.efficiency:.0%} of the card's rate assumed, not measured"
         fits += f"; about {duration(hours * 3600)} ({share})"
@@ -325,7 +327,10 @@ def _print_made(console: Console, place: Path, made: FirstRecipe) -> None:
     if made.dropped_over is not None:
         text = f"  samples over {made.dropped_over:,} tokens are dropped: the card holds no more"
         console.print(Text(text, style="yellow"))
-    console.print(Text("next", style="bold cyan"))
-    recipe = shlex.quote(str(place))
-    for command in (f"preview {recipe}", f"train {recipe}", f"chat {made.output_dir}"):
-        console.print(f"  gptoss-tune {command}")
+    recipe = str(place)
+    following = (
+        (("gptoss-tune", "preview", recipe), "what is trained, token by token"),
+        (("gptoss-tune", "train", recipe), "the run; the same command continues it"),
+        (("gptoss-tune", "chat", made.output_dir), "talk to it"),
+    )
+    console.print("\n".join(next_commands(following)))

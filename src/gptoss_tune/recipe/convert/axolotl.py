@@ -11,13 +11,28 @@ from typing import Any, Final
 
 from gptoss_tune.recipe.convert import trainer
 from gptoss_tune.recipe.convert.axolotl_data import sources
-from gptoss_tune.recipe.convert.draft import Draft, is_off, switch
+from gptoss_tune.recipe.convert.draft import Draft, as_list, is_off, switch
 from gptoss_tune.recipe.convert.draft_rules import Rule, as_number, irrelevant, none, same, table
 from gptoss_tune.recipe.convert.lora import LORA_RULES, dropout, scaling, targets
 from gptoss_tune.recipe.convert.methods import ROWS, preference
 from gptoss_tune.recipe.convert.model import base
 from gptoss_tune.recipe.dump import Noted
 
+_TRACKING: Final = {
+    "wandb_project": "tracking.project",
+    "wandb_name": "tracking.run_name",
+    "wandb_run_id": "tracking.run_name",
+    "wandb_entity": "tracking.entity",
+    "wandb_run_group": "tracking.group",
+    "wandb_tags": "tracking.tags",
+    "trackio_project_name": "tracking.project",
+    "trackio_run_name": "tracking.run_name",
+}
+_TRACKERS: Final = {
+    "use_tensorboard": "tensorboard",
+    "use_mlflow": "mlflow",
+    "use_comet": "comet_ml",
+}
 _PREFERENCES: Final = {
     "rl_beta": "beta",
     "dpo_beta": "beta",
@@ -141,33 +156,36 @@ def _held_out(draft: Draft) -> None:
 
 def _tracking(draft: Draft) -> None:
     mode = draft.get("wandb_mode")
-    wanted = (draft.has("wandb_project") or switch(draft.get("use_wandb"))) and mode != "disabled"
-    if wanted:
+    wandb = (draft.has("wandb_project") or switch(draft.get("use_wandb"))) and mode != "disabled"
+    trackio = draft.has("trackio_project_name")
+    if wandb:
         how = "offline" if mode == "offline" else "online"
         draft.settings["tracking.wandb"] = Noted(how, "wandb_project")
-    if draft.has("trackio_project_name"):
+    if trackio:
         draft.settings["tracking.trackio"] = Noted("local", "trackio_project_name")
-        wanted = True
-    for key, setting in (
-        ("wandb_project", "tracking.project"),
-        ("wandb_name", "tracking.run_name"),
-        ("wandb_run_id", "tracking.run_name"),
-        ("trackio_project_name", "tracking.project"),
-        ("trackio_run_name", "tracking.run_name"),
-    ):
+    others = [name for key, name in _TRACKERS.items() if not is_off(draft.get(key))]
+    if others:
+        draft.settings["tracking.report_to"] = Noted(others, "use_...")
+    for key, setting in _TRACKING.items():
         if not draft.has(key):
             continue
+        wanted = trackio if key.startswith("trackio") else wandb
         if not wanted or setting in draft.settings:
-            why = "no tracker is asked for" if not wanted else f"{setting} is set already"
+            why = "no such tracker is asked for" if not wanted else f"{setting} is set already"
             draft.irrelevant(key, why)
+        elif key == "wandb_tags":
+            draft.converted(key, setting, as_list(draft.get(key)))
         else:
             draft.converted(key, setting, str(draft.get(key)))
-    for key in ("use_wandb", "wandb_mode"):
-        if draft.has(key):
-            if wanted:
-                draft.also(key, "tracking.wandb")
-            else:
-                draft.irrelevant(key, "no tracker is asked for")
+    for key in ("use_wandb", "wandb_mode", *_TRACKERS):
+        if not draft.has(key):
+            continue
+        if key in _TRACKERS and not is_off(draft.get(key)):
+            draft.also(key, f"tracking.report_to: {_TRACKERS[key]}")
+        elif key not in _TRACKERS and wandb:
+            draft.also(key, "tracking.wandb")
+        else:
+            draft.irrelevant(key, "no such tracker is asked for")
 
 
 def _trained_prompts(draft: Draft, key: str, value: Any) -> None:
@@ -254,16 +272,16 @@ AXOLOTL_RULES: Final[dict[str, Rule]] = {
         "gpu_memory_limit max_memory gc_steps use_scattermoe experts_implementation",
     ),
     **table(
-        "wandb's own: set WANDB_ENTITY or WANDB_TAGS where it runs",
+        "gradients and weights are not sent: metrics alone",
         none,
-        "wandb_entity wandb_watch wandb_log_model wandb_run_group wandb_tags trackio_space_id",
+        "wandb_watch wandb_log_model trackio_space_id",
     ),
     **table(
-        "metrics.jsonl and `gptoss-tune report` have the same curves",
+        "a tracker of tracking.report_to is set by its library's own variables",
         none,
-        "use_mlflow mlflow_tracking_uri mlflow_experiment_name mlflow_run_name use_comet "
-        "comet_project_name comet_workspace comet_experiment_config comet_mode "
-        "hf_mlflow_log_artifacts gradio_title use_otel_metrics",
+        "mlflow_tracking_uri mlflow_experiment_name mlflow_run_name comet_project_name "
+        "comet_workspace comet_experiment_config comet_mode hf_mlflow_log_artifacts gradio_title "
+        "use_otel_metrics",
     ),
     **table(
         "guard.loss_spike warns of it, and guard stops a run that computes NaN",

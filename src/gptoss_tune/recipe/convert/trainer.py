@@ -5,7 +5,7 @@ Each function deals with keys that depend on each other; ``RULES`` has those tha
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final, get_args
 
 from gptoss_tune.recipe.convert.draft import Draft, as_list, is_off, switch
 from gptoss_tune.recipe.convert.draft_rules import (
@@ -17,6 +17,8 @@ from gptoss_tune.recipe.convert.draft_rules import (
     same,
     table,
 )
+from gptoss_tune.recipe.dump import Noted
+from gptoss_tune.recipe.schema import Tracker
 
 _SCHEDULES: Final = ("linear", "cosine", "constant", "constant_with_warmup")
 _OPTIMIZERS: Final = {
@@ -24,6 +26,7 @@ _OPTIMIZERS: Final = {
     **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "adamw_torch_8bit"), "adamw_8bit"),
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+_TRACKERS: Final = {"comet": "comet_ml", "azureml": "azure_ml"}
 _STEPS_OF_EPOCH: Final = "steps of an epoch are not known before the data are read"
 
 
@@ -227,24 +230,25 @@ def sharing(draft: Draft) -> None:
         else:
             draft.also(key, f"distributed.strategy: {strategy}")
     if gpus > 1:
-        from gptoss_tune.recipe.dump import Noted
-
         draft.settings["distributed.num_processes"] = Noted(gpus, "--gpus")
 
 
 def tracking(draft: Draft, usual: str = "none") -> None:
     """Convert where metrics go, by ``report_to``; ``run_name`` is the run's name there."""
-    said = as_list(draft.get("report_to", usual))
-    known = [name for name in said if name in ("wandb", "trackio")]
-    rest = [name for name in said if name not in ("wandb", "trackio", "none")]
-    for name in known:
-        where = ("tracking.wandb", "online") if name == "wandb" else ("tracking.trackio", "local")
-        draft.settings.setdefault(where[0], _noted(where[1], "report_to"))
+    own = {"wandb": ("tracking.wandb", "online"), "trackio": ("tracking.trackio", "local")}
+    said = [_TRACKERS.get(name, name) for name in as_list(draft.get("report_to", usual))]
+    others = [name for name in said if name in get_args(Tracker)]
+    rest = [str(name) for name in said if name not in (*own, *others, "none")]
+    for name, (setting, value) in own.items():
+        if name in said:
+            draft.settings.setdefault(setting, Noted(value, "report_to"))
+    if others:
+        draft.settings["tracking.report_to"] = Noted(others, None)
+    known = [name for name in said if name in own or name in others]
     if draft.has("report_to"):
-        told = "; ".join(f"tracking.{name} is set" for name in known)
+        told = f"tracking: {', '.join(known)}" if known else ""
         if rest:
-            others = ", ".join(map(str, rest))
-            text = f"{others}: metrics.jsonl and `gptoss-tune report` have the same curves"
+            text = f"{', '.join(rest)}: metrics.jsonl and `gptoss-tune report` have the same curves"
             draft.none("report_to", f"{told}; {text}" if told else text)
         elif known:
             draft.also("report_to", told)
@@ -255,12 +259,6 @@ def tracking(draft: Draft, usual: str = "none") -> None:
             draft.converted("run_name", "tracking.run_name", str(draft.get("run_name")))
         else:
             draft.irrelevant("run_name", "no tracker is asked for")
-
-
-def _noted(value: Any, note: str) -> Any:
-    from gptoss_tune.recipe.dump import Noted
-
-    return Noted(value, note)
 
 
 def _spread_wanted(draft: Draft) -> bool:
@@ -350,7 +348,7 @@ RULES: Final[dict[str, Rule]] = {
         "how metrics are printed and kept is the run's own",
         irrelevant,
         "logging_strategy logging_first_step logging_dir log_level disable_tqdm plot_loss "
-        "include_num_input_tokens_seen include_tokens_per_second use_tensorboard "
+        "include_num_input_tokens_seen include_tokens_per_second "
         "logging_nan_inf_filter profiler_steps include_effective_tokens_per_second report_to_all",
     ),
     **table(

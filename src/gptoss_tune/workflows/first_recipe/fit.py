@@ -22,6 +22,7 @@ from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle, uneven_experts
 from gptoss_tune.workflows.first_recipe.look import DataLook
 from gptoss_tune.workflows.first_recipe.sizes import (
     SHORTEST,
+    USUAL,
     needed_length,
     sizes,
     usual_length,
@@ -178,16 +179,20 @@ def _settings(
     preferences = "method.name" in given
     chosen = sizes(look, length, share=share, preferences=preferences, processes=count)
     found = dict(given)
-    if length != 4096:
+    if length != USUAL:
         samples = "pairs, both answers together," if look.rows == "pair" else "samples"
+        samples = "texts" if look.is_text else samples
         why = f"the longest of the {samples} that were read has {look.longest:,} tokens"
         if length < needed_length(look):
             why += "; longer ones than this are dropped"
-        elif length < 4096 and length > needed_length(look):
+        elif look.is_text:
+            why += "; longer ones than this are cut in pieces"
+        elif length < USUAL and look.longest <= length // 2:
             why = f"{look.tokens:,} tokens in all fill few rows of 4,096; {why}"
         found["data.max_length"] = Noted(length, why)
     if worth_packing(look, length):
         why = f"{look.mean_tokens:,.0f} tokens on average: several share a row"
+        why = "rows are filled with the pieces of texts" if look.is_text else why
         found["data.packing"] = Noted(True, why)
     found["train.num_train_epochs"] = Noted(chosen.epochs, f"{look.count:,} rows")
     accumulated = max(1, chosen.step_rows // count)

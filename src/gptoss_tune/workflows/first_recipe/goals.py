@@ -17,6 +17,7 @@ GOALS: Final = {
     "tools": "call tools as the rows do",
     "reasoning": "think as the rows do, then answer",
     "preferences": "prefer the better of two answers, or what was labelled good",
+    "raw-text": "go on as the texts do",
 }
 """Every goal, and what it means."""
 
@@ -27,6 +28,8 @@ def likely_goal(look: DataLook) -> str:
     """Return the goal that rows are most likely meant for."""
     if look.rows != "conversation":
         return "preferences"
+    if look.is_text:
+        return "raw-text"
     if look.tools:
         return "tools"
     return "reasoning" if look.thinking > 0.5 else "chat"
@@ -43,7 +46,7 @@ def settings_for(goal: str, look: DataLook) -> dict[str, Noted]:
         raise DataError(f"{look.path}: {refused}")
     if goal == "preferences":
         return _preferences(look)
-    if look.thinking < 0.5:
+    if look.thinking < 0.5 and not look.is_text:
         why = "no row has a chain of thought"
         if look.thinking:
             why = f"{1 - look.thinking:.0%} of the rows have no chain of thought"
@@ -54,6 +57,13 @@ def settings_for(goal: str, look: DataLook) -> dict[str, Noted]:
 
 def _obstacle(goal: str, look: DataLook) -> str | None:
     served = likely_goal(look)
+    if look.is_text and goal != "raw-text":
+        return (
+            "the rows are texts without a question; give --goal raw-text, or messages (or prompt "
+            "and completion) in the rows"
+        )
+    if goal == "raw-text" and not look.is_text:
+        return f"the rows are no texts; give --goal {served}, or rows with a column 'text' alone"
     if goal == "preferences" and look.rows == "conversation":
         return (
             "the rows have one answer each and no label, and preferences are learnt from pairs "

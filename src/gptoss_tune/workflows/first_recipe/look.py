@@ -46,7 +46,8 @@ class DataLook:
 
     Attributes:
         path: As it was given.
-        format: ``chat``, ``sharegpt``, ``completion``, ``preference``, ...: how rows are read.
+        format: ``chat``, ``sharegpt``, ``instruct``, ``text``, ``preference``, ...: how rows are
+            read.
         rows: What a row is to a method: ``conversation``, ``pair`` or ``label``.
         count: Rows of the file; estimated where not all were read.
         counted: Whether all were read.
@@ -79,6 +80,11 @@ class DataLook:
     def tokens(self) -> int:
         """Tokens of all rows, estimated."""
         return round(self.mean_tokens * self.count)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether rows are documents, which are cut in pieces and not dropped."""
+        return self.format == "text"
 
     @property
     def source(self) -> str | dict[str, Any]:
@@ -115,7 +121,7 @@ def look_at(path: str, vocabulary: Vocabulary) -> DataLook:
         [row for (large, _), row in zip(picked, chosen, strict=True) if not large]
     )
     lengths = usual.lengths if len(usual.lengths) else made.lengths
-    usable = max(1, counts["rows"] - counts["rejected"])
+    usable = max(1, counts["rows"] - counts["rejected"] - counts["documents"])
     thoughtful = made.report.channels["analysis"] > 0
     signs = Counter(made.branches.tolist()) if rows == "label" else Counter()
     return DataLook(

@@ -54,7 +54,7 @@ def held_out_share(look: DataLook) -> float | None:
 def needed_length(look: DataLook) -> int:
     """Return the shortest ``data.max_length`` that holds every sample that was seen."""
     length = SHORTEST
-    while length < min(look.longest, LONGEST):
+    while not look.is_text and length < min(look.longest, LONGEST):
         length *= 2
     return length
 
@@ -68,8 +68,8 @@ def usual_length(look: DataLook, share: float) -> int:
 
 
 def worth_packing(look: DataLook, length: int) -> bool:
-    """Whether several samples fit one row of this length."""
-    return look.mean_tokens < 0.6 * length
+    """Whether several samples fit one row of this length, or the pieces of a text fill it."""
+    return look.is_text or look.mean_tokens < 0.6 * length
 
 
 def sizes(
