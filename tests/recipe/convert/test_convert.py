@@ -190,6 +190,7 @@ def test_the_columns_write_rows_that_are_read(convert):
         ("peft_layers_to_transform: [1, 2]", "lora.layers", [1, 2], "converted"),
         ("default_system_message: Be brief.", "data.roles", {}, "none"),
         ("flex_attention: true", "model.attention", "flex", "converted"),
+        ("adam_eps: 1e-6", "train.adam_epsilon", 1e-6, "converted"),
         ("use_tensorboard: true", "tracking.report_to", ["tensorboard"], "converted"),
         ("use_mlflow: false", "tracking.report_to", [], "irrelevant"),
         ("wandb_entity: us", "tracking.entity", None, "irrelevant"),
@@ -221,6 +222,8 @@ def test_no_credential_is_shown(convert):
         (AXOLOTL + "rl: grpo\n", "source.yml:11:1: rl: got 'grpo', expected dpo, ipo, simpo, orpo"),
         (AXOLOTL.replace("lora_r: 16", "lora_r: many"), "source.yml:4:1: lora.rank: got 'many'"),
         (AXOLOTL.replace("a.jsonl", "s3://b/a.jsonl"), "source.yml:2:13: data.train[0]: got"),
+        (AXOLOTL + "reward_model: true\n", "source.yml:11:1: reward_model: got true"),
+        (AXOLOTL.replace("4096", "500_000"), "data.max_length: got 500000, expected"),
         (AXOLOTL + "lora_r: 8\n", "source.yml:11:1: lora_r: got the key a second time"),
         (AXOLOTL.replace("datasets", "#"), "datasets: got nothing (null), expected a list"),
         (LLAMAFACTORY.replace("sft", "ppo"), "stage: got 'ppo', expected sft, pt, dpo or kto"),
@@ -237,6 +240,19 @@ def test_what_cannot_be_converted(convert, text, expected):
 def test_another_base_on_request(convert):
     text = AXOLOTL.replace("openai/gpt-oss-20b", "meta/llama")
     assert convert(text, model="openai/gpt-oss-20b").recipe.model.name_or_path.endswith("20b")
+
+
+def test_modules_that_gpt_oss_lacks(convert):
+    text = AXOLOTL.replace("lora_target_linear: true", "lora_target_modules: [w1, in_proj]")
+    made = convert(text)
+    assert fates(made)["lora_target_modules"] == "none"
+    assert made.recipe.lora.target_parameters == ["gate_up_proj", "down_proj"]
+
+
+def test_shares_of_data_sets(convert):
+    text = "model_name_or_path: openai/gpt-oss-20b\nuse_peft: true\nlora_r: 8\n"
+    made = convert(text + "dataset_mixer: {us/one: 1.0, us/two: 0.5}\n")
+    assert [source.weight for source in made.recipe.data.train] == [1, 0.5]
 
 
 def test_a_named_list_of_data_sets(convert, folder):

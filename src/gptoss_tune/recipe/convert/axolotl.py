@@ -32,6 +32,7 @@ _TRACKERS: Final = {
     "use_tensorboard": "tensorboard",
     "use_mlflow": "mlflow",
     "use_comet": "comet_ml",
+    "use_swanlab": "swanlab",
 }
 _PREFERENCES: Final = {
     "rl_beta": "beta",
@@ -102,6 +103,9 @@ def _precision_of_base(draft: Draft) -> None:
 
 def _method(draft: Draft) -> str:
     name = draft.get("rl")
+    for key in ("reward_model", "process_reward_model"):
+        if not is_off(draft.get(key)):
+            raise draft.refuse(key, "no reward model", "rewards are not trained here")
     if name is None or is_off(name):
         if "rl" in draft.document.values:
             draft.irrelevant("rl", "no method of preferences: supervised fine-tuning")
@@ -281,7 +285,24 @@ AXOLOTL_RULES: Final[dict[str, Rule]] = {
         none,
         "mlflow_tracking_uri mlflow_experiment_name mlflow_run_name comet_project_name "
         "comet_workspace comet_experiment_config comet_mode hf_mlflow_log_artifacts gradio_title "
-        "use_otel_metrics",
+        "use_otel_metrics swanlab_project swanlab_experiment_name swanlab_description swanlab_mode "
+        "swanlab_workspace swanlab_log_model swanlab_log_completions",
+    ),
+    **table(
+        "experts keep MXFP4 as released, attention bf16 or nf4",
+        none,
+        "gptq qat quantization fp8 quantize_moe_experts bnb_config_kwargs llmcompressor",
+    ),
+    **table(
+        "attention and experts are adapted in the layers of lora.layers; the rest stays frozen",
+        none,
+        "unfrozen_parameters lisa_n_layers lisa_step_interval lisa_layers_attribute reinit_weights "
+        "full_finetune",
+    ),
+    **table(
+        "the base's config.json is taken as it is",
+        none,
+        "model_config overrides_of_model_config overrides_of_model_kwargs num_labels rope_scaling",
     ),
     **table(
         "guard.loss_spike warns of it, and guard stops a run that computes NaN",

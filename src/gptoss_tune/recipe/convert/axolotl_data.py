@@ -115,9 +115,6 @@ def _shape(source: Source, rows: str, key: str) -> None:
 def _messages(source: Source) -> None:
     """Convert conversations: the column that holds them, and the spelling of a message."""
     column, tools = source.get("field_messages"), source.get("field_tools")
-    mapping = source.get("message_property_mappings", {})
-    role = mapping.get("role", source.get("message_field_role", "role"))
-    content = mapping.get("content", source.get("message_field_content", "content"))
     templates: dict[str, str] = {}
     if column not in (None, "messages", "conversations") or tools not in (None, "tools"):
         templates = {
@@ -127,6 +124,14 @@ def _messages(source: Source) -> None:
         if source.get("field_system"):
             templates |= system_of({"system": source.get("field_system")})
     source.columns(templates, ("type", "field_messages", "field_tools"))
+    _spelling(source)
+
+
+def _spelling(source: Source) -> None:
+    """Tell how messages are spelled: roles and texts under other keys, roles of other names."""
+    mapping = source.get("message_property_mappings", {})
+    role = mapping.get("role", source.get("message_field_role", "role"))
+    content = mapping.get("content", source.get("message_field_content", "content"))
     for key in ("message_property_mappings", "message_field_role", "message_field_content"):
         if not source.untold(key):
             continue
@@ -166,6 +171,7 @@ def _preferences(source: Source, kind: str, rows: str) -> None:
             source.columns({"messages": written(asked, as_json=True), **templates})
     else:
         source.columns(preference_templates(columns), ("type",))
+    _spelling(source)
 
 
 def _own_columns(source: Source, kind: dict[str, Any], rows: str) -> None:

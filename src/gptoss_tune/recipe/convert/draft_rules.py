@@ -68,10 +68,11 @@ def apply(draft: Draft, rules: Mapping[str, Rule]) -> None:
 def as_number(value: Any) -> Any:
     """Return number-like text, which YAML 1.1 makes of 1e-4, as the number; the rest as it is."""
     if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
     return value
 
 

@@ -250,7 +250,7 @@ LLAMAFACTORY_RULES: Final[dict[str, Rule]] = {
         "badam_mode badam_switch_mode badam_switch_interval oft_rank oft_block_size oft_target",
     ),
     **table(
-        "metrics.jsonl and `gptoss-tune report` have the same curves",
+        "set tracking.report_to to swanlab, which its own variables set",
         none,
         "use_swanlab swanlab_project swanlab_run_name swanlab_workspace swanlab_mode",
     ),

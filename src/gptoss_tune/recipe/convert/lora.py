@@ -69,6 +69,11 @@ def targets(draft: Draft, modules: str, usual: Any) -> None:
     extra = sorted(named - {*_MODULES, *_PARAMETERS, *_EVERY_LINEAR})
     parameters, layers = _parameters(draft, named)
     key = "lora_target_linear" if not is_off(linear) else modules
+    if draft.has(modules) and not chosen and not parameters:
+        draft.none(modules, "gpt-oss has no such modules: attention and all experts get adapters")
+        if linear is not None:
+            draft.irrelevant("lora_target_linear", "off: the modules are named")
+        return
     if draft.has(modules) or not is_off(linear):
         note = f"no adapter for {', '.join(extra)}" if extra else None
         draft.converted(key, "lora.target_modules", chosen, note)

@@ -236,9 +236,10 @@ def sharing(draft: Draft) -> None:
 def tracking(draft: Draft, usual: str = "none") -> None:
     """Convert where metrics go, by ``report_to``; ``run_name`` is the run's name there."""
     own = {"wandb": ("tracking.wandb", "online"), "trackio": ("tracking.trackio", "local")}
-    said = [_TRACKERS.get(name, name) for name in as_list(draft.get("report_to", usual))]
+    listed = [str(name) for name in as_list(draft.get("report_to", usual))]
+    said = [_TRACKERS.get(name, name) for name in listed]
     others = [name for name in said if name in get_args(Tracker)]
-    rest = [str(name) for name in said if name not in (*own, *others, "none")]
+    rest = [name for name in said if name not in (*own, *others, "none")]
     for name, (setting, value) in own.items():
         if name in said:
             draft.settings.setdefault(setting, Noted(value, "report_to"))
@@ -285,6 +286,7 @@ RULES: Final[dict[str, Rule]] = {
             *("max_grad_norm", "seed", "logging_steps", "save_total_limit", "output_dir"),
         )
     },
+    "adam_eps": same("train.adam_epsilon"),
     "auto_find_batch_size": same("train.auto_find_batch_size"),
     **table(
         "transformers' own; the loop and its kernels are chosen by model.backend",

@@ -119,6 +119,14 @@ def _data(draft: Draft, rows: str) -> None:
         )
         if draft.has("dataset_name"):
             draft.irrelevant("dataset_name", f"{key} decides, there as here")
+    elif isinstance(draft.get("dataset_mixer"), dict):  # of older handbooks: a share by name
+        shares = draft.get("dataset_mixer").items()
+        sources = [
+            str(name) if share in (1, 1.0) else {"path": str(name), "weight": share}
+            for name, share in shares
+        ]
+        draft.settings["data.train"] = Noted(sources, "dataset_mixer")
+        draft.also("dataset_mixer", f"data.train: {len(sources)} sources, their shares as weights")
     elif draft.has("dataset_name"):
         _of_name(draft, templates)
     else:
@@ -195,6 +203,8 @@ def _quantised(draft: Draft, key: str, value: object) -> None:
 TRL_RULES: Final[dict[str, Rule]] = {
     **trainer.RULES,
     **LORA_RULES,
+    "dataset_splits": none("split of each source in data.train: train where none is named"),
+    "dataset_configs": none("name of each source in data.train"),
     "max_length": same("data.max_length"),
     "max_seq_length": same("data.max_length"),
     "packing": same("data.packing"),
