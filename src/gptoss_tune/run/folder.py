@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptoss_tune.errors import RecipeError
+
 RECORD, RECIPE = "run.json", "recipe.yaml"
 RUN_CARD = "run_card.json"
 """What of a record goes to the Hub with an adapter."""
@@ -143,3 +145,17 @@ class RunFolder:
     def evaluation(self, step: int) -> Path:
         """Return the file of the evaluation at ``step``; ``EVALUATION`` matches its name."""
         return self.evaluations / f"step-{step}.json"
+
+
+def refuse_no_run(folder: Path) -> None:
+    """Refuse a folder in which no run was begun.
+
+    Raises:
+        RecipeError: It holds neither a record nor metrics.
+    """
+    files = RunFolder(folder)
+    if not files.record.is_file() and not files.metrics.is_file():
+        raise RecipeError(
+            f"{folder}: holds no run (neither {RECORD} nor {METRICS}); give the folder that a "
+            "recipe names as train.output_dir"
+        )

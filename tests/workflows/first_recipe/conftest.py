@@ -44,6 +44,10 @@ SHAPES = {
     "tools": called,
     "pairs": pair,
     "labels": labelled,
+    "tagged": lambda n: {
+        "prompt": f"Say {n}.",
+        "completion": f"<think>It is {n}.</think>{n}",
+    },
     "text": lambda n: {"text": f"A text of some words, number {n}. " * 20},
     "alpaca": lambda n: {"instruction": f"Say {n}.", "input": "", "output": str(n)},
     "odd": lambda n: {"user_input": f"Say {n}.", "model_output": str(n), "rationale": "So."},

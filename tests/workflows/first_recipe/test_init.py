@@ -12,6 +12,7 @@ from gptoss_tune.plan.gpus import DetectedGpu, card
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.recipe import load_recipe
 
+ROOT = Path(__file__).resolve().parents[3]
 RTX4090 = DetectedGpu("NVIDIA GeForce RTX 4090", 23.99, card("rtx4090-24gb"))
 
 
@@ -78,6 +79,22 @@ def test_thoughtless_rows_are_trained_at_low_effort(write, init):
     write("thinking")
     assert init("--data", "thinking.jsonl", "--gpu", "4090", "-y").exit_code == 0
     assert load_recipe("thinking.yaml").data.reasoning_effort == "medium"
+
+
+def test_thoughts_in_the_text_are_split_off(write, init):
+    write("tagged")
+    assert init("--data", "tagged.jsonl", "--gpu", "4090", "-y").exit_code == 0
+    data = load_recipe("tagged.yaml").data
+    assert (data.thinking_tags, data.reasoning_effort) == ("split", "medium")
+
+
+def test_the_page_shows_what_is_written(init, tmp_path):
+    data = "data/conversations/tools.jsonl"
+    (tmp_path / data).parent.mkdir(parents=True)
+    (tmp_path / data).write_bytes((ROOT / data).read_bytes())
+    assert init("--data", data, "--gpu", "4090", "-y").exit_code == 0
+    page = (ROOT / "docs" / "first-recipe.md").read_text(encoding="utf-8")
+    assert f"```yaml\n{(tmp_path / 'tools.yaml').read_text()}```" in page
 
 
 def test_long_rows_get_a_length_that_holds_them(write, init):

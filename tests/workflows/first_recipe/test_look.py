@@ -20,6 +20,7 @@ from gptoss_tune.workflows.first_recipe.goals import likely_goal
         ("tools", "conversation", "tools"),
         ("pairs", "pair", "preferences"),
         ("labels", "label", "preferences"),
+        ("tagged", "conversation", "reasoning"),
         ("text", "conversation", "raw-text"),
         ("alpaca", "conversation", "chat"),
         ("odd", "conversation", "reasoning"),

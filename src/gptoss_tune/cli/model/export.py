@@ -86,15 +86,18 @@ def merge(
 
     A merge that was stopped goes on where it was when the same command is given again.
     """
-    from gptoss_tune.export.merge.merge import MergeOptions
     from gptoss_tune.files.atomic import refuse_existing, to_json
-    from gptoss_tune.workflows import finished_run
-    from gptoss_tune.workflows.calibrate import merge_calibrated
+    from gptoss_tune.preflight.finished import look_at_adapters
 
     refuse_revision_of_nothing(base, revision)
     refuse_existing(out)
     largest = size_in_bytes(max_shard_size)
     named = [path_and_weight(text) for text in adapters or ()]
+    look_at_adapters([path for path, _ in named], base, revision)
+    from gptoss_tune.export.merge.merge import MergeOptions
+    from gptoss_tune.workflows import finished_run
+    from gptoss_tune.workflows.calibrate import merge_calibrated
+
     calibration = _calibration(
         calibrate, calibrate_steps, adapters or [], out, format.value, accept_loss=accept_loss
     )
@@ -237,12 +240,8 @@ def verify(
 
     Exit code 4: it cannot be told whether the server has the tuned model.
     """
-    from gptoss_tune.export.verify.server import ask_server, verify_served
-    from gptoss_tune.export.verify.verify import Check
-    from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import to_json
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.workflows import finished_run
+    from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
 
     refuse_revision_of_nothing(base, revision)
     for option, value in (("--served-name", served_name), ("--api-key-env", api_key_env)):
@@ -250,8 +249,17 @@ def verify(
             raise typer.BadParameter(
                 f"'{value}' of which server? it needs --served URL", param_hint=option
             )
-    checkpoint, weighted = None, []
     named = [path_and_weight(text) for text in adapter or ()]
+    look_at_adapters([path for path, _ in named], base, revision)
+    if not folder.is_dir():
+        look_at_model(str(folder))
+    from gptoss_tune.export.verify.server import ask_server, verify_served
+    from gptoss_tune.export.verify.verify import Check
+    from gptoss_tune.export.verify.verify import verify as run_verify
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.workflows import finished_run
+
+    checkpoint, weighted = None, []
     if named or base is not None:
         checkpoint, weighted = finished_run.open_adapters(
             named, base, revision, other_base=other_base
@@ -315,12 +323,18 @@ def adapter(
     ] = False,
 ) -> None:
     """Write an adapter as PEFT or a server reads it, and print the command that serves it."""
-    from gptoss_tune.export.adapter_formats import serve_command, write_adapter
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import base_name, open_adapter
+    from gptoss_tune.files.atomic import refuse_existing
+    from gptoss_tune.preflight.finished import look_at_adapters
     from gptoss_tune.weights.adapter_config import SWAPPING_PEFT
+    from gptoss_tune.weights.sources import base_name
 
     refuse_revision_of_nothing(base, revision)
+    refuse_existing(out)
+    look_at_adapters([source], base, revision)
+    from gptoss_tune.export.adapter_formats import serve_command, write_adapter
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.weights.adapter import open_adapter
+
     if base is None:
         base, revision = base_name([source])
     checkpoint = open_checkpoint(base, revision, translate=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gptoss_tune.cli.arguments import renamed_option
-from gptoss_tune.run.folder import REPORT
+from gptoss_tune.run.folder import REPORT, refuse_no_run
 
 
 def report(
@@ -25,6 +25,8 @@ def report(
     _: Annotated[Path | None, renamed_option("--output", "--out")] = None,
 ) -> None:
     """Write what a run did as one self-contained HTML page, or compare several runs on one."""
+    for run in runs:
+        refuse_no_run(run)
     from gptoss_tune.report.page import open_in_browser, write_report
 
     path = write_report(runs, out)

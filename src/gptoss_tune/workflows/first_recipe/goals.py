@@ -44,15 +44,19 @@ def settings_for(goal: str, look: DataLook) -> dict[str, Noted]:
     refused = _obstacle(goal, look)
     if refused is not None:
         raise DataError(f"{look.path}: {refused}")
+    tags = {}
+    if look.tagged:
+        why = "thoughts stand in the answers, as <think>: they become the chain of thought"
+        tags["data.thinking_tags"] = Noted("split", why)
     if goal == "preferences":
-        return _preferences(look)
+        return tags | _preferences(look)
     if look.thinking < 0.5 and not look.is_text:
         why = "no row has a chain of thought"
         if look.thinking:
             why = f"{1 - look.thinking:.0%} of the rows have no chain of thought"
         effort = Noted("low", f"{why}; at medium the model would learn not to think")
-        return {"data.reasoning_effort": effort}
-    return {}
+        return tags | {"data.reasoning_effort": effort}
+    return tags
 
 
 def _obstacle(goal: str, look: DataLook) -> str | None:

@@ -20,9 +20,10 @@ from typing import Any, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.dataset.kinds import SampleKind
 from gptoss_tune.harmony.dataset.render_rows import row_renderer
-from gptoss_tune.harmony.dataset.row_renderer import SampleSettings
+from gptoss_tune.harmony.dataset.row_renderer import Columns, RowRenderer, SampleSettings
 from gptoss_tune.harmony.dataset.selection import LONGEST_SAMPLE
 from gptoss_tune.harmony.formats.detect import PAIRS, format_of
+from gptoss_tune.harmony.reading import ReadSettings, ThinkingTags
 from gptoss_tune.harmony.render import RenderSettings
 from gptoss_tune.harmony.sources.columns import ColumnTemplates
 from gptoss_tune.harmony.sources.files import read_file, refuse_unreadable
@@ -34,6 +35,7 @@ from gptoss_tune.recipe.data_schema import DataSource
 from gptoss_tune.workflows.first_recipe.columns import columns_for
 
 _FIRST, _DRAWN, _LARGEST = 200, 200, 24
+_TAG_WORDS: Final = (b"think", b"thought", b"reasoning", b"scratchpad")
 _MOST_ROWS: Final = 200_000
 """Rows that are read; of a larger file the rest is estimated from its size."""
 _LARGEST_RENDERED: Final = 4 << 20
@@ -58,6 +60,7 @@ class DataLook:
         tools: Whether rows call tools.
         good, bad: Answers by label, among those that were rendered.
         columns: Templates that the rows need; ``None`` where their columns are known.
+        tagged: Whether thoughts stand in the text of answers, as ``<think>`` does.
         refused: How many of the rendered rows cannot be trained on, and why the first cannot.
     """
 
@@ -74,6 +77,7 @@ class DataLook:
     good: int
     bad: int
     columns: dict[str, str] | None
+    tagged: bool = False
     refused: tuple[int, str] = (0, "")
 
     @property
@@ -110,10 +114,12 @@ def look_at(path: str, vocabulary: Vocabulary) -> DataLook:
     if columns is not None:
         chosen = list(ColumnTemplates(columns).rows(chosen))
     name, rows = _shape(chosen)
-    kind = SampleKind(rows)
-    settings = SampleSettings(RenderSettings(), LONGEST_SAMPLE, "drop", "skip", kind=kind)
-    renderer = row_renderer(vocabulary, settings)
-    made = renderer.columns(chosen)
+    renderer, made = _rendered(chosen, rows, vocabulary, "keep")
+    tagged = _says_tags(chosen)
+    if tagged:
+        others, split = _rendered(chosen, rows, vocabulary, "split")
+        tagged = split.report.channels["analysis"] > made.report.channels["analysis"]
+        renderer, made = (others, split) if tagged else (renderer, made)
     counts = made.report.counts
     if not len(made.lengths):
         raise DataError(_nothing(path, made.report.rejected, counts))
@@ -138,7 +144,31 @@ def look_at(path: str, vocabulary: Vocabulary) -> DataLook:
         good=signs[1],
         bad=signs[-1],
         columns=columns,
+        tagged=tagged,
         refused=(counts["rejected"], next(iter(made.report.rejected), "")),
+    )
+
+
+def _rendered(
+    chosen: list[Located], rows: Any, vocabulary: Vocabulary, tags: ThinkingTags
+) -> tuple[RowRenderer, Columns]:
+    """Return the samples of rows, and what made them, with thoughts in tags kept or split."""
+    settings = SampleSettings(
+        *(RenderSettings(), LONGEST_SAMPLE, "drop", "skip"),
+        reading=ReadSettings(thinking_tags=tags),
+        kind=SampleKind(rows),
+    )
+    renderer = row_renderer(vocabulary, settings)
+    return renderer, renderer.columns(chosen)
+
+
+def _says_tags(chosen: Iterable[Located]) -> bool:
+    """Whether a row may hold thoughts in tags; where none does, nothing is rendered twice."""
+    return any(
+        (raw if isinstance(raw, bytes) else str(raw).encode()).lower().find(word) >= 0
+        for _, raw in chosen
+        if not isinstance(raw, DataError)
+        for word in _TAG_WORDS
     )
 
 
