@@ -62,20 +62,32 @@ def plan(
     from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY
     from gptoss_tune.plan.gpus import card
     from gptoss_tune.plan.plan import plan as make_plan
+    from gptoss_tune.preflight.unusual import unusual_settings
     from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.workflows.sweep import first_run
 
+    words, runs = first_run(overrides or [])
+    resolved = load_recipe(recipe, words)
     made = make_plan(
-        load_recipe(recipe, overrides or []),
+        resolved,
         card(gpu),
         gpus=gpus,
         strategy=_strategy(strategy),
         efficiency=DEFAULT_EFFICIENCY if efficiency is None else efficiency,
         epoch_tokens=tokens,
     )
+    unusual = unusual_settings(
+        resolved.model, resolved.lora, resolved.method, resolved.data, resolved.train
+    )
     if as_json:
-        typer.echo(json.dumps(made.as_json(), indent=2))
+        sweep = {"sweep": [run.values for run in runs]} if runs else {}
+        typer.echo(json.dumps({**made.as_json(), "warnings": unusual, **sweep}, indent=2))
     else:
         _print(made, str(recipe))
+        for line in unusual:
+            typer.echo(f"warning: {line}", err=True)
+        if runs:
+            typer.echo(f"the first of {len(runs)} runs: {'; '.join(map(str, runs))}")
     if not made.fits:
         raise typer.Exit(MachineError.exit_code)
 
