@@ -34,16 +34,19 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party libraries by the lowest floor that may import them; what is not here nobody may.
 LOWEST = {
     "display": {"rich"},
+    "files": {"filelock"},
     "recipe": {"pydantic", "pydantic_core", "yaml"},
     "harmony": {
         *("datasets", "jinja2", "numpy", "openai_harmony", "pyarrow", "tiktoken", "tokenizers")
     },
+    "run": {"psutil"},
     "weights": {"huggingface_hub", "safetensors", "torch"},
     "model": {
         *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "regex", "transformers"),
         "triton",
     },
-    "train": {"accelerate", "psutil", "trackio", "trl", "wandb"},
+    "evaluate": {"psutil", "starlette", "uvicorn"},
+    "train": {"accelerate", "trackio", "trl", "wandb"},
     "cli": {"typer"},
 }
 FLOOR_OF_LIBRARY = {name: FLOOR_OF[room] for room, names in LOWEST.items() for name in names}
@@ -99,6 +102,13 @@ def test_libraries_are_imported_from_their_floor_up(name):
         assert library in FLOOR_OF_LIBRARY, f"{name} imports {library}, which has no floor"
         lowest = FLOOR_OF_LIBRARY[library]
         assert lowest <= FLOOR_OF[room_of(name)], f"{name} imports {library} on too low a floor"
+
+
+def test_the_servers_libraries_stay_in_its_room():
+    for name in MODULES:
+        if room_of(name) == "evaluate" and not name.startswith("gptoss_tune.evaluate.server"):
+            libraries = {target.split(".")[0] for target in SOURCES.external[name]}
+            assert not libraries & {"starlette", "uvicorn"}, f"{name} is asked without the extra ui"
 
 
 def test_kernels_need_torch_and_triton_only():

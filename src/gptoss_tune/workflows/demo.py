@@ -22,6 +22,7 @@ from rich.table import Table
 
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import DataSection, load_recipe
+from gptoss_tune.run.environment import peak_memory_bytes
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.shipped import shipped
 from gptoss_tune.terminal import next_commands
@@ -33,7 +34,7 @@ _ROOM_FOR_ANSWER = 48
 _SAME_LOGITS = 0.01
 """Of the largest logit: how far the median row of a right merge may be off."""
 _LEARNT = 0.8
-_LEFT_BY_DEMO = ("base", "run", "merged", ".merged.incomplete")
+_LEFT_BY_DEMO = ("base", "run", "merged", ".merged.incomplete", ".merged.incomplete.lock")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _demo(folder: Path, console: Console, changes: Sequence[str]) -> bool:
         ("training", f"{trained_s:.0f} s"),
         ("merge", f"{merged_s:.1f} s"),
         ("whole demo", f"{time.monotonic() - started:.0f} s"),
-        ("peak memory", f"{_peak_gib():.1f} GiB"),
+        ("peak memory", f"{peak_memory_bytes(children=True) / 2**30:.1f} GiB"),
         ("the run on one page", str(run.report)),
     ]
     _print_tables(rows, facts, console)
@@ -317,7 +318,7 @@ def _show_answers(
     for index in range(min(5, len(texts))):
         first, then = before.answers[index], after.answers[index]
         table.add_row(
-            examples[index].source.rpartition("/")[2],
+            Path(examples[index].source).name,
             texts[index],
             json.dumps(first) if first else "(no harmony)",
             then or "(no harmony)",
@@ -344,14 +345,3 @@ def _print_tables(
 def _mb(folder: Path) -> str:
     nbytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     return f"{nbytes / 1e6:.1f} MB"
-
-
-def _peak_gib() -> float:
-    """Return the largest resident size that this process or a child of it reached."""
-    import resource
-
-    sizes = [
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
-    return max(sizes) / 2**20 if sys.platform != "darwin" else max(sizes) / 2**30
