@@ -35,7 +35,7 @@ def blocks(page, *languages):
 
 
 def lines(page):
-    """Yield every command line: of blocks, as it is typed, and of sentences, where parts may lack."""
+    """Yield each line with whether it is whole, as in a block; in a sentence parts may lack."""
     for block in blocks(page, *SHELLS):
         without_files = re.sub(r"<<'?(\w+)'?\n.*?^\1$", "", block, flags=re.M | re.S)
         yield from ((line, True) for line in without_files.replace("\\\n", " ").splitlines())
