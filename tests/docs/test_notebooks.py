@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -29,13 +30,13 @@ def run(name, folder):
 
 
 def said(cells):
-    """Return all that the cells printed or showed as text."""
+    """Return all that the cells printed or showed as text, without its colours."""
     parts = []
     for cell in cells:
         for output in cell.get("outputs", ()):
             parts.append(output.get("text", ""))
             parts.append(output.get("data", {}).get("text/plain", ""))
-    return "\n".join(parts)
+    return re.sub(r"\x1b\[[0-9;]*m", "", "".join(parts))
 
 
 @pytest.fixture
