@@ -72,7 +72,7 @@ def sagemaker_file(
     """
     if luggage.image is None:
         raise RecipeError(
-            "--image: SageMaker starts images of ECR; build docs/Dockerfile, push it, name it"
+            "--image: SageMaker starts images of ECR; build the Dockerfile, push it, name it"
         )
     if bucket is None or not _BUCKET.fullmatch(bucket):
         got = "none" if bucket is None else repr(bucket)
