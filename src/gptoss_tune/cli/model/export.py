@@ -23,8 +23,11 @@ from gptoss_tune.cli.arguments import (
     size_in_bytes,
 )
 from gptoss_tune.display import visible
+from gptoss_tune.terminal import WORST_SHOWN, next_commands
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gptoss_tune.export.merge.steps import WeightedAdapter
     from gptoss_tune.export.verify.completions import CompletionsServer
     from gptoss_tune.export.verify.verify import Verification
@@ -83,15 +86,18 @@ def merge(
 
     A merge that was stopped goes on where it was when the same command is given again.
     """
-    from gptoss_tune.export.merge.merge import MergeOptions
     from gptoss_tune.files.atomic import refuse_existing, to_json
-    from gptoss_tune.workflows import finished_run
-    from gptoss_tune.workflows.calibrate import merge_calibrated
+    from gptoss_tune.preflight.finished import look_at_adapters
 
     refuse_revision_of_nothing(base, revision)
     refuse_existing(out)
     largest = size_in_bytes(max_shard_size)
     named = [path_and_weight(text) for text in adapters or ()]
+    look_at_adapters([path for path, _ in named], base, revision)
+    from gptoss_tune.export.merge.merge import MergeOptions
+    from gptoss_tune.workflows import finished_run
+    from gptoss_tune.workflows.calibrate import merge_calibrated
+
     calibration = _calibration(
         calibrate, calibrate_steps, adapters or [], out, format.value, accept_loss=accept_loss
     )
@@ -120,11 +126,11 @@ def merge(
         checked = None if done.verification is None else done.verification.as_dict()
         sys.stdout.write(to_json({**done.report, "out": str(out), "verification": checked}))
         return
-    _print_merged(done, format)
+    _print_merged(done, format, [path for path, _ in named])
 
 
-def _print_merged(done: Merged, expert_format: ExpertFormat) -> None:
-    """Print what was written, what was added to it and what was checked."""
+def _print_merged(done: Merged, expert_format: ExpertFormat, merged: list[str]) -> None:
+    """Print what was written, what was added to it and what was checked, and what comes next."""
     if "completed" in done.report:
         added = ", ".join(done.report["completed"])
         typer.echo(f"the base has no {added}; the result has the release's settings there")
@@ -133,6 +139,22 @@ def _print_merged(done: Merged, expert_format: ExpertFormat) -> None:
     if done.verification is not None:
         print_checks(done.verification)
     typer.echo(f"{done.folder}: {expert_format.value}, {done.report['bytes'] / 1e9:.2f} GB")
+    for line in next_commands(_after_merging(str(done.folder), merged)):
+        typer.echo(visible(line))
+
+
+def _after_merging(folder: str, merged: list[str]) -> list[tuple[list[str], str]]:
+    """Return what most people do with a merged folder; the run it came of is pushed with it."""
+    served = ["--target", "vllm", "--out", f"{folder}-vllm"]
+    commands = [
+        (["gptoss-tune", "chat", folder], "talk to it"),
+        (["gptoss-tune", "serve-config", folder, *served], "serve it"),
+    ]
+    if len(merged) == 1:
+        repo = ["--repo", f"YOU/{Path(folder).resolve().name}"]
+        push = ["gptoss-tune", "push", merged[0], "--merged", folder, *repo]
+        commands.append((push, "to the Hub"))
+    return commands
 
 
 def _calibration(
@@ -218,12 +240,8 @@ def verify(
 
     Exit code 4: it cannot be told whether the server has the tuned model.
     """
-    from gptoss_tune.export.verify.server import ask_server, verify_served
-    from gptoss_tune.export.verify.verify import Check
-    from gptoss_tune.export.verify.verify import verify as run_verify
     from gptoss_tune.files.atomic import to_json
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.workflows import finished_run
+    from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
 
     refuse_revision_of_nothing(base, revision)
     for option, value in (("--served-name", served_name), ("--api-key-env", api_key_env)):
@@ -231,8 +249,17 @@ def verify(
             raise typer.BadParameter(
                 f"'{value}' of which server? it needs --served URL", param_hint=option
             )
-    checkpoint, weighted = None, []
     named = [path_and_weight(text) for text in adapter or ()]
+    look_at_adapters([path for path, _ in named], base, revision)
+    if not folder.is_dir():
+        look_at_model(str(folder))
+    from gptoss_tune.export.verify.server import ask_server, verify_served
+    from gptoss_tune.export.verify.verify import Check
+    from gptoss_tune.export.verify.verify import verify as run_verify
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.workflows import finished_run
+
+    checkpoint, weighted = None, []
     if named or base is not None:
         checkpoint, weighted = finished_run.open_adapters(
             named, base, revision, other_base=other_base
@@ -296,12 +323,18 @@ def adapter(
     ] = False,
 ) -> None:
     """Write an adapter as PEFT or a server reads it, and print the command that serves it."""
-    from gptoss_tune.export.adapter_formats import serve_command, write_adapter
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import base_name, open_adapter
+    from gptoss_tune.files.atomic import refuse_existing
+    from gptoss_tune.preflight.finished import look_at_adapters
     from gptoss_tune.weights.adapter_config import SWAPPING_PEFT
+    from gptoss_tune.weights.sources import base_name
 
     refuse_revision_of_nothing(base, revision)
+    refuse_existing(out)
+    look_at_adapters([source], base, revision)
+    from gptoss_tune.export.adapter_formats import serve_command, write_adapter
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.weights.adapter import open_adapter
+
     if base is None:
         base, revision = base_name([source])
     checkpoint = open_checkpoint(base, revision, translate=True)
@@ -316,7 +349,7 @@ def adapter(
 
 
 def print_checks(result: Verification) -> None:
-    """Print a verification as a table: one line for each check, one for each changed weight."""
+    """Print a verification as tables: a line for each check, and the weights held worst."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -326,11 +359,13 @@ def print_checks(result: Verification) -> None:
     console = Console()
     if result.targets:
         table = Table("weight", "|change|", "held", "can be held", "probe")
-        for target in result.targets:
+        worst = sorted(result.targets, key=lambda target: target.held - target.holdable)
+        for target in worst[:WORST_SHOWN]:
             numbers = (target.held, target.holdable, target.probe)
             shares = [f"{share:.1%}" for share in numbers]
             table.add_row(Text(visible(target.module)), f"{target.delta_norm:.4g}", *shares)
         console.print(table)
+        _print_left_out(console, len(result.targets), "changed weights")
     table = Table("check", "", "")
     for check in result.checks:
         answer = Text(words[check.passed], style=colours[check.passed])
@@ -346,13 +381,19 @@ def show_progress(done: int, total: int) -> None:
         sys.stderr.flush()
 
 
+def _print_left_out(console: Console, total: int, what: str) -> None:
+    if total > WORST_SHOWN:
+        console.print(f"the worst {WORST_SHOWN} of {total} {what}; --json shows all")
+
+
 def print_survival(survival: dict) -> None:
-    """Print which share of each stack's change MXFP4 kept."""
+    """Print of which stacks MXFP4 kept the smallest share of the change."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("layer", "projection", "|change|", "survived", "error", "worst experts")
-    for stack in survival["stacks"]:
+    stacks = sorted(survival["stacks"], key=lambda stack: stack["survived"])
+    for stack in stacks[:WORST_SHOWN]:
         worst = ", ".join(f"{w['expert']}: {w['survived']:.1%}" for w in stack["worst_experts"])
         projection = stack["module"].rpartition(".")[2]
         table.add_row(
@@ -365,4 +406,5 @@ def print_survival(survival: dict) -> None:
         )
     console = Console()
     console.print(table)
+    _print_left_out(console, len(stacks), "stacks of experts")
     console.print(f"of the whole change of the experts {survival['total']:.1%} survived MXFP4")
