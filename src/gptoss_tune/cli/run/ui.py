@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gptoss_tune.error_hints import missing_extra
 from gptoss_tune.errors import MachineError
-
-_LIBRARIES = ("starlette", "uvicorn")
 
 
 def ui(
@@ -35,12 +33,9 @@ def ui(
 
     For this machine alone: the address has a token. Nothing is started without a click.
     """
-    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MachineError(
-            f"the page needs {' and '.join(missing)}, which this install lacks; "
-            "pip install 'gptoss-tune[ui]'"
-        )
+    for library in ("starlette", "uvicorn"):
+        if (missing := missing_extra(library)) is not None:
+            raise MachineError(missing)
     from gptoss_tune.ui.server.serve import serve
 
     serve(folder, port=port, browser=not no_browser)

@@ -16,7 +16,6 @@ from gptoss_tune.ui.chat.models import EFFORTS, model_named, models_below
 from gptoss_tune.ui.chat.session import ChatSession
 from gptoss_tune.ui.pages import Pages
 
-_DATE: Final = "2025-06-28"
 _LONGEST_WAIT_S: Final = 20.0
 _LOOK_S: Final = 0.05
 _MOST_TOKENS: Final = 65_536
@@ -155,7 +154,6 @@ def _settings(body: dict[str, Any]) -> dict[str, Any]:
     return {
         "effort": effort,
         "instructions": instructions,
-        "date": _DATE,
         "max_new_tokens": tokens,
         "temperature": float(temperature),
     }

@@ -12,7 +12,6 @@ of it; a thread of the server could not, and would hold its pages up while it lo
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import queue
@@ -21,12 +20,13 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
-from gptoss_tune.display import shown_safely
+from gptoss_tune.display import shown_safely, visible
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import GptossTuneError
 
 if TYPE_CHECKING:
-    from gptoss_tune.evaluate.chat import ChatModel
+    from gptoss_tune.evaluate.channels import Delta
+    from gptoss_tune.evaluate.conversation import Answerer, Talk
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -44,13 +44,15 @@ def main() -> None:
             raise  # its traceback is what a report needs; it stands in the log
         say({"event": "failed", "message": shown_safely(cause)})
         raise SystemExit(3) from None
-    say({"event": "ready", "effort": model.settings.effort})
+    say({"event": "ready", "effort": model.trained_as.effort})
     inbox.start()
-    for message in iter(inbox.next, None):
+    talk: Talk | None = None
+    while True:
+        message = inbox.next()
         if isinstance(message.get("begin"), dict):
-            _begin(model, message["begin"], say)
-        elif isinstance(message.get("ask"), str):
-            _answer(model, message["ask"], inbox, say)
+            talk = _begun(model, message["begin"])
+        elif isinstance(message.get("ask"), str) and talk is not None:
+            _answer(talk, message["ask"], inbox, say)
 
 
 def _sayer() -> Say:
@@ -65,98 +67,73 @@ def _sayer() -> Say:
     return say
 
 
-def _loaded(name: str) -> ChatModel:
-    """Load a merged model, or the adapter of a run and its base."""
-    from transformers.utils import logging
+def _loaded(name: str) -> Answerer:
+    """Load a merged model, or the adapter of a run and its base, as the run held them."""
+    from gptoss_tune.train.entrypoint import quiet_libraries
 
-    from gptoss_tune.evaluate.chat import ChatModel, ChatSettings
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import base_name, is_adapter, open_adapter
+    quiet_libraries()
+    from gptoss_tune.evaluate.conversation import open_answerer
+    from gptoss_tune.evaluate.load import open_evaluated_model
+    from gptoss_tune.evaluate.trained_as import answering_device, answering_section, trained_as
 
-    logging.disable_progress_bar()
-    if not is_adapter(name):
-        return ChatModel(open_checkpoint(name), ChatSettings())
-    base, revision = base_name([name])
-    checkpoint = open_checkpoint(base, revision)
-    return ChatModel(checkpoint, ChatSettings(), open_adapter(name, checkpoint))
+    subject = open_evaluated_model(name)
+    section, device = answering_section(subject), answering_device(None)
+    return open_answerer(subject, trained_as(subject), section, device)
 
 
-def _begin(model: ChatModel, wanted: dict[str, Any], say: Say) -> None:
-    from gptoss_tune.evaluate.chat import ChatSettings
+def _begun(answerer: Answerer, wanted: dict[str, Any]) -> Talk:
+    """Return a conversation by the settings of the page, which has checked them."""
+    from gptoss_tune.evaluate.conversation import Talk
+    from gptoss_tune.evaluate.generate import Sampling
 
-    model.begin(ChatSettings(**wanted))
-    say({"event": "begun", "settings": wanted})
+    sampling = Sampling(wanted["max_new_tokens"], wanted["temperature"])
+    return Talk(answerer, sampling, wanted["instructions"], wanted["effort"])
 
 
-def _answer(model: ChatModel, question: str, inbox: _Inbox, say: Say) -> None:
+def _answer(talk: Talk, question: str, inbox: _Inbox, say: Say) -> None:
     """Answer one question; a stop ends the answer alone."""
     say({"event": "asked", "text": question})
 
-    def show(channel: str, text: str) -> None:
-        say({"event": "said", "channel": channel, "text": text})
+    def show(delta: Delta) -> None:
+        say({"event": "said", "channel": delta.label, "text": visible(delta.text)})
 
+    inbox.stopped.clear()
     try:
-        with inbox.stoppable():
-            ended = model.ask(question, show).ended
-    except KeyboardInterrupt:
-        ended = "interrupt"  # it came when the answer had just ended
+        ended = talk.ask(question, show, inbox.stopped.is_set).ended
     except (RuntimeError, GptossTuneError) as error:
         ended = "error"
-        message = shown_safely(cause_of(error) or str(error))
-        say({"event": "trouble", "message": message})
+        say({"event": "trouble", "message": shown_safely(cause_of(error) or str(error))})
     say({"event": "answered", "ended": ended})
 
 
 class _Inbox:
-    """Lines of the input, read on a thread of their own, so that a stop is heard in an answer."""
+    """Lines of the input, read on a thread of their own, so that a stop is heard in an answer.
+
+    Attributes:
+        stopped: Whether the answer is to end, or there is nobody left to hear it.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._lock = threading.Lock()
-        self._answering = False
+        self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.stopped = threading.Event()
 
     def start(self) -> None:
         threading.Thread(target=self._read, daemon=True).start()
 
-    def next(self) -> dict[str, Any] | None:
-        """Return the next message; ``None`` when there will be no more."""
+    def next(self) -> dict[str, Any]:
+        """Return the next message; the process ends when there will be no more."""
         return self._messages.get()
-
-    def stoppable(self) -> _Stoppable:
-        return _Stoppable(self)
-
-    def answering(self, value: bool) -> None:
-        with self._lock:
-            self._answering = value
 
     def _read(self) -> None:
         for line in self._stream:
             message = json.loads(line)
             if message.get("stop"):
-                self._interrupt()
+                self.stopped.set()
             else:
                 self._messages.put(message)
-        self._messages.put(None)
-        self._interrupt()
-
-    def _interrupt(self) -> None:
-        with self._lock:
-            if self._answering:
-                _thread.interrupt_main()
-
-
-class _Stoppable:
-    """While it is entered, a stop raises KeyboardInterrupt in the main thread."""
-
-    def __init__(self, inbox: _Inbox) -> None:
-        self._inbox = inbox
-
-    def __enter__(self) -> None:
-        self._inbox.answering(True)
-
-    def __exit__(self, *exception: object) -> None:
-        self._inbox.answering(False)
+        # The page's server is gone: an answer would be for nobody.
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,6 @@ function said(channel, text) {
 
 const events = {
   ready: () => note("Loaded. Ask something."),
-  begun: () => undefined,
   asked: (event) => {
     opened("user").append(make("div", "text", event.text));
     turn = part = null;
