@@ -92,12 +92,8 @@ def load_recipe(
 def recipe_of_settings(settings: Sequence[str], name: str) -> Recipe:
     """Return the recipe that ``key=value`` settings alone make, as a form gives them.
 
-    Args:
-        settings: As the overrides of ``load_recipe``.
-        name: What the recipe is called in messages.
-
     Raises:
-        RecipeError: As ``load_recipe``.
+        RecipeError: As ``load_recipe``; ``name`` is what the recipe is called.
     """
     document = Document()
     lay_over(document, settings)
@@ -123,13 +119,7 @@ def _checked(
     lays_off: bool = False,
     say: Callable[[str], None] = say_once,
 ) -> Recipe:
-    """Return the recipe of a document.
-
-    Args:
-        document: The file's, overrides laid over it.
-        name: What the recipe is called in messages.
-        lays_off: Lay off what the overrides leave without effect.
-        say: Takes a line for each override that did.
+    """Return the recipe of a document; ``lays_off``: without what its overrides make useless.
 
     Raises:
         RecipeMistakes: With every mistake in it.
