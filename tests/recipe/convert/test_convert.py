@@ -45,6 +45,13 @@ def keys_of(value, path=()):
         yield "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in path).lstrip(".")
 
 
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def fates(made):
     return {outcome.key: outcome.fate for outcome in made.outcomes}
 
@@ -240,6 +247,28 @@ def test_what_cannot_be_converted(convert, text, expected):
 def test_another_base_on_request(convert):
     text = AXOLOTL.replace("openai/gpt-oss-20b", "meta/llama")
     assert convert(text, model="openai/gpt-oss-20b").recipe.model.name_or_path.endswith("20b")
+
+
+def test_what_preferences_do_not_have_is_told(convert):
+    text = AXOLOTL + "excess_length_strategy: truncate\nrl: dpo\n"
+    made = convert(text)
+    assert made.recipe.data.too_long == "drop"
+    assert fates(made)["excess_length_strategy"] == "none"
+    told = {outcome.key: outcome.text for outcome in made.outcomes}
+    assert told["sequence_len"].startswith("data.max_length: 8192;")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_told_stands_in_the_recipe(convert, name):
+    made = convert(name)
+    for outcome in made.outcomes:
+        setting, _, value = outcome.text.partition(";")[0].partition(": ")
+        section, _, key = setting.partition(".")
+        if outcome.fate == "converted" and value and section in type(made.recipe).model_fields:
+            found = getattr(getattr(made.recipe, section), key, None)
+            if isinstance(found, int | float | str) and not isinstance(found, bool):
+                same = value.strip("'") == str(found) or _number(value) == found
+                assert same or _number(value) is None, outcome
 
 
 def test_modules_that_gpt_oss_lacks(convert):

@@ -149,10 +149,13 @@ def _settle(draft: Draft) -> None:
         both = min(2 * length.value, LONGEST)
         note = f"{length.note}: " if length.note else ""
         settings["data.max_length"] = Noted(both, f"{note}both answers of a pair together")
+        told = f"data.max_length: {both}; both answers of a pair stand in it"
+        draft.retell("data.max_length", "converted", told)
     if method != "sft":
         for key, allowed in (("data.too_long", ("drop", "error")), ("data.turns", ("all",))):
             if key in settings and settings[key].value not in allowed:
-                del settings[key]  # an answer is whole, and counts from the prompt's end on
+                del settings[key]
+                draft.retell(key, "none", "answers of preferences are whole, and all turns count")
     if settings.get("lora.target_parameters") and not settings["lora.target_parameters"].value:
         for key in ("lora.expert_rank", "lora.expert_alpha"):
             settings.pop(key, None)

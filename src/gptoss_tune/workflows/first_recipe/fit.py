@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
@@ -19,7 +19,6 @@ from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.dump import Noted
 from gptoss_tune.recipe.mistakes import shown
 from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle, uneven_experts
-from gptoss_tune.workflows.first_recipe.look import DataLook
 from gptoss_tune.workflows.first_recipe.sizes import (
     SHORTEST,
     USUAL,
@@ -28,6 +27,9 @@ from gptoss_tune.workflows.first_recipe.sizes import (
     usual_length,
     worth_packing,
 )
+
+if TYPE_CHECKING:
+    from gptoss_tune.workflows.first_recipe.look import DataLook
 
 _GIB: Final = 2**30
 _RUNGS: Final[tuple[dict[str, Noted], ...]] = (
