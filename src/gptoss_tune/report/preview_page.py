@@ -18,7 +18,8 @@ from gptoss_tune.harmony.dataset.pair_statistics import (
     dropped,
     dropped_phrases,
 )
-from gptoss_tune.harmony.dataset.statistics import DataStatistics, Overlap, SplitStatistics
+from gptoss_tune.harmony.dataset.statistics import DataStatistics, SplitStatistics
+from gptoss_tune.harmony.places import Overlap
 from gptoss_tune.harmony.render import Example, Span
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.report.plot import bars

@@ -20,6 +20,7 @@ from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.dataset.pair_renderer import PairRenderer
 from gptoss_tune.harmony.dataset.pair_statistics import SIDES
 from gptoss_tune.harmony.dataset.row_renderer import RowRenderer, Sample
+from gptoss_tune.harmony.document import Document
 from gptoss_tune.harmony.render import Example, Span
 from gptoss_tune.harmony.sources.open import open_source
 from gptoss_tune.harmony.sources.padding import clean_row
@@ -95,10 +96,12 @@ def first_examples(
             break
         try:
             row, _ = clean_row(raw, at)
-            samples = renderer.read(row, at, RowCounts()).samples
-            examples += [sample.example for sample in samples]
+            found = renderer.read(row, at, RowCounts())
         except DataError:
             continue
+        # The first piece of a long document, so that those of one file do not fill the page.
+        pieces = 1 if isinstance(found.conversation, Document) else None
+        examples += [sample.example for sample in found.samples[:pieces]]
     return examples[:count]
 
 

@@ -1,1 +1,1 @@
-"""Several rooms in one job: a first recipe, demo, calibration, reproduction, cluster jobs."""
+"""Several rooms in one job: a first recipe, demo, calibration, reproduction, sweeps, clusters."""

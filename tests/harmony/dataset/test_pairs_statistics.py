@@ -78,6 +78,7 @@ def test_ties_and_differences_in_length_are_counted_and_told(vocabulary, write_j
     assert [line.split(",")[0] for line in census.warnings()] == [
         "train: 2 pairs dropped",
         "train: 1 pair whose answers differ in length alone",
+        f"train: {path}: 2 rows of 4 without thoughts",
     ]
     places = {what: found.places for what, found in train.listed() if found.rows}
     assert places == {

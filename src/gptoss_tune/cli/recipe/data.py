@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gptoss_tune.harmony.dataset.pair_statistics import PairStatistics
-    from gptoss_tune.harmony.dataset.statistics import DataStatistics, Overlap, SplitStatistics
+    from gptoss_tune.harmony.dataset.statistics import DataStatistics, SplitStatistics
+    from gptoss_tune.harmony.places import Overlap
     from gptoss_tune.harmony.render import Example
     from gptoss_tune.harmony.vocabulary import Vocabulary
     from gptoss_tune.recipe import DataSection

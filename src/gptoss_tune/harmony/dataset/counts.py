@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
+from gptoss_tune.harmony.places import MOST_PLACES, first_of
 from gptoss_tune.harmony.reading import Notes
 
 MOST_LISTED: Final = 1000
@@ -20,8 +20,6 @@ MOST_LISTED: Final = 1000
 MOST_KINDS: Final = 100
 """Kinds of mistakes that are told apart; all further ones are one."""
 FURTHER_MISTAKES: Final = "mistakes of further kinds, which are not told apart"
-MOST_PLACES: Final = 3
-"""First places that a line names."""
 MOST_SENTENCES: Final = 100
 """Different warnings, and remarks, that are kept: each row may have keys of its own."""
 FURTHER_SENTENCES: Final = "further findings of other kinds, which are not listed"
@@ -197,30 +195,4 @@ class RowCounts:
         )
 
 
-def first_of(places: Sequence[str], total: int) -> str:
-    """Return `` (first lines 1, 2, 3)``: the first of ``total`` places, nothing for none.
-
-    Args:
-        places: As ``file:line``, in their order.
-        total: How many there are in all.
-    """
-    shown = places[:MOST_PLACES]
-    if not shown:
-        return ""
-    first = "first " if total > len(shown) else ""
-    files = {place.rpartition(":")[0] for place in shown}
-    numbers = [place.rpartition(":")[2] for place in shown]
-    if len(files) > 1 or not all(number[:1].isdigit() for number in numbers):
-        return f" ({first}{', '.join(shown)})"
-    # Tables have no lines, nor have datasets of the Hub.
-    (file,) = files
-    what = "line" if file.endswith(_OF_LINES) else "row"
-    return f" ({first}{what}{'s' if len(shown) > 1 else ''} {', '.join(numbers)})"
-
-
-_OF_LINES: Final = tuple(
-    f"{suffix}{compressed}"
-    for suffix in (".jsonl", ".ndjson", ".json", ".csv", ".txt")
-    for compressed in ("", ".gz", ".zst")
-)
 _VALUES: Final = re.compile(r"'[^']*'|\"[^\"]*\"|[0-9]+")

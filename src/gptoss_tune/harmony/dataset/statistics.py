@@ -24,7 +24,9 @@ from gptoss_tune.harmony.dataset.pair_statistics import (
     NOUNS,
     LabelWeights,
     PairStatistics,
+    figure_warnings,
     pair_statistics,
+    pair_warnings,
     without_partners,
 )
 from gptoss_tune.harmony.dataset.selection import (
@@ -36,8 +38,8 @@ from gptoss_tune.harmony.dataset.selection import (
     select,
     split_counts,
 )
-from gptoss_tune.harmony.guards.counted import counted, split_warnings
 from gptoss_tune.harmony.guards.sources import effort_advice, source_warnings
+from gptoss_tune.harmony.places import Overlap, first_of
 from gptoss_tune.harmony.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -47,18 +49,6 @@ if TYPE_CHECKING:
 
 BARS: Final = 16
 MOST_NAMED: Final = 20
-
-
-@dataclass(slots=True)
-class Overlap:
-    """Rows that are there more than once: how many, and the first of them by place."""
-
-    rows: int = 0
-    places: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the overlap as JSON values."""
-        return {"rows": self.rows, "places": self.places}
 
 
 @dataclass(slots=True)
@@ -169,7 +159,7 @@ class DataStatistics:
         for name, split in self.splits.items():
             rejected = split.report.counts["rejected"]
             if rejected:
-                found.append(f"{name}: {counted(rejected, 'row')} cannot be trained on")
+                found.append(f"{name}: {_counted(rejected, 'row')} cannot be trained on")
             if split.problem is not None:
                 found.append(split.problem)
         return found
@@ -178,12 +168,12 @@ class DataStatistics:
         """Return what a run survives and its owner should know."""
         found: list[str] = []
         for name, split in self.splits.items():
-            found += split_warnings(name, split)
+            found += _split_warnings(name, split)
         leaked, asked = self.leaked.rows, self.leaked_prompts.rows
         if leaked:
-            found.append(f"eval: {counted(leaked, self.row, 'that training sees too')}")
+            found.append(f"eval: {_counted(leaked, self.row, 'that training sees too')}")
         if asked:
-            found.append(f"eval: {counted(asked, self.row, 'whose question training sees too')}")
+            found.append(f"eval: {_counted(asked, self.row, 'whose question training sees too')}")
         return found
 
     def remarks(self) -> list[str]:
@@ -251,6 +241,46 @@ def data_statistics(
         census.leaked = _overlap(held_out.places, same)
         census.leaked_prompts = _overlap(held_out.places, asked & ~same)
     return census
+
+
+def _split_warnings(name: Split, split: SplitStatistics) -> list[str]:
+    """Return what a run survives and its owner should know of a split, a line each."""
+    report, (sample, row) = split.report, NOUNS[split.rows]
+    counts, places = report.counts, report.places
+    pairs = split.rows == "pair"
+    together = " (both branches together)" if pairs else ""
+    # Several answers to one question are what preferences are made of.
+    asked_again = split.same_prompts.rows if split.rows == "conversation" else 0
+    said = (
+        (counts["too_long"], sample, f"dropped, too long{together}", report.too_long),
+        (counts["truncated"], sample, "cut, too long", places.get("truncated", [])),
+        (
+            counts["nothing_to_train"],
+            row,
+            "without anything to train",
+            places.get("nothing_to_train", []),
+        ),
+        *((*one, []) for one in (pair_warnings(counts) if pairs else ())),
+        (
+            counts["special_text"],
+            "special token",
+            "spelled out in text, encoded as text",
+            report.special_text,
+        ),
+        (counts["padding"], "null key", "of tools and calls left out, padding of a table", []),
+        (split.duplicates.rows, row, "equal to an earlier one", split.duplicates.places),
+        (asked_again, row, "with the question of an earlier one", split.same_prompts.places),
+    )
+    found = [
+        # A row may spell several special tokens.
+        f"{name}: {_counted(number, thing, what)}"
+        f"{first_of(where, number if thing in (sample, row) else len(where))}"
+        for number, thing, what, where in said
+        if number
+    ]
+    if split.preferences is not None:
+        found += [f"{name}: {line}" for line in figure_warnings(split.preferences, name)]
+    return found + split.findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,3 +387,8 @@ def _rows_of(
 def _overlap(places: list[str], mask: NDArray[np.bool_]) -> Overlap:
     found = np.flatnonzero(mask)
     return Overlap(len(found), [places[index] for index in found[:MOST_NAMED]])
+
+
+def _counted(number: int, thing: str, what: str = "") -> str:
+    """Return a number of things in words."""
+    return f"{number:,} {thing}{'s' if number != 1 else ''} {what}".rstrip()

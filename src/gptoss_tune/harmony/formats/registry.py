@@ -10,7 +10,7 @@ from gptoss_tune.harmony.document import Document
 from gptoss_tune.harmony.formats.detect import PAIRS, format_of
 from gptoss_tune.harmony.formats.harmony import read_native
 from gptoss_tune.harmony.formats.openai_chat import read_chat
-from gptoss_tune.harmony.formats.plain.instruct import read_instruct
+from gptoss_tune.harmony.formats.plain.instruct import as_messages
 from gptoss_tune.harmony.formats.plain.text import read_text
 from gptoss_tune.harmony.formats.prompt import read_completion
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
@@ -66,10 +66,17 @@ def read_as(
     return _READERS[name](row, source, reading=reading)
 
 
+def _read_instruct(
+    row: dict[str, Any], source: str, *, reading: ReadSettings = AS_IT_STANDS
+) -> Conversation:
+    messages, places = as_messages(row, source)
+    return read_chat(messages, source, reading=reading, places=places)
+
+
 _READERS: Final = {
     "native": read_native,
     "chat": read_chat,
     "sharegpt": read_chat,
     "completion": read_completion,
-    "instruct": read_instruct,
+    "instruct": _read_instruct,
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gptoss_tune.harmony.dataset.counts import RowCounts, first_of
 from gptoss_tune.harmony.fields import Effort
 from gptoss_tune.harmony.guards.answers import answer_habits
+from gptoss_tune.harmony.places import first_of
 
 if TYPE_CHECKING:
     from gptoss_tune.harmony.dataset.arrow import SampleFile
+    from gptoss_tune.harmony.dataset.counts import RowCounts
     from gptoss_tune.recipe import DataSection, DataSource
 
 THOUGHTLESS_SHARE: Final = 0.1

@@ -11,11 +11,8 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.conversation import Conversation
 from gptoss_tune.harmony.fields import kind, take_text
-from gptoss_tune.harmony.formats.keys import THINKING
-from gptoss_tune.harmony.formats.openai_chat import read_chat
-from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
+from gptoss_tune.harmony.reading import THINKING
 
 ASKING: Final = ("prompt", "instruction", "question", "query", "problem", "input")
 """Columns that ask."""
@@ -93,7 +90,8 @@ def as_prompt_and_completion(row: dict[str, Any]) -> dict[str, Any]:
     Other rows come back as they are.
     """
     columns = question_and_answer(row)
-    if columns is None:
+    known = {"messages", "conversations", "completion"}
+    if columns is None or known & row.keys():
         return row
     beside = _beside(row, columns)
     return {
@@ -113,10 +111,8 @@ def _beside(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     return beside
 
 
-def read_instruct(
-    row: dict[str, Any], source: str, *, reading: ReadSettings = AS_IT_STANDS
-) -> Conversation:
-    """Return the conversation of a question and its answer, which alone is trained.
+def as_messages(row: dict[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the row of messages that a question and its answer are, and where each one stands.
 
     Turns in ``history``, pairs of a question and an answer, stand before them and are trained too,
     as the tools do that write it.
@@ -136,7 +132,7 @@ def read_instruct(
     places = [f"{_HISTORY}[{number // 2}]" for number in range(len(messages))]
     messages += [{"role": "user", "content": joined_question(row, columns)}, answer]
     places += [columns.question, columns.answer]
-    return read_chat({**beside, "messages": messages}, source, reading=reading, places=places)
+    return {**beside, "messages": messages}, places
 
 
 def _history(value: object, at: str) -> list[dict[str, Any]]:

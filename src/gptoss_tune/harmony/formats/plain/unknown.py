@@ -10,7 +10,6 @@ import re
 from typing import Any, Final
 
 from gptoss_tune.harmony.fields import shown
-from gptoss_tune.harmony.formats.keys import SETTINGS, THINKING
 from gptoss_tune.harmony.formats.plain.instruct import (
     AFTER_INSTRUCTION,
     ANSWERING,
@@ -19,6 +18,7 @@ from gptoss_tune.harmony.formats.plain.instruct import (
     by_name,
 )
 from gptoss_tune.harmony.formats.plain.text import TARGETS, is_text, target_of
+from gptoss_tune.harmony.reading import SETTINGS, THINKING
 
 _ASKING: Final = (*ASKING, "user", "human", "text")
 _ANSWERING: Final = (*ANSWERING, "assistant", "bot", *TARGETS)
