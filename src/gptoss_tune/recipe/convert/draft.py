@@ -6,7 +6,7 @@ and found by the tests. Keys that no rule knows are told as such: nothing is dro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -150,6 +150,16 @@ class Draft:
         return RecipeError(
             f"{self.place(path)}: {called(path)}: got {shown(value)}, expected {expected}; {todo}"
         )
+
+    def refuse_lists(self, keys: Iterable[str]) -> None:
+        """Refuse a list or a mapping where every tool has one plain value.
+
+        Raises:
+            RecipeError: Names the first such key.
+        """
+        for key in keys:
+            if isinstance(self.get(key), dict | list):
+                raise self.refuse(key, "a plain value", "write one")
 
     def untold(self) -> Iterator[tuple[KeyPath, Any]]:
         """Yield the keys that have no outcome yet, nor what holds them, with a value of each."""
