@@ -300,7 +300,8 @@ def _print_look(console: Console, look: DataLook) -> None:
     if look.is_text:
         nouns["conversation"] = "texts"
     about = "" if look.counted else "about "
-    facts = [f"{about}{look.count:,} {nouns[look.rows]} ({look.format})"]
+    noun = nouns[look.rows].removesuffix("s" if look.count == 1 else "-")
+    facts = [f"{about}{look.count:,} {noun} ({look.format})"]
     facts.append(f"{look.mean_tokens:,.0f} tokens on average, the longest {look.longest:,}")
     if look.thinking:
         facts.append(f"{look.thinking:.0%} with thoughts")

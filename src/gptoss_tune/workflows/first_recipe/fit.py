@@ -196,7 +196,7 @@ def _settings(
         why = f"{look.mean_tokens:,.0f} tokens on average: several share a row"
         why = "rows are filled with the pieces of texts" if look.is_text else why
         found["data.packing"] = Noted(True, why)
-    found["train.num_train_epochs"] = Noted(chosen.epochs, f"{look.count:,} rows")
+    found["train.num_train_epochs"] = Noted(chosen.epochs, _rows(look.count))
     accumulated = max(1, chosen.step_rows // count)
     if accumulated > 1:
         why = f"{accumulated * count} rows a step, about {chosen.steps:,} steps in all"
@@ -207,6 +207,10 @@ def _settings(
         found["train.eval_steps"] = Noted(chosen.every)
     found["train.save_steps"] = Noted(chosen.every, "a stopped run goes on from here")
     return found
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count != 1 else ''}"
 
 
 def _planned(settings: dict[str, Noted], machine: Machine, look: DataLook, share: float) -> Plan:
