@@ -90,6 +90,11 @@ def _resume(value: str) -> str:
     return value
 
 
+def listed(value: object) -> object:
+    """Read one word as the list that it is short for."""
+    return [value] if isinstance(value, str) else value
+
+
 def _unique(values: list[T]) -> list[T]:
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:

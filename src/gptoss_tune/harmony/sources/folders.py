@@ -23,7 +23,7 @@ MOST_FILES: Final = 100_000
 """Files that one source may mean; a shard of a large dataset has tens of megabytes."""
 MOST_ENTRIES: Final = 1_000_000
 """Entries of folders that are looked at for them."""
-_WHOLE_MACHINE: Final = ("/", "/proc", "/sys", "/dev")
+_WHOLE_MACHINE: Final = ("/proc", "/sys", "/dev")
 _ABOUT_DATA: Final = ("readme", "license", "licence", "copying", "notice", "changelog")
 """Texts that are no documents in a folder of documents."""
 _BESIDE_DATA: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
@@ -145,9 +145,10 @@ def _matching(pattern: str) -> Iterator[str]:
 
 
 def _refuse_whole_machine(folder: Path, path: str) -> None:
-    if os.path.realpath(folder) in _WHOLE_MACHINE:
+    whole = Path(os.path.realpath(folder))
+    if whole == Path(whole.anchor) or str(whole) in _WHOLE_MACHINE:
         raise DataError(
-            f"{path}: would look through {os.path.realpath(folder)}, all of this machine; name the "
+            f"{path}: would look through {whole}, all of this machine; name the "
             "folder that holds the data"
         )
 
