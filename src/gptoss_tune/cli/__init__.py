@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli.model import chat, evaluate, export, serve
+from gptoss_tune.cli.model import chat, evaluate, export, serve, verify
 from gptoss_tune.cli.recipe import data, plan, recipes
 from gptoss_tune.cli.run import demo, launch, report, reproduce, train
 from gptoss_tune.errors import run_command
@@ -44,7 +44,7 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
         "chat": chat.chat,
         "evaluate": evaluate.evaluate,
         "merge": export.merge,
-        "verify": export.verify,
+        "verify": verify.verify,
         "adapter": export.adapter,
         "serve-config": serve.serve_config,
         "push": serve.push,

@@ -134,6 +134,20 @@ def _with_shipped_data(value: Any) -> Any:
     return value if found is None else seen_from_here(found)
 
 
+def places(path: str | Path, overrides: Sequence[str] = ()) -> dict[KeyPath, Place]:
+    """Return where each setting of a sound recipe was written, in its file or as an override.
+
+    Args:
+        path: The recipe's file, or a shipped recipe's name.
+        overrides: As for ``load_recipe``.
+    """
+    name = recipe_path(path)
+    document = read_document(_text_of(name), lambda line, column: Place(0, line, column, name))
+    move_to_new_names(document)
+    lay_over(document, overrides)
+    return document.key_places
+
+
 def _text_of(name: str) -> str:
     """Return a recipe's text; every way in which a file cannot be read is a RecipeError."""
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         TrainSection,
     )
 
-_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".gz", ".zst"}
+_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".txt", ".gz", ".zst"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,13 +339,24 @@ def evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
 
 def tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
     """Yield the settings of ``tracking`` that nothing uses."""
-    for key, value in (("project", tracking.project), ("run_name", tracking.run_name)):
-        if value is not None and tracking.wandb == "disabled" and tracking.trackio == "disabled":
+    wandb, trackio = tracking.wandb != "disabled", tracking.trackio != "disabled"
+    both = ("tracking.wandb and tracking.trackio are disabled", "one of them")
+    alone = ("tracking.wandb is disabled", "tracking.wandb")
+    offered = {both: "wandb offline or online, or trackio local", alone: "wandb offline or online"}
+    for key, used, (why, switch) in (
+        ("project", wandb or trackio, both),
+        ("run_name", wandb or trackio or bool(tracking.report_to), both),
+        ("entity", wandb, alone),
+        ("group", wandb, alone),
+        ("tags", wandb, alone),
+    ):
+        value = getattr(tracking, key)
+        if value and not used:
             yield Contradiction(
-                (f"tracking.{key}", "tracking.wandb", "tracking.trackio"),
-                f"{value!r} while tracking.wandb and tracking.trackio are disabled",
-                "wandb offline or online, or trackio local",
-                f"set one of them, or remove tracking.{key}",
+                (f"tracking.{key}", "tracking.wandb", "tracking.trackio", "tracking.report_to"),
+                f"{value!r} while {why}",
+                offered[why, switch],
+                f"set {switch}, or remove tracking.{key}",
                 yields=(f"tracking.{key}",),
             )
 

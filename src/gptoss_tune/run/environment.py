@@ -14,12 +14,15 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from gptoss_tune import __version__
 
-_QUIET = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+_QUIET = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
 _TIMEOUT_S = 10
 _CHANGED, _NOT_ASKED = "-dirty", "-unchecked"
 # The scopes that the user owns; "command" is ours, from the line above.
@@ -61,7 +64,7 @@ def _git(*arguments: str) -> str | None:
         found = subprocess.run(
             ["git", *_QUIET, *arguments],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             check=True,
             timeout=_TIMEOUT_S,
@@ -81,7 +84,7 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": psutil.virtual_memory().total,
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
         "driver": driver.read_text("utf-8").strip() if gpus and driver.is_file() else None,
     }
@@ -131,3 +134,19 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def peak_memory_bytes(*, children: bool = False) -> int:
+    """Return the largest resident size that this process reached.
+
+    Args:
+        children: Or a child that has ended, where that is more; Windows does not keep it of them.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows, whose processes know their own peak
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss)
+    whose = [resource.RUSAGE_SELF, *([resource.RUSAGE_CHILDREN] if children else [])]
+    peak = max(resource.getrusage(one).ru_maxrss for one in whose)
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes
