@@ -80,7 +80,7 @@ def load_recipe(
             each with ``file:line:column`` or the override's number, and is a ``RecipeMistakes``.
     """
     name = recipe_path(path)
-    document = read_document(_text_of(name), lambda line, column: Place(0, line, column, name))
+    document = read_document(file_text(name), lambda line, column: Place(0, line, column, name))
     if name_of_recipe(Path(name)) is not None:
         document.values = _with_shipped_data(document.values)
     renamed = move_to_new_names(document)
@@ -106,6 +106,20 @@ def load_recipe(
     for note in _laid_off_in_words(laid_off):
         say(note)
     return recipe
+
+
+def places(path: str | Path, overrides: Sequence[str] = ()) -> dict[KeyPath, Place]:
+    """Return where each setting of a sound recipe was written, in its file or as an override.
+
+    Args:
+        path: The recipe's file.
+        overrides: As for ``load_recipe``.
+    """
+    name = recipe_path(path)
+    document = read_document(file_text(name), lambda line, column: Place(0, line, column, name))
+    move_to_new_names(document)
+    lay_over(document, overrides)
+    return document.key_places
 
 
 def recipe_path(path: str | Path) -> str:
@@ -134,21 +148,7 @@ def _with_shipped_data(value: Any) -> Any:
     return value if found is None else seen_from_here(found)
 
 
-def places(path: str | Path, overrides: Sequence[str] = ()) -> dict[KeyPath, Place]:
-    """Return where each setting of a sound recipe was written, in its file or as an override.
-
-    Args:
-        path: The recipe's file, or a shipped recipe's name.
-        overrides: As for ``load_recipe``.
-    """
-    name = recipe_path(path)
-    document = read_document(_text_of(name), lambda line, column: Place(0, line, column, name))
-    move_to_new_names(document)
-    lay_over(document, overrides)
-    return document.key_places
-
-
-def _text_of(name: str) -> str:
+def file_text(name: str) -> str:
     """Return a recipe's text; every way in which a file cannot be read is a RecipeError."""
 
     def refusal(

@@ -50,12 +50,13 @@ from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.methods import METHODS, Method, Prepared, rendered_rows
 from gptoss_tune.train.metrics.console import run_console
+from gptoss_tune.train.metrics.installed import refuse_missing_tracker
 from gptoss_tune.train.metrics.library_tracker import LibraryTracker
 from gptoss_tune.train.metrics.metrics_file import MetricsFile, cut_back
 from gptoss_tune.train.metrics.progress import ProgressDisplay
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
 from gptoss_tune.train.metrics.trackers import Tracker
-from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker, refuse_missing_tracker
+from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker
 from gptoss_tune.train.metrics.wandb_tracker import WandbTracker
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.observers.observers import StepObservers

@@ -78,28 +78,39 @@ def plan(
     from gptoss_tune.errors import MachineError
     from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY
     from gptoss_tune.plan.plan import plan as make_plan
+    from gptoss_tune.preflight.unusual import unusual_settings
     from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.workflows.sweep import first_run
 
-    loaded = load_recipe(recipe, overrides or [])
-    chosen, origin, said = _chosen(gpu, gpus or loaded.distributed.num_processes)
+    words, runs = first_run(overrides or [])
+    resolved = load_recipe(recipe, words)
+    chosen, origin, said = _chosen(gpu, gpus or resolved.distributed.num_processes)
     made = make_plan(
-        loaded,
+        resolved,
         chosen,
         gpus=gpus,
         strategy=_strategy(strategy),
         efficiency=DEFAULT_EFFICIENCY if efficiency is None else efficiency,
         epoch_tokens=tokens,
     )
+    unusual = unusual_settings(
+        resolved.model, resolved.lora, resolved.method, resolved.data, resolved.train
+    )
     if as_json:
-        body = made.as_json()
+        sweep = {"sweep": [run.values for run in runs]} if runs else {}
+        body = {**made.as_json(), "warnings": unusual, **sweep}
         body["gpu"]["from"] = origin
         typer.echo(json.dumps(body, indent=2))
     else:
         options = () if gpus is None else ("--gpus", str(gpus))
         options += () if strategy is None else ("--strategy", strategy)
-        _print(made, str(recipe), said, Typed(str(recipe), tuple(overrides or ()), options))
+        _print(made, str(recipe), said, Typed(str(recipe), tuple(words), options))
         if origin == "none":
             _print_common_cards(made)
+        for line in unusual:
+            typer.echo(f"warning: {line}", err=True)
+        if runs:
+            typer.echo(f"the first of {len(runs)} runs: {'; '.join(map(str, runs))}")
     if not made.fits:
         raise typer.Exit(MachineError.exit_code)
 

@@ -36,10 +36,15 @@ def check(
     Paths in a recipe are relative to the current directory.
     """
     from gptoss_tune.plan.strategy import refuse_unspreadable
+    from gptoss_tune.preflight.unusual import unusual_settings
     from gptoss_tune.recipe import RecipeMistakes, load_recipe, resolved_lines
+    from gptoss_tune.workflows.sweep import first_run
 
+    words, runs = first_run(overrides or [])
     try:
-        resolved = load_recipe(recipe, overrides or [])
+        resolved = load_recipe(recipe, words)
+        for run in runs[1:]:
+            load_recipe(recipe, run.overrides)
         refuse_unspreadable(str(recipe), resolved.model, resolved.train, resolved.distributed)
     except RecipeMistakes as error:
         if not as_json:
@@ -48,12 +53,22 @@ def check(
         typer.echo(json.dumps({"ok": False, "mistakes": mistakes}, indent=2))
         raise typer.Exit(error.exit_code) from None
     lines = list(resolved_lines(resolved))
+    unusual = unusual_settings(
+        resolved.model, resolved.lora, resolved.method, resolved.data, resolved.train
+    )
     if as_json:
         changed = [line.setting for line in lines if line.note]
         body = {"ok": True, "recipe": resolved.model_dump(mode="json"), "changed": changed}
+        body["warnings"] = unusual
+        if runs:
+            body["sweep"] = [run.values for run in runs]
         typer.echo(json.dumps(body, indent=2))
         return
+    for line in unusual:
+        typer.echo(f"warning: {line}", err=True)
     _print_resolved(lines, str(recipe), len(overrides or []))
+    if runs:
+        typer.echo(f"# the first of {len(runs)} runs: {'; '.join(map(str, runs))}")
 
 
 def _print_resolved(lines: list[ResolvedLine], name: str, overrides: int) -> None:
