@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    {"gptoss_kernels", "display", "telemetry", "shipped", "error_hints"},
+    {"gptoss_kernels", "display", "telemetry", "shipped", "error_hints", "terminal"},
     # Three steps of the ground floor: an error is shown safely, a file is read or refused with one.
     {"errors"},
     {"files"},
@@ -20,7 +20,8 @@ FLOORS = (
     {"plan"},
     {"harmony", "run"},
     {"distributed", "weights"},
-    {"model", "report"},
+    # What a job needs is looked at with the readers of the rooms below, before it is begun.
+    {"model", "preflight", "report"},
     # A model answers prompts, or is measured; a card is drawn with the report's figures.
     {"evaluate", "export", "testing"},
     {"train"},
@@ -44,6 +45,7 @@ LOWEST = {
         *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "regex", "transformers"),
         "triton",
     },
+    "evaluate": {"starlette", "uvicorn"},
     "train": {"accelerate", "trackio", "trl", "wandb"},
     "cli": {"typer"},
 }
@@ -52,6 +54,8 @@ FLOOR_OF_LIBRARY = {name: FLOOR_OF[room] for room, names in LOWEST.items() for n
 ALLOWED = {
     # The versions and cards of the machine stand in a run's record; only a run asks for them.
     ("gptoss_tune.run.environment", "torch"),
+    # A plan measures a matrix product where there is no GPU; other plans do not load it.
+    ("gptoss_tune.plan.machine.cpu", "numpy"),
     # An error that may come out of whatever writes a checkpoint's files; it brings no torch.
     ("gptoss_tune.run.checkpoints", "safetensors"),
 }
@@ -98,6 +102,13 @@ def test_libraries_are_imported_from_their_floor_up(name):
         assert library in FLOOR_OF_LIBRARY, f"{name} imports {library}, which has no floor"
         lowest = FLOOR_OF_LIBRARY[library]
         assert lowest <= FLOOR_OF[room_of(name)], f"{name} imports {library} on too low a floor"
+
+
+def test_the_servers_libraries_stay_in_its_room():
+    for name in MODULES:
+        if room_of(name) == "evaluate" and not name.startswith("gptoss_tune.evaluate.server"):
+            libraries = {target.split(".")[0] for target in SOURCES.external[name]}
+            assert not libraries & {"starlette", "uvicorn"}, f"{name} is asked without the extra ui"
 
 
 def test_kernels_need_torch_and_triton_only():

@@ -168,6 +168,10 @@ EXTRAS = {
 _LINUX_ALONE = ("bitsandbytes", "liger_kernel", "triton", "quack")
 
 
+_PACKAGE_OF_TRACKER = {"azure_ml": "azureml", "flyte": "flytekit"}
+"""Where a tracker's package is not called as Transformers calls the tracker."""
+
+
 def missing_extra(module: str) -> str | None:
     """Return which extra brings a module that is not there; None: no extra does, or it is there.
 
@@ -185,6 +189,14 @@ def missing_extra(module: str) -> str | None:
         f"this needs the extra '{extra}': pip install \"gptoss-tune[{extra}]\" (there is no module "
         f"'{module}')"
     )
+
+
+def missing_tracker(name: str) -> str | None:
+    """Return what to install for a tracker of ``tracking.report_to``; None: it is there."""
+    package = _PACKAGE_OF_TRACKER.get(name, name)
+    if is_installed(package):
+        return None
+    return f"{name} needs {package}, which is not installed; run `pip install {package}`"
 
 
 def is_installed(module: str) -> bool:

@@ -110,3 +110,39 @@ def plain(tuned, base, tmp_path):
         experts_implementation="eager",
     ).float()
     return PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()
+
+
+@pytest.fixture(scope="session")
+def answerer(base):
+    """The base, loaded once to be talked to, in fp32."""
+    from gptoss_tune.evaluate.conversation import open_answerer
+    from gptoss_tune.evaluate.load import open_evaluated_model
+    from gptoss_tune.evaluate.trained_as import TrainedAs, answering_section
+
+    subject = open_evaluated_model(str(base))
+    section = answering_section(subject, "float32")
+    return open_answerer(subject, TrainedAs("low"), section, torch.device("cpu"))
+
+
+@pytest.fixture
+def by_heart(answerer):
+    """Let the model say given text, as one that has learned it by heart would."""
+    handles = []
+
+    def learn(text):
+        encoding = load_vocabulary().encoding
+        script = iter(encoding.encode(text, allowed_special="all"))
+
+        def favour(module, inputs, logits):
+            token = next(script, None)
+            if token is not None:
+                logits[..., token] += 1e4
+            return logits
+
+        while handles:
+            handles.pop().remove()
+        handles.append(answerer._model.lm_head.register_forward_hook(favour))
+
+    yield learn
+    while handles:
+        handles.pop().remove()

@@ -10,15 +10,18 @@ import termios
 
 import pytest
 import torch
-from openai_harmony import Conversation, Message, RenderConversationConfig, Role, StreamableParser
+from openai_harmony import Conversation, Message, RenderConversationConfig, Role
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.cli.model.chat import _typed
-from gptoss_tune.evaluate.chat import RAW, ChannelStreamer, ChatModel, ChatSettings
+from gptoss_tune.evaluate.channels import RAW, ChannelReader
+from gptoss_tune.evaluate.conversation import Talk, open_answerer
+from gptoss_tune.evaluate.generate import Sampling
+from gptoss_tune.evaluate.load import open_evaluated_model
 from gptoss_tune.evaluate.parse import STOP_IDS
+from gptoss_tune.evaluate.trained_as import TrainedAs, answering_section
 from gptoss_tune.harmony.vocabulary import load_vocabulary
-from gptoss_tune.weights import open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +37,14 @@ def answer_tokens(encoding, *messages):
     return tokens[2:]
 
 
-def stream(encoding, tokens):
-    shown = []
-    streamer = ChannelStreamer(
-        StreamableParser(encoding, Role.ASSISTANT),
-        lambda channel, text: shown.append((channel, text)),
-        encoding.decode,
-    )
-    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt, which is not shown
-    for token in tokens:
-        streamer.put(torch.tensor([token]))
-    streamer.end()
+def read(encoding, tokens):
+    reader = ChannelReader(encoding)
+    shown = [delta for token in tokens for delta in reader.take(token)]
+    shown += reader.end()
     joined = {}
-    for channel, text in shown:
-        joined[channel] = joined.get(channel, "") + text
-    return joined, streamer.messages()
+    for delta in shown:
+        joined[delta.label] = joined.get(delta.label, "") + delta.text
+    return joined, reader
 
 
 def test_channels_are_told_apart_as_tokens_arrive(encoding):
@@ -58,17 +54,21 @@ def test_channels_are_told_apart_as_tokens_arrive(encoding):
         assistant(Role.ASSISTANT, "Let me think, 🙂 né.").with_channel("analysis"),
         assistant(Role.ASSISTANT, "It is four.").with_channel("final"),
     )
-    shown, messages = stream(encoding, [*tokens[:-1], STOP_IDS[0]])
+    shown, reader = read(encoding, [*tokens[:-1], STOP_IDS[0]])
     assert shown == {"analysis": "Let me think, 🙂 né.", "final": "It is four."}
-    assert [m.channel for m in messages] == ["analysis", "final"]
+    assert [m.header.channel for m in reader.messages()] == ["analysis", "final"]
+    assert reader.ended() == "stop" and reader.tokens == len(tokens)
 
 
 def test_a_tool_call_names_its_recipient(encoding):
     call = Message.from_role_and_content(Role.ASSISTANT, '{"city": "Rome"}')
     call = call.with_channel("commentary").with_recipient("functions.weather")
     tokens = answer_tokens(encoding, call.with_content_type("json"))
-    shown, _ = stream(encoding, tokens)
+    shown, reader = read(encoding, tokens)
     assert shown == {"commentary to functions.weather": '{"city": "Rome"}'}
+    assert reader.ended() == "call"
+    (said,) = reader.messages()
+    assert said.is_call and said.header.recipient == "functions.weather"
 
 
 def test_an_answer_cut_by_the_limit_keeps_what_was_said(encoding):
@@ -76,61 +76,39 @@ def test_an_answer_cut_by_the_limit_keeps_what_was_said(encoding):
         encoding,
         Message.from_role_and_content(Role.ASSISTANT, "one two three").with_channel("final"),
     )
-    shown, messages = stream(encoding, tokens[:-2])
+    shown, reader = read(encoding, tokens[:-2])
     assert shown["final"] == "one two"
-    assert messages[0].content[0].text == "one two"
+    assert reader.messages()[0].text == "one two" and reader.ended() == "length"
 
 
 def test_text_that_is_no_harmony_is_shown_as_such(encoding):
-    tokens = [200007, 200007, *encoding.encode("lost words")]
-    shown, _ = stream(encoding, tokens)
-    assert "lost words" in shown[RAW]
+    tokens = [200007, 200007, *encoding.encode("lost words 🙂"), STOP_IDS[0]]
+    shown, reader = read(encoding, tokens)
+    assert "lost words 🙂" in shown[RAW]
+    assert reader.messages() == []
 
 
-def test_the_tiny_model_answers_and_greedy_answers_repeat(base, adapter, lab):
-    checkpoint = open_checkpoint(base)
-    settings = ChatSettings(max_new_tokens=4, temperature=0.0, instructions="Be brief.")
+def test_what_no_server_renders_is_not_kept(encoding):
+    text = (
+        "<|channel|>secret<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b"
+        "<|end|><|start|>user<|message|>c<|end|>"
+    )
+    _, reader = read(encoding, encoding.encode(text, allowed_special="all"))
+    assert [(m.header.channel, m.text) for m in reader.messages()] == [("final", "b")]
 
-    def answer(*adapters):
-        shown = []
-        ChatModel(checkpoint, settings, *adapters).ask("Hi", lambda *pair: shown.append(pair))
+
+def test_the_tiny_model_answers_and_greedy_answers_repeat(base, adapter):
+    def answer(name):
+        subject = open_evaluated_model(str(name), base=None if name == base else str(base))
+        section = answering_section(subject)
+        answerer = open_answerer(subject, TrainedAs(), section, torch.device("cpu"))
+        talk, shown = Talk(answerer, Sampling(4, 0.0), "Be brief."), []
+        talk.ask("Hi", shown.append)
         return shown
 
-    first = answer()
-    assert first and first == answer()
-    _, opened = lab.open(base, adapter)
-    assert answer(opened[0].adapter) != first
-
-
-def test_an_answer_says_why_it_ended(base, monkeypatch):
-    checkpoint = open_checkpoint(base)
-    talk = ChatModel(checkpoint, ChatSettings(max_new_tokens=3, temperature=0.0))
-    assert talk.ask("Hi", lambda *pair: None).ended == "length"
-    before = len(talk._messages)
-
-    def stop(prompt, streamer):
-        streamer.put(torch.tensor([[1]]))
-        streamer.put(torch.tensor([STOP_IDS[0]]))
-
-    monkeypatch.setattr(talk, "_generate", stop)
-    assert talk.ask("Hi", lambda *pair: None).ended == "stop"
-
-    def ctrl_c(prompt, streamer):
-        streamer.put(torch.tensor([[1]]))
-        for token in said:
-            streamer.put(torch.tensor([token]))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(talk, "_generate", ctrl_c)
-    said = load_vocabulary().encoding.encode(
-        "<|channel|>final<|message|>Half an ans", allowed_special="all"
-    )
-    answer = talk.ask("Hi", lambda *pair: None)
-    assert answer.ended == "interrupt" and answer.messages[0].content[0].text == "Half an ans"
-    assert talk._messages[-1] is answer.messages[0]
-    said, before = [], len(talk._messages)
-    assert talk.ask("Hi", lambda *pair: None).messages == []
-    assert len(talk._messages) == before, "a question without an answer is taken back"
+    first = answer(base)
+    assert first and first == answer(base)
+    assert answer(adapter) != first
 
 
 def typed(*events):
@@ -236,4 +214,6 @@ def test_commands(base, adapter, merged):
     arguments = ["chat", str(adapter), "--base", str(base), *options]
     adapter_says = run(app, arguments, input="Hi\n")
     assert adapter_says.exit_code == 0, (adapter_says.output, adapter_says.exception)
-    assert merged_says.output == adapter_says.output != ""
+    assert merged_says.stdout == adapter_says.stdout != ""
+    assert "experts MXFP4, adapter" in adapter_says.stderr
+    assert "experts bf16)" in merged_says.stderr

@@ -380,10 +380,9 @@ def test_pickles_alone_are_refused(base, place, poison, refused):
 def test_pickles_and_code_beside_the_weights_are_never_touched(
     base, adapter, place, poison, canary, tools
 ):
-    """Read in full, by our readers and by the plain transformers and PEFT of ``chat``."""
-    from gptoss_tune.evaluate.chat import load_plain
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import open_adapter
+    """Read in full, by our readers and by PEFT, as ``chat`` reads them."""
+    from gptoss_tune.evaluate.load import load_answering_model, open_evaluated_model
+    from gptoss_tune.evaluate.trained_as import answering_section
 
     for folder in (base, adapter):
         for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "model.pt"):
@@ -391,6 +390,6 @@ def test_pickles_and_code_beside_the_weights_are_never_touched(
         for name in ("modeling_gpt_oss", "configuration_gpt_oss", "tokenization", "__init__"):
             (folder / f"{name}.py").write_text(f"import os; os.mkdir({str(canary)!r})")
     tools.replace(base / "chat_template.jinja", "{{ ''.__class__ }}{% for x in range(10**12) %}")
-    checkpoint = open_checkpoint(base)
-    load_plain(checkpoint, open_adapter(adapter, checkpoint))
+    subject = open_evaluated_model(str(adapter), base=str(base))
+    load_answering_model(subject, answering_section(subject), torch.device("cpu"))
     assert not canary.exists()

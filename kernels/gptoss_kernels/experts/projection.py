@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gptoss_kernels.lora import merged_expert_reference
-from gptoss_kernels.mxfp4 import Mxfp4Weight, dequantize, quantize_reference
+from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize, quantize_reference
 
 
 @dataclass(frozen=True)
@@ -161,16 +161,46 @@ def merged_mxfp4_expert(projection: ExpertProjection, index: int) -> Tensor:
     Returns:
         ``[out, in]`` fp32, every value one that MXFP4 can hold.
     """
+    packed = _packed_expert(projection, index)
+    return dequantize(packed.blocks, packed.scales, dtype=torch.float32)
+
+
+def merge_mxfp4(projection: ExpertProjection) -> Mxfp4Weight:
+    """Return ``Q(decode(W) + s B A)`` of all experts, packed: what merge-aware products decode.
+
+    A model that only answers computes with it as with a base: the same values, without rounding
+    the experts again for every token. One expert is dense at a time.
+
+    Args:
+        projection: A projection; packed and without a LoRA pair its weight is returned as it is.
+
+    Returns:
+        Blocks ``[E, out, in/32, 16]`` and scales ``[E, out, in/32]``.
+    """
+    weight = projection.weight
+    if isinstance(weight, Mxfp4Weight) and projection.lora_A is None:
+        return weight
+    experts, out_features, in_features = projection.logical_shape
+    shape, options = (experts, out_features, in_features // MXFP4_BLOCK), {"dtype": torch.uint8}
+    scales = torch.empty(shape, device=projection.device, **options)
+    blocks = torch.empty((*shape, MXFP4_BLOCK // 2), device=projection.device, **options)
+    for index in range(experts):
+        packed = _packed_expert(projection, index)
+        blocks[index], scales[index] = packed.blocks, packed.scales
+    return Mxfp4Weight(blocks, scales)
+
+
+def _packed_expert(projection: ExpertProjection, index: int) -> Mxfp4Weight:
     weight = projection.weight
     if isinstance(weight, Mxfp4Weight):
-        base = dequantize(weight.blocks[index], weight.scales[index], dtype=torch.float32)
+        blocks, scales = weight.blocks[index], weight.scales[index]
         if projection.lora_A is None:
-            return base
+            return Mxfp4Weight(blocks, scales)
+        base = dequantize(blocks, scales, dtype=torch.float32)
     else:
         base = weight[index].mT
     if projection.lora_A is not None and projection.lora_B is not None:
         base = merged_expert_reference(
             base, projection.lora_A[index], projection.lora_B[index], projection.scaling
         )
-    packed = quantize_reference(base.float())
-    return dequantize(packed.blocks, packed.scales, dtype=torch.float32)
+    return quantize_reference(base.float())

@@ -173,11 +173,13 @@ def _large_product(
 ) -> Tensor:
     """Return a projection's product: on a GPU at once where torch can, else expert by expert.
 
-    At once needs all experts dense for the moment of the product; a CPU has no use for that.
+    At once needs all experts dense for the moment of the product; a CPU has no use for that, nor
+    has a decoding step, whose few rows leave most experts without one.
     """
     offsets = routing.expert_offsets
     options = {"token_indices": indices, "bias": bias, "low_rank": low_rank}
-    if rows.is_cuda and grouped_mm_obstacle(rows.device, rows.dtype) is None:
+    few = routing.num_rows < matrices.num_experts
+    if rows.is_cuda and not few and grouped_mm_obstacle(rows.device, rows.dtype) is None:
         return grouped_matmul_at_once(rows, matrices.stack(), offsets, **options)
     return grouped_matmul_reference(rows, matrices, offsets, **options)
 

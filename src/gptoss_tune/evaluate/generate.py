@@ -43,6 +43,23 @@ class Generation:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one answer are drawn.
+
+    Attributes:
+        max_new_tokens: Longest answer, chain of thought included.
+        temperature: 0 takes the likeliest token.
+        top_p: Only the likeliest tokens that have this probability together are drawn from.
+        seed: The same draws every time; ``None``: others each time.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
 class Stopped(Exception):
     """Somebody asked the run to stop in the middle of an evaluation."""
 
@@ -124,13 +141,73 @@ def _answer_batch(
     return [_until_stop(ids) for ids in torch.stack(answers, dim=1).tolist()]
 
 
-def _choose(logits: Tensor, temperature: float, draws: Sequence[torch.Generator]) -> Tensor:
+def stream_tokens(
+    model: nn.Module,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[int]:
+    """Yield the generated ids of one prompt as they come, the one that ends the answer included.
+
+    Greedy, they are those of ``answer``. Each step is a call of its own, so whoever iterates may
+    wait between two, in another thread too.
+
+    Args:
+        model: As in ``answer``.
+        prompt: Ids up to ``<|start|>assistant``.
+        sampling: How.
+        should_stop: Asked before each token; true ends the answer.
+    """
+    device, seed = _device(model), sampling.seed
+    draws = torch.Generator()
+    draws.seed() if seed is None else draws.manual_seed(seed % 2**63)
+    cache = DynamicCache(config=_config(model))
+    input_ids, done = list(prompt), 0
+    for _ in range(sampling.max_new_tokens):
+        if should_stop():
+            return
+        logits = _next_logits(model, input_ids, done, cache, device)
+        (token,) = _choose(logits, sampling.temperature, [draws], sampling.top_p).tolist()
+        yield token
+        if token in STOP_IDS:
+            return
+        done += len(input_ids)
+        input_ids = [token]
+
+
+@torch.no_grad()
+def _next_logits(
+    model: nn.Module, ids: Sequence[int], done: int, cache: DynamicCache, device: torch.device
+) -> Tensor:
+    """Return ``[1, V]`` fp32 after ``ids``, of which ``done`` tokens before are in ``cache``."""
+    dtype = _config(model).dtype
+    # As in training: factors and fp32 values multiply in bf16.
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = model(
+            torch.tensor([list(ids)], device=device),
+            position_ids=torch.arange(done, done + len(ids), device=device)[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+    return logits[:, -1].float()
+
+
+def _choose(
+    logits: Tensor, temperature: float, draws: Sequence[torch.Generator], top_p: float = 1.0
+) -> Tensor:
     """Return one token ``[B]`` for ``logits [B, V]``, each row by its own generator."""
     if temperature == 0:
         return logits.argmax(-1)
     shares = (logits / temperature).softmax(-1).cpu()
     if not torch.isfinite(shares).all():  # the guard judges a model that computes NaN, not this
         return logits.argmax(-1)
+    if top_p < 1:
+        ordered, ids = shares.sort(dim=-1, descending=True)
+        # A token goes where those before it have the mass already; the likeliest always stays.
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
+        ordered[..., 0] = ordered[..., 0].clamp(min=torch.finfo(ordered.dtype).tiny)
+        shares = torch.zeros_like(shares).scatter(-1, ids, ordered)
     drawn = [torch.multinomial(s, 1, generator=g) for s, g in zip(shares, draws, strict=True)]
     return torch.cat(drawn).to(logits.device)
 

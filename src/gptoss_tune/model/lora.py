@@ -89,16 +89,24 @@ def add_adapters(model: GptOssForCausalLM, section: LoraSection) -> PeftModel:
     return adapted
 
 
-def load_adapters(model: GptOssForCausalLM, folder: Path) -> PeftModel:
+def load_adapters(
+    model: GptOssForCausalLM, folder: Path, config: LoraConfig | None = None
+) -> PeftModel:
     """Wrap ``model`` with the trained adapters of ``folder``, frozen.
 
     Args:
         model: The base they were trained on.
         folder: An adapter in PEFT's format that has been checked against the base.
+        config: What PEFT acts on; ``None``: the file of the folder.
     """
-    config = LoraConfig.from_pretrained(str(folder))
-    assert isinstance(config, LoraConfig)
-    return PeftModel.from_pretrained(model, str(folder), config=with_expert_wrapper(config))
+    if config is None:
+        read = LoraConfig.from_pretrained(str(folder))
+        assert isinstance(read, LoraConfig)
+        config = read
+    with warnings.catch_warnings():
+        # As in ``add_adapters``.
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not")
+        return PeftModel.from_pretrained(model, str(folder), config=with_expert_wrapper(config))
 
 
 # PEFT knows wrappers that it may nest by the name of their class.

@@ -19,6 +19,7 @@ from torch import Tensor
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import create, disk_errors, to_json
 from gptoss_tune.files.positioned import read_at, write_at
+from gptoss_tune.weights.names import SINGLE_NAME
 from gptoss_tune.weights.safetensors_file import (
     SafetensorsFile,
     TensorSpec,
@@ -30,9 +31,6 @@ MAX_SHARD_SIZE = 5_000_000_000
 """Bytes of tensors in one file at most, as on the Hub (one tensor may be larger)."""
 
 _COPY_BUFFER = 16 << 20
-
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 
 
 @dataclass(frozen=True)

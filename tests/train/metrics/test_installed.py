@@ -29,3 +29,11 @@ def test_all_missing_trackers_are_told_at_once(monkeypatch):
     with pytest.raises(MachineError, match=r"\[wandb\]") as told:
         refuse_missing_tracker(TrackingSection(wandb="online", trackio="local"))
     assert "[trackio]" in str(told.value)
+
+
+def test_a_tracker_of_transformers_that_is_not_installed_is_named_with_its_package():
+    with pytest.raises(
+        MachineError, match=r"report_to: flyte needs flytekit.*pip install flytekit"
+    ):
+        refuse_missing_tracker(TrackingSection(report_to=["tensorboard", "flyte"]))
+    refuse_missing_tracker(TrackingSection(report_to="tensorboard"))

@@ -53,9 +53,8 @@ from gptoss_tune.files.locking import FileLock, LockHeld
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.hashes import hash_of, write_manifest
-from gptoss_tune.weights.names import ExpertFormat
+from gptoss_tune.weights.names import INDEX_NAME, ExpertFormat
 from gptoss_tune.weights.write import (
-    INDEX_NAME,
     MAX_SHARD_SIZE,
     Shard,
     ShardWriter,

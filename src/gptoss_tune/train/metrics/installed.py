@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptoss_tune.error_hints import missing_extra
+from gptoss_tune.error_hints import missing_extra, missing_tracker
 from gptoss_tune.errors import MachineError
 from gptoss_tune.recipe.schema import TrackingSection
 
@@ -18,6 +18,11 @@ def refuse_missing_tracker(tracking: TrackingSection) -> None:
         f"tracking.{name} is {value}, and {extra}; or set tracking.{name}=disabled"
         for name, value in asked.items()
         if value != "disabled" and (extra := missing_extra(name)) is not None
+    ]
+    absent += [
+        f"tracking.report_to: {said}, or take it out of the list"
+        for name in tracking.report_to
+        if (said := missing_tracker(name)) is not None
     ]
     if absent:
         raise MachineError("\n".join(absent))

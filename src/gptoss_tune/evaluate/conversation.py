@@ -1,0 +1,243 @@
+"""A loaded model that answers: one prompt in, text with its channels out, as it comes.
+
+``Answerer`` is what every front asks (the terminal, the server, a page), ``Talk`` a conversation
+that goes on::
+
+    answerer = open_answerer(open_evaluated_model("runs/mine"), TrainedAs(), device)
+    stream = answerer.stream(answerer.prompt({"messages": [...]}), Sampling())
+    for delta in stream:                      # Delta(channel, recipient, text, message)
+        print(delta.text, end="")
+    stream.ended, stream.messages, stream.tokens
+
+    talk = Talk(answerer, sampling=Sampling(temperature=0))
+    talk.ask("Hello", lambda delta: print(delta.text, end=""))
+
+A row is read and rendered as training reads and renders it, so the model is asked in the context
+that it was trained in. The weights stay packed and the kernels are those of training (``load``).
+One answer is computed at a time; ``should_stop`` ends it between two tokens, from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from gptoss_tune.errors import DataError, MachineError
+from gptoss_tune.evaluate.channels import ChannelReader, Delta, Ended
+from gptoss_tune.evaluate.generate import Sampling, stream_tokens
+from gptoss_tune.evaluate.load import EvaluatedModel, load_answering_model
+from gptoss_tune.evaluate.memory import is_out_of_memory, without_memory
+from gptoss_tune.evaluate.prompts import LONGEST_CONTEXT
+from gptoss_tune.evaluate.trained_as import TrainedAs
+from gptoss_tune.harmony.conversation import Conversation, Header, Message
+from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.formats.prompt import read_prompt
+from gptoss_tune.harmony.render import Renderer, RenderSettings
+from gptoss_tune.harmony.vocabulary import Vocabulary, load_vocabulary
+from gptoss_tune.recipe import ModelSection
+
+_SOURCE: Final = "the request"
+
+
+class AnswerStream:
+    """One answer in the making: iterate over it once; its attributes tell what was read so far."""
+
+    def __init__(self, tokens: Iterator[int], reader: ChannelReader, longest: int) -> None:
+        """Read ``tokens``, of which ``longest`` may come, with ``reader``."""
+        self._tokens, self._reader, self._longest = tokens, reader, longest
+
+    def __iter__(self) -> Iterator[Delta]:
+        """Yield new text as tokens come.
+
+        Raises:
+            MachineError: The memory of the device, or of the host, was full.
+        """
+        try:
+            for token in self._tokens:
+                yield from self._reader.take(token)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MachineError(without_memory(error)) from error
+        yield from self._reader.end()
+
+    def cut(self) -> list[Delta]:
+        """End the answer here, as Ctrl-C does; return text that waited for more."""
+        return self._reader.end()
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages of the answer that were harmony; the last one may be cut."""
+        return self._reader.messages()
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens, the one that ended the answer included."""
+        return self._reader.tokens
+
+    @property
+    def ended(self) -> Ended:
+        """Why it ended: ``interrupt`` where neither the model nor its limit did."""
+        ended = self._reader.ended()
+        return "interrupt" if ended == "length" and self.tokens < self._longest else ended
+
+
+class Answerer:
+    """A model on its device, with its vocabulary.
+
+    Attributes:
+        name: As it was given.
+        trained_as: The effort and date that a prompt gets unless it says otherwise.
+    """
+
+    def __init__(
+        self, model: Any, vocabulary: Vocabulary, name: str, trained_as: TrainedAs
+    ) -> None:
+        """Answer with ``model``; ``open_answerer`` loads it."""
+        self.name, self.trained_as = name, trained_as
+        self._model, self._vocabulary = model, vocabulary
+        self._renderers: dict[RenderSettings, Renderer] = {}
+
+    def prompt(self, row: dict[str, Any]) -> list[int]:
+        """Return the ids that ask a row: ``messages``, and ``tools``, ``reasoning_effort`` if any.
+
+        Raises:
+            DataError: It cannot be read, or ends with the assistant.
+        """
+        conversation = read_prompt(row, _SOURCE)
+        last = conversation.messages[-1]
+        if last.is_assistant:
+            raise DataError(
+                f"{_SOURCE}: the last message is the assistant's own; a question ends with a "
+                "message of the user, or with the result of a tool"
+            )
+        return self.render(conversation)
+
+    def render(self, conversation: Conversation) -> list[int]:
+        """Return the ids of a conversation that the assistant is to answer."""
+        settings = RenderSettings(self.trained_as.effort, self.trained_as.date)
+        if settings not in self._renderers:
+            self._renderers[settings] = Renderer(self._vocabulary, settings)
+        return self._renderers[settings].render_prompt(conversation)
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> AnswerStream:
+        """Return the answer to a prompt; it is computed while it is iterated over.
+
+        Args:
+            prompt: From ``prompt`` or ``render``.
+            sampling: How tokens are drawn, and how many.
+            should_stop: Asked before each token.
+
+        Raises:
+            DataError: Prompt and answer are longer than the model's context.
+        """
+        if len(prompt) + sampling.max_new_tokens > LONGEST_CONTEXT:
+            raise DataError(
+                f"the conversation has {len(prompt):,} tokens; with an answer of up to "
+                f"{sampling.max_new_tokens:,} that is over the {LONGEST_CONTEXT:,} of gpt-oss: "
+                "begin anew, or allow a shorter answer"
+            )
+        tokens = stream_tokens(self._model, prompt, sampling, should_stop)
+        reader = ChannelReader(self._vocabulary.encoding)
+        return AnswerStream(tokens, reader, sampling.max_new_tokens)
+
+
+def open_answerer(
+    subject: EvaluatedModel, trained_as: TrainedAs, section: ModelSection, device: torch.device
+) -> Answerer:
+    """Load a model to talk to.
+
+    Args:
+        subject: From ``open_evaluated_model``.
+        trained_as: How it is asked, from ``trained_as``.
+        section: How the weights are held.
+        device: Where they go.
+
+    Raises:
+        MachineError: It does not fit, or a backend cannot run here.
+        DataError: The tokenizer is not that of gpt-oss.
+    """
+    vocabulary = load_vocabulary(subject.checkpoint.path)
+    try:
+        model = load_answering_model(subject, section, device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MachineError(without_memory(error)) from error
+    return Answerer(model, vocabulary, subject.name, trained_as)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said, and why it ended.
+
+    Attributes:
+        messages: The messages that were harmony; the last one may be cut.
+        ended: ``stop`` by the model itself, ``call`` by it too, for a tool; ``length`` by
+            ``max_new_tokens``, ``interrupt`` by Ctrl-C or whoever asked to stop.
+    """
+
+    messages: list[Message]
+    ended: Ended
+
+
+@dataclass
+class Talk:
+    """A conversation with a model that goes on.
+
+    Attributes:
+        answerer: Who answers.
+        sampling: How.
+        instructions: Developer instructions, if any.
+        effort: Reasoning effort; ``None``: the answerer's.
+        said: The messages so far.
+    """
+
+    answerer: Answerer
+    sampling: Sampling = field(default_factory=Sampling)
+    instructions: str | None = None
+    effort: Effort | None = None
+    said: list[Message] = field(default_factory=list)
+
+    def ask(
+        self,
+        text: str,
+        show: Callable[[Delta], None],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """Add a user message, generate the answer, and return it.
+
+        Ctrl-C ends the answer alone; what was said of it stays in the conversation. Where nothing
+        was, the question is taken back.
+
+        Args:
+            text: What the user says.
+            show: Called with new text as tokens arrive.
+            should_stop: Asked before each token.
+        """
+        asked = [*self.said, Message(Header("user"), text, 0.0)]
+        conversation = Conversation("the conversation", asked, self.effort)
+        conversation.instructions = self.instructions
+        prompt = self.answerer.render(conversation)
+        stream = self.answerer.stream(prompt, self.sampling, should_stop)
+        ended: Ended | None = None
+        try:
+            for delta in stream:
+                show(delta)
+        except KeyboardInterrupt:
+            ended = "interrupt"
+            for delta in stream.cut():
+                show(delta)
+        ended = ended or stream.ended
+        messages = stream.messages
+        if messages or ended != "interrupt":
+            self.said = [*asked, *messages]
+        return Answer(messages, ended)
