@@ -92,7 +92,8 @@ def test_train_starts_the_processes_and_a_signal_ends_them_with_75(recipe_file, 
     assert process.returncode == 75, errors
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "stopped" and record["environment"]["processes"] == 2
-    (line,) = errors.splitlines()
+    heard, line = errors.split("\n", 1)[1].splitlines()
+    assert heard.startswith("SIGTERM: stopping after this step")
     assert line.startswith(f"stopped: a signal ended the run after step {record['steps']} of 500")
 
 
