@@ -90,7 +90,11 @@ MISTAKES = [
     Mistake("a value of the wrong kind", "check r.yaml train.max_steps=many", 2),
     Mistake("a value out of range", "check r.yaml data.eval_fraction=0.9", 2),
     Mistake("a word with a slip in it", "check r.yaml train.optim=adamv", 2),
-    Mistake("settings that contradict each other", "check r.yaml train.num_train_epochs=1", 2),
+    Mistake(
+        "settings that contradict each other",
+        "check r.yaml train.warmup_steps=5 train.warmup_ratio=0.1",
+        2,
+    ),
     Mistake("a YAML file with a tab", "check tab.yaml", 2),
     Mistake("an override without a value", "check r.yaml train.seed", 2),
     Mistake("two values and no sweep", "check r.yaml train.learning_rate=[1e-4]", 2),
