@@ -114,7 +114,7 @@ def test_a_kubernetes_job_keeps_its_run_and_tells_preemption_from_failure(launch
     config, service, job = yaml.safe_load_all(text)
     assert (config["kind"], service["kind"], job["kind"]) == ("ConfigMap", "Service", "Job")
     (tmp_path / "there.yaml").write_text(config["data"]["recipe.yaml"])
-    assert load_recipe(tmp_path / "there.yaml").train.output_dir == "/work/runs/first"
+    assert load_recipe(tmp_path / "there.yaml").train.output_dir == "/job/runs/first"
     rules = job["spec"]["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["Ignore", "Ignore", "FailJob"]
     assert rules[1]["onExitCodes"]["values"] == [75] and rules[1]["onExitCodes"]["operator"] == "In"

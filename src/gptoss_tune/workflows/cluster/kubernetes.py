@@ -24,7 +24,7 @@ from gptoss_tune.workflows.cluster.job import (
 )
 from gptoss_tune.workflows.cluster.shell_yaml import Block, shell_yaml
 
-VOLUME = "/work"
+VOLUME = "/job"
 """Where the volume is mounted: the current folder of the run."""
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 _TOKENS = "gptoss-tokens"
