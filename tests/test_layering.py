@@ -45,7 +45,7 @@ LOWEST = {
         *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "regex", "transformers"),
         "triton",
     },
-    "evaluate": {"psutil", "starlette", "uvicorn"},
+    "evaluate": {"starlette", "uvicorn"},
     "train": {"accelerate", "trackio", "trl", "wandb"},
     "cli": {"typer"},
 }

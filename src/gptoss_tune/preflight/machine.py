@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from gptoss_tune.error_hints import missing_tracker
 from gptoss_tune.errors import MachineError
 from gptoss_tune.plan.flops import Work
 from gptoss_tune.plan.gpus import detected_gpus
@@ -68,6 +69,11 @@ def look_at_libraries(
                     f"{getattr(value, name)} needs {library}, which is not installed; run `pip "
                     f"install 'gptoss-tune[{extra}]'`, or set {key}: {instead}"
                 )
+
+    for name in tracking.report_to:
+        with obstacles.looking("tracking.report_to"):
+            if (said := missing_tracker(name)) is not None:
+                raise MachineError(f"{said}, or take it out of the list")
 
 
 def look_at_time(work: Work, base: Path | None, obstacles: Obstacles) -> None:

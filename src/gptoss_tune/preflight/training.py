@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gptoss_tune.errors import GptossTuneError, RecipeError
-from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.dataset.kinds import kind_of
 from gptoss_tune.plan.architecture import RELEASED, Architecture, read_architecture
 from gptoss_tune.preflight import files, machine
@@ -73,7 +72,7 @@ def look_before_training(
                 if wait:
                     machine.look_at_time(work, None, obstacles)
     obstacles.refuse()
-    return unusual_settings(recipe.lora, recipe.method, recipe.data, recipe.train, config_of(base))
+    return unusual_settings(recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train)
 
 
 def _architecture(base: Path | None, name_or_path: str) -> Architecture | None:
@@ -99,13 +98,3 @@ def _look_at_strategy(
             reason = uneven_experts(architecture.experts, distributed.num_processes)
         if reason is not None:
             raise RecipeError(reason)
-
-
-def config_of(base: Path | None) -> dict[str, object] | None:
-    """Return ``config.json`` of a base that lies here; ``None`` where it does not, or is none."""
-    if base is None:
-        return None
-    try:
-        return read_object(base / "config.json")
-    except (GptossTuneError, OSError):
-        return None

@@ -8,10 +8,12 @@ and nothing is refused. The ranges are wide: no shipped recipe is outside of the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
+from gptoss_tune.errors import GptossTuneError
+from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.recipe.data_schema import DataSection
-from gptoss_tune.recipe.schema import LoraSection, MethodSection, TrainSection
+from gptoss_tune.recipe.schema import LoraSection, MethodSection, ModelSection, TrainSection
 
 _RATES = (1e-7, 2e-2)
 _RATES_OF_PREFERENCES = (1e-8, 2e-3)
@@ -20,20 +22,20 @@ _MOST_EPOCHS, _MOST_ROWS, _LARGEST_RANK = 50, 4096, 256
 
 
 def unusual_settings(
+    model: ModelSection,
     lora: LoraSection,
     method: MethodSection,
     data: DataSection,
     train: TrainSection,
-    config: dict[str, Any] | None = None,
 ) -> list[str]:
     """Return a sentence for each setting that is far from what is usual: what it is, what is.
 
     Args:
+        model: Names the base, whose ``config.json`` is read where it lies here.
         lora: Ranks and scalings.
         method: Preferences are learnt at lower rates.
         data: The length of a row.
         train: Rates, epochs, batches.
-        config: ``config.json`` of the base, where it lies here.
     """
     return [
         f"{key} is {value}, {expected}"
@@ -41,7 +43,7 @@ def unusual_settings(
             *_of_rates(method, train),
             *_of_lora(lora),
             *_of_length(train),
-            *_of_positions(data, config),
+            *_of_positions(model, data),
         )
     ]
 
@@ -104,10 +106,12 @@ def _of_length(train: TrainSection) -> Iterator[tuple[str, str, str]]:
             yield f"train.{key}", f"{every:,}", expected
 
 
-def _of_positions(
-    data: DataSection, config: dict[str, Any] | None
-) -> Iterator[tuple[str, str, str]]:
-    most = None if config is None else config.get("max_position_embeddings")
+def _of_positions(model: ModelSection, data: DataSection) -> Iterator[tuple[str, str, str]]:
+    try:
+        config = read_object(Path(model.name_or_path).expanduser() / "config.json")
+    except (GptossTuneError, OSError, RuntimeError):
+        return  # on the Hub, or what is wrong with it is said elsewhere
+    most = config.get("max_position_embeddings")
     if isinstance(most, int) and data.max_length > most:
         expected = f"longer than the {most:,} positions that the base was trained for"
         yield "data.max_length", f"{data.max_length:,}", expected

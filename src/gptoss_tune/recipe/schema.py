@@ -86,7 +86,7 @@ class LoraSection(Section):
 
 
 class SftSection(Section):
-    """Supervised fine-tuning: the tokens of the answers, weighted by channel and message."""
+    """Supervised fine-tuning: the tokens of the answers, by weight, and all tokens of raw text."""
 
     name: Literal["sft"] = "sft"
     """The method: sft is supervised fine-tuning."""

@@ -18,8 +18,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from gptoss_tune import __version__
 
 _QUIET = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
@@ -77,7 +75,9 @@ def _git(*arguments: str) -> str | None:
 
 def hardware() -> dict[str, Any]:
     """Return CPU, memory, GPUs and driver of this machine."""
-    import torch  # only here and below: the commit, and whoever reads a record, needs none of it
+    # Only here and below: the commit, and whoever reads a record, needs none of it.
+    import psutil
+    import torch
 
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     driver = Path("/sys/module/nvidia/version")
@@ -145,6 +145,8 @@ def peak_memory_bytes(*, children: bool = False) -> int:
     try:
         import resource
     except ImportError:  # Windows, whose processes know their own peak
+        import psutil
+
         memory = psutil.Process().memory_info()
         return getattr(memory, "peak_wset", memory.rss)
     whose = [resource.RUSAGE_SELF, *([resource.RUSAGE_CHILDREN] if children else [])]

@@ -192,7 +192,8 @@ def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
         words += ["distributed.strategy=null"]
     command = launch_words(record, torch.cuda.device_count())
     with _readable_recipe(run) as recipe:
-        command += ["-m", "gptoss_tune.train", str(recipe), *words]
+        # A run that was made on a CPU is made there again, however long it took.
+        command += ["-m", "gptoss_tune.train", str(recipe), *words, "--on-cpu"]
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # a launcher's ranks read it
         return subprocess.run(command, env=environment, stdout=2, check=False).returncode
 

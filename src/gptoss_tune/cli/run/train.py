@@ -25,16 +25,28 @@ def train(
     on_cpu: Annotated[
         bool, typer.Option("--on-cpu", help="Train on this CPU although it takes days.")
     ] = False,
+    most_runs: Annotated[
+        int, typer.Option(min=1, help="Of a sweep, as train.learning_rate=[1e-4,2e-4] is one.")
+    ] = 12,
     _: Annotated[list[str] | None, renamed_option("--allow-drift", "--allow-change")] = None,
 ) -> None:
-    """Train a recipe, in as many processes as it asks for.
+    """Train a recipe, in as many processes as it asks for; KEY=[A,B] trains one run for each.
 
     Exit code: 0 done, 2 your input, 3 the machine, 75 stopped: the same command goes on.
     """
     from gptoss_tune.preflight.training import look_before_training
     from gptoss_tune.recipe import load_recipe
     from gptoss_tune.recipe.load import places
+    from gptoss_tune.workflows.sweep import sweep_runs
 
+    runs = sweep_runs(overrides or ())
+    if runs:
+        from gptoss_tune.cli.run.sweep import train_sweep
+
+        changes = allow_change or []
+        raise typer.Exit(
+            train_sweep(str(recipe), runs, most=most_runs, allow_change=changes, on_cpu=on_cpu)
+        )
     loaded = load_recipe(recipe, overrides or ())
     typed = [str(recipe), *(overrides or [])]
     launched, changes = "WORLD_SIZE" in os.environ, allow_change or []
