@@ -254,6 +254,21 @@ def test_a_recipe_from_elsewhere_and_overrides_travel_in_the_file(launch, tmp_pa
     assert recipe.train.seed == 7 and recipe.train.learning_rate == 1e-5
 
 
+def test_a_shipped_recipe_reads_the_shipped_data_there(launch, tmp_path):
+    """By its name, from a folder that is no checkout; the data have another place there."""
+    words = ("--gpus-per-node", 1, "--name", "first")
+    text, said = launch("skypilot", *words, recipe="gpt-oss-20b/qlora")
+    task = yaml.safe_load(text)
+    sources = recipe_in(task["run"], tmp_path).data.train
+    assert sources[0].path == "gptoss-data/conversations/reasoning.jsonl"
+    assert 'ln -sfn "$(python -c' in task["run"] and " gptoss-data ||" in task["run"]
+    assert list(task["file_mounts"]) == ["/gptoss-runs"] and script_parses(task["run"])
+    mixed = ("data.eval=null", "data.train=[my data/rows.jsonl]", "--output", "mixed")
+    _, said = launch("skypilot", *words, *mixed, recipe="gpt-oss-20b/qlora")
+    assert said.count("lays off") == 1
+    assert "gptoss-data" not in (tmp_path / "mixed").read_text()
+
+
 def test_times_and_names_as_other_systems_write_them():
     times = ("90", "12:00:00", "30:15", "2-0", "1-02:03:04")
     assert [seconds_of(time) for time in times] == [5400, 43_200, 1815, 172_800, 93_784]

@@ -119,6 +119,7 @@ def _pod(job: Job, luggage: Luggage, name: str, claim: str) -> dict[str, Any]:
         before=[
             *luggage.install(),
             f"cd {VOLUME} || exit 3",
+            *luggage.link_data(),
         ],
         master=[f"MASTER_ADDR={name}-0.{name}"],
     )
