@@ -292,7 +292,8 @@ def _luggage(
     from gptoss_tune.workflows.cluster.inputs import local_files, shipped_there
     from gptoss_tune.workflows.cluster.job import Luggage, changed_recipe, refuse_names
 
-    names = tuple(asked.secret or ["HF_TOKEN", *(["WANDB_API_KEY"] if wandb else [])])
+    wanted = ["HF_TOKEN", "WANDB_API_KEY"] if wandb else ["HF_TOKEN"]
+    names = tuple(asked.secret or wanted)
     refuse_names(names, asked.image)
     recipe, shipped = shipped_there(changed_recipe(lines), named)
     return Luggage(
