@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from gptoss_tune.ui.runs.found import run_named, runs_below
-from gptoss_tune.ui.runs.live import Tail
 
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.run.holder import holder
+from gptoss_tune.ui.runs.found import run_named, runs_below
+from gptoss_tune.ui.runs.live import Tail
 
 HOSTILE = '<script>alert(1)</script>"&\x1b[2J'
 
