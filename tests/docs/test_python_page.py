@@ -11,7 +11,7 @@ import pytest
 
 from gptoss_tune.errors import RecipeError
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 
 
 def blocks(language):
