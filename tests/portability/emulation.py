@@ -4,8 +4,9 @@ Imported by the ``sitecustomize`` of ``mac/`` and ``windows/``, so that every Py
 emulated, those that it starts included. ``sys.platform`` and ``os.name`` stay: libraries choose
 their own files by them, and ask for what Linux has. So what is taken away is taken
 from our own modules, apart from ``fcntl``, ``resource`` and ``os.sched_getaffinity``, which nobody
-finds, except filelock and psutil: they bring what they call on each system. Opening a folder, renaming an open file and names that Windows does not take are refused to
-them too, through the standard library as well.
+finds, except filelock and psutil: they bring what they call on each system. Opening a folder,
+renaming an open file and names that Windows does not take are refused to our modules too, through
+the standard library as well.
 """
 
 import importlib.abc
