@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all lint format docs release clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -36,5 +36,15 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages that are made from the program, then the site in site/: open site/index.html.
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
+
+# Checks, builds and tags the version of the package; pushes nothing.
+release: $(STAMP)
+	PYTHON=$(BIN)/python bash docs/release.sh
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache build dist
+	rm -rf site .venv .pytest_cache .ruff_cache build dist

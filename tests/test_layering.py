@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    {"gptoss_kernels", "display", "telemetry", "shipped", "error_hints"},
+    {"gptoss_kernels", "display", "telemetry", "shipped", "error_hints", "terminal"},
     # Three steps of the ground floor: an error is shown safely, a file is read or refused with one.
     {"errors"},
     {"files"},
@@ -20,7 +20,8 @@ FLOORS = (
     {"plan"},
     {"harmony", "run"},
     {"distributed", "weights"},
-    {"model", "report"},
+    # What a job needs is looked at with the readers of the rooms below, before it is begun.
+    {"model", "preflight", "report"},
     # A model answers prompts, or is measured; a card is drawn with the report's figures.
     {"evaluate", "export", "testing"},
     {"train"},
@@ -33,16 +34,18 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party libraries by the lowest floor that may import them; what is not here nobody may.
 LOWEST = {
     "display": {"rich"},
+    "files": {"filelock"},
     "recipe": {"pydantic", "pydantic_core", "yaml"},
     "harmony": {
         *("datasets", "jinja2", "numpy", "openai_harmony", "pyarrow", "tiktoken", "tokenizers")
     },
+    "run": {"psutil"},
     "weights": {"huggingface_hub", "safetensors", "torch"},
     "model": {
         *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "regex", "transformers"),
         "triton",
     },
-    "evaluate": {"psutil", "starlette", "uvicorn"},
+    "evaluate": {"starlette", "uvicorn"},
     "train": {"accelerate", "trackio", "trl", "wandb"},
     "cli": {"typer"},
 }
@@ -51,6 +54,8 @@ FLOOR_OF_LIBRARY = {name: FLOOR_OF[room] for room, names in LOWEST.items() for n
 ALLOWED = {
     # The versions and cards of the machine stand in a run's record; only a run asks for them.
     ("gptoss_tune.run.environment", "torch"),
+    # A plan measures a matrix product where there is no GPU; other plans do not load it.
+    ("gptoss_tune.plan.machine.cpu", "numpy"),
     # An error that may come out of whatever writes a checkpoint's files; it brings no torch.
     ("gptoss_tune.run.checkpoints", "safetensors"),
 }

@@ -12,6 +12,7 @@ WHOLE = {
     "model/build.py build",
     "plan/__init__.py __call__",
     "plan/plan.py plan",
+    "preflight/training.py look_before_training",
     "recipe/dump.py recipe_yaml",
     "recipe/dump.py resolved_lines",
     "train/resume/fingerprint.py fingerprint",

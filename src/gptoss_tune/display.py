@@ -22,6 +22,7 @@ import io
 import json
 import os
 import re
+import textwrap
 from typing import TextIO
 
 # Controls but tab and line feed, the marks that turn the writing direction, and invisible spaces;
@@ -74,6 +75,29 @@ def without_credentials(text: str) -> str:
 def shown_safely(text: str) -> str:
     """Return ``text`` as it may be printed: ``visible`` and ``without_credentials``."""
     return visible(without_credentials(text))
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return ``text`` broken between words for a terminal of ``width`` columns.
+
+    A word is never broken, since paths and commands are copied from there; what goes on is indented
+    by two more columns than its line.
+    """
+    return "\n".join(_wrapped_line(line, width) for line in text.split("\n"))
+
+
+def _wrapped_line(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    return textwrap.fill(
+        line.strip(" "),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 _SPELLED = "gptoss_tune.spelled"

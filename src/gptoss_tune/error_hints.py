@@ -10,8 +10,10 @@ module are enough.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import re
+import sys
 from dataclasses import dataclass
 
 
@@ -133,6 +135,8 @@ _SYSTEM = {
 def cause_of(error: BaseException) -> str | None:
     """Return what a foreign error means and what to do, or None where it is not in the table."""
     names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, ModuleNotFoundError) and (absent := missing_extra(error.name or "")):
+        return absent
     text = " ".join(str(error).split())[:300] or type(error).__name__
     for cause in CAUSES:
         if names.intersection(cause.kinds) and cause.words.search(text):
@@ -141,3 +145,62 @@ def cause_of(error: BaseException) -> str | None:
         where = "" if error.filename is None else f"{os.fspath(error.filename)!s}: "
         return f"{where}{_SYSTEM[error.errno]}; free it or choose another place and try again"
     return None
+
+
+EXTRAS = {
+    "train": (
+        "accelerate",
+        "bitsandbytes",
+        "liger_kernel",
+        "peft",
+        "safetensors",
+        "torch",
+        "transformers",
+        "triton",
+        "trl",
+    ),
+    "ui": ("starlette", "uvicorn"),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "quack": ("quack",),
+}
+"""The extras of the package, as in pyproject.toml, and the modules that each of them brings."""
+_LINUX_ALONE = ("bitsandbytes", "liger_kernel", "triton", "quack")
+
+
+_PACKAGE_OF_TRACKER = {"azure_ml": "azureml", "flyte": "flytekit"}
+"""Where a tracker's package is not called as Transformers calls the tracker."""
+
+
+def missing_extra(module: str) -> str | None:
+    """Return which extra brings a module that is not there; None: no extra does, or it is there.
+
+    Args:
+        module: Its name at the top. A part of a library that is missing says that the library is
+            of another version.
+    """
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    if extra is None or is_installed(module):
+        return None
+    if module in _LINUX_ALONE and sys.platform != "linux":
+        return f"{module} is installed on Linux alone; choose settings that do without it"
+    return (
+        f"this needs the extra '{extra}': pip install \"gptoss-tune[{extra}]\" (there is no module "
+        f"'{module}')"
+    )
+
+
+def missing_tracker(name: str) -> str | None:
+    """Return what to install for a tracker of ``tracking.report_to``; None: it is there."""
+    package = _PACKAGE_OF_TRACKER.get(name, name)
+    if is_installed(package):
+        return None
+    return f"{name} needs {package}, which is not installed; run `pip install {package}`"
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module can be found, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from gptoss_tune.display import shown_safely, spell_out
+from gptoss_tune.display import shown_safely, spell_out, wrapped
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.telemetry import switch_off_telemetry
 
@@ -106,7 +107,7 @@ def run_command(command: Callable[[], object], *, debug: bool) -> None:
         if debug:
             sys.stderr.write(shown_safely(traceback.format_exc()))
         label = "stopped" if isinstance(error, RunInterrupted) else "error"
-        say_once(f"{label}: {error}")
+        say_once(f"{label}: {error}", aside=isinstance(error, RankLost))
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         say_once("stopped by Ctrl-C; nothing half-written was left behind")
@@ -121,20 +122,30 @@ def run_command(command: Callable[[], object], *, debug: bool) -> None:
         raise SystemExit(MachineError.exit_code) from None
 
 
-def say_once(message: str) -> None:
+def say_once(message: str, *, aside: bool = False) -> None:
     """Write ``message`` to stderr, once for all processes of a machine that would say the same.
 
     torchrun, and accelerate through it, gives each process a folder below one of the launch; the
     first process leaves the message's hash there. A message of one rank alone is always written.
+
+    Args:
+        message: One line or several.
+        aside: It tells of another process, and is left out where any has said why the run ends.
     """
     text = shown_safely(message)
     folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if folder:
-        mark = Path(folder).parent.parent / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        said = Path(folder).parent.parent
+        if aside and any(said.glob("said-*")):
+            return
+        words = "aside" if aside else hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
-            mark.touch(exist_ok=False)
+            (said / f"said-{words}").touch(exist_ok=False)
         except FileExistsError:
             return
         except OSError:
             pass  # the launcher's folder is gone: better twice than never
+    if sys.stderr.isatty():
+        text = wrapped(text, shutil.get_terminal_size().columns)
     sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

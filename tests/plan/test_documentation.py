@@ -1,10 +1,13 @@
 """What the recipes and docs/memory.md promise of cards is what the plan says."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from gptoss_tune.cli import app
 from gptoss_tune.plan.gpus import card
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.recipe import Recipe, load_recipe
@@ -58,3 +61,22 @@ def test_the_peaks_in_the_documentation_are_those_of_the_plan():
             )
             made = plan(recipe, card("h100-80gb"))
             assert made.memory.peak / 2**30 == pytest.approx(float(said), abs=0.06)
+
+
+def test_what_the_guide_of_the_plan_shows_is_said(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("my.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    for line in re.findall(r"^gptoss-tune .*$", text, re.M):
+        if "plan" in line:
+            result = CliRunner().invoke(app, [*shlex.split(line)[1:]])
+            assert result.exit_code == 0, result.output
+    words = ["plan", "gpt-oss-20b/qlora", "train.optim=adamw", "--gpu", "4080"]
+    assert re.findall(r"^(to make it fit.*(?:\n  .*)+)\n```$", text, re.M) == [
+        "\n".join(re.findall(r"^to make it fit.*|^  .* GiB  .* - .*", said, re.M))
+        for said in [CliRunner().invoke(app, words).stdout]
+    ]
+    notes = []
+    for override in ("data.eval=null", "train.max_steps=20"):
+        load_recipe("gpt-oss-20b/qlora", [override], say=notes.append)
+    assert "\n".join(notes) in text

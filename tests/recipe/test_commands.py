@@ -111,7 +111,8 @@ def test_recipes_lists_every_shipped_file_with_its_first_line(run):
             assert file.readline() == f"# {entry['description']}\n"
         assert (entry["kind"] == "accelerate") == ("/accelerate/" in entry["path"])
     plain = run("recipes").stdout
-    assert all(entry["path"] in plain for entry in listed)
+    shown = {"recipe": "name", "accelerate": "path"}
+    assert all(f"  {entry[shown[entry['kind']]]}\n" in plain for entry in listed)
     assert "\x1b" not in plain
 
 

@@ -6,7 +6,9 @@ from gptoss_tune.recipe.rules import warmup_rules
 
 # Overrides on a sound recipe -> the beginning of each mistake, by the rule that they break.
 BROKEN = {
-    ("train.num_train_epochs=1",): ["train.max_steps: got 10 beside train.num_train_epochs 1.0"],
+    ("train.num_train_epochs=1", "train.max_steps=10"): [
+        "train.max_steps: got 10 beside train.num_train_epochs 1.0"
+    ],
     ("train.max_steps=null",): ["train.max_steps: got neither max_steps nor num_train_epochs"],
     ("train.warmup_steps=1", "train.warmup_ratio=0.1"): [
         "train.warmup_ratio: got 0.1 beside train.warmup_steps 1"

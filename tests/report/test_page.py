@@ -227,9 +227,9 @@ def test_the_command_writes_the_page_and_names_it(make_run, tmp_path):
     assert done.exit_code == 0 and done.stdout.strip() == str(run / REPORT)
     parsed(run / REPORT)
     output = tmp_path / "out" / "page.html"
-    assert CliRunner().invoke(app, ["report", str(run), "--output", str(output)]).exit_code == 0
+    assert CliRunner().invoke(app, ["report", str(run), "--out", str(output)]).exit_code == 0
     assert output.exists() and not list(output.parent.glob("*.part"))
-    with pytest.raises(RecipeError, match="name it by --output"):
+    with pytest.raises(RecipeError, match="name it by --out"):
         CliRunner().invoke(
             app, ["report", str(run), str(make_run("other"))], catch_exceptions=False
         )

@@ -20,7 +20,10 @@ PATHS = {
     for name, value in vars(RunFolder).items()
     if isinstance(value, property)
 }
-FOLDERS = {PATHS[name] for name in ("adapter", "evaluations", "nonfinite", "wandb", "trackio")}
+FOLDERS = {
+    PATHS[name]
+    for name in ("adapter", "evaluations", "nonfinite", "wandb", "trackio", "tensorboard")
+}
 FILES = set(PATHS.values()) - FOLDERS
 ELSEWHERE = {
     ("cli/model/serve.py", "adapter"): "in the folder that a server is given, which is no run"
@@ -65,7 +68,7 @@ def test_what_is_looked_for_would_be_found():
     source += 'def f():\n    """Read recipe.yaml."""\n    return g.glob("checkpoint-*")\n'
     assert sorted(set(spelled(source))) == ["adapter", "checkpoint-", "metrics.jsonl", "run.json"]
     assert {"run.json", "recipe.yaml", "metrics.jsonl", "layers.jsonl", "data.json"} < FILES
-    assert {"adapter", "evaluation", "nonfinite", "wandb", "trackio"} == FOLDERS
+    assert {*("adapter", "evaluation", "nonfinite", "wandb", "trackio", "tensorboard")} == FOLDERS
 
 
 def test_no_other_room_spells_the_name_of_a_file_in_a_run():

@@ -69,7 +69,7 @@ def test_a_lock_ends_with_a_kill_though_a_worker_lives_on(holder):
     process.wait()
     with FolderLock() as lock:
         assert lock.take(run) == ()
-        assert (run / LOCK).read_text().startswith(f"process {os.getpid()} on")
+        assert (run / LOCK).read_text().strip().startswith(f"process {os.getpid()} on")
     assert not (run / LOCK).exists()
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gptoss_tune.cli.run.train import accelerate_command
 from gptoss_tune.errors import run_command
 from gptoss_tune.recipe.schema import DistributedSection
+from gptoss_tune.train.distributed.start_processes import accelerate_arguments
 from gptoss_tune.workflows import demo
-from gptoss_tune.workflows.cluster_jobs import Job, skypilot_task, slurm_script
+from gptoss_tune.workflows.cluster.hf_jobs import hf_jobs_script
+from gptoss_tune.workflows.cluster.job import Job, Luggage
+from gptoss_tune.workflows.cluster.kubernetes import kubernetes_job
+from gptoss_tune.workflows.cluster.skypilot import skypilot_task
+from gptoss_tune.workflows.cluster.slurm import slurm_script
 from gptoss_tune.workflows.reproduce import launch_words, run_again
 
 MODULES = ("yaml", "struct", "multiprocessing", "random", "accelerate", "torch", "typer", "socket")
@@ -76,15 +80,22 @@ def test_reproduce_starts_its_run_safely(hostile, canary, place, capfd):
     assert not canary.exists()
 
 
-def test_every_launch_keeps_the_current_folder_out():
+def test_every_launch_keeps_the_current_folder_out(monkeypatch):
     record = {"environment": {"processes": 2}, "fingerprint": {}}
     assert launch_words(record, 0)[:2] == launch_words(record, 2)[:2] == [sys.executable, "-P"]
     two = DistributedSection(num_processes=2)
-    assert accelerate_command(["a.yaml"], two).startswith("PYTHONSAFEPATH=1 accelerate launch ")
+    assert accelerate_arguments(["a.yaml"], two)[-3:] == ["-m", "gptoss_tune.train", "a.yaml"]
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    run_command(lambda: None, debug=False)
+    assert os.environ["PYTHONSAFEPATH"] == "1", "which the processes of a run inherit"
     job = Job("x", Path("a.yaml"), (), 1, 1, "one_gpu", ())
+    luggage = Luggage("model: {}\n", ("rows.jsonl",), Path("/x"), "gptoss-tune", None, ("T",))
+    bucket = "hf://buckets/me/runs"
     scripts = (
         slurm_script(job, time="1:00:00", cpus=None, directives=()),
-        skypilot_task(job, gpu="H100", bucket=None, spot=False, output_dir="runs/x"),
+        skypilot_task(job, luggage, gpu="H100", bucket=None, spot=False),
+        hf_jobs_script(job, luggage, flavor=None, bucket=bucket, time="1:00:00"),
+        kubernetes_job(job, luggage, claim="work"),
     )
     for script in scripts:
         before, _, after = script.partition("export PYTHONSAFEPATH=1")

@@ -7,8 +7,8 @@ import pytest
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.run.record import trained_merge_aware, wanted_survival
-from gptoss_tune.weights import adapter as adapters
-from gptoss_tune.weights.adapter import adapter_folder, base_name, is_adapter, is_name_on_hub
+from gptoss_tune.weights import sources
+from gptoss_tune.weights.sources import adapter_folder, base_name, is_adapter, is_name_on_hub
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def on_hub(monkeypatch, tmp_path):
                 (folder / file).write_text(json.dumps(value))
         return folder
 
-    monkeypatch.setattr(adapters, "download", download)
+    monkeypatch.setattr(sources, "download", download)
     monkeypatch.chdir(tmp_path)
     return repos, asked
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from gptoss_tune.cli import main
-from gptoss_tune.workflows.cluster_jobs import job_name
+from gptoss_tune.workflows.cluster.job import job_name
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 HOSTILE = """a b'c"d$(touch owned)`touch owned`;touch owned #%j"""
@@ -108,8 +108,8 @@ def test_skypilot_task_is_yaml_with_a_shell_that_parses(recipe_file, tmp_path):
     assert resources["accelerators"] == "H100:4" and resources["use_spot"] is True
     assert resources["job_recovery"]["recover_on_exit_codes"] == [75]
     (mount,) = task["file_mounts"]
-    assert f"train.output_dir={mount}/first" in task["run"]
-    assert "train.seed=1" in task["run"] and "--num_processes 8" in task["run"]
+    assert f"output_dir: {mount}/first" in task["run"]
+    assert "  seed: 1\n" in task["run"] and "--num_processes 8" in task["run"]
     assert str(tmp_path) not in task["run"]
     (tmp_path / "run.sh").write_text(task["run"])
     assert bash_reads("run.sh", tmp_path)
@@ -130,7 +130,7 @@ def test_a_recipe_says_itself_how_its_model_is_shared(recipe_file, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ((), "one of --slurm and --skypilot"),
+        ((), "one of --slurm, --skypilot, --kubernetes, --hf-jobs and --sagemaker"),
         (("distributed.num_processes=4", "--slurm"), "2 x 8 GPUs are 16 processes"),
         (("train.resume=never", "--slurm"), "train.resume=auto"),
         (
@@ -150,7 +150,7 @@ def test_a_recipe_says_itself_how_its_model_is_shared(recipe_file, tmp_path):
         (("--skypilot",), "--bucket"),
         (("--skypilot", "--bucket", "mine; ls"), "a URL such as"),
         (("--slurm", "--bucket", "s3://mine", "--spot"), "--bucket, --spot would have no effect"),
-        (("--skypilot", "--time", "1:00:00"), "--time would have no effect, it is for Slurm"),
+        (("--skypilot", "--time", "1:00:00"), "--time would have no effect, it is for --slurm"),
         (("--slurm", "train.max_stepz=1"), "did you mean train.max_steps"),
     ],
 )

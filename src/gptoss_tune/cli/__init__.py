@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli.model import chat, evaluate, export, serve
-from gptoss_tune.cli.recipe import data, plan, recipes
+from gptoss_tune.cli.model import chat, evaluate, export, serve, verify
+from gptoss_tune.cli.recipe import convert, data, init, plan, recipes
 from gptoss_tune.cli.run import demo, launch, report, reproduce, train
 from gptoss_tune.errors import run_command
 
@@ -24,6 +24,8 @@ from gptoss_tune.errors import run_command
 COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
     "Start": {
         "demo": demo.demo,
+        "init": init.init,
+        "convert": convert.convert,
         "recipes": recipes.recipes,
         "tiny": demo.tiny,
     },
@@ -44,7 +46,7 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
         "chat": chat.chat,
         "evaluate": evaluate.evaluate,
         "merge": export.merge,
-        "verify": export.verify,
+        "verify": verify.verify,
         "adapter": export.adapter,
         "serve-config": serve.serve_config,
         "push": serve.push,

@@ -20,9 +20,10 @@ from gptoss_tune.evaluate.generate import Stopped, without_adapters
 from gptoss_tune.evaluate.parse import Answer
 from gptoss_tune.evaluate.prompts import Question, read_rows
 from gptoss_tune.harmony.conversation import CHANNEL_NAMES
+from gptoss_tune.harmony.fit_length import truncate
 from gptoss_tune.harmony.formats.registry import read_row
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
-from gptoss_tune.harmony.render import CHANNEL_NUMBERS, Example, Renderer, truncate
+from gptoss_tune.harmony.render import CHANNEL_NUMBERS, Example, Renderer
 
 
 def read_references(
@@ -117,7 +118,7 @@ def _finite(value: Tensor) -> float | None:
 
 
 def _by_channel(each: Tensor, channels: Tensor) -> Tensor:
-    """Return ``[2, 4]`` fp64: sums and counts by channel number."""
+    """Return ``[2, 5]`` fp64: sums and counts by channel number."""
     totals = torch.zeros(2, len(CHANNEL_NAMES), dtype=torch.float64)
     totals[0].index_add_(0, channels, each.double().cpu())
     totals[1].index_add_(0, channels, torch.ones(len(channels), dtype=torch.float64))

@@ -32,8 +32,9 @@ from gptoss_tune.model.lora import ParamWrapper, load_adapters
 from gptoss_tune.recipe import ModelSection
 from gptoss_tune.run.record import record_of_adapter, trained_merge_aware
 from gptoss_tune.weights import Checkpoint, open_checkpoint
-from gptoss_tune.weights.adapter import Adapter, base_name, is_adapter, open_adapter
+from gptoss_tune.weights.adapter import Adapter, open_adapter
 from gptoss_tune.weights.names import EXPERT_PROJECTIONS
+from gptoss_tune.weights.sources import base_name, is_adapter
 
 
 @dataclass(frozen=True)

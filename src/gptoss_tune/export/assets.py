@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import disk_errors, to_json, write_text
@@ -22,8 +23,10 @@ from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
 from gptoss_tune.recipe.value_types import is_hub_name
 from gptoss_tune.shipped import shipped
-from gptoss_tune.weights import Checkpoint
-from gptoss_tune.weights.adapter import Adapter
+
+if TYPE_CHECKING:
+    from gptoss_tune.weights import Checkpoint
+    from gptoss_tune.weights.adapter import Adapter
 
 NOTICE = "NOTICE"
 COMPANIONS = (

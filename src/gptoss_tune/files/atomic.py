@@ -46,7 +46,10 @@ def replacing(path: Path) -> Iterator[IO[str]]:
     with disk_errors(path):
         descriptor = create(part)
         try:
-            with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            # Lines end alike on every system: a job file is run elsewhere than where it is written.
+            with open(
+                descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n"
+            ) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())  # or a power loss leaves the new name with no bytes
@@ -63,7 +66,7 @@ def create(path: Path) -> int:
     """
     path.unlink(missing_ok=True)
     exclusive = os.O_CREAT | os.O_EXCL | flag("O_NOFOLLOW")
-    return os.open(path, os.O_RDWR | flag("O_CLOEXEC") | exclusive, 0o666)
+    return os.open(path, os.O_RDWR | flag("O_CLOEXEC") | flag("O_BINARY") | exclusive, 0o666)
 
 
 def refuse_existing(out: Path) -> None:
@@ -137,7 +140,20 @@ def publish(folder: Path, out: Path) -> None:
 
 def sync(path: Path) -> None:
     """Make a file or folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _flush(path, os.O_RDONLY)
+    except PermissionError:
+        if not path.is_dir():
+            raise
+        # Windows opens no folder; NTFS keeps the names in a journal of its own.
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        _flush(path, os.O_RDWR)  # Windows flushes only what is open for writing
+
+
+def _flush(path: Path, access: int) -> None:
+    descriptor = os.open(path, access)
     try:
         os.fsync(descriptor)
     finally:
@@ -181,5 +197,7 @@ def free_names(folder: Path) -> int | None:
 
     A disk of a million small files can be full with most of its bytes free: its table of inodes is.
     """
+    if not hasattr(os, "statvfs"):
+        return None  # Windows, whose file systems make room for names as they come
     about = os.statvfs(folder)
     return about.f_favail if about.f_files else None

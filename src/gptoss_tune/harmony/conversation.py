@@ -30,7 +30,9 @@ from gptoss_tune.harmony.reading import AS_IT_STANDS, Notes, ReadSettings
 Role = Literal["user", "assistant", "tool", "developer"]
 
 CHANNELS: Final = ("analysis", "commentary", "final")
-CHANNEL_NAMES: Final = ("other", *CHANNELS)
+TEXT: Final = "text"
+"""What is counted beside the channels: documents of raw text, which stand in none."""
+CHANNEL_NAMES: Final = ("other", *CHANNELS, TEXT)
 """Names of the channel numbers that a dataset's ``channels`` column holds."""
 CONTENT_TYPES: Final = ("json", "code", "text", "<|constrain|>json", "<|constrain|>code")
 BUILTIN_TOOLS: Final = {

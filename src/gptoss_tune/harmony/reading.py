@@ -49,3 +49,17 @@ class Notes:
 
     warnings: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
+
+
+THINKING: Final = ("thinking", "reasoning_content", "reasoning")
+"""The chain of thought, as gpt-oss's template, vLLM's answers and OpenRouter's name it."""
+WEIGHTS: Final = ("weight", "train", "loss")
+"""Loss weight of a message: a number, or a switch."""
+
+SETTINGS: Final = frozenset(
+    {
+        *("tools", "functions", "response_format", "builtin_tools"),
+        *("reasoning_effort", "weight", "channel_weights", "system"),
+    }
+)
+"""Keys that mean the same beside messages, conversations, and prompt with completion."""

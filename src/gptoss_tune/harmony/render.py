@@ -31,19 +31,21 @@ import numpy as np
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import (
     CHANNELS,
+    TEXT,
     Conversation,
     Header,
     cut_turns,
 )
+from gptoss_tune.harmony.document import Document
 from gptoss_tune.harmony.fields import Effort
 from gptoss_tune.harmony.tools import developer_text, system_content
-from gptoss_tune.harmony.vocabulary import END, MESSAGE, RETURN, Vocabulary
+from gptoss_tune.harmony.vocabulary import END, ENDOFTEXT, MESSAGE, RETURN, Vocabulary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NO_CHANNEL: Final = 0
-CHANNEL_NUMBERS: Final = {channel: number for number, channel in enumerate(CHANNELS, start=1)}
+CHANNEL_NUMBERS: Final = {name: number for number, name in enumerate((*CHANNELS, TEXT), start=1)}
 
 LONGEST_WHITE_SPACE: Final = 100_000
 """Longest run of white space the tokenizer takes; its regular expression overflows past it."""
@@ -83,7 +85,8 @@ class Example:
     Attributes:
         input_ids: ``[n]`` int32.
         loss_weights: ``[n]`` float32, the weight of PREDICTING token i; 0 for context.
-        channels: ``[n]`` int8; 1 analysis, 2 commentary, 3 final for the assistant, else 0.
+        channels: ``[n]`` int8; 1 analysis, 2 commentary, 3 final for the assistant, 4 for raw
+            text, else 0.
         spans: The messages, in order.
         source: ``file:line`` of the row.
     """
@@ -101,7 +104,9 @@ class RenderSettings:
 
     reasoning_effort: Effort = "medium"
     date: str = "2025-06-28"
-    channel_weights: tuple[tuple[str, float], ...] = tuple((name, 1.0) for name in CHANNELS)
+    channel_weights: tuple[tuple[str, float], ...] = tuple(
+        (name, 1.0) for name in (*CHANNELS, TEXT)
+    )
     turns: Literal["all", "last"] = "all"
 
 
@@ -141,14 +146,17 @@ class Renderer:
         self._systems: dict[tuple[object, ...], _Piece] = {}
         self._tools_texts: dict[str, str] = {}
 
-    def render(self, conversation: Conversation) -> list[Example]:
+    def render(self, conversation: Conversation | Document) -> list[Example]:
         """Return the Examples of a conversation, one per turn or group of turns.
 
-        Turns with nothing to train give no Example: the list can be empty.
+        Turns with nothing to train give no Example: the list can be empty. A document of raw text
+        gives one, however long it is (``fit_length``).
 
         Raises:
             DataError: openai-harmony refuses the tools, or a text cannot be tokenised.
         """
+        if isinstance(conversation, Document):
+            return self._document(conversation)
         pieces = self._pieces(conversation)
         prefix = self._prefix(conversation)
         turns = cut_turns([piece.header for piece in pieces])
@@ -190,6 +198,24 @@ class Renderer:
         opening = self._heading(Header("assistant")).ids[:_SERVER_TOKENS]
         ids = [token for piece in [*self._prefix(conversation), *kept] for token in piece.ids]
         return [*ids, *opening]
+
+    def _document(self, document: Document) -> list[Example]:
+        weight = document.weight * dict(self.settings.channel_weights)[TEXT]
+        if not weight:
+            return []
+        ids = [*self._encode(document.text, document.source), ENDOFTEXT]
+        loss_weights = np.full(len(ids), weight, dtype=np.float32)
+        loss_weights[0] = 0  # nothing stands before it that could predict it
+        span = Span(0, 0, len(ids), "document", "document", TEXT)
+        return [
+            Example(
+                np.fromiter(ids, np.int32, len(ids)),
+                loss_weights,
+                np.full(len(ids), CHANNEL_NUMBERS[TEXT], dtype=np.int8),
+                (span,),
+                document.source,
+            )
+        ]
 
     def _pieces(self, conversation: Conversation) -> list[_Piece]:
         pieces: list[_Piece] = []
@@ -302,32 +328,6 @@ class Renderer:
         if ids[-1] == END and trained[-1].header.channel == "final":
             ids[-1] = RETURN
         return _example(ids, spans, weighted, conversation.source)
-
-
-def truncate(example: Example, max_length: int) -> Example | None:
-    """Return an example cut to ``max_length`` tokens, never inside a message's header.
-
-    Returns:
-        The shorter example, without an end token; None when nothing trained would be left.
-    """
-    cut = max_length
-    for span in example.spans:
-        if span.start < cut <= span.body:
-            cut = span.start
-    if not example.loss_weights[:cut].any():
-        return None
-    spans = tuple(
-        span if span.end <= cut else span._replace(end=cut)
-        for span in example.spans
-        if span.start < cut
-    )
-    return Example(
-        example.input_ids[:cut],
-        example.loss_weights[:cut],
-        example.channels[:cut],
-        spans,
-        example.source,
-    )
 
 
 def _groups(pieces: Sequence[_Piece], turns: Sequence[range]) -> list[range]:

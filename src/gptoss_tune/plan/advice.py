@@ -1,39 +1,64 @@
-"""Advice for a plan that does not fit: settings to change, ranked by what the change costs.
+"""Advice for a plan that does not fit: changes on top of each other, cheapest first, until it does.
 
-Every candidate is a list of ``key=value`` that can be typed behind the recipe, and is planned
-itself, so a piece of advice always comes with the peak it leads to. First come changes after which
-the same numbers are trained, only slower; then those that round or shrink something; then those
-that change what the model sees.
+Every change is ``key=value`` that can be typed behind the recipe, and is planned together with
+those before it, so each comes with the peak that it leads to and the last one fits. First come
+changes after which the same numbers are trained, only slower; then those that round or shrink
+something; then those that change what the model sees. A change that turns out not to be needed,
+because a later one frees more, is left out again.
+
+Where all of them are not enough, ``elsewhere`` says what is: a larger card, several that share the
+model, or the smaller release.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gptoss_tune.plan.architecture import RELEASED
+from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import memory
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.recipe.recipe import fsdp2_obstacle
 
+_SMALLER = "openai/gpt-oss-20b"
+
 
 @dataclass(frozen=True)
 class Advice:
-    """One change.
+    """One change, on top of those before it.
 
     Attributes:
-        overrides: To be typed behind the recipe.
+        overrides: To be typed behind the recipe; a key that an earlier change has replaces it.
         cost: What it costs, in words.
-        peak: Bytes of one GPU after it.
+        peak: Bytes of one GPU after it and all changes before it.
         fits: Whether that is enough.
-        together: It holds the changes above it as well.
     """
 
     overrides: tuple[str, ...]
     cost: str
     peak: int
     fits: bool
-    together: bool = False
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Something else to train on or with, which is enough.
+
+    Attributes:
+        what: In words.
+        gpu: Name of the card.
+        gpus: How many.
+        overrides: To be typed behind the recipe.
+        peak: Bytes of one GPU then.
+    """
+
+    what: str
+    gpu: str
+    gpus: int
+    overrides: tuple[str, ...]
+    peak: int
 
 
 @dataclass(frozen=True)
@@ -45,41 +70,113 @@ class _Change:
 
 
 def advice(setup: TrainingSetup, memory_bytes: int) -> list[Advice]:
-    """Return what would help, cheapest first, and at last what is enough together.
+    """Return the changes that make a training fit, each on top of those before it.
 
     Args:
         setup: What is trained, and how.
         memory_bytes: Of one GPU.
 
     Returns:
-        Single changes that lower the peak, in the order of their cost; when none of them is enough
-        alone, one entry with the shortest row of them that is. Empty when the plan fits.
+        The changes, cheapest first; the last one fits, unless all that there are do not: then each
+        that lowers the peak. Empty when the training fits as it is.
     """
-    peak = memory(setup).peak
-    if peak <= memory_bytes:
-        return []
-    found: list[Advice] = []
-    combined, gathered = setup, []
-    for change in _changes(setup):
-        changed = setup.with_settings(change.settings)
-        if setup.strategy == "fsdp2" and fsdp2_obstacle(changed.model, changed.train):
-            continue
-        single = memory(changed).peak
-        if single >= peak:
-            continue
-        found.append(Advice(_words(change.settings), change.cost, single, single <= memory_bytes))
-        candidate = combined.with_settings(change.settings)
-        before = memory(combined).peak
-        if before > memory_bytes and memory(candidate).peak < before:
-            combined = candidate
-            gathered.append(change.settings)
-    left = memory(combined).peak
-    if not any(entry.fits for entry in found) and left <= memory_bytes:
-        settings: dict[str, Any] = {}
-        for entry in gathered:
-            settings |= entry
-        found.append(Advice(_words(settings), "all of these together", left, True, together=True))
+    taken = _taken(setup, memory_bytes)
+    if taken and _peak(setup, taken) <= memory_bytes:
+        for change in reversed(taken[:-1]):  # without the last one it did not fit
+            fewer = [other for other in taken if other is not change]
+            if _allowed(setup, fewer) and _peak(setup, fewer) <= memory_bytes:
+                taken = fewer
+    found = []
+    for count, change in enumerate(taken, 1):
+        peak = _peak(setup, taken[:count])
+        found.append(Advice(_words(change.settings), change.cost, peak, peak <= memory_bytes))
     return found
+
+
+def together(changes: Iterable[Advice]) -> tuple[str, ...]:
+    """Return the overrides of all changes, of each key the last."""
+    by_key = {word.partition("=")[0]: word for change in changes for word in change.overrides}
+    return tuple(by_key.values())
+
+
+def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
+    """Return what is enough for a training that no advice makes fit on ``card``, each tried."""
+    found = []
+    least = advice(setup, 0)
+    peak = least[-1].peak if least else memory(setup).peak
+    larger = smallest_with(peak)
+    if larger is not None:
+        changes = advice(setup, larger.memory_bytes)
+        what = "a larger card" + (", with these changes" if changes else "")
+        peak = changes[-1].peak if changes else memory(setup).peak
+        words = together(changes)
+        found.append(Elsewhere(what, larger.name, setup.num_processes, words, peak))
+    sharing: dict[str, Any] = {"train.optim": "adamw", "model.linear_precision": "bf16"}
+    for count in (2, 4, 8, 16):
+        enough = count > setup.shards and count >= setup.num_processes
+        if enough and setup.architecture.experts % count == 0:
+            spread = replace(setup, num_processes=count, strategy="fsdp2").with_settings(sharing)
+            what = f"{count} of these cards, which share the model"
+            given = _words({key: v for key, v in sharing.items() if _differs(setup, key, v)})
+            given += (f"distributed.num_processes={count}", "distributed.strategy=fsdp2")
+            if (way := _way(what, spread, card, given)) is not None:
+                found.append(way)
+                break
+    small = RELEASED[_SMALLER]
+    if setup.architecture.layers > small.layers and setup.lora.layers is None:
+        model = setup.model.model_copy(update={"name_or_path": _SMALLER, "revision": None})
+        smaller = replace(setup, architecture=small, model=model)
+        given = (f"model.name_or_path={_SMALLER}",)
+        if (way := _way("the smaller model", smaller, card, given)) is not None:
+            found.append(way)
+    return found
+
+
+def _way(what: str, setup: TrainingSetup, card: Gpu, given: tuple[str, ...]) -> Elsewhere | None:
+    """Return another training as a way out, with its own advice; ``None`` where it does not fit."""
+    changes = advice(setup, card.memory_bytes)
+    peak = changes[-1].peak if changes else memory(setup).peak
+    if peak > card.memory_bytes:
+        return None
+    words = (*given, *together(changes))
+    return Elsewhere(what, card.name, setup.num_processes, words, peak)
+
+
+def _differs(setup: TrainingSetup, key: str, value: Any) -> bool:
+    section, name = key.split(".")
+    return getattr(getattr(setup, section), name) != value
+
+
+def _taken(setup: TrainingSetup, memory_bytes: int) -> list[_Change]:
+    """Return every change that lowers the peak further, up to the one that is enough."""
+    taken: list[_Change] = []
+    peak = memory(setup).peak
+    for change in _changes(setup):
+        if peak <= memory_bytes:
+            break
+        if not _allowed(setup, [*taken, change]):
+            continue
+        lower = _peak(setup, [*taken, change])
+        if lower < peak:
+            taken, peak = [*taken, change], lower
+    return taken
+
+
+def _with(setup: TrainingSetup, changes: Iterable[_Change]) -> TrainingSetup:
+    settings: dict[str, Any] = {}
+    for change in changes:
+        settings |= change.settings
+    return setup.with_settings(settings)
+
+
+def _peak(setup: TrainingSetup, changes: Iterable[_Change]) -> int:
+    return memory(_with(setup, changes)).peak
+
+
+def _allowed(setup: TrainingSetup, changes: Iterable[_Change]) -> bool:
+    """Return whether the strategy can share what the changes make of the training."""
+    changed = _with(setup, changes)
+    return setup.strategy != "fsdp2" or fsdp2_obstacle(changed.model, changed.train) is None
 
 
 def _changes(setup: TrainingSetup) -> Iterator[_Change]:

@@ -133,7 +133,7 @@ def architecture_of(name_or_path: str) -> Architecture:
         )
     raise RecipeError(
         f"model.name_or_path: no folder {name_or_path!r}; name a folder with config.json, or one "
-        f"of {', '.join(RELEASED)}"
+        f"of {', '.join(RELEASED)}; `gptoss-tune tiny {name_or_path}` makes a tiny one"
     )
 
 

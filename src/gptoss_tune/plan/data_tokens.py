@@ -19,7 +19,7 @@ from gptoss_tune.recipe.data_schema import DataSection, DataSource
 BYTES_PER_TOKEN = 4.0
 """Bytes of a conversation file for one token, markup included: a rule of thumb for English."""
 
-_PLAIN_FILES = {".jsonl", ".ndjson", ".json", ".csv"}
+_PLAIN_FILES = {".jsonl", ".ndjson", ".json", ".csv", ".txt"}
 _LINES = {".jsonl", ".ndjson"}
 _ROWS_READ, _LONGEST_ROW = 200, 2**20
 # The columns of a pair's two answers, and those that both of them follow.

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.plan.advice import Advice, advice
+from gptoss_tune.plan.advice import Advice, Elsewhere, advice, elsewhere, together
 from gptoss_tune.plan.architecture import Architecture, architecture_of
 from gptoss_tune.plan.disk import Disk, disk, run_files
 from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
@@ -45,7 +45,8 @@ class Plan:
         work: Operations, tokens, hours of training.
         evaluation: Hours of evaluation.
         reference: The reference pass; ``None`` where the method measures against nothing.
-        advice: What to change, when it does not fit.
+        advice: What to change, when it does not fit: each on top of those before it.
+        elsewhere: What else is enough, when all the advice is not.
         larger: The smallest known card that fits, when this one does not.
     """
 
@@ -61,12 +62,19 @@ class Plan:
     evaluation: EvaluationTime
     reference: ReferencePass | None
     advice: list[Advice]
+    elsewhere: list[Elsewhere]
     larger: Gpu | None
 
     @property
     def fits(self) -> bool:
         """Whether the peak lies within the card's memory."""
         return self.memory.peak <= self.card.memory_bytes
+
+    @property
+    def overrides_that_fit(self) -> tuple[str, ...] | None:
+        """The advice in one, empty where none is needed; ``None`` where it is not enough."""
+        enough = self.fits or (self.advice and self.advice[-1].fits)
+        return together(self.advice) if enough else None
 
     @property
     def hours(self) -> float | None:
@@ -113,6 +121,8 @@ class Plan:
             "hours_by_kind": self.hours_by_kind,
             **({} if self.reference is None else {"reference": asdict(self.reference)}),
             "advice": [asdict(entry) for entry in self.advice],
+            "overrides_that_fit": self.overrides_that_fit,
+            "elsewhere": [asdict(entry) for entry in self.elsewhere],
             "smallest_gpu_that_fits": None if self.larger is None else self.larger.name,
         }
 
@@ -171,6 +181,8 @@ def plan(
     needed = memory(setup)
     training = work(setup, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens)
     fits = needed.peak <= card.memory_bytes
+    changes = advice(setup, card.memory_bytes)
+    hopeless = not fits and not (changes and changes[-1].fits)
     return Plan(
         recipe=recipe,
         architecture=architecture,
@@ -183,7 +195,8 @@ def plan(
         work=training,
         evaluation=evaluation_time(setup, recipe.evaluation, card, training),
         reference=reference_pass(setup, training, card.tflops, epoch_tokens),
-        advice=advice(setup, card.memory_bytes),
+        advice=changes,
+        elsewhere=elsewhere(setup, card) if hopeless else [],
         larger=None if fits else smallest_with(needed.peak),
     )
 

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gptoss_tune.recipe.value_types import Count, Date, FromText, PathText, Section, Text, refuse
+from gptoss_tune.recipe.value_types import (
+    Count,
+    Date,
+    FromText,
+    PathText,
+    Section,
+    Template,
+    Text,
+    refuse,
+)
 
 ColumnName = Literal[
     "prompt",
@@ -20,6 +29,7 @@ ColumnName = Literal[
     "rejected_thinking",
     "messages",
     "conversations",
+    "text",
     "tools",
     "reasoning_effort",
     "weight",
@@ -35,7 +45,7 @@ class DataSource(Section):
     """One place to read conversations from; a text in a recipe is short for its path."""
 
     path: PathText = Field(examples=["data/conversations/reasoning.jsonl"])
-    """A .jsonl, .json, .csv, .parquet or .arrow file (or .gz, .zst), folder, glob, Hub dataset."""
+    """A .jsonl, .json, .csv, .parquet, .arrow or .txt file (.gz, .zst), folder, glob, Hub name."""
     name: Text | None = None
     """Configuration of a dataset on the Hub, or of a folder whose README.md names several."""
     split: Text | None = None
@@ -48,7 +58,9 @@ class DataSource(Section):
     """Read this many rows from the start; null: all."""
     weight: Annotated[float, Field(gt=0, le=1000), FromText] = 1.0
     """Times each sample is used in an epoch: 2 is twice, 0.5 is a drawn half of them."""
-    columns: Annotated[dict[ColumnName, Text], Field(min_length=1)] | None = None
+    reasoning_effort: Literal["low", "medium", "high"] | None = None
+    """Effort of rows of this source that name none; null: data.reasoning_effort."""
+    columns: Annotated[dict[ColumnName, Template], Field(min_length=1)] | None = None
     """Fields of a row, written from the columns by Jinja templates; null: the columns are known."""
 
 
@@ -67,7 +79,7 @@ Sources = Annotated[
 
 
 class ChannelWeights(Section):
-    """Loss weight of each channel of the assistant; 0 makes it context."""
+    """Loss weight of each channel of the assistant, and of raw text; 0 makes it context."""
 
     analysis: Annotated[float, Field(ge=0, le=100), FromText] = 1.0
     """Loss weight of the chain of thought."""
@@ -75,6 +87,8 @@ class ChannelWeights(Section):
     """Loss weight of tool calls and their preambles."""
     final: Annotated[float, Field(ge=0, le=100), FromText] = 1.0
     """Loss weight of the answers."""
+    text: Annotated[float, Field(ge=0, le=100), FromText] = 1.0
+    """Loss weight of raw text: rows of text, and .txt files, whose every token is trained."""
 
 
 class DataSection(Section):
@@ -89,7 +103,7 @@ class DataSection(Section):
     max_length: Annotated[int, Field(ge=8, le=131_072)] = 4096
     """Longest sample, and length of a packed row, in tokens."""
     too_long: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to a longer sample; dropped ones are counted."""
+    """What happens to a longer sample; dropped ones are counted. Raw text is cut in pieces."""
     packing: bool = False
     """Put several samples into one row; they do not see each other."""
     reasoning_effort: Literal["low", "medium", "high"] = "medium"
@@ -97,7 +111,7 @@ class DataSection(Section):
     date: Date = "2025-06-28"
     """Conversation start date in the system message; fixed, never today's."""
     channel_weights: ChannelWeights = ChannelWeights()
-    """Loss weight of each channel of the assistant."""
+    """Loss weight of each channel of the assistant, and of raw text."""
     turns: Literal["all", "last"] = "all"
     """Train every turn of the assistant, each in the context it is served in, or the last."""
     nothing_to_train: Literal["skip", "error"] = "skip"

@@ -74,7 +74,7 @@ class EvaluationSection(Section):
     eval_steps: Count | None = None
     """Steps between two evaluations; null: at the start and at the end only."""
     drift: DriftSection = DriftSection()
-    """How far the model has moved from its base, which is the same model without its adapters."""
+    """What is compared with the base: KL on references, refusals on probes, length of thoughts."""
 
     @property
     def generates(self) -> bool:

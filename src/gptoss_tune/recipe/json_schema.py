@@ -102,7 +102,8 @@ def expected_phrase(node: dict[str, Any], *, plural: bool = False) -> str:
         one_of_them = [v for v in variants if v is not variant and v.get("type") != "null"]
         if variant.get("type") == "array" and _variants(variant["items"]) == one_of_them:
             single = expected_phrase({"anyOf": one_of_them}, plural=plural)
-            return f"{single}, or a list of them"
+            null = ", or null" if {"type": "null"} in variants else ""
+            return f"{single}, or a list of them{null}"
     phrases = [_phrase(v, plural=plural) for v in variants if v.get("type") != "null"]
     text = " or ".join(dict.fromkeys(phrases))
     return text if len(phrases) == len(variants) else f"{text}, or null"
@@ -143,6 +144,9 @@ def _phrase(node: dict[str, Any], *, plural: bool) -> str:
             return f"{one}list{s}{size} {expected_phrase(node['items'], plural=True)}"
         case "object":
             names = list(node.get("properties", node.get("propertyNames", {}).get("enum", ())))
+            if not names:
+                values = expected_phrase(node["additionalProperties"], plural=True)
+                return f"{one}mapping{s} of names to {values}"
             more = ", ..." if len(names) > _MOST_NAMES else ""
             return f"{one}mapping{s} with {', '.join(names[:_MOST_NAMES])}{more}"
         case _:

@@ -4,21 +4,30 @@ The steps: read the file, lay the overrides over it, check every field, then che
 the fields that are sound. Nothing is raised before the last step, so one look shows every mistake
 with its line, and an override is checked and reported exactly as a line of the file is. It replaces
 one setting whole: merging into lists, or a mapping for a section, would make the result depend on
-what the file happens to hold.
+what the file happens to hold. A shipped recipe is read by its name too.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from gptoss_tune.errors import say_once
 from gptoss_tune.files.regular import kind_of
-from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, RecipeMistakes, dotted
+from gptoss_tune.recipe.mistakes import (
+    KeyPath,
+    Mistake,
+    Place,
+    RecipeMistakes,
+    dotted,
+    plain,
+    shown,
+)
 from gptoss_tune.recipe.recipe import SECTIONS, Recipe
 from gptoss_tune.recipe.renamed import (
     RENAMED,
@@ -27,7 +36,8 @@ from gptoss_tune.recipe.renamed import (
     new_path,
     text_of,
 )
-from gptoss_tune.recipe.validate import findings
+from gptoss_tune.recipe.rules import Contradiction
+from gptoss_tune.recipe.validate import findings, overruled
 from gptoss_tune.recipe.yaml_reader import (
     LARGEST_FILE,
     Document,
@@ -35,45 +45,110 @@ from gptoss_tune.recipe.yaml_reader import (
     read_document,
     read_value,
 )
+from gptoss_tune.shipped import (
+    name_of_recipe,
+    nearest_recipes,
+    seen_from_here,
+    shipped_data,
+    shipped_recipe,
+)
 
 
 def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), *, old_names: bool = False
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    old_names: bool = False,
+    say: Callable[[str], None] = say_once,
 ) -> Recipe:
     """Return the recipe in a YAML file with ``key=value`` overrides laid over it.
 
     An override names one setting with dots, ``train.learning_rate=1e-4``, and replaces its value
-    whole; ``null``, ``[a, b]`` and quotes mean what they mean in YAML.
+    whole; ``null``, ``[a, b]`` and quotes mean what they mean in YAML. What it leaves of the file
+    without effect is laid off.
 
     Args:
-        path: The recipe's file, at most 64 KiB of UTF-8. Paths inside a recipe are relative to the
-            current directory, not to this file.
+        path: The recipe's file, at most 64 KiB of UTF-8, or a shipped recipe's name, such as
+            ``gpt-oss-20b/qlora``. Paths inside a recipe are relative to the current directory, not
+            to this file; a shipped recipe finds its ``data/`` where it is installed.
         overrides: Each ``key=value``; the same key twice is a mistake.
         old_names: Read keys of the file that were renamed since, as in a recipe beside a run.
+        say: Takes a line for each override that laid settings off; default: written to stderr.
 
     Raises:
         RecipeError: The file cannot be read, or the recipe has mistakes; the message lists all,
             each with ``file:line:column`` or the override's number, and is a ``RecipeMistakes``.
     """
-    name = str(path)
-    document = read_document(_text_of(name), lambda line, column: Place(0, line, column, name))
+    name = recipe_path(path)
+    document = read_document(file_text(name), lambda line, column: Place(0, line, column, name))
+    if name_of_recipe(Path(name)) is not None:
+        document.values = _with_shipped_data(document.values)
     renamed = move_to_new_names(document)
     document.mistakes += [] if old_names else renamed
     lay_over(document, overrides)
     if not document.readable:
         raise RecipeMistakes(name, document.mistakes)
-    values = _with_sections(document)
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        found = findings(error, document, values, Place(0, 1, 1, name))
-        raise RecipeMistakes(name, document.mistakes + found) from None
+    laid_off: list[tuple[Place, str]] = []
+    while True:
+        values = _with_sections(document)
+        try:
+            recipe = Recipe.model_validate(values)
+        except ValidationError as error:
+            more = _lay_off(document, *overruled(error, values)) if overrides else []
+            laid_off += more
+            if more:
+                continue
+            found = findings(error, document, values, Place(0, 1, 1, name))
+            raise RecipeMistakes(name, document.mistakes + found) from None
+        break
     if document.mistakes:
         raise RecipeMistakes(name, document.mistakes)
+    for note in _laid_off_in_words(laid_off):
+        say(note)
     return recipe
 
 
-def _text_of(name: str) -> str:
+def places(path: str | Path, overrides: Sequence[str] = ()) -> dict[KeyPath, Place]:
+    """Return where each setting of a sound recipe was written, in its file or as an override.
+
+    Args:
+        path: The recipe's file.
+        overrides: As for ``load_recipe``.
+    """
+    name = recipe_path(path)
+    document = read_document(file_text(name), lambda line, column: Place(0, line, column, name))
+    move_to_new_names(document)
+    lay_over(document, overrides)
+    return document.key_places
+
+
+def recipe_path(path: str | Path) -> str:
+    """Return the file that a path or a shipped recipe's name means, as seen from here.
+
+    A local file is always itself; a name that is neither is returned as it came, and cannot be
+    read.
+    """
+    name = str(path)
+    try:
+        if os.path.lexists(name) and not os.path.isdir(name):
+            return name
+        found = shipped_recipe(name)
+    except (OSError, ValueError):  # no path at all, which is said when it is opened
+        return name
+    return name if found is None else seen_from_here(found)
+
+
+def _with_shipped_data(value: Any) -> Any:
+    """Return the values of a shipped recipe with the installation's files for ``data/...``."""
+    if isinstance(value, dict):
+        return {key: _with_shipped_data(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_with_shipped_data(entry) for entry in value]
+    found = shipped_data(value) if isinstance(value, str) else None
+    return value if found is None else seen_from_here(found)
+
+
+def file_text(name: str) -> str:
     """Return a recipe's text; every way in which a file cannot be read is a RecipeError."""
 
     def refusal(
@@ -91,9 +166,10 @@ def _text_of(name: str) -> str:
         with open(name, "rb") as file:
             raw = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
-        raise refusal(
-            "no such file", "a recipe", "'gptoss-tune recipes' lists the shipped ones"
-        ) from None
+        near = " or ".join(nearest_recipes(name))
+        todo = f"did you mean {near}? " if near else ""
+        todo += "'gptoss-tune recipes' lists the shipped ones"
+        raise refusal("no such file", "a recipe", todo) from None
     except IsADirectoryError:
         raise refusal("a folder", "a recipe's file", "name a .yaml file in it") from None
     except RecipeMistakes:
@@ -228,3 +304,56 @@ def _mapping_above(document: Document, path: KeyPath) -> dict[str, Any]:
     for part in path[:-1]:
         here = here[part]
     return here
+
+
+def _lay_off(
+    document: Document, broken: Iterable[Contradiction], unknown: Iterable[KeyPath]
+) -> list[tuple[Place, str]]:
+    """Take out of a document what its file gives and an override left without effect.
+
+    Where a rule says that two settings cannot stand together, one written in the file and one given
+    as an override, the override is the later word: the file's goes back to its default, if the rule
+    says that it may. Asking for one more override, which takes back a line that nobody looked at,
+    was the alternative.
+
+    Args:
+        document: The file with the overrides laid over it; changed in place.
+        broken: The rules it breaks.
+        unknown: Keys that a section does not know: an override may name another method.
+
+    Returns:
+        The place of the override, and what was taken out for it.
+    """
+    found = []
+    for path in unknown:
+        if path[0] == "method":
+            found += _without(document, path, [("method", "name")])
+    for contradiction in broken:
+        involved = [tuple(key.split(".")) for key in contradiction.keys]
+        for key in contradiction.yields:
+            found += _without(document, tuple(key.split(".")), involved)
+    return found
+
+
+def _without(
+    document: Document, path: KeyPath, involved: Iterable[KeyPath]
+) -> list[tuple[Place, str]]:
+    """Take out one setting, if the file gives it and an override one of those it stands against."""
+    place = document.key_places.get(path)
+    others = (document.key_places.get(other) for other in involved if other != path)
+    override = next((other for other in others if other and other.override), None)
+    if place is None or place.override or override is None:
+        return []
+    above = _mapping_above(document, path)
+    written = shown(above.pop(str(path[-1])), document.spelled.get(path))
+    document.forget(path)
+    return [(override, f"{dotted(path)}: {written} (line {place.line})")]
+
+
+def _laid_off_in_words(found: Iterable[tuple[Place, str]]) -> Iterator[str]:
+    """Yield a line for each override that laid something off."""
+    by_override: dict[Place, list[str]] = {}
+    for override, setting in found:
+        by_override.setdefault(override, []).append(setting)
+    for override, settings in sorted(by_override.items()):
+        yield f"note: {plain(override.origin)} lays off the recipe's {' and '.join(settings)}"

@@ -46,7 +46,7 @@ class Place:
         if self.override:
             key, equals, value = self.origin.partition("=")
             # What stands behind a key of this name is nobody's business, whatever it looks like.
-            shown_value = HIDDEN if value and _SECRET_KEY.search(key) else value
+            shown_value = HIDDEN if value and secret(key) else value
             return f"override {self.override}: {quoted(key + equals + shown_value)}"
         if not self.line:
             return self.origin
@@ -96,6 +96,11 @@ class RecipeMistakes(RecipeError):
         if len(lines) > 1:
             lines = [f"{len(lines)} mistakes in {plain(name)}", *(f"  {line}" for line in lines)]
         super().__init__("\n".join(lines))
+
+
+def secret(key: str) -> bool:
+    """Return whether what stands behind a key of this name is nobody's business."""
+    return _SECRET_KEY.search(key) is not None
 
 
 def plain(text: str) -> str:

@@ -47,25 +47,25 @@ class Recipe(Section):
     """A whole recipe; what it does not say has the default."""
 
     model: ModelSection
-    """Which weights are the base, and in which precision they are held."""
+    """The base model: its weights, the precision they are held in, and what computes them."""
     lora: LoraSection = LoraSection()
-    """Which adapters are trained, on attention and on all experts."""
+    """The adapters: their ranks, and the weights that get one."""
     method: MethodSection = SftSection()
     """How the rows become a loss: the method of training and its settings."""
     data: DataSection
-    """Which conversations are trained on, and how they become tokens and loss weights."""
+    """The rows: where they are read, what is rendered of them, and what counts in the loss."""
     train: TrainSection
-    """The optimisation: how long, how fast, what is kept."""
+    """The training: folder of the run, length, batch, learning rate, checkpoints."""
     evaluation: EvaluationSection = EvaluationSection()
-    """What the model is asked while it trains, through the chat format, and how it is judged."""
+    """Questions put to the model while it trains, and how its answers are graded."""
     guard: GuardSection = GuardSection()
-    """What is watched while a run trains; one that trains nothing, or NaN, is stopped."""
+    """What stops a run by itself, and what it warns of."""
     export: ExportSection = ExportSection()
-    """What the export of the finished run must hold."""
+    """What an export of the run has to keep of its change."""
     tracking: TrackingSection = TrackingSection()
-    """Where metrics go beside the run's own metrics.jsonl."""
+    """Trackers that get the metrics too."""
     distributed: DistributedSection = DistributedSection()
-    """How many processes train, and how they share the model."""
+    """Processes: their number, how they share the model, how long one may be silent."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

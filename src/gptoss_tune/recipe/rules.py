@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         TrainSection,
     )
 
-_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".gz", ".zst"}
+_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".txt", ".gz", ".zst"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,15 @@ class Contradiction:
     Attributes:
         keys: The settings involved, dotted; the message points at the first that was written.
         got: What the recipe says, expected: what would be sound, todo: how to get there.
+        yields: Those of ``keys`` that may go back to their default where the recipe's file gives
+            them and an override one of the others: without effect, or said in the other way.
     """
 
     keys: tuple[str, ...]
     got: str
     expected: str
     todo: str
+    yields: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return ``key: got, expected, what to do`` on one line."""
@@ -73,6 +76,7 @@ def model_rules(model: ModelSection) -> Iterator[Contradiction]:
             f"a revision for the folder {model.name_or_path!r}",
             "one for a name on the Hub only",
             "remove model.revision",
+            yields=("model.revision",),
         )
 
 
@@ -94,6 +98,7 @@ def lora_rules(lora: LoraSection, model: ModelSection) -> Iterator[Contradiction
                     f"{value} while lora.target_parameters is empty",
                     "adapters on the experts",
                     f"remove lora.{key}, or name gate_up_proj and down_proj",
+                    yields=(f"lora.{key}",),
                 )
     if lora.merge_aware and not lora.target_parameters:
         yield Contradiction(
@@ -101,6 +106,7 @@ def lora_rules(lora: LoraSection, model: ModelSection) -> Iterator[Contradiction
             "true while lora.target_parameters is empty",
             "adapters on the experts, which alone are exported in MXFP4",
             "set lora.merge_aware to false",
+            yields=("lora.merge_aware",),
         )
     if lora.merge_aware and model.experts_precision != "mxfp4":
         yield Contradiction(
@@ -176,6 +182,7 @@ def data_rules(data: DataSection) -> Iterator[Contradiction]:
             f"{data.eval_fraction} beside data.eval",
             "one of the two",
             "remove data.eval_fraction or data.eval",
+            yields=("data.eval_fraction", "data.eval"),
         )
     weights = data.channel_weights
     if weights.analysis == weights.commentary == weights.final == 0:
@@ -196,6 +203,7 @@ def data_rules(data: DataSection) -> Iterator[Contradiction]:
             f"{data.max_errors} while data.on_error is stop",
             "a cap on skipped rows only where rows are skipped",
             "remove data.max_errors, or set data.on_error to skip",
+            yields=("data.max_errors",),
         )
 
 
@@ -208,6 +216,7 @@ def train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradictio
             f"{train.max_steps} beside train.num_train_epochs {train.num_train_epochs}",
             "one of the two",
             "remove one, or set it to null in an override",
+            yields=length_keys,
         )
     if train.max_steps is None and train.num_train_epochs is None:
         yield Contradiction(
@@ -223,6 +232,7 @@ def train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradictio
             f"{train.warmup_ratio} beside train.warmup_steps {train.warmup_steps}",
             "one of the two",
             "remove train.warmup_ratio or train.warmup_steps",
+            yields=("train.warmup_ratio", "train.warmup_steps"),
         )
     elif train.lr_scheduler_type == "constant" and getattr(train, warmup):
         yield Contradiction(
@@ -230,6 +240,7 @@ def train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradictio
             f"{getattr(train, warmup)} with lr_scheduler_type constant",
             "a schedule that warms up",
             f"set train.lr_scheduler_type to constant_with_warmup, or remove train.{warmup}",
+            yields=(f"train.{warmup}",),
         )
     if train.lr_scheduler_type == "constant_with_warmup" and not getattr(train, warmup):
         yield Contradiction(
@@ -246,6 +257,7 @@ def train_rules(train: TrainSection, data: DataSection) -> Iterator[Contradictio
             f"{train.eval_steps} without data to evaluate on",
             "held-out data",
             "set data.eval or data.eval_fraction, or remove train.eval_steps",
+            yields=("train.eval_steps",),
         )
 
 
@@ -277,15 +289,18 @@ def warmup_rules(train: TrainSection, steps: int) -> Iterator[Contradiction]:
         f"{share} of {steps} step{'s' if steps > 1 else ''}",
         "a warm-up that ends before the run does",
         f"{less}, or raise train.{length}",
+        yields=() if train.lr_scheduler_type == "constant_with_warmup" else (f"train.{key}",),
     )
 
 
 def evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
     """Yield the settings of ``evaluation`` that nothing uses."""
     drift = evaluation.drift
-    prompts = ("evaluation.prompts", evaluation.prompts is not None)
-    anything = ("evaluation.prompts", evaluation.wanted)
-    generated = ("evaluation.prompts", evaluation.generates)
+    asked, compared = "evaluation.prompts", "evaluation.drift.references"
+    refused = "evaluation.drift.probes"
+    prompts = ((asked,), evaluation.prompts is not None)
+    anything = ((asked, refused, compared), evaluation.wanted)
+    generated = ((asked, refused), evaluation.generates)
     needs = {
         "max_prompts": prompts,
         "reasoning_effort": prompts,
@@ -296,18 +311,20 @@ def evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
         "at_start": anything,
         "eval_steps": anything,
         "drift.reasoning": prompts,
-        "drift.max_references": ("evaluation.drift.references", drift.references is not None),
-        "drift.max_probes": ("evaluation.drift.probes", drift.probes is not None),
+        "drift.max_references": ((compared,), drift.references is not None),
+        "drift.max_probes": ((refused,), drift.probes is not None),
     }
-    for key, (needed, there) in needs.items():
+    for key, (any_of, there) in needs.items():
+        needed = any_of[0]
         section, name = (drift, key[6:]) if key.startswith("drift.") else (evaluation, key)
         value = getattr(section, name)
         if not there and value != type(section).model_fields[name].default:
             yield Contradiction(
-                (f"evaluation.{key}", needed),
+                (f"evaluation.{key}", *any_of),
                 f"{value} without {needed}",
                 "something to evaluate",
                 f"set {needed}, or remove evaluation.{key}",
+                yields=(f"evaluation.{key}",),
             )
     longest, limit = evaluation.max_new_tokens, evaluation.max_analysis_tokens
     if evaluation.prompts is not None and limit is not None and limit >= longest:
@@ -316,18 +333,31 @@ def evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
             f"{limit} with answers of {longest} tokens at most",
             "less than evaluation.max_new_tokens",
             "lower evaluation.max_analysis_tokens, or raise evaluation.max_new_tokens",
+            yields=("evaluation.max_analysis_tokens",),
         )
 
 
 def tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
     """Yield the settings of ``tracking`` that nothing uses."""
-    for key, value in (("project", tracking.project), ("run_name", tracking.run_name)):
-        if value is not None and tracking.wandb == "disabled" and tracking.trackio == "disabled":
+    wandb, trackio = tracking.wandb != "disabled", tracking.trackio != "disabled"
+    both = ("tracking.wandb and tracking.trackio are disabled", "one of them")
+    alone = ("tracking.wandb is disabled", "tracking.wandb")
+    offered = {both: "wandb offline or online, or trackio local", alone: "wandb offline or online"}
+    for key, used, (why, switch) in (
+        ("project", wandb or trackio, both),
+        ("run_name", wandb or trackio or bool(tracking.report_to), both),
+        ("entity", wandb, alone),
+        ("group", wandb, alone),
+        ("tags", wandb, alone),
+    ):
+        value = getattr(tracking, key)
+        if value and not used:
             yield Contradiction(
                 (f"tracking.{key}", "tracking.wandb", "tracking.trackio"),
-                f"{value!r} while tracking.wandb and tracking.trackio are disabled",
-                "wandb offline or online, or trackio local",
-                f"set one of them, or remove tracking.{key}",
+                f"{value!r} while {why}",
+                offered[why, switch],
+                f"set {switch}, or remove tracking.{key}",
+                yields=(f"tracking.{key}",),
             )
 
 
@@ -339,4 +369,5 @@ def distributed_rules(distributed: DistributedSection) -> Iterator[Contradiction
             f"{distributed.strategy} while distributed.num_processes is 1",
             "several processes that share the work",
             "set distributed.num_processes, or remove distributed.strategy",
+            yields=("distributed.strategy",),
         )

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from gptoss_tune.recipe.hints import example_or_default, expected_and_todo, meant_by, unknown_key
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, dotted, shown
 from gptoss_tune.recipe.recipe import SECTIONS, Recipe, section_of
+from gptoss_tune.recipe.rules import Contradiction
 from gptoss_tune.recipe.schema import METHODS, method_name
 from gptoss_tune.recipe.yaml_reader import Document
 
@@ -95,6 +96,19 @@ def _broken_rules(
     fallback: Place,
 ) -> list[Mistake]:
     """Run the rules on the sound fields; leave out what involves a doubtful one."""
+    found = []
+    for broken in _contradictions(values, faulty):
+        paths = [_as_written(_path_of(key), document) for key in broken.keys]
+        if any(_touches(path, doubtful) for path in map(_path_of, broken.keys)):
+            continue
+        places = [document.key_places[path] for path in paths if path in document.key_places]
+        place = places[0] if places else _place_of(paths[0], document) or fallback
+        found.append(Mistake(place, dotted(paths[0]), broken.got, broken.expected, broken.todo))
+    return found
+
+
+def _contradictions(values: dict[str, Any], faulty: Iterable[KeyPath]) -> list[Contradiction]:
+    """Return the rules that the sound fields break."""
     sound = {
         section: dict(values[section]) if isinstance(values.get(section), dict) else {}
         for section in Recipe.model_fields
@@ -109,15 +123,30 @@ def _broken_rules(
         name: section_of(name, settings).model_validate(_STAND_INS.get(name, {}) | settings)
         for name, settings in sound.items()
     }
-    found = []
-    for broken in Recipe.model_construct(**sections).contradictions():
-        paths = [_as_written(_path_of(key), document) for key in broken.keys]
-        if any(_touches(path, doubtful) for path in map(_path_of, broken.keys)):
-            continue
-        places = [document.key_places[path] for path in paths if path in document.key_places]
-        place = places[0] if places else _place_of(paths[0], document) or fallback
-        found.append(Mistake(place, dotted(paths[0]), broken.got, broken.expected, broken.todo))
-    return found
+    return Recipe.model_construct(**sections).contradictions()
+
+
+def overruled(
+    error: ValidationError, values: dict[str, Any]
+) -> tuple[list[Contradiction], list[KeyPath]]:
+    """Return what overrides may have made of a file that was sound: broken rules, unknown keys.
+
+    Args:
+        error: What pydantic said of the values.
+        values: As in ``findings``.
+    """
+    faulty: list[KeyPath] = []
+    unknown: list[KeyPath] = []
+    for item in error.errors(include_url=False):
+        if item["type"] != "recipe_contradiction":
+            faulty.append(_without_method(item["loc"]))
+        if item["type"] == "extra_forbidden":
+            unknown.append(faulty[-1])
+    broken = _contradictions(values, faulty)
+    clear = [
+        one for one in broken if not any(_touches(_path_of(key), set(faulty)) for key in one.keys)
+    ]
+    return clear, unknown
 
 
 def _without_method(location: KeyPath) -> KeyPath:

@@ -52,6 +52,14 @@ def _printable(value: str) -> str:
     return value
 
 
+def _template(value: str) -> str:
+    if not "".join(value.split("\n")).isprintable():
+        raise refuse("text without control characters but line breaks", "remove them")
+    if not value.strip():
+        raise refuse("a template that writes something", "write '{{ column }}'")
+    return value
+
+
 def _path(value: str) -> str:
     if "://" in value:
         raise refuse(
@@ -82,6 +90,11 @@ def _resume(value: str) -> str:
     return value
 
 
+def listed(value: object) -> object:
+    """Read one word as the list that it is short for."""
+    return [value] if isinstance(value, str) else value
+
+
 def _unique(values: list[T]) -> list[T]:
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:
@@ -98,6 +111,8 @@ class PathMark:
 
 
 Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+Template = Annotated[str, Field(min_length=1), AfterValidator(_template)]
+"""Text that may have several lines."""
 PathText = Annotated[Text, AfterValidator(_path), PathMark]
 Resume = Annotated[PathText, AfterValidator(_resume)]
 Date = Annotated[

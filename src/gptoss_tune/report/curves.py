@@ -8,14 +8,15 @@ of both, and their drift, are drawn beside it.
 from __future__ import annotations
 
 from gptoss_tune.harmony.conversation import CHANNELS as TRAINED_CHANNELS
+from gptoss_tune.harmony.conversation import TEXT
 from gptoss_tune.report.plot import Line, chart
 from gptoss_tune.report.read import Run
 from gptoss_tune.report.style import DASHES, colour
 from gptoss_tune.report.text import number
 from gptoss_tune.run.method import Method
 
-CHANNELS = (*TRAINED_CHANNELS, "other")
-"""Channels in the order of the page; ``other`` is what stands in none of the three."""
+CHANNELS = (*TRAINED_CHANNELS, "other", TEXT)
+"""Channels in the order of the page; ``other`` is what stands in none, ``text`` is raw text."""
 WITHOUT_NOISE = ("learning_rate", "memory_gib")
 """Metrics that are drawn without a running mean."""
 _ALL, _GOOD, _BAD = "var(--c0)", "var(--c3)", "var(--c5)"

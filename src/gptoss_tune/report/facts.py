@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gptoss_tune.errors import GptossTuneError
+from gptoss_tune.harmony.conversation import TEXT
 from gptoss_tune.plan.disk import run_files
 from gptoss_tune.plan.gpus import DEFAULT_GPU, GPUS, Gpu
 from gptoss_tune.plan.gpus import card as gpu_card
@@ -127,6 +128,12 @@ def told(run: Run) -> str:
             f'<div class="box bad"><strong>Warnings of the guard</strong>'
             f'<ul class="lines">{items}</ul></div>'
         )
+    if about := [str(line) for line in listing(run.fact("data_warnings"))]:
+        items = "".join(f"<li>{text(line, 600)}</li>" for line in about[:_MOST_WARNINGS])
+        parts.append(
+            '<div class="box"><strong>Told of the data</strong>'
+            f'<ul class="lines">{items}</ul></div>'
+        )
     if odd := not_finite(run):
         items = "".join(f"<li>{text(line, 200)}</li>" for line in odd[:_MOST_WARNINGS])
         parts.append(
@@ -159,12 +166,15 @@ def tokens(run: Run) -> str:
             f"the sums: {count(run.last('tokens'))} tokens read, {count(trained_tokens(run))} "
             "trained.</p>"
         )
-    rows = [_tokens_row("all", account)]
+    # A column of raw text where there is some.
+    has_text = number(mapping(account.get("trained_by_channel")).get(TEXT))
+    channels = [name for name in CHANNELS if name != TEXT or has_text]
+    rows = [_tokens_row("all", account, channels)]
     for one in map(mapping, listing(account.get("by_dataset"))):
         weight = number(one.get("weight"))
         times = f' <span class="soft">x {figure(weight)}</span>' if weight not in (None, 1) else ""
-        rows.append(_tokens_row(text(one.get("path", ""), 300) + times, one))
-    heads = ["dataset", "read", "trained", "share", *CHANNELS]
+        rows.append(_tokens_row(text(one.get("path", ""), 300) + times, one, channels))
+    heads = ["dataset", "read", "trained", "share", *channels]
     return (
         '<p class="note">Tokens read, context included and padding not, and those with a loss '
         "weight, as often as they were used, on all ranks and since the first start. Steps that "
@@ -172,12 +182,12 @@ def tokens(run: Run) -> str:
     )
 
 
-def _tokens_row(name: str, account: dict[str, Any]) -> list[str]:
+def _tokens_row(name: str, account: dict[str, Any], channels: Sequence[str]) -> list[str]:
     read, trained = number(account.get("read")), number(account.get("trained"))
     by_channel = mapping(account.get("trained_by_channel"))
     share = f"{trained / read:.1%}" if read and trained is not None else "–"
-    channels = (count(number(by_channel.get(channel))) for channel in CHANNELS)
-    return [name, count(read), count(trained), share, *channels]
+    counts = (count(number(by_channel.get(channel))) for channel in channels)
+    return [name, count(read), count(trained), share, *counts]
 
 
 def card(run: Run) -> str:

@@ -41,7 +41,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     if len(folders) > MOST_RUNS:
         raise RecipeError(f"got {len(folders)} runs, expected {MOST_RUNS} at most on one page")
     if output is None and len(folders) > 1:
-        raise RecipeError("several runs are compared in a file of their own; name it by --output")
+        raise RecipeError("several runs are compared in a file of their own; name it by --out")
     path = output or RunFolder(folders[0]).report
     runs = [read_run(folder) for folder in folders]
     page = run_page(runs[0]) if len(runs) == 1 else compare_page(runs)

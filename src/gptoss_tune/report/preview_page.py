@@ -18,7 +18,8 @@ from gptoss_tune.harmony.dataset.pair_statistics import (
     dropped,
     dropped_phrases,
 )
-from gptoss_tune.harmony.dataset.statistics import DataStatistics, Overlap, SplitStatistics, reasons
+from gptoss_tune.harmony.dataset.statistics import DataStatistics, SplitStatistics
+from gptoss_tune.harmony.places import Overlap
 from gptoss_tune.harmony.render import Example, Span
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.report.plot import bars
@@ -115,11 +116,10 @@ def _split(name: str, split: SplitStatistics) -> Iterable[str]:
         channels = _both_sides(split.preferences)
     yield f'<div class="figures"><div>{channels}</div>{_histogram(split)}</div>'
     rejected = split.report.rejected
+    mistakes = sorted(split.report.mistakes.values(), key=lambda one: -one.rows)
     if rejected:
-        by_reason = [
-            [text(reason), f"{count:,}"] for reason, count in reasons(rejected).most_common(12)
-        ]
-        yield f"<h3>Why rows were {refused}</h3>" + table(["reason", "rows"], by_reason)
+        items = "".join(f"<li>{text(str(one))}</li>" for one in mistakes[:MOST_LISTED])
+        yield f'<h3>Why rows were {refused}</h3><ul class="lines">{items}</ul>'
         yield _listed(f"{counts['rejected']:,} {refused} rows", rejected)
     yield from _places("Rows with special tokens spelled out in text", split.report.special_text)
     if rows == "conversation":

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptoss_tune.errors import CheckpointError, RecipeError
+from gptoss_tune.errors import CheckpointError
 from gptoss_tune.report.text import number
-from gptoss_tune.run.folder import EVALUATION, METRICS, RECORD, RunFolder
+from gptoss_tune.run.folder import EVALUATION, RunFolder, refuse_no_run
 from gptoss_tune.run.jsonl import read_lines
 from gptoss_tune.run.method import Method, method_of
 from gptoss_tune.run.record import in_new_names, read_unchecked
@@ -105,11 +105,7 @@ def read_run(folder: Path) -> Run:
         RecipeError: It holds no run.
     """
     run, files = Run(folder), RunFolder(folder)
-    if not files.record.is_file() and not files.metrics.is_file():
-        raise RecipeError(
-            f"{folder}: holds no run (neither {RECORD} nor {METRICS}); give the folder that a "
-            "recipe names as train.output_dir"
-        )
+    refuse_no_run(folder)
     run.record = in_new_names(mapping(_json(files.record, run)))
     by_step: dict[int, dict[str, Any]] = {}
     for row in _lines(files.metrics, run):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import chain, islice, takewhile
+from typing import TypeVar
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.dataset.counts import RowCounts
@@ -18,14 +19,20 @@ from gptoss_tune.harmony.dataset.kinds import Rows, SampleKind
 from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.dataset.pair_renderer import PairRenderer
 from gptoss_tune.harmony.dataset.pair_statistics import SIDES
-from gptoss_tune.harmony.dataset.row_renderer import Sample
-from gptoss_tune.harmony.formats.registry import read_row
-from gptoss_tune.harmony.render import Example, Renderer, Span
+from gptoss_tune.harmony.dataset.row_renderer import RowRenderer, Sample
+from gptoss_tune.harmony.document import Document
+from gptoss_tune.harmony.render import Example, Span
 from gptoss_tune.harmony.sources.open import open_source
 from gptoss_tune.harmony.sources.padding import clean_row
 from gptoss_tune.harmony.sources.rows import Located
 from gptoss_tune.harmony.vocabulary import ORDINARY_TOKENS, Vocabulary
 from gptoss_tune.recipe import DataSection, DataSource
+
+_Renderer = TypeVar("_Renderer", bound=RowRenderer)
+_Value = TypeVar("_Value")
+
+_MOST_ROWS_READ = 1000
+"""Rows that are looked at for samples to show, where most are too long or refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +83,25 @@ def first_examples(
 ) -> list[Example]:
     """Return the first samples of the sources in turn, one row of each after the other.
 
-    Rows that cannot be trained on are passed over; the census names them.
+    They are those of training: too long ones are passed over or cut, as the recipe says, documents
+    are in pieces. Rows that cannot be trained on are passed over; the census names them.
     """
-    settings = sample_settings(data)
-    renderer = Renderer(vocabulary, settings.render)
-    rows = [open_source(source).rows() for source in sources]
+    rows = [
+        _with(RowRenderer(vocabulary, sample_settings(data, source=source)), source)
+        for source in sources
+    ]
     examples: list[Example] = []
-    for at, raw in chain.from_iterable(_in_turn(rows)):
+    for renderer, (at, raw) in islice(chain.from_iterable(_in_turn(rows)), _MOST_ROWS_READ):
         if len(examples) >= count:
             break
         try:
             row, _ = clean_row(raw, at)
-            examples += renderer.render(read_row(row, at, settings.reading))
+            found = renderer.read(row, at, RowCounts())
         except DataError:
             continue
+        # The first piece of a long document, so that those of one file do not fill the page.
+        pieces = 1 if isinstance(found.conversation, Document) else None
+        examples += [sample.example for sample in found.samples[:pieces]]
     return examples[:count]
 
 
@@ -171,10 +183,12 @@ def first_preferences(
     They are rendered as for training. Rows that cannot be trained on, and those that are dropped,
     are passed over; the census counts them.
     """
-    renderer = PairRenderer(vocabulary, sample_settings(data, kind))
-    rows = [open_source(source).rows() for source in sources]
+    rows = [
+        _with(PairRenderer(vocabulary, sample_settings(data, kind, source)), source)
+        for source in sources
+    ]
     shown: list[ShownPreference] = []
-    for at, raw in chain.from_iterable(_in_turn(rows)):
+    for renderer, (at, raw) in chain.from_iterable(_in_turn(rows)):
         if len(shown) >= count:
             break
         report = RowCounts()
@@ -222,9 +236,14 @@ def _part(example: Example, start: int, end: int) -> Example:
     )
 
 
-def _in_turn(iterators: list[Iterator[Located]]) -> Iterator[list[Located]]:
+def _with(renderer: _Renderer, source: DataSource) -> Iterator[tuple[_Renderer, Located]]:
+    """Yield the rows of a source, each with what renders it."""
+    return ((renderer, located) for located in open_source(source).rows())
+
+
+def _in_turn(iterators: list[Iterator[_Value]]) -> Iterator[list[_Value]]:
     while iterators:
-        taken: list[Located] = []
+        taken: list[_Value] = []
         for iterator in list(iterators):
             following = next(iterator, None)
             if following is None:

@@ -136,6 +136,8 @@ class RunCard(_Part):
     """What was checked, left out and warned of."""
     verification: list[dict[str, Any]] = []
     """What ``merge`` and ``verify`` found about exports of this run."""
+    data_warnings: list[str] = []
+    """What was told of the data before the first step: rows that teach a wrong habit, lost keys."""
     not_finite: dict[str, str] = {}
     """What is null above because JSON has no form for it: ``{"eval_loss": "nan"}``."""
     unread_metrics: int = 0

@@ -28,8 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError, GptossTuneError, MachineError
 from gptoss_tune.files.atomic import NO_NAMES, disk_errors, free_names, sync, write_text
@@ -287,6 +285,8 @@ def disk_full(run: Path) -> Iterator[None]:
     Raises:
         MachineError: The disk is full, or a quota or limit of file sizes is reached.
     """
+    from safetensors import SafetensorError  # who only reads a run has none
+
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -14,12 +14,13 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from gptoss_tune import __version__
 
-_QUIET = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+_QUIET = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
 _TIMEOUT_S = 10
 _CHANGED, _NOT_ASKED = "-dirty", "-unchecked"
 # The scopes that the user owns; "command" is ours, from the line above.
@@ -61,7 +62,7 @@ def _git(*arguments: str) -> str | None:
         found = subprocess.run(
             ["git", *_QUIET, *arguments],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             check=True,
             timeout=_TIMEOUT_S,
@@ -74,14 +75,16 @@ def _git(*arguments: str) -> str | None:
 
 def hardware() -> dict[str, Any]:
     """Return CPU, memory, GPUs and driver of this machine."""
-    import torch  # only here and below: the commit, and whoever reads a record, needs none of it
+    # Only here and below: the commit, and whoever reads a record, needs none of it.
+    import psutil
+    import torch
 
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     driver = Path("/sys/module/nvidia/version")
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": psutil.virtual_memory().total,
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
         "driver": driver.read_text("utf-8").strip() if gpus and driver.is_file() else None,
     }
@@ -131,3 +134,21 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def peak_memory_bytes(*, children: bool = False) -> int:
+    """Return the largest resident size that this process reached.
+
+    Args:
+        children: Or a child that has ended, where that is more; Windows does not keep it of them.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows, whose processes know their own peak
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss)
+    whose = [resource.RUSAGE_SELF, *([resource.RUSAGE_CHILDREN] if children else [])]
+    peak = max(resource.getrusage(one).ru_maxrss for one in whose)
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes

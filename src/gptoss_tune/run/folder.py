@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptoss_tune.errors import RecipeError
+
 RECORD, RECIPE = "run.json", "recipe.yaml"
 RUN_CARD = "run_card.json"
 """What of a record goes to the Hub with an adapter."""
@@ -27,7 +29,7 @@ _DATA_LINES = "data.json"
 PAIRS = "pairs.json"
 _EVALUATIONS = "evaluation"
 _NONFINITE = "nonfinite"
-WANDB, _TRACKIO = "wandb", "trackio"
+WANDB, _TRACKIO, _TENSORBOARD = "wandb", "trackio", "tensorboard"
 LOCK, STAGING = ".lock", ".staging"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 """The name of a published checkpoint, as Transformers' trainer gives it, with its step."""
@@ -53,7 +55,8 @@ class RunFolder:
           evaluation/        step-N.json, one file an evaluation (evaluations)
           nonfinite/         what the guard left out (nonfinite)
           report.html        the run on one page (report)
-          wandb/ trackio/    what trackers keep here (wandb, trackio)
+          wandb/ trackio/ tensorboard/
+                             what trackers keep here (wandb, trackio, tensorboard)
           .lock .staging/    while a process writes (lock, staging)
 
     Attributes:
@@ -123,6 +126,11 @@ class RunFolder:
         return self.path / _TRACKIO
 
     @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's events."""
+        return self.path / _TENSORBOARD
+
+    @property
     def lock(self) -> Path:
         """There while a process writes: that process and its host."""
         return self.path / LOCK
@@ -139,3 +147,17 @@ class RunFolder:
     def evaluation(self, step: int) -> Path:
         """Return the file of the evaluation at ``step``; ``EVALUATION`` matches its name."""
         return self.evaluations / f"step-{step}.json"
+
+
+def refuse_no_run(folder: Path) -> None:
+    """Refuse a folder in which no run was begun.
+
+    Raises:
+        RecipeError: It holds neither a record nor metrics.
+    """
+    files = RunFolder(folder)
+    if not files.record.is_file() and not files.metrics.is_file():
+        raise RecipeError(
+            f"{folder}: holds no run (neither {RECORD} nor {METRICS}); give the folder that a "
+            "recipe names as train.output_dir"
+        )

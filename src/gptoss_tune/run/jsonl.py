@@ -18,7 +18,7 @@ from typing import Any
 
 from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.files.atomic import disk_errors, replacing
-from gptoss_tune.files.regular import kind_of, open_regular
+from gptoss_tune.files.regular import flag, kind_of, open_regular
 from gptoss_tune.files.strict_json import parse, parse_unchecked
 
 LONGEST_LINE = 16 << 20
@@ -91,11 +91,11 @@ def open_lines(path: Path) -> FileIO:
     Raises:
         MachineError: It cannot be written.
     """
-    opened = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    opened = os.O_WRONLY | os.O_CREAT | os.O_APPEND | flag("O_CLOEXEC")
 
     def open_here(name: str, _: int) -> int:
         # Not through a link, and a pipe without a reader is not waited at.
-        return os.open(name, opened | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        return os.open(name, opened | flag("O_NOFOLLOW") | flag("O_NONBLOCK"), 0o666)
 
     with disk_errors(path):
         if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):

@@ -20,6 +20,8 @@ _WORDS = {
     "orpo": "odds ratio preference optimisation (ORPO)",
     "kto": "Kahneman-Tversky optimisation (KTO)",
 }
+_WITH_TEXT = "supervised fine-tuning and continued pretraining on raw text"
+_TEXT_ALONE = "continued pretraining on raw text"
 _REFERENCES = {
     "base": "the base",
     "init_adapter": "the adapter that the run began from",
@@ -86,7 +88,18 @@ def method_of(record: Mapping[str, Any]) -> Method:
     settings = recipe.get("method", {}) if isinstance(recipe, dict) else None
     name = method_name(settings) if isinstance(settings, dict) else ""
     known = name if name in METHODS else ""
-    return Method(known, _WORDS.get(known, ""), settings if isinstance(settings, dict) else {})
+    words = _WORDS.get(known, "")
+    if known == "sft" and (trained := _trained_by_channel(record)).get("text"):
+        words = _WITH_TEXT if len(trained) > 1 else _TEXT_ALONE
+    return Method(known, words, settings if isinstance(settings, dict) else {})
+
+
+def _trained_by_channel(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return the channels that tokens were trained of, as far as the record says."""
+    tokens = record.get("tokens")
+    found = tokens.get("trained_by_channel") if isinstance(tokens, dict) else None
+    counts = found.items() if isinstance(found, dict) else ()
+    return {name: count for name, count in counts if _is_sane(count, int) and count}
 
 
 def reference_name(of: object) -> str:

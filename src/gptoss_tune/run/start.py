@@ -6,6 +6,7 @@ the same run is continued from its newest complete checkpoint.
 
 from __future__ import annotations
 
+import os
 import secrets
 import shlex
 import shutil
@@ -67,22 +68,10 @@ def claim(train: TrainSection, lock: FolderLock) -> Start:
     folder, resume = Path(train.output_dir), train.resume
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        content = [path for path in folder.iterdir() if path.name not in _NOTHING]
-    refuse_links(folder, _LEFT_LINKS)
-    if content and not RunFolder(folder).record.exists():
-        raise RecipeError(
-            f"train.output_dir: {folder} is not empty and holds no run of gptoss-tune; choose an "
-            "empty or new folder"
-        )
+        content = _content(folder)
+    _refuse_foreign(folder, content)
     notes = lock.take(folder)
-    record = _record(folder) if content else None
-    if record is not None and resume == "never":
-        raise RecipeError(
-            f"train.output_dir: {folder} holds a run already and train.resume is never; choose "
-            "another folder, or continue it with train.resume=auto"
-        )
-    if record is not None and record.get("status") == "finished":
-        raise RecipeError(_finished(folder, train))
+    record = _continued_record(train) if content else None
     if resume not in ("auto", "never"):
         return _named(folder, Path(resume).resolve(), notes, record)
     if record is None:
@@ -101,6 +90,79 @@ def claim(train: TrainSection, lock: FolderLock) -> Start:
             tuple(record["changes"]),
         )
     return _continued(folder, *found, notes, record)
+
+
+def refuse_folder(train: TrainSection) -> None:
+    """Refuse an output folder that ``claim`` would refuse; writes nothing and takes no lock.
+
+    Args:
+        train: Names the folder, and where to resume.
+
+    Raises:
+        RecipeError: As ``claim``; or the path leads through a file.
+        CheckpointError: The checkpoint to resume is no folder of one.
+        MachineError: The folder cannot be made, or not be written.
+    """
+    folder = Path(train.output_dir)
+    if train.resume not in ("auto", "never"):
+        checkpoint = Path(train.resume)
+        if not checkpoint.is_dir():
+            raise CheckpointError(
+                f"train.resume: {checkpoint}: no such folder; name a checkpoint, as in "
+                "runs/first/checkpoint-100, or set it to auto"
+            )
+        checkpoints.step_of(checkpoint.resolve())
+    there = existing_part(folder)
+    if not there.is_dir():
+        raise RecipeError(
+            f"train.output_dir: {there} is a file; expected a folder, or a place for a new one"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise MachineError(
+            f"train.output_dir: no right to write into {there}; choose another folder"
+        )
+    if there != folder:
+        return
+    with disk_errors(folder):
+        content = _content(folder)
+    _refuse_foreign(folder, content)
+    if content:
+        _continued_record(train)
+
+
+def existing_part(path: Path) -> Path:
+    """Return a path, or the nearest of the folders above it that is there."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _content(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name not in _NOTHING]
+
+
+def _refuse_foreign(folder: Path, content: list[Path]) -> None:
+    """Refuse a folder that holds something else than a run."""
+    refuse_links(folder, _LEFT_LINKS)
+    if content and not RunFolder(folder).record.exists():
+        raise RecipeError(
+            f"train.output_dir: {folder} is not empty and holds no run of gptoss-tune; choose an "
+            "empty or new folder"
+        )
+
+
+def _continued_record(train: TrainSection) -> dict[str, Any]:
+    """Return the record of the run that the folder holds, if that may be continued."""
+    folder = Path(train.output_dir)
+    record = _record(folder)
+    if train.resume == "never":
+        raise RecipeError(
+            f"train.output_dir: {folder} holds a run already and train.resume is never; choose "
+            "another folder, or continue it with train.resume=auto"
+        )
+    if record.get("status") == "finished":
+        raise RecipeError(_finished(folder, train))
+    return record
 
 
 def _finished(folder: Path, train: TrainSection) -> str:
@@ -178,7 +240,7 @@ def check_disk(folder: Path, files: RunFiles) -> None:
         if path.is_file()
     )
     needed = files.total - min(there, files.checkpoint * (files.checkpoints - 1))
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(existing_part(folder)).free
     if free < needed:
         raise MachineError(
             f"{folder}: the run needs {needed / 2**30:.1f} GiB for its checkpoints and adapter, "

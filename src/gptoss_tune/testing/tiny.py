@@ -39,10 +39,9 @@ from gptoss_tune.harmony.vocabulary import (
 )
 from gptoss_tune.shipped import shipped
 from gptoss_tune.weights.config import QUANTIZATION_CONFIG
-from gptoss_tune.weights.names import MXFP4_BLOCK
+from gptoss_tune.weights.names import INDEX_NAME, MXFP4_BLOCK
 from gptoss_tune.weights.safetensors_file import TensorSpec
 from gptoss_tune.weights.write import (
-    INDEX_NAME,
     MAX_SHARD_SIZE,
     index_json,
     plan_shards,

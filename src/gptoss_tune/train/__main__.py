@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from gptoss_tune.errors import RecipeError, run_command
+from gptoss_tune.preflight.training import look_before_training
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.recipe.load import places
+from gptoss_tune.train.distributed.start_processes import CHECKED
 from gptoss_tune.train.entrypoint import starting
 
 _USAGE = "accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-change NAME ...]"
@@ -19,9 +23,23 @@ def main() -> None:
 
 def _train(arguments: list[str]) -> None:
     arguments, allow_change = _without_changes(arguments)
+    on_cpu = "--on-cpu" in arguments
+    arguments = [argument for argument in arguments if argument != "--on-cpu"]
     if not arguments:
         raise RecipeError(f"no recipe was given; usage: {_USAGE}")
     recipe = load_recipe(arguments[0], arguments[1:])
+    if CHECKED not in os.environ:
+        unusual = look_before_training(
+            arguments[0],
+            recipe,
+            places(arguments[0], arguments[1:]),
+            allow_change=allow_change,
+            launched="WORLD_SIZE" in os.environ,
+            on_cpu=on_cpu,
+        )
+        if os.environ.get("RANK", "0") == "0":
+            for line in unusual:
+                sys.stderr.write(f"warning: {line}\n")
     with starting():
         from gptoss_tune.train.run import train
 

@@ -19,7 +19,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from gptoss_tune.errors import RunInterrupted
+from gptoss_tune.terminal import loading
 from gptoss_tune.train.distributed.stop_signals import stop_signals
+
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 @contextmanager
@@ -29,15 +32,20 @@ def starting() -> Iterator[None]:
     taken = [number for number in stop_signals() if number != signal.SIGINT]
     previous = {number: signal.signal(number, _end) for number in taken}
     try:
-        quiet_libraries()
-        yield
+        with loading("torch, transformers and the rest"):
+            quiet_libraries()
+            yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    sys.stderr.write("stopped: a signal came before the run began; the same command starts it\n")
+    # The spinner hides the cursor, and nothing comes after this line.
+    shown = _SHOW_CURSOR if sys.stderr.isatty() else ""
+    sys.stderr.write(
+        f"{shown}stopped: a signal came before the run began; the same command starts it\n"
+    )
     sys.stderr.flush()
     os._exit(RunInterrupted.exit_code)
 

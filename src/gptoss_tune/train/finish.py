@@ -14,12 +14,14 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from gptoss_tune.display import visible
 from gptoss_tune.errors import GptossTuneError, GuardError, RunInterrupted
 from gptoss_tune.report.page import write_report
 from gptoss_tune.run import card, checkpoints
 from gptoss_tune.run.checkpoints import disk_full
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
+from gptoss_tune.terminal import next_commands
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
 from gptoss_tune.train.guard.guard import Guard
@@ -141,7 +143,20 @@ def finish(trainer: MethodTrainer, context: RunContext, eval_loss: float | None)
     )
     if trainer.args.should_save:
         write_run_report(run, console)
+        for line in next_commands(after_training(run)):
+            console.print(visible(line))
     return summary
+
+
+def after_training(run: Path) -> list[tuple[list[str], str]]:
+    """Return what most people do with a finished run."""
+    name = str(run)
+    merged = ["merge", name, "--format", "bf16", "--out", f"{name}-merged"]
+    return [
+        (["gptoss-tune", "chat", name], "talk to it"),
+        (["gptoss-tune", *merged], "one checkpoint for vLLM, SGLang, transformers"),
+        (["gptoss-tune", "push", name, "--repo", f"YOU/{run.resolve().name}"], "to the Hub"),
+    ]
 
 
 def write_run_report(run: Path, console: Console) -> None:

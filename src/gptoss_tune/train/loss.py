@@ -57,7 +57,7 @@ class LossMeter:
     """Running loss sums by channel, kept on the device and read only when something is logged.
 
     Attributes:
-        totals: ``[2, 4]`` fp64 by channel: the summed losses, and the number of tokens they are of.
+        totals: ``[2, 5]`` fp64 by channel: the summed losses, and the number of tokens they are of.
         weighted: ``[2]`` fp64: the weighted loss sum, and the summed weights.
     """
 
@@ -83,7 +83,8 @@ class LossMeter:
             reduced: The meter's ``state()`` summed over all ranks; ``None``: this rank alone.
         """
         state = (self.state() if reduced is None else reduced).cpu()
-        sums, counts, weighted = state[:4], state[4:8], state[8:]
+        kinds = len(CHANNEL_NAMES)
+        sums, counts, weighted = state[:kinds], state[kinds : 2 * kinds], state[2 * kinds :]
         logs = {
             f"loss_{name}": float(total / count)
             for name, total, count in zip(CHANNEL_NAMES, sums, counts, strict=True)
@@ -100,5 +101,5 @@ class LossMeter:
         self.weighted.zero_()
 
     def state(self) -> Tensor:
-        """Return ``[10]`` fp64, which may be summed over ranks."""
+        """Return ``[12]`` fp64, which may be summed over ranks."""
         return torch.cat((self.totals.flatten(), self.weighted))

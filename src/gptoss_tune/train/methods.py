@@ -67,8 +67,12 @@ class Method:
     prepare: Callable[[RunContext, PeftModel, Dataset, Dataset | None], Prepared]
 
 
-def rendered_rows(context: RunContext) -> tuple[Dataset, Dataset | None]:
+def rendered_rows(context: RunContext, told: list[str]) -> tuple[Dataset, Dataset | None]:
     """Render the data on rank 0 first, so that the others read its cache.
+
+    Args:
+        context: The run.
+        told: Gets what is lost of the data or may be meant otherwise, which is printed too.
 
     Raises:
         DataError: A row or file cannot be trained on.
@@ -77,6 +81,7 @@ def rendered_rows(context: RunContext) -> tuple[Dataset, Dataset | None]:
     vocabulary, seed = load_vocabulary(context.base.path), recipe.train.seed
 
     def tell(line: str) -> None:
+        told.append(line)
         context.console.print(visible(line), soft_wrap=True, highlight=False, markup=False)
 
     load = partial(

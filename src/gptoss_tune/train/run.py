@@ -50,11 +50,13 @@ from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.methods import METHODS, Method, Prepared, rendered_rows
 from gptoss_tune.train.metrics.console import run_console
+from gptoss_tune.train.metrics.installed import refuse_missing_tracker
+from gptoss_tune.train.metrics.library_tracker import LibraryTracker
 from gptoss_tune.train.metrics.metrics_file import MetricsFile, cut_back
 from gptoss_tune.train.metrics.progress import ProgressDisplay
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
 from gptoss_tune.train.metrics.trackers import Tracker
-from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker, refuse_missing_tracker
+from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker
 from gptoss_tune.train.metrics.wandb_tracker import WandbTracker
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.observers.observers import StepObservers
@@ -152,7 +154,8 @@ def _train(
     recipe, console, state = context.recipe, context.console, context.state
     _refuse_uneven_experts(context)
     method = METHODS[recipe.method.name](recipe.method, recipe.lora)
-    train_set, eval_set = rendered_rows(context)
+    told: list[str] = []
+    train_set, eval_set = rendered_rows(context, told)
     evaluator = None
     if recipe.evaluation.wanted:
         vocabulary = load_vocabulary(context.base.path)
@@ -183,6 +186,8 @@ def _train(
     if state.is_main_process:
         _open_record(context, identity)
         fitted.record(context.run)
+        if told:
+            update_record(context.run, data_warnings=told)
     state.wait_for_everyone()
     try:
         eval_loss = _run(context, trainer, asked, held_out=eval_set is not None)
@@ -335,7 +340,7 @@ def _trackers(context: RunContext, run_id: str) -> list[Tracker | ProgressDispla
         trackers.append(WandbTracker(tracking, run, config, run_id))
     if tracking.trackio != "disabled":
         trackers.append(TrackioTracker(tracking, run, config))
-    return trackers
+    return [*trackers, *(LibraryTracker(name, tracking, run) for name in tracking.report_to)]
 
 
 def _open_record(context: RunContext, identity: Identity) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from gptoss_tune.errors import MachineError
 from gptoss_tune.harmony.vocabulary import NAMED_SPECIAL_TOKENS
@@ -18,6 +18,11 @@ _OPTIMIZERS = {
     "adamw_8bit": "adamw_8bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+_CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    else "gradient_checkpointing"  # transformers 5.22 and before
+)
 
 
 def trainer_arguments(train: TrainSection, *, held_out: bool, dtype: str) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def trainer_arguments(train: TrainSection, *, held_out: bool, dtype: str) -> dic
         "adam_epsilon": train.adam_epsilon,
         "max_grad_norm": train.max_grad_norm,
         # Checkpointing is switched on by model.memory, which keeps the router's choice.
-        "gradient_checkpointing": False,
+        _CHECKPOINTING: False,
         "bf16": dtype == "bfloat16",
         "logging_strategy": "steps",
         "logging_steps": train.logging_steps,

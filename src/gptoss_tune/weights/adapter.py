@@ -11,9 +11,7 @@ is wrong.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,25 +22,21 @@ from torch import Tensor
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.files.paths import inside
-from gptoss_tune.run.checkpoints import published
-from gptoss_tune.run.folder import ADAPTER, RUN_CARD
 from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter_config import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     SWAPPING_PEFT,
-    find_adapter,
     read_adapter_config,
     saved_by_swapping_peft,
 )
 from gptoss_tune.weights.adapter_targets import PREFIX, Target, targets_of
-from gptoss_tune.weights.checkpoint import HUB_NAME, download
 from gptoss_tune.weights.hashes import refuse_damaged
 from gptoss_tune.weights.layouts import ONE_BY_ONE, without_wrappers
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
+from gptoss_tune.weights.sources import adapter_folder
 
-_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_CARD, "config.json")
 _NAMED_FACTOR = re.compile(r"(.*\.lora_[AB])\.[\w-]+(\.weight)")
 """A factor with the adapter's name in its own, as in a state dict: ``lora_A.default.weight``."""
 
@@ -282,94 +276,3 @@ def open_adapter(
             "the base of the training with --base, or accept this one with --other-base"
         )
     return adapter
-
-
-def adapter_folder(path: str | Path) -> Path:
-    """Return the folder with ``adapter_config.json`` for a run or an adapter.
-
-    Args:
-        path: A run's or an adapter's folder, or the name of an adapter on the Hub.
-
-    Raises:
-        CheckpointError: Neither is there.
-        HubError: No such repository, no access, or no answer.
-    """
-    named, path = str(path), Path(os.path.expanduser(path))
-    folder = find_adapter(path)
-    if folder is not None:
-        return folder
-    if is_name_on_hub(named):
-        return _downloaded(named)
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; expected a run or an adapter")
-    checkpoints = published(path)
-    if checkpoints:
-        raise CheckpointError(
-            f"{path}: the run has not finished and has no adapter yet; resume it, or name its "
-            f"newest checkpoint {checkpoints[0]}"
-        )
-    raise CheckpointError(
-        f"{path}: holds no {ADAPTER_CONFIG}, nor does its folder {ADAPTER}/; expected a run of "
-        "gptoss-tune or a PEFT adapter"
-    )
-
-
-def is_name_on_hub(path: str | Path) -> bool:
-    """Return whether a text names a repository on the Hub and nothing on this machine.
-
-    ``runs/mine`` beside a folder ``runs`` is a run that is not there, and no name on the Hub.
-    """
-    place = Path(path)
-    return HUB_NAME.fullmatch(str(path)) is not None and not place.parent.exists()
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Return whether a folder, or a repository on the Hub, holds an adapter and no whole model.
-
-    Raises:
-        HubError: No such repository, no access, or no answer.
-    """
-    place = Path(os.path.expanduser(path))
-    if is_name_on_hub(path):
-        place = download(str(path), None, _ADAPTER_FILES)
-        return (place / ADAPTER_CONFIG).is_file() and not (place / "config.json").is_file()
-    return place.is_dir() and not (place / "config.json").is_file()
-
-
-def _downloaded(name: str) -> Path:
-    """Return the folder of an adapter on the Hub, its own files alone."""
-    folder = download(name, None, _ADAPTER_FILES)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise CheckpointError(
-            f"'{name}' on the Hub holds no {ADAPTER_CONFIG}; expected an adapter, not a whole model"
-        )
-    if (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"'{name}' on the Hub holds {ADAPTER_CONFIG} beside a whole model; which of the two is "
-            "meant cannot be told, remove one of them there"
-        )
-    return folder
-
-
-def base_name(adapters: Iterable[str | Path]) -> tuple[str, str | None]:
-    """Return name and revision of the base that the adapters were trained on.
-
-    Raises:
-        CheckpointError: The adapters name no base, or different ones.
-    """
-    named: dict[tuple[str, str | None], Path] = {}
-    for path in adapters:
-        folder = adapter_folder(path)
-        config = read_adapter_config(folder)
-        name = record_of_adapter(folder).get("base", {}).get("name") or config.get(
-            "base_model_name_or_path"
-        )
-        if not name:
-            raise CheckpointError(f"{folder / ADAPTER_CONFIG}: names no base; give it with --base")
-        named[(name, config.get("revision"))] = folder
-    if len(named) != 1:
-        listed = ", ".join(f"{folder}: {name}" for (name, _), folder in named.items())
-        raise CheckpointError(
-            f"the adapters were trained on different bases ({listed}); give --base"
-        )
-    return next(iter(named))

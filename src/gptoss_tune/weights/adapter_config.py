@@ -224,7 +224,7 @@ def matching(
             [sys.executable, "-I", "-S", "-c", _MATCHER],
             input=json.dumps([function, regex, names]),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=_TIMEOUT_S,
             check=True,
         )

@@ -12,10 +12,7 @@ warning and fills them with random numbers.
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.display import one_line
-from gptoss_tune.errors import CheckpointError, HubError
+from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights.config import check_companions, read_config
@@ -33,16 +30,11 @@ from gptoss_tune.weights.layouts import (
     refuse_unread_files,
     released_names,
 )
-from gptoss_tune.weights.names import ExpertFormat, expected_shapes
+from gptoss_tune.weights.names import INDEX_NAME, SINGLE_NAME, ExpertFormat, expected_shapes
 from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
-from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME, natural_order
+from gptoss_tune.weights.sources import resolve
+from gptoss_tune.weights.write import natural_order
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = (
-    *("*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"),
-    "README.md",  # it says under which licence the weights stand
-)
-_HUB_OTHER_LAYOUTS = ["original/*", "metal/*"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FINGERPRINT_BYTES = 4096  # of each tensor, in the fingerprint of earlier versions
 
@@ -235,63 +227,6 @@ def open_checkpoint(
     if not translate:
         checkpoint.require_released_names()
     return checkpoint
-
-
-def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
-    """Return the local folder of a checkpoint, downloading it when it is a name on the Hub."""
-    path = Path(os.path.expanduser(name_or_path))
-    if path.is_dir():
-        if revision is not None:
-            raise CheckpointError(
-                f"{path} is a folder, which has no revision '{revision}'; remove the revision or "
-                "name a repository on the Hub"
-            )
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path}: is a file; expected the folder that holds config.json")
-    if not HUB_NAME.fullmatch(str(name_or_path)):
-        raise CheckpointError(
-            f"{path}: no such folder; expected a folder with config.json or a name on the Hub "
-            "such as openai/gpt-oss-20b"
-        )
-    return download(str(name_or_path), revision, _HUB_FILES)
-
-
-def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Return the folder of those files of a Hub repository whose names match ``patterns``.
-
-    Raises:
-        HubError: No such repository or revision, no access, or no answer.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=list(patterns),
-            ignore_patterns=_HUB_OTHER_LAYOUTS,
-        )
-    except GatedRepoError as error:
-        reason = "it is gated: accept its licence on the Hub and log in with `hf auth login`"
-        raise HubError(f"cannot download '{name}': {reason}") from error
-    except RepositoryNotFoundError as error:
-        reason = "no folder and no repository has this name, or it is private and you are not "
-        raise HubError(f"cannot download '{name}': {reason}logged in (`hf auth login`)") from error
-    except RevisionNotFoundError as error:
-        raise HubError(f"'{name}' has no revision '{revision}' on the Hub") from error
-    except (LocalEntryNotFoundError, HTTPError, HfHubHTTPError, OSError) as error:
-        reason = "no folder has this name, it is not in the cache and the Hub did not answer"
-        raise HubError(f"cannot download '{name}': {reason} ({type(error).__name__})") from error
-    return Path(folder)
 
 
 def _open_files(path: Path) -> list[SafetensorsFile]:

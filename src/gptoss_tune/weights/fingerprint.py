@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.files.positioned import read_at
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.harmony.dataset.cache import cache_folder
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
@@ -81,15 +82,16 @@ def _digests(file: SafetensorsFile) -> dict[str, str]:
 def _tensor_hash(file: SafetensorsFile, name: str) -> str:
     entry, digest = file.entries[name], hashlib.sha256()
     at, end = entry.offset, entry.offset + entry.spec.nbytes
+    piece = memoryview(bytearray(min(_PIECE, entry.spec.nbytes)))
     while at < end:
-        piece = os.pread(file.descriptor, min(_PIECE, end - at), at)
-        if not piece:
+        count = read_at(file.descriptor, piece[: end - at], at)
+        if not count:
             raise CheckpointError(
                 f"{file.path}: ends at byte {at}, '{name}' was expected to reach {end}; the file "
                 "was cut while it was read, copy it again"
             )
-        digest.update(piece)
-        at += len(piece)
+        digest.update(piece[:count])
+        at += count
     return digest.hexdigest()
 
 
@@ -128,6 +130,8 @@ def _remember(file: SafetensorsFile, facts: dict[str, Any]) -> None:
     # Without room for a cache the file is read again the next time, and nothing else is lost.
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as part:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=place.parent, delete=False
+        ) as part:
             part.write(json.dumps(facts) + "\n")
         os.replace(part.name, place)

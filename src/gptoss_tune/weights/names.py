@@ -18,6 +18,8 @@ from gptoss_tune.plan.weights import MXFP4_BLOCK
 
 ExpertFormat = Literal["mxfp4", "bf16"]
 
+INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
+"""Files of a checkpoint: the index of its shards, or all in one."""
 EXPERT_PROJECTIONS = ("gate_up_proj", "down_proj")
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 

@@ -1,10 +1,10 @@
-"""One safetensors file: its header, its tensors by ``pread``, and a writer with a planned layout.
+"""One safetensors file: its header, its tensors read by offset, and a writer with a planned layout.
 
 The format is eight bytes of header length, a JSON header ``{name: {dtype, shape, data_offsets}}``
 and the tensors' bytes without holes. Reading the header is enough to know whether a file is whole,
 which is why every check here costs no more than that.
 
-Tensors are read with ``pread`` into memory of their own. The rejected alternative is the memory map
+Tensors are read into memory of their own. The rejected alternative is the memory map
 of ``safetensors.safe_open``: it is as fast, but a map keeps every page it touched inside the
 process, so the bound "a few tensors" could be neither promised nor measured; and a file truncated
 under a map kills the process with SIGBUS instead of raising.
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.files.positioned import read_at
+from gptoss_tune.files.regular import flag
 from gptoss_tune.files.strict_json import parse
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -120,7 +122,8 @@ class SafetensorsFile:
     def first_bytes(self, name: str, count: int) -> bytes:
         """Return at most ``count`` bytes from the start of the tensor's data."""
         entry = self.entries[name]
-        return os.pread(self.descriptor, min(count, entry.spec.nbytes), entry.offset)
+        found = memoryview(bytearray(min(count, entry.spec.nbytes)))
+        return bytes(found[: read_at(self.descriptor, found, entry.offset)])
 
     def prefetch(self, name: str) -> None:
         """Ask the kernel to read ``name`` ahead of its use; returns at once."""
@@ -134,7 +137,7 @@ class SafetensorsFile:
     def descriptor(self) -> int:
         """The open file descriptor, opened on first use."""
         if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
+            self._descriptor = os.open(self.path, os.O_RDONLY | flag("O_BINARY"))
         return self._descriptor
 
     def close(self) -> None:
@@ -155,7 +158,7 @@ class SafetensorsFile:
         view = tensor.view(-1).view(torch.uint8).numpy().data
         done = 0
         while done < len(view):
-            count = os.preadv(self.descriptor, [view[done:]], offset + done)
+            count = read_at(self.descriptor, view[done:], offset + done)
             if count == 0:
                 raise CheckpointError(
                     f"{self.path}: ends at byte {offset + done}, a tensor was expected to reach "

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import create, disk_errors, to_json
+from gptoss_tune.files.positioned import read_at, write_at
+from gptoss_tune.weights.names import SINGLE_NAME
 from gptoss_tune.weights.safetensors_file import (
     SafetensorsFile,
     TensorSpec,
@@ -28,11 +30,7 @@ from gptoss_tune.weights.safetensors_file import (
 MAX_SHARD_SIZE = 5_000_000_000
 """Bytes of tensors in one file at most, as on the Hub (one tensor may be larger)."""
 
-_LARGEST_WRITE = 1 << 30
 _COPY_BUFFER = 16 << 20
-
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class ShardWriter:
         """Create the file and write its header."""
         with disk_errors(self.path):
             self._descriptor = create(self._part)
-            _write_at(self._descriptor, memoryview(self._start), 0)
+            write_at(self._descriptor, memoryview(self._start), 0)
         return self
 
     def write(self, name: str, tensor: Tensor, first_row: int = 0) -> None:
@@ -121,7 +119,7 @@ class ShardWriter:
         assert tensor.dtype == spec.dtype and tensor.shape[1:] == spec.shape[1:], name
         row = spec.nbytes // max(1, spec.shape[0]) if spec.shape else spec.nbytes
         with disk_errors(self.path):
-            _write_at(self._descriptor, tensor_bytes(tensor), self._offsets[name] + first_row * row)
+            write_at(self._descriptor, tensor_bytes(tensor), self._offsets[name] + first_row * row)
         self._missing -= tensor.nbytes
 
     def copy(self, name: str, source: SafetensorsFile) -> None:
@@ -154,17 +152,17 @@ class ShardWriter:
                 assert self._missing == 0, f"{self.path}: {self._missing} bytes were never written"
                 with disk_errors(self.path):
                     os.fsync(self._descriptor)
+                self._close()  # Windows renames no open file
+                with disk_errors(self.path):
                     self._part.replace(self.path)
         finally:
-            os.close(self._descriptor)
+            self._close()
             self._part.unlink(missing_ok=True)
 
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of ``data`` at ``offset``."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done : done + _LARGEST_WRITE], offset + done)
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _copy_range(source: int, start: int, target: int, offset: int, count: int) -> int:
@@ -192,10 +190,10 @@ def _copy_range(source: int, start: int, target: int, offset: int, count: int) -
     buffer = bytearray(min(count, _COPY_BUFFER))
     view = memoryview(buffer)
     while done < count:
-        read = os.preadv(source, [view[: min(len(view), count - done)]], start + done)
+        read = read_at(source, view[: count - done], start + done)
         if read == 0:
             break
-        _write_at(target, view[:read], offset + done)
+        write_at(target, view[:read], offset + done)
         done += read
     return done
 

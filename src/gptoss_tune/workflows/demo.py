@@ -22,8 +22,10 @@ from rich.table import Table
 
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import DataSection, load_recipe
+from gptoss_tune.run.environment import peak_memory_bytes
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.shipped import shipped
+from gptoss_tune.terminal import next_commands
 
 if TYPE_CHECKING:
     from gptoss_tune.harmony.render import Example
@@ -32,7 +34,7 @@ _ROOM_FOR_ANSWER = 48
 _SAME_LOGITS = 0.01
 """Of the largest logit: how far the median row of a right merge may be off."""
 _LEARNT = 0.8
-_LEFT_BY_DEMO = ("base", "run", "merged", ".merged.incomplete")
+_LEFT_BY_DEMO = ("base", "run", "merged", ".merged.incomplete", ".merged.incomplete.lock")
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def run_demo(folder: Path, console: Console, changes: Sequence[str] = ()) -> boo
         changes: ``key=value`` for the recipe; ``data.train`` in place of the demo's rows.
 
     Returns:
-        Whether the model learnt at least 80 % of its answers and the merged file gives the
-        adapter's logits.
+        Whether the merged file gives the adapter's logits, and, with the recipe as it is, the model
+        learnt at least 80 % of its answers.
 
     Raises:
         MachineError: The training process failed.
@@ -90,14 +92,15 @@ def _demo(folder: Path, console: Console, changes: Sequence[str]) -> bool:
     console.rule("1 of 4  a tiny random gpt-oss in the released layout")
     _write_base(base, console)
     examples, texts = _rows(recipe.data, base)
-    before = judge(_plain(base), examples, texts)
+    before = _judge("the base", _plain(base), examples, texts, console)
     console.rule("2 of 4  fine-tuning, experts resident in MXFP4")
     trained_s = _launch(recipe_path, overrides, console)
     console.rule("3 of 4  merging into bf16 safetensors")
     merged_s = _merge(run.adapter, merged, console)
     console.rule("4 of 4  reloading with plain transformers")
-    adapted = judge(_plain(base, run.adapter), examples, texts)
-    after = judge(_plain(merged), examples, texts)
+    tuned = _plain(base, run.adapter)
+    adapted = _judge("base and adapter", tuned, examples, texts, console)
+    after = _judge("the merged file", _plain(merged), examples, texts, console)
     _show_answers(examples, texts, before, after, console)
     typical, largest, scale = _difference(adapted, after)
     rows = [
@@ -112,17 +115,31 @@ def _demo(folder: Path, console: Console, changes: Sequence[str]) -> bool:
         ("training", f"{trained_s:.0f} s"),
         ("merge", f"{merged_s:.1f} s"),
         ("whole demo", f"{time.monotonic() - started:.0f} s"),
-        ("peak memory", f"{_peak_gib():.1f} GiB"),
+        ("peak memory", f"{peak_memory_bytes(children=True) / 2**30:.1f} GiB"),
         ("the run on one page", str(run.report)),
     ]
     _print_tables(rows, facts, console)
-    return _holds(before, adapted, after)
+    if changes:
+        console.print("with a change of yours the demo asks only that the merge is right")
+    _print_next(run.path, merged, console)
+    return _holds(before, adapted, after, learns=not changes)
+
+
+def _print_next(run: Path, merged: Path, console: Console) -> None:
+    own = ["train", "gpt-oss-20b/qlora", "data.train=my.jsonl", "data.eval=null"]
+    commands = [
+        (["gptoss-tune", "report", str(run), "--open"], "the run on one page"),
+        (["gptoss-tune", "chat", str(merged)], "talk to it: it knows its 24 rows, nothing else"),
+        (["gptoss-tune", *own], "20b on your own rows, on a GPU"),
+    ]
+    for line in next_commands(commands):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier demo left in ``folder``, and nothing else."""
+    """Remove what an earlier demo left in ``folder``; other runs may lie beside it, and stay."""
     if folder.is_dir():
-        strange = sorted(path.name for path in folder.iterdir() if path.name not in _LEFT_BY_DEMO)
+        strange = sorted(path.name for path in folder.iterdir() if not _may_lie_there(path))
         if strange:
             raise RecipeError(
                 f"--folder: {folder} holds '{strange[0]}', which no demo left there; choose an "
@@ -130,7 +147,23 @@ def _clear(folder: Path) -> None:
             )
     elif folder.exists():
         raise RecipeError(f"--folder: {folder} is a file; choose an empty or new folder")
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in _LEFT_BY_DEMO:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _may_lie_there(path: Path) -> bool:
+    """Return whether ``path`` is of a demo, or a run: the tiny recipes train beside its base."""
+    return path.name in _LEFT_BY_DEMO or RunFolder(path).record.is_file()
+
+
+def _judge(
+    name: str, model: Any, examples: Sequence[Example], texts: Sequence[str], console: Console
+) -> Judgement:
+    """Return ``judge`` of a model, a sign of life meanwhile, and say in a line what was found."""
+    with console.status(f"{name} answers {len(texts)} rows"):
+        found = judge(model, examples, texts)
+    console.print(f"{name}: {found.exact:.0%} of {len(texts)} answers right, loss {found.loss:.2f}")
+    return found
 
 
 def judge(model: Any, examples: Sequence[Example], texts: Sequence[str]) -> Judgement:
@@ -250,10 +283,13 @@ def _run(arguments: list[str], shown: str, console: Console) -> float:
     return time.monotonic() - started
 
 
-def _holds(before: Judgement, adapted: Judgement, merged: Judgement) -> bool:
-    """Return whether the model learnt its answers, and the merged file is what learnt them."""
+def _holds(
+    before: Judgement, adapted: Judgement, merged: Judgement, *, learns: bool = True
+) -> bool:
+    """Return whether the merged file is what was trained, and where it ``learns``, has learnt."""
     typical, _, scale = _difference(adapted, merged)
-    return merged.exact >= _LEARNT and before.exact == 0 and typical < _SAME_LOGITS * scale
+    same = typical < _SAME_LOGITS * scale
+    return same and (not learns or (merged.exact >= _LEARNT and before.exact == 0))
 
 
 def _difference(adapted: Judgement, merged: Judgement) -> tuple[float, float, float]:
@@ -282,7 +318,7 @@ def _show_answers(
     for index in range(min(5, len(texts))):
         first, then = before.answers[index], after.answers[index]
         table.add_row(
-            examples[index].source.rpartition("/")[2],
+            Path(examples[index].source).name,
             texts[index],
             json.dumps(first) if first else "(no harmony)",
             then or "(no harmony)",
@@ -309,14 +345,3 @@ def _print_tables(
 def _mb(folder: Path) -> str:
     nbytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     return f"{nbytes / 1e6:.1f} MB"
-
-
-def _peak_gib() -> float:
-    """Return the largest resident size that this process or a child of it reached."""
-    import resource
-
-    sizes = [
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
-    return max(sizes) / 2**20 if sys.platform != "darwin" else max(sizes) / 2**30

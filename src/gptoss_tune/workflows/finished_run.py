@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.hub.files import collect
+from gptoss_tune.export.hub.name import check_name
 from gptoss_tune.export.hub.push import check_push
 from gptoss_tune.export.hub.push import push as upload
-from gptoss_tune.export.hub.repository import check_name
 from gptoss_tune.export.merge.merge import MAX_SHARD_SIZE, MergeOptions
 from gptoss_tune.export.merge.merge import merge as write_merged
 from gptoss_tune.export.merge.steps import WeightedAdapter
@@ -24,8 +24,8 @@ from gptoss_tune.files.atomic import refuse_existing
 from gptoss_tune.recipe import ExportSection
 from gptoss_tune.run.record import note_verification, wanted_survival
 from gptoss_tune.weights import Checkpoint, open_checkpoint
-from gptoss_tune.weights.adapter import base_name as recorded_base
 from gptoss_tune.weights.adapter import open_adapter
+from gptoss_tune.weights.sources import base_name as recorded_base
 
 if TYPE_CHECKING:
     from gptoss_tune.export.hub.push import Pushed

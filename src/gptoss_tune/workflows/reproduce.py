@@ -28,12 +28,13 @@ from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.files.regular import refuse_link_out
 from gptoss_tune.files.strict_json import read_object, refuse_other_kinds
+from gptoss_tune.preflight.finished import finished_record
 from gptoss_tune.recipe import ModelSection, load_recipe, recipe_yaml
 from gptoss_tune.run.card import RunCard, line_marks
 from gptoss_tune.run.environment import environment, hardware
-from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
+from gptoss_tune.run.folder import RECIPE, RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
-from gptoss_tune.run.record import load_run_recipe, read_record
+from gptoss_tune.run.record import load_run_recipe
 from gptoss_tune.shipped import shipped
 from gptoss_tune.train.resume.changes import NOTED
 from gptoss_tune.weights import open_checkpoint
@@ -104,14 +105,7 @@ def record_of(run: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: No run there, one that is not finished, or a record that is damaged.
     """
-    record = read_record(run)
-    if not record or not RunFolder(run).recipe.is_file():
-        raise CheckpointError(f"{run}: holds no {RECORD} and {RECIPE}; name a run's folder")
-    if record.get("status") != "finished":
-        raise CheckpointError(
-            f"{run}: the run is '{record.get('status')}', not finished; only a finished one has "
-            "an adapter to compare with"
-        )
+    record = finished_record(run)
     try:
         RunCard.model_validate(record)
     except ValidationError as error:
@@ -198,7 +192,8 @@ def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
         words += ["distributed.strategy=null"]
     command = launch_words(record, torch.cuda.device_count())
     with _readable_recipe(run) as recipe:
-        command += ["-m", "gptoss_tune.train", str(recipe), *words]
+        # A run that was made on a CPU is made there again, however long it took.
+        command += ["-m", "gptoss_tune.train", str(recipe), *words, "--on-cpu"]
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # a launcher's ranks read it
         return subprocess.run(command, env=environment, stdout=2, check=False).returncode
 

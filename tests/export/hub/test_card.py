@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, RepositoryError
+from gptoss_tune.export.hub.card_results import evaluation_results
 from gptoss_tune.export.hub.card_text import new_card, parse_card, updated_card
 from gptoss_tune.export.hub.licence import Licence, licence_of
 from gptoss_tune.export.hub.model_card import Facts, loss_plot, model_card, run_card
@@ -252,3 +253,35 @@ def test_a_record_does_not_steer_the_metadata(hub, run):
     assert head["license"] == "apache-2.0" and head["base_model"] == BASE
     assert head["datasets"] == ["e/x"]
     assert b"/srv/acme" not in b"".join(files.values())
+
+
+def test_results_are_those_of_rows_that_were_not_trained_on():
+    record = {
+        "loss": 0.1,
+        "eval_loss": 0.5,
+        "evaluation": {"graded": {"passed": 3, "total": 4}},
+        "preferences": {"eval": {"eval_reward_accuracy": 0.75}, "last": {"reward_margin": 2.0}},
+    }
+    found = {result.metric_name: result.metric_value for result in evaluation_results(record)}
+    assert found == {
+        "loss on held-out rows": 0.5,
+        "reward accuracy on held-out pairs": 0.75,
+        "answers graded right": 0.75,
+    }
+    strange = {"eval_loss": "0.5", "evaluation": {"graded": {"passed": 1, "total": 0}}}
+    assert evaluation_results(strange) == [] == evaluation_results({"evaluation": [1]})
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_the_snippet_of_a_card_answers(hub, run, merged, base, kind, capsys):
+    arguments = ["push", str(run), "--repo", REPO, "--base-name", BASE, "--no-logits"]
+    arguments += ["--merged", str(merged)] if kind == "merged" else []
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    card = hub.repos[REPO]["files"]["README.md"].decode()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    places = {REPO: merged if kind == "merged" else run / "adapter", BASE: base}
+    for name, place in places.items():
+        code = code.replace(f'"{name}"', repr(str(place)))
+    exec(code.replace("max_new_tokens=512", "max_new_tokens=2"), {})
+    assert capsys.readouterr().out.strip()
+    assert "<details>\n<summary>The recipe, complete</summary>\n\n```" in card

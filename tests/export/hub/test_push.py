@@ -47,6 +47,20 @@ def test_a_run_is_pushed_private_with_its_card(hub, run, base, TOKEN):
         "pipeline_tag": "text-generation",
         "tags": ["gpt-oss", "gptoss-tune", "lora"],
         "datasets": ["someone/dataset"],
+        "model-index": [
+            {
+                "name": REPO.partition("/")[2],
+                "results": [
+                    {
+                        "task": {"type": "text-generation"},
+                        "dataset": {"name": "held-out rows of the run", "type": "private"},
+                        "metrics": [
+                            {"type": "loss", "value": 0.5, "name": "loss on held-out rows"}
+                        ],
+                    }
+                ],
+            }
+        ],
     }
     for words in (
         "PeftModel",

@@ -9,8 +9,9 @@ from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, HubError, RepositoryError
 from gptoss_tune.export.hub.base_name import compare_shape, hub_base_name
 from gptoss_tune.export.hub.card_text import new_card
+from gptoss_tune.export.hub.name import check_name
 from gptoss_tune.export.hub.push import check_push, push, refuse_places
-from gptoss_tune.export.hub.repository import can_change_what_loads, changes_to, check_name
+from gptoss_tune.export.hub.repository import can_change_what_loads, changes_to
 from gptoss_tune.weights import open_checkpoint
 
 REPO = "me/tuned"

@@ -11,7 +11,8 @@ from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
-from gptoss_tune.weights.adapter import adapter_folder, base_name, open_adapter
+from gptoss_tune.weights.adapter import open_adapter
+from gptoss_tune.weights.sources import adapter_folder, base_name
 
 EXPERT_A = "base_model.model.model.layers.1.mlp.experts.base_layer.lora_A.weight"
 LINEAR_B = "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight"

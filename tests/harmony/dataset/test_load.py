@@ -109,7 +109,7 @@ def test_limit_and_templates(load, tmp_path, vocabulary):
     columns = {"prompt": "Q: {{ q }}", "completion": "{{ a | upper }}"}
     rows = load([{"path": str(path), "limit": 2, "columns": columns}])
     assert answers(rows, vocabulary) == ["A0", "A1"]
-    with pytest.raises(DataError, match=r"qa\.jsonl:1: the template of 'prompt' fails .*'q', 'a'"):
+    with pytest.raises(DataError, match=r"qa\.jsonl: the template of 'prompt' fails .*'q', 'a'"):
         load([{"path": str(path), "columns": {"prompt": "{{ question }}"}}])
 
 

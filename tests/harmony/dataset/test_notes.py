@@ -1,14 +1,13 @@
 """What check-data tells of rows that can be trained on, and advice that holds when followed."""
 
 import json
-import re
 
 import pytest
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.dataset.counts import MOST_SENTENCES, RowCounts, grouped
+from gptoss_tune.harmony.dataset.counts import MOST_KINDS, MOST_SENTENCES, RowCounts
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.dataset.statistics import data_statistics
 from gptoss_tune.recipe import DataSection
@@ -54,7 +53,7 @@ def test_unknown_keys_are_counted_by_source_and_fail_under_strict(check, write_j
     result = check(path)
     assert result.exit_code == 0
     message = "the key 'thinkng' of a message of the assistant is not read; did you mean 'thinking'"
-    assert f"train: {path}: 2 times: {message}? (first {path}:2)" in result.output
+    assert f"train: {path}: 2 times: {message}? (lines 2, 3)" in result.output
     assert f"train: {path}: the key 'tool' of a row is not read; did you mean 'tools'?" in (
         result.output
     )
@@ -118,39 +117,56 @@ def test_rows_without_thoughts_are_divided_between_the_splits(write_jsonl, vocab
     assert all(counts["without_thoughts"] <= counts["rows"] for counts in splits)
     told = [line for line in found.warnings() if "without thoughts" in line]
     assert [line.split(" without")[0] for line in told] == [
-        f"{name}: {counts['without_thoughts']} rows of {counts['rows']}"
+        f"{name}: {path}: {counts['without_thoughts']} rows of {counts['rows']}"
         for name, counts in zip(found.splits, splits, strict=True)
     ]
 
 
 def test_one_mistake_in_every_row_is_said_once_with_a_count(check, write_jsonl, vocabulary):
-    path = write_jsonl(
-        [{"instruction": f"Say {n}", "input": "", "output": str(n)} for n in range(10)]
-    )
+    path = write_jsonl([{"asked": f"Say {n}", "said": str(n)} for n in range(10)])
     result = check(path)
     assert result.exit_code == 2
     assert result.output.count("  rejected ") == 1
-    assert "(10 rows like this)" in result.output
+    assert result.output.count(f"  rejected {path}: no known columns") == 1
+    assert ": 10 rows (first lines 1, 2, 3)\n" in result.output
+    report = json.loads(check(path, "--json").stdout)["splits"]["train"]
+    (mistake,) = report["mistakes"].values()
+    assert mistake["rows"] == 10 and mistake["places"] == [f"{path}:{n}" for n in (1, 2, 3)]
     with pytest.raises(DataError) as caught:
         load_dataset(section(path), split="train", vocabulary=vocabulary)
     assert str(caught.value).count("no known columns") == 1
     assert "10 rows cannot be trained on" in str(caught.value)
 
 
-def test_the_templates_that_a_message_names_can_be_used(write_jsonl, vocabulary):
-    rows = [{"instruction": "Say", "input": "it", "output": "it"}, {"question": "a", "answer": "b"}]
-    for row in rows:
-        path = write_jsonl([row])
-        (message,) = statistics(vocabulary, path).splits["train"].report.rejected
-        columns = dict(re.findall(r'(\w+): "([^"]*)"', message))
-        assert list(columns) == ["prompt", "completion"]
-        source = {"path": path, "columns": columns}
-        assert statistics(vocabulary, [source]).splits["train"].samples == 1
-
-
 def test_two_kinds_of_mistakes_are_two_lines():
-    messages = ["a.jsonl:1: x is 'b'; fix it", "a.jsonl:2: x is 'c'; fix it", "a.jsonl:3: y; no"]
-    assert grouped(messages) == ["a.jsonl:1: x is 'b'; fix it (2 rows like this)", messages[2]]
+    report = RowCounts()
+    for line, said in enumerate(("x is 'b'; fix it", "x is 'c'; fix it", "y; no"), start=1):
+        report.reject(f"a.jsonl:{line}: {said}", f"a.jsonl:{line}")
+    assert list(map(str, report.mistakes.values())) == [
+        "a.jsonl: x is 'b'; fix it: 2 rows (lines 1, 2)",
+        "a.jsonl:3: y; no",
+    ]
+
+
+def test_a_mistake_of_several_files_names_each_first_place():
+    both, other = RowCounts(), RowCounts()
+    both.reject("a.parquet:7: x; fix it", "a.parquet:7")
+    both.reject("a.parquet:9: x; fix it", "a.parquet:9")
+    assert str(*both.mistakes.values()) == "a.parquet: x; fix it: 2 rows (rows 7, 9)"
+    other.reject("b.jsonl:1: x; fix it", "b.jsonl:1")
+    both.add(other)
+    told = "x; fix it: 3 rows (a.parquet:7, a.parquet:9, b.jsonl:1)"
+    assert str(*both.mistakes.values()) == told
+    assert RowCounts.from_json(json.dumps(both.to_json())) == both
+
+
+def test_kinds_of_mistakes_are_bounded():
+    report = RowCounts()
+    for line in range(MOST_KINDS + 50):
+        report.reject(f"a.jsonl:{line}: {'x' * line}; fix it", f"a.jsonl:{line}")
+    assert len(report.mistakes) == MOST_KINDS + 1
+    assert str([*report.mistakes.values()][-1]).startswith("mistakes of further kinds")
+    assert sum(mistake.rows for mistake in report.mistakes.values()) == MOST_KINDS + 50
 
 
 ADVICE = {

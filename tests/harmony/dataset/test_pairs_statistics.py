@@ -78,6 +78,7 @@ def test_ties_and_differences_in_length_are_counted_and_told(vocabulary, write_j
     assert [line.split(",")[0] for line in census.warnings()] == [
         "train: 2 pairs dropped",
         "train: 1 pair whose answers differ in length alone",
+        f"train: {path}: 2 rows of 4 without thoughts",
     ]
     places = {what: found.places for what, found in train.listed() if found.rows}
     assert places == {
@@ -87,6 +88,7 @@ def test_ties_and_differences_in_length_are_counted_and_told(vocabulary, write_j
     assert train.samples == 2 and train.to_json()["places"] == {
         "ties": [f"{path}:1", f"{path}:3"],
         "differ_in_length": [f"{path}:2"],
+        "without_thoughts": [f"{path}:1", f"{path}:3"],
     }
 
 
@@ -183,7 +185,7 @@ def test_several_pairs_of_a_question_are_no_fault(vocabulary, write_jsonl):
     census = census_of(vocabulary, rows, write_jsonl)
     assert census.warnings() == [] and census.splits["train"].same_prompts.rows == 3
     twice = census_of(vocabulary, [rows[0], rows[0]], write_jsonl)
-    assert twice.warnings() == ["train: 1 pair equal to an earlier one"]
+    assert twice.warnings() == ["train: 1 pair equal to an earlier one (line 2)"]
 
 
 def test_the_commands_tell_pairs_their_figures_and_fail_under_strict(recipe, tmp_path):

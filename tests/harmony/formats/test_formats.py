@@ -214,7 +214,7 @@ def test_rows_that_no_template_can_map_are_not_told_to_use_one():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "a", "answer": "b"}, "no known columns (got 'question', 'answer')"),
+        ({"asked": "a", "said": "b"}, "no known columns (got 'asked', 'said')"),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c"},
             "a preference pair (chosen, rejected)",

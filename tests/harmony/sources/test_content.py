@@ -159,7 +159,7 @@ OTHERS = {
     "d.tar.gz": {"a tar": (gzip.compress(tar()), "d.tar.gz: is an archive; unpack it")},
     "d.tgz": {"a tar": (gzip.compress(tar()), "d.tgz: is an archive; unpack it")},
     "d.zip": {"a zip": (b"PK\x03\x04", "d.zip: is an archive; unpack it")},
-    "d.txt.gz": {"text": (gzip.compress(b"x"), "the format of .txt is not known; expected .jsonl")},
+    "d.md.gz": {"text": (gzip.compress(b"x"), "the format of .md is not known; expected .jsonl")},
 }
 
 

@@ -165,8 +165,8 @@ def test_a_missing_file_is_named_with_its_neighbour(tmp_path, vocabulary):
 def test_a_folder_and_a_pattern_without_data(tmp_path, vocabulary):
     assert "the folder holds no .jsonl" in message_of(tmp_path, vocabulary)
     assert "no file matches" in message_of(tmp_path / "*.jsonl", vocabulary)
-    (tmp_path / "a.txt").write_text("x")
-    assert "the format of .txt is not known" in message_of(tmp_path / "a.txt", vocabulary)
+    (tmp_path / "a.md").write_text("x")
+    assert "the format of .md is not known" in message_of(tmp_path / "a.md", vocabulary)
 
 
 def test_a_missing_hub_dataset(vocabulary, monkeypatch):
@@ -187,9 +187,9 @@ def test_streaming_needs_a_commit():
 
 def test_a_parquet_file_with_the_wrong_columns(tmp_path, vocabulary):
     path = tmp_path / "d.parquet"
-    pq.write_table(pa.table({"question": ["a"], "answer": ["b"]}), path)
+    pq.write_table(pa.table({"asked": ["a"], "said": ["b"]}), path)
     message = message_of(path, vocabulary)
-    assert message.startswith(f"{path}:1: no known columns (got 'question', 'answer')")
+    assert message.startswith(f"{path}:1: no known columns (got 'asked', 'said')")
 
 
 def test_a_file_that_is_no_parquet(tmp_path, vocabulary):

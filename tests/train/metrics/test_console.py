@@ -90,3 +90,20 @@ def test_a_run_whose_log_is_full_ends_as_any_other(recipe_file, tmp_path):
     assert ended.stderr.count("standard output takes no more lines") == 1
     assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
     assert (tmp_path / "run" / "adapter" / "manifest.json").exists()
+
+
+def test_a_terminal_gets_lines_broken_between_words_and_a_pipe_whole_ones(monkeypatch):
+    path = "runs/" + "x" * 50
+    text = f"stopped: the run is complete in {path}, the same command continues from it"
+    monkeypatch.setenv("COLUMNS", "40")
+    for terminal in (True, False):
+        stream = io.StringIO()
+        stream.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setenv("TERM", "xterm")
+        run_console(quiet=False).print(text, highlight=False)
+        lines = stream.getvalue().splitlines()
+        assert any(path in line for line in lines), lines
+        assert " ".join(map(str.strip, lines)) == text
+        assert (len(lines) > 1) == terminal
+        assert all(len(line) <= 40 or line.strip().startswith(path) for line in lines if terminal)

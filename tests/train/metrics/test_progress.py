@@ -10,9 +10,11 @@ from transformers import TrainerState
 
 from gptoss_tune.train.metrics import progress
 from gptoss_tune.train.metrics.progress import ProgressDisplay
+from gptoss_tune.train.metrics.spark import spark
 
 LOGS = {
     "loss": 12.3456,
+    "grad_norm": 0.5321,
     "learning_rate": 1.95e-5,
     "tokens_per_second": 12345.6,
     "memory_gib": 76.54,
@@ -22,47 +24,82 @@ LOGS = {
 WORST = {"reward_margin": -99.996, "reward_accuracy": 1.0, "loss": 24.9999}
 
 
-def shown(terminal, **more):
-    stream = io.StringIO()
-    console = Console(file=stream, width=80, force_terminal=terminal, color_system=None)
+def shown(terminal, *, width=80, steps=1, stream=None, **more):
+    stream = stream or io.StringIO()
+    console = Console(
+        file=stream, width=width, force_terminal=terminal, color_system=None, soft_wrap=not terminal
+    )
     display = ProgressDisplay(console)
     state = TrainerState(is_world_process_zero=True, global_step=11_999, max_steps=20_000)
+    state.num_train_epochs = 4
     display.on_train_begin(None, state, None)
-    state.global_step = 12_000
-    display.on_step_end(None, state, None)
-    display.on_log(None, state, None, LOGS | more)
+    for step in range(steps):
+        state.global_step, state.epoch = 12_000 + step, 1.25
+        display.on_step_end(None, state, None)
+        display.on_log(None, state, None, {**LOGS, "loss": 12.3456 + steps - step - 1} | more)
     display.close()
     return stream.getvalue()
 
 
-def last_frame(drawn):
+def last_frame(drawn, lines=2):
     frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn).replace("\r", "\n").splitlines()
-    return [frame for frame in frames if frame.strip()][-1]
+    return [frame.rstrip() for frame in frames if frame.strip()][-lines:]
 
 
-def test_the_bar_and_its_figures_take_one_line():
-    last = last_frame(shown(True))
-    for figure in ("12000/20000", "loss 12.346", "lr 1.9e-5", "12,346 tok/s", "76.5 GiB", "eta"):
-        assert figure in last, last
-    assert "…" not in last
+def test_a_bar_with_the_times_stands_above_the_figures():
+    bar, figures = last_frame(shown(True))
+    for figure in ("12000/20000", "epoch 1.25/4", "elapsed", "left"):
+        assert figure in bar, bar
+    assert figures.startswith("loss 12.346  lr 1.9e-5  grad 0.532  12,346 tok/s  76.5 GiB")
+    assert max(len(bar), len(figures)) <= 80 and "…" not in bar + figures
 
 
-def test_a_pipe_gets_a_plain_line():
-    assert shown(False).strip() == (
-        "step 12000/20000  loss 12.346  lr 1.9e-5  12,346 tok/s  76.5 GiB"
-    )
+def test_the_loss_is_a_curve_where_there_is_room():
+    _, wide = last_frame(shown(True, width=120, steps=8))
+    assert wide.endswith("█▇▆▅▄▃▂▁"), wide
+    _, narrow = last_frame(shown(True, width=64, steps=8))
+    assert narrow.endswith("76.5 GiB"), narrow
+
+
+def test_a_curve_is_not_drawn_for_a_stream_that_cannot_show_it():
+    class Ascii(io.StringIO):
+        encoding = "ascii"
+
+    assert "█" not in shown(True, width=120, steps=8, stream=Ascii())
+
+
+def test_a_pipe_gets_a_plain_line_with_the_time_left():
+    line = shown(False).strip()
+    assert re.fullmatch(
+        r"step 12000/20000  loss 12\.346  lr 1\.9e-5  grad 0\.532  12,346 tok/s  76\.5 GiB"
+        r"  eta \d+:\d\d",
+        line,
+    ), line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(7, "0:07"), (760, "12:40"), (11_100, "3:05:00"), (187_200, "2d 04:00"), (-1, "0:00")],
+)
+def test_a_duration_is_read_at_a_glance(seconds, words):
+    assert progress.clock(seconds) == words
+
+
+def test_a_curve_shows_the_whole_of_a_long_run_and_skips_what_is_no_number():
+    assert spark([float(n) for n in range(64)], 8) == "▁▂▃▄▅▆▇█"
+    assert spark([1.0, math.nan, 3.0], 10) == "▁ █"
+    assert spark([2.0, 2.0], 10) == "▁▁" and spark([math.inf], 4) == " "
 
 
 @pytest.mark.parametrize("more", [WORST, {"reward_margin": 0.25}], ids=["pairs", "answers"])
 def test_a_preference_run_shows_what_was_won_in_80_columns(more):
-    last = last_frame(shown(True, **more))
+    _, figures = last_frame(shown(True, **more))
     plain = shown(False, **more).strip()
-    for line in (last, plain):
-        assert len(line) <= 80 and "…" not in line, line
-        assert "12000/20000" in line and "76.5 GiB" in line, line
+    assert "12000/20000" in plain and len(figures) <= 80
+    for line in (figures, plain):
+        assert "…" not in line and "76.5 GiB" in line and "12,346 tok/s" in line, line
         assert ("margin -100.00  acc 100%" if "loss" in more else "margin 0.250") in line, line
         assert "lr " not in line and ("acc" in line) == ("reward_accuracy" in more), line
-    assert "eta" in last and "12,346 tok/s" in plain
 
 
 def test_a_held_out_line_of_a_preference_run_says_what_was_won():

@@ -8,10 +8,6 @@ import sys
 
 import pytest
 
-from gptoss_tune.errors import MachineError
-from gptoss_tune.recipe.schema import TrackingSection
-from gptoss_tune.train.metrics.trackio_tracker import refuse_missing_tracker
-
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -76,10 +72,3 @@ def test_figures_and_recipe_stay_in_the_folder_and_nothing_is_connected(tmp_path
     assert found["config"] == {"lora": {"rank": 4}}
     for path in run.rglob("*"):
         assert b"canary" not in (path.read_bytes() if path.is_file() else b""), path
-
-
-def test_a_missing_trackio_is_one_error_at_the_start(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MachineError, match=r"trackio is not installed; run `pip install"):
-        refuse_missing_tracker(TrackingSection(trackio="local"))
-    refuse_missing_tracker(TrackingSection())

@@ -5,6 +5,7 @@ Each is an annotated type; a command gives its default.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from enum import StrEnum
@@ -13,7 +14,41 @@ from typing import Annotated, Any
 
 import typer
 
-RecipePath = Annotated[Path, typer.Argument(help="The recipe's YAML file.", show_default=False)]
+
+def complete_recipe_names(incomplete: str) -> list[str]:
+    """Return the names of shipped recipes that begin so, for a shell's completion."""
+    from gptoss_tune.shipped import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return what a recipe argument may become: files and folders here, and shipped names."""
+    head, slash, _ = incomplete.rpartition("/")
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(Path(head + slash or ".").iterdir()):
+            if path.is_dir() or path.suffix in (".yaml", ".yml"):
+                found.append(f"{head}{slash}{path.name}{'/' if path.is_dir() else ''}")
+    files = [name for name in found if name.startswith(incomplete)]
+    return complete_recipe_names(incomplete) + (files if incomplete else [])
+
+
+def complete_card(incomplete: str) -> list[str]:
+    """Return the names of cards that begin so, for a shell's completion."""
+    from gptoss_tune.plan.gpus import GPUS
+
+    return [known.name for known in GPUS if known.name.startswith(incomplete.lower())]
+
+
+RecipePath = Annotated[
+    Path,
+    typer.Argument(
+        help="The recipe: a YAML file, or a shipped one's name, such as gpt-oss-20b/qlora.",
+        autocompletion=complete_recipe,
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

@@ -129,6 +129,9 @@ def chat(
     _refuse_useless_options(serve=serve, prompt=prompt, origins=allow_origin)
     settings = _server_settings(host, port, api_key, allow_origin or []) if serve else None
     bound = None if settings is None else settings.bind()
+    from gptoss_tune.preflight.finished import look_at_either
+
+    look_at_either(model, base, revision)
     from rich.console import Console
 
     from gptoss_tune.evaluate.conversation import Sampling, Talk
@@ -197,7 +200,7 @@ def _open(
     Raises:
         typer.BadParameter: ``base`` or ``revision`` would have no effect.
     """
-    from gptoss_tune.weights.adapter import is_adapter
+    from gptoss_tune.weights.sources import is_adapter
 
     if is_adapter(model):
         refuse_revision_of_nothing(base, revision)

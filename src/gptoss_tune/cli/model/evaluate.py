@@ -54,7 +54,10 @@ def evaluate(
 
     It is what a run does under `evaluation:`, on a finished model, through the chat format only.
     """
+    from gptoss_tune.preflight.finished import look_at_either
+
     resolved = _recipe(model, recipe, overrides or [])
+    look_at_either(model, base, revision)
     from rich.console import Console
 
     from gptoss_tune.files.strict_json import to_text

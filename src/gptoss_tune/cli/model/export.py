@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,12 +20,12 @@ from gptoss_tune.cli.arguments import (
     refuse_revision_of_nothing,
     size_in_bytes,
 )
+from gptoss_tune.cli.model.verify import print_checks, print_left_out
 from gptoss_tune.display import visible
+from gptoss_tune.terminal import WORST_SHOWN, next_commands
 
 if TYPE_CHECKING:
     from gptoss_tune.export.merge.steps import WeightedAdapter
-    from gptoss_tune.export.verify.completions import CompletionsServer
-    from gptoss_tune.export.verify.verify import Verification
     from gptoss_tune.workflows.calibrate import Calibration
     from gptoss_tune.workflows.finished_run import Merged
 
@@ -83,15 +81,18 @@ def merge(
 
     A merge that was stopped goes on where it was when the same command is given again.
     """
-    from gptoss_tune.export.merge.merge import MergeOptions
     from gptoss_tune.files.atomic import refuse_existing, to_json
-    from gptoss_tune.workflows import finished_run
-    from gptoss_tune.workflows.calibrate import merge_calibrated
+    from gptoss_tune.preflight.finished import look_at_adapters
 
     refuse_revision_of_nothing(base, revision)
     refuse_existing(out)
     largest = size_in_bytes(max_shard_size)
     named = [path_and_weight(text) for text in adapters or ()]
+    look_at_adapters([path for path, _ in named], base, revision)
+    from gptoss_tune.export.merge.merge import MergeOptions
+    from gptoss_tune.workflows import finished_run
+    from gptoss_tune.workflows.calibrate import merge_calibrated
+
     calibration = _calibration(
         calibrate, calibrate_steps, adapters or [], out, format.value, accept_loss=accept_loss
     )
@@ -120,11 +121,11 @@ def merge(
         checked = None if done.verification is None else done.verification.as_dict()
         sys.stdout.write(to_json({**done.report, "out": str(out), "verification": checked}))
         return
-    _print_merged(done, format)
+    _print_merged(done, format, [path for path, _ in named])
 
 
-def _print_merged(done: Merged, expert_format: ExpertFormat) -> None:
-    """Print what was written, what was added to it and what was checked."""
+def _print_merged(done: Merged, expert_format: ExpertFormat, merged: list[str]) -> None:
+    """Print what was written, what was added to it and what was checked, and what comes next."""
     if "completed" in done.report:
         added = ", ".join(done.report["completed"])
         typer.echo(f"the base has no {added}; the result has the release's settings there")
@@ -133,6 +134,22 @@ def _print_merged(done: Merged, expert_format: ExpertFormat) -> None:
     if done.verification is not None:
         print_checks(done.verification)
     typer.echo(f"{done.folder}: {expert_format.value}, {done.report['bytes'] / 1e9:.2f} GB")
+    for line in next_commands(_after_merging(str(done.folder), merged)):
+        typer.echo(visible(line))
+
+
+def _after_merging(folder: str, merged: list[str]) -> list[tuple[list[str], str]]:
+    """Return what most people do with a merged folder; the run it came of is pushed with it."""
+    served = ["--target", "vllm", "--out", f"{folder}-vllm"]
+    commands = [
+        (["gptoss-tune", "chat", folder], "talk to it"),
+        (["gptoss-tune", "serve-config", folder, *served], "serve it"),
+    ]
+    if len(merged) == 1:
+        repo = ["--repo", f"YOU/{Path(folder).resolve().name}"]
+        push = ["gptoss-tune", "push", merged[0], "--merged", folder, *repo]
+        commands.append((push, "to the Hub"))
+    return commands
 
 
 def _calibration(
@@ -186,93 +203,6 @@ def _calibration(
     return Calibration(run, data, STEPS if steps is None else steps, out)
 
 
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A merged checkpoint.")],
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What was merged: run, adapter or its Hub name, PATH or PATH=WEIGHT; repeatable."
-        ),
-    ] = None,
-    base: BasePath = None,
-    revision: Revision = None,
-    other_base: OtherBase = False,
-    logits: Annotated[bool, typer.Option(help="Compare logits too.")] = True,
-    served: Annotated[
-        str | None, typer.Option(help="URL of a server that should serve this model.")
-    ] = None,
-    served_name: Annotated[
-        str | None, typer.Option(help="Name it is served under; default: the folder.")
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Variable that holds the server's API key; default: VLLM_API_KEY, if set.",
-        ),
-    ] = None,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Check that a merged checkpoint, or a server of it, holds what was trained.
-
-    Exit code 4: it cannot be told whether the server has the tuned model.
-    """
-    from gptoss_tune.export.verify.server import ask_server, verify_served
-    from gptoss_tune.export.verify.verify import Check
-    from gptoss_tune.export.verify.verify import verify as run_verify
-    from gptoss_tune.files.atomic import to_json
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.workflows import finished_run
-
-    refuse_revision_of_nothing(base, revision)
-    for option, value in (("--served-name", served_name), ("--api-key-env", api_key_env)):
-        if served is None and value is not None:
-            raise typer.BadParameter(
-                f"'{value}' of which server? it needs --served URL", param_hint=option
-            )
-    checkpoint, weighted = None, []
-    named = [path_and_weight(text) for text in adapter or ()]
-    if named or base is not None:
-        checkpoint, weighted = finished_run.open_adapters(
-            named, base, revision, other_base=other_base
-        )
-    answers = None
-    if served is not None:
-        if checkpoint is None:
-            raise typer.BadParameter(
-                "--served needs --adapter, to know the base", param_hint="--served"
-            )
-        # The server first: one that is not there is known before the weights are read.
-        answers = ask_server(_server(served, served_name or str(folder), api_key_env))
-    result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
-    if answers is not None and checkpoint is not None and result.passed:
-        check = verify_served(answers, open_checkpoint(folder), checkpoint, device=device)
-        result = replace(result, checks=(*result.checks, check))
-    elif answers is not None:
-        check = Check("served", None, "not compared: the folder itself does not hold")
-        result = replace(result, checks=(*result.checks, check))
-    finished_run.note(named, "verify", result)
-    if as_json:
-        sys.stdout.write(to_json(result.as_dict()))
-    else:
-        print_checks(result)
-    result.require()
-
-
-def _server(url: str, model: str, api_key_env: str | None) -> CompletionsServer:
-    """Return the server to ask, with the key that a variable of the environment holds."""
-    from gptoss_tune.export.verify.completions import CompletionsServer
-
-    key = os.environ.get(api_key_env or "VLLM_API_KEY", "").strip()
-    if api_key_env is not None and not key:
-        raise typer.BadParameter(
-            f"the environment has no variable {api_key_env}, or it is empty; set it to the key",
-            param_hint="--api-key-env",
-        )
-    return CompletionsServer(url, model, key or None)
-
-
 class Reader(StrEnum):
     """Who will read an adapter."""
 
@@ -296,12 +226,18 @@ def adapter(
     ] = False,
 ) -> None:
     """Write an adapter as PEFT or a server reads it, and print the command that serves it."""
-    from gptoss_tune.export.adapter_formats import serve_command, write_adapter
-    from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import base_name, open_adapter
+    from gptoss_tune.files.atomic import refuse_existing
+    from gptoss_tune.preflight.finished import look_at_adapters
     from gptoss_tune.weights.adapter_config import SWAPPING_PEFT
+    from gptoss_tune.weights.sources import base_name
 
     refuse_revision_of_nothing(base, revision)
+    refuse_existing(out)
+    look_at_adapters([source], base, revision)
+    from gptoss_tune.export.adapter_formats import serve_command, write_adapter
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.weights.adapter import open_adapter
+
     if base is None:
         base, revision = base_name([source])
     checkpoint = open_checkpoint(base, revision, translate=True)
@@ -315,29 +251,6 @@ def adapter(
         typer.echo(visible(line))
 
 
-def print_checks(result: Verification) -> None:
-    """Print a verification as a table: one line for each check, one for each changed weight."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    words = {True: "ok", False: "RED", None: "not done"}
-    colours = {True: "green", False: "bold red", None: "yellow"}
-    console = Console()
-    if result.targets:
-        table = Table("weight", "|change|", "held", "can be held", "probe")
-        for target in result.targets:
-            numbers = (target.held, target.holdable, target.probe)
-            shares = [f"{share:.1%}" for share in numbers]
-            table.add_row(Text(visible(target.module)), f"{target.delta_norm:.4g}", *shares)
-        console.print(table)
-    table = Table("check", "", "")
-    for check in result.checks:
-        answer = Text(words[check.passed], style=colours[check.passed])
-        table.add_row(check.name, answer, Text(visible(check.detail)))
-    console.print(table)
-
-
 def show_progress(done: int, total: int) -> None:
     """Show progress on a terminal; stay silent in a pipe."""
     if sys.stderr.isatty():
@@ -347,12 +260,13 @@ def show_progress(done: int, total: int) -> None:
 
 
 def print_survival(survival: dict) -> None:
-    """Print which share of each stack's change MXFP4 kept."""
+    """Print of which stacks MXFP4 kept the smallest share of the change."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("layer", "projection", "|change|", "survived", "error", "worst experts")
-    for stack in survival["stacks"]:
+    stacks = sorted(survival["stacks"], key=lambda stack: stack["survived"])
+    for stack in stacks[:WORST_SHOWN]:
         worst = ", ".join(f"{w['expert']}: {w['survived']:.1%}" for w in stack["worst_experts"])
         projection = stack["module"].rpartition(".")[2]
         table.add_row(
@@ -365,4 +279,5 @@ def print_survival(survival: dict) -> None:
         )
     console = Console()
     console.print(table)
+    print_left_out(console, len(stacks), "stacks of experts")
     console.print(f"of the whole change of the experts {survival['total']:.1%} survived MXFP4")

@@ -46,9 +46,17 @@ def serve_config(
 ) -> None:
     """Write the commands and files that serve a model."""
     from gptoss_tune.export.serve import Served, notes, write_bundle
-    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.files.atomic import refuse_existing
+    from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
 
     refuse_revision_of_nothing(base, revision)
+    refuse_existing(out)
+    if (Path(source) / "config.json").is_file():
+        look_at_model(source)
+    else:
+        look_at_adapters([source], base, revision)
+    from gptoss_tune.weights import open_checkpoint
+
     if (Path(source) / "config.json").is_file():
         if base is not None:
             raise typer.BadParameter(
@@ -83,7 +91,8 @@ def _adapter_bundle(
     )
     from gptoss_tune.export.serve import write_bundle
     from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import base_name, open_adapter
+    from gptoss_tune.weights.adapter import open_adapter
+    from gptoss_tune.weights.sources import base_name
 
     if base is None:
         base, revision = base_name([source])
@@ -128,10 +137,18 @@ def push(
 
     The repository then holds exactly what was verified; files that do not matter to it stay.
     """
+    from gptoss_tune.export.hub.name import check_login, check_name
+    from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
+
+    refuse_revision_of_nothing(base, revision)
+    check_name(repo)
+    look_at_adapters([source], base, revision)
+    if merged is not None:
+        look_at_model(str(merged))
+    check_login(repo)
     from gptoss_tune.export.hub.repository import listed
     from gptoss_tune.workflows import finished_run
 
-    refuse_revision_of_nothing(base, revision)
     done = finished_run.push(
         source,
         repo,

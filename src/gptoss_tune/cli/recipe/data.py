@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gptoss_tune.harmony.dataset.pair_statistics import PairStatistics
-    from gptoss_tune.harmony.dataset.statistics import DataStatistics, Overlap, SplitStatistics
+    from gptoss_tune.harmony.dataset.statistics import DataStatistics, SplitStatistics
+    from gptoss_tune.harmony.places import Overlap
     from gptoss_tune.harmony.render import Example
     from gptoss_tune.harmony.vocabulary import Vocabulary
     from gptoss_tune.recipe import DataSection
@@ -41,12 +42,15 @@ def preview(
     split: Annotated[
         str, typer.Option("--split", help="Samples of train or eval.", metavar="train|eval")
     ] = "train",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit code 2 on warnings, and on rejected rows.")
+    ] = False,
 ) -> None:
     """Show what a recipe trains, token by token, and what its data amount to.
 
     Tokens are coloured by loss weight, special tokens visible. Pairs stand side by side.
 
-    Rows that cannot be trained on are listed, not an error: see check-data.
+    Rows that cannot be trained on are listed, not an error, unless --strict: see check-data.
     """
     from rich.console import Console
 
@@ -78,12 +82,16 @@ def preview(
         _write_page(html, census, [*examples, *pairs], vocabulary, str(recipe))
         shown = f"{len(examples) + len(pairs)} {NOUNS[kind.rows][0]}s"
         console.print(f"{html}: {shown}, {html.stat().st_size:,} bytes")
-        return
-    for number, example in enumerate(examples, start=1):
-        print_sample(console, number, example, vocabulary)
-    for number, pair in enumerate(pairs, start=1):
-        print_preference(console, number, pair, vocabulary)
-    _print_census(console, census)
+        if strict:
+            _print_findings(console, census, strict=True)
+    else:
+        for number, example in enumerate(examples, start=1):
+            print_sample(console, number, example, vocabulary)
+        for number, pair in enumerate(pairs, start=1):
+            print_preference(console, number, pair, vocabulary)
+        _print_census(console, census, strict=strict)
+    if strict and (census.problems() or census.warnings()):
+        raise typer.Exit(2)
 
 
 def check_data(
@@ -153,7 +161,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print_census(console: Console, census: DataStatistics, *, strict: bool = False) -> None:
-    from rich.text import Text
 
     for name, split in census.splits.items():
         _print_split(console, name, split)
@@ -161,6 +168,13 @@ def _print_census(console: Console, census: DataStatistics, *, strict: bool = Fa
     _print_overlap(console, row, "held-out {} that training sees too", census.leaked)
     asked = "held-out {} whose question training sees too"
     _print_overlap(console, row, asked, census.leaked_prompts)
+    _print_findings(console, census, strict=strict)
+
+
+def _print_findings(console: Console, census: DataStatistics, *, strict: bool) -> None:
+    from rich.text import Text
+
+    row = census.row
     for heading, style, lines in (
         ("By the way", "dim", census.remarks()),
         ("To know", "yellow", census.warnings()),
@@ -186,7 +200,6 @@ def _left_out(split: SplitStatistics) -> list[str]:
 def _print_split(console: Console, name: str, split: SplitStatistics) -> None:
     from rich.text import Text
 
-    from gptoss_tune.harmony.dataset.counts import grouped
     from gptoss_tune.harmony.dataset.pair_statistics import NOUNS
 
     row = NOUNS[split.rows][1]
@@ -202,8 +215,12 @@ def _print_split(console: Console, name: str, split: SplitStatistics) -> None:
         bar = block * round(_WIDEST_BAR * count / highest) if count else ""
         label = f"  {low:>{widest},} to {high - 1:>{widest},} "
         console.print(Text.assemble((label, "dim"), (bar, "blue"), f" {count:,}"))
-    for line in grouped(split.report.rejected)[:_MOST_LISTED]:
-        console.print(Text(f"  {refused} {visible(line)}", style="red"))
+    mistakes = list(split.report.mistakes.values())
+    for mistake in mistakes[:_MOST_LISTED]:
+        console.print(Text(f"  {refused} {visible(str(mistake))}", style="red"))
+    if len(mistakes) > _MOST_LISTED:
+        more = f"  and {len(mistakes) - _MOST_LISTED:,} more kinds, in the report (--out)"
+        console.print(Text(more, style="red"))
     for what, places in split.listed():
         _print_overlap(console, row, what, places)
     _print_overlap(console, row, "{} equal to an earlier one", split.duplicates)
@@ -219,6 +236,9 @@ def _facts(split: SplitStatistics, refused: str) -> Iterator[tuple[str, str]]:
         yield "samples", f"{amount}, {again} context again"
         channels = _channels(split.report.channels, counts["trained_tokens"])
         yield "trained", f"{split.trained_share:.1%} of the tokens: {channels}"
+        if documents := counts["documents"]:
+            cut = f", {counts['cut_documents']:,} of them in pieces of data.max_length"
+            yield "text", f"{documents:,} documents{cut if counts['cut_documents'] else ''}"
     elif split.rows == "pair":
         yield "pairs", f"{amount} in both branches, {again} the prompt again"
     else:

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gptoss_tune.cli.arguments import AsJson, Overrides, RecipePath, renamed_option
+from gptoss_tune.cli.arguments import (
+    AsJson,
+    Overrides,
+    RecipePath,
+    complete_card,
+    renamed_option,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gptoss_tune.plan.gpus import Gpu
     from gptoss_tune.plan.plan import Plan
 
 _GIB = 2**30
+_COMMON_CARDS = ("4080", "4090", "5090", "l40s", "a100-80", "h100", "h200", "mi300x")
 
 
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    gpu: Annotated[str, typer.Option("--gpu", help="The card, such as rtx4090-24gb.")] = (
-        "h100-80gb"
-    ),
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu",
+            help="The card, such as 4090 or a100-80; default: this machine's, else h100-80gb.",
+            autocompletion=complete_card,
+            show_default=False,
+        ),
+    ] = None,
     gpus: Annotated[
         int | None,
         typer.Option(
@@ -60,24 +77,94 @@ def plan(
     """
     from gptoss_tune.errors import MachineError
     from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY
-    from gptoss_tune.plan.gpus import card
     from gptoss_tune.plan.plan import plan as make_plan
+    from gptoss_tune.preflight.unusual import unusual_settings
     from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.workflows.sweep import first_run
 
+    words, runs = first_run(overrides or [])
+    resolved = load_recipe(recipe, words)
+    chosen, origin, said = _chosen(gpu, gpus or resolved.distributed.num_processes)
     made = make_plan(
-        load_recipe(recipe, overrides or []),
-        card(gpu),
+        resolved,
+        chosen,
         gpus=gpus,
         strategy=_strategy(strategy),
         efficiency=DEFAULT_EFFICIENCY if efficiency is None else efficiency,
         epoch_tokens=tokens,
     )
+    unusual = unusual_settings(
+        resolved.model, resolved.lora, resolved.method, resolved.data, resolved.train
+    )
     if as_json:
-        typer.echo(json.dumps(made.as_json(), indent=2))
+        sweep = {"sweep": [run.values for run in runs]} if runs else {}
+        body = {**made.as_json(), "warnings": unusual, **sweep}
+        body["gpu"]["from"] = origin
+        typer.echo(json.dumps(body, indent=2))
     else:
-        _print(made, str(recipe))
+        options = () if gpus is None else ("--gpus", str(gpus))
+        options += () if strategy is None else ("--strategy", strategy)
+        _print(made, str(recipe), said, Typed(str(recipe), tuple(words), options))
+        if origin == "none":
+            _print_common_cards(made)
+        for line in unusual:
+            typer.echo(f"warning: {line}", err=True)
+        if runs:
+            typer.echo(f"the first of {len(runs)} runs: {'; '.join(map(str, runs))}")
     if not made.fits:
         raise typer.Exit(MachineError.exit_code)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What was typed behind ``plan``, for commands that change some of it.
+
+    Attributes:
+        recipe: Its path or name.
+        overrides: As typed.
+        options: ``--gpus`` and ``--strategy``, where they were given.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    options: tuple[str, ...]
+
+    def command(self, changes: Sequence[str], card: str) -> str:
+        """Return the command that plans the recipe with ``changes`` in place or beside its own."""
+        changed = {word.partition("=")[0].strip() for word in changes}
+        kept = [w for w in self.overrides if w.partition("=")[0].strip() not in changed]
+        options = () if any(key.startswith("distributed.") for key in changed) else self.options
+        words = ("gptoss-tune", "plan", self.recipe, *kept, *changes, "--gpu", card, *options)
+        return shlex.join(words)
+
+
+def _chosen(
+    gpu: str | None, processes: int
+) -> tuple[Gpu, Literal["--gpu", "detected", "none"], list[str]]:
+    """Return the card to plan for, where it comes from, and what to say about it."""
+    from gptoss_tune.plan.gpus import DEFAULT_GPU, card, detected_gpus
+
+    if gpu is not None:
+        return card(gpu), "--gpu", []
+    found = detected_gpus()
+    if not found:
+        said = f"no GPU found here; planned for {DEFAULT_GPU}, --gpu NAME plans for another"
+        return card(DEFAULT_GPU), "none", [said]
+    names = list(dict.fromkeys(one.name for one in found))
+    said = [f"this machine: {sum(o.name == name for o in found)} x {name}" for name in names]
+    if len(found) < processes:
+        said.append(f"the recipe is for {processes} of them")
+    # The recipe's processes take the largest cards, and the smallest of those has to hold it.
+    largest = sorted(found, key=lambda one: one.memory_gib, reverse=True)
+    least = largest[min(processes, len(found)) - 1]
+    meant = least.planned_as
+    if meant is None:
+        said.append(f"{least.memory_gib:.1f} GiB, less than any card that is listed")
+        return card(DEFAULT_GPU), "none", [*said, f"planned for {DEFAULT_GPU} instead"]
+    if least.known is None:
+        size = f"{least.memory_gib:.1f} GiB and is not listed"
+        said.append(f"it has {size}: planned as the nearest with no more memory")
+    return meant, "detected", said
 
 
 def _strategy(text: str | None) -> Literal["ddp", "fsdp2"] | None:
@@ -88,7 +175,7 @@ def _strategy(text: str | None) -> Literal["ddp", "fsdp2"] | None:
     raise RecipeError(f"--strategy: got {text!r}, expected ddp or fsdp2")
 
 
-def _print(made: Plan, name: str) -> None:
+def _print(made: Plan, name: str, said: Sequence[str], typed: Typed) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -96,6 +183,8 @@ def _print(made: Plan, name: str) -> None:
     count, card = made.recipe.distributed.num_processes, made.card
     cards = card.name if count == 1 else f"{count} x {card.name}, {made.strategy}"
     console.print(Text(f"{name} on {cards}", style="bold"))
+    for line in said:
+        console.print(f"  {line}")
     _print_parameters(made, console)
     console.print(Text("memory of one GPU at its peak", style="bold cyan"))
     for kind, size in made.memory.kinds.items():
@@ -113,7 +202,7 @@ def _print(made: Plan, name: str) -> None:
         console.print(f"  in host memory     {made.host_bytes / _GIB:8.2f} GiB")
     _print_disk(made, console)
     _print_work(made, console)
-    _print_advice(made, console)
+    _print_advice(made, console, typed)
 
 
 def _print_parameters(made: Plan, console: Console) -> None:
@@ -210,18 +299,47 @@ def _duration(hours: float) -> str:
     return f"{hours * 3600:.0f} seconds" if hours * 3600 >= 0.5 else "less than a second"
 
 
-def _print_advice(made: Plan, console: Console) -> None:
+def _print_advice(made: Plan, console: Console, typed: Typed) -> None:
     from rich.text import Text
 
     if made.fits:
         return
-    heading = "to make it fit, cheapest first" if made.advice else "nothing here makes it fit"
-    console.print(Text(heading, style="bold cyan"))
+    heading = "to make it fit, cheapest first, each on top of those above it"
+    if made.overrides_that_fit is None:
+        heading = "not enough, though each is made on top of those above it"
+    if made.advice:
+        console.print(Text(heading, style="bold cyan"))
     for entry in made.advice:
-        mark = "enough" if entry.fits else "not enough"
+        verdict = ": fits" if entry.fits else ""
         words = " ".join(entry.overrides)
-        console.print(
-            f"  {entry.peak / _GIB:8.2f} GiB, {mark}: {words}{' - ' if words else ''}{entry.cost}"
-        )
-    if made.larger is not None:
-        console.print(f"  or a larger card: {made.larger.name}")
+        console.print(f"  {entry.peak / _GIB:8.2f} GiB  {words} - {entry.cost}{verdict}")
+    if made.overrides_that_fit is not None:
+        if made.larger is not None:
+            console.print(f"  or a larger card, without them: {made.larger.name}")
+        console.print("all of them in one command; train takes the same settings")
+        console.print(f"  {typed.command(made.overrides_that_fit, made.card.name)}")
+        return
+    heading = "what is enough" if made.elsewhere else "no card or number of cards here is enough"
+    console.print(Text(heading, style="bold cyan"))
+    for way in made.elsewhere:
+        console.print(f"  {way.peak / _GIB:8.2f} GiB  {way.what}: {way.gpus} x {way.gpu}")
+        console.print(f"    {typed.command(way.overrides, way.gpu)}")
+
+
+def _print_common_cards(made: Plan) -> None:
+    """Print on which cards that people have the recipe fits, and how long it trains there."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from gptoss_tune.plan.gpus import card
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text("on common cards", style="bold cyan"))
+    for known in map(card, _COMMON_CARDS):
+        verdict = "fits" if made.memory.peak <= known.memory_bytes else "does not fit"
+        hours = made.work.hours
+        if hours is None or verdict != "fits":
+            console.print(f"  {known.name:<18} {verdict}")
+        else:
+            long = _duration(hours * made.card.tflops / known.tflops)
+            console.print(f"  {known.name:<18} {verdict}, {long} of training")

@@ -8,12 +8,13 @@ where colour does not.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.arguments import Overrides, RecipePath
+from gptoss_tune.cli.arguments import Overrides, RecipePath, complete_recipe_names
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import ResolvedLine
@@ -35,10 +36,15 @@ def check(
     Paths in a recipe are relative to the current directory.
     """
     from gptoss_tune.plan.strategy import refuse_unspreadable
+    from gptoss_tune.preflight.unusual import unusual_settings
     from gptoss_tune.recipe import RecipeMistakes, load_recipe, resolved_lines
+    from gptoss_tune.workflows.sweep import first_run
 
+    words, runs = first_run(overrides or [])
     try:
-        resolved = load_recipe(recipe, overrides or [])
+        resolved = load_recipe(recipe, words)
+        for run in runs[1:]:
+            load_recipe(recipe, run.overrides)
         refuse_unspreadable(str(recipe), resolved.model, resolved.train, resolved.distributed)
     except RecipeMistakes as error:
         if not as_json:
@@ -47,12 +53,22 @@ def check(
         typer.echo(json.dumps({"ok": False, "mistakes": mistakes}, indent=2))
         raise typer.Exit(error.exit_code) from None
     lines = list(resolved_lines(resolved))
+    unusual = unusual_settings(
+        resolved.model, resolved.lora, resolved.method, resolved.data, resolved.train
+    )
     if as_json:
         changed = [line.setting for line in lines if line.note]
         body = {"ok": True, "recipe": resolved.model_dump(mode="json"), "changed": changed}
+        body["warnings"] = unusual
+        if runs:
+            body["sweep"] = [run.values for run in runs]
         typer.echo(json.dumps(body, indent=2))
         return
+    for line in unusual:
+        typer.echo(f"warning: {line}", err=True)
     _print_resolved(lines, str(recipe), len(overrides or []))
+    if runs:
+        typer.echo(f"# the first of {len(runs)} runs: {'; '.join(map(str, runs))}")
 
 
 def _print_resolved(lines: list[ResolvedLine], name: str, overrides: int) -> None:
@@ -82,39 +98,112 @@ def schema() -> None:
 
 
 def recipes(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    copy: Annotated[
+        str | None,
+        typer.Option(
+            "--copy",
+            metavar="NAME",
+            help="Write this recipe here, to be edited, such as gpt-oss-20b/qlora.",
+            autocompletion=complete_recipe_names,
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where --copy writes; default: after the name.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the shipped recipes and accelerate configurations, each with its first line."""
+    """List the shipped recipes and accelerate configurations, or copy one here.
+
+    Every command takes such a recipe by its name, in any folder.
+    """
+    from gptoss_tune.shipped import name_of_recipe, seen_from_here, shipped
+
+    if copy is not None:
+        _copy(copy, out, as_json)
+        return
+    if out is not None:
+        raise typer.BadParameter("names the file that --copy NAME writes", param_hint="--out")
+    listed = []
+    for path in sorted(shipped("recipes").rglob("*.yaml")):
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        of_accelerate = path.parent.name == "accelerate"
+        entry = {
+            "kind": "accelerate" if of_accelerate else "recipe",
+            "name": path.stem if of_accelerate else name_of_recipe(path),
+            "path": seen_from_here(path),
+            "description": first.removeprefix("#").strip(),
+        }
+        listed.append(entry)
+    if as_json:
+        typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        return
+    _print_recipes(listed)
+
+
+def _print_recipes(listed: list[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from gptoss_tune.shipped import shipped
-
-    folder = shipped("recipes")
-    found: dict[str, list[tuple[str, str]]] = {"recipe": [], "accelerate": []}
-    for path in sorted(folder.rglob("*.yaml")):
-        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        kind = "accelerate" if path.parent.name == "accelerate" else "recipe"
-        found[kind].append((_shortest(path), first.removeprefix("#").strip()))
-    if as_json:
-        listed = [
-            {"kind": kind, "path": path, "description": text}
-            for kind, entries in found.items()
-            for path, text in entries
-        ]
-        typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
-        return
     console = Console(highlight=False, soft_wrap=True)
-    for kind, heading in (
-        ("recipe", "Recipes: gptoss-tune check PATH, gptoss-tune train PATH"),
-        ("accelerate", "For accelerate launch --config_file PATH -m gptoss_tune.train RECIPE"),
+    for kind, shown, heading in (
+        (
+            "recipe",
+            "name",
+            "Recipes: gptoss-tune plan NAME, gptoss-tune train NAME, from any folder",
+        ),
+        (
+            "accelerate",
+            "path",
+            "For accelerate launch --config_file PATH -m gptoss_tune.train NAME",
+        ),
     ):
         console.print(Text(heading, style="bold cyan"))
-        for path, text in found[kind]:
-            console.print(Text.assemble("  ", (path, "bold"), f"\n    {text}"))
+        for entry in listed:
+            if entry["kind"] == kind:
+                name, text = entry[shown], entry["description"]
+                console.print(Text.assemble("  ", (name, "bold"), f"\n    {text}"))
+    console.print("To edit one: gptoss-tune recipes --copy NAME")
 
 
-def _shortest(path: Path) -> str:
-    """Return a path relative to the current directory where it lies below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+def _copy(name: str, out: Path | None, as_json: bool) -> None:
+    """Write a shipped recipe into a new file and say what comes next.
+
+    Raises:
+        RecipeError: None has this name, or the file is there already.
+    """
+    from gptoss_tune.errors import RecipeError
+    from gptoss_tune.shipped import name_of_recipe, nearest_recipes, recipe_text, shipped_recipe
+
+    recipe = shipped_recipe(name)
+    if recipe is None:
+        near = nearest_recipes(name)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise RecipeError(
+            f"--copy: got {name!r}, expected the name of a shipped recipe; {hint}'gptoss-tune "
+            "recipes' lists them"
+        )
+    plain = (name_of_recipe(recipe) or name).replace("/", "-") + ".yaml"
+    place = Path(plain) if out is None else out / plain if out.is_dir() else out
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("x", encoding="utf-8") as file:
+            file.write(recipe_text(recipe, place.parent))
+    except FileExistsError:
+        raise RecipeError(
+            f"{place} is there already, and stays as it is; name another file: --out FILE"
+        ) from None
+    except OSError as error:
+        raise RecipeError(f"{place}: cannot be written ({error.strerror}); check --out") from None
+    if as_json:
+        typer.echo(json.dumps({"written": str(place)}))
+        return
+    file = shlex.quote(str(place))
+    typer.echo(f"wrote {place}. Next:")
+    if recipe.parent.name == "tiny":
+        typer.echo("  gptoss-tune tiny runs/demo/base")
+    typer.echo(f"  gptoss-tune plan {file}")
+    typer.echo(f"  gptoss-tune train {file} data.train=YOURS.jsonl data.eval=null")

@@ -1,7 +1,7 @@
 """``gptoss-tune launch``: the job file of a cluster, written around ``accelerate launch``.
 
-Slurm and SkyPilot start processes, watch them and start them again; this command only writes the
-file that tells them how, and checks first what would otherwise fail after an hour in the queue. A
+Schedulers start processes, watch them and start them again; this command only writes the file
+that tells them how, and checks first what would otherwise fail after an hour in the queue. A
 scheduler of our own, or a submission through a library, was the alternative: a text that can be
 read, changed and kept beside the recipe needs neither.
 """
@@ -9,6 +9,7 @@ read, changed and kept beside the recipe needs neither.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,38 @@ from gptoss_tune.cli.arguments import Overrides, RecipePath
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import DistributedSection, TrainSection
-    from gptoss_tune.workflows.cluster_jobs import Job
+    from gptoss_tune.workflows.cluster.job import Job, Luggage
+
+_TIME = "24:00:00"
+# Options that some systems have no use for: who reads them.
+_READERS = {
+    "--time": ("slurm", "hf-jobs", "sagemaker"),
+    "--cpus-per-node": ("slurm",),
+    "--sbatch": ("slurm",),
+    "--gpu": ("skypilot", "hf-jobs", "sagemaker"),
+    "--bucket": ("skypilot", "hf-jobs", "sagemaker"),
+    "--spot": ("skypilot", "sagemaker"),
+    "--claim": ("kubernetes",),
+    "--package": ("skypilot", "kubernetes", "hf-jobs"),
+    "--image": ("skypilot", "kubernetes", "hf-jobs", "sagemaker"),
+    "--secret": ("skypilot", "kubernetes", "hf-jobs", "sagemaker"),
+}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The options that are read by some systems only, as given."""
+
+    time: str | None
+    cpus_per_node: int | None
+    sbatch: list[str] | None
+    gpu: str | None
+    bucket: str | None
+    spot: bool
+    claim: str | None
+    package: str | None
+    image: str | None
+    secret: list[str] | None
 
 
 def launch(
@@ -26,6 +58,15 @@ def launch(
     overrides: Overrides = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Write a batch script.")] = False,
     skypilot: Annotated[bool, typer.Option("--skypilot", help="Write a SkyPilot task.")] = False,
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="Write a Job of Kubernetes.")
+    ] = False,
+    hf_jobs: Annotated[
+        bool, typer.Option("--hf-jobs", help="Write a script for Hugging Face Jobs.")
+    ] = False,
+    sagemaker: Annotated[
+        bool, typer.Option("--sagemaker", help="Write a Python file that starts it on SageMaker.")
+    ] = False,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each, a process each.")] = 8,
     accelerate: Annotated[
@@ -40,7 +81,8 @@ def launch(
     time: Annotated[
         str | None,
         typer.Option(
-            help="Slurm: longest time of one start; default: 24:00:00.", show_default=False
+            help="Slurm, Hugging Face, SageMaker: longest time of one start; default: 24:00:00.",
+            show_default=False,
         ),
     ] = None,
     cpus_per_node: Annotated[
@@ -55,13 +97,47 @@ def launch(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="SkyPilot: name of the GPU; default: H100.", show_default=False),
+        typer.Option(
+            help="SkyPilot: name of the GPU; default: H100. Hugging Face: flavor. SageMaker: "
+            "instance type.",
+            show_default=False,
+        ),
     ] = None,
     bucket: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="SkyPilot: the run lies here, such as s3://mine."),
+        typer.Option(
+            metavar="URL",
+            help="The run lies here: s3://mine (SkyPilot, SageMaker), hf://buckets/OWNER/NAME.",
+        ),
     ] = None,
-    spot: Annotated[bool, typer.Option("--spot", help="SkyPilot: on spot machines.")] = False,
+    claim: Annotated[
+        str | None,
+        typer.Option(
+            help="Kubernetes: claim of the volume with data and run; default: gptoss-runs.",
+            show_default=False,
+        ),
+    ] = None,
+    spot: Annotated[
+        bool, typer.Option("--spot", help="SkyPilot, SageMaker: on spot machines.")
+    ] = False,
+    package: Annotated[
+        str | None,
+        typer.Option(
+            help="What pip installs there; default: gptoss-tune[train] of this version.",
+            show_default=False,
+        ),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Container image that has gptoss-tune; nothing is installed.")
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Variable with a token, by its name alone; repeatable; default: HF_TOKEN, and "
+            "WANDB_API_KEY where the run needs it.",
+        ),
+    ] = None,
     setup: Annotated[
         list[str] | None,
         typer.Option(metavar="LINE", help="Shell line run before the training; repeatable."),
@@ -72,16 +148,19 @@ def launch(
     ] = None,
 ) -> None:
     """Write the job file that trains a recipe on a cluster and goes on after every stop."""
-    from gptoss_tune.errors import RecipeError
     from gptoss_tune.recipe import load_recipe
-    from gptoss_tune.workflows.cluster_jobs import Job, job_name, skypilot_task, slurm_script
+    from gptoss_tune.workflows.cluster.job import Job, job_name
 
-    if slurm == skypilot:
-        raise RecipeError("launch: name one of --slurm and --skypilot")
-    if slurm:
-        _refuse("SkyPilot", {"--gpu": gpu, "--bucket": bucket, "--spot": spot})
-    else:
-        _refuse("Slurm", {"--time": time, "--cpus-per-node": cpus_per_node, "--sbatch": sbatch})
+    flags = {
+        "slurm": slurm,
+        "skypilot": skypilot,
+        "kubernetes": kubernetes,
+        "hf-jobs": hf_jobs,
+        "sagemaker": sagemaker,
+    }
+    system = _system(flags)
+    asked = _Asked(time, cpus_per_node, sbatch, gpu, bucket, spot, claim, package, image, secret)
+    _refuse_unread(asked, system)
     words = list(overrides or ())
     loaded = load_recipe(recipe, words)
     processes = nodes * gpus_per_node
@@ -99,33 +178,116 @@ def launch(
         or ("one_gpu" if processes == 1 else loaded.distributed.strategy or "ddp"),
         setup=tuple(setup or ()),
     )
-    if slurm:
-        longest = time or "24:00:00"
-        text = slurm_script(job, time=longest, cpus=cpus_per_node, directives=sbatch or [])
-        place = output or Path(f"{job.name}.sbatch")
-    else:
-        run = loaded.train.output_dir
-        text = skypilot_task(job, gpu=gpu or "H100", bucket=bucket, spot=spot, output_dir=run)
-        place = output or Path(f"{job.name}.sky.yaml")
+    text, ending, submit = _text(job, system, asked, loaded.train.output_dir)
+    place = output or Path(f"{job.name}{ending}")
     if str(place) == "-":
         sys.stdout.write(text)
         return
     _write(place, text)
-    submit = f"sbatch {place}" if slurm else f"sky jobs launch {place}"
-    _say(loaded.train, job, submit, kept=slurm or bucket is not None)
+    kept = system != "skypilot" or bucket is not None
+    _say(loaded.train, job, submit.format(file=place), system, kept=kept)
 
 
-def _refuse(scheduler: str, options: dict[str, object]) -> None:
-    """Refuse options that another scheduler would read, and this job file could not hold.
+def _system(flags: dict[str, bool]) -> str:
+    """Return the one system that was named.
+
+    Raises:
+        RecipeError: None or several were.
+    """
+    from gptoss_tune.errors import RecipeError
+
+    named = [name for name, given in flags.items() if given]
+    if len(named) != 1:
+        *first, last = (f"--{name}" for name in flags)
+        raise RecipeError(f"launch: name one of {', '.join(first)} and {last}")
+    return named[0]
+
+
+def _refuse_unread(asked: _Asked, system: str) -> None:
+    """Refuse options that another system would read, and this job file could not hold.
 
     Raises:
         RecipeError: One of them is given.
     """
     from gptoss_tune.errors import RecipeError
 
-    given = ", ".join(name for name, value in options.items() if value)
-    if given:
-        raise RecipeError(f"launch: {given} would have no effect, it is for {scheduler}; remove it")
+    given = [o for o in _READERS if getattr(asked, o.removeprefix("--").replace("-", "_"))]
+    unread = [option for option in given if system not in _READERS[option]]
+    if unread:
+        readers = dict.fromkeys(reader for option in unread for reader in _READERS[option])
+        raise RecipeError(
+            f"launch: {', '.join(unread)} would have no effect, it is for "
+            f"{', '.join(f'--{reader}' for reader in readers)}; remove it"
+        )
+
+
+def _text(job: Job, system: str, asked: _Asked, output_dir: str) -> tuple[str, str, str]:
+    """Return the job file, how its name ends, and the command that submits it."""
+    from gptoss_tune.workflows.cluster import hf_jobs, kubernetes, sagemaker, skypilot
+    from gptoss_tune.workflows.cluster.slurm import slurm_script
+
+    time = asked.time or _TIME
+    if system == "slurm":
+        text = slurm_script(job, time=time, cpus=asked.cpus_per_node, directives=asked.sbatch or [])
+        return text, ".sbatch", "sbatch {file}"
+    folders = {
+        "skypilot": lambda: skypilot.run_folder(output_dir, asked.bucket),
+        "kubernetes": lambda: kubernetes.run_folder(output_dir),
+        "hf-jobs": lambda: hf_jobs.run_folder(output_dir),
+        "sagemaker": lambda: sagemaker.run_folder(output_dir),
+    }
+    luggage = _luggage(job, asked, folders[system]())
+    there = _there(job, "/recipe/recipe.yaml" if system == "kubernetes" else "recipe.yaml")
+    if system == "skypilot":
+        text = skypilot.skypilot_task(
+            there, luggage, gpu=asked.gpu or "H100", bucket=asked.bucket, spot=asked.spot
+        )
+        tokens = "".join(f" --secret {secret}" for secret in luggage.secrets)
+        return text, ".sky.yaml", f"sky jobs launch{tokens} {{file}}"
+    if system == "kubernetes":
+        text = kubernetes.kubernetes_job(there, luggage, claim=asked.claim or "gptoss-runs")
+        return text, ".k8s.yaml", "kubectl apply -f {file}"
+    if system == "hf-jobs":
+        text = hf_jobs.hf_jobs_script(
+            there, luggage, flavor=asked.gpu, bucket=asked.bucket, time=time
+        )
+        return text, ".hf.sh", "bash {file}"
+    text = sagemaker.sagemaker_file(
+        there, luggage, instance=asked.gpu, bucket=asked.bucket, time=time, spot=asked.spot
+    )
+    return text, ".sagemaker.py", "python {file} --role ARN"
+
+
+def _luggage(job: Job, asked: _Asked, run_folder: str) -> Luggage:
+    """Return what the job needs on a machine that does not see this one's disk."""
+    from gptoss_tune import __version__
+    from gptoss_tune.recipe import load_recipe, resolved_lines
+    from gptoss_tune.workflows.cluster.inputs import local_files, named_files
+    from gptoss_tune.workflows.cluster.job import Luggage, changed_recipe, refuse_names
+
+    kept = [word for word in job.overrides if not word.startswith("train.output_dir=")]
+    recipe = load_recipe(job.recipe, [*kept, f"train.output_dir={run_folder}"])
+    named = named_files(
+        recipe.model.name_or_path, recipe.lora.init_from, recipe.data, recipe.evaluation
+    )
+    secrets = ["HF_TOKEN", *(["WANDB_API_KEY"] if recipe.tracking.wandb == "online" else [])]
+    names = tuple(asked.secret or secrets)
+    refuse_names(names, asked.image)
+    return Luggage(
+        recipe=changed_recipe(resolved_lines(recipe)),
+        files=local_files(named, Path.cwd()),
+        folder=Path.cwd(),
+        package=asked.package or f"gptoss-tune[train]=={__version__}",
+        image=asked.image,
+        secrets=names,
+    )
+
+
+def _there(job: Job, recipe: str) -> Job:
+    """Return the job as the machine runs it: the overrides are in the recipe that it is given."""
+    from dataclasses import replace
+
+    return replace(job, recipe=Path(recipe), overrides=())
 
 
 def _check_processes(
@@ -177,14 +339,17 @@ def _write(place: Path, text: str) -> None:
     write_text(place, text)
 
 
-def _say(train: TrainSection, job: Job, submit: str, *, kept: bool) -> None:
+def _say(train: TrainSection, job: Job, submit: str, system: str, *, kept: bool) -> None:
     """Print what the file will do, and what would be lost."""
     rows = train.per_device_train_batch_size * train.gradient_accumulation_steps * job.processes
     typer.echo(
         f"{submit}: {job.nodes} x {job.gpus_per_node} GPUs, accelerate with {job.accelerate}, "
         f"{rows} rows per optimizer step"
     )
-    typer.echo("on SIGTERM: a checkpoint, exit code 75, and the job is queued again")
+    again = "the same command goes on from there"
+    if system in ("slurm", "skypilot", "kubernetes"):
+        again = "the job is queued again"
+    typer.echo(f"on SIGTERM: a checkpoint, exit code 75, and {again}")
     if train.save_steps is None:
         typer.echo(
             "warning: train.save_steps is not set, so a machine that is lost without a signal "

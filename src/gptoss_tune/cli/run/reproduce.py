@@ -30,15 +30,17 @@ def reproduce(
     """
     from gptoss_tune.errors import CheckpointError, RecipeError
     from gptoss_tune.files.atomic import refuse_existing
+    from gptoss_tune.preflight.finished import finished_record
     from gptoss_tune.train.entrypoint import starting
 
+    finished_record(run)
+    out = output or run.with_name(f"{run.name}-again")
+    refuse_existing(out)
     with starting():
         from gptoss_tune.run.record import load_run_recipe
         from gptoss_tune.workflows.reproduce import compare, differences, record_of, run_again
 
     record = record_of(run)
-    out = output or run.with_name(f"{run.name}-again")
-    refuse_existing(out)
     found = differences(record, load_run_recipe(run).model, run)
     if not as_json:
         _print_differences(found)

@@ -1,16 +1,13 @@
-"""``gptoss-tune train``: the same run as ``accelerate launch -m gptoss_tune.train``."""
+"""``gptoss-tune train``: the run, in this process or in as many as the recipe asks for."""
 
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptoss_tune.cli.arguments import Overrides, RecipePath, renamed_option
-from gptoss_tune.shipped import shipped
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.schema import DistributedSection
@@ -25,49 +22,62 @@ def train(
             help="Continue a run although this differs from it, such as train.learning_rate."
         ),
     ] = None,
+    on_cpu: Annotated[
+        bool, typer.Option("--on-cpu", help="Train on this CPU although it takes days.")
+    ] = False,
+    most_runs: Annotated[
+        int, typer.Option(min=1, help="Of a sweep, as train.learning_rate=[1e-4,2e-4] is one.")
+    ] = 12,
     _: Annotated[list[str] | None, renamed_option("--allow-drift", "--allow-change")] = None,
 ) -> None:
-    """Train a recipe here, or print the accelerate command when it asks for more processes."""
-    from gptoss_tune.recipe import load_recipe
+    """Train a recipe, in as many processes as it asks for; KEY=[A,B] trains one run for each.
 
+    Exit code: 0 done, 2 your input, 3 the machine, 75 stopped: the same command goes on.
+    """
+    from gptoss_tune.preflight.training import look_before_training
+    from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.recipe.load import places
+    from gptoss_tune.workflows.sweep import sweep_runs
+
+    runs = sweep_runs(overrides or ())
+    if runs:
+        from gptoss_tune.cli.run.sweep import train_sweep
+
+        changes = allow_change or []
+        raise typer.Exit(
+            train_sweep(str(recipe), runs, most=most_runs, allow_change=changes, on_cpu=on_cpu)
+        )
     loaded = load_recipe(recipe, overrides or ())
-    processes = loaded.distributed.num_processes
-    if processes > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        typer.echo(f"# {processes} processes: run this")
-        words = [str(recipe), *(overrides or [])]
-        typer.echo(accelerate_command(words, loaded.distributed, allow_change or []))
-        return
+    typed = [str(recipe), *(overrides or [])]
+    launched, changes = "WORLD_SIZE" in os.environ, allow_change or []
+    where = places(recipe, overrides or ())
+    for line in look_before_training(
+        str(recipe), loaded, where, allow_change=changes, launched=launched, on_cpu=on_cpu
+    ):
+        typer.echo(f"warning: {line}", err=True)
+    if loaded.distributed.num_processes > 1 and not launched:
+        raise typer.Exit(_launch(typed, loaded.distributed, changes))
     from gptoss_tune.train.entrypoint import starting
 
     with starting():
         from gptoss_tune.train.run import train as run
 
-    typed = [str(recipe), *(overrides or [])]
-    run(loaded, typed, allow_change=allow_change or ())
+    run(loaded, typed, allow_change=changes)
 
 
-def accelerate_command(
-    words: Sequence[str], distributed: DistributedSection, allow_change: Sequence[str] = ()
-) -> str:
-    """Return the command line that starts the processes of a run.
+def _launch(typed: list[str], distributed: DistributedSection, allow_change: list[str]) -> int:
+    """Start the recipe's processes on this machine and return the exit code of the run."""
+    from gptoss_tune.plan.gpus import detected_gpus
+    from gptoss_tune.train.distributed.start_processes import (
+        accelerate_arguments,
+        first_word,
+        launch_ranks,
+        threads_of_a_process,
+    )
+    from gptoss_tune.train.entrypoint import starting
 
-    Args:
-        words: The recipe's path and the overrides.
-        distributed: How many processes, and how they share the model.
-        allow_change: As given to ``train``.
-    """
-    if distributed.strategy == "fsdp2":
-        how = ["--config_file", str(shipped("recipes") / "accelerate" / "fsdp2.yaml")]
-    else:
-        how = ["--multi_gpu"]
-    changes = [word for name in allow_change for word in ("--allow-change", name)]
-    # Its ranks are started by `python -m`, which looks for modules in the current folder first.
-    launch = [
-        "PYTHONSAFEPATH=1",
-        "accelerate",
-        "launch",
-        "--num_processes",
-        str(distributed.num_processes),
-        *how,
-    ]
-    return shlex.join([*launch, "-m", "gptoss_tune.train", *words, *changes])
+    first_word(distributed)
+    with starting():
+        import accelerate.commands.launch  # noqa: F401 - it takes seconds, and a signal may come
+    threads = threads_of_a_process(distributed.num_processes, gpus=len(detected_gpus()))
+    return launch_ranks(accelerate_arguments(typed, distributed, allow_change), threads=threads)

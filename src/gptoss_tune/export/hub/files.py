@@ -30,7 +30,7 @@ from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 from gptoss_tune.weights.adapter import Adapter
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from gptoss_tune.weights.write import INDEX_NAME
+from gptoss_tune.weights.names import INDEX_NAME
 
 _MERGE_WRITES = {"config.json", "merge_report.json", INDEX_NAME, MANIFEST, NOTICE, CARD}
 

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from gptoss_tune import __version__
 from gptoss_tune.display import one_line
 from gptoss_tune.export.hub.base_name import is_public
+from gptoss_tune.export.hub.card_results import WON, evaluation_results, won
 from gptoss_tune.export.hub.card_text import TAG, new_card
 from gptoss_tune.export.hub.licence import Licence
 from gptoss_tune.export.hub.public_recipe import data_names, datasets_on_hub, public_recipe
 from gptoss_tune.report.plot import Line, picture
-from gptoss_tune.report.text import number
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
 from gptoss_tune.run.method import method_of, reference_words
@@ -31,14 +33,6 @@ from gptoss_tune.run.record import record_of_adapter
 _MOST_DATASETS = 20
 _REFERENCE = ("of", "rows", "tokens", "seconds", "cached")
 _ENVIRONMENT = ("gptoss_tune", "python", "platform", "git_commit", "processes", "deterministic")
-
-
-_WON = {
-    "reward_accuracy": "last reward accuracy, of a training step's pairs",
-    "reward_margin": "last reward margin, mean of a training step",
-    "eval_reward_accuracy": "reward accuracy on held-out pairs",
-    "eval_reward_margin": "reward margin on held-out data",
-}
 
 
 @dataclass(frozen=True)
@@ -104,24 +98,26 @@ def _how(facts: Facts) -> str:
 
 def metadata(facts: Facts) -> dict[str, Any]:
     """Return the YAML block that the Hub reads."""
-    found: dict[str, Any] = {
-        "base_model": facts.base,
-        "base_model_relation": "finetune" if facts.merged else "adapter",
-        "library_name": "transformers" if facts.merged else "peft",
-        "license": facts.licence.identifier,
-        "pipeline_tag": "text-generation",
-        "tags": ["gpt-oss", TAG, "lora"],
-    }
-    if (method := method_of(facts.record)).preferences:
-        found["tags"].append(method.name)
+    method = method_of(facts.record)
+    licence: dict[str, Any] = {"license": facts.licence.identifier}
     if facts.licence.identifier == "other":
-        found["license_name"] = "see-license"
-        found["license_link"] = facts.licence.files[0].name
+        licence["license_name"] = "see-license"
+        licence["license_link"] = facts.licence.files[0].name
     on_hub = datasets_on_hub(facts.record)
     named = [name for name in data_names(facts.record) if name in on_hub and is_public(name)]
-    if named:
-        found["datasets"] = list(dict.fromkeys(named))[:_MOST_DATASETS]
-    return found
+    results = evaluation_results(facts.record)
+    card = ModelCardData(
+        base_model=facts.base,
+        library_name="transformers" if facts.merged else "peft",
+        pipeline_tag="text-generation",
+        tags=["gpt-oss", TAG, "lora", *([method.name] if method.preferences else [])],
+        datasets=list(dict.fromkeys(named))[:_MOST_DATASETS] or None,
+        model_name=facts.repo.partition("/")[2] if results else None,
+        eval_results=results or None,
+        base_model_relation="finetune" if facts.merged else "adapter",
+        **licence,
+    )
+    return card.to_dict()
 
 
 def run_card(facts: Facts) -> str:
@@ -135,8 +131,8 @@ def run_card(facts: Facts) -> str:
     if reference := facts.record.get("reference"):
         kept = {k: reference[k] for k in _REFERENCE if isinstance(reference.get(k, ()), plain)}
         card["reference"] = kept
-    if won := _won(facts.record):
-        card["preferences"] = dict(won)
+    if figures := won(facts.record):
+        card["preferences"] = dict(figures)
     environment["gpus"] = [name for name in told.get("gpus") or [] if _is_text(name)]
     fingerprint = facts.record.get("base", {}).get("fingerprint")
     card.update(
@@ -146,19 +142,6 @@ def run_card(facts: Facts) -> str:
         recipe=_how_trained(facts.record),
     )
     return json.dumps(_finite(card), indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _won(record: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return accuracy and margin of a preference run, held out where they were measured so."""
-    told = record.get("preferences", {})
-    found = []
-    for name in ("reward_accuracy", "reward_margin"):
-        for where, metric in (("eval", f"eval_{name}"), ("last", name)):
-            value = number(told.get(where, {}).get(metric))
-            if value is not None:
-                found.append((metric, value))
-                break
-    return found
 
 
 def _how_trained(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -210,19 +193,37 @@ def _usage(facts: Facts) -> str:
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{facts.repo}", dtype="auto")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{facts.repo}")\n'
+            f"{_generate(facts)}"
         )
         shell = f"vllm serve {facts.repo}\n"
     else:
         python = (
             "from peft import PeftModel\n"
-            "from transformers import AutoModelForCausalLM, Mxfp4Config\n\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config\n\n"
             "model = AutoModelForCausalLM.from_pretrained(\n"
             f'    "{facts.base}", dtype="auto", '
             "quantization_config=Mxfp4Config(dequantize=True)\n)\n"
             f'model = PeftModel.from_pretrained(model, "{facts.repo}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{facts.base}")\n'
+            f"{_generate(facts)}"
         )
         shell = f"gptoss-tune adapter {facts.repo} --for vllm --out adapter-vllm\n"
     return f"```python\n{python}```\n\n```sh\n{shell}```"
+
+
+def _generate(facts: Facts) -> str:
+    """Return the lines that ask the loaded model something, at the effort it was trained at."""
+    told = facts.record.get("recipe", {}).get("data", {}).get("reasoning_effort")
+    effort = told if told in ("low", "medium", "high") else "medium"
+    return (
+        'messages = [{"role": "user", "content": "How many r are there in strawberry?"}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        f'    messages, add_generation_prompt=True, reasoning_effort="{effort}",\n'
+        '    return_dict=True, return_tensors="pt",\n'
+        ").to(model.device)\n"
+        "answer = model.generate(**inputs, max_new_tokens=512)\n"
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:]))\n'
+    )
 
 
 def _training(facts: Facts) -> str:
@@ -239,7 +240,7 @@ def _training(facts: Facts) -> str:
         ("steps", _whole(record.get("steps"))),
         ("last training loss", _number(record.get("loss"))),
         ("evaluation loss", _number(record.get("eval_loss"))),
-        *((_WON[name], _number(value)) for name, value in _won(record)),
+        *((WON[name], _number(value)) for name, value in won(record)),
         ("seconds", _number(record.get("seconds"))),
     ]
     known = ", ".join(_cell(f"{name} {version}") for name, version in _libraries(record))
@@ -249,7 +250,8 @@ def _training(facts: Facts) -> str:
     recipe = public_recipe(record, facts.base)
     # Longer than any fence in the recipe's own texts.
     fence = "`" * (2 + max(map(len, ["`", *re.findall("`+", recipe or "")])))
-    text = f"\n\nThe recipe, complete:\n\n{fence}yaml\n{recipe}{fence}" if recipe else ""
+    head = "\n\n<details>\n<summary>The recipe, complete</summary>\n\n"
+    text = f"{head}{fence}yaml\n{recipe}{fence}\n\n</details>" if recipe else ""
     return table + plot + text
 
 

@@ -25,11 +25,11 @@ from gptoss_tune.display import CREDENTIAL, without_credentials
 from gptoss_tune.errors import CheckpointError, RepositoryError
 from gptoss_tune.export.hub.answers import patiently
 from gptoss_tune.export.hub.card_text import is_of_a_push, parse_card, updated_card
+from gptoss_tune.export.hub.name import check_name
 from gptoss_tune.export.hub.repository import (
     CARD,
     Changes,
     changes_to,
-    check_name,
     check_rights,
 )
 

@@ -9,24 +9,23 @@ no loader looks at it and this push does not write it, and refused otherwise.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import HubError, RepositoryError
 from gptoss_tune.export.assets import COMPANIONS, NOTICE, TEMPLATE
+from gptoss_tune.export.hub.name import check_login
 from gptoss_tune.run.checkpoints import MANIFEST
 from gptoss_tune.run.folder import RECIPE, RUN_CARD
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from gptoss_tune.weights.write import INDEX_NAME, SINGLE_NAME
+from gptoss_tune.weights.names import INDEX_NAME, SINGLE_NAME
 
 CARD, LOSS_PLOT = "README.md", "loss.svg"
 _OURS = {
@@ -66,37 +65,13 @@ class Changes:
     kept: tuple[str, ...]
 
 
-def check_name(repo: str) -> None:
-    """Refuse what can be no name of a model repository, before anything is read or sent.
-
-    Raises:
-        RepositoryError: With the name that is probably meant.
-    """
-    shown = one_line(repo)
-    if match := re.fullmatch(r"https?://[^/]+/(?:models/)?([^/\s]+/[^/\s?#]+)[/?#]?.*", repo):
-        raise RepositoryError(f"--repo is '{shown}', an address; write --repo {match[1]}")
-    if repo.count("/") != 1 or "" in repo.split("/"):
-        raise RepositoryError(
-            f"--repo is '{shown}'; expected owner/name with one slash, for example acme/support-bot"
-        )
-    try:
-        validate_repo_id(repo)
-    except HFValidationError:
-        raise RepositoryError(
-            f"--repo is '{shown}'; expected letters, digits, '-', '_' and '.' in owner and name, "
-            "no '--' or '..', neither '-' nor '.' first or last, at most 96 characters, not '.git' "
-            "at the end"
-        ) from None
-
-
 def check_rights(api: HfApi, repo: str) -> None:
     """Refuse a push that the token cannot make, as far as the Hub tells of a token.
 
     Raises:
         HubError: The token only reads, or is of someone who is not in the organisation.
     """
-    if get_token() is None:
-        raise HubError(f"cannot push to {repo}: not logged in; run `hf auth login`")
+    check_login(repo)
     try:
         told = api.whoami()
     except HfHubHTTPError as error:

@@ -14,8 +14,6 @@ in memory in bf16, adds bf16 to bf16, and cannot write MXFP4.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from typing import Any
 import torch
 from gptoss_kernels import dequantize
 
-from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.errors import CheckpointError, MachineError, say_once
 from gptoss_tune.export.assets import (
     completed_companions,
     copy_companions,
@@ -51,13 +49,13 @@ from gptoss_tune.files.atomic import (
     to_json,
     write_text,
 )
+from gptoss_tune.files.locking import FileLock, LockHeld
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.run.record import prompts_trained_on
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.hashes import hash_of, write_manifest
-from gptoss_tune.weights.names import ExpertFormat
+from gptoss_tune.weights.names import INDEX_NAME, ExpertFormat
 from gptoss_tune.weights.write import (
-    INDEX_NAME,
     MAX_SHARD_SIZE,
     Shard,
     ShardWriter,
@@ -301,19 +299,24 @@ class _Job:
 def _staging(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     """Hold the staging folder, emptied unless it belongs to this very merge.
 
+    The lock's file lies beside the folder: Windows renames no folder in which a file is open.
+
     Raises:
         MachineError: Another process is writing it.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with FileLock(folder.with_name(f"{folder.name}.lock")) as lock:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            with disk_errors(lock.path):
+                reason = lock.take()
+        except LockHeld as error:
             raise MachineError(
-                f"{folder}: another merge is writing it; wait for it or choose another output"
+                f"{folder}: another merge is writing it ({error.holder}); wait for it or choose "
+                "another output"
             ) from None
+        if reason is not None:
+            say_once(f"{folder} cannot be locked ({reason}): start no second merge in it meanwhile")
         _keep_only_this_merge(folder, to_json(identity))
         try:
             yield
@@ -321,8 +324,6 @@ def _staging(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
             if not any(folder.glob("*.safetensors")):  # nothing that a next run could keep
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-    finally:
-        os.close(descriptor)
 
 
 def _keep_only_this_merge(folder: Path, identity: str) -> None:

@@ -45,6 +45,9 @@ _ABOUT: Final = {
     "repeated_tokens": np.int32,
     "special_text": np.int32,
     "without_thoughts": np.int8,
+    "answer_keys": np.uint64,
+    "answer_characters": np.int32,
+    "answer_tokens": np.int32,
 }
 
 
@@ -118,6 +121,9 @@ class SampleFile:
         self.repeated_tokens: NDArray[np.int32] = known["repeated_tokens"]
         self.special_text: NDArray[np.int32] = known["special_text"]
         self.without_thoughts: NDArray[np.int8] = known["without_thoughts"]
+        self.answer_keys: NDArray[np.uint64] = known["answer_keys"]
+        self.answer_characters: NDArray[np.int32] = known["answer_characters"]
+        self.answer_tokens: NDArray[np.int32] = known["answer_tokens"]
 
     @cached_property
     def sources(self) -> list[str]:

@@ -12,7 +12,6 @@ edited.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ from typing import Any, Final, Literal
 from gptoss_tune.errors import MachineError, say_once
 from gptoss_tune.files.atomic import sync
 from gptoss_tune.files.digest import digest_of, sha256_of
+from gptoss_tune.files.locking import FileLock, LockHeld
 
 MANIFEST: Final = "manifest.json"
 WAIT_SAID_AFTER: Final = 10.0
@@ -73,10 +73,11 @@ def built_once(
     try:
         if not _is_whole(place):
             root.mkdir(parents=True, exist_ok=True)
-            with _locked(root / f"{key}.lock"):
+            with _locked(root / f"{key}.lock") as alone:
                 if not _is_whole(place):
                     _remove_damaged(place)
-                    _remove_abandoned(root, key)
+                    if alone:
+                        _remove_abandoned(root, key)
                     _build(root, place, build, private=private)
         if private and place.stat().st_mode & 0o077:
             place.chmod(_PRIVATE_FOLDER)
@@ -97,19 +98,24 @@ def state_of(key: str) -> Literal["whole", "damaged", "missing"]:
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock, and say so when another process has it for long."""
-    with file.open("w") as lock:
-        until = time.monotonic() + WAIT_SAID_AFTER
-        while time.monotonic() < until:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _locked(file: Path) -> Iterator[bool]:
+    """Hold a lock, and say so when another process has it for long; yield whether it is held.
+
+    A disk without locks lets several build the same folder: one of them gives it its name, and the
+    others find it whole.
+    """
+    with FileLock(file) as lock:
+        said_at = time.monotonic() + WAIT_SAID_AFTER
+        while True:
+            try:
+                alone = lock.take() is None
                 break
-            time.sleep(0.05)
-        else:
-            say_once("another process renders the same data; this one waits for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            except LockHeld:
+                time.sleep(0.05)
+            if time.monotonic() >= said_at:
+                said_at = float("inf")
+                say_once("another process renders the same data; this one waits for it")
+        yield alone
 
 
 def _build(root: Path, place: Path, build: Callable[[Path], None], *, private: bool) -> None:
@@ -177,9 +183,12 @@ def _remove_abandoned(root: Path, key: str) -> None:
         if named[1] == key:  # whose lock is held here
             shutil.rmtree(left, ignore_errors=True)
             continue
-        with contextlib.suppress(OSError), (root / f"{named[1]}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+        with (
+            contextlib.suppress(OSError, LockHeld, MachineError),
+            FileLock(root / f"{named[1]}.lock") as lock,
+        ):
+            if lock.take() is None:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _host() -> str:

@@ -9,16 +9,40 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
+from gptoss_tune.harmony.places import MOST_PLACES, first_of
 from gptoss_tune.harmony.reading import Notes
 
 MOST_LISTED: Final = 1000
 """Rejected rows and places of special-token text that are kept by name; all are counted."""
+MOST_KINDS: Final = 100
+"""Kinds of mistakes that are told apart; all further ones are one."""
+FURTHER_MISTAKES: Final = "mistakes of further kinds, which are not told apart"
 MOST_SENTENCES: Final = 100
 """Different warnings, and remarks, that are kept: each row may have keys of its own."""
 FURTHER_SENTENCES: Final = "further findings of other kinds, which are not listed"
+
+
+@dataclass(slots=True)
+class Mistake:
+    """One kind of mistake: the message of its first row, how many rows have it, and the first."""
+
+    message: str
+    rows: int
+    places: list[str]
+
+    def __str__(self) -> str:
+        """Return the message; that of several rows without its place, with their number."""
+        if self.rows == 1:
+            return self.message
+        first = self.places[0]
+        said = self.message.removeprefix(first)
+        files = {place.rpartition(":")[0] for place in self.places}
+        if said != self.message:
+            said = f"{files.pop()}{said}" if len(files) == 1 else said.removeprefix(": ")
+        return f"{said}: {self.rows:,} rows{first_of(self.places, self.rows)}"
 
 
 @dataclass(slots=True)
@@ -31,6 +55,7 @@ class RowCounts:
             ``repeated_tokens`` (context rendered again for a later turn of the same row),
             ``special_text`` (special tokens spelled out in text, encoded as text),
             ``without_thoughts`` (rows that do not think and name no effort, where it is not low),
+            ``documents`` of raw text, ``cut_documents`` (those in several samples),
             ``padding`` (null keys of tools and calls that a table put there, left out); of pairs
             ``ties`` and ``equal_answers`` (both dropped), ``differ_in_length`` (one answer is the
             beginning of the other), ``lost_analysis`` (the rejected answer alone thinks).
@@ -38,13 +63,14 @@ class RowCounts:
         efforts: Samples by reasoning effort.
         channels: Trained tokens by channel.
         rejected: Messages, the first ones.
+        mistakes: Their kinds: messages that differ in the place and in what was got only.
         special_text: Places with special-token text, the first ones.
         too_long: Places of samples that were too long, the first ones.
         shortest_too_long: Tokens of the shortest of these, 0 for none or none tokenised.
         warnings: How often something of a row was lost or may be meant otherwise, by sentence.
         remarks: How often something holds that a server does alike, by sentence.
-        first_places: Where each of these sentences held first.
-        places: Of pairs, the first places of ``ties`` and what else is counted of them alone.
+        first_places: The first rows in which each of these sentences held.
+        places: The first places of some of the counts.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -52,12 +78,13 @@ class RowCounts:
     efforts: Counter[str] = field(default_factory=Counter)
     channels: Counter[str] = field(default_factory=Counter)
     rejected: list[str] = field(default_factory=list)
+    mistakes: dict[str, Mistake] = field(default_factory=dict)
     special_text: list[str] = field(default_factory=list)
     too_long: list[str] = field(default_factory=list)
     shortest_too_long: int = 0
     warnings: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
-    first_places: dict[str, str] = field(default_factory=dict)
+    first_places: dict[str, list[str]] = field(default_factory=dict)
     places: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, other: RowCounts) -> None:
@@ -68,6 +95,8 @@ class RowCounts:
         for name in ("warnings", "remarks"):
             for sentence, number in getattr(other, name).items():
                 self._count(name, sentence, number, other.first_places[sentence])
+        for kind, mistake in other.mistakes.items():
+            self._mistaken(kind, mistake)
         for name in ("counts", "formats", "efforts", "channels"):
             getattr(self, name).update(getattr(other, name))
         for name in ("rejected", "special_text", "too_long"):
@@ -87,30 +116,43 @@ class RowCounts:
     def note(self, notes: Notes, place: str) -> None:
         """Count what is worth telling about the row at ``place``."""
         for sentence, number in notes.warnings.items():
-            self._count("warnings", sentence, number, place)
+            self._count("warnings", sentence, number, [place])
         for sentence, number in notes.remarks.items():
-            self._count("remarks", sentence, number, place)
+            self._count("remarks", sentence, number, [place])
 
-    def _count(self, name: str, sentence: str, number: int, place: str) -> None:
+    def _count(self, name: str, sentence: str, number: int, places: list[str]) -> None:
         """Count a sentence; past the bound all further ones are one."""
         counter = getattr(self, name)
         if sentence not in counter and len(counter) >= MOST_SENTENCES:
             sentence = FURTHER_SENTENCES
         counter[sentence] += number
-        self.first_places.setdefault(sentence, place)
+        first = self.first_places.setdefault(sentence, [])
+        first.extend(places[: MOST_PLACES - len(first)])
 
-    def reject(self, message: str) -> None:
+    def reject(self, message: str, place: str) -> None:
         """Count a row that cannot be trained on."""
         self.counts["rejected"] += 1
         if len(self.rejected) < MOST_LISTED:
             self.rejected.append(message)
+        kind = _VALUES.sub("", message.removeprefix(place))
+        self._mistaken(kind, Mistake(message, 1, [place]))
+
+    def _mistaken(self, kind: str, mistake: Mistake) -> None:
+        if kind not in self.mistakes and len(self.mistakes) >= MOST_KINDS:
+            kind, mistake = "others", replace(mistake, message=FURTHER_MISTAKES)
+        known = self.mistakes.get(kind)
+        if known is None:
+            self.mistakes[kind] = replace(mistake, places=mistake.places[:MOST_PLACES])
+        else:
+            known.rows += mistake.rows
+            known.places.extend(mistake.places[: MOST_PLACES - len(known.places)])
 
     def lines(self, name: Literal["warnings", "remarks"], label: str) -> list[str]:
         """Return a line for each sentence of a kind: how often, where first, in which source."""
         return [
-            f"{label}: {number:,} times: {sentence} (first {self.first_places[sentence]})"
+            f"{label}: {number:,} times: {sentence}{first_of(self.first_places[sentence], number)}"
             if number > 1
-            else f"{label}: {sentence} ({self.first_places[sentence]})"
+            else f"{label}: {sentence} ({self.first_places[sentence][0]})"
             for sentence, number in getattr(self, name).most_common()
         ]
 
@@ -122,6 +164,7 @@ class RowCounts:
             "efforts": dict(self.efforts),
             "channels": dict(self.channels),
             "rejected": self.rejected,
+            "mistakes": {kind: asdict(mistake) for kind, mistake in self.mistakes.items()},
             "special_text": self.special_text,
             "too_long": self.too_long,
             "shortest_too_long": self.shortest_too_long,
@@ -141,6 +184,7 @@ class RowCounts:
             efforts=Counter(value["efforts"]),
             channels=Counter(value["channels"]),
             rejected=value["rejected"],
+            mistakes={kind: Mistake(**mistake) for kind, mistake in value["mistakes"].items()},
             special_text=value["special_text"],
             too_long=value["too_long"],
             shortest_too_long=value["shortest_too_long"],
@@ -149,22 +193,6 @@ class RowCounts:
             first_places=value["first_places"],
             places=value.get("places", {}),
         )
-
-
-def grouped(messages: list[str]) -> list[str]:
-    """Return the first message of each kind, with the number of rows where there are more.
-
-    Messages are of one kind when they differ in the place, in numbers and in what was got only.
-    """
-    kinds: dict[str, list[str]] = {}
-    for message in messages:
-        reason = message.split(": ", 1)[-1]
-        kinds.setdefault(_VALUES.sub("", reason), []).append(message)
-    among = f" of the first {MOST_LISTED:,}" if len(messages) >= MOST_LISTED else ""
-    return [
-        first if not others else f"{first} ({len(others) + 1:,} rows like this{among})"
-        for first, *others in kinds.values()
-    ]
 
 
 _VALUES: Final = re.compile(r"'[^']*'|\"[^\"]*\"|[0-9]+")

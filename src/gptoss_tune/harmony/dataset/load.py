@@ -27,12 +27,14 @@ import numpy as np
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.dataset import arrow
 from gptoss_tune.harmony.dataset.cache import built_once, cache_key
-from gptoss_tune.harmony.dataset.counts import RowCounts, grouped
+from gptoss_tune.harmony.dataset.counts import RowCounts
 from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind
 from gptoss_tune.harmony.dataset.mismatched import partners
 from gptoss_tune.harmony.dataset.render_rows import default_processes, render_rows
 from gptoss_tune.harmony.dataset.row_renderer import SampleSettings
 from gptoss_tune.harmony.dataset.selection import Selection, Split, rows_of, select
+from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.guards.sources import effort_advice, source_warnings
 from gptoss_tune.harmony.reading import ReadSettings
 from gptoss_tune.harmony.render import RenderSettings
 from gptoss_tune.harmony.sources.open import OpenedSource, open_source
@@ -44,8 +46,8 @@ if TYPE_CHECKING:
 
     from gptoss_tune.recipe import DataSection, DataSource
 
-RENDERING: Final = 4
-"""Number of the rendering; raised when a row would give other tokens, or lie otherwise on disk."""
+RENDERING: Final = 5
+"""Number of the rendering; raised when a row gives other tokens or counts, or lies otherwise."""
 PACKED: Final = 2
 """Number of the layout of packed rows; raised when they lie otherwise on disk."""
 MOST_SHOWN: Final = 20
@@ -119,7 +121,9 @@ def load_dataset(
     refuse_rejected(rendered, data)
     if tell is not None:
         for one in rendered:
-            for line in one.report.lines("warnings", f"{split}: {one.source.path}"):
+            label = f"{split}: {one.source.path}"
+            advice = effort_advice(one.source, data)
+            for line in source_warnings(one.report, one.samples, label, advice):
                 tell(line)
     selection = select(rendered, data, split=split, seed=seed)
     if not data.packing and kind.rows == "conversation":
@@ -211,7 +215,7 @@ def render_source(
             cannot be trained on, or it was changed while it was read.
     """
     opened = open_source(source)
-    settings = sample_settings(data, kind)
+    settings = sample_settings(data, kind, source)
     most = data.max_errors if data.on_error == "skip" else STOP_AFTER
     versions = [RENDERING, RANKS_SHA256, version("openai-harmony"), version("tiktoken")]
     key = cache_key(["samples", versions, opened.fingerprint, asdict(settings)])
@@ -233,10 +237,17 @@ def render_source(
     return RenderedSource(source, key, arrow.SampleFile(folder), counts, kind)
 
 
-def sample_settings(data: DataSection, kind: SampleKind = CONVERSATIONS) -> SampleSettings:
-    """Return what shapes the samples of a row."""
+def effort_of(source: DataSource, data: DataSection) -> Effort:
+    """Return the reasoning effort of rows of a source that name none."""
+    return source.reasoning_effort or data.reasoning_effort
+
+
+def sample_settings(
+    data: DataSection, kind: SampleKind = CONVERSATIONS, source: DataSource | None = None
+) -> SampleSettings:
+    """Return what shapes the samples of a row; ``source``: whose row, where that is known."""
     render = RenderSettings(
-        reasoning_effort=data.reasoning_effort,
+        reasoning_effort=data.reasoning_effort if source is None else effort_of(source, data),
         date=data.date,
         channel_weights=tuple(data.channel_weights.model_dump().items()),
         turns=data.turns,
@@ -273,7 +284,7 @@ def rejected_message(report: RowCounts, todo: str) -> str:
     rejected = report.counts["rejected"]
     if rejected == 1:
         return report.rejected[0]
-    kinds = grouped(report.rejected)
+    kinds = list(map(str, report.mistakes.values()))
     shown = kinds[:MOST_SHOWN]
     more = [f"... and {len(kinds) - len(shown)} more kinds"] if len(kinds) > len(shown) else []
     return "\n  ".join([f"{rejected} rows cannot be trained on; {todo}:", *shown, *more])

@@ -24,7 +24,7 @@ from typing import Final
 from gptoss_tune.errors import MachineError
 from gptoss_tune.harmony.dataset.pair_renderer import PairRenderer
 from gptoss_tune.harmony.dataset.row_renderer import Columns, RowRenderer, SampleSettings
-from gptoss_tune.harmony.sources.rows import Located
+from gptoss_tune.harmony.sources.rows import Located, Raw
 from gptoss_tune.harmony.vocabulary import Vocabulary, vocabulary_from
 
 CHUNK_BYTES: Final = 1 << 18
@@ -97,12 +97,20 @@ def chunks(rows: Iterable[Located]) -> Iterator[list[Located]]:
     size = 0
     for at, raw in rows:
         chunk.append((at, raw))
-        size += len(raw) if isinstance(raw, bytes) else CHUNK_BYTES // CHUNK_ROWS
+        size += _size(raw)
         if size >= CHUNK_BYTES or len(chunk) == CHUNK_ROWS:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def _size(raw: Raw) -> int:
+    """Return about how many bytes a row has; of parsed ones a document alone may be long."""
+    if isinstance(raw, bytes):
+        return len(raw)
+    text = raw.get("text") if isinstance(raw, dict) else None
+    return max(CHUNK_BYTES // CHUNK_ROWS, len(text) if isinstance(text, str) else 0)
 
 
 def _leave_with_parent() -> None:

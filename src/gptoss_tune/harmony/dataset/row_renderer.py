@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +17,30 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import (
     CHANNEL_NAMES,
     CHANNELS,
+    TEXT,
     Conversation,
     count_special_text,
 )
 from gptoss_tune.harmony.dataset.counts import MOST_LISTED, RowCounts
 from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind
+from gptoss_tune.harmony.document import Document
 from gptoss_tune.harmony.fields import EFFORTS
+from gptoss_tune.harmony.fit_length import cut_document, truncate
 from gptoss_tune.harmony.formats.detect import format_of
-from gptoss_tune.harmony.formats.registry import read_as
+from gptoss_tune.harmony.formats.registry import read_known
+from gptoss_tune.harmony.guards.answers import NO_ANSWER, Answer, answer_of
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
-from gptoss_tune.harmony.render import Example, Renderer, RenderSettings, truncate
+from gptoss_tune.harmony.render import (
+    Example,
+    Renderer,
+    RenderSettings,
+)
 from gptoss_tune.harmony.sources.padding import clean_row
 from gptoss_tune.harmony.sources.rows import Located
 from gptoss_tune.harmony.vocabulary import LONGEST_TOKEN_BYTES, Vocabulary
+
+NO_EFFORT: Final = -1
+"""In the place of an effort's number: raw text is read without a system message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,9 @@ class Columns:
     repeated_tokens: NDArray[np.int32]
     special_text: NDArray[np.int32]
     without_thoughts: NDArray[np.int8]
+    answer_keys: NDArray[np.uint64]
+    answer_characters: NDArray[np.int32]
+    answer_tokens: NDArray[np.int32]
     documents: NDArray[np.int32]
     branches: NDArray[np.int8]
     document_counts: NDArray[np.int32]
@@ -90,9 +104,9 @@ class Sample(NamedTuple):
 
 
 class ReadRow(NamedTuple):
-    """A row that was read: its (preferred) conversation, hashes, special texts, samples."""
+    """A row that was read: (preferred) conversation or document, hashes, special texts, samples."""
 
-    conversation: Conversation
+    conversation: Conversation | Document
     keys: tuple[int, int]
     special: int
     samples: list[Sample]
@@ -111,6 +125,7 @@ class RowRenderer:
         report = RowCounts()
         samples: list[Sample] = []
         about: list[tuple[int, ...]] = []
+        answers: list[Answer] = []
         for at, raw in chunk:
             report.counts["rows"] += 1
             try:
@@ -119,19 +134,31 @@ class RowRenderer:
                     report.counts["padding"] += padding
                 read = self.read(row, at, report)
             except DataError as error:
-                report.reject(str(error))
+                report.reject(str(error), at)
                 continue
             conversation, special = read.conversation, read.special
-            effort = conversation.effort or self.settings.render.reasoning_effort
-            report.efforts[effort] += len(read.samples)
-            named = conversation.effort is not None
-            thoughtless = int(effort != "low" and not named and not conversation.thinks)
-            report.counts["without_thoughts"] += thoughtless
+            effort, thoughtless, answer = NO_EFFORT, 0, NO_ANSWER
+            if isinstance(conversation, Conversation):
+                effort, thoughtless = self._effort(conversation, len(read.samples), report)
+                if read.samples and self.settings.kind.rows == "conversation":
+                    answer = answer_of(conversation, read.samples[-1].example)
             for sample in read.samples:
                 samples.append(sample)
-                about.append((EFFORTS.index(effort), *read.keys, special, thoughtless))
-                special = thoughtless = 0  # counted once a row, with its first sample
-        return _columns(samples, about, report)
+                about.append((effort, *read.keys, special, thoughtless))
+                answers.append(answer)
+                special, thoughtless, answer = 0, 0, NO_ANSWER  # once a row, with its first sample
+        return _columns(samples, about, answers, report)
+
+    def _effort(
+        self, conversation: Conversation, samples: int, report: RowCounts
+    ) -> tuple[int, int]:
+        """Return the number of a row's effort, and 1 where it should think and does not."""
+        effort = conversation.effort or self.settings.render.reasoning_effort
+        report.efforts[effort] += samples
+        thoughtless = effort != "low" and conversation.effort is None and not conversation.thinks
+        if thoughtless:
+            report.count_at("without_thoughts", conversation.source)
+        return EFFORTS.index(effort), int(thoughtless)
 
     def read(self, row: dict[str, Any], at: str, report: RowCounts) -> ReadRow:
         """Return a row's samples; what is dropped or worth telling goes into ``report``.
@@ -141,11 +168,27 @@ class RowRenderer:
         """
         name = format_of(row, at)
         report.formats[name] += 1
-        conversation = read_as(name, row, at, self.settings.reading)
+        conversation = read_known(name, row, at, self.settings.reading)
         special = self.count_special_text(conversation, report)
-        samples = self._samples(conversation, report)
+        if isinstance(conversation, Document):
+            samples = self._pieces(conversation, report)
+        else:
+            samples = self._samples(conversation, report)
         report.note(conversation.notes, at)
         return ReadRow(conversation, conversation.keys(), special, samples)
+
+    def _pieces(self, document: Document, report: RowCounts) -> list[Sample]:
+        """Return the samples of a document, of which nothing is left out for its length."""
+        examples = self.renderer.render(document)
+        if not examples:
+            self.nothing_to_train(document.source, report)
+            return []
+        pieces = cut_document(examples[0], self.settings.max_length)
+        report.counts["documents"] += 1
+        report.counts["cut_documents"] += len(pieces) > 1
+        # A piece begins with the last token of the one before.
+        report.counts["repeated_tokens"] += len(pieces) - 1
+        return [Sample(piece, int(number > 0)) for number, piece in enumerate(pieces)]
 
     def _samples(self, conversation: Conversation, report: RowCounts) -> list[Sample]:
         """Return the samples of a row, each with how many of its tokens an earlier one had too."""
@@ -177,7 +220,7 @@ class RowRenderer:
                 f"{at}: every token has loss weight 0; give a message or its channel a weight, "
                 "or set data.nothing_to_train to skip"
             )
-        report.counts["nothing_to_train"] += 1
+        report.count_at("nothing_to_train", at)
 
     def _fitted(self, example: Example, report: RowCounts) -> list[Example]:
         limit = self.settings.max_length
@@ -196,7 +239,7 @@ class RowRenderer:
         if shorter is None:
             self.drop(example.source, report, len(example.input_ids))
             return []
-        report.counts["truncated"] += 1
+        report.count_at("truncated", example.source)
         return [shorter]
 
     def drop(self, at: str, report: RowCounts, tokens: int = 0) -> None:
@@ -207,7 +250,7 @@ class RowRenderer:
         if len(report.too_long) < MOST_LISTED:
             report.too_long.append(at)
 
-    def count_special_text(self, conversation: Conversation, report: RowCounts) -> int:
+    def count_special_text(self, conversation: Conversation | Document, report: RowCounts) -> int:
         """Return how often the row's texts spell special tokens, counted in ``report``."""
         found = sum(map(count_special_text, conversation.texts()))
         if found:
@@ -236,7 +279,12 @@ def _repeated_tokens(examples: list[Example]) -> list[int]:
     return repeated
 
 
-def _columns(samples: list[Sample], about: list[tuple[int, ...]], report: RowCounts) -> Columns:
+def _columns(
+    samples: list[Sample],
+    about: list[tuple[int, ...]],
+    answers: list[Answer],
+    report: RowCounts,
+) -> Columns:
     examples = [sample.example for sample in samples]
 
     def joined(name: str, dtype: type) -> NDArray:
@@ -253,6 +301,8 @@ def _columns(samples: list[Sample], about: list[tuple[int, ...]], report: RowCou
     report.counts["trained_tokens"] += int((loss_weights > 0).sum())
     for number, channel in enumerate(CHANNELS, start=1):
         report.channels[channel] += int(trained[number])
+    if trained[CHANNEL_NAMES.index(TEXT)]:
+        report.channels[TEXT] += int(trained[CHANNEL_NAMES.index(TEXT)])
     split = [sample for sample in samples if sample.documents]
     return Columns(
         input_ids=input_ids,
@@ -265,6 +315,9 @@ def _columns(samples: list[Sample], about: list[tuple[int, ...]], report: RowCou
         repeated_tokens=np.array([sample.repeated for sample in samples], dtype=np.int32),
         special_text=np.array(special, dtype=np.int32),
         without_thoughts=np.array(thoughtless, dtype=np.int8),
+        answer_keys=np.array([answer.key for answer in answers], dtype=np.uint64),
+        answer_characters=np.array([answer.characters for answer in answers], dtype=np.int32),
+        answer_tokens=np.array([answer.tokens for answer in answers], dtype=np.int32),
         documents=np.array([n for sample in split for n in sample.documents], dtype=np.int32),
         branches=np.array([n for sample in split for n in sample.branches], dtype=np.int8),
         document_counts=np.array([len(sample.documents) for sample in split], dtype=np.int32),

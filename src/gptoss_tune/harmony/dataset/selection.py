@@ -6,6 +6,7 @@ only when rows are written.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.conversation import CHANNEL_NAMES, CHANNELS
+from gptoss_tune.harmony.conversation import CHANNEL_NAMES, CHANNELS, TEXT
 from gptoss_tune.harmony.dataset.counts import RowCounts
 from gptoss_tune.harmony.dataset.packing import PackedRows, efficiency, pack
 from gptoss_tune.harmony.fields import EFFORTS
@@ -74,6 +75,7 @@ def select(
         raise DataError(_nothing_left(rendered, data, split))
     lengths = np.concatenate([one.samples.lengths for one in rendered])[samples]
     efforts = np.concatenate([one.samples.efforts for one in rendered])[samples]
+    efforts = np.maximum(efforts, 0)  # raw text, which has none, goes with low
     if data.curriculum != "none":
         by_effort = np.argsort(efforts, kind="stable")
         samples, lengths, efforts = samples[by_effort], lengths[by_effort], efforts[by_effort]
@@ -144,10 +146,18 @@ def split_counts(
         special_text=int(samples.special_text[mask].sum()),
         without_thoughts=int(samples.without_thoughts[mask].sum()),
     )
-    efforts = np.bincount(samples.efforts[mask], minlength=len(EFFORTS))
+    documents = np.flatnonzero(mask & (samples.efforts < 0))
+    if len(documents):
+        pieces = Counter(samples.sources[index] for index in documents)
+        part.counts.update(
+            documents=len(pieces), cut_documents=sum(number > 1 for number in pieces.values())
+        )
+    efforts = np.bincount(samples.efforts[mask & (samples.efforts >= 0)], minlength=len(EFFORTS))
     part.efforts.update(dict(zip(EFFORTS, map(int, efforts), strict=True)))
     by_channel = dict(zip(CHANNEL_NAMES, map(int, trained), strict=True))
     part.channels.update({channel: by_channel[channel] for channel in CHANNELS})
+    if TEXT in one.report.channels:
+        part.channels[TEXT] = by_channel[TEXT]
     part.special_text = [place for place in one.report.special_text if place in places]
     if split == "eval":
         return part
@@ -189,6 +199,8 @@ def _way_out(report: RowCounts, data: DataSection) -> str:
     """Return what to do about the commonest reason for which nothing is left."""
     counts = report.counts
     most = max(("too_long", "rejected", "nothing_to_train"), key=lambda name: counts[name])
+    if not counts[most] and counts["samples"]:
+        return "every row is held out: add rows, or name other data in data.eval"
     if counts["equal_answers"] + counts["ties"] > counts[most]:
         return "add pairs of different answers, one of them the better one"
     if not counts[most]:

@@ -8,7 +8,6 @@ looked for.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +38,8 @@ from gptoss_tune.harmony.dataset.selection import (
     select,
     split_counts,
 )
+from gptoss_tune.harmony.guards.sources import effort_advice, source_warnings
+from gptoss_tune.harmony.places import Overlap, first_of
 from gptoss_tune.harmony.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -51,23 +52,12 @@ MOST_NAMED: Final = 20
 
 
 @dataclass(slots=True)
-class Overlap:
-    """Rows that are there more than once: how many, and the first of them by place."""
-
-    rows: int = 0
-    places: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the overlap as JSON values."""
-        return {"rows": self.rows, "places": self.places}
-
-
-@dataclass(slots=True)
 class SplitStatistics:
     """The figures of one split.
 
     Attributes:
         sources: Path, weight and report of each source.
+        findings: Of each source, what it teaches that no server would want, a line each.
         report: Their reports added up. Where a share of the rows is held out, each split has the
             figures of its own samples; what was left out of the files stands with the training
             split, and so does what is known of files alone.
@@ -86,6 +76,7 @@ class SplitStatistics:
 
     sources: list[tuple[str, float, RowCounts]]
     report: RowCounts
+    findings: list[str] = field(default_factory=list)
     samples: int = 0
     tokens: int = 0
     lengths: dict[str, float] = field(default_factory=dict)
@@ -253,34 +244,43 @@ def data_statistics(
 
 
 def _split_warnings(name: Split, split: SplitStatistics) -> list[str]:
-    counts, (sample, row) = split.report.counts, NOUNS[split.rows]
+    """Return what a run survives and its owner should know of a split, a line each."""
+    report, (sample, row) = split.report, NOUNS[split.rows]
+    counts, places = report.counts, report.places
     pairs = split.rows == "pair"
     together = " (both branches together)" if pairs else ""
     # Several answers to one question are what preferences are made of.
     asked_again = split.same_prompts.rows if split.rows == "conversation" else 0
     said = (
-        (counts["too_long"], sample, f"dropped, too long{together}"),
-        (counts["truncated"], sample, "cut, too long"),
-        (counts["nothing_to_train"], row, "without anything to train"),
-        *(pair_warnings(counts) if pairs else ()),
-        (counts["special_text"], "special token", "spelled out in text, encoded as text"),
-        (counts["padding"], "null key", "of tools and calls left out, padding of a table"),
-        (split.duplicates.rows, row, "equal to an earlier one"),
-        (asked_again, row, "with the question of an earlier one"),
+        (counts["too_long"], sample, f"dropped, too long{together}", report.too_long),
+        (counts["truncated"], sample, "cut, too long", places.get("truncated", [])),
+        (
+            counts["nothing_to_train"],
+            row,
+            "without anything to train",
+            places.get("nothing_to_train", []),
+        ),
+        *((*one, []) for one in (pair_warnings(counts) if pairs else ())),
+        (
+            counts["special_text"],
+            "special token",
+            "spelled out in text, encoded as text",
+            report.special_text,
+        ),
+        (counts["padding"], "null key", "of tools and calls left out, padding of a table", []),
+        (split.duplicates.rows, row, "equal to an earlier one", split.duplicates.places),
+        (asked_again, row, "with the question of an earlier one", split.same_prompts.places),
     )
-    found = [f"{name}: {_counted(number, *what)}" for number, *what in said if number]
+    found = [
+        # A row may spell several special tokens.
+        f"{name}: {_counted(number, thing, what)}"
+        f"{first_of(where, number if thing in (sample, row) else len(where))}"
+        for number, thing, what, where in said
+        if number
+    ]
     if split.preferences is not None:
         found += [f"{name}: {line}" for line in figure_warnings(split.preferences, name)]
-    for path, _, report in split.sources:
-        found += report.lines("warnings", f"{name}: {path}")
-    without, whole = counts["without_thoughts"], counts["rows"] - counts["rejected"]
-    if 2 * without > whole:
-        found.append(
-            f"{name}: {_counted(without, row)} of {whole:,} without thoughts, rendered "
-            "at the recipe's reasoning effort, where the model is to think; set "
-            "data.reasoning_effort to low, or name the effort in the rows"
-        )
-    return found
+    return found + split.findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +308,11 @@ def _split_census(
     for _, _, one in sources:
         report.add(one)
     census = SplitStatistics(sources, report)
+    for one, (path, _, part) in zip(rendered, sources, strict=True):
+        # Where a share is held out, the answers of the file are looked at once.
+        samples = one.samples if split == "train" or held_out is None else None
+        advice = effort_advice(one.source, data)
+        census.findings += source_warnings(part, samples, f"{split}: {path}", advice)
     rows = _rows_of(rendered, data, split=split, seed=seed)
     first = np.zeros(len(rows.rows), dtype=bool)
     first[np.unique(rows.rows, return_index=True)[1]] = True
@@ -385,9 +390,5 @@ def _overlap(places: list[str], mask: NDArray[np.bool_]) -> Overlap:
 
 
 def _counted(number: int, thing: str, what: str = "") -> str:
+    """Return a number of things in words."""
     return f"{number:,} {thing}{'s' if number != 1 else ''} {what}".rstrip()
-
-
-def reasons(rejected: Sequence[str]) -> Counter[str]:
-    """Return how often each reason occurs, without the places and what was got."""
-    return Counter(message.split(": ", 1)[-1].split(";")[0][:100] for message in rejected)

@@ -1,12 +1,13 @@
 """Which format a row is in, told by its columns.
 
 ``messages`` is OpenAI chat, or harmony's own when a message names its channel; ``conversations`` is
-ShareGPT; then ``prompt`` with ``completion`` and ``prompt`` alone. Before them come the two columns
-that make a row a preference pair (``PAIRS``), whatever holds its prompt. A ``label`` beside a
-conversation changes nothing here: it says what the answer is worth, and only to the methods that
-ask. Anything else goes through the column templates of ``sources/columns.py``. A setting that names
-the format was the alternative: it is one more thing to be wrong, and no two of these formats share
-their columns.
+ShareGPT; then ``prompt`` with ``completion``, the other names of a question and its answer
+(``plain/instruct.py``), ``prompt`` alone, and raw text (``plain/text.py``). Before them come the
+two columns that make a row a preference pair (``PAIRS``), whatever holds its prompt. A ``label``
+beside a conversation changes nothing here: it says what the answer is worth, and only to the
+methods that ask. Anything else, and what can be meant in two ways, goes through the column
+templates of ``sources/columns.py``. A setting that names the format was the alternative: it is one
+more thing to be wrong, and no two of these formats share their columns.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Any, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.fields import shown, take_listed
 from gptoss_tune.harmony.formats.harmony import is_native
+from gptoss_tune.harmony.formats.plain.instruct import asks_or_answers, question_and_answer
+from gptoss_tune.harmony.formats.plain.text import is_text, target_of
+from gptoss_tune.harmony.formats.plain.unknown import unknown_format
 
 PAIRS: Final = {
     "preference": ("chosen", "rejected"),
@@ -26,7 +30,10 @@ PAIRS: Final = {
 
 
 def format_of(row: dict[str, Any], source: str, *, templates: bool = True) -> str:
-    """Return ``native``, ``chat``, ``sharegpt``, ``completion``, ``prompt`` or a name of ``PAIRS``.
+    """Return the name of a row's format.
+
+    It is ``native``, ``chat``, ``sharegpt``, ``completion``, ``instruct``, ``prompt``, ``text`` or
+    a name of ``PAIRS``.
 
     Args:
         row: The parsed row.
@@ -43,18 +50,21 @@ def format_of(row: dict[str, Any], source: str, *, templates: bool = True) -> st
     for column, name in (("messages", "chat"), ("conversations", "sharegpt")):
         if column in there:
             return "native" if is_native(take_listed(row[column], source, column)) else name
+    if there.issuperset(("prompt", "completion")):
+        return "completion"
+    if templates and question_and_answer(row) is not None:
+        return "instruct"
     if "prompt" in there:
-        return "completion" if "completion" in there else "prompt"
-    columns = ", ".join(shown(key) for key in list(row)[:8]) or "none"
+        return "prompt"
     if not templates:
+        columns = ", ".join(shown(key) for key in list(row)[:8]) or "none"
         raise DataError(
             f"{source}: no known columns (got {columns}); expected messages, conversations or "
             "prompt: rename the column of the question to prompt"
         )
-    raise DataError(
-        f"{source}: no known columns (got {columns}); expected messages, conversations, or prompt "
-        f"with completion: map other columns with a template in the recipe (columns{_such_as(row)})"
-    )
+    if is_text(row) and target_of(row) is None and not asks_or_answers(row):
+        return "text"
+    raise DataError(unknown_format(row, source))
 
 
 def pair_format(row: dict[str, Any]) -> str | None:
@@ -71,16 +81,3 @@ def pair_format(row: dict[str, Any]) -> str | None:
 
 QUESTIONS: Final = ("instruction", "question", "query", "problem", "user", "input")
 """Names of columns that ask, in sets that have no ``prompt``."""
-_ANSWERS: Final = ("output", "answer", "response", "solution", "assistant", "target")
-
-
-def _such_as(row: dict[str, Any]) -> str:
-    """Return the templates for a row whose columns say what they are."""
-    asked = next((key for key in QUESTIONS if isinstance(row.get(key), str)), None)
-    answer = next((key for key in _ANSWERS if isinstance(row.get(key), str)), None)
-    if asked is None or answer is None:
-        return ""
-    prompt = f"{{{{ {asked} }}}}"
-    if asked == "instruction" and "input" in row:
-        prompt += "{% if input %} {{ input }}{% endif %}"
-    return f': {{prompt: "{prompt}", completion: "{{{{ {answer} }}}}"}}'

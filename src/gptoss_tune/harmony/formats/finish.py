@@ -12,6 +12,7 @@ from gptoss_tune.harmony.conversation import Conversation, check_structure
 from gptoss_tune.harmony.declarations import declared_names
 from gptoss_tune.harmony.fields import kind, parse_json
 from gptoss_tune.harmony.formats.thinking_tags import note_tags, split_tags
+from gptoss_tune.harmony.guards.rows import note_habits
 
 
 def finish(conversation: Conversation, *, complete: bool) -> Conversation:
@@ -25,6 +26,7 @@ def finish(conversation: Conversation, *, complete: bool) -> Conversation:
         conversation.messages = split_tags(conversation.messages, conversation.source)
     check_structure(conversation, complete=complete)
     note_tags(conversation)
+    note_habits(conversation)
     if conversation.namespaces:
         _note_undeclared_arguments(conversation)
     return conversation

@@ -14,19 +14,7 @@ from typing import Any, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Conversation
 from gptoss_tune.harmony.fields import kind, shown, take_text, take_weight
-
-THINKING: Final = ("thinking", "reasoning_content", "reasoning")
-"""The chain of thought, as gpt-oss's template, vLLM's answers and OpenRouter's name it."""
-WEIGHTS: Final = ("weight", "train", "loss")
-"""Loss weight of a message: a number, or a switch."""
-
-SETTINGS: Final = frozenset(
-    {
-        *("tools", "functions", "response_format", "builtin_tools"),
-        *("reasoning_effort", "weight", "channel_weights", "system"),
-    }
-)
-"""Keys that mean the same beside messages, conversations, and prompt with completion."""
+from gptoss_tune.harmony.reading import SETTINGS, THINKING, WEIGHTS
 
 _EVERY_MESSAGE: Final = frozenset(
     {"role", "content", "from", "value", *WEIGHTS, "author", "channel", "recipient", "content_type"}

@@ -19,9 +19,9 @@ from gptoss_tune.harmony.formats.answers import (
     take_piece,
 )
 from gptoss_tune.harmony.formats.detect import format_of, pair_format
-from gptoss_tune.harmony.formats.keys import THINKING
+from gptoss_tune.harmony.formats.plain.instruct import as_prompt_and_completion
 from gptoss_tune.harmony.formats.registry import read_as
-from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
+from gptoss_tune.harmony.reading import AS_IT_STANDS, THINKING, ReadSettings
 
 _SPELLED: Final = {"true": True, "1": True, "false": False, "0": False}
 """How a table that holds nothing but text writes a label."""
@@ -58,7 +58,7 @@ def read_labelled(
     Raises:
         DataError: The row has no label or no answer, or the answer cannot be trained on.
     """
-    row = {key: value for key, value in row.items() if value is not None}
+    row = as_prompt_and_completion({key: value for key, value in row.items() if value is not None})
     name = _format(row, source)
     refuse_channel_weights(row, source)
     desirable = _label(row.pop("label", None), source)

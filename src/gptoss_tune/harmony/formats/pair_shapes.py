@@ -20,7 +20,7 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.fields import kind, shown, take_listed
 from gptoss_tune.harmony.formats.answers import Piece, take_piece
 from gptoss_tune.harmony.formats.detect import PAIRS
-from gptoss_tune.harmony.formats.keys import THINKING
+from gptoss_tune.harmony.reading import THINKING
 
 _STRONGEST: Final = 3
 """Largest ``overall_preference``, for the second answer; the first has its negative."""

@@ -8,9 +8,8 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Conversation
 from gptoss_tune.harmony.fields import kind, shown, take_listed
 from gptoss_tune.harmony.formats.harmony import is_native, read_native
-from gptoss_tune.harmony.formats.keys import THINKING, WEIGHTS
 from gptoss_tune.harmony.formats.openai_chat import read_chat
-from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
+from gptoss_tune.harmony.reading import AS_IT_STANDS, THINKING, WEIGHTS, ReadSettings
 
 _ANSWERS: Final = ("prompt", "completion", "chosen", "rejected")
 

@@ -62,7 +62,7 @@ _FAILS_SO: Final = (
     RecursionError,
 )
 _ANSWERS: Final = (
-    *("messages", "conversations", "prompt", "completion"),
+    *("messages", "conversations", "prompt", "completion", "text"),
     *("chosen", "rejected", "label"),
 )
 """Fields without which there is no row."""
@@ -119,6 +119,8 @@ class ColumnTemplates:
     def apply(self, row: dict[str, Any], at: str) -> dict[str, Any]:
         """Return the row that the templates write; empty texts are left out.
 
+        A column whose name is no word is written ``row['Two words']``.
+
         Null is empty text, and so is a key that an inner object does not have: some files hold a
         null where others leave the key out. A column that the row does not have is an error.
 
@@ -130,7 +132,7 @@ class ColumnTemplates:
         self._language.start_row()
         for name, template in self._templates.items():
             try:
-                text = "".join(template.generate(row))
+                text = "".join(template.generate({"row": row, **row}))
             except (TemplateError, *_FAILS_SO) as error:
                 raise DataError(
                     f"{at}: the template of {name!r} fails on this row ({error}); its columns are "

@@ -55,7 +55,7 @@ def refuse_other_content(head: bytes, name: str, suffix: str) -> None:
             raise DataError(f"{name}: holds {what}, not {suffix}; {todo}")
     if head[_TAR_MARK] == b"ustar":
         raise DataError(f"{name}: holds a tar archive; unpack it and name the files in it")
-    if suffix in (".jsonl", ".ndjson", ".json", ".csv"):
+    if suffix in (".jsonl", ".ndjson", ".json", ".csv", ".txt"):
         _refuse_wide(head, name)
     if suffix == ".csv" and head.lstrip().startswith((b'{"', b"[{", b'["')):
         raise DataError(f"{name}: holds JSON, not .csv; name it .jsonl")

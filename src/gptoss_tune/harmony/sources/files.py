@@ -191,11 +191,30 @@ def _read_table(suffix: str) -> Callable[[IO[bytes], str], Iterator[Located]]:
     return read
 
 
+def _read_text(file: IO[bytes], name: str) -> Iterator[Located]:
+    """Yield a whole file as one document of raw text."""
+    raw = file.read(LONGEST_LINE + 1).removeprefix(b"\xef\xbb\xbf")
+    at = f"{name}:1"
+    if len(raw) > LONGEST_LINE:
+        raise DataError(
+            f"{name}: has over {LONGEST_LINE >> 20} MiB, and one file is one document; cut it into "
+            'several files, or write its parts as JSON Lines: {"text": ...}'
+        )
+    try:
+        yield at, {"text": raw.decode("utf-8")}
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{name}:{line}: not UTF-8 (0x{raw[error.start]:02x}); save the file as UTF-8"
+        ) from None
+
+
 READERS: Final[dict[str, Callable[[IO[bytes], str], Iterator[Located]]]] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".json": read_json,
     ".csv": _read_csv,
+    ".txt": _read_text,
     ".parquet": _read_table(".parquet"),
     ".arrow": _read_table(".arrow"),
 }

@@ -1,7 +1,8 @@
 """A path of a recipe -> the files it means: a file, a folder, a pattern, or a dataset on the Hub.
 
 A folder is read in the order of its names, without hidden files and without what ``datasets``
-writes beside the data. Where a folder holds several splits, the source says which (``splits.py``).
+writes beside the data; its .txt files are documents where it holds nothing but such files. Where a
+folder holds several splits, the source says which (``splits.py``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ MOST_FILES: Final = 100_000
 """Files that one source may mean; a shard of a large dataset has tens of megabytes."""
 MOST_ENTRIES: Final = 1_000_000
 """Entries of folders that are looked at for them."""
-_WHOLE_MACHINE: Final = ("/", "/proc", "/sys", "/dev")
+_WHOLE_MACHINE: Final = ("/proc", "/sys", "/dev")
+_ABOUT_DATA: Final = ("readme", "license", "licence", "copying", "notice", "changelog")
+"""Texts that are no documents in a folder of documents."""
 _BESIDE_DATA: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 
 
@@ -81,6 +84,9 @@ def _of_folder(
 ) -> list[tuple[Path, str]]:
     _refuse_whole_machine(place, path)
     files = sorted(_data_files(place, path))
+    rows = [file for file in files if format_suffix(file) != ".txt"]
+    # Texts beside rows are notes and licences.
+    files = rows or [file for file in files if file.stem.lower() not in _ABOUT_DATA]
     if not files:
         raise DataError(f"{path}: the folder holds no {', '.join(READERS)} file; add one")
     return [(file, str(file)) for file in chosen_files(place, path, files, name=name, split=split)]
@@ -139,9 +145,10 @@ def _matching(pattern: str) -> Iterator[str]:
 
 
 def _refuse_whole_machine(folder: Path, path: str) -> None:
-    if os.path.realpath(folder) in _WHOLE_MACHINE:
+    whole = Path(os.path.realpath(folder))
+    if whole == Path(whole.anchor) or str(whole) in _WHOLE_MACHINE:
         raise DataError(
-            f"{path}: would look through {os.path.realpath(folder)}, all of this machine; name the "
+            f"{path}: would look through {whole}, all of this machine; name the "
             "folder that holds the data"
         )
 

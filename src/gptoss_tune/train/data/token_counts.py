@@ -20,7 +20,7 @@ import torch
 
 from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.harmony.conversation import CHANNEL_NAMES
+from gptoss_tune.harmony.conversation import CHANNEL_NAMES, TEXT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +42,7 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
             ``filler`` (``train.data.sampler``) is no data and counts as nothing.
 
     Returns:
-        ``[largest source + 1, 5]``: trained tokens of the four channels, and all tokens.
+        ``[largest source + 1, 6]``: trained tokens by ``CHANNEL_NAMES``, and all tokens.
     """
     length, width = len(row["input_ids"]), len(CHANNEL_NAMES) + 1
     if row.get("filler"):
@@ -99,7 +99,7 @@ class TokenAccount:
         self._step[:] = 0
 
     def total(self) -> NDArray[np.int64]:
-        """Return ``[S, 5]`` of all ranks: trained tokens by channel, and tokens read.
+        """Return ``[S, 6]`` of all ranks: trained tokens by channel, and tokens read.
 
         Every rank has to ask.
         """
@@ -120,7 +120,7 @@ class TokenAccount:
             CheckpointError: The checkpoint counts other datasets.
             ArithmeticError, KeyError, TypeError, ValueError: It holds no count.
         """
-        done = np.asarray(state["tokens"], dtype=np.int64)
+        done = _by_name(state)
         if done.shape != self._done.shape:
             raise CheckpointError(
                 f"counts {done.shape[0] if done.ndim else 0} datasets, the recipe names "
@@ -161,11 +161,29 @@ class TokenAccount:
         }
         if last:
             by_channel = zip(CHANNEL_NAMES, trained.sum(axis=0).tolist(), strict=True)
-            found |= {f"trained_tokens_{name}": float(count) for name, count in by_channel}
+            found |= {
+                f"trained_tokens_{name}": float(count)
+                for name, count in by_channel
+                if count or name != TEXT
+            }
             by_dataset = enumerate(trained.sum(axis=1).tolist())
             found |= {f"trained_tokens_dataset_{number}": float(n) for number, n in by_dataset}
         return found
 
 
 def _named(counts: NDArray[np.int64]) -> dict[str, int]:
-    return {name: int(count) for name, count in zip(CHANNEL_NAMES, counts, strict=True)}
+    """Return counts by channel; raw text stands there where any was trained."""
+    named = zip(CHANNEL_NAMES, map(int, counts), strict=True)
+    return {name: count for name, count in named if count or name != TEXT}
+
+
+def _by_name(state: dict[str, Any]) -> NDArray[np.int64]:
+    """Return the count of a checkpoint, whose channels may be fewer than there are."""
+    tokens = np.asarray(state["tokens"], dtype=np.int64)
+    names = [*state["channels"], "read"]
+    if tokens.ndim != 2 or tokens.shape[1] != len(names):
+        return tokens
+    done = np.zeros((len(tokens), len(CHANNEL_NAMES) + 1), dtype=np.int64)
+    for column, name in zip(tokens.T, names, strict=True):
+        done[:, [*CHANNEL_NAMES, "read"].index(name)] = column
+    return done

@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from gptoss_tune.errors import RunInterrupted
 
 _WAITING = ("distributed_c10d.py", "in _engine_run_backward")
@@ -198,19 +200,11 @@ def this_host() -> str:
 def is_running(pid: int) -> bool:
     """Return whether a process of this machine runs; one that nobody has buried yet does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.AccessDenied:
         return True
-    status = Path(f"/proc/{pid}/stat")
-    try:
-        # The state follows the command's name, which stands in brackets and may hold anything.
-        return status.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[
-            0
-        ] not in ("Z", "X")
-    except FileNotFoundError:
-        return not Path("/proc/self/stat").exists()  # no /proc: the signal was answered
+    except psutil.NoSuchProcess:
+        return False
 
 
 def stack_of(thread_id: int) -> tuple[tuple[int, int], ...]:

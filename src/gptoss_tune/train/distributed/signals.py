@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -35,6 +36,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.errors import RunInterrupted
+from gptoss_tune.terminal import speaks
 from gptoss_tune.train.distributed.stop_signals import stop_signals
 
 
@@ -149,6 +151,22 @@ class StopOnSignal(TrainerCallback):
         self._requested = True
         if self._loading:
             raise _StoppedAtOnce("a signal ended it before its next step")
+        if self._signals == 1 and speaks():
+            self._acknowledge(number)
+
+    def _acknowledge(self, number: int) -> None:
+        """Say that the signal was heard: a step may take minutes, and the checkpoint after it.
+
+        Straight to the descriptor: the handler may have interrupted a write to the stream.
+        """
+        again = f"; {self._once} more Ctrl-C stop at once" if number == signal.SIGINT else ""
+        again = again.replace("1 more Ctrl-C stop ", "another Ctrl-C stops ")
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        words = f"\n{name}: stopping after this step, a checkpoint is saved first{again}\n"
+        if sys.stderr.isatty():
+            words += "\n"  # which the progress bar takes for its own line and draws over
+        with contextlib.suppress(OSError):
+            os.write(2, words.encode())
 
     def _anyone_asked(self, device: torch.device) -> bool:
         if not (dist.is_available() and dist.is_initialized()):

@@ -32,7 +32,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.error_hints import cause_of
-from gptoss_tune.errors import GptossTuneError, MachineError, RankLost
+from gptoss_tune.errors import GptossTuneError, MachineError, RankLost, say_once
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.distributed.heartbeat import (
@@ -369,8 +369,7 @@ class Watchdog(TrainerCallback):
         noting.join(_GRACE_S)
         if sys.stdout.isatty():
             sys.stdout.write("\x1b[?25h")  # the progress bar had hidden the cursor
-        sys.stderr.write(f"stopped: {message}\n")
-        sys.stderr.flush()
+        say_once(f"stopped: {message}", aside=True)
         sys.stdout.flush()
         self._let_others_judge()
         os._exit(verdict.code)

@@ -16,15 +16,30 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+from gptoss_tune.display import wrapped
+
 
 def run_console(*, quiet: bool) -> Console:
-    """Return the console on standard output; paths are copied from its lines: none is broken.
+    """Return the console on standard output.
+
+    On a terminal its lines are broken between words, and a path never, since it is copied from
+    there; elsewhere a line stays one.
 
     Args:
         quiet: Print nothing, as on all ranks but the first.
     """
     stream: Any = LastingStream(sys.stdout)
-    return Console(file=stream, quiet=quiet, markup=False, emoji=False, soft_wrap=True)
+    return _RunConsole(file=stream, quiet=quiet, markup=False, emoji=False, soft_wrap=True)
+
+
+class _RunConsole(Console):
+    """A console that breaks the lines of a run between words on a terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does."""
+        if self.is_terminal and len(objects) == 1 and isinstance(objects[0], str):
+            objects = (wrapped(objects[0], self.width),)
+        super().print(*objects, **options)
 
 
 class LastingStream:

@@ -1,44 +1,53 @@
 """The progress display of a run.
 
-Only rank 0 speaks. In a terminal the progress is a bar with the figures of the last step; elsewhere
-it is one plain line per logging step, which survives in a job's log.
+Only rank 0 speaks. In a terminal the progress is two lines that are drawn again: a bar with steps,
+epoch and time, and below it the figures of the last step with a curve of the loss so far, as wide
+as there is room. Elsewhere it is one plain line per logging step, which survives in a job's log.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gptoss_tune.display import can_show
+from gptoss_tune.train.metrics.spark import BLOCKS, spark
+
+_NARROWEST_CURVE, _WIDEST_CURVE = 6, 40
 
 
 class ProgressDisplay(TrainerCallback):
-    """Show loss, tokens/s and memory: a bar in a terminal, plain lines elsewhere."""
+    """Show loss, tokens/s, memory and time left: a bar in a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         """Draw on ``console``."""
         self._console = console
-        self._progress: Progress | None = None
+        self._progress: _TwoLines | None = None
         self._task: Any = None
+        self._began, self._first_step = time.monotonic(), 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the bar at the resumed step."""
+        self._began, self._first_step = time.monotonic(), state.global_step
         if not state.is_world_process_zero or not self._console.is_terminal:
             return
-        self._progress = Progress(
-            BarColumn(bar_width=8),
+        self._progress = _TwoLines(
+            BarColumn(bar_width=18),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TextColumn("eta"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[times]}"),
             console=self._console,
         )
         self._task = self._progress.add_task(
-            "train", total=state.max_steps, completed=state.global_step, figures=""
+            "train", total=state.max_steps, completed=state.global_step, times=""
         )
         self._progress.start()
 
@@ -47,7 +56,8 @@ class ProgressDisplay(TrainerCallback):
     ) -> None:
         """Advance the bar."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=state.global_step)
+            times = "  ".join(self._times(state))
+            self._progress.update(self._task, completed=state.global_step, times=times)
 
     def on_log(
         self,
@@ -71,11 +81,14 @@ class ProgressDisplay(TrainerCallback):
                     "for NaN in the base"
                 )
         elif "loss" in logs:
-            figures = step_figures(logs, beside_bar=self._progress is not None)
             if self._progress is not None:
-                self._progress.update(self._task, figures=figures)
+                self._progress.show(step_figures(logs), logs["loss"])
             else:
-                self._console.print(f"step {state.global_step}/{state.max_steps}  {figures}")
+                left = self._left_s(state)
+                eta = "" if left is None else f"  eta {clock(left)}"
+                self._console.print(
+                    f"step {state.global_step}/{state.max_steps}  {step_figures(logs)}{eta}"
+                )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -89,20 +102,75 @@ class ProgressDisplay(TrainerCallback):
             self._progress.stop()
             self._progress = None
 
+    def _times(self, state: TrainerState) -> list[str]:
+        """Return epoch, time since this process began to train, and time left, for the bar."""
+        parts = []
+        if state.epoch is not None and state.num_train_epochs:
+            parts.append(f"epoch {state.epoch:.2f}/{state.num_train_epochs}")
+        parts.append(f"{clock(time.monotonic() - self._began)} elapsed")
+        left = self._left_s(state)
+        return parts if left is None else [*parts, f"{clock(left)} left"]
 
-def step_figures(logs: dict[str, Any], *, beside_bar: bool = False) -> str:
-    """Return the figures of a step for a line of 80 columns, of which a bar takes 33.
+    def _left_s(self, state: TrainerState) -> float | None:
+        """Return the seconds to the last step at the pace so far; None before the first step."""
+        done = state.global_step - self._first_step
+        if done < 1:
+            return None
+        return (time.monotonic() - self._began) / done * (state.max_steps - state.global_step)
 
-    Loss, learning rate, throughput and memory; of a preference run loss, margin, accuracy and
-    memory, and throughput where there is no bar, whose time to the end says as much.
+
+class _TwoLines(Progress):
+    """A bar, and below it a line of figures that ends in the curve of the loss."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        """Draw ``columns`` as the bar."""
+        self._figures = ""
+        self._losses: list[float] = []
+        super().__init__(*columns, console=console)
+
+    def show(self, figures: str, loss: float) -> None:
+        """Show the figures of a step; its loss goes on the curve."""
+        self._figures = figures
+        self._losses.append(loss)
+        self.refresh()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar, and the figures once there are some."""
+        yield self.make_tasks_table(self.tasks)
+        if not self._figures:
+            return
+        line = Text(self._figures, no_wrap=True, overflow="crop")
+        room = min(self.console.width - len(self._figures) - 3, _WIDEST_CURVE)
+        if room >= _NARROWEST_CURVE and can_show(BLOCKS, self.console.encoding):
+            line.append(f"  {spark(self._losses, room)}", style="cyan")
+        yield line
+
+
+def step_figures(logs: dict[str, Any]) -> str:
+    """Return the figures of a step in less than 80 columns.
+
+    Loss, learning rate, gradient norm, throughput and memory; of a preference run margin and
+    accuracy in the place of the learning rate.
     """
     memory, speed = f"{logs['memory_gib']:.1f} GiB", f"{logs['tokens_per_second']:,.0f} tok/s"
+    norm = logs.get("grad_norm")
+    grad = [] if norm is None else [f"grad {_short(float(norm))}"]
     if won := _preference_figures(logs):
-        parts = [f"loss {_short(logs['loss'])}", *won, *([] if beside_bar else [speed]), memory]
+        parts = [f"loss {_short(logs['loss'])}", *won, *grad, speed, memory]
     else:
         mantissa, _, exponent = f"{logs.get('learning_rate', 0.0):.1e}".partition("e")
-        parts = [f"loss {logs['loss']:.3f}", f"lr {mantissa}e{int(exponent)}", speed, memory]
+        parts = [f"loss {logs['loss']:.3f}", f"lr {mantissa}e{int(exponent)}", *grad, speed, memory]
     return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as a clock shows it: ``0:07``, ``12:40``, ``3:05:00``, ``2d 04:00``."""
+    minutes, second = divmod(round(max(seconds, 0)), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= 48:
+        days, hour = divmod(hours, 24)
+        return f"{days}d {hour:02}:{minute:02}"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _preference_figures(logs: dict[str, Any], prefix: str = "") -> list[str]:

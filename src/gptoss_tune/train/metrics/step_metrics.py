@@ -6,7 +6,6 @@ checkpoint (``tokens.json``) and on from there.
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.model.footprint import footprint
+from gptoss_tune.run import environment
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.data.token_counts import TokenAccount
@@ -132,7 +132,4 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak bytes allocated on a GPU, or the process's peak resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return environment.peak_memory_bytes()

@@ -9,7 +9,6 @@ RUN/trackio trackio show``. A resumed run takes out the lines past its step, as 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import sqlite3
@@ -19,23 +18,9 @@ from typing import Any
 
 from transformers import TrainerState
 
-from gptoss_tune.errors import MachineError
 from gptoss_tune.recipe.schema import TrackingSection
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.metrics.trackers import Tracker
-
-
-def refuse_missing_tracker(tracking: TrackingSection) -> None:
-    """Stop a run before it begins when what it tracks with is not installed.
-
-    Raises:
-        MachineError: trackio is asked for and missing.
-    """
-    if tracking.trackio == "local" and importlib.util.find_spec("trackio") is None:
-        raise MachineError(
-            "tracking.trackio is local and trackio is not installed; run `pip install "
-            "'gptoss-tune[trackio]'`, or set tracking.trackio: disabled"
-        )
 
 
 class TrackioTracker(Tracker):

@@ -50,6 +50,9 @@ class WandbTracker(Tracker):
         self._options: dict[str, Any] = {
             "project": tracking.project or "gptoss-tune",
             "name": tracking.run_name or run.name,
+            "entity": tracking.entity,
+            "group": tracking.group,
+            "tags": tracking.tags or None,
             "dir": str(run),
             "config": config,
             "id": run_id,

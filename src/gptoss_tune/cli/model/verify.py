@@ -1,0 +1,152 @@
+"""``gptoss-tune verify``, and how a verification is printed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptoss_tune.cli.arguments import (
+    AsJson,
+    BasePath,
+    Device,
+    OtherBase,
+    Revision,
+    path_and_weight,
+    refuse_revision_of_nothing,
+)
+from gptoss_tune.display import visible
+from gptoss_tune.terminal import WORST_SHOWN
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gptoss_tune.export.verify.completions import CompletionsServer
+    from gptoss_tune.export.verify.verify import Verification
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A merged checkpoint.")],
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What was merged: run, adapter or its Hub name, PATH or PATH=WEIGHT; repeatable."
+        ),
+    ] = None,
+    base: BasePath = None,
+    revision: Revision = None,
+    other_base: OtherBase = False,
+    logits: Annotated[bool, typer.Option(help="Compare logits too.")] = True,
+    served: Annotated[
+        str | None, typer.Option(help="URL of a server that should serve this model.")
+    ] = None,
+    served_name: Annotated[
+        str | None, typer.Option(help="Name it is served under; default: the folder.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Variable that holds the server's API key; default: VLLM_API_KEY, if set.",
+        ),
+    ] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Check that a merged checkpoint, or a server of it, holds what was trained.
+
+    Exit code 4: it cannot be told whether the server has the tuned model.
+    """
+    from gptoss_tune.files.atomic import to_json
+    from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
+
+    refuse_revision_of_nothing(base, revision)
+    for option, value in (("--served-name", served_name), ("--api-key-env", api_key_env)):
+        if served is None and value is not None:
+            raise typer.BadParameter(
+                f"'{value}' of which server? it needs --served URL", param_hint=option
+            )
+    named = [path_and_weight(text) for text in adapter or ()]
+    look_at_adapters([path for path, _ in named], base, revision)
+    if not folder.is_dir():
+        look_at_model(str(folder))
+    from gptoss_tune.export.verify.server import ask_server, verify_served
+    from gptoss_tune.export.verify.verify import Check
+    from gptoss_tune.export.verify.verify import verify as run_verify
+    from gptoss_tune.weights import open_checkpoint
+    from gptoss_tune.workflows import finished_run
+
+    checkpoint, weighted = None, []
+    if named or base is not None:
+        checkpoint, weighted = finished_run.open_adapters(
+            named, base, revision, other_base=other_base
+        )
+    answers = None
+    if served is not None:
+        if checkpoint is None:
+            raise typer.BadParameter(
+                "--served needs --adapter, to know the base", param_hint="--served"
+            )
+        # The server first: one that is not there is known before the weights are read.
+        answers = ask_server(_server(served, served_name or str(folder), api_key_env))
+    result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
+    if answers is not None and checkpoint is not None and result.passed:
+        check = verify_served(answers, open_checkpoint(folder), checkpoint, device=device)
+        result = replace(result, checks=(*result.checks, check))
+    elif answers is not None:
+        check = Check("served", None, "not compared: the folder itself does not hold")
+        result = replace(result, checks=(*result.checks, check))
+    finished_run.note(named, "verify", result)
+    if as_json:
+        sys.stdout.write(to_json(result.as_dict()))
+    else:
+        print_checks(result)
+    result.require()
+
+
+def _server(url: str, model: str, api_key_env: str | None) -> CompletionsServer:
+    """Return the server to ask, with the key that a variable of the environment holds."""
+    from gptoss_tune.export.verify.completions import CompletionsServer
+
+    key = os.environ.get(api_key_env or "VLLM_API_KEY", "").strip()
+    if api_key_env is not None and not key:
+        raise typer.BadParameter(
+            f"the environment has no variable {api_key_env}, or it is empty; set it to the key",
+            param_hint="--api-key-env",
+        )
+    return CompletionsServer(url, model, key or None)
+
+
+def print_checks(result: Verification) -> None:
+    """Print a verification as tables: a line for each check, and the weights held worst."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    words = {True: "ok", False: "RED", None: "not done"}
+    colours = {True: "green", False: "bold red", None: "yellow"}
+    console = Console()
+    if result.targets:
+        table = Table("weight", "|change|", "held", "can be held", "probe")
+        worst = sorted(result.targets, key=lambda target: target.held - target.holdable)
+        for target in worst[:WORST_SHOWN]:
+            numbers = (target.held, target.holdable, target.probe)
+            shares = [f"{share:.1%}" for share in numbers]
+            table.add_row(Text(visible(target.module)), f"{target.delta_norm:.4g}", *shares)
+        console.print(table)
+        print_left_out(console, len(result.targets), "changed weights")
+    table = Table("check", "", "")
+    for check in result.checks:
+        answer = Text(words[check.passed], style=colours[check.passed])
+        table.add_row(check.name, answer, Text(visible(check.detail)))
+    console.print(table)
+
+
+def print_left_out(console: Console, total: int, what: str) -> None:
+    """Say how many rows a table of the worst leaves out, if any."""
+    if total > WORST_SHOWN:
+        console.print(f"the worst {WORST_SHOWN} of {total} {what}; --json shows all")

@@ -1,0 +1,66 @@
+"""What a run measured, as the Hub lists results: ``model-index`` of a model card.
+
+Only what the record holds and was measured on rows that the run did not train on. A training loss
+is no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from gptoss_tune.report.text import number
+
+WON = {
+    "reward_accuracy": "last reward accuracy, of a training step's pairs",
+    "reward_margin": "last reward margin, mean of a training step",
+    "eval_reward_accuracy": "reward accuracy on held-out pairs",
+    "eval_reward_margin": "reward margin on held-out data",
+}
+_HELD_OUT = "held-out rows of the run"
+_PROMPTS = "prompts of the run"
+
+
+def evaluation_results(record: Mapping[str, Any]) -> list[EvalResult]:
+    """Return what ``run.json`` says of held-out rows and of graded answers; empty without any."""
+    found = []
+    loss = number(record.get("eval_loss"))
+    if loss is not None:
+        found.append(_result(_HELD_OUT, "loss", "loss on held-out rows", loss))
+    for name, value in won(record):
+        if name.startswith("eval_"):
+            found.append(_result(_HELD_OUT, name.removeprefix("eval_"), WON[name], value))
+    evaluation = record.get("evaluation")
+    graded = evaluation.get("graded") if isinstance(evaluation, Mapping) else None
+    if isinstance(graded, Mapping):
+        right, total = number(graded.get("passed")), number(graded.get("total"))
+        if right is not None and total:
+            found.append(_result(_PROMPTS, "accuracy", "answers graded right", right / total))
+    return found
+
+
+def won(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return accuracy and margin of a preference run, held out where they were measured so."""
+    told = record.get("preferences", {})
+    found = []
+    for name in ("reward_accuracy", "reward_margin"):
+        for where, metric in (("eval", f"eval_{name}"), ("last", name)):
+            value = number(told.get(where, {}).get(metric))
+            if value is not None:
+                found.append((metric, value))
+                break
+    return found
+
+
+def _result(dataset: str, kind: str, name: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        # Of no dataset on the Hub: what the rows are, the card's table says.
+        dataset_type="private",
+        dataset_name=dataset,
+        metric_type=kind,
+        metric_name=name,
+        metric_value=value,
+    )

@@ -1,0 +1,1 @@
+"""Rows without messages: raw text, and a question with its answer in columns of their own."""

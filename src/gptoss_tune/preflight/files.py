@@ -1,0 +1,181 @@
+"""The files of a run before it starts: its base, its data with their first rows, its folder."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptoss_tune.errors import CheckpointError, DataError
+from gptoss_tune.harmony.dataset.kinds import SampleKind
+from gptoss_tune.harmony.reading import ReadSettings
+from gptoss_tune.harmony.sources.files import format_suffix, read_file, refuse_unreadable
+from gptoss_tune.harmony.sources.folders import find_files
+from gptoss_tune.harmony.sources.padding import clean_row
+from gptoss_tune.preflight.obstacles import Obstacles
+from gptoss_tune.recipe.data_schema import DataSection, DataSource
+from gptoss_tune.recipe.evaluation_schema import EvaluationSection
+from gptoss_tune.recipe.schema import LoraSection, ModelSection, TrainSection
+from gptoss_tune.run.start import check_disk, existing_part, refuse_folder
+from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS, find_adapter
+from gptoss_tune.weights.config import read_config
+from gptoss_tune.weights.names import INDEX_NAME, SINGLE_NAME
+from gptoss_tune.weights.sources import download, is_on_hub, resolve
+
+if TYPE_CHECKING:
+    from gptoss_tune.harmony.sources.columns import ColumnTemplates
+    from gptoss_tune.plan.architecture import Architecture
+
+FIRST_ROWS = 4
+"""Rows of each source that are read as the method reads them."""
+_READ_WHOLE = 1 << 24
+"""Bytes up to which a file is read that has to be read whole for its first row."""
+
+
+def look_at_base(model: ModelSection, obstacles: Obstacles) -> Path | None:
+    """Look for the base; return its folder, ``None`` where it is a name on the Hub or wrong."""
+    name = model.name_or_path
+    with obstacles.looking("model.name_or_path"):
+        if is_on_hub(name):
+            return None
+        folder = resolve(name)
+        read_config(folder)
+        if not any((folder / file).exists() for file in (INDEX_NAME, SINGLE_NAME)):
+            raise CheckpointError(
+                f"{folder}: holds neither {SINGLE_NAME} nor {INDEX_NAME}; expected a checkpoint "
+                "with its weights, copy it again"
+            )
+        return folder
+    return None
+
+
+def config_on_hub(model: ModelSection) -> Path:
+    """Return a folder with the ``config.json`` of a base on the Hub, which is fetched alone.
+
+    Raises:
+        HubError: No such repository or revision, no access, or no answer and nothing in the cache.
+        CheckpointError: It is no gpt-oss.
+    """
+    folder = download(model.name_or_path, model.revision, ("config.json",))
+    read_config(folder)
+    return folder
+
+
+def look_at_start(lora: LoraSection, obstacles: Obstacles) -> None:
+    """Look for the adapter to start from."""
+    if lora.init_from is None:
+        return
+    with obstacles.looking("lora.init_from"):
+        folder = find_adapter(Path(lora.init_from))
+        if folder is None or not (folder / ADAPTER_WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{lora.init_from} holds no adapter with {ADAPTER_WEIGHTS}; name a finished run or "
+                "a PEFT adapter"
+            )
+
+
+def look_at_data(data: DataSection, kind: SampleKind, obstacles: Obstacles) -> None:
+    """Find the files of every source, and read the first rows of each."""
+    for key, sources in (("data.train", data.train), ("data.eval", data.eval or [])):
+        for source in sources:
+            with obstacles.looking(key):
+                _look_at_source(source, data, kind)
+
+
+def look_at_questions(evaluation: EvaluationSection, obstacles: Obstacles) -> None:
+    """Find the files that the model is asked from."""
+    drift = evaluation.drift
+    for key, paths in (
+        ("evaluation.prompts", evaluation.prompts),
+        ("evaluation.drift.references", drift.references),
+        ("evaluation.drift.probes", drift.probes),
+    ):
+        for path in paths or []:
+            with obstacles.looking(key):
+                for file, name in find_files(path) or ():
+                    refuse_unreadable(file, name)
+
+
+def look_at_folder(
+    train: TrainSection,
+    lora: LoraSection,
+    architecture: Architecture | None,
+    obstacles: Obstacles,
+) -> None:
+    """Look at the run's folder: what it holds, whether it can be written, whether there is room.
+
+    Args:
+        train: Names it.
+        lora: What its checkpoints hold.
+        architecture: Of the base; ``None`` where it is not known here.
+        obstacles: What is found.
+    """
+    with obstacles.looking("train.output_dir"):
+        refuse_folder(train)
+        folder = Path(train.output_dir)
+        if architecture is not None and existing_part(folder).is_dir():
+            from gptoss_tune.plan.disk import run_files
+
+            check_disk(folder, run_files(architecture, lora, train))
+
+
+def _look_at_source(source: DataSource, data: DataSection, kind: SampleKind) -> None:
+    templates = None
+    if source.columns is not None:
+        from gptoss_tune.harmony.sources.columns import ColumnTemplates
+
+        templates = ColumnTemplates(dict(source.columns.items()))
+    files = find_files(source.path, name=source.name, split=source.split)
+    if files is None:  # on the Hub, which is asked when it is read
+        return
+    for name in ("revision", "streaming"):
+        if getattr(source, name):
+            raise DataError(
+                f"{source.path}: lies here, and what lies here has no {name}; remove {name}, or "
+                "rename it here to read the Hub's dataset of that name"
+            )
+    for file, name in files:
+        refuse_unreadable(file, name)
+    if data.on_error == "stop":
+        _read_first_rows(files[0], templates, data, kind)
+
+
+def _read_first_rows(
+    file: tuple[Path, str], templates: ColumnTemplates | None, data: DataSection, kind: SampleKind
+) -> None:
+    """Read the first rows of a file as the method does.
+
+    Raises:
+        DataError: One of them cannot be trained on, as the run would find as well.
+    """
+    path, name = file
+    whole = format_suffix(path) != ".jsonl" and format_suffix(path) != ".csv"
+    if whole and path.stat().st_size > _READ_WHOLE:
+        return
+    reading = ReadSettings(
+        thinking_tags=data.thinking_tags,
+        roles=tuple(sorted(data.roles.items())),
+        tool_names=tuple(sorted(data.tool_names.items())),
+        ignored_keys=tuple(sorted(data.ignored_keys)),
+    )
+    rows = itertools.islice(read_file(path, name), FIRST_ROWS)
+    read = _reader(kind)
+    for at, raw in rows if templates is None else templates.rows(rows):
+        row, _ = clean_row(raw, at)
+        read(row, at, reading)
+
+
+def _reader(kind: SampleKind) -> Callable[[dict[str, Any], str, ReadSettings], object]:
+    """Return what reads a row as the method does; each format's reader is imported when used."""
+    if kind.rows == "pair":
+        from gptoss_tune.harmony.formats.preference import read_preference
+
+        return lambda row, at, reading: read_preference(row, at, reading=reading)
+    if kind.rows == "label":
+        from gptoss_tune.harmony.formats.labelled import read_labelled
+
+        return lambda row, at, reading: read_labelled(row, at, reading=reading)
+    from gptoss_tune.harmony.formats.registry import read_row
+
+    return read_row

@@ -1,0 +1,87 @@
+"""What the commands on a finished run are given: looked at before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
+from gptoss_tune.run.record import read_record
+from gptoss_tune.weights.config import read_config
+from gptoss_tune.weights.sources import (
+    adapter_folder,
+    base_name,
+    is_name_on_hub,
+    is_on_hub,
+    resolve,
+)
+
+
+def look_at_adapters(
+    adapters: Sequence[str], base: str | None = None, revision: str | None = None
+) -> None:
+    """Refuse adapters that are not there, or whose base is not.
+
+    A name on the Hub is asked for its few small files only; a base on the Hub is left to the job.
+
+    Raises:
+        CheckpointError: No such folder, no adapter in it, a run that has not finished, no base or
+            several.
+        HubError: The Hub has no such repository, or cannot be asked.
+    """
+    for adapter in adapters:
+        adapter_folder(adapter)
+    if base is None and adapters:
+        base, revision = base_name(adapters)
+    if base is not None:
+        look_at_model(base, revision)
+
+
+def look_at_model(name: str, revision: str | None = None) -> None:
+    """Refuse a whole model that is not there, or is none of gpt-oss.
+
+    Raises:
+        CheckpointError: No such folder, or what it holds is no such model.
+    """
+    if not is_on_hub(name):
+        read_config(resolve(name, revision))
+
+
+def look_at_either(name: str, base: str | None = None, revision: str | None = None) -> None:
+    """Refuse what is neither a whole model nor an adapter; a name on the Hub is left to the job.
+
+    Raises:
+        CheckpointError: As the other two.
+    """
+    if is_name_on_hub(name):
+        return
+    place = Path(name).expanduser()
+    if place.is_dir() and not (place / "config.json").is_file():
+        look_at_adapters([name], base, revision)
+    elif place.is_dir():
+        look_at_model(name)
+    else:
+        got = "is a file" if place.exists() else "no such folder"
+        raise CheckpointError(
+            f"{place}: {got}; expected a run, an adapter, a folder with config.json or a "
+            "name on the Hub such as openai/gpt-oss-20b"
+        )
+
+
+def finished_record(run: Path) -> dict[str, Any]:
+    """Return the record of a finished run.
+
+    Raises:
+        CheckpointError: No run there, or one that is not finished.
+    """
+    record = read_record(run)
+    if not record or not RunFolder(run).recipe.is_file():
+        raise CheckpointError(f"{run}: holds no {RECORD} and {RECIPE}; name a run's folder")
+    if record.get("status") != "finished":
+        raise CheckpointError(
+            f"{run}: the run is '{record.get('status')}', not finished; only a finished one has "
+            "an adapter to compare with"
+        )
+    return record
