@@ -26,6 +26,7 @@ FLOORS = (
     {"evaluate", "export", "testing"},
     {"train"},
     {"workflows"},
+    {"ui"},
     {"cli"},
     {"__main__"},
 )

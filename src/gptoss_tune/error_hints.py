@@ -176,9 +176,10 @@ def missing_extra(module: str) -> str | None:
     """Return which extra brings a module that is not there; None: no extra does, or it is there.
 
     Args:
-        module: Its name at the top. A part of a library that is missing says that the library is
-            of another version.
+        module: Its name. A missing part of a library that is there says that the library is of
+            another version.
     """
+    module = module.partition(".")[0]
     extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
     if extra is None or is_installed(module):
         return None

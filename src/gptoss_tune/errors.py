@@ -11,16 +11,12 @@ requeue on).
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from gptoss_tune.display import shown_safely, spell_out, wrapped
-from gptoss_tune.error_hints import cause_of
 from gptoss_tune.telemetry import switch_off_telemetry
 
 
@@ -105,7 +101,7 @@ def run_command(command: Callable[[], object], *, debug: bool) -> None:
         command()
     except GptossTuneError as error:
         if debug:
-            sys.stderr.write(shown_safely(traceback.format_exc()))
+            _print_traceback()
         label = "stopped" if isinstance(error, RunInterrupted) else "error"
         say_once(f"{label}: {error}", aside=isinstance(error, RankLost))
         raise SystemExit(error.exit_code) from None
@@ -113,13 +109,21 @@ def run_command(command: Callable[[], object], *, debug: bool) -> None:
         say_once("stopped by Ctrl-C; nothing half-written was left behind")
         raise SystemExit(130) from None
     except (RuntimeError, OSError, AssertionError, ImportError) as error:
+        from gptoss_tune.error_hints import cause_of  # its table is read for such errors alone
+
         cause = cause_of(error)
         if cause is None:
             raise  # it may be a fault of ours, and its traceback is what a report needs
         if debug:
-            sys.stderr.write(shown_safely(traceback.format_exc()))
+            _print_traceback()
         say_once(f"error: {cause}")
         raise SystemExit(MachineError.exit_code) from None
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    sys.stderr.write(shown_safely(traceback.format_exc()))
 
 
 def say_once(message: str, *, aside: bool = False) -> None:
@@ -135,6 +139,8 @@ def say_once(message: str, *, aside: bool = False) -> None:
     text = shown_safely(message)
     folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if folder:
+        import hashlib
+
         said = Path(folder).parent.parent
         if aside and any(said.glob("said-*")):
             return
@@ -146,6 +152,8 @@ def say_once(message: str, *, aside: bool = False) -> None:
         except OSError:
             pass  # the launcher's folder is gone: better twice than never
     if sys.stderr.isatty():
+        import shutil
+
         text = wrapped(text, shutil.get_terminal_size().columns)
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

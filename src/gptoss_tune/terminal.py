@@ -13,10 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.live import Live
-from rich.spinner import Spinner
-
 WORST_SHOWN = 5
 """How many rows a summary shows, worst first; ``--json`` holds all."""
 
@@ -31,6 +27,10 @@ def loading(what: str) -> Iterator[None]:
     if not (sys.stderr.isatty() and speaks()):
         yield
         return
+    from rich.console import Console  # a tenth of a second, which most commands need not pay
+    from rich.live import Live
+    from rich.spinner import Spinner
+
     console = Console(stderr=True)
     plain = "line" if (console.encoding or "").lower() not in ("utf-8", "utf8") else "dots"
     with Live(

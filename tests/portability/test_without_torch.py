@@ -81,11 +81,11 @@ def commands(place):
         ["demo", "--folder", str(place / "demo")],
         ["tiny", str(place / "base")],
         ["merge", str(run), "--out", str(place / "out")],
-        ["verify", str(run), str(run)],
+        ["verify", str(run)],
         ["chat", str(run)],
         ["push", str(run), "--repo", "me/mine"],
         ["serve-config", str(run), "--target", "vllm", "--out", str(place / "out")],
-        ["adapter", str(run), "--format", "vllm", "--out", str(place / "out")],
+        ["adapter", str(run), "--for", "vllm", "--out", str(place / "out")],
     ]
     tracked = ["train", *words, "tracking.wandb=online"]
     return light, heavy, tracked

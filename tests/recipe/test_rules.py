@@ -181,18 +181,24 @@ def test_the_advice_for_a_warm_up_as_long_as_the_run_works(load, mistakes, sound
 
 
 @pytest.mark.parametrize(
-    ("ratio", "steps", "idle"),
-    [(0.03, 1, True), (0.03, 2, False), (0.6, 2, True), (0.5, 2, False), (0.9, 10, False)],
+    ("warmup", "steps", "idle"),
+    [
+        ("train.warmup_steps=1", 1, True),
+        ("train.warmup_steps=1", 2, False),
+        ("train.warmup_steps=2", 2, True),
+        # A share of steps that nobody chose: the trainer leaves the last one out.
+        ("train.warmup_ratio=0.03", 1, False),
+        ("train.warmup_ratio=0.6", 2, False),
+    ],
 )
 def test_a_recipe_in_epochs_is_judged_by_the_steps_that_its_data_give(
-    load, sound, ratio, steps, idle
+    load, sound, warmup, steps, idle
 ):
     text = sound.replace("max_steps: 10", "num_train_epochs: 1")
-    train = load(text, f"train.warmup_ratio={ratio}").train
-    found = list(warmup_rules(train, steps))
+    found = list(warmup_rules(load(text, warmup).train, steps))
     assert bool(found) == idle
     if idle:
-        assert found[0].keys == ("train.warmup_ratio", "train.num_train_epochs")
+        assert found[0].keys == ("train.warmup_steps", "train.num_train_epochs")
 
 
 @pytest.mark.parametrize("overrides", WITH_EFFECT, ids=" ".join)

@@ -17,13 +17,14 @@ import typer
 from gptoss_tune import __version__
 from gptoss_tune.cli.model import chat, evaluate, export, serve, verify
 from gptoss_tune.cli.recipe import convert, data, init, plan, recipes
-from gptoss_tune.cli.run import demo, launch, report, reproduce, train
+from gptoss_tune.cli.run import demo, launch, report, reproduce, train, ui
 from gptoss_tune.errors import run_command
 
 # The groups of the help page, in the order of a first hour.
 COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
     "Start": {
         "demo": demo.demo,
+        "ui": ui.ui,
         "init": init.init,
         "convert": convert.convert,
         "recipes": recipes.recipes,

@@ -86,6 +86,44 @@ def load_recipe(
     renamed = move_to_new_names(document)
     document.mistakes += [] if old_names else renamed
     lay_over(document, overrides)
+    return _checked(document, name, lays_off=bool(overrides), say=say)
+
+
+def recipe_of_settings(settings: Sequence[str], name: str) -> Recipe:
+    """Return the recipe that ``key=value`` settings alone make, as a form gives them.
+
+    Raises:
+        RecipeError: As ``load_recipe``; ``name`` is what the recipe is called.
+    """
+    document = Document()
+    lay_over(document, settings)
+    return _checked(document, name)
+
+
+def read_recipe_values(path: str | Path) -> dict[str, Any]:
+    """Return the values that a recipe's file holds, as far as it can be read, unchecked.
+
+    Raises:
+        RecipeError: The file cannot be read.
+    """
+    name = recipe_path(path)
+    document = read_document(file_text(name), lambda line, column: Place(0, line, column, name))
+    shipped = name_of_recipe(Path(name)) is not None
+    return _with_shipped_data(document.values) if shipped else document.values
+
+
+def _checked(
+    document: Document,
+    name: str,
+    *,
+    lays_off: bool = False,
+    say: Callable[[str], None] = say_once,
+) -> Recipe:
+    """Return the recipe of a document; ``lays_off``: without what its overrides make useless.
+
+    Raises:
+        RecipeMistakes: With every mistake in it.
+    """
     if not document.readable:
         raise RecipeMistakes(name, document.mistakes)
     laid_off: list[tuple[Place, str]] = []
@@ -94,7 +132,7 @@ def load_recipe(
         try:
             recipe = Recipe.model_validate(values)
         except ValidationError as error:
-            more = _lay_off(document, *overruled(error, values)) if overrides else []
+            more = _lay_off(document, *overruled(error, values)) if lays_off else []
             laid_off += more
             if more:
                 continue

@@ -265,7 +265,8 @@ def warmup_rules(train: TrainSection, steps: int) -> Iterator[Contradiction]:
     """Yield a warm-up that is as long as the run: its only step, or its last, has no full rate.
 
     A recipe in epochs has as many steps as its data give, so the run asks once more when it has
-    read them.
+    read them. A share of those is no contradiction: nobody chose their number, and the trainer
+    leaves the last step out of the warm-up.
 
     Args:
         train: Says how the learning rate rises.
@@ -273,6 +274,8 @@ def warmup_rules(train: TrainSection, steps: int) -> Iterator[Contradiction]:
     """
     key = "warmup_steps" if train.warmup_steps is not None else "warmup_ratio"
     value = getattr(train, key) or 0
+    if key == "warmup_ratio" and train.max_steps is None:
+        return
     # As the trainer counts: a share is rounded up, so that 0.03 of one step is one step.
     warmup = train.warmup_steps or math.ceil(steps * (train.warmup_ratio or 0))
     if warmup < max(steps, 1):
@@ -353,7 +356,7 @@ def tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
         value = getattr(tracking, key)
         if value and not used:
             yield Contradiction(
-                (f"tracking.{key}", "tracking.wandb", "tracking.trackio"),
+                (f"tracking.{key}", "tracking.wandb", "tracking.trackio", "tracking.report_to"),
                 f"{value!r} while {why}",
                 offered[why, switch],
                 f"set {switch}, or remove tracking.{key}",

@@ -352,7 +352,7 @@ class DistributedSection(Section):
     """How many processes train, and how they share the model."""
 
     num_processes: Annotated[int, Field(ge=1, le=65536)] = 1
-    """Processes, one per GPU; the accelerate command is printed when more than one."""
+    """Processes, one per GPU; `gptoss-tune train` starts them."""
     strategy: Parallelism | None = None
     """Each GPU holds the model (ddp), or a share of it (fsdp2); null: as the launcher says."""
     timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120

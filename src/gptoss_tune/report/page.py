@@ -83,7 +83,7 @@ def run_page(run: Run) -> str:
 
 
 def _what(run: Run) -> str:
-    words = run.method.words if run.method.preferences else "fine-tuning"
+    words = run.method.words if run.method.is_told else "fine-tuning"
     return f"{words[0].upper()}{words[1:]}"
 
 

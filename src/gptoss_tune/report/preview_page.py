@@ -140,6 +140,8 @@ def _tiles(split: SplitStatistics, refused: str) -> Iterator[tuple[str, str, boo
     if split.rows != "conversation":
         left_out = sum(dropped(counts, split.rows).values())
         yield f"{left_out:,}", "dropped", False
+    if documents := counts["documents"]:
+        yield f"{documents:,}", "documents of raw text", False
     yield f"{split.tokens:,}", "tokens", False
     if split.rows == "conversation":
         yield f"{split.trained_share:.1%}", "tokens trained", False

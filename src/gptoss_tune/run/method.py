@@ -51,6 +51,11 @@ class Method:
         return self.name not in ("", "sft")
 
     @property
+    def is_told(self) -> bool:
+        """Whether its words say more than that a model was fine-tuned on answers."""
+        return self.preferences or self.words in (_WITH_TEXT, _TEXT_ALONE)
+
+    @property
     def sample(self) -> str:
         """What a row of its data is: a pair, an answer with a label, a conversation."""
         return "answer" if self.name == "kto" else "pair" if self.preferences else "conversation"

@@ -85,6 +85,10 @@ class MethodTrainer(Trainer):
         """
         super().__init__(*args, **kwargs)
         self.observers, self.identity = observers, identity
+        steps = int(identity.fingerprint["steps"])
+        if self.args.get_warmup_steps(steps) >= steps:
+            # A share of the few steps of a small data set, rounded up to all of them.
+            self.args.warmup_steps = steps - 1
         for callback in (OwnIntervals(), observers):
             self.add_callback(callback)
         # compute_loss divides by the weight of the whole step, so nothing else may divide again.

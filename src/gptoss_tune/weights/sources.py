@@ -23,7 +23,7 @@ from gptoss_tune.weights.adapter_config import (
     read_adapter_config,
 )
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_FILES = (
     *("*.safetensors", "*.json", "*.jinja", "LICENSE*", "NOTICE*", "USAGE_POLICY*"),
     "README.md",  # it says under which licence the weights stand

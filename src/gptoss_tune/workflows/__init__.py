@@ -1,1 +1,1 @@
-"""Several rooms in one job: a first recipe, demo, calibration, a run once more, cluster jobs."""
+"""Several rooms in one job: a first recipe, demo, calibration, reproduction, sweeps, clusters."""

@@ -86,6 +86,11 @@ AMBIGUOUS = {
     "names that say nothing": ({"foo": "Q", "bar": "A"}, ("Q", "A")),
     "one name that says something": ({"id": "7", "question": "Q", "text_of": "A"}, ("Q", "A")),
     "a word of the templates": ({"if": "Q", "else": "A"}, ("Q", "A")),
+    "SQuAD": (
+        {"id": "1", "title": "T", "context": "P", "question": "Q", "answers": {"text": ["A"]}},
+        ("P\n\nQ", "A"),
+    ),
+    "a list of answers": ({"question": "Q", "answer": ["A", "B"]}, ("Q", "A")),
     "a number": ({"question": "Q", "answer": 4}, ("Q", "4")),
     "an apostrophe": ({"it's": "no", "human": "Q", "bot": "A"}, ("Q", "A")),
 }

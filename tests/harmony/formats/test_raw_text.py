@@ -218,4 +218,5 @@ def test_check_data_and_preview_count_documents(tmp_path, write_jsonl):
         if "--html" not in command:
             assert "2 documents, 1 of them in pieces of data.max_length" in result.output
             assert "text 100%" in result.output
-    assert ">text<" in page.read_text()
+    html = page.read_text()
+    assert ">text<" in html and "documents of raw text" in html

@@ -81,6 +81,15 @@ def test_one_of_two_sources_without_thoughts_is_told_and_can_be_low(command, wri
     assert json.loads(followed.stdout)["splits"]["train"]["efforts"] == {"low": 3, "medium": 9}
 
 
+def test_thoughts_in_the_text_are_told_as_such_alone(command, write_jsonl):
+    rows = [{"question": f"Q{n}?", "answer": f"<think>So {n}.</think>It is {n}."} for n in range(4)]
+    path = write_jsonl(rows)
+    told = command("check-data", path, "--strict")
+    assert told.exit_code == 2 and "without thoughts" not in told.output
+    assert "4 times: an answer spells thoughts in its text" in told.output
+    assert command("preview", path, "--strict", thinking_tags="split").exit_code == 0
+
+
 TRACES = {
     "ChatML": "<|im_start|>assistant\nHi<|im_end|>",
     "Llama 2": "[INST] Hi [/INST] Hello",

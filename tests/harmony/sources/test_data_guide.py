@@ -22,11 +22,12 @@ def test_a_row_of_the_guide_renders(row, render):
 
 
 def test_the_guide_s_recipe_is_sound():
-    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    texts, block = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    assert DataSection.model_validate(yaml.safe_load(texts)["data"]).train[1].weight == 2
     data = DataSection.model_validate(yaml.safe_load(block)["data"])
     columns = data.train[0].columns
     assert columns is not None
     row = {"question": "a", "answer": "b", "rationale": "c"}
     written = ColumnTemplates(dict(columns.items())).apply(row, "row:1")
     assert written == {"prompt": "a", "completion": "b", "thinking": "c"}
-    assert len(ROWS) == 7
+    assert len(ROWS) == 8

@@ -45,6 +45,13 @@ def keys_of(value, path=()):
         yield "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in path).lstrip(".")
 
 
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def fates(made):
     return {outcome.key: outcome.fate for outcome in made.outcomes}
 
@@ -237,9 +244,53 @@ def test_what_cannot_be_converted(convert, text, expected):
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("rl: [dpo]", "optimizer: {a: 1}", "lr_scheduler: [cosine]", "adapter: [lora]"),
+        *("lora_alpha: {a: 1}", "warmup_ratio: x", "val_set_size: {}", "report_to: 3"),
+        *("deepspeed: {zero_optimization: 3}", "gradient_checkpointing: [1]", "wandb_tags: 3"),
+        *("lora_target_modules: {a: 1}", "lora_target_parameters: 3", "peft_use_rslora: many"),
+        *("test_datasets: 3", "datasets: {path: a.jsonl, roles: [a], shards: x}"),
+        *("datasets: [{path: a/b, type: [1], message_property_mappings: x, data_files: 3}]",),
+        *("datasets: [{path: a.jsonl, type: {field_instruction: 3}, field_messages: 7}]",),
+    ],
+)
+def test_values_of_another_kind_are_told_or_refused(convert, line):
+    key = line.split(":")[0]
+    kept = [entry for entry in AXOLOTL.splitlines() if not entry.startswith(f"{key}:")]
+    for gpus in (1, 8):
+        try:
+            assert convert("\n".join([*kept, line, ""]), gpus=gpus).text
+        except RecipeError as error:
+            assert "source.yml" in str(error)
+
+
 def test_another_base_on_request(convert):
     text = AXOLOTL.replace("openai/gpt-oss-20b", "meta/llama")
     assert convert(text, model="openai/gpt-oss-20b").recipe.model.name_or_path.endswith("20b")
+
+
+def test_what_preferences_do_not_have_is_told(convert):
+    text = AXOLOTL + "excess_length_strategy: truncate\nrl: dpo\n"
+    made = convert(text)
+    assert made.recipe.data.too_long == "drop"
+    assert fates(made)["excess_length_strategy"] == "none"
+    told = {outcome.key: outcome.text for outcome in made.outcomes}
+    assert told["sequence_len"].startswith("data.max_length: 8192;")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_told_stands_in_the_recipe(convert, name):
+    made = convert(name)
+    for outcome in made.outcomes:
+        setting, _, value = outcome.text.partition(";")[0].partition(": ")
+        section, _, key = setting.partition(".")
+        if outcome.fate == "converted" and value and section in type(made.recipe).model_fields:
+            found = getattr(getattr(made.recipe, section), key, None)
+            if isinstance(found, int | float | str) and not isinstance(found, bool):
+                same = value.strip("'") == str(found) or _number(value) == found
+                assert same or _number(value) is None, outcome
 
 
 def test_modules_that_gpt_oss_lacks(convert):

@@ -21,7 +21,7 @@ def test_targets_weights_and_channels_are_shifted_together():
     assert batch["loss_weights"].tolist() == [[0, 2, *[0] * 6], [0, 1, 0.5, 1, *[0] * 4]]
     assert batch["channels"].tolist() == [[0, 3, *[0] * 6], [0, 1, 1, 3, *[0] * 4]]
     assert batch["attention_mask"].tolist() == [[1] * 3 + [0] * 5, [1] * 5 + [0] * 3]
-    assert batch["counts"].tolist() == [[0, 2, 0, 2, 8]] and batch["selected_rows"] == 4
+    assert batch["counts"].tolist() == [[0, 2, 0, 2, 0, 8]] and batch["selected_rows"] == 4
 
 
 @pytest.mark.parametrize("length, padded", [(8, 8), (9, 16)])

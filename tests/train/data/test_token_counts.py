@@ -20,13 +20,19 @@ from gptoss_tune.train.run import train
 
 @pytest.fixture
 def two_datasets(recipe_file, rows, tmp_path):
-    """Return a function from overrides to a recipe of two datasets, the second twice an epoch."""
+    """Return a function from overrides to a recipe of two datasets of chats and one of texts.
+
+    The second is used twice an epoch.
+    """
     lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
     for name, part in (("one", lines[:4]), ("two", lines[4:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    lines = [json.dumps({"text": f"A story of {n} words. " * 9}) + "\n" for n in range(3)]
+    (tmp_path / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
     text = recipe_file.read_text().replace(
         f"train: {rows}",
-        f"train: [{tmp_path / 'one.jsonl'}, {{path: {tmp_path / 'two.jsonl'}, weight: 2}}]",
+        f"train: [{tmp_path / 'one.jsonl'}, {{path: {tmp_path / 'two.jsonl'}, weight: 2}}, "
+        f"{tmp_path / 'texts.jsonl'}]",
     )
     recipe_file.write_text(text, encoding="utf-8")
     return lambda *overrides: load_recipe(recipe_file, overrides)
@@ -62,9 +68,15 @@ def logged(run):
 
 
 def check(account, expected):
+    """Compare an account; a dataset without raw text has no count of it."""
+    for _, counts in expected:
+        if not counts["text"]:
+            del counts["text"]
     assert [(one["read"], one["trained_by_channel"]) for one in account["by_dataset"]] == expected
     assert account["read"] == sum(read for read, _ in expected)
-    by_channel = {name: sum(counts[name] for _, counts in expected) for name in CHANNEL_NAMES}
+    by_channel = {
+        name: sum(counts.get(name, 0) for _, counts in expected) for name in CHANNEL_NAMES
+    }
     assert account["trained_by_channel"] == by_channel
     assert account["trained"] == sum(by_channel.values()) > 0
 
@@ -80,10 +92,12 @@ def test_an_epoch_counts_every_dataset_as_often_as_its_weight(
     expected = truth(recipe, base)
     check(record(tmp_path / "run"), expected)
     last = logged(tmp_path / "run")[-1]
-    assert [last[f"trained_tokens_dataset_{n}"] for n in (0, 1)] == [
+    assert [last[f"trained_tokens_dataset_{n}"] for n in (0, 1, 2)] == [
         sum(counts.values()) for _, counts in expected
     ]
     assert last["trained_tokens_final"] == sum(counts["final"] for _, counts in expected)
+    assert last["trained_tokens_text"] == expected[2][1]["text"] > 0
+    assert any(row.get("loss_text", 0) > 0 for row in logged(tmp_path / "run"))
     assert last["tokens"] == sum(read for read, _ in expected)
 
 
@@ -145,7 +159,7 @@ def test_documents_of_a_packed_row_count_for_their_own_dataset():
         "position_ids": [0, 1, 2, 0, 1, 0, 1],
         "sources": [2, 0, 2],
     }
-    assert count_row(row).tolist() == [[0, 0, 0, 1, 2], [0] * 5, [0, 1, 1, 1, 5]]
+    assert count_row(row).tolist() == [[0, 0, 0, 1, 0, 2], [0] * 6, [0, 1, 1, 1, 0, 5]]
 
 
 def test_a_checkpoint_without_a_count_or_of_other_datasets_is_refused(recipe, tmp_path):
@@ -160,7 +174,7 @@ def test_a_checkpoint_without_a_count_or_of_other_datasets_is_refused(recipe, tm
         observers.resume(first_rank=True)
     (tmp_path / "tokens.json").write_text(json.dumps({"tokens": [[1] * 5]}))
     observers.resume(first_rank=True)
-    assert metrics.account.total().tolist() == [[1] * 5]
+    assert metrics.account.total().tolist() == [[1, 1, 1, 1, 0, 1]], "of a version without text"
 
 
 @pytest.mark.parametrize("file", ["tokens.json", "../x.json", "state.txt"])

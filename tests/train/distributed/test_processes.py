@@ -149,11 +149,3 @@ def test_accelerate_launch_trains_and_a_mistake_ends_in_one_line(recipe_file, tm
     bad = run([*plain, "train.max_steps=some"])
     assert bad.returncode == 2
     assert "train.max_steps" in bad.stderr and "Traceback" not in bad.stderr
-
-
-def test_train_command_prints_the_accelerate_command_for_more_processes(recipe_file):
-    command = [sys.executable, "-m", "gptoss_tune", "train", str(recipe_file)]
-    printed = run([*command, "distributed.num_processes=8"])
-    assert printed.returncode == 0
-    assert "accelerate launch --num_processes 8 --multi_gpu -m gptoss_tune.train" in printed.stdout
-    assert "distributed.num_processes=8" in printed.stdout

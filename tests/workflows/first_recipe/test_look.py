@@ -7,9 +7,10 @@ import pytest
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.recipe import DataSection
-from gptoss_tune.workflows.first_recipe import look, look_at
+from gptoss_tune.workflows.first_recipe import look
 from gptoss_tune.workflows.first_recipe.columns import columns_for
 from gptoss_tune.workflows.first_recipe.goals import likely_goal
+from gptoss_tune.workflows.first_recipe.look import look_at
 
 
 @pytest.mark.parametrize(

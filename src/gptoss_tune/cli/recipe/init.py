@@ -15,9 +15,10 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gptoss_tune.workflows.first_recipe import DataLook, FirstRecipe, HeldOut
     from gptoss_tune.workflows.first_recipe.cards import Cards
     from gptoss_tune.workflows.first_recipe.fit import Machine
+    from gptoss_tune.workflows.first_recipe.look import DataLook
+    from gptoss_tune.workflows.first_recipe.write import FirstRecipe, HeldOut
 
 _T = TypeVar("_T")
 
@@ -68,6 +69,10 @@ def init(
         },
         {"--model": model, "--goal": goal, "--eval": held_out, "--out": out},
     )
+    if out is not None:
+        _new_file(force)(str(out))  # what is wrong is told before anything is read
+    if goal is not None:
+        _known_goal(goal)
     base = interview.ask("Model: 20b, 120b or a folder", model, "20b", _model)
     machine = _machine(interview, cards, gpu, gpus)
     look = interview.ask("Your data: a file, a folder or a dataset", data, None, _look(console))
@@ -179,12 +184,16 @@ def _look(console: Console) -> Callable[[str], DataLook]:
     def read(path: str) -> DataLook:
         import os
 
+        from gptoss_tune.harmony.sources.folders import find_files
+
+        # A recipe holds paths written out; a quoted ~ comes here as it is.
+        place = os.path.expanduser(path.strip())
+        find_files(place)  # a misspelled name is told before anything is loaded
         with console.status("reading the rows"):
             from gptoss_tune.harmony.vocabulary import load_vocabulary
-            from gptoss_tune.workflows.first_recipe import look_at
+            from gptoss_tune.workflows.first_recipe.look import look_at
 
-            # A recipe holds paths written out; a quoted ~ comes here as it is.
-            return look_at(os.path.expanduser(path.strip()), load_vocabulary())
+            return look_at(place, load_vocabulary())
 
     return read
 
@@ -201,14 +210,21 @@ def _likely(look: DataLook) -> str:
     return likely_goal(look)
 
 
+def _known_goal(text: str) -> str:
+    from gptoss_tune.errors import RecipeError
+    from gptoss_tune.workflows.first_recipe.goals import GOALS
+
+    name = text.strip().lower()
+    if name not in GOALS:
+        raise RecipeError(f"--goal: got {text!r}, expected one of {', '.join(GOALS)}")
+    return name
+
+
 def _goal(look: DataLook) -> Callable[[str], str]:
     def check(text: str) -> str:
-        from gptoss_tune.errors import RecipeError
-        from gptoss_tune.workflows.first_recipe.goals import GOALS, settings_for
+        from gptoss_tune.workflows.first_recipe.goals import settings_for
 
-        name = text.strip().lower()
-        if name not in GOALS:
-            raise RecipeError(f"--goal: got {text!r}, expected one of {', '.join(GOALS)}")
+        name = _known_goal(text)
         settings_for(name, look)  # refused before the next question
         return name
 
@@ -218,7 +234,7 @@ def _goal(look: DataLook) -> Callable[[str], str]:
 def _held(look: DataLook) -> Callable[[str], HeldOut]:
     def read(text: str) -> HeldOut:
         from gptoss_tune.harmony.vocabulary import load_vocabulary
-        from gptoss_tune.workflows.first_recipe import held_out_of
+        from gptoss_tune.workflows.first_recipe.write import held_out_of
 
         return held_out_of(text, look, load_vocabulary())
 
@@ -268,7 +284,7 @@ def _made(
     held_out: HeldOut,
     name: str,
 ) -> FirstRecipe:
-    from gptoss_tune.workflows.first_recipe import Answers, first_recipe
+    from gptoss_tune.workflows.first_recipe.write import Answers, first_recipe
 
     with console.status("planning"):
         answers = Answers(base, machine, look, goal, held_out, name)
@@ -284,7 +300,8 @@ def _print_look(console: Console, look: DataLook) -> None:
     if look.is_text:
         nouns["conversation"] = "texts"
     about = "" if look.counted else "about "
-    facts = [f"{about}{look.count:,} {nouns[look.rows]} ({look.format})"]
+    noun = nouns[look.rows].removesuffix("s" if look.count == 1 else "-")
+    facts = [f"{about}{look.count:,} {noun} ({look.format})"]
     facts.append(f"{look.mean_tokens:,.0f} tokens on average, the longest {look.longest:,}")
     if look.thinking:
         facts.append(f"{look.thinking:.0%} with thoughts")

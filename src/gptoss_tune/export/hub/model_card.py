@@ -93,7 +93,7 @@ def model_card(facts: Facts) -> str:
 def _how(facts: Facts) -> str:
     """Return by which method the weights were changed."""
     method = method_of(facts.record)
-    return f"trained by {method.words}" if method.preferences else "fine-tuned"
+    return f"trained by {method.words}" if method.is_told else "fine-tuned"
 
 
 def metadata(facts: Facts) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from gptoss_tune.harmony.fields import EFFORTS
 from gptoss_tune.harmony.fit_length import cut_document, truncate
 from gptoss_tune.harmony.formats.detect import format_of
 from gptoss_tune.harmony.formats.registry import read_known
+from gptoss_tune.harmony.formats.thinking_tags import spells_thoughts
 from gptoss_tune.harmony.guards.answers import NO_ANSWER, Answer, answer_of
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 from gptoss_tune.harmony.render import (
@@ -156,9 +157,10 @@ class RowRenderer:
         effort = conversation.effort or self.settings.render.reasoning_effort
         report.efforts[effort] += samples
         thoughtless = effort != "low" and conversation.effort is None and not conversation.thinks
-        if thoughtless:
+        if thoughtless and not spells_thoughts(conversation):
             report.count_at("without_thoughts", conversation.source)
-        return EFFORTS.index(effort), int(thoughtless)
+            return EFFORTS.index(effort), 1
+        return EFFORTS.index(effort), 0
 
     def read(self, row: dict[str, Any], at: str, report: RowCounts) -> ReadRow:
         """Return a row's samples; what is dropped or worth telling goes into ``report``.

@@ -82,7 +82,7 @@ def _opens_call(message: Message, following: Message | None) -> bool:
 def note_tags(conversation: Conversation) -> None:
     """Count the answers whose text spells thoughts."""
     for message in conversation.messages:
-        if _can_hold_thoughts(message) and _ANY_TAG.search(message.text):
+        if _spells_thoughts(message):
             todo = (
                 "move them to 'thinking'"
                 if conversation.reading.thinking_tags == "split"
@@ -91,6 +91,15 @@ def note_tags(conversation: Conversation) -> None:
             conversation.notes.warnings[
                 f"an answer spells thoughts in its text, as <think> does; {todo}"
             ] += 1
+
+
+def spells_thoughts(conversation: Conversation) -> bool:
+    """Whether an answer thinks in its text, which is told by ``note_tags``."""
+    return any(map(_spells_thoughts, conversation.messages))
+
+
+def _spells_thoughts(message: Message) -> bool:
+    return _can_hold_thoughts(message) and _ANY_TAG.search(message.text) is not None
 
 
 def _can_hold_thoughts(message: Message) -> bool:

@@ -57,12 +57,13 @@ def sources(draft: Draft, key: str, setting: str, rows: str) -> None:
 
 def _place(source: Source) -> list[str]:
     """Convert where the rows are; several files of one entry are several sources."""
-    path, files = str(source.get("path")), as_list(source.get("data_files"))
+    path = str(source.get("path"))
+    files = [str(file) for file in as_list(source.get("data_files"))]
     split, local = source.get("split"), _is_file(path)
     if files and (path in _FORMATS or _is_file(files[0])):
         source.put("data_files", "path", files[0])
         source.also("path", f"{source.where}.path: the files of data_files")
-        found, local = [str(file) for file in files], True
+        found, local = files, True
     else:
         source.put("path", "path", path)
         found = [path]
@@ -129,7 +130,8 @@ def _messages(source: Source) -> None:
 
 def _spelling(source: Source) -> None:
     """Tell how messages are spelled: roles and texts under other keys, roles of other names."""
-    mapping = source.get("message_property_mappings", {})
+    given = source.get("message_property_mappings", {})
+    mapping = given if isinstance(given, dict) else {}
     role = mapping.get("role", source.get("message_field_role", "role"))
     content = mapping.get("content", source.get("message_field_content", "content"))
     for key in ("message_property_mappings", "message_field_role", "message_field_content"):

@@ -32,6 +32,16 @@ from gptoss_tune.recipe.schema import METHODS
 from gptoss_tune.recipe.validate import findings
 from gptoss_tune.recipe.yaml_reader import Document, read_document
 
+_PLAIN: Final = (
+    *("base_model", "model_name_or_path", "rl", "stage", "finetuning_type", "adapter", "pref_loss"),
+    *("optimizer", "optim", "lr_scheduler", "lr_scheduler_type", "gradient_checkpointing"),
+    *("save_strategy", "eval_strategy", "evaluation_strategy", "warmup_ratio", "warmup_steps"),
+    *("max_steps", "num_epochs", "num_train_epochs", "save_steps", "eval_steps", "batch_size"),
+    *("micro_batch_size", "gradient_accumulation_steps", "per_device_train_batch_size"),
+    *("lora_r", "lora_rank", "lora_alpha", "lora_dropout", "val_set_size", "val_size"),
+    *("dataset_dir", "dataset_name", "quantization_bit", "wandb_mode", "dataset_text_field"),
+)
+"""Keys that have one plain value in every tool that has them."""
 LONGEST: Final = 131_072
 """What gpt-oss reads, and ``data.max_length`` can be."""
 
@@ -114,6 +124,7 @@ def convert(path: str | os.PathLike[str], options: Options | None = None) -> Con
         raise RecipeMistakes(name, document.mistakes)
     tool = _tool_of(name, document)
     draft = Draft(name, tool.name, document, options or Options())
+    draft.refuse_lists(_PLAIN)
     tool.draft(draft)
     apply(draft, tool.rules)
     tool.defaults(draft)
@@ -149,10 +160,13 @@ def _settle(draft: Draft) -> None:
         both = min(2 * length.value, LONGEST)
         note = f"{length.note}: " if length.note else ""
         settings["data.max_length"] = Noted(both, f"{note}both answers of a pair together")
+        told = f"data.max_length: {both}; both answers of a pair stand in it"
+        draft.retell("data.max_length", "converted", told)
     if method != "sft":
         for key, allowed in (("data.too_long", ("drop", "error")), ("data.turns", ("all",))):
             if key in settings and settings[key].value not in allowed:
-                del settings[key]  # an answer is whole, and counts from the prompt's end on
+                del settings[key]
+                draft.retell(key, "none", "answers of preferences are whole, and all turns count")
     if settings.get("lora.target_parameters") and not settings["lora.target_parameters"].value:
         for key in ("lora.expert_rank", "lora.expert_alpha"):
             settings.pop(key, None)

@@ -6,8 +6,8 @@ and found by the tests. Keys that no rule knows are told as such: nothing is dro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from gptoss_tune.display import one_line
@@ -71,6 +71,10 @@ class Draft:
         tool: The tool it is for.
         document: Its values and places.
         options: What the file does not say.
+        settings: Of the recipe.
+        places: Where each came from, for messages.
+        outcomes: What became of each key.
+        origins: The key that a setting was converted from.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Draft:
     settings: dict[str, Noted] = field(default_factory=dict)
     places: dict[KeyPath, Place] = field(default_factory=dict)
     outcomes: dict[KeyPath, Outcome] = field(default_factory=dict)
+    origins: dict[str, KeyPath] = field(default_factory=dict)
 
     def get(self, key: str, usual: Any = None) -> Any:
         """Return the value of a top-level key; ``usual`` where it is absent or null."""
@@ -111,6 +116,7 @@ class Draft:
         comment = f"{origin}: {note}" if origin and note else origin or note
         self.settings[setting] = Noted(value, comment)
         self.places[tuple(setting.split("."))] = self.place(path)
+        self.origins[setting] = path
         text = f"{setting}: {shown(value)}"
         self._tell(path, "converted", f"{text}; {note}" if note else text)
 
@@ -126,6 +132,12 @@ class Draft:
         """Tell that a key means nothing here, and why."""
         self._tell(_path(key), "irrelevant", text)
 
+    def retell(self, setting: str, fate: Fate, text: str) -> None:
+        """Tell anew what became of the key that a setting came from, if it came from one."""
+        path = self.origins.get(setting)
+        if path is not None:
+            self.outcomes[path] = replace(self.outcomes[path], fate=fate, text=text)
+
     def default(self, setting: str, value: Any) -> None:
         """Write what the other tool does where its file says nothing, if we would do otherwise."""
         if setting not in self.settings:
@@ -138,6 +150,16 @@ class Draft:
         return RecipeError(
             f"{self.place(path)}: {called(path)}: got {shown(value)}, expected {expected}; {todo}"
         )
+
+    def refuse_lists(self, keys: Iterable[str]) -> None:
+        """Refuse a list or a mapping where every tool has one plain value.
+
+        Raises:
+            RecipeError: Names the first such key.
+        """
+        for key in keys:
+            if isinstance(self.get(key), dict | list):
+                raise self.refuse(key, "a plain value", "write one")
 
     def untold(self) -> Iterator[tuple[KeyPath, Any]]:
         """Yield the keys that have no outcome yet, nor what holds them, with a value of each."""

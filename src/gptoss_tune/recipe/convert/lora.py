@@ -69,6 +69,10 @@ def targets(draft: Draft, modules: str, usual: Any) -> None:
     extra = sorted(named - {*_MODULES, *_PARAMETERS, *_EVERY_LINEAR})
     parameters, layers = _parameters(draft, named)
     key = "lora_target_linear" if not is_off(linear) else modules
+    if not named and not draft.has("lora_target_parameters"):
+        if linear is not None:
+            draft.irrelevant("lora_target_linear", "off, and no modules are named")
+        return  # nothing is named there: attention and all experts, the default
     if draft.has(modules) and not chosen and not parameters:
         draft.none(modules, "gpt-oss has no such modules: attention and all experts get adapters")
         if linear is not None:

@@ -56,7 +56,7 @@ def draft_trl(draft: Draft) -> None:
 
 
 def _method(draft: Draft) -> str:
-    loss = as_list(draft.get("loss_type"))
+    loss = [str(name) for name in as_list(draft.get("loss_type"))]
     # SFT has a loss_type too: nll, dft, chunked_nll.
     of_pairs = any(draft.has(key) for key in _OF_PAIRS if key != "loss_type")
     if any(draft.has(key) for key in _OF_LABELS) or loss == ["kto"]:
@@ -100,7 +100,8 @@ def _adapter(draft: Draft) -> None:
 
 def _data(draft: Draft, rows: str) -> None:
     mixture = draft.get("dataset_mixture")
-    listed = draft.get("datasets") or (mixture or {}).get("datasets")
+    mixed = mixture.get("datasets") if isinstance(mixture, dict) else None
+    listed = draft.get("datasets") or mixed
     column = draft.get("dataset_text_field", "text")
     templates: dict[str, str] | None = None
     if column not in ("text", "messages") and rows == "conversation":

@@ -180,8 +180,10 @@ def _named(counts: NDArray[np.int64]) -> dict[str, int]:
 def _by_name(state: dict[str, Any]) -> NDArray[np.int64]:
     """Return the count of a checkpoint, whose channels may be fewer than there are."""
     tokens = np.asarray(state["tokens"], dtype=np.int64)
-    names = [*state["channels"], "read"]
-    if tokens.ndim != 2 or tokens.shape[1] != len(names):
+    if tokens.ndim != 2:
+        return tokens
+    names = [*state.get("channels", CHANNEL_NAMES[: tokens.shape[1] - 1]), "read"]
+    if tokens.shape[1] != len(names):
         return tokens
     done = np.zeros((len(tokens), len(CHANNEL_NAMES) + 1), dtype=np.int64)
     for column, name in zip(tokens.T, names, strict=True):

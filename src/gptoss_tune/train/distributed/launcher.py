@@ -95,7 +95,8 @@ def launched_processes(
         raise MachineError(
             f"the recipe says distributed.num_processes: {asked}, and the launcher started "
             f"{started} (on CPUs, `accelerate launch --cpu` starts one whatever it is told); "
-            f"start them with `accelerate launch --num_processes {asked} {ways}; or train on "
+            "start them with `gptoss-tune train RECIPE`, or with `accelerate launch "
+            f"--num_processes {asked} {ways}; or train on "
             f"{started} with distributed.num_processes={started}{alone}"
         )
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))

@@ -37,6 +37,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gptoss_tune.errors import RunInterrupted
 from gptoss_tune.terminal import speaks
+from gptoss_tune.train.distributed.start_processes import CHECKED
 from gptoss_tune.train.distributed.stop_signals import stop_signals
 
 
@@ -63,7 +64,9 @@ class StopOnSignal(TrainerCallback):
         self._requested = False
         self._loading, self._signals = True, 0
         # torchrun, and accelerate through it, passes on the Ctrl-C that a terminal sends to all.
-        self._once = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1
+        # What `gptoss-tune train` starts is out of the terminal's reach, and gets it once.
+        passed_on = "TORCHELASTIC_RUN_ID" in os.environ and CHECKED not in os.environ
+        self._once = 2 if passed_on else 1
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
         self._begins_again: str | None = None

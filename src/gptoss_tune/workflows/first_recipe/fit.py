@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
@@ -19,7 +19,6 @@ from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.dump import Noted
 from gptoss_tune.recipe.mistakes import shown
 from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle, uneven_experts
-from gptoss_tune.workflows.first_recipe.look import DataLook
 from gptoss_tune.workflows.first_recipe.sizes import (
     SHORTEST,
     USUAL,
@@ -28,6 +27,9 @@ from gptoss_tune.workflows.first_recipe.sizes import (
     usual_length,
     worth_packing,
 )
+
+if TYPE_CHECKING:
+    from gptoss_tune.workflows.first_recipe.look import DataLook
 
 _GIB: Final = 2**30
 _RUNGS: Final[tuple[dict[str, Noted], ...]] = (
@@ -194,7 +196,7 @@ def _settings(
         why = f"{look.mean_tokens:,.0f} tokens on average: several share a row"
         why = "rows are filled with the pieces of texts" if look.is_text else why
         found["data.packing"] = Noted(True, why)
-    found["train.num_train_epochs"] = Noted(chosen.epochs, f"{look.count:,} rows")
+    found["train.num_train_epochs"] = Noted(chosen.epochs, _rows(look.count))
     accumulated = max(1, chosen.step_rows // count)
     if accumulated > 1:
         why = f"{accumulated * count} rows a step, about {chosen.steps:,} steps in all"
@@ -205,6 +207,10 @@ def _settings(
         found["train.eval_steps"] = Noted(chosen.every)
     found["train.save_steps"] = Noted(chosen.every, "a stopped run goes on from here")
     return found
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count != 1 else ''}"
 
 
 def _planned(settings: dict[str, Noted], machine: Machine, look: DataLook, share: float) -> Plan:

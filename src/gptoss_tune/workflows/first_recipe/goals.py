@@ -6,11 +6,13 @@ serve is refused with what they can, because a run would find out much later.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.recipe.dump import Noted
-from gptoss_tune.workflows.first_recipe.look import DataLook
+
+if TYPE_CHECKING:
+    from gptoss_tune.workflows.first_recipe.look import DataLook
 
 GOALS: Final = {
     "chat": "answer as the rows do",

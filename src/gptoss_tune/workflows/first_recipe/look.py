@@ -234,10 +234,11 @@ def _columns_of(picked: list[tuple[bool, Located]]) -> dict[str, str] | None:
     for at, row in _parsed(located for _, located in picked):
         try:
             name = format_of(row, at)
-        except DataError:
+        except DataError as error:
             found = columns_for(row)
             if found is None:
-                raise
+                todo = "or rename them in the file, and a first recipe needs no columns"
+                raise DataError(f"{error}; {todo}") from None
             return found
         # A question is not enough: its answer may have another name.
         return columns_for(row) if name == "prompt" else None

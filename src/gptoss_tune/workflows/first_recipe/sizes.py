@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from gptoss_tune.workflows.first_recipe.look import DataLook
+if TYPE_CHECKING:
+    from gptoss_tune.workflows.first_recipe.look import DataLook
+
 
 SHORTEST, USUAL, LONGEST = 1024, 4096, 131_072
 _STEP_TOKENS: Final = 32_768

@@ -10,16 +10,19 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptoss_tune.errors import DataError, RecipeError
-from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.plan import Plan
 from gptoss_tune.recipe.dump import Noted, short_yaml
 from gptoss_tune.workflows.first_recipe.fit import Fitted, Machine, fit
 from gptoss_tune.workflows.first_recipe.goals import settings_for
-from gptoss_tune.workflows.first_recipe.look import DataLook, look_at
 from gptoss_tune.workflows.first_recipe.sizes import held_out_share
+
+if TYPE_CHECKING:
+    from gptoss_tune.harmony.vocabulary import Vocabulary
+    from gptoss_tune.workflows.first_recipe.look import DataLook
 
 MODELS = {"20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b"}
 """The short names of the released models."""
@@ -133,6 +136,8 @@ def held_out_of(text: str, look: DataLook, vocabulary: Vocabulary) -> HeldOut:
         RecipeError: The share is none.
         DataError: The file cannot be read, or its rows are of another kind.
     """
+    from gptoss_tune.workflows.first_recipe.look import look_at
+
     said = text.strip()
     share = held_out_share(look) if said == "auto" else _share(said)
     if share is not None:

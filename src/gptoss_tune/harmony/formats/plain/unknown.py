@@ -22,7 +22,16 @@ from gptoss_tune.harmony.reading import SETTINGS, THINKING
 
 _ASKING: Final = (*ASKING, "user", "human", "text")
 _ANSWERING: Final = (*ANSWERING, "assistant", "bot", *TARGETS)
-_BESIDE: Final = SETTINGS | {*THINKING, "system_prompt", "id", "url", "source", "label", "history"}
+_BESIDE: Final = SETTINGS | {
+    *THINKING,
+    "system_prompt",
+    "id",
+    "url",
+    "source",
+    "label",
+    "title",
+    "history",
+}
 """Columns that are no question and no answer, whatever they hold."""
 _WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _QUOTABLE: Final = re.compile(r"[^'\"\\{}%\x00-\x1f]+")
@@ -36,22 +45,26 @@ def unknown_format(row: dict[str, Any], source: str) -> str:
     """Return why a row of training data is in no known format, and what to write."""
     got = ", ".join(shown(key) for key in list(row)[:8]) or "none"
     target = target_of(row) if is_text(row) else None
-    if target is not None and not by_name(row).keys() & {*ASKING, *ANSWERING}:
+    reference = None if target is None else _reference(target, row[target])
+    if (
+        target is not None
+        and reference is not None
+        and not by_name(row).keys() & {*ASKING, *ANSWERING}
+    ):
         return (
             f"{source}: a text beside {shown(target)} may be a document, or the question of it; "
             f'{_WHERE}, columns: {{text: "{{{{ text }}}}"}} to train on the text, or columns: '
-            f"{_written(prompt=_expression('text'), completion=_expression(target))}"
+            f"{_written(prompt=_expression('text'), completion=_expression(reference))}"
         )
     named = by_name(row)
     asking = [named[name] for name in ASKING if name in named]
-    answering = [named[name] for name in ANSWERING if name in named]
     suggested = _suggested(row)
-    if asking and answering and suggested:
+    if asking and suggested and not named.keys().isdisjoint(_ANSWERING):
         return (
             f"{source}: the columns can be meant in several ways (got {got}); {_WHERE}, "
             f"columns: {suggested}, or what you mean"
         )
-    if asking and not answering and len(named.keys() - _BESIDE) == 1:
+    if asking and not suggested and len(named.keys() - _BESIDE) == 1:
         return (
             f"{source}: the row has {shown(asking[0])} and no answer to it; add one (as "
             f"{', '.join(ANSWERING[:4])}), or remove the row"
@@ -66,46 +79,56 @@ def unknown_format(row: dict[str, Any], source: str) -> str:
 
 def _suggested(row: dict[str, Any]) -> str:
     """Return the templates that write a known row; empty where no column can be named."""
+    named = by_name(row)
     usable = {
-        name: key
-        for name, key in by_name(row).items()
-        if isinstance(row[key], str | int | float) and _QUOTABLE.fullmatch(key)
+        name: text for name, key in named.items() if (text := _reference(key, row[key])) is not None
     }
     asked = [usable[name] for name in _ASKING if name in usable]
     answers = [usable[name] for name in _ANSWERING if name in usable and usable[name] not in asked]
-    texts = [
-        key for name, key in usable.items() if isinstance(row[key], str) and name not in _BESIDE
-    ]
     if asked and answers:
         return _written(prompt=_prompt(usable, asked[0]), completion=_expression(answers[0]))
-    others = [key for key in texts if key not in (*asked, *answers)]
+    others = [
+        text
+        for name, text in usable.items()
+        if name not in _BESIDE and isinstance(row[named[name]], str)
+    ]
+    others = [text for text in others if text not in (*asked, *answers)]
     if (asked or answers) and others:  # the other one has a name that says nothing
         question, answer = (asked[0], others[0]) if asked else (others[0], answers[0])
         return _written(prompt=_expression(question), completion=_expression(answer))
-    if len(texts) > 1:
-        return _written(prompt=_expression(texts[0]), completion=_expression(texts[1]))
-    return _written(text=_expression(texts[0])) if texts else ""
+    if len(others) > 1:
+        return _written(prompt=_expression(others[0]), completion=_expression(others[1]))
+    return _written(text=_expression(others[0])) if others and not asked else ""
 
 
 def _prompt(usable: dict[str, str], asked: str) -> str:
     after = next((usable[name] for name in AFTER_INSTRUCTION if name in usable), None)
-    if asked.lower() == "instruction" and after is not None:
-        condition = f"{{% if {_reference(after)} %}}"
+    if asked == usable.get("instruction") and after is not None:
+        condition = f"{{% if {after} %}}"
         return f"{_expression(asked)}{condition}\\n\\n{_expression(after)}{{% endif %}}"
     passages = [usable[name] for name in PASSAGES if name in usable and usable[name] != asked]
-    return "\\n\\n".join(_expression(key) for key in (*passages[:1], asked))
+    return "\\n\\n".join(_expression(text) for text in (*passages[:1], asked))
 
 
 def _written(**columns: str) -> str:
     return "{" + ", ".join(f'{name}: "{template}"' for name, template in columns.items()) + "}"
 
 
-def _expression(key: str) -> str:
-    return f"{{{{ {_reference(key)} }}}}"
+def _expression(reference: str) -> str:
+    return f"{{{{ {reference} }}}}"
 
 
-def _reference(key: str) -> str:
-    """Return how a template names a column, also one whose name is no word."""
-    if _WORD.fullmatch(key) and key.lower() not in _KEYWORDS:
-        return key
-    return f"row['{key}']"
+def _reference(key: str, value: object) -> str | None:
+    """Return how a template names the text of a column; None where it holds none, or no name can.
+
+    A list stands for its first text, and an object for its ``text``, as SQuAD's answers are.
+    """
+    if not _QUOTABLE.fullmatch(key):
+        return None
+    is_word = _WORD.fullmatch(key) and key.lower() not in _KEYWORDS
+    name = key if is_word else f"row['{key}']"
+    if isinstance(value, dict) and "text" in value:
+        name, value = f"{name}.text", value["text"]
+    if isinstance(value, list) and value:
+        name, value = f"{name}[0]", value[0]
+    return name if isinstance(value, str | int | float) else None

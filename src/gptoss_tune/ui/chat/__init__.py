@@ -1,0 +1,1 @@
+"""The chat: the ``models`` there are, one in its ``worker``, its ``session``, the ``routes``."""

@@ -1,0 +1,1 @@
+"""A recipe as a form: ``fields``, ``values`` in them, ``files``, its ``plan_view``, ``routes``."""
