@@ -1,6 +1,6 @@
 # gptoss-tune with what it trains with, on CUDA. Build and try:
 #   docker build --tag gptoss-tune:0.1.0 .
-#   docker run --rm --gpus all --ipc=host --volume "$PWD":/work gptoss-tune:0.1.0 gptoss-tune train my.yaml
+#   docker run --rm --gpus all --ipc=host --volume "$PWD":/job gptoss-tune:0.1.0 gptoss-tune train my.yaml
 FROM python:3.12.11-bookworm AS wheel
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
@@ -25,5 +25,5 @@ COPY --from=wheel /wheels /wheels
 # PIP_ARGUMENTS: further packages, or --constraint /tmp/constraints.txt for the tested versions.
 ARG PIP_ARGUMENTS=""
 RUN pip install --no-cache-dir ${PIP_ARGUMENTS} "$(echo /wheels/*.whl)[train,ui]"
-WORKDIR /work
+WORKDIR /job
 CMD ["gptoss-tune", "--help"]

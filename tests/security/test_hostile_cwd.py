@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_every_launch_keeps_the_current_folder_out(monkeypatch):
         slurm_script(job, time="1:00:00", cpus=None, directives=()),
         skypilot_task(job, luggage, gpu="H100", bucket=None, spot=False),
         hf_jobs_script(job, luggage, flavor=None, bucket=bucket, time="1:00:00"),
-        kubernetes_job(job, luggage, claim="work"),
+        kubernetes_job(job, replace(luggage, image="registry/x:1"), claim="work"),
     )
     for script in scripts:
         before, _, after = script.partition("export PYTHONSAFEPATH=1")

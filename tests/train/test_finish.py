@@ -47,16 +47,16 @@ def test_a_run_that_the_guard_stops_leaves_a_page_with_the_reason(recipe, tmp_pa
     assert "layers.1.self_attn.v_proj.lora_B.default.weight got no gradient" in page
 
 
-@pytest.mark.parametrize(("rows", "rate"), [(8, 5e-3), (3, 0.0)], ids=["one step", "two steps"])
-def test_a_share_of_few_steps_leaves_the_last_one_its_full_rate(recipe, tmp_path, rows, rate):
+@pytest.mark.parametrize(("size", "rate"), [(8, 5e-3), (3, 0.0)], ids=["one step", "two steps"])
+def test_a_share_of_few_steps_leaves_the_last_one_its_full_rate(recipe, tmp_path, size, rate):
     """Six rows in one epoch: rounded up, a warm-up of 0.6 of the steps would be all of them."""
     train(
         recipe(
             "train.num_train_epochs=1",
             "train.warmup_ratio=0.6",
-            f"train.per_device_train_batch_size={rows}",
+            f"train.per_device_train_batch_size={size}",
         )
     )
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rates = [row["learning_rate"] for row in map(json.loads, lines) if "loss" in row]
-    assert rates == ([rate] if rows == 8 else [rate, 5e-3])
+    assert rates == ([rate] if size == 8 else [rate, 5e-3])

@@ -114,7 +114,7 @@ def test_a_kubernetes_job_keeps_its_run_and_tells_preemption_from_failure(launch
     config, service, job = yaml.safe_load_all(text)
     assert (config["kind"], service["kind"], job["kind"]) == ("ConfigMap", "Service", "Job")
     (tmp_path / "there.yaml").write_text(config["data"]["recipe.yaml"])
-    assert load_recipe(tmp_path / "there.yaml").train.output_dir == "/work/runs/first"
+    assert load_recipe(tmp_path / "there.yaml").train.output_dir == "/job/runs/first"
     rules = job["spec"]["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["Ignore", "Ignore", "FailJob"]
     assert rules[1]["onExitCodes"]["values"] == [75] and rules[1]["onExitCodes"]["operator"] == "In"
@@ -252,6 +252,21 @@ def test_a_recipe_from_elsewhere_and_overrides_travel_in_the_file(launch, tmp_pa
     text, _ = launch("skypilot", "train.seed=7", "train.learning_rate=1e-5", recipe=str(place))
     recipe = recipe_in(yaml.safe_load(text)["run"], tmp_path)
     assert recipe.train.seed == 7 and recipe.train.learning_rate == 1e-5
+
+
+def test_a_shipped_recipe_reads_the_shipped_data_there(launch, tmp_path):
+    """By its name, from a folder that is no checkout; the data have another place there."""
+    words = ("--gpus-per-node", 1, "--name", "first")
+    text, said = launch("skypilot", *words, recipe="gpt-oss-20b/qlora")
+    task = yaml.safe_load(text)
+    sources = recipe_in(task["run"], tmp_path).data.train
+    assert sources[0].path == "gptoss-data/conversations/reasoning.jsonl"
+    assert 'ln -sfn "$(python -c' in task["run"] and " gptoss-data ||" in task["run"]
+    assert list(task["file_mounts"]) == ["/gptoss-runs"] and script_parses(task["run"])
+    mixed = ("data.eval=null", "data.train=[my data/rows.jsonl]", "--output", "mixed")
+    _, said = launch("skypilot", *words, *mixed, recipe="gpt-oss-20b/qlora")
+    assert said.count("lays off") == 1
+    assert "gptoss-data" not in (tmp_path / "mixed").read_text()
 
 
 def test_times_and_names_as_other_systems_write_them():

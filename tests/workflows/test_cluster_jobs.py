@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from gptoss_tune.cli import main
+from gptoss_tune.recipe import DistributedSection
+from gptoss_tune.train.distributed.start_processes import accelerate_arguments
 from gptoss_tune.workflows.cluster.job import job_name
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -120,8 +122,8 @@ def test_a_recipe_says_itself_how_its_model_is_shared(recipe_file, tmp_path):
     made = cli("launch", recipe_file, "--slurm", *asking, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert ")/fsdp2.yaml || exit 3" in (tmp_path / "first.sbatch").read_text()
-    printed = cli("train", recipe_file, *asking, cwd=tmp_path).stdout
-    command = shlex.split(printed.splitlines()[-1])
+    shared = DistributedSection(num_processes=8, strategy="fsdp2")
+    command = accelerate_arguments([str(recipe_file), *asking], shared)
     file = Path(command[command.index("--config_file") + 1])
     assert file.name == "fsdp2.yaml" and file.is_file()
     assert "--multi_gpu" not in command and command[-3:] == [str(recipe_file), *asking]

@@ -9,6 +9,7 @@ read, changed and kept beside the recipe needs neither.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,7 @@ import typer
 from gptoss_tune.cli.arguments import Overrides, RecipePath
 
 if TYPE_CHECKING:
-    from gptoss_tune.recipe import DistributedSection, TrainSection
+    from gptoss_tune.recipe import DistributedSection, ResolvedLine, TrainSection
     from gptoss_tune.workflows.cluster.job import Job, Luggage
 
 _TIME = "24:00:00"
@@ -148,7 +149,8 @@ def launch(
     ] = None,
 ) -> None:
     """Write the job file that trains a recipe on a cluster and goes on after every stop."""
-    from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.recipe import load_recipe, resolved_lines
+    from gptoss_tune.workflows.cluster.inputs import named_files
     from gptoss_tune.workflows.cluster.job import Job, job_name
 
     flags = {
@@ -178,7 +180,22 @@ def launch(
         or ("one_gpu" if processes == 1 else loaded.distributed.strategy or "ddp"),
         setup=tuple(setup or ()),
     )
-    text, ending, submit = _text(job, system, asked, loaded.train.output_dir)
+    if system == "slurm":
+        text, ending, submit = _slurm(job, asked)
+    else:
+        folder = _run_folder(system, loaded.train.output_dir, asked.bucket)
+        there = loaded.with_settings(
+            {"train.output_dir": folder, "distributed.num_processes": processes}
+        )
+        luggage = _luggage(
+            resolved_lines(there),
+            named_files(
+                there.model.name_or_path, there.lora.init_from, there.data, there.evaluation
+            ),
+            asked,
+            wandb=there.tracking.wandb == "online",
+        )
+        text, ending, submit = _elsewhere(job, luggage, system, asked)
     place = output or Path(f"{job.name}{ending}")
     if str(place) == "-":
         sys.stdout.write(text)
@@ -221,22 +238,31 @@ def _refuse_unread(asked: _Asked, system: str) -> None:
         )
 
 
-def _text(job: Job, system: str, asked: _Asked, output_dir: str) -> tuple[str, str, str]:
+def _slurm(job: Job, asked: _Asked) -> tuple[str, str, str]:
     """Return the job file, how its name ends, and the command that submits it."""
-    from gptoss_tune.workflows.cluster import hf_jobs, kubernetes, sagemaker, skypilot
     from gptoss_tune.workflows.cluster.slurm import slurm_script
 
+    text = slurm_script(
+        job, time=asked.time or _TIME, cpus=asked.cpus_per_node, directives=asked.sbatch or []
+    )
+    return text, ".sbatch", "sbatch {file}"
+
+
+def _run_folder(system: str, output_dir: str, bucket: str | None) -> str:
+    """Return where the run lies on the job's machine."""
+    from gptoss_tune.workflows.cluster import hf_jobs, kubernetes, sagemaker, skypilot
+
+    if system == "skypilot":
+        return skypilot.run_folder(output_dir, bucket)
+    rooms = {"kubernetes": kubernetes, "hf-jobs": hf_jobs, "sagemaker": sagemaker}
+    return rooms[system].run_folder(output_dir)
+
+
+def _elsewhere(job: Job, luggage: Luggage, system: str, asked: _Asked) -> tuple[str, str, str]:
+    """Return the file of a job on a machine elsewhere, as ``_slurm`` does of one here."""
+    from gptoss_tune.workflows.cluster import hf_jobs, kubernetes, sagemaker, skypilot
+
     time = asked.time or _TIME
-    if system == "slurm":
-        text = slurm_script(job, time=time, cpus=asked.cpus_per_node, directives=asked.sbatch or [])
-        return text, ".sbatch", "sbatch {file}"
-    folders = {
-        "skypilot": lambda: skypilot.run_folder(output_dir, asked.bucket),
-        "kubernetes": lambda: kubernetes.run_folder(output_dir),
-        "hf-jobs": lambda: hf_jobs.run_folder(output_dir),
-        "sagemaker": lambda: sagemaker.run_folder(output_dir),
-    }
-    luggage = _luggage(job, asked, folders[system]())
     there = _there(job, "/recipe/recipe.yaml" if system == "kubernetes" else "recipe.yaml")
     if system == "skypilot":
         text = skypilot.skypilot_task(
@@ -258,28 +284,26 @@ def _text(job: Job, system: str, asked: _Asked, output_dir: str) -> tuple[str, s
     return text, ".sagemaker.py", "python {file} --role ARN"
 
 
-def _luggage(job: Job, asked: _Asked, run_folder: str) -> Luggage:
+def _luggage(
+    lines: Iterable[ResolvedLine], named: list[str], asked: _Asked, *, wandb: bool
+) -> Luggage:
     """Return what the job needs on a machine that does not see this one's disk."""
     from gptoss_tune import __version__
-    from gptoss_tune.recipe import load_recipe, resolved_lines
-    from gptoss_tune.workflows.cluster.inputs import local_files, named_files
+    from gptoss_tune.workflows.cluster.inputs import local_files, shipped_there
     from gptoss_tune.workflows.cluster.job import Luggage, changed_recipe, refuse_names
 
-    kept = [word for word in job.overrides if not word.startswith("train.output_dir=")]
-    recipe = load_recipe(job.recipe, [*kept, f"train.output_dir={run_folder}"])
-    named = named_files(
-        recipe.model.name_or_path, recipe.lora.init_from, recipe.data, recipe.evaluation
-    )
-    secrets = ["HF_TOKEN", *(["WANDB_API_KEY"] if recipe.tracking.wandb == "online" else [])]
-    names = tuple(asked.secret or secrets)
+    wanted = ["HF_TOKEN", "WANDB_API_KEY"] if wandb else ["HF_TOKEN"]
+    names = tuple(asked.secret or wanted)
     refuse_names(names, asked.image)
+    recipe, shipped = shipped_there(changed_recipe(lines), named)
     return Luggage(
-        recipe=changed_recipe(resolved_lines(recipe)),
-        files=local_files(named, Path.cwd()),
+        recipe=recipe,
+        files=local_files([name for name in named if name not in shipped], Path.cwd()),
         folder=Path.cwd(),
         package=asked.package or f"gptoss-tune[train]=={__version__}",
         image=asked.image,
         secrets=names,
+        shipped_data=bool(shipped),
     )
 
 

@@ -62,6 +62,7 @@ def hf_jobs_script(
             "mkdir -p /tmp/gptoss-job && cd /tmp/gptoss-job || exit 3",
             *inputs,
             *luggage.write_recipe(),
+            *luggage.link_data(),
         ],
         master=[],
     )

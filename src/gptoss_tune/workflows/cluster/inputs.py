@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_tune.errors import RecipeError
+from gptoss_tune.shipped import shipped
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import DataSection, EvaluationSection
 
+SHIPPED_DATA = "gptoss-data"
+"""What the folder of the shipped data is called in the job's own folder."""
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -51,3 +54,14 @@ def local_files(named: Iterable[str], folder: Path) -> tuple[str, ...]:
     # What lies in a folder that is sent is sent with it.
     kept = [f for f in found if not any(f.startswith(f"{other}/") for other in found)]
     return tuple(dict.fromkeys(kept))
+
+
+def shipped_there(recipe: str, named: Iterable[str]) -> tuple[str, set[str]]:
+    """Return a recipe's text with the shipped data where a job links them, and which were named.
+
+    A shipped recipe names its data where this machine has them installed; the job's machine has
+    the same files in another place.
+    """
+    here = f"{shipped('data')}/"
+    found = {name for name in named if name.startswith(here)}
+    return recipe.replace(here, f"{SHIPPED_DATA}/"), found

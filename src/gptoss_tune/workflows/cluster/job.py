@@ -88,6 +88,7 @@ class Luggage:
         package: What pip installs.
         image: Container image that has the package already; ``None``: ``IMAGE``, and pip.
         secrets: Names of the variables that hold tokens.
+        shipped_data: Whether the recipe reads data that the package brings.
     """
 
     recipe: str
@@ -96,10 +97,18 @@ class Luggage:
     package: str
     image: str | None
     secrets: tuple[str, ...]
+    shipped_data: bool = False
 
     def write_recipe(self) -> list[str]:
         """Return the shell lines that write ``recipe.yaml``."""
         return ["cat > recipe.yaml <<'END_OF_RECIPE'", self.recipe.rstrip(), "END_OF_RECIPE"]
+
+    def link_data(self) -> list[str]:
+        """Return the shell line that puts the shipped data into the current folder."""
+        if not self.shipped_data:
+            return []
+        code = "from gptoss_tune.shipped import shipped; print(shipped('data'))"
+        return [f'ln -sfn "$(python -c {shlex.quote(code)})" gptoss-data || exit 3']
 
     def install(self) -> list[str]:
         """Return the shell line that installs the package, where the image has none."""

@@ -24,7 +24,7 @@ from gptoss_tune.workflows.cluster.job import (
 )
 from gptoss_tune.workflows.cluster.shell_yaml import Block, shell_yaml
 
-VOLUME = "/work"
+VOLUME = "/job"
 """Where the volume is mounted: the current folder of the run."""
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 _TOKENS = "gptoss-tokens"
@@ -119,6 +119,7 @@ def _pod(job: Job, luggage: Luggage, name: str, claim: str) -> dict[str, Any]:
         before=[
             *luggage.install(),
             f"cd {VOLUME} || exit 3",
+            *luggage.link_data(),
         ],
         master=[f"MASTER_ADDR={name}-0.{name}"],
     )

@@ -117,6 +117,7 @@ def job_script(job: Job, luggage: Luggage) -> str:
         before=[
             f"mkdir -p /tmp/gptoss-job && cp -R {_INPUTS}/. /tmp/gptoss-job || exit 3",
             "cd /tmp/gptoss-job || exit 3",
+            *luggage.link_data(),
             *(_TOKENS.splitlines() if luggage.secrets else ()),
         ],
         master=[],

@@ -88,7 +88,11 @@ def skypilot_task(job: Job, luggage: Luggage, *, gpu: str, bucket: str | None, s
     script = node_script(
         job,
         rank="$SKYPILOT_NODE_RANK",
-        before=[f"mkdir -p {_FOLDER} && cd {_FOLDER} || exit 3", *luggage.write_recipe()],
+        before=[
+            f"mkdir -p {_FOLDER} && cd {_FOLDER} || exit 3",
+            *luggage.write_recipe(),
+            *luggage.link_data(),
+        ],
         master=['MASTER_ADDR=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)'],
     )
     task["run"] = Block(script)
