@@ -4,7 +4,7 @@ Imported by the ``sitecustomize`` of ``mac/`` and ``windows/``, so that every Py
 emulated, those that it starts included. ``sys.platform`` and ``os.name`` stay: libraries choose
 their own files by them, and ask for what Linux has. So what is taken away is taken
 from our own modules, apart from ``fcntl``, ``resource`` and ``os.sched_getaffinity``, which nobody
-finds. Opening a folder, renaming an open file and names that Windows does not take are refused to
+finds, except filelock and psutil: they bring what they call on each system. Opening a folder, renaming an open file and names that Windows does not take are refused to
 them too, through the standard library as well.
 """
 
@@ -18,7 +18,9 @@ import threading
 import types
 import warnings
 
-import psutil  # noqa: F401 - it is made for Linux here, and asks for `resource`
+# Made for Linux here: they ask for `fcntl` and `resource`, and their Windows builds for neither.
+import filelock  # noqa: F401
+import psutil  # noqa: F401
 
 _NOT_ON_MAC = (
     *("copy_file_range", "eventfd", "getresuid", "memfd_create", "posix_fadvise", "preadv2"),

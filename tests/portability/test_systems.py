@@ -19,8 +19,11 @@ def commands(place):
     recipe = str(shipped("recipes") / "tiny" / "qlora.yaml")
     data = shipped("data") / "tiny"
     base, run = place / "base", place / "run"
-    own = place / "Größe.jsonl"
-    own.write_text((data / "train.jsonl").read_text("utf-8"), "utf-8")
+    own, few = place / "Größe.jsonl", place / "few.jsonl"
+    lines = (data / "train.jsonl").read_text("utf-8").splitlines(keepends=True)
+    own.write_text("".join(lines), "utf-8")
+    # The demo lets three models answer every row, which takes minutes for all.
+    few.write_text("".join(lines[:2]), "utf-8")
     words = [
         recipe,
         f"model.name_or_path={base}",
@@ -45,7 +48,8 @@ def commands(place):
         ["serve-config", str(place / "merged"), "--target", "vllm", "--out", str(place / "serve")],
         [
             "demo",
-            "train.max_steps=3",
+            f"data.train={few}",
+            "train.max_steps=2",
             "train.warmup_steps=0",
             "--folder",
             str(place / "demo"),
@@ -79,11 +83,11 @@ def test_a_first_hour(system, tmp_path):
     assert done.returncode == 0, done.stderr
     ended = {one["words"][0]: one for one in json.loads(done.stdout.splitlines()[-1])["ended"]}
     for name, one in ended.items():
-        # Three steps teach the demo nothing, which it says; all else of it is done.
-        expected = 1 if name == "demo" else 0
-        assert one["code"] == expected, (name, one["out"], one["errors"], done.stdout, done.stderr)
+        assert one["code"] == 0, (name, one["out"], one["errors"], done.stdout, done.stderr)
         assert "Traceback" not in one["errors"], (name, one["errors"])
-    assert "the demo did not reach its marks" in ended["demo"]["errors"]
+        assert "cannot be locked" not in one["errors"], (name, one["errors"])
+    assert "cannot be locked" not in done.stderr
+    assert "asks only that the merge is right" in ended["demo"]["out"]
     assert (tmp_path / "demo" / "merged" / "model.safetensors").exists()
     assert (tmp_path / "run" / "report.html").exists()
     assert b"\r" not in (tmp_path / "job.sbatch").read_bytes()
