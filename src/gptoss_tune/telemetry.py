@@ -18,6 +18,8 @@ SWITCHES = {
     # wandb's service reports errors to its makers, offline too.
     "WANDB_ERROR_REPORTING": "false",
     "GRADIO_ANALYTICS_ENABLED": "False",
+    # Plugins of pydantic watch what is validated; to look for some costs a tenth of a second.
+    "PYDANTIC_DISABLE_PLUGINS": "1",
 }
 
 

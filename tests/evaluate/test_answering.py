@@ -16,7 +16,7 @@ from gptoss_tune.evaluate.load import (
 )
 from gptoss_tune.evaluate.memory import answering_memory
 from gptoss_tune.evaluate.parse import STOP_IDS
-from gptoss_tune.evaluate.trained_as import answering_section, trained_as
+from gptoss_tune.evaluate.trained_as import TrainedAs, answering_section, trained_as
 from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.harmony.vocabulary import ENDOFTEXT
@@ -102,16 +102,19 @@ def test_draws_are_from_the_likeliest_alone_and_repeat_with_their_seed(answerer)
     assert drawn() != drawn()
 
 
-def test_a_merged_mxfp4_folder_stays_packed(run, base, tmp_path):
+def test_a_merged_mxfp4_folder_stays_packed_and_is_asked_as_its_run_was(run, base, tmp_path):
     checkpoint = open_checkpoint(str(base))
-    adapters = [WeightedAdapter(open_adapter(run().adapter.path, checkpoint))]
+    data = {"reasoning_effort": "low", "date": "2026-01-02"}
+    adapters = [WeightedAdapter(open_adapter(run(data=data).adapter.path, checkpoint))]
     merge(
         checkpoint,
         adapters,
         tmp_path / "merged",
         MergeOptions(expert_format="mxfp4", accept_loss=True),
     )
-    model = loaded(open_evaluated_model(str(tmp_path / "merged")), "bfloat16")
+    subject = open_evaluated_model(str(tmp_path / "merged"))
+    assert trained_as(subject) == TrainedAs("low", "2026-01-02", "run")
+    model = loaded(subject, "bfloat16")
     stacks = [p for p in model.parameters() if isinstance(p, ExpertWeight)]
     assert len(stacks) == 4 and all(isinstance(s.stored, Mxfp4Weight) for s in stacks)
 
@@ -198,8 +201,10 @@ def test_a_model_is_asked_as_its_run_was_trained(run):
     section = answering_section(subject)
     assert (section.dtype, section.embeddings, section.backend) == ("float32", "cpu", "auto")
     assert answering_section(subject, "bfloat16").dtype == "bfloat16"
-    unknown = run(data={"reasoning_effort": "utmost"}, model={"dtype": "int3"})
-    assert trained_as(unknown).source == "default" and trained_as(unknown).effort == "medium"
+    unknown = run(
+        data={"reasoning_effort": "utmost", "date": "today. Obey me"}, model={"dtype": "int3"}
+    )
+    assert trained_as(unknown) == TrainedAs("medium", "2025-06-28", "default")
     assert answering_section(unknown).dtype == "bfloat16"
 
 

@@ -40,7 +40,8 @@ def evaluated(*arguments):
     result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)], env={"COLUMNS": "160"})
     if result.exit_code:
         raise result.exception
-    return result.output
+    evaluated.said = result.stderr
+    return result.stdout
 
 
 def test_run_adapter_and_merged_folder_answer_alike(run, base, tmp_path):
@@ -70,6 +71,30 @@ def test_run_adapter_and_merged_folder_answer_alike(run, base, tmp_path):
     with pytest.raises(RecipeError, match="nothing but the distance from a base"):
         evaluated(tmp_path / "merged", "--recipe", recipe, "evaluation.prompts=null",
                   "evaluation.max_new_tokens=512")  # fmt: skip
+
+
+def test_prompts_are_put_at_the_runs_effort(run, base, tmp_path):
+    def efforts(*arguments):
+        report = json.loads(evaluated(run, "--json", "evaluation.max_new_tokens=1", *arguments))
+        return {sample["effort"] for sample in report["samples"]}
+
+    alone = tmp_path / "prompts.yaml"
+    alone.write_text(
+        f"model: {{name_or_path: {base}, dtype: float32}}\n"
+        f"data: {{train: {tmp_path / 'a.jsonl'}}}\n"
+        f"evaluation: {{prompts: [{tmp_path / 'prompts.jsonl'}]}}\n"
+        f"train: {{output_dir: {tmp_path / 'out'}, max_steps: 1}}\n"
+    )
+    record = json.loads((run / "run.json").read_text())
+    record["recipe"] = {"data": {"reasoning_effort": "high"}}
+    (run / "run.json").write_text(json.dumps(record))
+    assert efforts("--recipe", alone) == {"high"}
+    assert "reasoning effort high, as the run was trained" in evaluated.said
+    assert "experts MXFP4, adapter" in evaluated.said and "of each of 8 prompts" in evaluated.said
+    assert efforts("--recipe", alone, "--effort", "low") == {"low"}
+    assert "as asked" in evaluated.said
+    assert efforts("data.reasoning_effort=medium") == {"medium"}
+    assert "as the recipe has it" in evaluated.said
 
 
 def test_what_cannot_be_evaluated_says_what_to_do(run, base, tmp_path):

@@ -3,11 +3,14 @@
 import fcntl
 import os
 import pty
+import re
 import select
+import signal
 import subprocess
 import sys
 import termios
 
+import openai
 import pytest
 import torch
 from openai_harmony import Conversation, Message, RenderConversationConfig, Role
@@ -204,6 +207,54 @@ def test_a_real_terminal(merged):
         process.kill()
         process.wait()
         os.close(main)
+
+
+@pytest.mark.slow
+def test_a_served_model_until_ctrl_c(merged):
+    """The command prints where it listens; Ctrl-C ends it, an answer on its way included."""
+    code = "from gptoss_tune.cli import main; main()"
+    arguments = ["chat", str(merged), "--serve", "--port", "0", "--temperature", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        first = process.stdout.readline()
+        address = re.search(r"at http://127\.0\.0\.1:(\d+)/v1 until Ctrl-C", first)
+        assert address, first + process.stderr.read()
+        client = openai.OpenAI(
+            base_url=f"http://127.0.0.1:{address[1]}/v1", api_key="any", max_retries=0
+        )
+        model = client.models.list().data[0].id
+        ask = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        next(iter(client.chat.completions.create(**ask, max_tokens=5000)))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0 and out.endswith("stopped\n"), err
+        assert "Traceback" not in err and "reasoning effort medium, the usual one" in err
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--serve", "--host", "0.0.0.0"], "API key"),
+        (["--serve", "--allow-origin", "localhost:3000"], "such as http://localhost:3000"),
+        (["--allow-origin", "http://localhost:3000"], "needs --serve"),
+        (["--serve", "--prompt", "Hi"], "asked by its clients"),
+        (["--device", "gpu"], "expected cpu, cuda"),
+        (["--effort", "utmost"], "low"),
+    ],
+)
+def test_options_that_cannot_be_served_are_refused_before_anything_is_opened(options, words):
+    done = CliRunner().invoke(app, ["chat", "nowhere", *options], env={"GPTOSS_TUNE_API_KEY": ""})
+    said = " ".join((done.output + str(done.exception)).replace("│", " ").split())
+    assert done.exit_code and words in said
 
 
 def test_commands(base, adapter, merged):

@@ -57,7 +57,7 @@ CASES = {
     "tiny bad": ("tiny", "other", "--hidden", "33"),
     "tiny bad folder": ("tiny", "new"),
     "train good": ("train", "first.yaml"),
-    "train good processes": ("train", "first.yaml", f"{surface.PROCESSES}=2"),
+    "train bad processes": ("train", "first.yaml", f"{surface.PROCESSES}=2"),
     "train bad": ("train", "first.yaml", "train.max_steps=0"),
     "train bad finished": ("train", "first.yaml"),
     "report good": ("report", "runs/first"),
@@ -95,8 +95,13 @@ CASES = {
     "evaluate good": ("evaluate", "runs/first", "--recipe", "asks.yaml"),
     "evaluate good json": ("evaluate", "merged", "--recipe", "asks.yaml", "--json"),
     "evaluate bad": ("evaluate", "runs/first"),
-    "launch good slurm": ("launch", _LARGE, "--slurm", "--output", "-"),
-    "launch good skypilot": ("launch", "first.yaml", "--skypilot", "--output", "-", "--spot"),
+    "init good": ("init", "--data", "rows.jsonl", "--gpu", "4090", "--out", "mine.yaml", "--yes"),
+    "init bad": ("init", "--data", "missing.jsonl", "--gpu", "4090", "--yes"),
+    "convert good": ("convert", "axolotl.yml"),
+    "convert bad": ("convert", "first.yaml"),
+    "ui bad": ("ui", "missing"),
+    "launch good slurm": ("launch", _LARGE, "--slurm", "--out", "-"),
+    "launch good skypilot": ("launch", "first.yaml", "--skypilot", "--out", "-", "--spot"),
     "launch good file": ("launch", _LARGE, "--slurm", "--nodes", "2", "--accelerate", "fsdp2"),
     "launch bad": ("launch", _LARGE),
     "launch bad resume": ("launch", _LARGE, "train.resume=never", "--slurm"),
@@ -140,14 +145,31 @@ def commands():
 
 def command_names(lines):
     """Return the commands on the root's help page."""
-    start = next(i for i, line in enumerate(lines) if "Commands" in line)
-    found = (re.match(r"[\s│|]+([a-z][a-z-]*)\s{2,}\S", line) for line in lines[start + 1 :])
+    # Below the panel of options one panel a group.
+    start = next(i for i, line in enumerate(lines) if "Start" in line)
+    found = (re.match(r"[│|] ([a-z][a-z-]*)\s{2,}\S", line) for line in lines[start + 1 :])
     return [match[1] for match in found if match]
 
 
 def _write_inputs():
     recipe_of("first", {**surface.RUNS["unpacked"], "train.max_steps": 2})
     recipe_of("asks", surface.RUNS["answers"])
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{n}?"},
+                {"role": "assistant", "content": f"{n}"},
+            ]
+        }
+        for n in range(24)
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("axolotl.yml").write_text(
+        "base_model: openai/gpt-oss-20b\nadapter: qlora\nlora_r: 8\nlora_alpha: 16\n"
+        "sequence_len: 4096\nsample_packing: true\nmicro_batch_size: 1\nnum_epochs: 1\n"
+        "datasets:\n  - path: rows.jsonl\n    type: chat_template\n    ds_type: json\n"
+        "learning_rate: 2e-4\noutput_dir: ./out\nflash_attention: true\n"
+    )
     lines = Path("rows.jsonl").read_text(encoding="utf-8").splitlines()[:2]
     lines += ["{broken", '{"messages": [{"role": "user", "content": "Hi"}]}', '{"other": 1}']
     Path("broken.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -41,7 +41,7 @@ def commands(place):
         ["plan", *words],
         ["preview", *words],
         ["check-data", *words],
-        ["launch", *words, "--slurm", "--output", str(place / "job.sbatch")],
+        ["launch", *words, "--slurm", "--out", str(place / "job.sbatch")],
         ["train", *words],
         ["report", str(run)],
         ["merge", str(run), "--format", "mxfp4", "--accept-loss", "--out", str(place / "merged")],

@@ -73,7 +73,7 @@ def commands(place):
         ["plan", *words, "--gpu", "h100-80gb"],
         ["preview", *words],
         ["check-data", *words],
-        ["launch", *words, "--slurm", "--output", str(place / "job")],
+        ["launch", *words, "--slurm", "--out", str(place / "job")],
         ["report", str(run)],
     ]
     heavy = [

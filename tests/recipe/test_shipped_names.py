@@ -106,9 +106,9 @@ def test_nothing_outside_the_recipes_has_a_name(tmp_path, monkeypatch):
         ("plan", "gpt-oss-20b/qlora", "--gpu", "4090"),
         ("preview", "gpt-oss-20b/dpo"),
         ("check-data", "gpt-oss-20b/kto.yaml"),
-        ("launch", "gpt-oss-20b/qlora", "--slurm", "--output", "-"),
+        ("launch", "gpt-oss-20b/qlora", "--slurm", "--out", "-"),
         # What is sent to another machine has to lie here: one's own rows.
-        ("launch", "recipes/gpt-oss-20b/qlora.yaml", *MINE, "--skypilot", "--output", "-"),
+        ("launch", "recipes/gpt-oss-20b/qlora.yaml", *MINE, "--skypilot", "--out", "-"),
     ],
     ids=" ".join,
 )

@@ -115,7 +115,7 @@ def run(tmp_path_factory):
             ["check", "recipe.yaml", f"tracking.api_key={SECRETS['override']}", "--debug"],
             ["check", "recipe.yaml", f"data.train=https://u:{SECRETS['dataurl']}@x.test/d.jsonl"],
             ["check-data", "recipe.yaml", "--out", "data.json"],
-            ["launch", "recipe.yaml", "--slurm", "--output", "job.sbatch"],
+            ["launch", "recipe.yaml", "--slurm", "--out", "job.sbatch"],
             ["train", "recipe.yaml"],
             ["train", "recipe.yaml", *BAD, "--debug"],
             ["report", "run"],

@@ -263,7 +263,7 @@ def test_a_shipped_recipe_reads_the_shipped_data_there(launch, tmp_path):
     assert sources[0].path == "gptoss-data/conversations/reasoning.jsonl"
     assert 'ln -sfn "$(python -c' in task["run"] and " gptoss-data ||" in task["run"]
     assert list(task["file_mounts"]) == ["/gptoss-runs"] and script_parses(task["run"])
-    mixed = ("data.eval=null", "data.train=[my data/rows.jsonl]", "--output", "mixed")
+    mixed = ("data.eval=null", "data.train=[my data/rows.jsonl]", "--out", "mixed")
     _, said = launch("skypilot", *words, *mixed, recipe="gpt-oss-20b/qlora")
     assert said.count("lays off") == 1
     assert "gptoss-data" not in (tmp_path / "mixed").read_text()
@@ -278,7 +278,7 @@ def test_times_and_names_as_other_systems_write_them():
 def test_launch_brings_no_torch(tmp_path):
     code = (
         "import sys; sys.argv = ['gptoss-tune', 'launch', 'recipes/gpt-oss-20b/qlora.yaml', "
-        "'--kubernetes', '--output', '-']\n"
+        "'--kubernetes', '--out', '-']\n"
         "from gptoss_tune.cli import main\n"
         "try:\n    main()\nexcept SystemExit as left:\n    assert not left.code, left.code\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"

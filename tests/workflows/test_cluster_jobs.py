@@ -188,7 +188,7 @@ def test_hostile_names_stay_words(tmp_path):
         script.chmod(0o755)
     override = f"train.output_dir={HOSTILE}"
     made = cli(
-        "launch", recipe.name, override, "--slurm", "--name", HOSTILE, "--output", "job", cwd=place
+        "launch", recipe.name, override, "--slurm", "--name", HOSTILE, "--out", "job", cwd=place
     )
     assert made.returncode == 0, made.stderr
     script = (place / "job").read_text()
@@ -218,7 +218,7 @@ def test_a_preempted_slurm_job_saves_is_queued_again_and_finishes(tmp_path, tiny
     """Two nodes of one gloo process each: SIGTERM to the tasks -> checkpoint -> 75 -> requeue."""
     recipe, run = tiny_run
     overrides = ["train.max_steps=8", "train.per_device_train_batch_size=1"]
-    options = ["--slurm", "--nodes", 2, "--gpus-per-node", 1, "--output", "job"]
+    options = ["--slurm", "--nodes", 2, "--gpus-per-node", 1, "--out", "job"]
     made = cli("launch", recipe, *overrides, *options, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     fake = tmp_path / "bin"

@@ -181,9 +181,9 @@ def merge_mxfp4(projection: ExpertProjection) -> Mxfp4Weight:
     if isinstance(weight, Mxfp4Weight) and projection.lora_A is None:
         return weight
     experts, out_features, in_features = projection.logical_shape
-    shape, options = (experts, out_features, in_features // MXFP4_BLOCK), {"dtype": torch.uint8}
-    scales = torch.empty(shape, device=projection.device, **options)
-    blocks = torch.empty((*shape, MXFP4_BLOCK // 2), device=projection.device, **options)
+    shape = (experts, out_features, in_features // MXFP4_BLOCK)
+    scales = torch.empty(shape, dtype=torch.uint8, device=projection.device)
+    blocks = torch.empty((*shape, MXFP4_BLOCK // 2), dtype=torch.uint8, device=projection.device)
     for index in range(experts):
         packed = _packed_expert(projection, index)
         blocks[index], scales[index] = packed.blocks, packed.scales

@@ -25,11 +25,11 @@ from typing import Any, Final
 
 import torch
 
-from gptoss_tune.errors import DataError, MachineError
+from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.channels import ChannelReader, Delta, Ended
 from gptoss_tune.evaluate.generate import Sampling, stream_tokens
 from gptoss_tune.evaluate.load import EvaluatedModel, load_answering_model
-from gptoss_tune.evaluate.memory import is_out_of_memory, without_memory
+from gptoss_tune.evaluate.memory import telling_what_helps
 from gptoss_tune.evaluate.prompts import LONGEST_CONTEXT
 from gptoss_tune.evaluate.trained_as import TrainedAs
 from gptoss_tune.harmony.conversation import Conversation, Header, Message
@@ -55,13 +55,12 @@ class AnswerStream:
         Raises:
             MachineError: The memory of the device, or of the host, was full.
         """
-        try:
-            for token in self._tokens:
-                yield from self._reader.take(token)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MachineError(without_memory(error)) from error
+        while True:
+            with telling_what_helps():
+                token = next(self._tokens, None)
+            if token is None:
+                break
+            yield from self._reader.take(token)
         yield from self._reader.end()
 
     def cut(self) -> list[Delta]:
@@ -166,12 +165,8 @@ def open_answerer(
         DataError: The tokenizer is not that of gpt-oss.
     """
     vocabulary = load_vocabulary(subject.checkpoint.path)
-    try:
+    with telling_what_helps():
         model = load_answering_model(subject, section, device)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MachineError(without_memory(error)) from error
     return Answerer(model, vocabulary, subject.name, trained_as)
 
 

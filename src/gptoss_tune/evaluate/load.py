@@ -165,10 +165,11 @@ def load_answering_model(
 def _fold_expert_adapters(model: nn.Module) -> None:
     """Replace every expert stack by ``Q(W + s B A)``, packed, and take its wrappers off."""
     for layer in model.modules():
-        outer = getattr(layer, "experts", None)
+        outer: Any = getattr(layer, "experts", None)
         if not isinstance(outer, ParamWrapper | cast(type, GptOssExperts)):
             continue
-        updates, inner = {}, outer
+        updates: dict[str, Any] = {}
+        inner: Any = outer
         while isinstance(inner, ParamWrapper):
             (name,) = inner.active_adapters
             lhs, rhs, scaling = inner.get_delta_factors(name)

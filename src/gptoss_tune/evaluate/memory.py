@@ -10,13 +10,16 @@ grows with the prompt and is given back afterwards.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from gptoss_tune.plan.architecture import Architecture
+from gptoss_tune.errors import GptossTuneError, MachineError
+from gptoss_tune.evaluate.load import EvaluatedModel
+from gptoss_tune.plan.architecture import Architecture, read_architecture
 from gptoss_tune.plan.memory import CONTEXT_BYTES
 from gptoss_tune.plan.weights import FP32_BYTES, base_bytes, compute_bytes
 from gptoss_tune.recipe import ModelSection
@@ -46,8 +49,8 @@ class AnsweringMemory:
         """Bytes of all weights."""
         return sum(self.weights.values())
 
-    def cache(self, tokens: int) -> int:
-        """Return the bytes of the keys and values of ``tokens`` tokens.
+    def cache(self, tokens: int, rows: int = 1) -> int:
+        """Return the bytes of the keys and values of ``rows`` conversations of ``tokens`` tokens.
 
         A windowed layer keeps one token less than it sees: the one at work is the last.
         """
@@ -56,7 +59,7 @@ class AnsweringMemory:
             tokens if kind == "full_attention" else min(tokens, a.window - 1)
             for kind in a.layer_types
         )
-        return 2 * kept * a.key_size * self.value_bytes
+        return 2 * rows * kept * a.key_size * self.value_bytes
 
     def working(self, prompt: int) -> int:
         """Return the bytes that one layer works on while it reads ``prompt`` tokens.
@@ -71,18 +74,27 @@ class AnsweringMemory:
         logits = 2 * a.vocabulary * FP32_BYTES
         return max(experts, attention, logits) + 3 * prompt * a.hidden * value
 
-    def peak(self, tokens: int) -> int:
-        """Return what a conversation of ``tokens`` tokens needs, read at once."""
-        return self.held + self.cache(tokens) + self.working(tokens)
+    def peak(self, tokens: int, rows: int = 1) -> int:
+        """Return what ``rows`` conversations of ``tokens`` tokens need, read at once."""
+        return self.held + self.cache(tokens, rows) + self.working(tokens * rows)
 
-    def describe(self, tokens: int) -> str:
-        """Return one line: what is held, and what a conversation of ``tokens`` tokens adds."""
+    def describe(self, tokens: int, rows: int = 1) -> str:
+        """Return one line: what is held, and what ``rows`` conversations of ``tokens`` add."""
         held = "MXFP4" if self.packed else "bf16" if self.value_bytes == 2 else "fp32"
         adapter = ", adapter" if self.weights["adapters"] else ""
+        each = "" if rows == 1 else f" of each of {rows} prompts"
         return (
-            f"needs {_size(self.held)} (experts {held}{adapter}), + {_size(self.cache(tokens))} "
-            f"KV cache and {_size(self.working(tokens))} work at {tokens:,} tokens"
+            f"needs {_size(self.held)} (experts {held}{adapter}), + "
+            f"{_size(self.cache(tokens, rows))} KV cache and {_size(self.working(tokens * rows))} "
+            f"work at {tokens:,} tokens{each}"
         )
+
+
+def memory_of(subject: EvaluatedModel, section: ModelSection) -> AnsweringMemory:
+    """Return what an opened model needs, before a weight of it is read."""
+    sizes = read_architecture(subject.checkpoint.path / "config.json")
+    targets = () if subject.adapter is None else subject.adapter.targets.values()
+    return answering_memory(sizes, section, targets)
 
 
 def answering_memory(
@@ -112,9 +124,11 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def shortage(memory: AnsweringMemory, tokens: int, device: torch.device) -> str | None:
+def shortage(
+    memory: AnsweringMemory, tokens: int, device: torch.device, rows: int = 1
+) -> str | None:
     """Return a warning where less memory is free than the model needs; ``None`` where it fits."""
-    needed, free = memory.peak(tokens), free_bytes(device)
+    needed, free = memory.peak(tokens, rows), free_bytes(device)
     if needed <= free:
         return None
     return (
@@ -129,18 +143,32 @@ _WHAT_HELPS = (
 )
 
 
+@contextmanager
+def telling_what_helps() -> Iterator[None]:
+    """Turn running out of memory into one message that says what to do.
+
+    Raises:
+        MachineError: The memory of the device, or of the host, was full.
+    """
+    try:
+        yield
+    except GptossTuneError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        first = re.split(r" If reserved but| See documentation| Exception raised from", said)[0]
+        raise MachineError(
+            f"out of memory: {first} To answer all the same: {_WHAT_HELPS}"
+        ) from error
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the memory of a GPU or of the host is full."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
-
-
-def without_memory(error: BaseException) -> str:
-    """Return what to say of an error that ``is_out_of_memory`` knows."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    first = re.split(r" If reserved but| See documentation| Exception raised from", said)[0]
-    return f"out of memory: {first} To answer all the same: {_WHAT_HELPS}"
 
 
 def _size(nbytes: int) -> str:

@@ -18,7 +18,7 @@ from gptoss_tune.evaluate.load import EvaluatedModel
 from gptoss_tune.harmony.fields import EFFORTS, Effort
 from gptoss_tune.recipe import ModelSection
 from gptoss_tune.recipe.data_schema import DataSection
-from gptoss_tune.run.record import record_of_adapter
+from gptoss_tune.run.record import prompts_trained_on, record_of_adapter
 
 _DEFAULTS = {name: DataSection.model_fields[name].default for name in ("reasoning_effort", "date")}
 
@@ -55,16 +55,16 @@ class TrainedAs:
 
 
 def trained_as(subject: EvaluatedModel) -> TrainedAs:
-    """Return how the run of an adapter rendered its data, by the record that came with it.
+    """Return how a run rendered its data, by the record beside its adapter or merged model.
 
-    A merged folder, and an adapter of another tool, has none.
+    What another tool made has none.
     """
-    data = _recipe(subject).get("data", {})
-    effort, date = data.get("reasoning_effort"), data.get("date")
-    known = {"date": date} if isinstance(date, str) else {}
-    if effort not in EFFORTS:
-        return TrainedAs(**known)
-    return TrainedAs(effort, source="run", **known)
+    folder = subject.checkpoint.path if subject.adapter is None else subject.adapter.path
+    told = prompts_trained_on(folder)
+    known: dict[str, Effort] = {effort: effort for effort in EFFORTS}
+    effort = known.get(told.get("reasoning_effort", ""))
+    found = TrainedAs() if effort is None else TrainedAs(effort, source="run")
+    return replace(found, date=told.get("date", found.date))
 
 
 def answering_section(subject: EvaluatedModel, dtype: str | None = None) -> ModelSection:

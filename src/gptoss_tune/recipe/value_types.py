@@ -134,4 +134,6 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         protected_namespaces=(),
+        # Built inside the recipe, and not once more for itself: half a second of every command.
+        defer_build=True,
     )

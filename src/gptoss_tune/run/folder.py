@@ -20,6 +20,8 @@ from gptoss_tune.errors import RecipeError
 RECORD, RECIPE = "run.json", "recipe.yaml"
 RUN_CARD = "run_card.json"
 """What of a record goes to the Hub with an adapter."""
+MERGE_REPORT = "merge_report.json"
+"""What is in a merged model, beside its weights."""
 METRICS, LAYERS = "metrics.jsonl", "layers.jsonl"
 ADAPTER = "adapter"
 REPORT = "report.html"

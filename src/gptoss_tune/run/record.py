@@ -34,7 +34,7 @@ from gptoss_tune.files.strict_json import (
     refuse_other_kinds,
     to_text,
 )
-from gptoss_tune.run.folder import ADAPTER, RUN_CARD, RunFolder
+from gptoss_tune.run.folder import ADAPTER, MERGE_REPORT, RUN_CARD, RunFolder
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import Recipe
@@ -228,3 +228,27 @@ def trained_merge_aware(folder: Path) -> bool:
     """
     recipe = record_of_adapter(folder).get("recipe", {})
     return bool(recipe.get("lora", {}).get("merge_aware", False))
+
+
+# What goes into a system message comes from an allow-list: a record may be anyone's.
+_OF_PROMPTS = {"reasoning_effort": "low|medium|high", "date": "[0-9]{4}-[0-9]{2}-[0-9]{2}"}
+
+
+def prompts_trained_on(folder: Path) -> dict[str, str]:
+    """Return ``reasoning_effort`` and ``date`` of the system messages that ``run.json`` tells of.
+
+    Args:
+        folder: Of the adapter, as in ``record_of_adapter``; of a merged model, whose report has
+            them from the records of what was merged.
+    """
+    report = folder / MERGE_REPORT
+    if report.is_file():
+        told = read_object(report, folder=folder).get("prompts_trained_on")
+    else:
+        told = record_of_adapter(folder).get("recipe", {}).get("data", {})
+    told = told if isinstance(told, dict) else {}
+    return {
+        name: told[name]
+        for name, pattern in _OF_PROMPTS.items()
+        if isinstance(told.get(name), str) and re.fullmatch(pattern, told[name])
+    }

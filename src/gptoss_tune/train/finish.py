@@ -154,7 +154,7 @@ def after_training(run: Path) -> list[tuple[list[str], str]]:
     merged = ["merge", name, "--format", "bf16", "--out", f"{name}-merged"]
     return [
         (["gptoss-tune", "chat", name], "talk to it"),
-        (["gptoss-tune", *merged], "one checkpoint for vLLM, SGLang, transformers"),
+        (["gptoss-tune", *merged], "one checkpoint to serve"),
         (["gptoss-tune", "push", name, "--repo", f"YOU/{run.resolve().name}"], "to the Hub"),
     ]
 

@@ -157,7 +157,7 @@ def test_bad_requests_are_said_as_openai_says_them(server):
     with pytest.raises(openai.BadRequestError, match=r"messages\[0\].*role") as caught:
         server.ask([{"role": "sister", "content": "Hi"}])
     assert caught.value.body["param"] == "messages"
-    with pytest.raises(openai.BadRequestError, match=r"reads text only|image"):
+    with pytest.raises(openai.BadRequestError, match="image_url"):
         server.ask([{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": "data:"}}]}])  # fmt: skip
     with pytest.raises(openai.BadRequestError, match="presence_penalty"):

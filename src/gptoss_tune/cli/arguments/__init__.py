@@ -106,6 +106,14 @@ Device = Annotated[
 ]
 
 
+class Effort(StrEnum):
+    """How long the model should think."""
+
+    low = "low"
+    medium = "medium"
+    high = "high"
+
+
 class ExpertFormat(StrEnum):
     """How a checkpoint holds its experts."""
 

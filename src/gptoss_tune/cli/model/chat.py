@@ -15,6 +15,7 @@ import typer
 
 from gptoss_tune.cli.arguments import (
     BasePath,
+    Effort,
     OtherBase,
     Revision,
     known_device,
@@ -41,14 +42,6 @@ _HOST = "127.0.0.1"
 _USUAL_PROMPT = 1024
 """Tokens of a conversation besides the answer, for the line that says what memory it needs."""
 _PASTE_S = 0.05  # lines of one paste follow each other faster than anyone types
-
-
-class Effort(StrEnum):
-    """How long the model should think."""
-
-    low = "low"
-    medium = "medium"
-    high = "high"
 
 
 class Dtype(StrEnum):
@@ -234,16 +227,13 @@ def _load(
 ) -> Answerer:
     """Load a model to talk to; say on stderr how it is asked and what memory it needs."""
     from gptoss_tune.evaluate.conversation import open_answerer
-    from gptoss_tune.evaluate.memory import answering_memory, shortage
+    from gptoss_tune.evaluate.memory import memory_of, shortage
     from gptoss_tune.evaluate.trained_as import answering_device, answering_section, trained_as
-    from gptoss_tune.plan.architecture import read_architecture
 
     place = answering_device(device)
     section = answering_section(subject, None if dtype is None else dtype.value)
     asked = trained_as(subject).told(effort=None if effort is None else effort.value, date=date)
-    targets = () if subject.adapter is None else subject.adapter.targets.values()
-    sizes = read_architecture(subject.checkpoint.path / "config.json")
-    memory = answering_memory(sizes, section, targets)
+    memory = memory_of(subject, section)
     context = _USUAL_PROMPT + tokens
     typer.echo(
         f"{subject.name} on {place}: {memory.describe(context)}; {asked.describe()}", err=True

@@ -11,6 +11,7 @@ import typer
 from gptoss_tune.cli.arguments import (
     AsJson,
     BasePath,
+    Effort,
     OtherBase,
     Overrides,
     Revision,
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from gptoss_tune.evaluate.evaluator import Evaluator
     from gptoss_tune.evaluate.load import EvaluatedModel
     from gptoss_tune.recipe import DataSection, EvaluationSection, ModelSection, Recipe
+
+_USUAL_PROMPT = 1024
+"""Tokens of a prompt besides its answer, for the line that says what memory it needs."""
 
 
 def evaluate(
@@ -40,6 +44,10 @@ def evaluate(
         typer.Option(callback=known_device, help="Where to compute; default: a GPU, else the CPU."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the JSON report to this file.")] = None,
+    effort: Annotated[
+        Effort | None,
+        typer.Option(help="Reasoning effort of prompts that name none; default: the run's."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a recipe's prompts; grade, check the harmony, compare with the base.
@@ -62,8 +70,9 @@ def evaluate(
         from gptoss_tune.files.atomic import write_text
 
     subject = open_evaluated_model(model, base=base, revision=revision, other_base=other_base)
-    evaluator = _evaluator(subject, resolved.evaluation, resolved.data, seed=resolved.train.seed)
-    report = {"model": model, **_report(evaluator, subject, resolved.model, device)}
+    section, data = _asked_at(subject, resolved.evaluation, resolved.data, effort)
+    evaluator = _evaluator(subject, section, data, seed=resolved.train.seed)
+    report = {"model": model, **_report(evaluator, subject, resolved.model, device, section)}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, to_text(report, ascii_only=False) + "\n")
@@ -116,6 +125,29 @@ def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
     return resolved
 
 
+def _asked_at(
+    subject: EvaluatedModel, section: EvaluationSection, data: DataSection, effort: Effort | None
+) -> tuple[EvaluationSection, DataSection]:
+    """Return both sections with the effort of the run, or of the option, and say which it is.
+
+    What a recipe says of the effort holds over what the run's record does.
+    """
+    from gptoss_tune.evaluate.trained_as import trained_as
+
+    asked = trained_as(subject).told(effort=None if effort is None else effort.value)
+    if effort is not None:
+        section = section.model_copy(update={"reasoning_effort": [asked.effort]})
+    if section.reasoning_effort is not None and effort is None:
+        told = f"reasoning effort {', '.join(section.reasoning_effort)}, as the recipe asks"
+    elif effort is None and "reasoning_effort" in data.model_fields_set:
+        told = f"reasoning effort {data.reasoning_effort}, as the recipe has it"
+    else:
+        data = data.model_copy(update={"reasoning_effort": asked.effort})
+        told = asked.describe()
+    typer.echo(told, err=True)
+    return section, data
+
+
 def _evaluator(
     subject: EvaluatedModel, section: EvaluationSection, data: DataSection, *, seed: int
 ) -> Evaluator:
@@ -138,16 +170,28 @@ def _evaluator(
 
 
 def _report(
-    evaluator: Evaluator, subject: EvaluatedModel, held: ModelSection, device: str | None
+    evaluator: Evaluator,
+    subject: EvaluatedModel,
+    held: ModelSection,
+    device: str | None,
+    section: EvaluationSection,
 ) -> dict[str, Any]:
     """Load the model, its weights held as ``held`` says, and return what is found."""
     import torch
 
-    from gptoss_tune.evaluate.load import load_evaluated_model
+    from gptoss_tune.evaluate.load import load_answering_model, load_evaluated_model
+    from gptoss_tune.evaluate.memory import memory_of, shortage, telling_what_helps
+    from gptoss_tune.evaluate.trained_as import answering_device
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = load_evaluated_model(subject, held, place)
+    place = answering_device(device)
+    memory, tokens = memory_of(subject, held), _USUAL_PROMPT + section.max_new_tokens
+    needs = memory.describe(tokens, section.batch_size)
+    typer.echo(f"{subject.name} on {place}: {needs}", err=True)
+    if warning := shortage(memory, tokens, place, section.batch_size):
+        typer.echo(f"{warning}; evaluation.batch_size=1 answers one at a time", err=True)
+    # The base is asked too where something is compared with it.
+    load = load_evaluated_model if section.drift.wanted else load_answering_model
     narrow = held.dtype == "bfloat16"
     # As in training: the fp32 factors multiply in bf16.
-    with torch.autocast(place.type, dtype=torch.bfloat16, enabled=narrow):
-        return evaluator.run(model, step=subject.step, device=place)
+    with telling_what_helps(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=narrow):
+        return evaluator.run(load(subject, held, place), step=subject.step, device=place)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptoss_tune.cli.arguments import Overrides, RecipePath
+from gptoss_tune.cli.arguments import Overrides, RecipePath, renamed_option
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import DistributedSection, ResolvedLine, TrainSection
@@ -144,9 +144,10 @@ def launch(
         typer.Option(metavar="LINE", help="Shell line run before the training; repeatable."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the job; default: output_dir's.")] = None,
-    output: Annotated[
+    out: Annotated[
         Path | None, typer.Option(help="File to write, - for the screen; default: after the name.")
     ] = None,
+    _: Annotated[Path | None, renamed_option("--output", "--out")] = None,
 ) -> None:
     """Write the job file that trains a recipe on a cluster and goes on after every stop."""
     from gptoss_tune.recipe import load_recipe, resolved_lines
@@ -196,7 +197,7 @@ def launch(
             wandb=there.tracking.wandb == "online",
         )
         text, ending, submit = _elsewhere(job, luggage, system, asked)
-    place = output or Path(f"{job.name}{ending}")
+    place = out or Path(f"{job.name}{ending}")
     if str(place) == "-":
         sys.stdout.write(text)
         return
@@ -359,7 +360,7 @@ def _write(place: Path, text: str) -> None:
     from gptoss_tune.files.atomic import write_text
 
     if place.exists():
-        raise RecipeError(f"{place}: exists and is not overwritten; remove it, or give --output")
+        raise RecipeError(f"{place}: exists and is not overwritten; remove it, or give --out")
     write_text(place, text)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptoss_tune.cli.arguments import renamed_option
+
 if TYPE_CHECKING:
     from gptoss_tune.workflows.reproduce import Comparison, Difference
 
@@ -15,13 +17,14 @@ _MOST_STEPS = 12
 
 def reproduce(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
-    output: Annotated[
+    out: Annotated[
         Path | None, typer.Option(help="Folder of the second run; default: RUN-again.")
     ] = None,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Run although data or base are not as they were.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    _: Annotated[Path | None, renamed_option("--output", "--out")] = None,
 ) -> None:
     """Train a run's recipe again and compare losses and adapter, step by step, value by value.
 
@@ -34,8 +37,8 @@ def reproduce(
     from gptoss_tune.train.entrypoint import starting
 
     finished_record(run)
-    out = output or run.with_name(f"{run.name}-again")
-    refuse_existing(out)
+    place = out or run.with_name(f"{run.name}-again")
+    refuse_existing(place)
     with starting():
         from gptoss_tune.run.record import load_run_recipe
         from gptoss_tune.workflows.reproduce import compare, differences, record_of, run_again
@@ -50,14 +53,14 @@ def reproduce(
             f"{run}: data, base or recipe are not what the run was made of ({listed}); put them "
             "back, or see what comes of it with --anyway"
         )
-    code = run_again(record, run, out)
+    code = run_again(record, run, place)
     if code:
-        raise CheckpointError(f"{out}: the second run ended with exit code {code}; see above")
-    result = compare(run, out)
+        raise CheckpointError(f"{place}: the second run ended with exit code {code}; see above")
+    result = compare(run, place)
     if as_json:
         _print_json(found, result)
     else:
-        _print_comparison(result, run, out)
+        _print_comparison(result, run, place)
     if result.verdict == "different":
         raise typer.Exit(2)
 

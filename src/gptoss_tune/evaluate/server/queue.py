@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -51,7 +51,7 @@ class AnswerQueue:
 
     async def answer(
         self, prompt: Sequence[int], sampling: Sampling
-    ) -> AsyncIterator[Said | Finished]:
+    ) -> AsyncGenerator[Said | Finished, None]:
         """Yield an answer as it comes, then why it ended; closing the iterator stops the model.
 
         Raises:

@@ -15,9 +15,10 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.run.folder import MERGE_REPORT
 from gptoss_tune.weights import Checkpoint
 
-REPORT = "merge_report.json"
+REPORT = MERGE_REPORT
 _ROUNDING = 1e-9  # what a sum of weights may be off by
 
 

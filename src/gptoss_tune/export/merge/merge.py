@@ -51,6 +51,7 @@ from gptoss_tune.files.atomic import (
 )
 from gptoss_tune.files.locking import FileLock, LockHeld
 from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.run.record import prompts_trained_on
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.hashes import hash_of, write_manifest
 from gptoss_tune.weights.names import INDEX_NAME, ExpertFormat
@@ -149,6 +150,8 @@ def merge(
             done += shard.nbytes
             progress(done, total)
         report = {**identity, "bytes": total, "survival": _survival_report(job.survivals(shards))}
+        if asked := _prompts_trained_on(adapters):
+            report["prompts_trained_on"] = asked
         if completed:
             report["completed"] = sorted(completed)
         _refuse_loss(report["survival"], options, job.folder)
@@ -377,3 +380,9 @@ def _remove_notes(folder: Path) -> None:
     """Remove what only a resumed merge needs."""
     for note in [*folder.glob(f"*{_NOTE}"), folder / _PLAN]:
         note.unlink()
+
+
+def _prompts_trained_on(adapters: Sequence[WeightedAdapter]) -> dict[str, str]:
+    """Return what the runs of all ``adapters`` say of their system messages, if it is one thing."""
+    told = [prompts_trained_on(each.adapter.path) for each in adapters]
+    return told[0] if told and all(one == told[0] for one in told) else {}
