@@ -122,7 +122,8 @@ def test_ten_megabytes_of_text(tmp_path, vocabulary):
     # The question alone fills the row, so nothing of its answer would be trained.
     assert truncated["length"][:] == [128, 73]
     message = message_of(path, vocabulary, too_long="error", max_length=128)
-    assert f"{path}:1: a sample has 1,800,0" in message and "over data.max_length 128" in message
+    assert f"{path}: a sample has 1,800,0" in message and "over data.max_length 128" in message
+    assert message.endswith(": 2 rows (lines 1, 2)")
 
 
 @pytest.mark.parametrize("run", [" ", "\n", " \n\t", "\u2003"])
