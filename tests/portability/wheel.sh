@@ -3,11 +3,16 @@
 # and with a torch that is there already the demo runs too.
 #
 #   tests/portability/wheel.sh                    builds, installs, runs, prints seconds
-#   tests/portability/wheel.sh --train FOLDER     the same with libraries of FOLDER (site-packages)
+#   tests/portability/wheel.sh --train FOLDER     the same with libraries of FOLDER (site-packages),
+#                                                 and the demo; KEY=VALUE after it changes its recipe
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 LIBRARIES=""
-if [ "${1:-}" = --train ]; then LIBRARIES="$2"; fi
+CHANGES=()
+if [ "${1:-}" = --train ]; then
+  LIBRARIES="$2"
+  CHANGES=("${@:3}")
+fi
 
 PLACE="$(mktemp -d)"
 trap 'rm -rf "$PLACE"' EXIT INT TERM
@@ -48,7 +53,7 @@ timed preview "${WORDS[@]}"
 timed check-data "${WORDS[@]}"
 timed launch "${WORDS[@]}" --slurm
 if [ -n "$LIBRARIES" ]; then
-  timed demo
+  timed demo "${CHANGES[@]}"
 else
   EXPECTED=3
   timed train "${WORDS[@]}"

@@ -121,15 +121,15 @@ def _demo(folder: Path, console: Console, changes: Sequence[str]) -> bool:
     _print_tables(rows, facts, console)
     if changes:
         console.print("with a change of yours the demo asks only that the merge is right")
-    _print_next(run.path, merged, console)
+    _print_next(run.path, merged, len(texts), console)
     return _holds(before, adapted, after, learns=not changes)
 
 
-def _print_next(run: Path, merged: Path, console: Console) -> None:
+def _print_next(run: Path, merged: Path, rows: int, console: Console) -> None:
     own = ["train", "gpt-oss-20b/qlora", "data.train=my.jsonl", "data.eval=null"]
     commands = [
         (["gptoss-tune", "report", str(run), "--open"], "the run on one page"),
-        (["gptoss-tune", "chat", str(merged)], "talk to it: it knows its 24 rows, nothing else"),
+        (["gptoss-tune", "chat", str(merged)], f"talk to it: it knows its {rows} rows alone"),
         (["gptoss-tune", *own], "20b on your own rows, on a GPU"),
     ]
     for line in next_commands(commands):
