@@ -32,7 +32,7 @@ def test_the_page_is_walked_from_rows_to_an_answer(tmp_path):
     place = tmp_path / "work"
     place.mkdir()
     (place / "walk.sh").write_text(
-        "set -e\n" + "\n".join(blocks()).replace("steps: 60", "steps: 5")
+        "set -e\n" + "\n".join(blocks()).replace("steps: 120", "steps: 5")
     )
     ended = subprocess.run(
         ["bash", "walk.sh"],

@@ -117,11 +117,14 @@ def test_commands_without_torch(tmp_path):
     for one in ended[: len(light)]:
         assert one["code"] == 0, one
     for one in ended[len(light) : -1]:
-        assert one["code"] == 3, one
         told = one["errors"].strip().splitlines()
-        assert len(told) == 1, one
-        assert told[0].startswith("error: this needs the extra 'train': pip install \"gptoss-tune")
-    assert ended[-1]["code"] == 3 and "the extra 'wandb'" in ended[-1]["errors"], ended[-1]
+        assert len(told) == 1 and "Traceback" not in told[0], one
+        if one["words"][0] in ("train", "demo", "tiny"):
+            wanted = "error: this needs the extra 'train': pip install \"gptoss-tune"
+            assert one["code"] == 3 and told[0].startswith(wanted), one
+        else:  # the run has no adapter, which is known without torch
+            assert one["code"] in (2, 3), one
+    assert ended[-1]["code"] == 3 and "the extra 'train'" in ended[-1]["errors"], ended[-1]
 
 
 def test_every_dependency_of_the_base_install_is_here():

@@ -26,7 +26,13 @@ FOLDERS = {
 }
 FILES = set(PATHS.values()) - FOLDERS
 ELSEWHERE = {
-    ("cli/model/serve.py", "adapter"): "in the folder that a server is given, which is no run"
+    ("cli/model/serve.py", "adapter"): "in the folder that a server is given, which is no run",
+    ("cli/run/launch.py", "recipe.yaml"): "the recipe that a job carries",
+    ("workflows/cluster/job.py", "recipe.yaml"): "the recipe that a job carries",
+    ("workflows/cluster/kubernetes.py", "recipe.yaml"): "the recipe that a job carries",
+    ("workflows/cluster/sagemaker.py", "recipe.yaml"): "the recipe that a job carries",
+    ("ui/recipe/routes.py", "recipe.yaml"): "the draft of a form, beside the jobs",
+    ("recipe/convert/trainer.py", "metrics.jsonl"): "named to who converts a recipe",
 }
 
 
@@ -131,7 +137,8 @@ heavy = {"torch", "transformers", "datasets", "peft", "trl", "wandb", "trackio",
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & heavy, f"the whole room: {loaded & heavy}"
 own = {".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("gptoss_tune.")}
-lower = {"errors", "error_hints", "display", "telemetry", "files", "recipe", "plan", "run"}
+lower = {"errors", "error_hints", "display", "shipped", "telemetry", "files", "recipe", "plan"}
+lower |= {"run"}
 assert own <= {f"gptoss_tune.{name}" for name in lower}, own
 """
 

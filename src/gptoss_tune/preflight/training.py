@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gptoss_tune.errors import RecipeError
+from gptoss_tune.error_hints import missing_extra
+from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.harmony.dataset.kinds import kind_of
 from gptoss_tune.plan.architecture import RELEASED, Architecture, read_architecture
 from gptoss_tune.preflight import files, machine
@@ -40,6 +41,8 @@ def look_before_training(
     Raises:
         GptossTuneError: With every obstacle; see ``Obstacles.refuse``.
     """
+    if (extra := missing_extra("torch")) is not None:
+        raise MachineError(extra)  # nothing trains here, whatever the recipe says
     obstacles = Obstacles(name, places)
     base = files.look_at_base(recipe.model, obstacles)
     files.look_at_start(recipe.lora, obstacles)

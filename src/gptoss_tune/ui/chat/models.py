@@ -13,9 +13,9 @@ from gptoss_tune.files.strict_json import LARGEST_FILE, parse_unchecked
 from gptoss_tune.report.read import mapping
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.ui.runs.found import folder_named, folders_below, name_of, record_of
+from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG
 
 EFFORTS: Final = ("low", "medium", "high")
-_ADAPTER: Final = "adapter_config.json"
 _MOST: Final = 500
 
 
@@ -68,7 +68,7 @@ def _model(root: Path, folder: Path) -> Model:
 
 
 def _is_model(folder: Path) -> bool:
-    return (RunFolder(folder).adapter / _ADAPTER).is_file() or _is_merged(folder)
+    return (RunFolder(folder).adapter / ADAPTER_CONFIG).is_file() or _is_merged(folder)
 
 
 def _is_merged(folder: Path) -> bool:
