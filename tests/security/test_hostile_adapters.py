@@ -90,7 +90,7 @@ def test_a_pickle_as_the_adapter_to_start_from(base, adapter, recipe, poison, re
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(poison)
     command = ["train", recipe, f"lora.init_from={adapter}"]
-    refused(command, "no such file; expected the adapter saved with safe", may_write=["run"])
+    refused(command, "holds no adapter with adapter_model.safetensors")
 
 
 def test_weights_that_are_a_link_to_elsewhere(base, adapter, place, refused):
@@ -164,7 +164,7 @@ def test_a_record_cannot_write_markup_into_the_card(base, adapter, tools, place)
     terms = Licence("apache-2.0", "Apache-2.0.")
     facts = Facts("me/x", "openai/gpt-oss-20b", None, ["q_proj"], record, metrics, "ok", terms)
     card = model_card(facts)
-    text, _, code = card.partition("The recipe, complete:")
+    text, _, code = card.partition("<summary>The recipe, complete</summary>")
     assert "<script" not in text.replace("\\<", "") and "\n# Heading" not in text
     fence = code.strip().split("yaml")[0]
     assert len(fence) > 3 and code.count(fence) == 2

@@ -219,10 +219,11 @@ def test_what_a_model_says_cannot_write_to_the_terminal(capfd):
     from rich.console import Console
 
     from gptoss_tune.cli.model.chat import _Display
+    from gptoss_tune.evaluate.channels import Delta
 
     show = _Display(Console(highlight=False, soft_wrap=True))
-    for channel in ("analysis", "final to \x1b[2J\n[fake]", "final"):
-        show(channel, "\x1b]0;owned\x07 [bold]text[/] :smile: \u202e")
+    for channel, recipient in (("analysis", None), ("final", "\x1b[2J\n[fake]"), ("final", None)):
+        show(Delta(channel, recipient, "\x1b]0;owned\x07 [bold]text[/] :smile: \u202e", 0))
     shown = capfd.readouterr().out
     assert "[bold]text[/] :smile:" in shown
     assert not set("\x1b\x07\u202e") & set(shown) and "\n[fake]" not in shown
