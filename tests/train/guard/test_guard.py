@@ -84,9 +84,9 @@ def test_a_run_that_trained_nothing_is_none(recipe, tmp_path, overrides, callbac
 
 def test_a_warm_up_as_long_as_the_epochs_is_refused_before_a_weight_is_read(recipe, tmp_path):
     """Six rows, all in one step: what no check knows without the data."""
-    epoch = ("train.max_steps=null", "train.num_train_epochs=1", "train.warmup_ratio=0.03")
+    epoch = ("train.max_steps=null", "train.num_train_epochs=1", "train.warmup_steps=1")
     rows = "train.per_device_train_batch_size=6"
-    with pytest.raises(RecipeError, match=r"warmup_ratio: got 0\.03, which is 1 of 1 step"):
+    with pytest.raises(RecipeError, match=r"warmup_steps: got 1"):
         train(recipe(*epoch, rows))
     assert not (tmp_path / "run" / "run.json").exists()
     assert train(recipe(*epoch)).steps == 3
