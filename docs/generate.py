@@ -20,7 +20,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from gptoss_tune.cli import COMMANDS
 from gptoss_tune.recipe import Recipe, recipe_json_schema
 from gptoss_tune.recipe.data_schema import DataSource
-from gptoss_tune.recipe.json_schema import expected_phrase
+from gptoss_tune.recipe.json_schema import expected_phrase, setting_descriptions
 from gptoss_tune.recipe.recipe import SECTIONS
 from gptoss_tune.recipe.schema import METHODS
 from gptoss_tune.recipe.value_types import Section
@@ -51,8 +51,8 @@ gptoss-tune schema                    # the same as JSON Schema, for editors
 def _contents() -> str:
     """Return a table of the sections."""
     rows = []
-    for name, field in Recipe.model_fields.items():
-        rows.append(f"| [`{name}`](#{name}) | {field.description} |")
+    for name, text in setting_descriptions(Recipe).items():
+        rows.append(f"| [`{name}`](#{name}) | {text} |")
     return "\n".join(["| section | holds |", "|---|---|", *rows, ""])
 
 
@@ -61,7 +61,7 @@ def _sections() -> Iterator[str]:
         name = ".".join(path)
         level = "#" * (1 + len(path))
         if path == ("method",):
-            yield f"{level} method\n\n{Recipe.model_fields['method'].description}\n"
+            yield f"{level} method\n\n{setting_descriptions(Recipe)['method']}\n"
             yield "Which to take: [methods.md](methods.md).\n"
             for method, own in METHODS.items():
                 yield f"### method: {{name: {method}}}\n\n{inspect.getdoc(own)}\n"
@@ -76,7 +76,7 @@ def _sections() -> Iterator[str]:
 
 def _table(section: type[Section], prefix: str, method: str | None = None) -> str:
     """Return the settings of one section as a table."""
-    schema = _schema_of(section)
+    schema, texts = _schema_of(section), setting_descriptions(section)
     rows = ["| setting | takes | default | what it is |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
@@ -87,7 +87,7 @@ def _table(section: type[Section], prefix: str, method: str | None = None) -> st
         else:
             takes = expected_phrase(schema["properties"][name]).replace("like ", "such as ")
             default = "**required**" if field.is_required() else f"`{_default(field)}`"
-        cells = [f"`{prefix}{name}`", takes, default, _described(field.description or "")]
+        cells = [f"`{prefix}{name}`", takes, default, _described(texts.get(name, ""))]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 

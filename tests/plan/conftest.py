@@ -1,5 +1,7 @@
 import pytest
 
+from gptoss_tune.recipe import load_recipe
+
 
 @pytest.fixture
 def sound():
@@ -13,3 +15,11 @@ train:
   output_dir: runs/a
   max_steps: 10
 """
+
+
+@pytest.fixture
+def recipe(tmp_path, sound):
+    """Return a function that loads that recipe with overrides."""
+    path = tmp_path / "a.yaml"
+    path.write_text(sound)
+    return lambda *overrides: load_recipe(path, overrides)

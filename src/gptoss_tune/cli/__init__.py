@@ -54,14 +54,6 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
     },
 }
 
-app = typer.Typer(
-    name="gptoss-tune",
-    help="Fine-tune gpt-oss: recipe in, adapter and proven export out.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-)
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -69,7 +61,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     # Read by main() before typer sees it; declared for the help page.
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -80,13 +71,34 @@ def _root(
     """Options that every command shares."""
 
 
-for group, commands in COMMANDS.items():
-    for name, command in commands.items():
-        app.command(name, rich_help_panel=group)(command)
+def _application(only: str | None = None) -> typer.Typer:
+    """Return the application with all commands, or with ``only`` one of them.
+
+    Every option of every command is looked at before the first is run, a tenth of a second for
+    those that are not asked for.
+    """
+    made = typer.Typer(
+        name="gptoss-tune",
+        help="Fine-tune gpt-oss: recipe in, adapter and proven export out.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+    )
+    made.callback()(_root)
+    for group, commands in COMMANDS.items():
+        for name, command in commands.items():
+            if only in (None, name):
+                made.command(name, rich_help_panel=group)(command)
+    return made
+
+
+app = _application()
 
 
 def main() -> None:
     """Run the command line."""
     debug = "--debug" in sys.argv[1:]  # accepted before and after the command's name
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    run_command(app, debug=debug)
+    named = sys.argv[1] if len(sys.argv) > 1 else None
+    known = any(named in commands for commands in COMMANDS.values())
+    run_command(_application(named) if known else app, debug=debug)

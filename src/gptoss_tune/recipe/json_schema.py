@@ -2,16 +2,24 @@
 
 One description of every setting serves the checks, the editor's completion and the messages, so
 the three cannot disagree. Hand-written phrases beside each field were the alternative; they go
-stale at the first changed bound.
+stale at the first changed bound. What a setting is stands below it in the source, and is read from
+there only where it is shown: pydantic would read it at each start, for an eighth of a second.
 """
 
 from __future__ import annotations
 
+import ast
+import copy
 import functools
+import inspect
+import itertools
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.recipe import Recipe
+from gptoss_tune.recipe.value_types import Section
 
 _MOST_NAMES = 3
 
@@ -19,6 +27,51 @@ _MOST_NAMES = 3
 @functools.cache
 def recipe_json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a recipe file; the same object on each call."""
+    schema = copy.deepcopy(_bare_schema())
+    for section in _sections_below(Section):
+        node = schema if section is Recipe else schema["$defs"].get(section.__name__, {})
+        for name, text in setting_descriptions(section).items():
+            if name in node.get("properties", {}):
+                node["properties"][name]["description"] = text
+    return schema
+
+
+def setting_descriptions(section: type[Section]) -> dict[str, str]:
+    """Return what each setting of a section is: the text below it in the source, by its name."""
+    found: dict[str, str] = {}
+    for kind in reversed(section.__mro__):
+        found |= _texts_below(kind.__module__).get(kind.__name__, {})
+    return {name: found[name] for name in section.model_fields if name in found}
+
+
+def _sections_below(kind: type[Section]) -> Iterator[type[Section]]:
+    for section in kind.__subclasses__():
+        yield section
+        yield from _sections_below(section)
+
+
+@functools.cache
+def _texts_below(module: str) -> dict[str, dict[str, str]]:
+    """Return by class the texts that stand below annotated names in a module of this package."""
+    if not module.startswith("gptoss_tune."):
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[module])).body:
+        if isinstance(node, ast.ClassDef):
+            texts = found.setdefault(node.name, {})
+            for above, below in itertools.pairwise(node.body):
+                match above, below:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(text))),
+                    ):
+                        texts[name] = inspect.cleandoc(text)
+    return found
+
+
+@functools.cache
+def _bare_schema() -> dict[str, Any]:
+    """Return the schema without what the settings are, which is all that a message needs."""
     schema = Recipe.model_json_schema()
     schema.pop("title", None)
     schema.pop("description", None)
@@ -50,17 +103,17 @@ def node_at(path: KeyPath, method: str | None = None) -> dict[str, Any] | None:
         method: Whose setting is meant below ``method``, where several have one of that name; None:
             the first one's.
     """
-    node: dict[str, Any] = recipe_json_schema()
+    node: dict[str, Any] = _bare_schema()
     for depth, part in enumerate(path):
         if depth == 1 and path[0] == "method" and part != "name":
-            own = [v for v in _variants(node) if v["properties"]["name"].get("const") == method]
+            own = [v for v in variants(node) if v["properties"]["name"].get("const") == method]
             node = own[0] if own else node
-        named = [v["properties"][part] for v in _variants(node) if part in v.get("properties", {})]
+        named = [v["properties"][part] for v in variants(node) if part in v.get("properties", {})]
         if len(named) > 1 and all("const" in each for each in named):
             # The name of a method, of which each has a schema of its own.
             node = named[0] | {"enum": [each["const"] for each in named]}
             continue
-        for variant in _variants(node):
+        for variant in variants(node):
             if isinstance(part, int) and "items" in variant:
                 node = variant["items"]
                 break
@@ -72,16 +125,16 @@ def node_at(path: KeyPath, method: str | None = None) -> dict[str, Any] | None:
                 break
         else:
             return None
-    return _resolved(node)
+    return resolved(node)
 
 
 def settings_below(path: KeyPath) -> list[str]:
     """Return the keys that the mapping at ``path`` can have, in their order; [] for a scalar."""
     node = node_at(path) or {}
-    known = [key for variant in _variants(node) for key in variant.get("properties", ())]
+    known = [key for variant in variants(node) for key in variant.get("properties", ())]
     if known:
         return list(dict.fromkeys(known))
-    for variant in _variants(node):
+    for variant in variants(node):
         if "enum" in variant.get("propertyNames", {}):
             return list(variant["propertyNames"]["enum"])
     return []
@@ -97,30 +150,37 @@ def _has_key(mapping: dict[str, Any], key: str) -> bool:
 
 def expected_phrase(node: dict[str, Any], *, plural: bool = False) -> str:
     """Return what a schema takes, in words: ``a whole number from 1 to 1024, or null``."""
-    variants = _variants(node)
-    for variant in variants:
-        one_of_them = [v for v in variants if v is not variant and v.get("type") != "null"]
-        if variant.get("type") == "array" and _variants(variant["items"]) == one_of_them:
+    kinds = variants(node)
+    for kind in kinds:
+        one_of_them = [v for v in kinds if v is not kind and v.get("type") != "null"]
+        if kind.get("type") == "array" and variants(kind["items"]) == one_of_them:
             single = expected_phrase({"anyOf": one_of_them}, plural=plural)
-            null = ", or null" if {"type": "null"} in variants else ""
+            null = ", or null" if {"type": "null"} in kinds else ""
             return f"{single}, or a list of them{null}"
-    phrases = [_phrase(v, plural=plural) for v in variants if v.get("type") != "null"]
+    phrases = [_phrase(v, plural=plural) for v in kinds if v.get("type") != "null"]
     text = " or ".join(dict.fromkeys(phrases))
-    return text if len(phrases) == len(variants) else f"{text}, or null"
+    return text if len(phrases) == len(kinds) else f"{text}, or null"
 
 
-def _resolved(node: dict[str, Any]) -> dict[str, Any]:
+def resolved(node: dict[str, Any], schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return a node with what it refers to in its place.
+
+    Args:
+        node: Of the schema.
+        schema: Whose definitions are meant; None: the one without descriptions of settings.
+    """
     if "$ref" not in node:
         return node
-    target = recipe_json_schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    target = (schema or _bare_schema())["$defs"][node["$ref"].rsplit("/", 1)[1]]
     return target | {key: value for key, value in node.items() if key != "$ref"}
 
 
-def _variants(node: dict[str, Any]) -> list[dict[str, Any]]:
-    node = _resolved(node)
+def variants(node: dict[str, Any], schema: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return what a value may be, one node for each kind, as ``resolved`` does."""
+    node = resolved(node, schema)
     for several in ("anyOf", "oneOf"):
         if several in node:
-            return [_resolved(variant) for variant in node[several]]
+            return [resolved(variant, schema) for variant in node[several]]
     return [node]
 
 

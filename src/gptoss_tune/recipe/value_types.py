@@ -132,7 +132,6 @@ class Section(BaseModel):
         strict=True,
         extra="forbid",
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         protected_namespaces=(),
         # Built inside the recipe, and not once more for itself: half a second of every command.
         defer_build=True,

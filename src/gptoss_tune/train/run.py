@@ -51,12 +51,12 @@ from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.methods import METHODS, Method, Prepared, rendered_rows
 from gptoss_tune.train.metrics.console import run_console
 from gptoss_tune.train.metrics.installed import refuse_missing_tracker
-from gptoss_tune.train.metrics.library_tracker import LibraryTracker
 from gptoss_tune.train.metrics.metrics_file import MetricsFile, cut_back
 from gptoss_tune.train.metrics.progress import ProgressDisplay
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
 from gptoss_tune.train.metrics.trackers import Tracker
 from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker
+from gptoss_tune.train.metrics.transformers_tracker import TransformersTracker
 from gptoss_tune.train.metrics.wandb_tracker import WandbTracker
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.observers.observers import StepObservers
@@ -340,7 +340,7 @@ def _trackers(context: RunContext, run_id: str) -> list[Tracker | ProgressDispla
         trackers.append(WandbTracker(tracking, run, config, run_id))
     if tracking.trackio != "disabled":
         trackers.append(TrackioTracker(tracking, run, config))
-    return [*trackers, *(LibraryTracker(name, tracking, run) for name in tracking.report_to)]
+    return [*trackers, *(TransformersTracker(name, tracking, run) for name in tracking.report_to)]
 
 
 def _open_record(context: RunContext, identity: Identity) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from gptoss_tune.recipe import json_schema
 from gptoss_tune.recipe.json_schema import expected_phrase, recipe_json_schema
 
 Kind = Literal["text", "number", "choice", "choices", "lines", "yaml"]
@@ -204,15 +205,8 @@ def _help(node: dict[str, Any]) -> str:
 
 
 def _resolved(node: dict[str, Any]) -> dict[str, Any]:
-    if "$ref" not in node:
-        return node
-    target = recipe_json_schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]
-    return target | {key: value for key, value in node.items() if key != "$ref"}
+    return json_schema.resolved(node, recipe_json_schema())
 
 
 def _variants(node: dict[str, Any]) -> list[dict[str, Any]]:
-    node = _resolved(node)
-    for several in ("anyOf", "oneOf"):
-        if several in node:
-            return [_resolved(variant) for variant in node[several]]
-    return [node]
+    return json_schema.variants(node, recipe_json_schema())

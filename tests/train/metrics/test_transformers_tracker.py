@@ -7,7 +7,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from gptoss_tune.recipe.schema import Tracker, TrackingSection
 from gptoss_tune.run.folder import RunFolder
-from gptoss_tune.train.metrics.library_tracker import LibraryTracker
+from gptoss_tune.train.metrics.transformers_tracker import TransformersTracker
 
 OWN = {"wandb", "trackio"}
 
@@ -18,7 +18,7 @@ def arguments(tmp_path):
 
 
 def track(name, run, arguments, after, lines):
-    tracker = LibraryTracker(name, TrackingSection(report_to=[name]), run)
+    tracker = TransformersTracker(name, TrackingSection(report_to=[name]), run)
     state = TrainerState(is_world_process_zero=True, global_step=after)
     tracker.on_train_begin(arguments, state, TrainerControl())
     for step in lines:
@@ -46,11 +46,13 @@ def test_tensorboard_keeps_the_run_in_its_folder_and_a_resume_replaces_lines(tmp
 def test_a_library_that_is_not_there_costs_a_word_and_not_the_run(tmp_path, arguments, capsys):
     track("comet_ml", tmp_path / "run", arguments, 0, [1])
     said = capsys.readouterr().err
-    assert "LibraryTracker cannot be opened" in said and "the run goes on" in said
+    assert "TransformersTracker cannot be opened" in said and "the run goes on" in said
 
 
 def test_other_ranks_track_nothing(tmp_path, arguments):
-    tracker = LibraryTracker("tensorboard", TrackingSection(report_to=["tensorboard"]), tmp_path)
+    tracker = TransformersTracker(
+        "tensorboard", TrackingSection(report_to=["tensorboard"]), tmp_path
+    )
     state = TrainerState(is_world_process_zero=False)
     tracker.on_train_begin(arguments, state, TrainerControl())
     tracker.on_log(arguments, state, TrainerControl(), logs={"loss": 1.0})

@@ -21,7 +21,7 @@ from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.metrics.trackers import Tracker
 
 
-class LibraryTracker(Tracker):
+class TransformersTracker(Tracker):
     """Hand every logged line to one of Transformers' own tracking callbacks."""
 
     def __init__(self, name: str, tracking: TrackingSection, run: Path) -> None:
