@@ -205,3 +205,24 @@ def is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ModuleNotFoundError, ValueError):
         return False
+
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory"  # CUDA, HIP, XPU
+    r"|DefaultCPUAllocator: can't allocate memory"
+    r"|(CUBLAS|CUDNN|HIPBLAS)_STATUS_ALLOC_FAILED",
+)
+_FOR_PROGRAMMERS = re.compile(r" If reserved but| See documentation| Exception raised from")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of a GPU or of the host is full."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def allocators_words(error: BaseException) -> str:
+    """Return what an allocator said, without its page of advice for programmers."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return _FOR_PROGRAMMERS.split(said)[0]

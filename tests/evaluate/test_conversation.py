@@ -2,10 +2,10 @@
 
 import pytest
 
+from gptoss_tune.error_hints import is_out_of_memory
 from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.evaluate.conversation import Talk
 from gptoss_tune.evaluate.generate import Sampling
-from gptoss_tune.evaluate.memory import is_out_of_memory
 from gptoss_tune.harmony.vocabulary import RETURN, load_vocabulary
 
 ANSWER = (

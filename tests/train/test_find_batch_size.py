@@ -9,6 +9,7 @@ from accelerate import PartialState
 from rich.console import Console
 from safetensors.torch import load_file
 
+from gptoss_tune import error_hints
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.run.start import Start
@@ -214,13 +215,13 @@ def test_a_model_in_shares_is_refused(wide, tmp_path):
     ],
 )
 def test_errors_that_say_full_memory(error, full):
-    assert out_of_memory.is_out_of_memory(error) is full
+    assert error_hints.is_out_of_memory(error) is full
 
 
 def test_the_message_names_the_checkpoint_that_is_kept(wide, tmp_path):
     (tmp_path / "checkpoint-2").mkdir()
     recipe = load_recipe(wide, overrides(tmp_path, 8, 1))
-    said = out_of_memory.first_words(
+    said = error_hints.allocators_words(
         RuntimeError("CUDA out of memory. Tried 2 GiB. If reserved but unallocated memory is large")
     )
     text = out_of_memory.describe(said, recipe, "ddp")

@@ -9,7 +9,6 @@ grows with the prompt and is given back afterwards.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from gptoss_tune.error_hints import allocators_words, is_out_of_memory
 from gptoss_tune.errors import GptossTuneError, MachineError
 from gptoss_tune.evaluate.load import EvaluatedModel
 from gptoss_tune.plan.architecture import Architecture, read_architecture
@@ -24,8 +24,6 @@ from gptoss_tune.plan.memory import CONTEXT_BYTES
 from gptoss_tune.plan.weights import FP32_BYTES, base_bytes, compute_bytes
 from gptoss_tune.recipe import ModelSection
 from gptoss_tune.weights.adapter_targets import Target
-
-_WORDS = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -157,18 +155,9 @@ def telling_what_helps() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        first = re.split(r" If reserved but| See documentation| Exception raised from", said)[0]
         raise MachineError(
-            f"out of memory: {first} To answer all the same: {_WHAT_HELPS}"
+            f"out of memory: {allocators_words(error)} To answer all the same: {_WHAT_HELPS}"
         ) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that the memory of a GPU or of the host is full."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
 
 
 def _size(nbytes: int) -> str:

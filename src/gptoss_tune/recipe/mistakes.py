@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptoss_tune.display import HIDDEN, without_credentials
@@ -139,12 +140,17 @@ def shown(value: object, spelled: str | None = None) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else plain(repr(value))
 
 
-def dotted(path: KeyPath) -> str:
-    """Return ``data.train[0].path`` for ``("data", "train", 0, "path")``."""
+def dotted(path: KeyPath, spell: Callable[[str], str] = plain) -> str:
+    """Return ``data.train[0].path`` for ``("data", "train", 0, "path")``.
+
+    Args:
+        path: Keys of mappings and numbers of list entries.
+        spell: Writes a key of the user's own.
+    """
     text = ""
     for part in path:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += f".{plain(part)}" if text else plain(part)
+            text += f".{spell(part)}" if text else spell(part)
     return text

@@ -32,6 +32,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from gptoss_tune.distributed import sum_over_ranks
+from gptoss_tune.error_hints import allocators_words, is_out_of_memory
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.plan.architecture import read_architecture
 from gptoss_tune.plan.memory import FRAGMENTATION
@@ -42,7 +43,7 @@ from gptoss_tune.run.start import Start
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.collator import BATCH_ONLY
 from gptoss_tune.train.metrics.step_metrics import peak_memory_bytes
-from gptoss_tune.train.out_of_memory import describe, first_words, is_out_of_memory
+from gptoss_tune.train.out_of_memory import describe
 
 if TYPE_CHECKING:
     from gptoss_tune.train.methods import Method
@@ -162,7 +163,7 @@ def _try_step(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            failure = first_words(error)
+            failure = allocators_words(error)
             # The traceback's frames hold the tensors of the step.
             error.__traceback__ = None
     gc.collect()

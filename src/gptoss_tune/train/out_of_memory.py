@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from gptoss_tune.error_hints import allocators_words, is_out_of_memory
 from gptoss_tune.errors import GptossTuneError, MachineError
 from gptoss_tune.plan.advice import Advice, advice
 from gptoss_tune.plan.architecture import architecture_of
@@ -22,20 +22,8 @@ from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.schema import Parallelism
 from gptoss_tune.run import checkpoints
 
-_WORDS = re.compile(
-    r"out of memory"  # CUDA, HIP, XPU
-    r"|DefaultCPUAllocator: can't allocate memory"
-    r"|(CUBLAS|CUDNN|HIPBLAS)_STATUS_ALLOC_FAILED",
-)
 _GIB = 2**30
 _MOST_ADVICE = 5
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that GPU or host memory is full."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
 
 
 @contextlib.contextmanager
@@ -56,13 +44,7 @@ def explained(recipe: Recipe, strategy: Parallelism = "ddp") -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MachineError(describe(first_words(error), recipe, strategy)) from error
-
-
-def first_words(error: BaseException) -> str:
-    """Return what the allocator said, without its page of advice for programmers."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return re.split(r" If reserved but| See documentation| Exception raised from", said)[0]
+        raise MachineError(describe(allocators_words(error), recipe, strategy)) from error
 
 
 def describe(said: str, recipe: Recipe, strategy: Parallelism) -> str:

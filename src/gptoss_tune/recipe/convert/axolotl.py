@@ -12,7 +12,7 @@ from typing import Any, Final
 from gptoss_tune.recipe.convert import trainer
 from gptoss_tune.recipe.convert.axolotl_data import sources
 from gptoss_tune.recipe.convert.draft import Draft, as_list, is_off, switch
-from gptoss_tune.recipe.convert.draft_rules import Rule, as_number, irrelevant, none, same, table
+from gptoss_tune.recipe.convert.draft_rules import Rule, irrelevant, none, same, table
 from gptoss_tune.recipe.convert.lora import LORA_RULES, dropout, scaling, targets
 from gptoss_tune.recipe.convert.methods import ROWS, preference
 from gptoss_tune.recipe.convert.model import base
@@ -66,7 +66,7 @@ def draft_axolotl(draft: Draft) -> None:
             sources(draft, key, setting, rows)
     if "data.train" not in draft.settings:
         raise draft.refuse("datasets", "a list of data sets", "add one, with a path and a type")
-    _held_out(draft)
+    trainer.held_out(draft, "val_set_size", "test_datasets")
     trainer.duration(draft, "num_epochs")
     trainer.batch(draft, "micro_batch_size")
     trainer.schedule(draft, "lr_scheduler", "cosine")
@@ -142,20 +142,6 @@ def _adapter(draft: Draft) -> None:
     scaling(draft, "lora_r", usual_rank=8, usual_alpha=8)
     targets(draft, "lora_target_modules", None)
     dropout(draft)
-
-
-def _held_out(draft: Draft) -> None:
-    key, value = "val_set_size", as_number(draft.get("val_set_size", 0))
-    if not draft.has(key):
-        return
-    if not value:
-        draft.irrelevant(key, "nothing is held out")
-    elif "data.eval" in draft.settings:
-        draft.irrelevant(key, "test_datasets are held out")
-    elif isinstance(value, int | float) and value >= 1:
-        draft.none(key, f"a number of rows: set data.eval_fraction to {value:g} / your rows")
-    else:
-        draft.converted(key, "data.eval_fraction", value, "drawn by train.seed")
 
 
 def _tracking(draft: Draft) -> None:

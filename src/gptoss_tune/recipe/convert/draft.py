@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe.dump import Noted
-from gptoss_tune.recipe.mistakes import KeyPath, Place, secret, shown
+from gptoss_tune.recipe.mistakes import KeyPath, Place, dotted, secret, shown
 from gptoss_tune.recipe.yaml_reader import Document
 
 Fate = Literal["converted", "none", "irrelevant"]
@@ -185,13 +185,7 @@ class Draft:
 
 def called(path: KeyPath) -> str:
     """Return a key of the file, dotted, as it stands there: ``hf_use_auth_token`` is no secret."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += f".{one_line(part)}" if text else one_line(part)
-    return text
+    return dotted(path, one_line)
 
 
 def switch(value: object) -> bool:

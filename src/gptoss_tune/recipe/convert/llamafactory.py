@@ -13,7 +13,6 @@ from gptoss_tune.recipe.convert import trainer
 from gptoss_tune.recipe.convert.draft import Draft, as_list, is_off
 from gptoss_tune.recipe.convert.draft_rules import (
     Rule,
-    as_number,
     count_of,
     irrelevant,
     none,
@@ -56,7 +55,7 @@ def draft_llamafactory(draft: Draft) -> None:
     ):
         if draft.has(key):
             draft.also(key, f"{text} in data.train")
-    _held_out(draft)
+    trainer.held_out(draft, "val_size", "eval_dataset")
     _packing(draft)
     trainer.duration(draft, "num_train_epochs")
     trainer.batch(draft, "per_device_train_batch_size")
@@ -123,20 +122,6 @@ def _quantisation(draft: Draft) -> None:
         draft.converted(key, "model.linear_precision", "nf4", "the experts are 4 bits anyway")
     else:
         draft.none(key, "attention in bf16, experts in MXFP4 as released")
-
-
-def _held_out(draft: Draft) -> None:
-    key, value = "val_size", as_number(draft.get("val_size", 0))
-    if not draft.has(key):
-        return
-    if not value:
-        draft.irrelevant(key, "nothing is held out")
-    elif "data.eval" in draft.settings:
-        draft.irrelevant(key, "eval_dataset is held out")
-    elif isinstance(value, int | float) and value >= 1:
-        draft.none(key, f"a number of rows: set data.eval_fraction to {value:g} / your rows")
-    else:
-        draft.converted(key, "data.eval_fraction", value, "drawn by train.seed")
 
 
 def _packing(draft: Draft) -> None:

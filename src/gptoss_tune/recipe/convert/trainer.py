@@ -133,6 +133,27 @@ def saving(draft: Draft, usual: int | None) -> None:
         draft.default("train.save_steps", usual)
 
 
+def held_out(draft: Draft, key: str, files: str) -> None:
+    """Convert the share of the rows that is held out.
+
+    Args:
+        draft: What is converted.
+        key: The share's key.
+        files: The key that names held-out files instead.
+    """
+    value = as_number(draft.get(key, 0))
+    if not draft.has(key):
+        return
+    if not value:
+        draft.irrelevant(key, "nothing is held out")
+    elif "data.eval" in draft.settings:
+        draft.irrelevant(key, f"{files} {'are' if files.endswith('s') else 'is'} held out")
+    elif isinstance(value, int | float) and value >= 1:
+        draft.none(key, f"a number of rows: set data.eval_fraction to {value:g} / your rows")
+    else:
+        draft.converted(key, "data.eval_fraction", value, "drawn by train.seed")
+
+
 def evaluating(draft: Draft) -> None:
     """Convert when held-out data are evaluated; called when it is known whether there are any."""
     any_held = "data.eval" in draft.settings or "data.eval_fraction" in draft.settings
