@@ -34,6 +34,7 @@ def test_a_moved_cache_is_taken_and_another_key_is_not(tmp_path):
     assert (code, loaded, compiled) == (1, 0, told["kernels"])
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_whatever_is_imported_beside_them():
     """``--tiles`` imports ``tune``; and what is replaced for a launch is there to replace."""
     code = f"""

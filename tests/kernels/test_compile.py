@@ -80,6 +80,7 @@ def test_no_spills_pipelined_wide_and_within_the_card(architecture, tmp_path):
             assert max(codes[name]["product_waits"]) >= 1, name
 
 
+@pytest.mark.slow
 def test_the_report_sees_tiles_that_are_wrong():
     code = """
 from compile_report import problems_of

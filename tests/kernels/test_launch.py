@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCH = Path(__file__).resolve().parents[2] / "kernels" / "bench"
 
 CODE = """
@@ -63,6 +65,7 @@ print(launches[0], len(backend._COMPILED))
 """
 
 
+@pytest.mark.slow
 def test_kernels_found_again_are_those_that_triton_would_take():
     done = subprocess.run(
         [sys.executable, "-c", CODE],

@@ -120,6 +120,7 @@ def test_resident_bytes_of_a_released_layer(real_layer):
     assert actual["adapters"] == 4 * sum(factor.parameters for factor in factors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_saved_bytes_of_a_released_layer(real_layer, mode):
     setup = setup_of(recipe_for("unused", train={"activation_checkpointing": mode}), RELEASED_LAYER)

@@ -45,6 +45,7 @@ def test_a_text_stays_a_text(tmp_path, text):
     same_to_every_reader(recipe_with(text), tmp_path / "a.yaml")
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     text=st.text(min_size=1, max_size=30).filter(

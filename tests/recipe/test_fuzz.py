@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,7 @@ def test_any_yaml_like_text(tmp_path, text):
     ends_well(tmp_path / "a.yaml")
 
 
+@pytest.mark.slow
 @PATIENT
 @given(values=st.dictionaries(st.sampled_from(SETTINGS), VALUES, max_size=6))
 def test_any_values_at_known_settings(tmp_path, values):

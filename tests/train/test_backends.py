@@ -50,6 +50,7 @@ def test_triton_in_the_interpreter_gives_the_losses_of_torch(recipe, capsys, los
         assert actual[step] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_merge_aware_training_ends_in_the_exported_files_own_logits(recipe, base, tmp_path):
     # Experts alone: merged attention weights are rounded to bf16, as the layout has them.
     settings = recipe(

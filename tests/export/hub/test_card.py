@@ -272,6 +272,7 @@ def test_results_are_those_of_rows_that_were_not_trained_on():
     assert evaluation_results(strange) == [] == evaluation_results({"evaluation": [1]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_the_snippet_of_a_card_answers(hub, run, merged, base, kind, capsys):
     arguments = ["push", str(run), "--repo", REPO, "--base-name", BASE, "--no-logits"]

@@ -103,6 +103,7 @@ def test_pefts_merge_into_another_dtype_is_green_by_that_dtypes_steps(
     assert set(red(verify(out, checkpoint, opened, logits=False))) == {"changes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expert_format", [pytest.param("bf16", marks=pytest.mark.slow), "mxfp4"])
 def test_a_base_alone_is_converted_and_verified(base, dense_base, tmp_path, lab, expert_format):
     out = tmp_path / "out"

@@ -87,6 +87,7 @@ def test_a_divergence_that_is_no_number_is_none(bad, whose):
     assert not math.isfinite(figures["kl"]) and not math.isfinite(figures["max_abs"])
 
 
+@pytest.mark.slow
 def test_logits_that_are_no_numbers_are_red(small, tmp_path, lab):
     # Both factors and their product are finite, and so is the merged file; attention is not.
     targets = {"target_modules": ["q_proj", "k_proj"], "target_parameters": []}

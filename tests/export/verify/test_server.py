@@ -108,6 +108,7 @@ def test_the_right_model_is_green_and_the_base_red(opened, logprobs):
     assert wrong.figures["gap"] > 10 * right.figures["gap"] + 0.1
 
 
+@pytest.mark.slow
 def test_other_log_probabilities_are_red(opened):
     check = verify_served(told(opened[0], offset=-0.5), *opened)
     assert check.passed is False and check.figures["distance"] > 0.4
@@ -120,6 +121,7 @@ def test_a_model_like_its_base_cannot_be_told_apart(opened):
     assert check.passed is None and check.required and "cannot tell" in check.detail
 
 
+@pytest.mark.slow
 def test_a_server_of_random_tokens_is_red_even_where_the_base_is_near(opened):
     """The tuned model is the base itself: only the served gap can say anything."""
     _, bare = opened
@@ -167,6 +169,7 @@ def test_log_probabilities_decide_where_the_first_choices_cannot(base, lab, tmp_
     assert verify_served(told(bare), merged, bare).passed is False
 
 
+@pytest.mark.slow
 def test_answers_that_are_not_one_token_prove_nothing(opened):
     check = verify_served([("word word", None)] * len(SERVED_PROMPTS), *opened)
     assert check.passed is None and check.required
@@ -182,6 +185,7 @@ def test_command(base, tuned, lab):
     assert isinstance(result.exception, CheckpointError) and "served" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_told_has_an_exit_code_of_its_own(base, tuned, monkeypatch, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

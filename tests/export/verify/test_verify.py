@@ -62,6 +62,7 @@ def test_our_merge_is_green_and_holds_the_change(base, adapter, merged, lab):
     json.dumps(result.as_dict())
 
 
+@pytest.mark.slow
 def test_pefts_own_merge_in_bf16_is_green(base, dense_base, adapter, tmp_path, lab):
     model = peft.PeftModel.from_pretrained(lab.plain_model(dense_base), adapter)
     model = model.merge_and_unload()
@@ -157,6 +158,7 @@ def test_planted_faults_in_the_weights_are_red(base, adapter, damaged, lab, faul
     assert expected <= red(check(lab, base, adapter, damaged, logits="logits" in expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "small",
     [False, pytest.param(True, marks=pytest.mark.slow)],

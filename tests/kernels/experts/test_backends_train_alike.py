@@ -40,6 +40,7 @@ def three_steps(base, backend, merge_aware, device):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize(
     "merge_aware", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["split", "merge-aware"]

@@ -175,6 +175,7 @@ def test_what_is_ignored_or_listened_to_stays_so(name):
     assert seen == [name]
 
 
+@pytest.mark.slow
 def test_sighup_saves_and_the_same_command_goes_on(
     recipe, losses, signalled, tmp_path, monkeypatch
 ):

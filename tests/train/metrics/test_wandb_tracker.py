@@ -56,6 +56,7 @@ def test_without_a_key_nobody_is_asked(track, monkeypatch, capsys):
     assert "No API key" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_unreachable_service_is_said_and_metrics_are_kept(track, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     begun = time.monotonic()
