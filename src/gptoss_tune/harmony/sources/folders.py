@@ -23,6 +23,8 @@ MOST_FILES: Final = 100_000
 """Files that one source may mean; a shard of a large dataset has tens of megabytes."""
 MOST_ENTRIES: Final = 1_000_000
 """Entries of folders that are looked at for them."""
+_NEARLY: Final = 0.85
+"""Likeness from which a name with an ending is a file's with a slip, and no dataset's."""
 _WHOLE_MACHINE: Final = ("/proc", "/sys", "/dev")
 _ABOUT_DATA: Final = ("readme", "license", "licence", "copying", "notice", "changelog")
 """Texts that are no documents in a folder of documents."""
@@ -56,7 +58,7 @@ def find_files(
         found = [(Path(file), file) for file in sorted(_matching(path))]
         if not found:
             raise DataError(f"{path}: no file matches (looked in {Path.cwd()})")
-    elif is_hub_name(path) and format_suffix(path) not in READERS:
+    elif is_hub_name(path) and format_suffix(path) not in READERS and not _nearly_here(place):
         return None
     else:
         raise DataError(_missing(place, path))
@@ -66,6 +68,14 @@ def find_files(
             f"{path}: a {told} is set, and a file has none; remove {told}, or name a folder"
         )
     return found
+
+
+def _nearly_here(place: Path) -> bool:
+    """Return whether a name is that of a data file here but for a slip, ``my.jsnl``."""
+    if place.parent != Path() or not place.suffix:
+        return False
+    names = [file.name for file in Path().iterdir() if format_suffix(file.name) in READERS]
+    return bool(difflib.get_close_matches(place.name, names, n=1, cutoff=_NEARLY))
 
 
 def _missing(place: Path, path: str) -> str:
