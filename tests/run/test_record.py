@@ -9,7 +9,7 @@ import pytest
 from gptoss_tune.errors import CheckpointError, GptossTuneError
 from gptoss_tune.files.strict_json import parse
 from gptoss_tune.run.checkpoints import publish, stage
-from gptoss_tune.run.record import note_verification, read_record, update_record
+from gptoss_tune.run.record import note_verification, prompts_of, read_record, update_record
 from gptoss_tune.run.start import Start
 from gptoss_tune.train import find_batch_size
 from gptoss_tune.train.distributed.watchdog import join
@@ -180,3 +180,16 @@ def test_a_damaged_record_tells_the_way_on_and_the_way_works(recipe, run, claim)
             2,
             {"batch": 2},
         )
+
+
+def test_the_effort_of_a_run_is_the_one_of_most_samples():
+    recipe = {"data": {"reasoning_effort": "medium", "date": "2026-01-02"}}
+    assert prompts_of({"recipe": recipe, "efforts": {"low": 40, "medium": 2}}) == {
+        "reasoning_effort": "low",
+        "date": "2026-01-02",
+    }
+    for strange in ({}, {"utmost": 9}, {"low": "many"}, ["low"], None):
+        told = prompts_of({"recipe": recipe, "efforts": strange})
+        assert told["reasoning_effort"] == "medium", strange
+    assert prompts_of({"efforts": {"high": 3}}) == {"reasoning_effort": "high"}
+    assert prompts_of({}) == {}

@@ -54,6 +54,7 @@ def test_a_run_learns_and_leaves_an_adapter_that_plain_peft_reads(recipe, base, 
     assert [row["step"] for row in metrics if "eval_loss" in row] == [4, 8]
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished" and record["steps"] == 8
+    assert record["efforts"] == {"medium": len(dataset)}
     assert record["environment"]["libraries"]["torch"] == importlib.metadata.version("torch")
     assert load_recipe(run / "recipe.yaml") == settings
     assert {p.name for p in (run / "adapter").iterdir()} == {

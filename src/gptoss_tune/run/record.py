@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,7 +235,7 @@ _OF_PROMPTS = {"reasoning_effort": "low|medium|high", "date": "[0-9]{4}-[0-9]{2}
 
 
 def prompts_trained_on(folder: Path) -> dict[str, str]:
-    """Return ``reasoning_effort`` and ``date`` of the system messages that ``run.json`` tells of.
+    """Return ``reasoning_effort`` and ``date`` of the system messages that a record tells of.
 
     Args:
         folder: Of the adapter, as in ``record_of_adapter``; of a merged model, whose report has
@@ -243,9 +243,27 @@ def prompts_trained_on(folder: Path) -> dict[str, str]:
     """
     report = folder / MERGE_REPORT
     if report.is_file():
-        told = read_object(report, folder=folder).get("prompts_trained_on")
-    else:
-        told = record_of_adapter(folder).get("recipe", {}).get("data", {})
+        return _plain_prompts(read_object(report, folder=folder).get("prompts_trained_on"))
+    return prompts_of(record_of_adapter(folder))
+
+
+def prompts_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what ``prompts_trained_on`` does, of a record.
+
+    The effort is the one of most samples: rows may name another than the recipe.
+    """
+    told = _plain_prompts(record.get("recipe", {}).get("data", {}))
+    efforts = record.get("efforts")
+    counted = {
+        name: count
+        for name, count in (efforts if isinstance(efforts, dict) else {}).items()
+        if re.fullmatch(_OF_PROMPTS["reasoning_effort"], str(name)) and type(count) is int
+    }
+    return told | {"reasoning_effort": max(counted, key=counted.__getitem__)} if counted else told
+
+
+def _plain_prompts(told: Any) -> dict[str, str]:
+    """Return of a record what is no text of a stranger's."""
     told = told if isinstance(told, dict) else {}
     return {
         name: told[name]

@@ -8,6 +8,7 @@ has them yet.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,12 +68,15 @@ class Method:
     prepare: Callable[[RunContext, PeftModel, Dataset, Dataset | None], Prepared]
 
 
-def rendered_rows(context: RunContext, told: list[str]) -> tuple[Dataset, Dataset | None]:
+def rendered_rows(
+    context: RunContext, told: list[str], efforts: Counter[str]
+) -> tuple[Dataset, Dataset | None]:
     """Render the data on rank 0 first, so that the others read its cache.
 
     Args:
         context: The run.
         told: Gets what is lost of the data or may be meant otherwise, which is printed too.
+        efforts: Gets how many samples are trained on at each reasoning effort.
 
     Raises:
         DataError: A row or file cannot be trained on.
@@ -93,7 +97,8 @@ def rendered_rows(context: RunContext, told: list[str]) -> tuple[Dataset, Datase
         kind=kind_of(recipe.method),
     )
     with context.state.main_process_first():
-        return load(split="train"), load(split="eval") if context.held_out else None
+        trained_on = load(split="train", efforts=efforts)
+        return trained_on, load(split="eval") if context.held_out else None
 
 
 def _as_rendered(

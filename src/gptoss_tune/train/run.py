@@ -7,6 +7,7 @@ of weights is read, and nothing is written into the folder before the recipe is 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -155,7 +156,8 @@ def _train(
     _refuse_uneven_experts(context)
     method = METHODS[recipe.method.name](recipe.method, recipe.lora)
     told: list[str] = []
-    train_set, eval_set = rendered_rows(context, told)
+    efforts: Counter[str] = Counter()
+    train_set, eval_set = rendered_rows(context, told, efforts)
     evaluator = None
     if recipe.evaluation.wanted:
         vocabulary = load_vocabulary(context.base.path)
@@ -186,6 +188,7 @@ def _train(
     if state.is_main_process:
         _open_record(context, identity)
         fitted.record(context.run)
+        update_record(context.run, efforts=dict(efforts))
         if told:
             update_record(context.run, data_warnings=told)
     state.wait_for_everyone()

@@ -28,7 +28,7 @@ from gptoss_tune.report.plot import Line, picture
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
 from gptoss_tune.run.method import method_of, reference_words
-from gptoss_tune.run.record import record_of_adapter
+from gptoss_tune.run.record import prompts_of, record_of_adapter
 
 _MOST_DATASETS = 20
 _REFERENCE = ("of", "rows", "tokens", "seconds", "cached")
@@ -145,16 +145,18 @@ def run_card(facts: Facts) -> str:
 
 
 def _how_trained(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what a later export asks of the recipe."""
+    """Return what a later export, or who asks the model, wants to know of the recipe."""
     recipe = record.get("recipe", {})
-    asked = {"lora": "merge_aware", "export": "min_survival"}
-    found = {
+    exported = {"lora": "merge_aware", "export": "min_survival"}
+    found: dict[str, dict[str, Any]] = {
         section: {name: recipe[section][name]}
-        for section, name in asked.items()
+        for section, name in exported.items()
         if isinstance(recipe.get(section, {}).get(name), bool | float)
     }
     if (method := method_of(record)).preferences:
         found["method"] = {"name": method.name}
+    if asked := prompts_of(record):
+        found["data"] = asked
     return found
 
 
@@ -213,8 +215,7 @@ def _usage(facts: Facts) -> str:
 
 def _generate(facts: Facts) -> str:
     """Return the lines that ask the loaded model something, at the effort it was trained at."""
-    told = facts.record.get("recipe", {}).get("data", {}).get("reasoning_effort")
-    effort = told if told in ("low", "medium", "high") else "medium"
+    effort = prompts_of(facts.record).get("reasoning_effort", "medium")
     return (
         'messages = [{"role": "user", "content": "How many r are there in strawberry?"}]\n'
         "inputs = tokenizer.apply_chat_template(\n"

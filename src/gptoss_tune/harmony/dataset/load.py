@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -93,6 +94,7 @@ def load_dataset(
     seed: int = 0,
     tell: Callable[[str], None] | None = None,
     kind: SampleKind = CONVERSATIONS,
+    efforts: Counter[str] | None = None,
 ) -> Dataset:
     """Return the rendered samples of a split, packed when the recipe says so.
 
@@ -110,6 +112,7 @@ def load_dataset(
         seed: Of the held-out share, of drawn halves, and of packing.
         tell: Called with each thing that is lost or may be meant otherwise, a line each.
         kind: What the rows are to the method.
+        efforts: Is told how many samples there are of each reasoning effort.
 
     Raises:
         DataError: Rows cannot be trained on, or nothing is left to train on.
@@ -119,6 +122,8 @@ def load_dataset(
     sources = split_sources(data, split)
     rendered = [render_source(source, data, vocabulary, kind) for source in sources]
     refuse_rejected(rendered, data)
+    for one in rendered if efforts is not None else ():
+        efforts.update(one.report.efforts)
     if tell is not None:
         for one in rendered:
             label = f"{split}: {one.source.path}"
