@@ -122,8 +122,9 @@ def load_dataset(
     sources = split_sources(data, split)
     rendered = [render_source(source, data, vocabulary, kind) for source in sources]
     refuse_rejected(rendered, data)
-    for one in rendered if efforts is not None else ():
-        efforts.update(one.report.efforts)
+    if efforts is not None:
+        for one in rendered:
+            efforts.update(one.report.efforts)
     if tell is not None:
         for one in rendered:
             label = f"{split}: {one.source.path}"
