@@ -19,6 +19,8 @@ demo: $(STAMP)
 # One thread per worker: two workers with two spinning threads each are ten times slower. A file is
 # one worker's, which makes what its tests share once; tests/conftest.py lets the longest go first.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Random inputs are the same ones in every run; plain `pytest tests/recipe/test_fuzz.py` draws new ones.
+PYTEST += --hypothesis-profile=ci
 
 test: $(STAMP) lint
 	$(PYTEST) -m "not slow"

@@ -85,6 +85,9 @@ def test_null_takes_the_place_of_the_other_of_two_settings(load, sound):
         ("lora.layers=[&a 1, *a]", None),
         ("data.train=[{path: a, path: b}]", "data.train[0].path: got the key a second time, "
          "expected each key once (the first is before it); remove one"),
+        ("data.roles={a: null}", "data.roles.a: got nothing (null), expected system, developer, "
+         "user, assistant, tool or function_call; write for example 'a: system'"),
+        ('data.roles={"\\e": null}', None),
         ("train.output_dir=!!str x", None),
         ("train.output_dir=a\nb", "train.output_dir: got 'a\\nb', expected text without control "
          "characters; remove them"),
@@ -96,6 +99,7 @@ def test_a_wrong_override_is_named_by_number_and_text(load, mistakes, sound, ove
         return
     lines = mistakes(sound, "lora.rank=8", override)
     assert all(line.startswith("override 2: '") for line in lines)
+    assert "".join(lines).isprintable()
     if message is None:
         assert len(lines) == 2
     else:

@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from gptoss_tune.recipe.json_schema import expected_phrase, node_at, settings_below
-from gptoss_tune.recipe.mistakes import KeyPath, dotted, plain
+from gptoss_tune.recipe.mistakes import KeyPath, dotted, plain, quoted
 from gptoss_tune.recipe.schema import METHODS
 from gptoss_tune.recipe.yaml_reader import scalar
 
@@ -234,9 +234,9 @@ def example_or_default(path: KeyPath, value: Any = None, method: str | None = No
             return "remove it to keep the default"
         text = default if isinstance(default, str) else json.dumps(default)
         return f"remove it to keep {text}" if value is None else f"the default is {text}"
-    line = f"{path[-1]}: {node['examples'][0]}" if node.get("examples") else str(path[-1])
+    example = next(iter((*node.get("examples", ()), *node.get("enum", ()))), "...")
     section = f" under '{path[0]}:'" if len(path) == 2 else ""
-    return f"write for example '{line}'{section}"
+    return f"write for example {quoted(f'{path[-1]}: {example}')}{section}"
 
 
 def _nearest_reading(node: dict[str, Any], value: Any, spelled: str | None) -> str | None:
