@@ -68,6 +68,12 @@ class TrainingSetup:
         return self.train.per_device_train_batch_size * self.data.max_length
 
     @property
+    def tile_tokens(self) -> int:
+        """Tokens that go through the experts at a time; all, where the recipe leaves it open."""
+        tile = self.train.expert_tile
+        return self.tokens if tile in ("auto", None) else min(int(tile), self.tokens)
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of an optimizer step, over all processes."""
         return self.tokens * self.train.gradient_accumulation_steps * self.num_processes

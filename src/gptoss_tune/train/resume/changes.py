@@ -5,8 +5,8 @@ from two recipes looks like one from either. What is meant is allowed by its nam
 train.learning_rate``, takes effect, and is written into ``run.json`` with the step. Continuing
 silently with the new value, or silently with the old one, is what other trainers do.
 
-The number of processes, how they share the model, and the kind of GPU are only noted: every step
-keeps its rows, and sums come out in another order.
+The number of processes, how they share the model, the kind of GPU and the tile of tokens that the
+experts see are only noted: every step keeps its rows, and sums come out in another order.
 
 Who a run is (``Identity``): its id, what it computes from, and what was allowed to change on the
 way. The id is drawn when a folder is first written into and stands in ``run.json`` and in every
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from gptoss_tune.train.context import RunContext
 
-NOTED = {"processes", "strategy", "device"}
+NOTED = {"processes", "strategy", "device", "expert_tile"}
 """Entries of a fingerprint whose change is told and written down, and stops nothing."""
-_BEFORE_IT_WAS = {"train.deterministic": False, "method.name": "sft"}
+_BEFORE_IT_WAS = {"train.deterministic": False, "method.name": "sft", "expert_tile": None}
 """What runs did that were started before a setting existed."""
 ROWS = ("data.train_rows", "data.eval_rows")
 """Entries of a fingerprint that stand for all settings of the data."""
@@ -248,6 +248,7 @@ def computed_from(
     with context.state.local_main_process_first():  # the others find it in the cache
         base.fingerprint()
     now = fingerprint(recipe, base, train_set, eval_set, place)
+    now["expert_tile"] = context.expert_tile
     if context.loss is not None:
         now["loss"] = f"{context.loss.__module__}.{getattr(context.loss, '__qualname__', '')}"
     return now
