@@ -28,7 +28,7 @@ from gptoss_tune.harmony.dataset.load import row_sources
 from gptoss_tune.harmony.sources.open import listed_files
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
-from gptoss_tune.model.sharding import Share
+from gptoss_tune.model.parallel.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.recipe.recipe import uneven_experts

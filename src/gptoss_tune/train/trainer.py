@@ -29,7 +29,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from gptoss_tune.model.sharding import gather_nothing, is_sharded, whole_factors
+from gptoss_tune.model.parallel.sharding import gather_nothing, is_sharded, whole_factors
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.checkpoints import disk_full
 from gptoss_tune.run.folder import RunFolder

@@ -31,7 +31,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from gptoss_tune.distributed import gather_over_ranks, rank, sum_over_ranks, world_size
 from gptoss_tune.errors import GuardError
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.model.sharding import share_of
+from gptoss_tune.model.parallel.sharding import share_of
 from gptoss_tune.recipe.schema import GuardSection
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
