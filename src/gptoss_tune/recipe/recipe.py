@@ -13,13 +13,13 @@ from typing import Any
 from pydantic import model_validator
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
+from gptoss_tune.recipe.distributed.rules import distributed_rules
 from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
 from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.rules import (
     Contradiction,
     contradiction_error,
     data_rules,
-    distributed_rules,
     evaluation_rules,
     lora_rules,
     method_rules,
@@ -84,7 +84,7 @@ class Recipe(Section):
             *train_rules(self.train, self.data),
             *evaluation_rules(self.evaluation),
             *tracking_rules(self.tracking),
-            *distributed_rules(self.distributed),
+            *distributed_rules(self.distributed, self.method, self.train),
         ]
 
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gptoss_tune.recipe.data_schema import DataSection, DataSource
     from gptoss_tune.recipe.evaluation_schema import EvaluationSection
     from gptoss_tune.recipe.schema import (
-        DistributedSection,
         LoraSection,
         MethodSection,
         ModelSection,
@@ -362,15 +361,3 @@ def tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
                 f"set {switch}, or remove tracking.{key}",
                 yields=(f"tracking.{key}",),
             )
-
-
-def distributed_rules(distributed: DistributedSection) -> Iterator[Contradiction]:
-    """Yield the settings of ``distributed`` that nothing uses."""
-    if distributed.strategy is not None and distributed.num_processes == 1:
-        yield Contradiction(
-            ("distributed.strategy", "distributed.num_processes"),
-            f"{distributed.strategy} while distributed.num_processes is 1",
-            "several processes that share the work",
-            "set distributed.num_processes, or remove distributed.strategy",
-            yields=("distributed.strategy",),
-        )

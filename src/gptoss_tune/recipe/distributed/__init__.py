@@ -1,0 +1,1 @@
+"""How several processes train together, as far as a recipe's settings can say it."""
