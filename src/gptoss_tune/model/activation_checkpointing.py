@@ -38,7 +38,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from gptoss_tune.model.experts import ExpertSettings
-from gptoss_tune.plan.memory import KEEP_ATTENTION_FROM, SCRATCH_BYTES
+from gptoss_tune.plan.memory import SCRATCH_BYTES
+from gptoss_tune.plan.training_setup import KEEP_ATTENTION_FROM
 
 Checkpointing = Literal["none", "selective", "full", "offload"]
 

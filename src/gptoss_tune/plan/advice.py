@@ -12,7 +12,7 @@ model, or the smaller release.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.recipe.recipe import fsdp2_obstacle
 
 _SMALLER = "openai/gpt-oss-20b"
+SHARED: Mapping[str, Any] = {"train.optim": "adamw", "model.linear_precision": "bf16"}
+"""What FSDP2 can share of a training, where the recipe has it otherwise."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,14 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
         peak = changes[-1].peak if changes else memory(setup).peak
         words = together(changes)
         found.append(Elsewhere(what, larger.name, setup.num_processes, words, peak))
-    sharing: dict[str, Any] = {"train.optim": "adamw", "model.linear_precision": "bf16"}
     for count in (2, 4, 8, 16):
         enough = count > setup.shards and count >= setup.num_processes
         if enough and setup.architecture.experts % count == 0:
-            spread = replace(setup, num_processes=count, strategy="fsdp2").with_settings(sharing)
+            spread = replace(setup, num_processes=count, strategy="fsdp2").with_settings(SHARED)
             what = f"{count} of these cards, which share the model"
-            given = _words({key: v for key, v in sharing.items() if _differs(setup, key, v)})
+            given = changed_words(setup, SHARED)
             given += (f"distributed.num_processes={count}", "distributed.strategy=fsdp2")
-            if (way := _way(what, spread, card, given)) is not None:
+            if (way := way_out(what, spread, card, given)) is not None:
                 found.append(way)
                 break
     small = RELEASED[_SMALLER]
@@ -127,13 +128,20 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
         model = setup.model.model_copy(update={"name_or_path": _SMALLER, "revision": None})
         smaller = replace(setup, architecture=small, model=model)
         given = (f"model.name_or_path={_SMALLER}",)
-        if (way := _way("the smaller model", smaller, card, given)) is not None:
+        if (way := way_out("the smaller model", smaller, card, given)) is not None:
             found.append(way)
     return found
 
 
-def _way(what: str, setup: TrainingSetup, card: Gpu, given: tuple[str, ...]) -> Elsewhere | None:
-    """Return another training as a way out, with its own advice; ``None`` where it does not fit."""
+def way_out(what: str, setup: TrainingSetup, card: Gpu, given: tuple[str, ...]) -> Elsewhere | None:
+    """Return another training as a way out, with its own advice; ``None`` where it does not fit.
+
+    Args:
+        what: The way in words.
+        setup: Of it.
+        card: The GPU.
+        given: The overrides that lead to ``setup``.
+    """
     changes = advice(setup, card.memory_bytes)
     peak = changes[-1].peak if changes else memory(setup).peak
     if peak > card.memory_bytes:
@@ -142,9 +150,14 @@ def _way(what: str, setup: TrainingSetup, card: Gpu, given: tuple[str, ...]) -> 
     return Elsewhere(what, card.name, setup.num_processes, words, peak)
 
 
-def _differs(setup: TrainingSetup, key: str, value: Any) -> bool:
-    section, name = key.split(".")
-    return getattr(getattr(setup, section), name) != value
+def changed_words(setup: TrainingSetup, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return those of ``settings`` that ``setup`` has otherwise, as they are typed."""
+    found = {}
+    for key, value in settings.items():
+        section, name = key.split(".")
+        if getattr(getattr(setup, section), name) != value:
+            found[key] = value
+    return _words(found)
 
 
 def _taken(setup: TrainingSetup, memory_bytes: int) -> list[_Change]:

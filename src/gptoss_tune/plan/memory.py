@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gptoss_tune.plan.parallel.context import attention_moment
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import (
     FP32_BYTES,
@@ -29,9 +30,6 @@ LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
 SCRATCH_BYTES = (2**31, 2**26)
 """Decoded expert weights that exist at a time, usually and with ``activation_checkpointing:
 offload``: a layer, or one expert (48 MB), which costs launches and no arithmetic."""
-KEEP_ATTENTION_FROM = 16_384
-"""Tokens of a row from which ``activation_checkpointing: full`` keeps what full attention layers
-computed."""
 CONTEXT_BYTES = 2**29
 """Driver, CUDA libraries and kernels outside torch's allocator: an allowance, not a measurement."""
 FRAGMENTATION = 0.03
@@ -137,8 +135,7 @@ def _kept_by_rerun(setup: TrainingSetup, layer: int) -> int:
     if setup.train.activation_checkpointing == "offload":
         return kept  # the input is in pinned host memory
     kept += a.hidden * value + a.experts_per_token * 3 * _INDEX_BYTES  # and the rows it sorts
-    long = setup.data.max_length >= KEEP_ATTENTION_FROM
-    if long and a.layer_types[layer] == "full_attention":
+    if setup.keeps_attention and a.layer_types[layer] == "full_attention":
         kept += a.query_size * value + a.heads * FP32_BYTES
     return kept
 
@@ -187,6 +184,7 @@ def moments(setup: TrainingSetup) -> Moments:
     working += FP32_BYTES * sum(f.parameters for f in lowest if f.on_experts)
     if mode == "selective":
         working += rows * 2 * a.intermediate * value
+    working = max(working, attention_moment(setup))  # the experts' backward pass is over by then
     chunk = min(LOSS_CHUNK_ROWS, tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value

@@ -22,6 +22,8 @@ from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import Memory, host_bytes, memory
+from gptoss_tune.plan.parallel.advice import more_gpus_a_row
+from gptoss_tune.plan.parallel.context import SharedRows, shared_rows
 from gptoss_tune.plan.reference_pass import ReferencePass, reference_pass
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import Factors, adapter_parameters, parameters
@@ -46,7 +48,8 @@ class Plan:
         evaluation: Hours of evaluation.
         reference: The reference pass; ``None`` where the method measures against nothing.
         advice: What to change, when it does not fit: each on top of those before it.
-        elsewhere: What else is enough, when all the advice is not.
+        elsewhere: What else is enough, when all the advice is not, or cuts rows.
+        shared: What sharing each row costs a GPU; ``None`` where each has rows of its own.
         larger: The smallest known card that fits, when this one does not.
     """
 
@@ -64,6 +67,7 @@ class Plan:
     advice: list[Advice]
     elsewhere: list[Elsewhere]
     larger: Gpu | None
+    shared: SharedRows | None = None
 
     @property
     def fits(self) -> bool:
@@ -120,6 +124,7 @@ class Plan:
             "hours": self.hours,
             "hours_by_kind": self.hours_by_kind,
             **({} if self.reference is None else {"reference": asdict(self.reference)}),
+            **({} if self.shared is None else {"shared_rows": asdict(self.shared)}),
             "advice": [asdict(entry) for entry in self.advice],
             "overrides_that_fit": self.overrides_that_fit,
             "elsewhere": [asdict(entry) for entry in self.elsewhere],
@@ -161,9 +166,17 @@ def plan(
         raise RecipeError("--strategy fsdp2 shares a model between GPUs; give --gpus 2 or more")
     if strategy is None:
         strategy = (recipe.distributed.strategy if processes > 1 else None) or "ddp"
+    each = recipe.distributed.context_parallel if processes > 1 else 1
+    if processes % each:
+        raise RecipeError(
+            f"distributed.context_parallel: {each} GPUs share each row, and {processes} GPUs do "
+            f"not make whole groups of that size; give --gpus {-(-processes // each) * each}, or "
+            "set another distributed.context_parallel"
+        )
     several = {
         "distributed.num_processes": processes,
         "distributed.strategy": strategy if processes > 1 else None,
+        "distributed.context_parallel": each,
     }
     recipe = recipe.with_settings(several)
     architecture = architecture_of(recipe.model.name_or_path)
@@ -176,6 +189,7 @@ def plan(
         recipe.train,
         processes,
         strategy,
+        each,
     )
     _check(setup)
     needed = memory(setup)
@@ -183,6 +197,10 @@ def plan(
     fits = needed.peak <= card.memory_bytes
     changes = advice(setup, card.memory_bytes)
     hopeless = not fits and not (changes and changes[-1].fits)
+    ways = elsewhere(setup, card) if hopeless else []
+    cut = any(word.startswith("data.max_length=") for word in together(changes))
+    if (hopeless or cut) and (more := more_gpus_a_row(setup, card)) is not None:
+        ways.append(more)
     return Plan(
         recipe=recipe,
         architecture=architecture,
@@ -196,7 +214,8 @@ def plan(
         evaluation=evaluation_time(setup, recipe.evaluation, card, training),
         reference=reference_pass(setup, training, card.tflops, epoch_tokens),
         advice=changes,
-        elsewhere=elsewhere(setup, card) if hopeless else [],
+        elsewhere=ways,
+        shared=shared_rows(setup),
         larger=None if fits else smallest_with(needed.peak),
     )
 
