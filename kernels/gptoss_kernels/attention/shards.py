@@ -71,6 +71,10 @@ class RowShard:
         """Tokens that this rank holds, ``S / N``."""
         return 2 * self.chunk
 
+    def holder(self, chunk: int) -> tuple[int, int]:
+        """Return which rank holds a chunk, and whether as its first (0) or second (1)."""
+        return (chunk, 0) if chunk < self.ranks else (2 * self.ranks - 1 - chunk, 1)
+
     def indices(self, device: torch.device | str | None = None) -> Tensor:
         """Return the numbers in the row of this rank's tokens, ``[S / N]`` int64, ascending."""
         size = self.chunk
