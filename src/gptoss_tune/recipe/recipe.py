@@ -84,7 +84,7 @@ class Recipe(Section):
             *train_rules(self.train, self.data),
             *evaluation_rules(self.evaluation),
             *tracking_rules(self.tracking),
-            *distributed_rules(self.distributed, self.method, self.train),
+            *distributed_rules(self.distributed, self.model, self.method, self.train),
         ]
 
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:

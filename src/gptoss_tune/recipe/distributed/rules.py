@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING
 from gptoss_tune.recipe.rules import Contradiction
 
 if TYPE_CHECKING:
-    from gptoss_tune.recipe.schema import DistributedSection, MethodSection, TrainSection
+    from gptoss_tune.recipe.schema import (
+        DistributedSection,
+        MethodSection,
+        ModelSection,
+        TrainSection,
+    )
 
 
 def distributed_rules(
-    distributed: DistributedSection, method: MethodSection, train: TrainSection
+    distributed: DistributedSection,
+    model: ModelSection,
+    method: MethodSection,
+    train: TrainSection,
 ) -> Iterator[Contradiction]:
     """Yield what contradicts itself in ``distributed``, and what cannot be trained so."""
     if distributed.strategy is not None and distributed.num_processes == 1:
@@ -24,11 +32,14 @@ def distributed_rules(
             yields=("distributed.strategy",),
         )
     if distributed.context_parallel > 1:
-        yield from _context_parallel_rules(distributed, method, train)
+        yield from _context_parallel_rules(distributed, model, method, train)
 
 
 def _context_parallel_rules(
-    distributed: DistributedSection, method: MethodSection, train: TrainSection
+    distributed: DistributedSection,
+    model: ModelSection,
+    method: MethodSection,
+    train: TrainSection,
 ) -> Iterator[Contradiction]:
     each, processes = distributed.context_parallel, distributed.num_processes
     key = "distributed.context_parallel"
@@ -41,6 +52,14 @@ def _context_parallel_rules(
             f"set distributed.num_processes={-(-processes // each) * each}, or another "
             "context_parallel",
             yields=(key,),
+        )
+    if model.attention == "flex":
+        yield Contradiction(
+            ("model.attention", key),
+            f"flex with distributed.context_parallel {each}",
+            "an engine that can be given a part of a row: auto, torch_flash, fa4, triton, cudnn or "
+            "eager",
+            "remove model.attention",
         )
     if method.name != "sft":
         yield Contradiction(
