@@ -95,7 +95,9 @@ def _run_again(
         offloader: Where the input waits; ``None``: where it is.
     """
     choice = RouterChoice()
-    long = hidden_states.shape[1] >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
+    # The work grows with the whole row, of which this rank may hold a part.
+    length = hidden_states.shape[1] * getattr(layer.self_attn, "context_ranks", 1)
+    long = length >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
     kept = KeptAttention() if long and offloader is None else None
     kept_experts = KeptExperts() if offloader is None else None
 
