@@ -15,8 +15,8 @@ BROKEN = {
     (
         "distributed.num_processes=4",
         "distributed.context_parallel=2",
-        "train.auto_find_batch_size=true",
         "model.attention=flex",
+        "train.auto_find_batch_size=true",
     ): [
         "model.attention: got flex with distributed.context_parallel 2, expected an engine that",
         "train.auto_find_batch_size: got true with distributed.context_parallel 2, expected false",

@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.plan.advice import Advice, Elsewhere, advice, elsewhere, together
+from gptoss_tune.plan.advice import Advice, Elsewhere, advice, together, ways_out
 from gptoss_tune.plan.architecture import Architecture, architecture_of
 from gptoss_tune.plan.disk import Disk, disk, run_files
 from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import Memory, host_bytes, memory
-from gptoss_tune.plan.parallel.advice import more_gpus_a_row
 from gptoss_tune.plan.parallel.context import SharedRows, shared_rows
 from gptoss_tune.plan.reference_pass import ReferencePass, reference_pass
 from gptoss_tune.plan.training_setup import TrainingSetup
@@ -166,13 +165,7 @@ def plan(
         raise RecipeError("--strategy fsdp2 shares a model between GPUs; give --gpus 2 or more")
     if strategy is None:
         strategy = (recipe.distributed.strategy if processes > 1 else None) or "ddp"
-    each = recipe.distributed.context_parallel if processes > 1 else 1
-    if processes % each:
-        raise RecipeError(
-            f"distributed.context_parallel: {each} GPUs share each row, and {processes} GPUs do "
-            f"not make whole groups of that size; give --gpus {-(-processes // each) * each}, or "
-            "set another distributed.context_parallel"
-        )
+    each = _gpus_a_row(recipe.distributed.context_parallel, processes)
     several = {
         "distributed.num_processes": processes,
         "distributed.strategy": strategy if processes > 1 else None,
@@ -196,11 +189,6 @@ def plan(
     training = work(setup, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens)
     fits = needed.peak <= card.memory_bytes
     changes = advice(setup, card.memory_bytes)
-    hopeless = not fits and not (changes and changes[-1].fits)
-    ways = elsewhere(setup, card) if hopeless else []
-    cut = any(word.startswith("data.max_length=") for word in together(changes))
-    if (hopeless or cut) and (more := more_gpus_a_row(setup, card)) is not None:
-        ways.append(more)
     return Plan(
         recipe=recipe,
         architecture=architecture,
@@ -214,10 +202,21 @@ def plan(
         evaluation=evaluation_time(setup, recipe.evaluation, card, training),
         reference=reference_pass(setup, training, card.tflops, epoch_tokens),
         advice=changes,
-        elsewhere=ways,
+        elsewhere=[] if fits else ways_out(setup, card, changes),
         shared=shared_rows(setup),
         larger=None if fits else smallest_with(needed.peak),
     )
+
+
+def _gpus_a_row(asked: int, processes: int) -> int:
+    """Return how many of the GPUs share a row, where they make whole groups; one shares nothing."""
+    if processes > 1 and processes % asked:
+        raise RecipeError(
+            f"distributed.context_parallel: {asked} GPUs share each row, and {processes} GPUs do "
+            f"not make whole groups of that size; give --gpus {-(-processes // asked) * asked}, or "
+            "set another distributed.context_parallel"
+        )
+    return asked if processes > 1 else 1
 
 
 def _check(setup: TrainingSetup) -> None:

@@ -12,13 +12,12 @@ from typing import Any
 
 from pydantic import model_validator
 
+from gptoss_tune.recipe.contradictions.contradiction import Contradiction, contradiction_error
+from gptoss_tune.recipe.contradictions.distributed import distributed_rules
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
-from gptoss_tune.recipe.distributed.rules import distributed_rules
 from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
 from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.rules import (
-    Contradiction,
-    contradiction_error,
     data_rules,
     evaluation_rules,
     lora_rules,

@@ -1,1 +1,1 @@
-"""What a plan adds where several GPUs share each row: memory, what travels, and ways out."""
+"""What a plan adds where several GPUs share each row: ``context``, memory and what travels."""

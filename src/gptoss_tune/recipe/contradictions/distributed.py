@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gptoss_tune.recipe.rules import Contradiction
+from gptoss_tune.recipe.contradictions.contradiction import Contradiction
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.schema import (

@@ -1,1 +1,0 @@
-"""How several processes train together, as far as a recipe's settings can say it."""
