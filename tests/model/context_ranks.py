@@ -18,6 +18,7 @@ from gptoss_kernels.attention.shards import RowShard
 from gptoss_tune.model import activation_checkpointing
 from gptoss_tune.model.build import build
 from gptoss_tune.model.parallel.context import set_context_parallel
+from gptoss_tune.model.parallel.sharding import Share, share_of, whole
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.weights import open_checkpoint
 
@@ -48,13 +49,17 @@ def row(lengths, weighted):
 def model_of(case):
     """Return the case's model, its adapters at random."""
     recipe = load_recipe(RECIPE, case["overrides"])
-    model = build(recipe, open_checkpoint(recipe.model.name_or_path), "cpu").model.train()
+    share = Share(RANK, RANKS) if RANKS and case["sharded"] else None
+    base = open_checkpoint(recipe.model.name_or_path)
+    model = build(recipe, base, "cpu", share).model.train()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if "lora_" in name:
                 values = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(0.2 * values / parameter.shape[-1] ** 0.5)
+                values = 0.2 * values / parameter.shape[-1] ** 0.5
+                mine = values.chunk(RANKS)[RANK] if share is not None else values
+                share_of(parameter.detach()).copy_(mine)
     for name, parameter in model.named_parameters():
         if name.endswith("self_attn.sinks"):
             parameter.requires_grad_(case["sinks"])
@@ -85,7 +90,8 @@ def run(case):
     found["loss"] = out.loss_sum.detach()
     found["token_losses"] = out.token_losses
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    found["grads"] = {n: p.grad for n, p in trained.items() if p.grad is not None}
+    # FSDP2 leaves every rank a part of their mean: together, and added up, that is their sum.
+    found["grads"] = {n: whole(p.grad) for n, p in trained.items() if p.grad is not None}
     found["without"] = sorted(n for n, p in trained.items() if p.grad is None)
     found["fetched"] = fetched
     if RANKS and case["logits"]:  # switched off, the model takes whole rows again

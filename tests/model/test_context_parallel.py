@@ -4,7 +4,6 @@ What the ranks do is in ``context_ranks.py``, started once for each number of th
 """
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,17 @@ PACKED = [150, 1, 290, 170, 29]
 NEVER = 10**9
 
 
-def case(*overrides, lengths=PACKED, keep_from=NEVER, sinks=False, without_loss=None, logits=False):
+def case(
+    *overrides,
+    lengths=PACKED,
+    keep_from=NEVER,
+    sinks=False,
+    without_loss=None,
+    logits=False,
+    sharded=False,
+):
     return {
+        "sharded": sharded,
         "overrides": list(overrides),
         "lengths": lengths,
         "keep_from": keep_from,
@@ -50,6 +58,7 @@ CASES = {
     "full": case(checkpointing("full")),
     "full, attention kept": case(checkpointing("full"), keep_from=LENGTH),
     "offload": case(checkpointing("offload")),
+    "full, together with FSDP2": case(checkpointing("full"), sharded=True),
     # Of 2 ranks the second holds nothing else.
     "a rank without loss": case(checkpointing("full"), without_loss=[160, 480]),
 }
@@ -107,8 +116,6 @@ def test_a_spread_row_equals_the_row_on_one_rank(name, ranks, found):
         total = sum(rank["grads"][parameter] for rank in each)
         assert expected.any(), parameter
         errors[parameter] = relative_rms(total, expected)
-    if "CONTEXT_FIGURES" in os.environ:
-        print(name, ranks, f"loss {float(one['loss']):.3f}", max(errors.values()))
     assert max(errors.values()) <= FP32, errors
     if CASES[name]["without_loss"] and ranks == 2:
         assert each[1]["loss"] == 0

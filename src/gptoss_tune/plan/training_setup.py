@@ -87,7 +87,7 @@ class TrainingSetup:
     def keeps_attention(self) -> bool:
         """Whether ``activation_checkpointing: full`` keeps what full attention computed."""
         mode = self.train.activation_checkpointing
-        return mode == "full" and self.local_length >= KEEP_ATTENTION_FROM
+        return mode == "full" and self.data.max_length >= KEEP_ATTENTION_FROM
 
     @property
     def step_tokens(self) -> int:

@@ -144,16 +144,32 @@ def test_a_layer_that_runs_again_fetches_for_its_backward_only(ranks, found):
             assert [what for what, _ in rank["all"]] == ["_gather", "_gather", "_add_up"]
 
 
-def rows_alone(positions):
-    """Return rows on one rank, whose chunks reach back to nothing: no group is asked."""
+def rows_of(positions, ranks=1, rank=0):
+    """Return what a rank would know; no group is asked."""
     documents = find_documents(1, len(positions), torch.device("cpu"), position_ids=positions[None])
-    shard = RowShard(len(positions), 1, 0)
+    shard = RowShard(len(positions), ranks, rank)
     starts = documents.first_key[:, :: shard.chunk].tolist()
     return ContextRows(shard, None, documents, starts)
 
 
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda w: f"window {w}")
+@pytest.mark.parametrize("lengths", ROWS.values(), ids=ROWS.keys())
+def test_flash_libraries_are_told_the_same_runs(lengths, window):
+    """``cu_seqlens`` against ``first_key``, which the other engines read."""
+    for chunk in range(8):
+        runs = rows_of(positions_of(lengths), ranks=4).runs(0, chunk, window)
+        queries, keys = runs.cu_seqlens().tolist(), runs.cu_seqlens_keys().tolist()
+        assert keys[0] == 0 and keys[-1] == runs.last_query.shape[1]
+        first_key, last_query = [], []
+        for n, start in enumerate(queries[:-1]):
+            first_key += [keys[n]] * (queries[n + 1] - start)
+            last_query += [queries[n + 1] - 1] * (keys[n + 1] - keys[n])
+        assert runs.first_key.tolist() == [first_key]
+        assert runs.last_query.tolist() == [last_query]
+
+
 def test_mistakes_are_named():
-    rows = rows_alone(positions_of([4, 4]))
+    rows = rows_of(positions_of([4, 4]))
     query, key, value, sinks = (
         torch.zeros(1, 4, 8, 16),
         *(torch.zeros(1, 2, 8, 16) for _ in "kv"),

@@ -2,7 +2,6 @@
 
 import sys
 import types
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from gptoss_kernels.attention.engines import (
     choose_engine,
     find_fault,
     find_obstacle,
-    find_part_fault,
 )
 from gptoss_kernels.attention.fa4 import FlashAttention4Engine
 from gptoss_kernels.attention.interface import AttentionRule
@@ -104,121 +102,6 @@ def test_every_known_fault_of_other_tools_is_found(engine, fault):
     import re
 
     assert re.search(fault, find_fault(engine, CPU, torch.float32, 16) or "no fault found")
-
-
-class TopLeft(EagerEngine):
-    """A library that counts causal and window from the first key."""
-
-    def _pieces(self, query, rule):
-        before = rule.documents.keys_before
-        for rows, columns, hidden in super()._pieces(query, rule):
-            if before:
-                hidden = torch.nn.functional.pad(hidden[..., before:], (0, before), value=True)
-                hidden[..., 0] = False
-            yield rows, columns, hidden
-
-
-class WindowOf63(EagerEngine):
-    """Only where a part begins: the farthest key of its first query is hidden."""
-
-    def _pieces(self, query, rule):
-        for rows, columns, hidden in super()._pieces(query, rule):
-            if rule.window and rule.documents.keys_before and rows.start == 0:
-                hidden[..., 0, 0] = True
-            yield rows, columns, hidden
-
-
-class ForgetsKeysBefore(EagerEngine):
-    """A backward that leaves the gradients of the keys before the part at zero."""
-
-    def backward(self, *args):
-        grads = super().backward(*args)
-        for grad in grads[1:]:
-            grad[:, :, : args[-1].documents.keys_before] = 0
-        return grads
-
-
-@pytest.mark.parametrize(
-    ("engine", "fault"),
-    [
-        (TopLeft(), "output is wrong by .* with window 64"),
-        (WindowOf63(), "output is wrong by .* with window 64"),
-        (ForgetsKeysBefore(), "key gradient is wrong"),
-        (Refuses(), "it raised TypeError"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, EagerEngine) else "",
-)
-def test_a_part_of_a_row_is_proven_on_its_own(engine, fault):
-    import re
-
-    said = find_part_fault(engine, CPU, torch.float32, 16) or "no fault found"
-    assert re.search(f"{fault}.*, for a part of a row", said)
-    if not isinstance(engine, Refuses):
-        assert find_fault(engine, CPU, torch.float32, 16) is None, "whole rows are right"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_exact_engine_passes_its_proof_for_a_part_of_a_row(dtype):
-    assert find_part_fault(EagerEngine(), CPU, dtype, 16) is None
-
-
-@pytest.mark.triton
-def test_the_triton_engine_passes_its_proof_for_a_part_of_a_row(device):
-    assert find_part_fault(TritonEngine(), device, torch.float32, 16) is None
-
-
-def part_of_a_row(device):
-    """The runs of queries 40 to 95 of documents of 60, 1 and 35 tokens, on keys from 8."""
-    positions = torch.cat([torch.arange(n) for n in (60, 1, 35)])[None]
-    runs = find_documents(1, 96, CPU, position_ids=positions).part(0, 40, 96, 8)
-    made = {"cu_seqlens": runs.cu_seqlens().to(device)}
-    made["cu_seqlens_keys"] = runs.cu_seqlens_keys().to(device)
-    return replace(
-        runs,
-        first_key=runs.first_key.to(device),
-        last_query=runs.last_query.to(device),
-        made=made,
-    )
-
-
-@pytest.mark.parametrize("window", [None, 128], ids=["full", "window"])
-@pytest.mark.parametrize("engine", [TorchFlashEngine, CudnnEngine])
-def test_engines_of_torch_are_told_of_the_keys_before_a_part(engine, window, monkeypatch):
-    documents, called = part_of_a_row("meta"), []
-    original = torch._ops.OpOverloadPacket.__call__
-    monkeypatch.setattr(
-        torch._ops.OpOverloadPacket,
-        "__call__",
-        lambda op, *a, **k: called.append((op.__name__, a, k)) or original(op, *a, **k),
-    )
-
-    def empty(heads, tokens):
-        leaf = torch.empty(1, tokens, heads, 64, device="meta", dtype=torch.bfloat16)
-        return leaf.requires_grad_()
-
-    leaves = empty(4, 56), empty(2, 88), empty(2, 88)
-    sinks = torch.empty(4, device="meta", requires_grad=True)
-    out = attention(
-        *(leaf.transpose(1, 2) for leaf in leaves),
-        sinks,
-        scaling=0.125,
-        window=window,
-        documents=documents,
-        engine=engine("torch"),
-    )
-    grads = torch.autograd.grad(out.sum(), (*leaves, sinks))
-    assert [g.shape for g in grads] == [*(leaf.shape for leaf in leaves), sinks.shape]
-    flash = [(args, options) for name, args, options in called if "_flash_attention" in name]
-    assert len(flash) == 2 and not any("cudnn" in name for name, *_ in called)
-    for (args, options), at in zip(flash, (3, 6), strict=True):
-        queries, keys = args[at : at + 2]
-        assert queries is documents.made["cu_seqlens"]
-        assert keys is documents.made["cu_seqlens_keys"]
-        assert args[at + 2 : at + 4] == (56, 88)
-        assert options.get("window_size_left") == (None if window is None else 127)
-    runs = part_of_a_row("cpu")
-    assert runs.cu_seqlens().tolist() == [0, 20, 21, 56]
-    assert runs.cu_seqlens_keys().tolist() == [0, 52, 53, 88]
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "whole rows"])
@@ -336,20 +219,8 @@ def test_engines_on_a_gpu_pass_their_proof_in_bf16(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [name for name in ENGINE_NAMES if name != "flex"])
-def test_engines_on_a_gpu_pass_their_proof_for_a_part_of_a_row_in_bf16(name):
-    device = torch.device("cuda")
-    obstacle = find_obstacle(name, device, torch.bfloat16, 64)
-    if obstacle is not None:
-        pytest.skip(obstacle)
-    engine = choose_engine(name, device, torch.bfloat16, 64).engine
-    assert find_part_fault(engine, device, torch.bfloat16, 64) is None
-
-
-@pytest.mark.gpu
 def test_triton_on_a_gpu_equals_the_exact_engine_in_fp32():
     assert find_fault(TritonEngine(), torch.device("cuda"), torch.float32, 64) is None
-    assert find_part_fault(TritonEngine(), torch.device("cuda"), torch.float32, 64) is None
 
 
 @pytest.mark.gpu

@@ -95,7 +95,9 @@ def _rows(args: tuple[Any, ...], kwargs: dict[str, Any], group: dist.ProcessGrou
     Raises:
         ValueError: Positions are missing, or something came that knows of these tokens only.
     """
-    if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
+    # The cache's name up to transformers 5.23, and from 5.24 on.
+    cached = any(kwargs.get(name) is not None for name in ("past_key_values", "cache"))
+    if cached or kwargs.get("use_cache"):
         raise ValueError(
             "the model computes parts of rows that ranks share (context parallel), which have no "
             "cache and do not generate; call set_context_parallel(model, None) first"
