@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from fake_driver import CARDS, Compiled
 from gptoss_kernels import ExpertProjection, LowRankTerm, Mxfp4Weight, swiglu
-from gptoss_kernels.attention.attention import attention, find_documents
+from gptoss_kernels.attention.attention import Documents, attention
 from gptoss_kernels.attention.sinks import add_sinks, row_sums
 from gptoss_kernels.attention.triton_engine import TritonEngine, choose_attention_tiles
 from gptoss_kernels.experts import experts
@@ -66,6 +66,8 @@ def scenarios() -> list[Scenario]:
         Scenario("alone", passes),
         Scenario("window", partial(attend, window=WINDOW)),
         Scenario("full", partial(attend, window=None)),
+        Scenario("part of a row, window", partial(attend, window=WINDOW, before=WINDOW - 1)),
+        Scenario("part of a row, full", partial(attend, window=None, before=49157)),
         Scenario("sinks", sinks_of_stock_kernels),
         Scenario("", loss),
     ]
@@ -176,16 +178,27 @@ def passes(architecture: str) -> None:
     _launch_quantize(torch.empty(4096, HIDDEN, dtype=BF16, device=META))
 
 
-def attend(architecture: str, *, window: int | None) -> None:
-    """Run our attention forward and backward, on packed documents."""
+def attend(architecture: str, *, window: int | None, before: int = 0) -> None:
+    """Run our attention forward and backward, on packed documents.
+
+    Args:
+        architecture: One of ``CARDS``.
+        window: Keys a query sees.
+        before: Keys before the first query, of a part of a row that is spread over ranks.
+    """
     tokens = 16384
     tiles = choose_attention_tiles(BF16, CARDS[architecture].shared_bytes >> 10)
     heads = (HEADS, KEY_VALUE_HEADS, KEY_VALUE_HEADS)
     leaves = [
-        torch.empty(1, tokens, n, HEAD_SIZE, dtype=BF16, device=META).transpose(1, 2) for n in heads
+        torch.empty(1, length, n, HEAD_SIZE, dtype=BF16, device=META).transpose(1, 2)
+        for n, length in zip(heads, (tokens, before + tokens, before + tokens), strict=True)
     ]
     leaves = [leaf.requires_grad_() for leaf in (*leaves, torch.empty(HEADS, device=META))]
-    documents = find_documents(1, tokens, META)
+    first_key, last_query = (
+        torch.empty(1, length, dtype=torch.int32, device=META)
+        for length in (tokens, before + tokens)
+    )
+    documents = Documents(first_key, last_query)
     out = attention(
         *leaves,
         scaling=HEAD_SIZE**-0.5,

@@ -11,7 +11,7 @@ from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
-from gptoss_tune.model.sharding import Share, is_sharded
+from gptoss_tune.model.parallel.sharding import Share, is_sharded
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.weights import open_checkpoint
 

@@ -22,7 +22,7 @@ FACTORS = ["dA gate_up", "dB gate_up", "dA down", "dB down"]
 ATTENTION = [
     f"attention {kernel}, {layer}"
     for kernel in ("forward", "key value", "query")
-    for layer in ("window", "full")
+    for layer in ("window", "full", "part of a row, window", "part of a row, full")
 ]
 # What `make test` leaves to `make test-all`.
 LATER = ("gfx942", "sm_80", "sm_100", "sm_120")

@@ -73,7 +73,8 @@ def test_all_mistakes_come_at_once(mistakes, sound):
         f"a.yaml:11:3: world.spread: {GOT} distributed.strategy; "
         "write 'strategy: fsdp2' under 'distributed:'",
         "a.yaml:12:3: distributed.other: got an unknown key, expected one of num_processes, "
-        "strategy, timeout_seconds; remove it; 'gptoss-tune schema' lists every setting",
+        "strategy, context_parallel, timeout_seconds; remove it; 'gptoss-tune schema' lists "
+        "every setting",
         f"override 1: 'train.checkpointing=full': train.checkpointing: {GOT} "
         "train.activation_checkpointing; write train.activation_checkpointing=full",
         "override 2: 'world.timeout_seconds=0': distributed.timeout_seconds: got 0, expected a "
@@ -132,6 +133,7 @@ def test_a_recipe_that_a_program_wrote_is_read_under_the_new_names(load, sound, 
     resolved = new.model_dump(mode="json")
     world = resolved.pop("distributed")
     resolved["world"] = {"processes": world["num_processes"], "spread": world["strategy"]}
+    resolved["world"]["context_parallel"] = world["context_parallel"]
     resolved["train"]["checkpointing"] = resolved["train"].pop("activation_checkpointing")
     resolved["lora"]["start_from"] = resolved["lora"].pop("init_from")
     resolved["world"]["timeout_seconds"] = 60

@@ -6,6 +6,24 @@ from gptoss_tune.recipe.rules import warmup_rules
 
 # Overrides on a sound recipe -> the beginning of each mistake, by the rule that they break.
 BROKEN = {
+    ("distributed.num_processes=4", "distributed.context_parallel=3"): [
+        "distributed.context_parallel: got 3 while distributed.num_processes is 4, expected a"
+    ],
+    ("distributed.context_parallel=2",): [
+        "distributed.context_parallel: got 2 while distributed.num_processes is 1, expected a"
+    ],
+    (
+        "distributed.num_processes=4",
+        "distributed.context_parallel=2",
+        "model.attention=flex",
+        "train.auto_find_batch_size=true",
+    ): [
+        "model.attention: got flex with distributed.context_parallel 2, expected an engine that",
+        "train.auto_find_batch_size: got true with distributed.context_parallel 2, expected false",
+    ],
+    ("distributed.num_processes=2", "distributed.context_parallel=2", "method.name=dpo"): [
+        "distributed.context_parallel: got 2 with method.name dpo, expected 1, or method.name sft"
+    ],
     ("train.num_train_epochs=1", "train.max_steps=10"): [
         "train.max_steps: got 10 beside train.num_train_epochs 1.0"
     ],

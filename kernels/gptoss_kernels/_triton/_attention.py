@@ -1,6 +1,7 @@
 """Device code of attention with sinks: the forward pass and what both directions share.
 
-A row's visible keys are ``[max(first_key[q], q - window + 1), q]``. ``first_key`` never decreases
+A row's visible keys are ``[max(first_key[q], P + q - window + 1), P + q]``: P keys come before the
+first query, 0 but for a part of a row that is spread over ranks. ``first_key`` never decreases
 along a row, so the blocks a tile has to visit are an interval, its middle part needs no mask, and
 everything outside costs nothing: a window layer and a row of short documents cost what they see.
 
@@ -32,6 +33,7 @@ def _key_bounds(
     first_key_ptr,
     start,
     length,
+    before,
     window,
     HAS_WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -42,18 +44,18 @@ def _key_bounds(
     low = tl.load(first_key_ptr + start)
     full_low = tl.load(first_key_ptr + last)
     if HAS_WINDOW:
-        low = tl.maximum(low, start - window + 1)
-        full_low = tl.maximum(full_low, last - window + 1)
+        low = tl.maximum(low, before + start - window + 1)
+        full_low = tl.maximum(full_low, before + last - window + 1)
     low = low // BLOCK_N * BLOCK_N
-    high = last + 1
+    high = before + last + 1
     full_low = tl.minimum(tl.maximum(tl.cdiv(full_low, BLOCK_N) * BLOCK_N, low), high)
-    full_high = tl.maximum((start + 1) // BLOCK_N * BLOCK_N, full_low)
+    full_high = tl.maximum((before + start + 1) // BLOCK_N * BLOCK_N, full_low)
     return low, full_low, full_high, high
 
 
 @triton.jit
 def _visible(rows, columns, first_keys, window, HAS_WINDOW: tl.constexpr):
-    """Return which ``[M, N]`` pairs see each other."""
+    """Return which ``[M, N]`` pairs see each other; rows are numbered as keys."""
     visible = (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first_keys[:, None])
     if HAS_WINDOW:
         visible &= columns[None, :] > rows[:, None] - window
@@ -74,7 +76,7 @@ def _forward_steps(
     first_keys,
     low,
     high,
-    length,
+    key_length,
     window,
     scaling_log2,
     MASKED: tl.constexpr,
@@ -85,7 +87,7 @@ def _forward_steps(
     sizes = tl.arange(0, HEAD_SIZE)
     for start in range(low, high, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        key = _load_tile(key_ptr, columns, stride_ks, sizes, length, MASKED)
+        key = _load_tile(key_ptr, columns, stride_ks, sizes, key_length, MASKED)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling_log2
         if MASKED:
             visible = _visible(rows, columns, first_keys, window, HAS_WINDOW)
@@ -94,7 +96,7 @@ def _forward_steps(
         weights = tl.exp2(scores - new[:, None])
         decay = tl.exp2(largest - new)
         total = total * decay + tl.sum(weights, axis=1)
-        value = _load_tile(value_ptr, columns, stride_vs, sizes, length, MASKED)
+        value = _load_tile(value_ptr, columns, stride_vs, sizes, key_length, MASKED)
         mixed = mixed * decay[:, None]
         mixed = tl.dot(weights.to(value.dtype), value, mixed, input_precision="ieee")
         largest = new
@@ -107,7 +109,7 @@ def _attention_forward_kernel(
     key_ptr,
     value_ptr,
     sinks_ptr,
-    first_key_ptr,  # [B, S] int32
+    first_key_ptr,  # [B, S] int32, numbers of keys
     out_ptr,  # [B, S, H, D]
     lse_ptr,  # [B, H, S] fp32
     stride_qb,
@@ -120,6 +122,7 @@ def _attention_forward_kernel(
     stride_vh,
     stride_vs,
     length,
+    key_length,
     heads,
     batch_heads,
     window,
@@ -144,25 +147,30 @@ def _attention_forward_kernel(
     sizes = tl.arange(0, HEAD_SIZE)
     query = _load_tile(query_ptr, rows, stride_qs, sizes, length, True)
     first_keys = tl.load(first_key_ptr + rows, mask=rows < length, other=0)
+    before = key_length - length
     low, full_low, full_high, high = _key_bounds(
-        first_key_ptr, start, length, window, HAS_WINDOW, BLOCK_M, BLOCK_N
+        first_key_ptr, start, length, before, window, HAS_WINDOW, BLOCK_M, BLOCK_N
     )
+    places = before + rows
     sink = tl.load(sinks_ptr + head).to(tl.float32) * _LOG2_E
     largest = tl.zeros([BLOCK_M], dtype=tl.float32) + sink
     total = tl.full([BLOCK_M], 1.0, dtype=tl.float32)
     mixed = tl.zeros([BLOCK_M, HEAD_SIZE], dtype=tl.float32)
     # The edge of the window or of a document, then whole tiles, then the diagonal.
     mixed, total, largest = _forward_steps(
-        mixed, total, largest, query, key_ptr, value_ptr, stride_ks, stride_vs, rows, first_keys,
-        low, full_low, length, window, scaling_log2, True, HAS_WINDOW, HEAD_SIZE, BLOCK_N,
+        mixed, total, largest, query, key_ptr, value_ptr, stride_ks, stride_vs, places, first_keys,
+        low, full_low, key_length, window, scaling_log2,
+        True, HAS_WINDOW, HEAD_SIZE, BLOCK_N,
     )  # fmt: skip
     mixed, total, largest = _forward_steps(
-        mixed, total, largest, query, key_ptr, value_ptr, stride_ks, stride_vs, rows, first_keys,
-        full_low, full_high, length, window, scaling_log2, False, HAS_WINDOW, HEAD_SIZE, BLOCK_N,
+        mixed, total, largest, query, key_ptr, value_ptr, stride_ks, stride_vs, places, first_keys,
+        full_low, full_high, key_length, window, scaling_log2,
+        False, HAS_WINDOW, HEAD_SIZE, BLOCK_N,
     )  # fmt: skip
     mixed, total, largest = _forward_steps(
-        mixed, total, largest, query, key_ptr, value_ptr, stride_ks, stride_vs, rows, first_keys,
-        full_high, high, length, window, scaling_log2, True, HAS_WINDOW, HEAD_SIZE, BLOCK_N,
+        mixed, total, largest, query, key_ptr, value_ptr, stride_ks, stride_vs, places, first_keys,
+        full_high, high, key_length, window, scaling_log2,
+        True, HAS_WINDOW, HEAD_SIZE, BLOCK_N,
     )  # fmt: skip
 
     inside = rows < length

@@ -4,8 +4,8 @@ Two passes over the scores, one that owns keys and one that owns queries, instea
 atomics: the same bits in every run. LSE is LSE', so ``exp(scores - LSE')`` is the softmax with the
 sink in it, and nothing here mentions sinks.
 
-B rows, S tokens of a row, H query heads, G query heads per key-value head, D head size; M queries
-and N keys of a tile.
+B rows, S tokens of a row, P keys before the first query, H query heads, G query heads per key-value
+head, D head size; M queries and N keys of a tile.
 """
 
 import triton
@@ -60,6 +60,7 @@ def _key_value_steps(
     low,
     high,
     length,
+    key_length,
     window,
     scaling_log2,
     GROUP: tl.constexpr,
@@ -90,12 +91,13 @@ def _key_value_steps(
         scores = tl.dot(key, tl.trans(query), input_precision="ieee") * scaling_log2
         weights = tl.exp2(scores - lse[None, :])
         if MASKED:
-            # A row beyond the end has first_key = length, which no key reaches.
-            first_keys = tl.load(first_key_ptr + rows, mask=rows < length, other=length)
-            visible = columns[:, None] <= rows[None, :]
+            # A row beyond the end has first_key = key_length, which no key reaches.
+            first_keys = tl.load(first_key_ptr + rows, mask=rows < length, other=key_length)
+            places = key_length - length + rows
+            visible = columns[:, None] <= places[None, :]
             visible &= columns[:, None] >= first_keys[None, :]
             if HAS_WINDOW:
-                visible &= columns[:, None] > rows[None, :] - window
+                visible &= columns[:, None] > places[None, :] - window
             weights = tl.where(visible, weights, 0.0)
         grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision="ieee")
         grad_weights = tl.dot(value, tl.trans(grad), input_precision="ieee")
@@ -114,7 +116,7 @@ def _attention_key_value_kernel(
     delta_ptr,
     first_key_ptr,
     last_query_ptr,
-    grad_key_ptr,  # [B, S, H / G, D]
+    grad_key_ptr,  # [B, P + S, H / G, D]
     grad_value_ptr,
     stride_qb,
     stride_qh,
@@ -129,6 +131,7 @@ def _attention_key_value_kernel(
     stride_gs,
     stride_gh,
     length,
+    key_length,
     heads,
     window,
     scaling,
@@ -148,23 +151,26 @@ def _attention_key_value_kernel(
     batch = (program % batch_groups // groups).to(tl.int64)
     group = (program % groups).to(tl.int64)
     first_key_ptr += batch * length
-    last_query_ptr += batch * length
+    last_query_ptr += batch * key_length
 
     columns = start + tl.arange(0, BLOCK_N)
     sizes = tl.arange(0, HEAD_SIZE)
     key_ptr += batch * stride_kb + group * stride_kh
     value_ptr += batch * stride_vb + group * stride_vh
-    key = _load_tile(key_ptr, columns, stride_ks, sizes, length, True)
-    value = _load_tile(value_ptr, columns, stride_vs, sizes, length, True)
+    key = _load_tile(key_ptr, columns, stride_ks, sizes, key_length, True)
+    value = _load_tile(value_ptr, columns, stride_vs, sizes, key_length, True)
 
-    last = tl.minimum(start + BLOCK_N, length) - 1
+    before = key_length - length
+    last = tl.minimum(start + BLOCK_N, key_length) - 1
     high = tl.load(last_query_ptr + last) + 1
     full_high = tl.load(last_query_ptr + start) + 1
     if HAS_WINDOW:
-        high = tl.minimum(high, last + window)
-        full_high = tl.minimum(full_high, start + window)
-    low = start // BLOCK_M * BLOCK_M
-    full_low = tl.minimum(tl.cdiv(last, BLOCK_M) * BLOCK_M, high)
+        high = tl.minimum(high, last + window - before)
+        full_high = tl.minimum(full_high, start + window - before)
+    # Keys before the first query are seen from there on.
+    low = tl.maximum(start - before, 0) // BLOCK_M * BLOCK_M
+    high = tl.maximum(high, low)
+    full_low = tl.minimum(tl.cdiv(tl.maximum(last - before, 0), BLOCK_M) * BLOCK_M, high)
     full_high = tl.maximum(full_high // BLOCK_M * BLOCK_M, full_low)
 
     grad_key = tl.zeros([BLOCK_N, HEAD_SIZE], dtype=tl.float32)
@@ -177,23 +183,23 @@ def _attention_key_value_kernel(
     # The diagonal, then whole tiles, then the edge of the window or of a document.
     grad_key, grad_value = _key_value_steps(
         grad_key, grad_value, key, value, query_ptr, grad_ptr, lse_ptr, delta_ptr, first_key_ptr,
-        stride_qh, stride_qs, stride_gs, stride_gh, columns, low, full_low, length, window,
-        scaling_log2, GROUP, True, HAS_WINDOW, HEAD_SIZE, BLOCK_M,
+        stride_qh, stride_qs, stride_gs, stride_gh, columns, low, full_low, length,
+        key_length, window, scaling_log2, GROUP, True, HAS_WINDOW, HEAD_SIZE, BLOCK_M,
     )  # fmt: skip
     grad_key, grad_value = _key_value_steps(
         grad_key, grad_value, key, value, query_ptr, grad_ptr, lse_ptr, delta_ptr, first_key_ptr,
-        stride_qh, stride_qs, stride_gs, stride_gh, columns, full_low, full_high, length, window,
-        scaling_log2, GROUP, False, HAS_WINDOW, HEAD_SIZE, BLOCK_M,
+        stride_qh, stride_qs, stride_gs, stride_gh, columns, full_low, full_high, length,
+        key_length, window, scaling_log2, GROUP, False, HAS_WINDOW, HEAD_SIZE, BLOCK_M,
     )  # fmt: skip
     grad_key, grad_value = _key_value_steps(
         grad_key, grad_value, key, value, query_ptr, grad_ptr, lse_ptr, delta_ptr, first_key_ptr,
-        stride_qh, stride_qs, stride_gs, stride_gh, columns, full_high, high, length, window,
-        scaling_log2, GROUP, True, HAS_WINDOW, HEAD_SIZE, BLOCK_M,
+        stride_qh, stride_qs, stride_gs, stride_gh, columns, full_high, high, length,
+        key_length, window, scaling_log2, GROUP, True, HAS_WINDOW, HEAD_SIZE, BLOCK_M,
     )  # fmt: skip
 
-    offset = batch * length * groups * HEAD_SIZE + group * HEAD_SIZE
+    offset = batch * key_length * groups * HEAD_SIZE + group * HEAD_SIZE
     cells = offset + (columns.to(tl.int64) * groups * HEAD_SIZE)[:, None] + sizes[None, :]
-    inside = (columns < length)[:, None]
+    inside = (columns < key_length)[:, None]
     grad_key = (grad_key * scaling).to(grad_key_ptr.dtype.element_ty)
     tl.store(grad_key_ptr + cells, grad_key, mask=inside)
     tl.store(grad_value_ptr + cells, grad_value.to(grad_value_ptr.dtype.element_ty), mask=inside)
@@ -214,7 +220,7 @@ def _query_steps(
     first_keys,
     low,
     high,
-    length,
+    key_length,
     window,
     scaling_log2,
     MASKED: tl.constexpr,
@@ -225,8 +231,8 @@ def _query_steps(
     sizes = tl.arange(0, HEAD_SIZE)
     for start in range(low, high, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        key = _load_tile(key_ptr, columns, stride_ks, sizes, length, MASKED)
-        value = _load_tile(value_ptr, columns, stride_vs, sizes, length, MASKED)
+        key = _load_tile(key_ptr, columns, stride_ks, sizes, key_length, MASKED)
+        value = _load_tile(value_ptr, columns, stride_vs, sizes, key_length, MASKED)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling_log2
         weights = tl.exp2(scores - lse[:, None])
         if MASKED:
@@ -261,6 +267,7 @@ def _attention_query_kernel(
     stride_gs,
     stride_gh,
     length,
+    key_length,
     heads,
     batch_heads,
     window,
@@ -291,23 +298,25 @@ def _attention_query_kernel(
     lse = tl.load(lse_ptr + row_offset + rows, mask=inside, other=0.0) * _LOG2_E
     delta = tl.load(delta_ptr + row_offset + rows, mask=inside, other=0.0)
     first_keys = tl.load(first_key_ptr + rows, mask=inside, other=0)
+    before = key_length - length
     low, full_low, full_high, high = _key_bounds(
-        first_key_ptr, start, length, window, HAS_WINDOW, BLOCK_M, BLOCK_N
+        first_key_ptr, start, length, before, window, HAS_WINDOW, BLOCK_M, BLOCK_N
     )
+    places = before + rows
     grad_query = tl.zeros([BLOCK_M, HEAD_SIZE], dtype=tl.float32)
     grad_query = _query_steps(
-        grad_query, query, grad, lse, delta, key_ptr, value_ptr, stride_ks, stride_vs, rows,
-        first_keys, low, full_low, length, window, scaling_log2,
+        grad_query, query, grad, lse, delta, key_ptr, value_ptr, stride_ks, stride_vs, places,
+        first_keys, low, full_low, key_length, window, scaling_log2,
         True, HAS_WINDOW, HEAD_SIZE, BLOCK_N,
     )  # fmt: skip
     grad_query = _query_steps(
-        grad_query, query, grad, lse, delta, key_ptr, value_ptr, stride_ks, stride_vs, rows,
-        first_keys, full_low, full_high, length, window, scaling_log2,
+        grad_query, query, grad, lse, delta, key_ptr, value_ptr, stride_ks, stride_vs, places,
+        first_keys, full_low, full_high, key_length, window, scaling_log2,
         False, HAS_WINDOW, HEAD_SIZE, BLOCK_N,
     )  # fmt: skip
     grad_query = _query_steps(
-        grad_query, query, grad, lse, delta, key_ptr, value_ptr, stride_ks, stride_vs, rows,
-        first_keys, full_high, high, length, window, scaling_log2,
+        grad_query, query, grad, lse, delta, key_ptr, value_ptr, stride_ks, stride_vs, places,
+        first_keys, full_high, high, key_length, window, scaling_log2,
         True, HAS_WINDOW, HEAD_SIZE, BLOCK_N,
     )  # fmt: skip
 

@@ -16,7 +16,8 @@ Rejected: rescaling the output of an attention whose backward ignores the gradie
 bf16 (transformers' flex path): 1.2 % mean output error. A sink as an extra key: it shifts every
 causal and window index by one.
 
-B rows, S tokens of a row, Hq query heads, Hkv key-value heads, G = Hq / Hkv, D head size.
+B rows, S tokens of a row, Hq query heads, Hkv key-value heads, G = Hq / Hkv, D head size, P keys
+before the first query: 0 but for a part of a row that is spread over ranks.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ def attention(
 
     Args:
         query: ``[B, Hq, S, D]``, any strides with contiguous D.
-        key: ``[B, Hkv, S, D]``, Hkv a divisor of Hq.
+        key: ``[B, Hkv, P + S, D]``, Hkv a divisor of Hq.
         value: As ``key``.
         sinks: ``[Hq]``, floating, trainable or frozen.
         scaling: Factor of the scores, ``D ** -0.5`` for gpt-oss.
         window: Keys a query sees, itself included; ``None`` for all.
-        documents: Runs of tokens that see each other; ``None``: each row is one run.
+        documents: Runs of tokens that see each other; ``None``: each row is one run. They know P.
         engine: Who computes; ``None`` is the exact torch engine, which runs anywhere.
         kept: Filled by a first call and used by the second; an engine with its own autograd
             computes twice.
@@ -86,14 +87,9 @@ def attention(
     See ``attention_reference``; openai/gpt-oss, gpt_oss/torch/model.py; Dao, FlashAttention-2,
     arXiv 2307.08691.
     """
-    _validate(query, key, value, sinks, window)
+    validate(query, key, value, sinks, window, documents)
     if documents is None:
         documents = find_documents(query.shape[0], query.shape[2], query.device)
-    elif documents.first_key.shape != (query.shape[0], query.shape[2]):
-        raise ValueError(
-            f"documents are for {tuple(documents.first_key.shape)} tokens, the query has "
-            f"{(query.shape[0], query.shape[2])}"
-        )
     if engine is None:
         from gptoss_kernels.attention.eager import EagerEngine
 
@@ -122,8 +118,8 @@ def attention_reference(
     if documents is None:
         documents = find_documents(batch, length, query.device)
     key, value = (t.repeat_interleave(heads // key.shape[1], dim=1) for t in (key, value))
-    rows = torch.arange(length, device=query.device)[:, None]
-    columns = torch.arange(length, device=query.device)
+    columns = torch.arange(key.shape[2], device=query.device)
+    rows = columns[documents.keys_before :, None]
     visible = (columns <= rows) & (columns >= documents.first_key[:, None, :, None])
     if window is not None:
         visible = visible & (columns > rows - window)
@@ -133,17 +129,32 @@ def attention_reference(
     return (weights @ value).transpose(1, 2)
 
 
-def _validate(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, window: int | None) -> None:
+def validate(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor,
+    window: int | None,
+    documents: Documents | None,
+) -> None:
+    """Refuse what ``attention`` cannot compute; its docstring has the shapes."""
     if query.ndim != 4 or key.shape != value.shape or key.ndim != 4:
         raise ValueError(
             f"attention needs query [B, Hq, S, D] and key and value [B, Hkv, S, D], got "
             f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
         )
     batch, heads, length, size = query.shape
-    if (batch, length, size) != (key.shape[0], key.shape[2], key.shape[3]) or heads % key.shape[1]:
+    before = documents.keys_before if documents is not None else 0
+    expected = (batch, before + length, size)
+    if expected != (key.shape[0], key.shape[2], key.shape[3]) or heads % key.shape[1]:
         raise ValueError(
             f"query {tuple(query.shape)} does not fit key {tuple(key.shape)}: same B, S and D, and "
             f"Hq a multiple of Hkv; decoding with a cache has another path"
+        )
+    if documents is not None and documents.first_key.shape != (batch, length):
+        raise ValueError(
+            f"documents are for {tuple(documents.first_key.shape)} tokens, the query has "
+            f"{(batch, length)}"
         )
     if sinks.shape != (heads,):
         raise ValueError(f"sinks need shape [{heads}], one per head, got {tuple(sinks.shape)}")
@@ -195,7 +206,21 @@ class _SinkAttention(torch.autograd.Function):
             grads = ctx.engine.backward(grad_out, query, key, value, out, lse, ctx.rule)
             grad_sinks = None
             if ctx.needs_input_grad[3]:
-                weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse)
-                sums = ctx.engine.row_sums(grad_out, out)
-                grad_sinks = (weight * sums).sum(dim=(0, 2)).neg().to(sinks.dtype)
+                grad_sinks = sinks_gradient(ctx.engine, grad_out, sinks, out, lse)
         return (*grads, grad_sinks, None, None, None)
+
+
+def sinks_gradient(
+    engine: AttentionEngine, grad_out: Tensor, sinks: Tensor, out: Tensor, lse: Tensor
+) -> Tensor:
+    """Return ``-sum over rows of exp(sink - LSE') * rowsum(dO * O')``, ``[Hq]``, dtype of sinks.
+
+    Args:
+        engine: Who sums the rows.
+        grad_out: ``[B, S, Hq, D]``, dO.
+        sinks: ``[Hq]``.
+        out: ``[B, S, Hq, D]``, O'.
+        lse: ``[B, Hq, S]``, LSE'.
+    """
+    weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse)
+    return (weight * engine.row_sums(grad_out, out)).sum(dim=(0, 2)).neg().to(sinks.dtype)

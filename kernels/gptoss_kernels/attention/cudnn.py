@@ -1,8 +1,10 @@
 """cuDNN's attention as an engine for the full layers, sinks added as for every stock kernel.
 
 Published rates put its forward between FlashAttention 2 and 3, which nobody here has measured with
-sinks, so it is used only where it is asked for by name. It knows neither a window nor documents:
-windowed layers, and rows that hold several documents or padding, go to torch's flash kernels. Its
+sinks, so it is used only where it is asked for by name. It knows neither a window nor documents,
+and puts the diagonal at the top left where there are more keys than queries: windowed layers, rows
+that hold several documents or padding, and parts of a row with keys before them go to torch's flash
+kernels. Its
 backward is planned from the layout of Q alone and takes O and the log-sum-exp as they would lie
 then, so all of them are handed over with heads inside tokens.
 

@@ -17,7 +17,17 @@ Worked example, a row of 8 with documents of 3 and 4 tokens and one token of pad
     last_query        2 2 2 6 6 6 6 7
     cu_seqlens        0 3 7 8
 
-B rows, S tokens of a row.
+Where a row is spread over ranks, queries are a part of it and their keys reach back further: the
+first ``P`` keys come before the first query and are of its run. ``first_key`` then counts keys,
+from the first that is there, and ``last_query`` counts queries. The tokens 2 to 6 of the row above
+as queries on the keys 1 to 6, P = 1::
+
+    first_key           0 2 2 2 2
+    last_query        0 0 4 4 4 4
+    cu_seqlens          0 1 5
+    cu_seqlens_keys   0 2 6
+
+B rows, S tokens of a row, P keys before the first query.
 """
 
 from __future__ import annotations
@@ -35,7 +45,7 @@ class Documents:
 
     Attributes:
         first_key: ``[B, S]`` int32, the first token of the run that a token belongs to.
-        last_query: ``[B, S]`` int32, the last token of that run.
+        last_query: ``[B, P + S]`` int32, the last token of that run.
         known_cu_seqlens: ``[n + 1]`` int32 over the ``B * S`` tokens in row order, where the caller
             has it; ``cu_seqlens()`` makes it otherwise.
         known_max_length: The longest run, where the caller knows it; ``S`` serves as its bound.
@@ -53,6 +63,29 @@ class Documents:
         """A bound on the length of a run."""
         return self.known_max_length or self.first_key.shape[1]
 
+    @property
+    def keys_before(self) -> int:
+        """P, the keys that come before the first query."""
+        return self.last_query.shape[1] - self.first_key.shape[1]
+
+    def part(self, row: int, begin: int, end: int, first_key: int) -> Documents:
+        """Return the runs of some queries of a row on the keys that they reach back to.
+
+        Args:
+            row: Which one.
+            begin: The first query.
+            end: The one after the last query, and after the last key.
+            first_key: The first key, of the run of ``begin``.
+
+        Returns:
+            Of one row, with ``begin - first_key`` keys before the first query.
+        """
+        rows = slice(row, row + 1)
+        return Documents(
+            (self.first_key[rows, begin:end] - first_key).clamp(min=0),
+            self.last_query[rows, first_key:end].clamp(max=end - 1) - begin,
+        )
+
     def cu_seqlens(self) -> Tensor:
         """Return the starts of all runs and the end, ``[n + 1]`` int32, over ``B * S`` tokens.
 
@@ -63,13 +96,39 @@ class Documents:
             return self.known_cu_seqlens
         if "cu_seqlens" not in self.made:
             tokens = torch.arange(self.first_key.shape[1], device=self.first_key.device)
-            starts = (self.first_key == tokens).flatten().nonzero().flatten()
+            starts = self.first_key == tokens + self.keys_before
+            starts[:, 0] = True
+            starts = starts.flatten().nonzero().flatten()
             end = torch.full_like(starts[:1], self.first_key.numel())
             self.made["cu_seqlens"] = torch.cat((starts, end)).to(torch.int32)
         return self.made["cu_seqlens"]
 
+    def cu_seqlens_keys(self) -> Tensor:
+        """Return ``cu_seqlens()`` as it counts keys: the first run has P more.
+
+        Raises:
+            ValueError: Keys come before the queries of several rows: such rows are taken one by
+                one.
+        """
+        if self.keys_before == 0:
+            return self.cu_seqlens()
+        if self.first_key.shape[0] != 1:
+            raise ValueError(
+                f"keys before the first query of {self.first_key.shape[0]} rows have no cu_seqlens;"
+                f" take the rows one by one"
+            )
+        if "cu_seqlens_keys" not in self.made:
+            ends = self.cu_seqlens()[1:] + self.keys_before
+            self.made["cu_seqlens_keys"] = torch.cat((torch.zeros_like(ends[:1]), ends))
+        return self.made["cu_seqlens_keys"]
+
     def whole_rows(self) -> bool:
-        """Return whether every row is one run; on a GPU the host waits for it, once per object."""
+        """Return whether every row is one run, all there is of it.
+
+        On a GPU the host waits for it, once per object.
+        """
+        if self.keys_before:
+            return False
         if "whole_rows" not in self.made:
             self.made["whole_rows"] = not bool(self.first_key.any())
         return self.made["whole_rows"]

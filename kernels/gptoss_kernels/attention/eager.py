@@ -91,19 +91,19 @@ class EagerEngine:
 
     def _pieces(self, query: Tensor, rule: AttentionRule) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield rows, the columns they may see, and what is hidden ``[B, 1, 1, P, columns]``."""
-        length = query.shape[2]
+        length, before = query.shape[2], rule.documents.keys_before
         first_key = rule.documents.first_key
         for start in range(0, length, self.piece_rows):
             stop = min(start + self.piece_rows, length)
-            low = 0 if rule.window is None else max(0, start - rule.window + 1)
+            low = 0 if rule.window is None else max(0, before + start - rule.window + 1)
             if query.device.type == "cpu":  # elsewhere reading a value would stall the device
                 low = max(low, int(first_key[:, start].min()))
-            rows = torch.arange(start, stop, device=query.device)[:, None]
-            columns = torch.arange(low, stop, device=query.device)
+            rows = torch.arange(before + start, before + stop, device=query.device)[:, None]
+            columns = torch.arange(low, before + stop, device=query.device)
             hidden = (columns > rows) | (columns < first_key[:, start:stop, None])
             if rule.window is not None:
                 hidden |= columns <= rows - rule.window
-            yield slice(start, stop), slice(low, stop), hidden[:, None, None]
+            yield slice(start, stop), slice(low, before + stop), hidden[:, None, None]
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -18,12 +18,13 @@ ask cuDNN for its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gptoss_kernels.attention.attention import attention, find_documents
+from gptoss_kernels.attention.attention import Documents, attention, find_documents
 from gptoss_kernels.attention.cudnn import CudnnEngine, cudnn_obstacle
 from gptoss_kernels.attention.eager import EagerEngine
 from gptoss_kernels.attention.fa4 import CAPABILITIES, FlashAttention4Engine, installed
@@ -187,15 +188,51 @@ def find_fault(
     The problem: 2 rows of 192 tokens, documents of 70, 1 and 121 tokens, 4 query heads on 2
     key-value heads, once with a window of 64 and once without; and once as whole rows.
     """
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 4, 192, head_size), (2, 2, 192, head_size), (2, 2, 192, head_size), (4,))
-    inputs = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
-    grad = torch.randn(2, 192, 4, head_size, generator=generator).to(device, dtype)
     positions = torch.cat([torch.arange(n, device=device) for n in (70, 1, 121)])[None]
     documents = find_documents(2, 192, device, position_ids=positions)
-    tolerance = _PROOF_TOLERANCE.get(dtype, 1e-5)
-    for window, runs in ((64, documents), (None, documents), (None, None)):
-        settings = {"scaling": head_size**-0.5, "window": window, "documents": runs}
+    problems = ((64, documents), (None, documents), (None, None))
+    return _fault(engine, problems, *_proof_inputs(2, 192, 192, head_size, device, dtype))
+
+
+def find_part_fault(
+    engine: AttentionEngine, device: torch.device, dtype: torch.dtype, head_size: int
+) -> str | None:
+    """Return what ``engine`` computes wrongly for a part of a row, or ``None``.
+
+    The problem: the tokens 100 to 191 of a row with documents of 110, 1 and 81 tokens, on all of
+    its keys and, with a window of 64, on the 63 before the part.
+    """
+    positions = torch.cat([torch.arange(n, device=device) for n in (110, 1, 81)])[None]
+    documents = find_documents(1, 192, device, position_ids=positions)
+    for window, first_key in ((64, 37), (None, 0)):
+        problems = ((window, documents.part(0, 100, 192, first_key)),)
+        inputs, grad = _proof_inputs(1, 92, 192 - first_key, head_size, device, dtype)
+        fault = _fault(engine, problems, inputs, grad)
+        if fault is not None:
+            return f"{fault}, for a part of a row with keys before it"
+    return None
+
+
+def _proof_inputs(
+    batch: int, queries: int, keys: int, head_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[list[Tensor], Tensor]:
+    """Return query, key, value and sinks, and the gradient of the output."""
+    generator = torch.Generator().manual_seed(0)
+    pair = (batch, 2, keys, head_size)
+    shapes = ((batch, 4, queries, head_size), pair, pair, (4,), (batch, queries, 4, head_size))
+    *inputs, grad = (torch.randn(s, generator=generator).to(device, dtype) for s in shapes)
+    return inputs, grad
+
+
+def _fault(
+    engine: AttentionEngine | DifferentiableEngine,
+    problems: Sequence[tuple[int | None, Documents | None]],
+    inputs: list[Tensor],
+    grad: Tensor,
+) -> str | None:
+    tolerance = _PROOF_TOLERANCE.get(grad.dtype, 1e-5)
+    for window, runs in problems:
+        settings = {"scaling": grad.shape[-1] ** -0.5, "window": window, "documents": runs}
 
         def results(
             leaves: list[Tensor],
@@ -215,7 +252,7 @@ def find_fault(
         for name, got, truth in zip(_RESULTS, actual, expected, strict=True):
             error = float((got.float() - truth).norm() / truth.norm())
             if not error <= tolerance:
-                return f"its {name} is wrong by {error:.1e} with window {window} on {device}"
+                return f"its {name} is wrong by {error:.1e} with window {window} on {grad.device}"
     return None
 
 

@@ -77,7 +77,7 @@ class FlashAttention4Engine:
         rule: AttentionRule,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``AttentionEngine``."""
-        batch, heads, length, size = query.shape
+        batch, heads, length, _ = query.shape
         grads = self._backward(
             to_rows(query),
             to_rows(key),
@@ -90,7 +90,7 @@ class FlashAttention4Engine:
             **self._options,
         )
         grad_query, grad_key, grad_value = (
-            grad.view(batch, length, -1, size).transpose(1, 2) for grad in grads[:3]
+            grad.view(batch, -1, *grad.shape[1:]).transpose(1, 2) for grad in grads[:3]
         )
         return grad_query, grad_key, grad_value
 
@@ -100,13 +100,13 @@ class FlashAttention4Engine:
 
 
 def _rule_arguments(rule: AttentionRule) -> dict[str, Any]:
-    cu_seqlens = rule.documents.cu_seqlens()
+    documents = rule.documents
     return {
         "causal": rule.window is None,
         "window_size_left": None if rule.window is None else rule.window - 1,
         "window_size_right": None if rule.window is None else 0,
-        "cu_seqlens_q": cu_seqlens,
-        "cu_seqlens_k": cu_seqlens,
-        "max_seqlen_q": rule.documents.max_length,
-        "max_seqlen_k": rule.documents.max_length,
+        "cu_seqlens_q": documents.cu_seqlens(),
+        "cu_seqlens_k": documents.cu_seqlens_keys(),
+        "max_seqlen_q": documents.max_length,
+        "max_seqlen_k": documents.max_length + documents.keys_before,
     }

@@ -18,7 +18,9 @@ class AttentionRule:
         scaling: Factor of ``Q K^T``.
         window: Keys a query sees, the token itself included: gpt-oss's 128 is ``window_left = 127``
             of the flash libraries. ``None``: all keys up to the token.
-        documents: The runs of tokens that see each other.
+        documents: The runs of tokens that see each other. With ``documents.keys_before`` P there
+            are P keys more than queries, and query i stands at key ``P + i``: "bottom-right" in the
+            flash libraries.
     """
 
     scaling: float
@@ -27,7 +29,11 @@ class AttentionRule:
 
 
 class AttentionEngine(Protocol):
-    """Forward and backward of attention with sinks, without autograd."""
+    """Forward and backward of attention with sinks, without autograd.
+
+    Key and value have P tokens more than query (``AttentionRule.documents``): P is 0 unless a row
+    is spread over ranks, and then B is 1.
+    """
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, rule: AttentionRule
@@ -45,7 +51,7 @@ class AttentionEngine(Protocol):
         lse: Tensor,
         rule: AttentionRule,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return dQ, dK, dV as ``[B, heads, S, D]``."""
+        """Return dQ, dK, dV as ``[B, heads, tokens, D]``."""
         ...
 
     def row_sums(self, grad_out: Tensor, out: Tensor) -> Tensor:

@@ -3,9 +3,12 @@
 They know causal, window and documents, give the log-sum-exp in fp32 and run a backward from any
 (O, LSE) pair, which is all that sinks need; what torch offers in Python on top of them (``sdpa``,
 ``varlen_attn``) hides one of the two. Everything goes through the varlen form: a padded batch is a
-row of documents as well, and there is one path to prove.
+row of documents as well, and there is one path to prove. A part of a row has more keys than
+queries in its first document; causal and window count from the last key then ("bottom-right", as of
+FlashAttention 2.1).
 
-B rows, S tokens of a row, Hq query heads, Hkv key-value heads, D head size, T = B * S.
+B rows, S tokens of a row, Hq query heads, Hkv key-value heads, D head size, T = B * S, P keys
+before the first query.
 """
 
 from __future__ import annotations
@@ -30,16 +33,12 @@ class TorchFlashEngine:
     ) -> tuple[Tensor, Tensor]:
         """See ``AttentionEngine``."""
         batch, heads, length, _ = query.shape
-        cu_seqlens, longest = rule.documents.cu_seqlens(), rule.documents.max_length
         flash = torch.ops.aten._flash_attention_forward
         out, lse, *_ = flash(
             to_rows(query),
             to_rows(key),
             to_rows(value),
-            cu_seqlens,
-            cu_seqlens,
-            longest,
-            longest,
+            *_runs(rule),
             0.0,
             True,
             False,
@@ -61,7 +60,6 @@ class TorchFlashEngine:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``AttentionEngine``."""
         batch, heads, length, _ = query.shape
-        cu_seqlens, longest = rule.documents.cu_seqlens(), rule.documents.max_length
         random_state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of no dropout
         unused = torch.empty(0, device=query.device)
         flash = torch.ops.aten._flash_attention_backward
@@ -72,10 +70,7 @@ class TorchFlashEngine:
             to_rows(value),
             out.view(batch * length, heads, -1),
             lse.transpose(0, 1).reshape(heads, batch * length),
-            cu_seqlens,
-            cu_seqlens,
-            longest,
-            longest,
+            *_runs(rule),
             0.0,
             True,
             random_state,
@@ -84,7 +79,7 @@ class TorchFlashEngine:
             **_window(rule),
         )
         grad_query, grad_key, grad_value = (
-            grad.view(batch, length, -1, query.shape[-1]).transpose(1, 2) for grad in grads
+            grad.view(batch, -1, *grad.shape[1:]).transpose(1, 2) for grad in grads
         )
         return grad_query, grad_key, grad_value
 
@@ -96,6 +91,18 @@ class TorchFlashEngine:
 def to_rows(heads_first: Tensor) -> Tensor:
     """Return ``[B, heads, S, D]`` as ``[T, heads, D]``, a view where B is 1."""
     return heads_first.transpose(1, 2).flatten(0, 1)
+
+
+def _runs(rule: AttentionRule) -> tuple[Tensor, Tensor, int, int]:
+    """Return ``cu_seqlens`` and the longest run, of queries and of keys, as flash takes them."""
+    documents = rule.documents
+    longest = documents.max_length
+    return (
+        documents.cu_seqlens(),
+        documents.cu_seqlens_keys(),
+        longest,
+        longest + documents.keys_before,
+    )
 
 
 def _window(rule: AttentionRule) -> dict[str, int]:

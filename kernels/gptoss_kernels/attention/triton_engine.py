@@ -5,7 +5,8 @@ needs neither ``cu_seqlens`` nor its size on the host, and they fold the sink in
 softmax. fp32 inputs are multiplied in fp32, which is what lets the interpreter's results be held
 against float64.
 
-B rows, S tokens of a row, Hq query heads, Hkv key-value heads, G = Hq / Hkv, D head size.
+B rows, S tokens of a row, Hq query heads, Hkv key-value heads, G = Hq / Hkv, D head size. Keys may
+be more than queries; query i then stands at key ``keys - queries + i``.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class TritonEngine:
             *key.stride()[:3],
             *value.stride()[:3],
             length,
+            key.shape[2],
             heads,
             batch * heads,
             rule.window or 0,
@@ -157,11 +159,11 @@ class TritonEngine:
         from gptoss_kernels._triton._attention_backward import _attention_key_value_kernel
 
         batch, heads, length, size = query.shape
-        groups = key.shape[1]
+        groups, key_length = key.shape[1:3]
         tile = self._tiles(query).key_value
-        grad_key = key.new_empty(batch, length, groups, size)
+        grad_key = key.new_empty(batch, key_length, groups, size)
         grad_value = torch.empty_like(grad_key)
-        blocks = -(-length // tile.keys)
+        blocks = -(-key_length // tile.keys)
         launch(
             _attention_key_value_kernel,
             (blocks * batch * groups,),
@@ -180,6 +182,7 @@ class TritonEngine:
             *value.stride()[:3],
             *grad_out.stride()[:3],
             length,
+            key_length,
             heads,
             rule.window or 0,
             rule.scaling,
@@ -227,6 +230,7 @@ class TritonEngine:
             *value.stride()[:3],
             *grad_out.stride()[:3],
             length,
+            key.shape[2],
             heads,
             batch * heads,
             rule.window or 0,

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from gptoss_tune.distributed import Ranks
 from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.harmony.vocabulary import ENDOFTEXT
-from gptoss_tune.model.sharding import gather_nothing
+from gptoss_tune.model.parallel.sharding import gather_nothing
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gptoss_tune.model.experts import ExpertSettings
 from gptoss_tune.plan.experts.at_work import SCRATCH_BYTES
-from gptoss_tune.plan.memory import KEEP_ATTENTION_FROM
+from gptoss_tune.plan.training_setup import KEEP_ATTENTION_FROM
 
 Checkpointing = Literal["none", "selective", "full", "offload"]
 
@@ -96,7 +96,9 @@ def _run_again(
         offloader: Where the input waits; ``None``: where it is.
     """
     choice = RouterChoice()
-    long = hidden_states.shape[1] >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
+    # The work grows with the whole row, of which this rank may hold a part.
+    length = hidden_states.shape[1] * getattr(layer.self_attn, "context_ranks", 1)
+    long = length >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
     kept = KeptAttention() if long and offloader is None else None
     kept_experts = KeptExperts(keeps_rows=offloader is None)
 

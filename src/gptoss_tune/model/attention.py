@@ -9,7 +9,8 @@ build S x S scores, or round or drop the gradient of the sinks.
 Documents are told apart by whatever the caller gives: ``position_ids`` that restart, a 2-d
 ``attention_mask``, or ``cu_seq_lens_q``. They are found once per forward pass by a hook that
 ``set_attention`` puts on the decoder, openly: its ``attention_handle.remove()`` takes it away, and
-the attention function then finds them itself in every layer.
+the attention function then finds them itself in every layer. Where ranks share rows
+(``parallel.context``), the rows come from a hook of that module, and documents with them.
 
 B rows, S tokens of a row, Hq query heads, Hkv key-value heads, D head size.
 """
@@ -21,6 +22,7 @@ from typing import Any, cast
 
 import torch
 from gptoss_kernels.attention.attention import Documents, attention, find_documents
+from gptoss_kernels.attention.context_parallel import ContextRows, context_attention
 from gptoss_kernels.attention.engines import EngineChoice, choose_engine
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -83,6 +85,7 @@ def attention_forward(
     sliding_window: int | None = None,
     dropout: float = 0.0,
     documents: Documents | None = None,
+    context_rows: ContextRows | None = None,
     position_ids: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
@@ -102,6 +105,7 @@ def attention_forward(
         sliding_window: Keys a query sees, itself included; ``None`` in full layers.
         dropout: Must be 0, as gpt-oss was trained.
         documents: The runs of tokens, where they were found before.
+        context_rows: The rows that ranks share, where the tokens are this rank's part of them.
         position_ids: ``[B, S]``, restarting in every document.
         cu_seq_lens_q: Starts of the documents over all tokens, from a padding-free collator.
         max_length_q: The longest document by ``cu_seq_lens_q``.
@@ -114,6 +118,14 @@ def attention_forward(
         ValueError: Something is asked for that this attention does not compute.
     """
     _refuse(dropout, kwargs)
+    settings: dict[str, Any] = {
+        "scaling": scaling,
+        "window": sliding_window,
+        "engine": getattr(module, "attention_engine", None),
+        "kept": getattr(module, "attention_kept", None),
+    }
+    if context_rows is not None:
+        return context_attention(query, key, value, s_aux, rows=context_rows, **settings), None
     if attention_mask is not None and attention_mask.ndim == 4:
         return _masked_attention(query, key, value, s_aux, attention_mask, scaling), None
     if documents is None:
@@ -126,18 +138,7 @@ def attention_forward(
             cu_seqlens=cu_seq_lens_q,
             max_length=max_length_q,
         )
-    out = attention(
-        query,
-        key,
-        value,
-        s_aux,
-        scaling=scaling,
-        window=sliding_window,
-        documents=documents,
-        engine=getattr(module, "attention_engine", None),
-        kept=getattr(module, "attention_kept", None),
-    )
-    return out, None
+    return attention(query, key, value, s_aux, documents=documents, **settings), None
 
 
 def attention_mask(
@@ -174,6 +175,8 @@ def _find_documents_once(
     if tokens is None:
         tokens = kwargs.get("inputs_embeds")
     mask = kwargs.get("attention_mask")
+    if "context_rows" in kwargs:
+        return None
     # The cache's name up to transformers 5.23, and from 5.24 on.
     cached = any(kwargs.get(name) is not None for name in ("past_key_values", "cache"))
     if tokens is None or cached or isinstance(mask, Mapping):

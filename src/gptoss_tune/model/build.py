@@ -25,7 +25,7 @@ from gptoss_tune.model.initial_adapter import init_from
 from gptoss_tune.model.load import DTYPES, load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.norms import choose_row_kernels, set_norms
-from gptoss_tune.model.sharding import Share, shard
+from gptoss_tune.model.parallel.sharding import Share, shard
 from gptoss_tune.recipe import ModelSection, Recipe
 from gptoss_tune.weights import Checkpoint
 

@@ -14,7 +14,7 @@ from gptoss_kernels import Mxfp4Weight
 from torch import Tensor, nn
 
 from gptoss_tune.model.expert_weight import ExpertWeight
-from gptoss_tune.model.sharding import share_of
+from gptoss_tune.model.parallel.sharding import share_of
 
 _DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16"}
 

@@ -25,7 +25,7 @@ from gptoss_tune.harmony.vocabulary import ENDOFTEXT
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import expert_stack
 from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
-from gptoss_tune.model.sharding import Share
+from gptoss_tune.model.parallel.sharding import Share
 from gptoss_tune.recipe.schema import ModelSection
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.names import EXPERT_PROJECTIONS

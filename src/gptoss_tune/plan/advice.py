@@ -7,12 +7,13 @@ something; then those that change what the model sees. A change that turns out n
 because a later one frees more, is left out again.
 
 Where all of them are not enough, ``elsewhere`` says what is: a larger card, several that share the
-model, or the smaller release.
+model, or the smaller release; and where rows would be cut, how many cards are enough to share each
+row (``ways_out``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,9 @@ from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.recipe.recipe import fsdp2_obstacle
 
 _SMALLER = "openai/gpt-oss-20b"
+_MOST_GPUS = 16
+_SHARED: Mapping[str, Any] = {"train.optim": "adamw", "model.linear_precision": "bf16"}
+"""What FSDP2 can share of a training, where the recipe has it otherwise."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,12 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
         peak = changes[-1].peak if changes else _peak(setup, larger.memory_bytes)
         words = together(changes)
         found.append(Elsewhere(what, larger.name, setup.num_processes, words, peak))
-    sharing: dict[str, Any] = {"train.optim": "adamw", "model.linear_precision": "bf16"}
     for count in (2, 4, 8, 16):
         enough = count > setup.shards and count >= setup.num_processes
         if enough and setup.architecture.experts % count == 0:
-            spread = replace(setup, num_processes=count, strategy="fsdp2").with_settings(sharing)
+            spread = replace(setup, num_processes=count, strategy="fsdp2").with_settings(_SHARED)
             what = f"{count} of these cards, which share the model"
-            given = _words({key: v for key, v in sharing.items() if _differs(setup, key, v)})
+            given = _changed_words(setup, _SHARED)
             given += (f"distributed.num_processes={count}", "distributed.strategy=fsdp2")
             if (way := _way(what, spread, card, given)) is not None:
                 found.append(way)
@@ -133,6 +136,71 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
     return found
 
 
+def ways_out(setup: TrainingSetup, card: Gpu, changes: list[Advice]) -> list[Elsewhere]:
+    """Return what else is enough for a training that does not fit on ``card``.
+
+    Args:
+        setup: What is trained, and how.
+        card: The GPU.
+        changes: The advice; where it is enough and cuts no row, there is no need of another way.
+    """
+    enough = bool(changes) and changes[-1].fits
+    if enough and not _cuts_rows(together(changes)):
+        return []
+    ways = [] if enough else elsewhere(setup, card)
+    more = [way for way in ways if way.gpus > setup.num_processes]
+    if any(not _cuts_rows(way.overrides) for way in more):
+        return ways
+    found = _more_gpus_a_row(setup, card)
+    if found is None:
+        return ways
+    cards = [way for way in ways if way in more or way.gpu != card.name]
+    return [*cards, found, *(way for way in ways if way not in cards)]
+
+
+def _cuts_rows(overrides: Iterable[str]) -> bool:
+    """Return whether overrides shorten the rows."""
+    return any(word.startswith("data.max_length=") for word in overrides)
+
+
+def _more_gpus_a_row(setup: TrainingSetup, card: Gpu) -> Elsewhere | None:
+    """Return the fewest GPUs that fit when they share the model and each row, rows uncut.
+
+    Args:
+        setup: A training that does not fit on ``card``.
+        card: The GPU.
+
+    Returns:
+        The way; ``None`` where up to 16 of them are not enough, or the recipe cannot share rows.
+    """
+    flex = setup.model.attention == "flex"
+    if setup.method.name != "sft" or setup.train.auto_find_batch_size or flex:
+        return None
+    groups = setup.num_processes // setup.context_parallel
+    each = 2 * setup.context_parallel
+    while groups * each <= _MOST_GPUS:
+        count = groups * each
+        if setup.architecture.experts % count == 0:
+            found = _sharing_rows(setup, card, count, each)
+            if found is not None:
+                return found
+        each *= 2
+    return None
+
+
+def _sharing_rows(setup: TrainingSetup, card: Gpu, count: int, each: int) -> Elsewhere | None:
+    spread = replace(setup, num_processes=count, strategy="fsdp2", context_parallel=each)
+    given = (
+        *_changed_words(setup, _SHARED),
+        f"distributed.num_processes={count}",
+        "distributed.strategy=fsdp2",
+        f"distributed.context_parallel={each}",
+    )
+    what = f"{count} of these cards, which share the model, and {each} of them each row"
+    found = _way(what, spread.with_settings(_SHARED), card, given)
+    return None if found is None or _cuts_rows(found.overrides) else found
+
+
 def _way(what: str, setup: TrainingSetup, card: Gpu, given: tuple[str, ...]) -> Elsewhere | None:
     """Return another training as a way out, with its own advice; ``None`` where it does not fit."""
     changes = advice(setup, card.memory_bytes)
@@ -143,9 +211,14 @@ def _way(what: str, setup: TrainingSetup, card: Gpu, given: tuple[str, ...]) -> 
     return Elsewhere(what, card.name, setup.num_processes, words, peak)
 
 
-def _differs(setup: TrainingSetup, key: str, value: Any) -> bool:
-    section, name = key.split(".")
-    return getattr(getattr(setup, section), name) != value
+def _changed_words(setup: TrainingSetup, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return those of ``settings`` that ``setup`` has otherwise, as they are typed."""
+    found = {}
+    for key, value in settings.items():
+        section, name = key.split(".")
+        if getattr(getattr(setup, section), name) != value:
+            found[key] = value
+    return _words(found)
 
 
 def _taken(setup: TrainingSetup, memory_bytes: int) -> list[_Change]:

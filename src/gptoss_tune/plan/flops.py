@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 
 from gptoss_tune.plan.architecture import Architecture, AttentionKind
 from gptoss_tune.plan.data_tokens import tokens_in_files
-from gptoss_tune.plan.memory import KEEP_ATTENTION_FROM
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import Factors
 
@@ -64,7 +63,7 @@ def flops_per_token(setup: TrainingSetup) -> Flops:
         if mode == "selective":
             recomputed += 2.0 * a.experts_per_token * a.hidden * 2 * a.intermediate
         elif mode != "none":
-            kept = mode == "full" and length >= KEEP_ATTENTION_FROM and kind == "full_attention"
+            kept = setup.keeps_attention and kind == "full_attention"
             # Nothing of the layer reads what down_proj returns, so it is not multiplied again.
             down = 2.0 * a.experts_per_token * a.intermediate * a.hidden
             recomputed += base - down + low_rank + (0.0 if kept else scores)

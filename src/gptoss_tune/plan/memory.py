@@ -22,6 +22,7 @@ from gptoss_tune.plan.experts.at_work import (
     scratch,
     tiles,
 )
+from gptoss_tune.plan.parallel.context import attention_moment
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import (
     FP32_BYTES,
@@ -33,9 +34,6 @@ from gptoss_tune.plan.weights import (
 )
 
 LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
-KEEP_ATTENTION_FROM = 16_384
-"""Tokens of a row from which ``activation_checkpointing: full`` keeps what full attention layers
-computed."""
 CONTEXT_BYTES = 2**29
 """Driver, CUDA libraries and kernels outside torch's allocator: an allowance, not a measurement."""
 FRAGMENTATION = 0.03
@@ -142,8 +140,7 @@ def _kept_by_rerun(setup: TrainingSetup, layer: int) -> int:
     if setup.train.activation_checkpointing == "offload":
         return kept  # the input is in pinned host memory
     kept += a.hidden * value + a.experts_per_token * 3 * _INDEX_BYTES  # and the rows it sorts
-    long = setup.data.max_length >= KEEP_ATTENTION_FROM
-    if long and a.layer_types[layer] == "full_attention":
+    if setup.keeps_attention and a.layer_types[layer] == "full_attention":
         kept += a.query_size * value + a.heads * FP32_BYTES
     return kept
 
@@ -182,7 +179,8 @@ def moments(setup: TrainingSetup) -> Moments:
     if mode in ("full", "offload"):
         again = layer_saved(setup, lowest, with_gate_up=False, with_rank_rows=False)
         # Its input and the router's choice are those that were kept.
-        common = _kept_by_rerun(setup, setup.lowest_layer) * tokens
+        layers = range(setup.lowest_layer, a.layers)
+        common = min(_kept_by_rerun(setup, layer) for layer in layers) * tokens
         rerun = again.bytes(tokens) - common
     if mode == "offload":
         rerun += tokens * a.hidden * value  # the next layer's input, on its way back
@@ -191,7 +189,8 @@ def moments(setup: TrainingSetup) -> Moments:
     working = backward_rows(setup) + input_gradient(setup)
     # Attention goes backward when the experts, and what their norm and they have read, are gone.
     given_back = 2 * tokens * a.hidden * value
-    working = max(working, _attention_backward(setup, lowest) - given_back - scratch(setup))
+    attention = _attention_backward(setup, lowest) + attention_moment(setup)
+    working = max(working, attention - given_back - scratch(setup))
     chunk = min(LOSS_CHUNK_ROWS, tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptoss_tune.errors import RecipeError
-from gptoss_tune.plan.advice import Advice, Elsewhere, advice, elsewhere, together
+from gptoss_tune.plan.advice import Advice, Elsewhere, advice, together, ways_out
 from gptoss_tune.plan.architecture import Architecture, architecture_of
 from gptoss_tune.plan.disk import Disk, disk, run_files
 from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
@@ -25,6 +25,7 @@ from gptoss_tune.plan.experts.tile import fitted
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import Memory, host_bytes, memory
+from gptoss_tune.plan.parallel.context import SharedRows, shared_rows
 from gptoss_tune.plan.reference_pass import ReferencePass, reference_pass
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import Factors, adapter_parameters, parameters
@@ -51,7 +52,8 @@ class Plan:
         evaluation: Hours of evaluation.
         reference: The reference pass; ``None`` where the method measures against nothing.
         advice: What to change, when it does not fit: each on top of those before it.
-        elsewhere: What else is enough, when all the advice is not.
+        elsewhere: What else is enough, when all the advice is not, or cuts rows.
+        shared: What sharing each row costs a GPU; ``None`` where each has rows of its own.
         larger: The smallest known card that fits, when this one does not.
     """
 
@@ -71,6 +73,7 @@ class Plan:
     advice: list[Advice]
     elsewhere: list[Elsewhere]
     larger: Gpu | None
+    shared: SharedRows | None = None
 
     @property
     def fits(self) -> bool:
@@ -138,6 +141,7 @@ class Plan:
             "hours": self.hours,
             "hours_by_kind": self.hours_by_kind,
             **({} if self.reference is None else {"reference": asdict(self.reference)}),
+            **({} if self.shared is None else {"shared_rows": asdict(self.shared)}),
             "advice": [asdict(entry) for entry in self.advice],
             "overrides_that_fit": self.overrides_that_fit,
             "elsewhere": [asdict(entry) for entry in self.elsewhere],
@@ -179,9 +183,11 @@ def plan(
         raise RecipeError("--strategy fsdp2 shares a model between GPUs; give --gpus 2 or more")
     if strategy is None:
         strategy = (recipe.distributed.strategy if processes > 1 else None) or "ddp"
+    each = _gpus_a_row(recipe.distributed.context_parallel, processes)
     several = {
         "distributed.num_processes": processes,
         "distributed.strategy": strategy if processes > 1 else None,
+        "distributed.context_parallel": each,
     }
     recipe = recipe.with_settings(several)
     architecture = architecture_of(recipe.model.name_or_path)
@@ -194,6 +200,7 @@ def plan(
         recipe.train,
         processes,
         strategy,
+        each,
     )
     _check(setup)
     tiled = fitted(setup, card.memory_bytes)
@@ -201,7 +208,6 @@ def plan(
     training = work(setup, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens)
     fits = needed.peak <= card.memory_bytes
     changes = advice(setup, card.memory_bytes)
-    hopeless = not fits and not (changes and changes[-1].fits)
     return Plan(
         recipe=recipe,
         architecture=architecture,
@@ -217,9 +223,21 @@ def plan(
         evaluation=evaluation_time(setup, recipe.evaluation, card, training),
         reference=reference_pass(setup, training, card.tflops, epoch_tokens),
         advice=changes,
-        elsewhere=elsewhere(setup, card) if hopeless else [],
+        elsewhere=[] if fits else ways_out(setup, card, changes),
+        shared=shared_rows(setup),
         larger=None if fits else smallest_with(needed.peak),
     )
+
+
+def _gpus_a_row(asked: int, processes: int) -> int:
+    """Return how many of the GPUs share a row, where they make whole groups; one shares nothing."""
+    if processes > 1 and processes % asked:
+        raise RecipeError(
+            f"distributed.context_parallel: {asked} GPUs share each row, and {processes} GPUs do "
+            f"not make whole groups of that size; give --gpus {-(-processes // asked) * asked}, or "
+            "set another distributed.context_parallel"
+        )
+    return asked if processes > 1 else 1
 
 
 def _check(setup: TrainingSetup) -> None:

@@ -23,6 +23,10 @@ from gptoss_tune.recipe.schema import (
     TrainSection,
 )
 
+KEEP_ATTENTION_FROM = 16_384
+"""Tokens of a row from which ``activation_checkpointing: full`` keeps what full attention layers
+computed."""
+
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -51,6 +55,7 @@ class TrainingSetup:
         train: The micro-batch, the optimizer, what is kept for the backward pass.
         num_processes: GPUs, one process each.
         strategy: How several of them share the model.
+        context_parallel: How many of them share each row.
     """
 
     architecture: Architecture
@@ -61,10 +66,16 @@ class TrainingSetup:
     train: TrainSection
     num_processes: int = 1
     strategy: Parallelism = "ddp"
+    context_parallel: int = 1
 
     @property
     def tokens(self) -> int:
-        """T, tokens of a micro-batch; rows are taken at ``data.max_length``."""
+        """T, tokens of a micro-batch on one GPU; rows are taken at ``data.max_length``."""
+        return self.train.per_device_train_batch_size * self.local_length
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the whole rows of a micro-batch, whatever part of them a GPU holds."""
         return self.train.per_device_train_batch_size * self.data.max_length
 
     @property
@@ -74,9 +85,21 @@ class TrainingSetup:
         return self.tokens if tile in ("auto", None) else min(int(tile), self.tokens)
 
     @property
+    def local_length(self) -> int:
+        """Tokens of one row that a GPU holds."""
+        return -(-self.data.max_length // self.context_parallel)
+
+    @property
+    def keeps_attention(self) -> bool:
+        """Whether ``activation_checkpointing: full`` keeps what full attention computed."""
+        mode = self.train.activation_checkpointing
+        return mode == "full" and self.data.max_length >= KEEP_ATTENTION_FROM
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of an optimizer step, over all processes."""
-        return self.tokens * self.train.gradient_accumulation_steps * self.num_processes
+        groups = self.num_processes // self.context_parallel
+        return self.row_tokens * self.train.gradient_accumulation_steps * groups
 
     @property
     def shards(self) -> int:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from gptoss_tune.errors import say_once
 from gptoss_tune.files.regular import kind_of
+from gptoss_tune.recipe.contradictions.contradiction import Contradiction
 from gptoss_tune.recipe.mistakes import (
     KeyPath,
     Mistake,
@@ -36,7 +37,6 @@ from gptoss_tune.recipe.renamed import (
     new_path,
     text_of,
 )
-from gptoss_tune.recipe.rules import Contradiction
 from gptoss_tune.recipe.validate import findings, overruled
 from gptoss_tune.recipe.yaml_reader import (
     LARGEST_FILE,

@@ -12,14 +12,13 @@ from typing import Any
 
 from pydantic import model_validator
 
+from gptoss_tune.recipe.contradictions.contradiction import Contradiction, contradiction_error
+from gptoss_tune.recipe.contradictions.distributed import distributed_rules
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
 from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
 from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.rules import (
-    Contradiction,
-    contradiction_error,
     data_rules,
-    distributed_rules,
     evaluation_rules,
     lora_rules,
     method_rules,
@@ -84,7 +83,7 @@ class Recipe(Section):
             *train_rules(self.train, self.data),
             *evaluation_rules(self.evaluation),
             *tracking_rules(self.tracking),
-            *distributed_rules(self.distributed),
+            *distributed_rules(self.distributed, self.model, self.method, self.train),
         ]
 
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:

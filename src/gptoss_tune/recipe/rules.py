@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from glob import has_magic
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from pydantic_core import PydanticCustomError
-
+from gptoss_tune.recipe.contradictions.contradiction import Contradiction
 from gptoss_tune.recipe.value_types import is_hub_name
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.data_schema import DataSection, DataSource
     from gptoss_tune.recipe.evaluation_schema import EvaluationSection
     from gptoss_tune.recipe.schema import (
-        DistributedSection,
         LoraSection,
         MethodSection,
         ModelSection,
@@ -35,37 +32,6 @@ if TYPE_CHECKING:
     )
 
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".txt", ".gz", ".zst"}
-
-
-@dataclass(frozen=True, slots=True)
-class Contradiction:
-    """Two or more settings that cannot stand together.
-
-    Attributes:
-        keys: The settings involved, dotted; the message points at the first that was written.
-        got: What the recipe says, expected: what would be sound, todo: how to get there.
-        yields: Those of ``keys`` that may go back to their default where the recipe's file gives
-            them and an override one of the others: without effect, or said in the other way.
-    """
-
-    keys: tuple[str, ...]
-    got: str
-    expected: str
-    todo: str
-    yields: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """Return ``key: got, expected, what to do`` on one line."""
-        return f"{self.keys[0]}: got {self.got}, expected {self.expected}; {self.todo}"
-
-
-def contradiction_error(found: list[Contradiction]) -> PydanticCustomError:
-    """Return the error that carries contradictions through pydantic (the caller raises it)."""
-    return PydanticCustomError(
-        "recipe_contradiction",
-        "{text}",
-        {"text": "\n".join(map(str, found)), "contradictions": found},
-    )
 
 
 def model_rules(model: ModelSection) -> Iterator[Contradiction]:
@@ -362,15 +328,3 @@ def tracking_rules(tracking: TrackingSection) -> Iterator[Contradiction]:
                 f"set {switch}, or remove tracking.{key}",
                 yields=(f"tracking.{key}",),
             )
-
-
-def distributed_rules(distributed: DistributedSection) -> Iterator[Contradiction]:
-    """Yield the settings of ``distributed`` that nothing uses."""
-    if distributed.strategy is not None and distributed.num_processes == 1:
-        yield Contradiction(
-            ("distributed.strategy", "distributed.num_processes"),
-            f"{distributed.strategy} while distributed.num_processes is 1",
-            "several processes that share the work",
-            "set distributed.num_processes, or remove distributed.strategy",
-            yields=("distributed.strategy",),
-        )

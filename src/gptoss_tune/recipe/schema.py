@@ -357,8 +357,15 @@ class DistributedSection(Section):
     """Processes, one per GPU; `gptoss-tune train` starts them."""
     strategy: Parallelism | None = None
     """Each GPU holds the model (ddp), or a share of it (fsdp2); null: as the launcher says."""
+    context_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes that share each row, for rows too long for one GPU; divides num_processes."""
     timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120
     """Seconds one process may be silent, or keep the others waiting in a step, before all stop."""
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups of processes that each train rows of their own."""
+        return self.num_processes // self.context_parallel
 
 
 Parallelism = Literal["ddp", "fsdp2"]

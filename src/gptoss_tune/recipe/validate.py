@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gptoss_tune.recipe.contradictions.contradiction import Contradiction
 from gptoss_tune.recipe.hints import example_or_default, expected_and_todo, meant_by, unknown_key
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, dotted, shown
 from gptoss_tune.recipe.recipe import SECTIONS, Recipe, section_of
-from gptoss_tune.recipe.rules import Contradiction
 from gptoss_tune.recipe.schema import METHODS, method_name
 from gptoss_tune.recipe.yaml_reader import Document
 

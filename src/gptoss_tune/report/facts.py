@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gptoss_tune.errors import GptossTuneError
@@ -204,7 +204,7 @@ def card(run: Run) -> str:
         ("started", text(run.fact("started") or "–", 40)),
         ("last written", text(run.fact("updated") or "–", 40)),
         ("seed", text(run.fact("recipe", "train", "seed"), 20)),
-        ("processes", count(number(environment.get("processes")))),
+        ("processes", _processes(run, environment)),
         ("GPUs", text(", ".join(gpus), 400) if gpus else "none"),
         ("platform", text(environment.get("platform", "–"), 200)),
         ("Python", text(environment.get("python", "–"), 40)),
@@ -224,6 +224,13 @@ def card(run: Run) -> str:
         for row in held
     ]
     return table(["fact", ""], rows, css="card")
+
+
+def _processes(run: Run, environment: Mapping[str, Any]) -> str:
+    """Return how many processes there were, and how many of them shared each row."""
+    shared = number(run.fact("recipe", "distributed", "context_parallel")) or 1
+    told = count(number(environment.get("processes")))
+    return f"{told}, {count(shared)} to a row" if shared > 1 else told
 
 
 def plan_section(run: Run) -> str:

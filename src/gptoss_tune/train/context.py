@@ -12,6 +12,7 @@ from rich.console import Console
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.schema import Parallelism
 from gptoss_tune.run.start import Start
+from gptoss_tune.train.distributed.context_groups import ContextGroups
 from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.distributed.watchdog import Watchdog
 from gptoss_tune.train.loss import LossFunction
@@ -29,6 +30,7 @@ class RunContext:
         base: The opened base.
         state: The processes, which all run the same.
         parallelism: How they share the model.
+        groups: Which of them share a row.
         console: Where the run speaks; quiet on all ranks but the first.
         stop: Knows of signals.
         watch: Knows of ranks that are lost.
@@ -44,6 +46,7 @@ class RunContext:
     base: Checkpoint
     state: PartialState
     parallelism: Parallelism
+    groups: ContextGroups
     console: Console
     stop: StopOnSignal
     watch: Watchdog

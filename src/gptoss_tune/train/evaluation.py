@@ -24,6 +24,7 @@ from gptoss_tune.files.strict_json import to_text
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.context import RunContext
+from gptoss_tune.train.distributed.context_groups import whole_rows
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
 from gptoss_tune.train.trainer import MethodTrainer
 
@@ -80,14 +81,16 @@ class Evaluation(TrainerCallback):
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         started = time.monotonic()
         trainer, step = self._trainer, state.global_step
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         try:
-            report = self._evaluator.run(
-                trainer.accelerator.unwrap_model(trainer.model_wrapped),
-                step=step,
-                device=trainer.accelerator.device,
-                is_base=self._fresh and step == 0,
-                should_stop=self._asked,
-            )
+            with whole_rows(model, trainer.groups):
+                report = self._evaluator.run(
+                    model,
+                    step=step,
+                    device=trainer.accelerator.device,
+                    is_base=self._fresh and step == 0,
+                    should_stop=self._asked,
+                )
         except Stopped:
             self._console.print(f"step {step}: the evaluation is left out, the run is stopping")
             return

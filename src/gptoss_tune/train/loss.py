@@ -43,7 +43,8 @@ class LossFunction(Protocol):
             model: A ``GptOssForTuning`` with adapters, in DDP or FSDP2 where there are several
                 processes; called once, so that they meet in its backward pass.
             inputs: ``input_ids``, ``shift_labels``, ``loss_weights`` ``[B, S]`` and what else the
-                model's forward takes (``train.data.collator``).
+                model's forward takes (``train.data.collator``); where ranks share rows, of this
+                rank's tokens alone (``train.data.row_shards``).
         """
         ...
 

@@ -103,5 +103,6 @@ def _advice(recipe: Recipe, strategy: Parallelism) -> list[Advice]:
         recipe.train,
         recipe.distributed.num_processes,
         strategy,
+        recipe.distributed.context_parallel,
     )
     return advice(setup, 0)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.distributed import sum_over_ranks
-from gptoss_tune.model.sharding import gather_nothing
+from gptoss_tune.model.parallel.sharding import gather_nothing
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.preference.answers import answers_of, take

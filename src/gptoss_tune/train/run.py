@@ -28,7 +28,7 @@ from gptoss_tune.harmony.dataset.load import row_sources
 from gptoss_tune.harmony.sources.open import listed_files
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.build import build
-from gptoss_tune.model.sharding import Share
+from gptoss_tune.model.parallel.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.recipe.recipe import uneven_experts
@@ -40,8 +40,10 @@ from gptoss_tune.run.record import update_record
 from gptoss_tune.run.start import Start, claim
 from gptoss_tune.train import find_batch_size, finish, out_of_memory
 from gptoss_tune.train.context import RunContext
+from gptoss_tune.train.data.row_shards import sharded
 from gptoss_tune.train.distributed import watchdog
 from gptoss_tune.train.distributed.agreement import refuse_disagreement
+from gptoss_tune.train.distributed.context_groups import context_groups, share_rows
 from gptoss_tune.train.distributed.deterministic import PRICE, deterministic
 from gptoss_tune.train.distributed.device import refuse_unusable_gpu, steady_threads
 from gptoss_tune.train.distributed.launcher import launched_parallelism, launched_processes
@@ -129,6 +131,7 @@ def train(
             console = run_console(quiet=not state.is_main_process)
             asked = recipe.distributed
             notes = launched_processes(asked.num_processes, state.num_processes, asked.strategy)
+            groups = context_groups(asked.context_parallel, torch.device(state.device or "cpu"))
             start: Start = _on_main(state, lambda: claim(recipe.train, lock))
             _say(console, (*notes, *start.notes))
             if start.checkpoint is not None:
@@ -140,6 +143,7 @@ def train(
                 base=open_checkpoint(recipe.model.name_or_path, recipe.model.revision),
                 state=state,
                 parallelism=parallelism,
+                groups=groups,
                 console=console,
                 stop=stop,
                 watch=watch,
@@ -236,8 +240,11 @@ def _refuse_uneven_experts(context: RunContext) -> None:
 def _footing(context: RunContext) -> str:
     """Return the line that says what a step is made of, and what computes it."""
     processes, threads = context.state.num_processes, torch.get_num_threads()
-    rows = batch(context.recipe.train, processes)
+    groups = context.groups
+    rows = batch(context.recipe.train, groups.data_ranks)
     line = f"on {_count(processes, 'process', 'es')}, {_count(rows, 'row')} a step"
+    if groups.context_ranks > 1:
+        line += f", each shared by {groups.context_ranks} processes"
     if context.device.type == "cpu":
         line += f", {_count(threads, 'thread')}{' each' if processes > 1 else ''}"
         if context.steadied:
@@ -292,6 +299,7 @@ def _model(context: RunContext) -> PeftModel:
     built = build(context.recipe, context.base, device, share, expert_tile=tile)
     for note in built.notes:
         context.console.print(note, highlight=False)
+    share_rows(built.model, context.groups)
     # Every rank read the same files: DDP has only the adapters to keep equal.
     torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         built.model, [name for name, p in built.model.named_parameters() if not p.requires_grad]
@@ -311,15 +319,17 @@ def _trainer(
     # Said here, or the trainer aligns them itself and warns about it.
     for config in (model.config, model.generation_config):
         config.bos_token_id = tokenizer.bos_token_id
+    collator = method.collator(model.config.pad_token_id, packed=recipe.data.packing)
     return method.trainer(
         model=model,
         args=method.arguments(recipe.train, held_out=context.held_out, dtype=recipe.model.dtype),
-        data_collator=method.collator(model.config.pad_token_id, packed=recipe.data.packing),
+        data_collator=sharded(collator, context.groups.context_ranks, context.groups.context_rank),
         train_dataset=rows.train_set,
         eval_dataset=rows.eval_set,
         processing_class=tokenizer,
         observers=observers,
         identity=identity,
+        groups=context.groups,
         loss=context.loss or method.loss,
     )
 

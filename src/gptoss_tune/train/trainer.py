@@ -29,12 +29,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from gptoss_tune.model.sharding import gather_nothing, is_sharded, whole_factors
+from gptoss_tune.model.parallel.sharding import gather_nothing, is_sharded, whole_factors
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.checkpoints import disk_full
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.data.collator import BATCH_ONLY, NumberedRows
 from gptoss_tune.train.data.sampler import DatasetWithFiller, EpochSampler, MicroBatchSampler
+from gptoss_tune.train.distributed.context_groups import ContextGroups
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
 from gptoss_tune.train.observers.observer import MicroBatch
 from gptoss_tune.train.observers.observers import StepObservers
@@ -73,7 +74,12 @@ class MethodTrainer(Trainer):
     """
 
     def __init__(
-        self, *args: Any, observers: StepObservers, identity: Identity, **kwargs: Any
+        self,
+        *args: Any,
+        observers: StepObservers,
+        identity: Identity,
+        groups: ContextGroups,
+        **kwargs: Any,
     ) -> None:
         """Take what the library's trainer takes.
 
@@ -81,10 +87,11 @@ class MethodTrainer(Trainer):
             args: Of the library's trainer.
             observers: Asked at every step.
             identity: Of the run, for its checkpoints.
+            groups: Which processes share a row: they are dealt the same ones.
             kwargs: Of the library's trainer; the model has adapters.
         """
         super().__init__(*args, **kwargs)
-        self.observers, self.identity = observers, identity
+        self.observers, self.identity, self.groups = observers, identity, groups
         steps = int(identity.fingerprint["steps"])
         if self.args.get_warmup_steps(steps) >= steps:
             # A share of the few steps of a small data set, rounded up to all of them.
@@ -186,14 +193,14 @@ class MethodTrainer(Trainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> Any:
-        """Deal the rows to the ranks; those that are trained on are numbered."""
+        """Deal the rows to the groups of ranks; those that are trained on are numbered."""
         order = self._get_train_sampler(dataset) if is_training else range(len(dataset))
-        device, rank = self.accelerator.device, self.accelerator.process_index
+        device, groups = self.accelerator.device, self.groups
         return DataLoaderShard(
             DatasetWithFiller(NumberedRows(dataset) if is_training else dataset),
             device=device,
             batch_sampler=MicroBatchSampler(
-                order, batch_size, ranks=self.args.world_size, rank=rank
+                order, batch_size, ranks=groups.data_ranks, rank=groups.data_rank
             ),
             collate_fn=self.data_collator,
             pin_memory=device.type == "cuda",

@@ -97,6 +97,7 @@ class Calibration:
             "tracking.run_name": None,
             "distributed.num_processes": 1,
             "distributed.strategy": None,
+            "distributed.context_parallel": 1,
         }
         reference = reference_of(trained.method, trained.lora)
         if reference == "init_adapter":

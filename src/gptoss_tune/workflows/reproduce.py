@@ -189,7 +189,7 @@ def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
     processes = record["environment"]["processes"]
     words += [f"distributed.num_processes={processes}"]
     if processes == 1:  # which share nothing
-        words += ["distributed.strategy=null"]
+        words += ["distributed.strategy=null", "distributed.context_parallel=1"]
     command = launch_words(record, torch.cuda.device_count())
     with _readable_recipe(run) as recipe:
         # A run that was made on a CPU is made there again, however long it took.

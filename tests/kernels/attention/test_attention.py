@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from gptoss_kernels.attention.attention import attention, attention_reference, find_documents
+from gptoss_kernels.attention.attention import (
+    Documents,
+    attention,
+    attention_reference,
+    find_documents,
+)
 from gptoss_kernels.attention.eager import EagerEngine
 from gptoss_kernels.attention.flex import FlexEngine
 from gptoss_kernels.attention.triton_engine import AttentionTiles, Tile, TritonEngine
@@ -84,6 +89,57 @@ def test_the_triton_engine_equals_float64_autograd(row, window, tile, device, po
     expected = run(attention_reference, [x.double() for x in leaves], grad, **settings)
     engine = TritonEngine(AttentionTiles(TILES[tile], TILES[tile], TILES[tile]))
     compare(run(attention, leaves, grad, engine=engine, **settings), expected, FP32)
+
+
+# Rows of 7, 41 and 27 tokens, cut: first query, end, first key, with a window or without. Keys are
+# cut at the window too, or in the middle of what it hides.
+PARTS = {
+    "a whole document before": (30, 75, 7, None),
+    "from the window on": (40, 60, 21, WINDOW),
+    "more keys than the window": (44, 75, 9, WINDOW),
+    "one query": (47, 48, 7, None),
+    "more keys than two tiles, few queries": (46, 52, 7, WINDOW),
+    "nothing before": (48, 75, 48, None),
+}
+
+
+def part_of(documents, begin, end, first_key):
+    """Two rows' runs in one object, which flash's ``cu_seqlens`` cannot say."""
+    both = [documents.part(row, begin, end, first_key) for row in range(2)]
+    return Documents(
+        *(torch.cat([getattr(d, n) for d in both]) for n in ("first_key", "last_query"))
+    )
+
+
+@pytest.mark.parametrize(
+    "engine", ["eager", "reference", *(pytest.param(t, marks=pytest.mark.triton) for t in TILES)]
+)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_a_row_is_the_row_cut(part, engine, device, poisoned_empty):
+    begin, end, first_key, window = PARTS[part]
+    dtype = torch.float64 if engine in ("eager", "reference") else torch.float32
+    leaves, grad = problem(dtype=dtype, device=device)
+    positions = positions_of(ROWS["longer and shorter than the window"]).to(device)
+    documents = find_documents(2, 75, device, position_ids=positions)
+    only = torch.zeros_like(grad)
+    only[:, begin:end] = grad[:, begin:end]
+    wide = [x.double() for x in leaves]
+    expected = run(attention_reference, wide, only, window=window, documents=documents)
+    rows, keys = slice(begin, end), slice(first_key, end)
+    for n, (dim, cut) in enumerate([(1, rows), (2, rows), (2, keys), (2, keys)]):
+        expected[n] = expected[n][(slice(None),) * dim + (cut,)]
+    query, key, value, sinks = leaves
+    inputs = [query[:, :, rows], key[:, :, keys], value[:, :, keys], sinks]
+    settings = {"window": window, "documents": part_of(documents, begin, end, first_key)}
+    function = attention_reference if engine == "reference" else attention
+    if engine == "eager":
+        settings["engine"] = EagerEngine(16)
+    elif engine != "reference":
+        settings["engine"] = TritonEngine(
+            AttentionTiles(TILES[engine], TILES[engine], TILES[engine])
+        )
+    actual = run(function, inputs, grad[:, rows], **settings)
+    compare(actual, expected, FLOAT64 if dtype == torch.float64 else FP32)
 
 
 @pytest.mark.triton

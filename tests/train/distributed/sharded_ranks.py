@@ -21,7 +21,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from gptoss_tune.distributed import gather_over_ranks, sum_over_ranks
 from gptoss_tune.model.build import build
 from gptoss_tune.model.footprint import footprint
-from gptoss_tune.model.sharding import Share, share_of, whole
+from gptoss_tune.model.parallel.sharding import Share, share_of, whole
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.guard.gradients import GradientCheck
 from gptoss_tune.train.run import train

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from gptoss_tune.errors import GuardError, MachineError
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
-from gptoss_tune.model.sharding import Share
+from gptoss_tune.model.parallel.sharding import Share
 from gptoss_tune.plan.gpus import GPUS
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.recipe import load_recipe

@@ -24,7 +24,7 @@ def vocabulary_of(path):
     return load_vocabulary(path)
 
 
-def fingerprint_of(settings, processes=1):
+def fingerprint_of(settings, processes=1, each=1):
     base = open_checkpoint(settings.model.name_or_path, None)
     vocabulary = vocabulary_of(base.path)
     sets = [
@@ -33,7 +33,7 @@ def fingerprint_of(settings, processes=1):
         else None
         for split in ("train", "eval")
     ]
-    return fingerprint(settings, base, *sets, Place(processes, "ddp", torch.device("cpu")))
+    return fingerprint(settings, base, *sets, Place(processes, "ddp", torch.device("cpu"), each))
 
 
 def continued(before, now, train, allowed=(), recorded=(), step=2):
@@ -290,3 +290,24 @@ def test_a_learning_rate_changed_on_purpose_takes_effect_and_is_written_down(
     assert manifest["run_id"] == record["run_id"] and manifest["step"] == 4
     assert manifest["fingerprint"]["train.learning_rate"] == 1e-3
     assert {path.suffix for path in run.rglob("checkpoint-*/*")} == {".safetensors", ".json"}
+
+
+def test_rows_shared_by_processes_are_noted_and_groups_make_the_batch(recipe):
+    """Two processes that share each row take as many rows as one process."""
+    settings, before = recipe(), fingerprint_of(recipe())
+
+    def shared(*overrides, processes, each):
+        return fingerprint_of(recipe(*overrides), processes, each)
+
+    pair = shared(processes=2, each=2)
+    assert pair["batch"] == before["batch"] == 2 and pair["steps"] == before["steps"]
+    found = continued(before, pair, settings.train)
+    assert [(one.name, one.was, one.now) for one in found] == [
+        ("context_parallel", 1, 2),
+        ("processes", 1, 2),
+    ]
+    older = {name: value for name, value in before.items() if name != "context_parallel"}
+    assert continued(older, before, settings.train) == []
+    four = shared("train.per_device_train_batch_size=1", processes=4, each=4)
+    with pytest.raises(RecipeError, match="gradient_accumulation_steps=2 keeps it with 1 x 1 rows"):
+        continued(before, four, recipe("train.per_device_train_batch_size=1").train)

@@ -201,6 +201,7 @@ def _print(made: Plan, name: str, said: Sequence[str], typed: Typed) -> None:
     _print_tiles(made, console)
     if made.host_bytes:
         console.print(f"  in host memory     {made.host_bytes / _GIB:8.2f} GiB")
+    _print_shared_rows(made, console)
     _print_disk(made, console)
     _print_work(made, console)
     _print_advice(made, console, typed)
@@ -220,6 +221,23 @@ def _print_tiles(made: Plan, console: Console) -> None:
     console.print(
         f"    {made.decoding_bytes / rate:.1f} s at the {made.card.memory_tb_per_s:g} TB/s of the "
         f"data sheet (not measured)"
+    )
+
+
+def _print_shared_rows(made: Plan, console: Console) -> None:
+    from rich.text import Text
+
+    shared = made.shared
+    if shared is None:
+        return
+    console.print(Text(f"each row shared by {shared.gpus} GPUs", style="bold cyan"))
+    console.print(f"  {shared.row_tokens:,} tokens of a row on each")
+    console.print(
+        f"  K and V of whole rows {shared.fetched / _GIB:5.2f} GiB, with their gradients "
+        f"{shared.attention / _GIB:.2f} GiB, one full layer at a time (counted above)"
+    )
+    console.print(
+        f"  {shared.received / _GIB:.2f} GiB come to each GPU in an optimizer step for it"
     )
 
 
@@ -336,9 +354,16 @@ def _print_advice(made: Plan, console: Console, typed: Typed) -> None:
             console.print(f"  or a larger card, without them: {made.larger.name}")
         console.print("all of them in one command; train takes the same settings")
         console.print(f"  {typed.command(made.overrides_that_fit, made.card.name)}")
+        if made.elsewhere:
+            console.print(Text("or with rows as long as they are", style="bold cyan"))
+        _print_elsewhere(made, console, typed)
         return
     heading = "what is enough" if made.elsewhere else "no card or number of cards here is enough"
     console.print(Text(heading, style="bold cyan"))
+    _print_elsewhere(made, console, typed)
+
+
+def _print_elsewhere(made: Plan, console: Console, typed: Typed) -> None:
     for way in made.elsewhere:
         console.print(f"  {way.peak / _GIB:8.2f} GiB  {way.what}: {way.gpus} x {way.gpu}")
         console.print(f"    {typed.command(way.overrides, way.gpu)}")

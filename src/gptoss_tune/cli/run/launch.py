@@ -203,7 +203,9 @@ def launch(
         return
     _write(place, text)
     kept = system != "skypilot" or bucket is not None
-    _say(loaded.train, job, submit.format(file=place), system, kept=kept)
+    told = submit.format(file=place)
+    shared = loaded.distributed.context_parallel
+    _say(loaded.train, job, told, system, context_parallel=shared, kept=kept)
 
 
 def _system(flags: dict[str, bool]) -> str:
@@ -364,12 +366,16 @@ def _write(place: Path, text: str) -> None:
     write_text(place, text)
 
 
-def _say(train: TrainSection, job: Job, submit: str, system: str, *, kept: bool) -> None:
+def _say(
+    train: TrainSection, job: Job, submit: str, system: str, *, context_parallel: int, kept: bool
+) -> None:
     """Print what the file will do, and what would be lost."""
-    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps * job.processes
+    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    rows *= job.processes // context_parallel
+    shared = f", each shared by {context_parallel} GPUs" if context_parallel > 1 else ""
     typer.echo(
         f"{submit}: {job.nodes} x {job.gpus_per_node} GPUs, accelerate with {job.accelerate}, "
-        f"{rows} rows per optimizer step"
+        f"{rows} rows per optimizer step{shared}"
     )
     again = "the same command goes on from there"
     if system in ("slurm", "skypilot", "kubernetes"):

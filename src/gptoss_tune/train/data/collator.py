@@ -18,7 +18,6 @@ from gptoss_tune.train.data.token_counts import count_row, sum_counts
 IGNORED = -100
 BATCH_ONLY = ("channels", "counts", "rows")
 """What a batch carries for the trainer, and the model does not take."""
-_MULTIPLE = 8
 
 
 class NumberedRows(torch.utils.data.Dataset):
@@ -47,12 +46,16 @@ class Collator:
     """Turn dataset rows into one batch.
 
     Attributes:
-        pad_token_id: Fills rows to the length of the longest, rounded up to a multiple of 8.
+        pad_token_id: Fills rows to the length of the longest, rounded up.
         packed: Rows hold several documents, told apart by ``position_ids`` that restart at 0.
+        positions: Give ``position_ids`` in any case, of rows that are one document too.
+        multiple: Of what rows are filled to.
     """
 
     pad_token_id: int
     packed: bool = False
+    positions: bool = False
+    multiple: int = 8
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch of ``rows``.
@@ -64,14 +67,14 @@ class Collator:
 
         Returns:
             ``input_ids``, ``shift_labels``, ``channels`` ``[B, S]`` int64, ``loss_weights``
-            ``[B, S]`` fp32, ``attention_mask`` ``[B, S]`` int64 (or ``position_ids`` when packed),
-            ``cu_seq_lens_q`` and ``max_length_q`` for varlen attention, and
-            two counts known here on the host, so that no GPU has to be asked for them:
+            ``[B, S]`` fp32, ``attention_mask`` ``[B, S]`` int64 (or ``position_ids``, when packed
+            or asked for), ``cu_seq_lens_q`` and ``max_length_q`` for varlen attention, and two
+            counts known here on the host, so that no GPU has to be asked for them:
             ``counts`` (``tokens.count_row``) and ``selected_rows`` (with a loss weight); and
             ``rows``, the rows' numbers where they carry one (``NumberedRows``).
         """
         length = max(len(row["input_ids"]) for row in rows)
-        length = -(-length // _MULTIPLE) * _MULTIPLE
+        length = -(-length // self.multiple) * self.multiple
         ids = self._stack(rows, "input_ids", length, self.pad_token_id)
         weights = _shifted(self._stack(rows, "loss_weights", length, 0.0), 0.0)
         batch: dict[str, Any] = {
@@ -83,7 +86,7 @@ class Collator:
             "counts": sum_counts([count_row(row) for row in rows]),
             "rows": [row["row"] for row in rows if "row" in row],
         }
-        if self.packed:
+        if self.packed or self.positions:
             batch["position_ids"] = self._positions(rows, length)
         else:
             lengths = torch.tensor([len(row["input_ids"]) for row in rows])
@@ -104,7 +107,10 @@ class Collator:
     def _positions(rows: Sequence[dict[str, Any]], length: int) -> Tensor:
         positions = torch.empty((len(rows), length), dtype=torch.int64)
         for index, row in enumerate(rows):
-            values = torch.as_tensor(row["position_ids"], dtype=torch.int64)
+            own = row.get("position_ids")
+            if own is None:
+                own = torch.arange(len(row["input_ids"]))
+            values = torch.as_tensor(own, dtype=torch.int64)
             positions[index, : len(values)] = values
             # Padding is a document of its own: it restarts at 0 and attends to itself alone.
             positions[index, len(values) :] = torch.arange(length - len(values))

@@ -6,6 +6,9 @@ continuation as long as their product does not. The last step of an epoch has th
 left; a rank without rows in a micro-batch trains a filler, a row of loss weight 0, because all
 ranks have to meet in every backward pass.
 
+Ranks here are those that train rows of their own: processes that share each row (context parallel)
+are one rank, and are dealt the same rows.
+
 Accelerate's ``BatchSamplerShard`` was the alternative: it fills the last batches with rows from the
 start of the epoch, which are then trained twice, and other ones on every number of ranks.
 
@@ -40,7 +43,7 @@ class MicroBatchSampler(BatchSampler):
         Args:
             order: Iterable over all rows of an epoch, with a length and perhaps a ``set_epoch``.
             batch_size: Rows of a micro-batch.
-            ranks: Number of processes.
+            ranks: How many train rows of their own.
             rank: This one's number.
         """
         self.sampler = order

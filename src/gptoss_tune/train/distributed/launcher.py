@@ -1,10 +1,10 @@
 """What the launcher started: how many processes, sharing the model by DDP or FSDP2, or a refusal.
 
-A launcher's FSDP means version 2, which this project applies itself (``model.sharding``), so
-Accelerate must not apply it once more: its switch is read here and turned off for the process.
-Whatever else its configuration says about FSDP and would have no effect is refused, and so are
-FSDP 1, which flattens parameters and with them the packed bytes, and DeepSpeed ZeRO, whose
-partitions are cut without asking the tensor.
+A launcher's FSDP means version 2, which this project applies itself
+(``model.parallel.sharding``), so Accelerate must not apply it once more: its switch is read here
+and turned off for the process. Whatever else its configuration says about FSDP and would have no
+effect is refused, and so are FSDP 1, which flattens parameters and with them the packed bytes, and
+DeepSpeed ZeRO, whose partitions are cut without asking the tensor.
 """
 
 from __future__ import annotations

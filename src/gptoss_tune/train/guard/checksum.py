@@ -12,7 +12,7 @@ from gptoss_kernels import Mxfp4Weight
 from torch import Tensor
 
 from gptoss_tune.model.expert_weight import ExpertWeight
-from gptoss_tune.model.sharding import share_of
+from gptoss_tune.model.parallel.sharding import share_of
 
 _PIECE_WORDS = 1 << 22
 _SEED = 20_250_805

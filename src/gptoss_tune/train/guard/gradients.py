@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from gptoss_tune.distributed import sum_over_ranks
-from gptoss_tune.model.sharding import whole
+from gptoss_tune.model.parallel.sharding import whole
 from gptoss_tune.train.guard.checksum import checksum
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")

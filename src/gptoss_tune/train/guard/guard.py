@@ -31,7 +31,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from gptoss_tune.distributed import gather_over_ranks, rank, sum_over_ranks, world_size
 from gptoss_tune.errors import GuardError
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.model.sharding import share_of
+from gptoss_tune.model.parallel.sharding import share_of
 from gptoss_tune.recipe.schema import GuardSection
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
@@ -328,7 +328,8 @@ def _describe(step: int, everyone: list[tuple[int, bool, list[str], list[str]]])
     what = "loss" if any(not entry[1] for entry in everyone) else "gradient"
     ranks = ", ".join(str(entry[0]) for entry in guilty)
     names = list(dict.fromkeys(name for entry in everyone for name in entry[2]))
-    rows = [source for entry in guilty for source in entry[3]]
+    # Ranks that share rows name the same ones.
+    rows = list(dict.fromkeys(source for entry in guilty for source in entry[3]))
     tensors = f"; not finite: the gradients of {few(names)}" if names else ""
     return f"step {step}, rank {ranks}: the {what} is not finite{tensors}; rows {few(rows)}"
 

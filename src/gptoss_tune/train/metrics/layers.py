@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.files.strict_json import to_text
-from gptoss_tune.model.sharding import share_of
+from gptoss_tune.model.parallel.sharding import share_of
 from gptoss_tune.run.jsonl import append_line, keep_lines_until, open_lines
 
 MOST_NORMS = 1000

@@ -24,7 +24,7 @@ from gptoss_tune.harmony.conversation import CHANNELS
 from gptoss_tune.harmony.dataset.kinds import kind_of
 from gptoss_tune.harmony.dataset.load import row_sources
 from gptoss_tune.harmony.vocabulary import Vocabulary, load_vocabulary
-from gptoss_tune.model.sharding import gather_nothing, is_sharded
+from gptoss_tune.model.parallel.sharding import gather_nothing, is_sharded
 from gptoss_tune.recipe.schema import reference_of
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.data.collator import BATCH_ONLY

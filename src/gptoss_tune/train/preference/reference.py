@@ -33,7 +33,7 @@ from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.harmony.dataset.cache import cache_folder, cache_key, state_of
 from gptoss_tune.model.build import engines
 from gptoss_tune.model.initial_adapter import initial_adapter_folder
-from gptoss_tune.model.sharding import gather_nothing, is_sharded
+from gptoss_tune.model.parallel.sharding import gather_nothing, is_sharded
 from gptoss_tune.recipe.schema import Reference
 from gptoss_tune.run.record import update_record
 from gptoss_tune.train.data.collator import BATCH_ONLY

@@ -5,8 +5,9 @@ from two recipes looks like one from either. What is meant is allowed by its nam
 train.learning_rate``, takes effect, and is written into ``run.json`` with the step. Continuing
 silently with the new value, or silently with the old one, is what other trainers do.
 
-The number of processes, how they share the model, the kind of GPU and the tile of tokens that the
-experts see are only noted: every step keeps its rows, and sums come out in another order.
+The number of processes, how they share the model and the rows, the kind of GPU and the tile of
+tokens that the experts see are only noted: every step keeps its rows, and sums come out in another
+order.
 
 Who a run is (``Identity``): its id, what it computes from, and what was allowed to change on the
 way. The id is drawn when a folder is first written into and stands in ``run.json`` and in every
@@ -35,9 +36,14 @@ if TYPE_CHECKING:
 
     from gptoss_tune.train.context import RunContext
 
-NOTED = {"processes", "strategy", "device", "expert_tile"}
+NOTED = {"processes", "strategy", "context_parallel", "device", "expert_tile"}
 """Entries of a fingerprint whose change is told and written down, and stops nothing."""
-_BEFORE_IT_WAS = {"train.deterministic": False, "method.name": "sft", "expert_tile": None}
+_BEFORE_IT_WAS = {
+    "train.deterministic": False,
+    "method.name": "sft",
+    "context_parallel": 1,
+    "expert_tile": None,
+}
 """What runs did that were started before a setting existed."""
 ROWS = ("data.train_rows", "data.eval_rows")
 """Entries of a fingerprint that stand for all settings of the data."""
@@ -163,13 +169,14 @@ def _advice(one: Change, now: dict[str, Any], train: TrainSection) -> str:
     """Return what keeps the rows of a step, where the batch differs."""
     if one.name != "batch" or not isinstance(one.was, int):
         return ""
-    processes, rows = now["processes"], train.per_device_train_batch_size
-    steps, rest = divmod(one.was, processes * rows)
+    groups = now["processes"] // now.get("context_parallel", 1)
+    rows = train.per_device_train_batch_size
+    steps, rest = divmod(one.was, groups * rows)
     if rest == 0 and steps:
         kept = f"train.gradient_accumulation_steps={steps} keeps it"
     else:
         kept = "no train.gradient_accumulation_steps keeps it"
-    return f" ({kept} with {processes} x {rows} rows)"
+    return f" ({kept} with {groups} x {rows} rows)"
 
 
 def shortened(value: Any) -> str:
@@ -238,7 +245,12 @@ def computed_from(
         CheckpointError: The adapter to start from is not there.
     """
     recipe, base = context.recipe, context.base
-    place = Place(context.state.num_processes, context.parallelism, context.device)
+    place = Place(
+        context.state.num_processes,
+        context.parallelism,
+        context.device,
+        context.groups.context_ranks,
+    )
     new = base.unhashed_bytes()
     if new > _WORTH_A_WORD:
         context.console.print(

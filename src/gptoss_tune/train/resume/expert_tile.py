@@ -39,6 +39,7 @@ def settled_tile(context: RunContext) -> int | None:
         recipe.train,
         context.state.num_processes,
         context.parallelism,
+        recipe.distributed.context_parallel,
     )
     tiled = fitted(setup, torch.cuda.mem_get_info(device)[1])
     return tiled.tile_tokens if tiles(tiled) > 1 else None

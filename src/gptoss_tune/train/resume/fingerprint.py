@@ -70,7 +70,7 @@ FREE_SECTIONS = {
     "evaluation": "reads the model",
     "export": "comes after the run",
     "tracking": "names places for metrics",
-    "distributed": "num_processes acts through batch, and strategy is an entry of its own",
+    "distributed": "num_processes acts through batch; strategy and context_parallel stand there",
 }
 
 
@@ -82,11 +82,18 @@ class Place:
         processes: Ranks.
         strategy: How they share the model.
         device: Of rank 0.
+        context_parallel: How many of them share a row.
     """
 
     processes: int
     strategy: Parallelism
     device: torch.device
+    context_parallel: int = 1
+
+    @property
+    def data_parallel(self) -> int:
+        """How many groups of ranks train rows of their own."""
+        return self.processes // self.context_parallel
 
 
 def fingerprint(
@@ -131,12 +138,13 @@ def fingerprint(
         "init_from": start and sha256_of(initial_adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
         "data.train_rows": rows_hash(train_set),
         "data.eval_rows": None if eval_set is None else rows_hash(eval_set),
-        "batch": batch(recipe.train, place.processes),
-        "steps": steps(recipe.train, len(train_set), place.processes),
+        "batch": batch(recipe.train, place.data_parallel),
+        "steps": steps(recipe.train, len(train_set), place.data_parallel),
         **{f"engine.{name}": code for name, code in chosen.items()},
         **{f"versions.{name}": version for name, version in versions.items()},
         "processes": place.processes,
         "strategy": place.strategy,
+        "context_parallel": place.context_parallel,
         "device": device_name(device),
     }
 
@@ -146,17 +154,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def batch(train: TrainSection, processes: int) -> int:
-    """Return the rows of an optimizer step."""
-    return train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
+def batch(train: TrainSection, data_parallel: int) -> int:
+    """Return the rows of an optimizer step, of so many groups of processes with own rows."""
+    return train.per_device_train_batch_size * train.gradient_accumulation_steps * data_parallel
 
 
-def steps(train: TrainSection, rows: int, processes: int) -> int:
+def steps(train: TrainSection, rows: int, data_parallel: int) -> int:
     """Return the optimizer steps of the whole run, as the trainer counts them."""
     if train.max_steps is not None:
         return train.max_steps
     assert train.num_train_epochs is not None  # the recipe has one of the two
-    return math.ceil(train.num_train_epochs * max(1, math.ceil(rows / batch(train, processes))))
+    return math.ceil(train.num_train_epochs * max(1, math.ceil(rows / batch(train, data_parallel))))
 
 
 def rows_hash(dataset: Dataset) -> str:

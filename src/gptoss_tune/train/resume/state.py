@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.model import sharding
+from gptoss_tune.model.parallel import sharding
 from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS
 from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
 from gptoss_tune.weights.write import Shard, ShardWriter

@@ -1,0 +1,1 @@
+"""One model on several ranks: its weights spread (``sharding``), a row spread (``context``)."""

@@ -1,0 +1,1 @@
+"""Contradictions between settings: what one is, and the rules of ``distributed``."""
