@@ -46,7 +46,8 @@ class Saved:
 
     Attributes:
         per_token: Grow with the tokens of the micro-batch.
-        fixed: Do not: attention's factors in the compute dtype, where each expert's rows start.
+        fixed: Do not: attention's factors in the compute dtype, those of chosen experts laid out
+            for all, where each expert's rows start.
     """
 
     per_token: int
@@ -103,6 +104,7 @@ def layer_saved(
         token += a.experts_per_token * 2 * a.intermediate * value
     if not merged:
         token += sum(f.rank for f in experts) * a.experts_per_token * value
+    fixed += FP32_BYTES * sum(f.laid_out for f in experts)  # chosen ones among zeros
     if mixed:
         fixed += sum(f.parameters for f in attention) * value
         fixed -= sum(f.parameters_A for f in without_A) * value
@@ -184,7 +186,8 @@ def moments(setup: TrainingSetup) -> Moments:
     working = rows * (2 * a.intermediate + max(a.intermediate, a.hidden)) * value
     working += 2 * tokens * a.hidden * value
     # The gradients of one layer's experts, before they are added to what earlier rows left.
-    working += FP32_BYTES * sum(f.parameters for f in lowest if f.on_experts)
+    # Of chosen experts they come as those of all, and theirs are picked out.
+    working += FP32_BYTES * sum(f.laid_out + f.parameters for f in lowest if f.on_experts)
     if mode == "selective":
         working += rows * 2 * a.intermediate * value
     chunk = min(LOSS_CHUNK_ROWS, tokens)
@@ -234,10 +237,12 @@ def forward_moment(setup: TrainingSetup) -> int:
     # outputs and their sums, the router's choice, and of every routed row gate_up, its activation,
     # the output and what the A factors gave.
     attention = tokens * (2 * a.hidden + 2 * a.query_size + 2 * a.key_size) * value
-    ranks = sum(f.rank for f in setup.factors_of(setup.lowest_layer) if f.on_experts)
+    on_experts = [f for f in setup.factors_of(setup.lowest_layer) if f.on_experts]
+    ranks = sum(f.rank for f in on_experts)
     row = (3 * a.intermediate + a.hidden + ranks + 1) * value
     row += 3 * _INDEX_BYTES + _LONG_INDEX_BYTES
     experts = tokens * (4 * a.hidden * value + a.experts_per_token * row)
+    experts += FP32_BYTES * sum(f.laid_out for f in on_experts)
     chunk = min(LOSS_CHUNK_ROWS, tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     loss = chunk * a.vocabulary * value + 2 * tile + tokens * a.hidden * value

@@ -22,10 +22,10 @@ from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import Memory, host_bytes, memory
-from gptoss_tune.plan.reference_pass import ReferencePass, reference_pass
+from gptoss_tune.plan.reference_pass import ReferencePass, choosing_pass, reference_pass
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import Factors, adapter_parameters, parameters
-from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle, uneven_experts
+from gptoss_tune.recipe.recipe import Recipe, chosen_count, fsdp2_obstacle, uneven_experts
 from gptoss_tune.recipe.schema import Parallelism
 
 
@@ -45,6 +45,7 @@ class Plan:
         work: Operations, tokens, hours of training.
         evaluation: Hours of evaluation.
         reference: The reference pass; ``None`` where the method measures against nothing.
+        choosing: The pass that chooses experts; ``None`` where all get an adapter.
         advice: What to change, when it does not fit: each on top of those before it.
         elsewhere: What else is enough, when all the advice is not.
         larger: The smallest known card that fits, when this one does not.
@@ -61,6 +62,7 @@ class Plan:
     work: Work
     evaluation: EvaluationTime
     reference: ReferencePass | None
+    choosing: ReferencePass | None
     advice: list[Advice]
     elsewhere: list[Elsewhere]
     larger: Gpu | None
@@ -84,14 +86,26 @@ class Plan:
 
     @property
     def hours_by_kind(self) -> dict[str, float | None]:
-        """Hours of training, evaluation and, where there is one, of the reference pass."""
-        hours = {"training": self.work.hours, "evaluation": self.evaluation.hours}
-        return hours if self.reference is None else hours | {"reference": self.reference.hours}
+        """Hours of training, evaluation and, where there are any, of the passes before."""
+        passes = {"reference": self.reference, "choosing experts": self.choosing}
+        return {
+            "training": self.work.hours,
+            "evaluation": self.evaluation.hours,
+            **{name: one.hours for name, one in passes.items() if one is not None},
+        }
 
     @property
     def trained(self) -> int:
         """Parameters trained."""
         return adapter_parameters(self.factors)
+
+    @property
+    def experts_adapted(self) -> int:
+        """Experts of a layer that get an adapter."""
+        if not self.recipe.lora.target_parameters:
+            return 0
+        experts = self.architecture.experts
+        return chosen_count(self.recipe.lora, experts) or experts
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan for a machine: bytes, counts and seconds, no rounded text."""
@@ -107,6 +121,7 @@ class Plan:
                 "trained_per_layer": self.trained // len({f.layer for f in self.factors}),
                 "trained_per_expert_rank": experts_per_rank(self.factors),
                 "expert_rank": lora.expert_rank or lora.rank,
+                "experts_adapted": self.experts_adapted,
             },
             "memory_bytes": {**self.memory.kinds, "peak": self.memory.peak},
             "host_bytes": self.host_bytes,
@@ -120,6 +135,7 @@ class Plan:
             "hours": self.hours,
             "hours_by_kind": self.hours_by_kind,
             **({} if self.reference is None else {"reference": asdict(self.reference)}),
+            **({} if self.choosing is None else {"choosing_experts": asdict(self.choosing)}),
             "advice": [asdict(entry) for entry in self.advice],
             "overrides_that_fit": self.overrides_that_fit,
             "elsewhere": [asdict(entry) for entry in self.elsewhere],
@@ -195,6 +211,7 @@ def plan(
         work=training,
         evaluation=evaluation_time(setup, recipe.evaluation, card, training),
         reference=reference_pass(setup, training, card.tflops, epoch_tokens),
+        choosing=choosing_pass(setup, training, card.tflops, epoch_tokens),
         advice=changes,
         elsewhere=elsewhere(setup, card) if hopeless else [],
         larger=None if fits else smallest_with(needed.peak),

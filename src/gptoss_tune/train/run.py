@@ -39,6 +39,7 @@ from gptoss_tune.run.lock import FolderLock
 from gptoss_tune.run.record import update_record
 from gptoss_tune.run.start import Start, claim
 from gptoss_tune.train import find_batch_size, finish, out_of_memory
+from gptoss_tune.train.chosen_experts.choice import ChoiceObserver, chosen_by
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed import watchdog
 from gptoss_tune.train.distributed.agreement import refuse_disagreement
@@ -76,6 +77,8 @@ from gptoss_tune.weights import open_checkpoint
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
+
+    from gptoss_tune.weights.adapter_config import ExpertChoice
 
 
 def train(
@@ -168,8 +171,9 @@ def _train(
     _say(console, identity.notes)
     if recipe.train.deterministic and context.device.type == "cuda":
         console.print(f"deterministic: the same bits in every run on this GPU; costs {PRICE}")
+    chosen = chosen_by(context, train_set)
     set_seed(recipe.train.seed)
-    model = _model(context)
+    model = _model(context, None if chosen is None else chosen.choice)
     fitted = find_batch_size.fit(context, method, model, train_set)
     # The record keeps the recipe as it was asked for.
     fits = replace(context, recipe=fitted.recipe)
@@ -177,7 +181,9 @@ def _train(
     metrics, guard = StepMetrics(context.run, recipe.data.train, context.device), _guard(context)
     # The metrics first: they measure gradients that the guard may drop.
     own = [callback for callback in callbacks if isinstance(callback, StepObserver)]
-    observers = StepObservers((metrics, guard, *rows.observers, *own), context.start.checkpoint)
+    kept = [] if chosen is None else [ChoiceObserver(context.run, chosen)]
+    watching = (metrics, guard, *rows.observers, *kept, *own)
+    observers = StepObservers(watching, context.start.checkpoint)
     trainer = _trainer(fits, method, model, rows, observers, identity)
     trackers = _trackers(context, identity.run_id)
     asked = [] if evaluator is None else [Evaluation(evaluator, context, trainer, metrics)]
@@ -282,11 +288,11 @@ def _on_main(state: PartialState, ask: Callable[[], Any]) -> Any:
     return answer[0]
 
 
-def _model(context: RunContext) -> PeftModel:
+def _model(context: RunContext, choice: ExpertChoice | None) -> PeftModel:
     state = context.state
     sharded = context.parallelism == "fsdp2"
     share = Share(state.process_index, state.num_processes) if sharded else None
-    built = build(context.recipe, context.base, state.device or "cpu", share)
+    built = build(context.recipe, context.base, state.device or "cpu", share, choice)
     for note in built.notes:
         context.console.print(note, highlight=False)
     # Every rank read the same files: DDP has only the adapters to keep equal.
