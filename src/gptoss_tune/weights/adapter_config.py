@@ -23,9 +23,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from gptoss_tune.errors import CheckpointError
+from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.recipe.recipe import chosen_count
+from gptoss_tune.recipe.schema import LoraSection
 from gptoss_tune.run.folder import RunFolder
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -229,6 +231,36 @@ def expert_choice(
             "layer, by the layer's number"
         )
     return dict(sorted(found.items()))
+
+
+def choice_to_start_from(
+    folder: Path, lora: LoraSection, layers: int, experts: int
+) -> dict[int, tuple[int, ...]] | None:
+    """Return the experts of the adapter in ``folder``, which a run that starts from it trains.
+
+    Args:
+        folder: With ``adapter_config.json``.
+        lora: Of the recipe.
+        layers: Of the base.
+        experts: In one of its layers.
+
+    Raises:
+        RecipeError: ``lora.experts`` asks for another number of them.
+        CheckpointError: The configuration cannot be read.
+    """
+    file = folder / ADAPTER_CONFIG
+    choice = expert_choice(read_object(file), layers, experts, str(file))
+    found = None if choice is None else len(next(iter(choice.values())))
+    asked = chosen_count(lora, experts)
+    if found != asked:
+        has, wants = found or f"all {experts}", asked or f"all {experts}"
+        todo = "all" if found is None else f"{{count: {found}}}"
+        raise RecipeError(
+            f"lora.experts: asks for adapters on {wants} experts of a layer, and the adapter of "
+            f"lora.init_from, {folder}, is on {has}; set lora.experts to {todo}, as a run trains "
+            "the experts of the adapter that it starts from"
+        )
+    return choice
 
 
 _PLAIN = re.compile(r"(?:[\w.-]|\\\.)*", re.ASCII)

@@ -24,9 +24,9 @@ from gptoss_tune.train.chosen_experts.counting import Counted, count, first_rows
 from gptoss_tune.train.chosen_experts.load import most_loaded
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.weights.adapter_config import (
-    ADAPTER_CONFIG,
     CHOSEN_EXPERTS,
     ExpertChoice,
+    choice_to_start_from,
     expert_choice,
 )
 
@@ -44,7 +44,7 @@ class Chosen:
 
     Attributes:
         choice: Their numbers by layer.
-        facts: For the record: ``layers`` is the choice, ``from`` says what it comes from (``data``
+        facts: For the record: ``layers`` is the choice, ``chosen_by`` says what made it (``data``
             or ``init_from``), ``share_of_load`` by layer what part of the loss-weighted tokens they
             see, and ``load`` ``[L][E]`` the shares of all, each layer's sum 1.
     """
@@ -72,7 +72,7 @@ def chosen_by(context: RunContext, train_set: Dataset) -> Chosen | None:
     if context.start.checkpoint is not None:
         return None if asked is None else _from_checkpoint(context.start.checkpoint, config)
     if lora.init_from is not None:
-        return _from_adapter(context, Path(lora.init_from), asked)
+        return _from_adapter(context, Path(lora.init_from))
     if asked is None:
         return None
     assert lora.experts != "all"  # or none would be asked for
@@ -97,7 +97,7 @@ def chosen_by(context: RunContext, train_set: Dataset) -> Chosen | None:
 def _facts(choice: ExpertChoice, counted: Counted, experts: int) -> dict[str, Any]:
     totals = [sum(row) for row in counted.counts]
     return {
-        "from": "data",
+        "chosen_by": "data",
         "experts": experts,
         "layers": {str(layer): list(chosen) for layer, chosen in choice.items()},
         "share_of_load": {
@@ -129,30 +129,21 @@ def _from_checkpoint(checkpoint: Path, config: dict[str, Any]) -> Chosen:
     return Chosen(choice, facts)
 
 
-def _from_adapter(context: RunContext, source: Path, asked: int | None) -> Chosen | None:
+def _from_adapter(context: RunContext, source: Path) -> Chosen | None:
     """Return the experts of the adapter that the run starts from, which the recipe has to fit."""
-    config = context.base.config
+    config, folder = context.base.config, initial_adapter_folder(source)
     layers, experts = config["num_hidden_layers"], config["num_local_experts"]
-    folder = initial_adapter_folder(source)
-    file = folder / ADAPTER_CONFIG
-    choice = expert_choice(read_object(file), layers, experts, str(file))
-    found = None if choice is None else len(next(iter(choice.values())))
-    if found != asked:
-        has = "all" if found is None else f"{{count: {found}}}"
-        wants = f"all {experts}" if asked is None else str(asked)
-        raise RecipeError(
-            f"lora.experts: asks for adapters on {wants} experts of a layer, and the adapter of "
-            f"lora.init_from, {folder}, has {'all' if found is None else found}; set lora.experts "
-            f"to {has}: a run trains the experts of the adapter that it starts from"
-        )
+    choice = choice_to_start_from(folder, context.recipe.lora, layers, experts)
     if choice is None:
         return None
     context.console.print(
-        f"experts: {found} of {experts} in each layer get an adapter, those of {folder}",
+        f"experts: {len(next(iter(choice.values())))} of {experts} in each layer get an adapter, "
+        f"those of {folder}",
         soft_wrap=True,
+        markup=False,
     )
     listed = {str(layer): list(chosen) for layer, chosen in choice.items()}
-    return Chosen(choice, {"from": "init_from", "experts": experts, "layers": listed})
+    return Chosen(choice, {"chosen_by": "init_from", "experts": experts, "layers": listed})
 
 
 class ChoiceObserver(StepObserver):
