@@ -56,6 +56,7 @@ def scenarios() -> list[Scenario]:
         Scenario("TMA", tma_products),
         Scenario("E 128", partial(layer, num_experts=128, rank=8, engine="fused")),
         Scenario("bf16 base", partial(layer, packed=False, engine="fused")),
+        Scenario("tiles", partial(layer, tile_tokens=8192, engine="fused")),
         Scenario("merge-aware", partial(layer, merge_aware=True, engine="fused")),
         Scenario("no LoRA", partial(layer, rank=0, engine="fused")),
         *(Scenario(f"r {r}", partial(layer, rank=r, engine="fused")) for r in (64, 128, 256)),

@@ -136,13 +136,28 @@ def launch_ragged_outer(
     gates: Tensor | None,
     scaling: float,
     transposed: bool = False,
+    sums: Tensor | None = None,
 ) -> Tensor:
-    """Return ``ragged_outer`` by its kernel; the inputs have been checked."""
+    """Return ``ragged_outer`` by its kernel, or add it to ``sums``; the inputs have been checked.
+
+    Args:
+        skinny: As in ``ragged_outer``, like what follows.
+        wide: ``[M, Q]``.
+        expert_offsets: ``[E + 1]``.
+        wide_indices: ``[M]`` or None.
+        gates: ``[M]`` or None.
+        scaling: A plain number.
+        transposed: Return ``[E, Q, R]``.
+        sums: What an earlier call with the same shapes returned, which then is the result: one more
+            fp32 addition per value.
+    """
     from gptoss_kernels._triton import _lora
 
     num_experts, rank, columns = expert_offsets.shape[0] - 1, skinny.shape[1], wide.shape[1]
     shape = (num_experts, columns, rank) if transposed else (num_experts, rank, columns)
-    out = torch.empty(shape, dtype=torch.float32, device=wide.device)
+    out = sums
+    if out is None:
+        out = torch.empty(shape, dtype=torch.float32, device=wide.device)
     logical = out.mT if transposed else out
     tiles = choose_outer_tiles(rank, wide.dtype, gpu_of(wide.device))
     with on_device(wide):
@@ -164,6 +179,7 @@ def launch_ragged_outer(
             R_PAD=tiles.block_k,
             GATHER=wide_indices is not None,
             GATED=gates is not None,
+            ADDED=sums is not None,
             BLOCK_Q=tiles.block_n,
             BLOCK_M=tiles.block_m,
             num_warps=tiles.warps,
@@ -204,3 +220,30 @@ def ragged_outer_reference(
         )
         torch.mm(left_rows.to(wide).mT, right_rows.to(wide), out=out[expert])
     return out
+
+
+def add_ragged_outer_reference(
+    sums: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    *,
+    expert_offsets: Tensor,
+    scaling: float,
+    left_indices: Tensor | None = None,
+    right_indices: Tensor | None = None,
+) -> Tensor:
+    """Return ``sums + scaling * ragged_outer_reference(...)``, in the memory of ``sums``.
+
+    Args:
+        sums: ``[E, P, Q]`` fp32 (fp64 for fp64), or None for zeros.
+        left: As in ``ragged_outer_reference``, like what follows.
+        right: ``[M, Q]``.
+        expert_offsets: ``[E + 1]``.
+        scaling: A plain number.
+        left_indices: ``[M]`` or None.
+        right_indices: ``[M]`` or None.
+    """
+    out = ragged_outer_reference(
+        left, right, expert_offsets, left_indices=left_indices, right_indices=right_indices
+    ).mul_(scaling)
+    return out if sums is None else sums.add_(out)

@@ -67,7 +67,8 @@ def test_a_finished_runs_card_is_complete(finished):
     assert card.tokens["trained"] == sum(card.tokens["trained_by_channel"].values()) > 0
     assert card.tokens_per_second is not None and card.tokens_per_second > 0
     assert card.hardware["cores"] >= 1 and card.hardware["memory_bytes"] > 2**30
-    assert card.environment["libraries"]["torch"] == torch.__version__
+    # The metadata of a build with CUDA leaves out the local part of the version.
+    assert torch.__version__.startswith(card.environment["libraries"]["torch"])
     assert card.peak_memory_bytes > 0 and card.guard["skipped_steps"] == 0
 
 

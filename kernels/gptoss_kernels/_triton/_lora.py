@@ -23,10 +23,13 @@ def _ragged_outer_kernel(
     R_PAD: tl.constexpr,
     GATHER: tl.constexpr,
     GATED: tl.constexpr,
+    ADDED: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """``out[e] = scaling * skinny[rows of e]^T wide[rows of e]``, skinny times gates if GATED.
+
+    ADDED: added to what ``out`` holds, after it was scaled.
 
     A program owns its piece of the output and walks down its expert's rows: no atomics.
     """
@@ -59,4 +62,7 @@ def _ragged_outer_kernel(
         acc = tl.dot(tl.trans(wide), skinny, acc, input_precision="ieee")
     out_ptrs = out_ptr + expert * stride_oe + column[:, None] * stride_oq + r[None, :] * stride_or
     mask = (column < Q)[:, None] & (r < R)[None, :]
-    tl.store(out_ptrs, (acc * scaling).to(out_ptr.dtype.element_ty), mask)
+    acc = acc * scaling
+    if ADDED:
+        acc += tl.load(out_ptrs, mask, 0.0)
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask)

@@ -9,7 +9,8 @@ def _swiglu_forward(gate, up, ALPHA: tl.constexpr, LIMIT: tl.constexpr):
     """Return the activation of fp32 halves."""
     gate = tl.minimum(gate, LIMIT)
     up = tl.minimum(tl.maximum(up, -LIMIT), LIMIT)
-    return (up + 1.0) * gate * tl.sigmoid(ALPHA * gate)
+    # In the order of the backward pass, which makes the activation again: the same bits.
+    return (up + 1.0) * (gate * tl.sigmoid(ALPHA * gate))
 
 
 @triton.jit

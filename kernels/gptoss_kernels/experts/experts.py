@@ -10,15 +10,17 @@ Rows sorted by expert, e the expert of a row, g its routing weight, s = alpha / 
               dA_d = s dYB^T (g H)             dB_d = s dO^T (g HA)
 
 Only X, Z, XA, HA, g and the indices are kept for backward, and the factors as they came, which are
-no copies; the weights are decoded again. Rejected:
-letting autograd differentiate the plain formula, which keeps every decoded weight alive, and adding
-``s B A`` to the weight, which makes both a dense weight and a dense gradient.
+no copies; the weights are decoded again. Under activation checkpointing the pass that is repeated
+is there to save X, g and the indices once more, so it multiplies nothing: backward starts from X.
+Rejected: letting autograd differentiate the plain formula, which keeps every decoded weight alive,
+and adding ``s B A`` to the weight, which makes both a dense weight and a dense gradient.
 """
 
 # Legend: T tokens, K experts per token, M = T*K rows, H hidden, I intermediate, E experts, R rank.
 
 from __future__ import annotations
 
+from itertools import islice
 from types import ModuleType
 from typing import Any
 
@@ -33,12 +35,20 @@ from gptoss_kernels.backend import (
     require_triton,
     without_autocast,
 )
-from gptoss_kernels.experts import torch_engine, triton_engine
+from gptoss_kernels.experts import tiled, torch_engine, triton_engine
 from gptoss_kernels.experts.engines import ENGINE_NAMES, ExpertEngine, find_obstacle
 from gptoss_kernels.experts.projection import ExpertProjection
-from gptoss_kernels.experts.records import ExpertLayer, KeptExperts, Needs, Saved
+from gptoss_kernels.experts.records import (
+    ExpertLayer,
+    KeptExperts,
+    KeptRows,
+    Needs,
+    SortedRows,
+    TileInputs,
+)
 from gptoss_kernels.lora import MAX_RANK
 from gptoss_kernels.mxfp4 import MXFP4_BLOCK, Mxfp4Weight, dequantize_reference
+from gptoss_kernels.routing import Routing
 from gptoss_kernels.swiglu import swiglu_reference
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -58,6 +68,7 @@ def experts(
     recompute_gate_up: bool = False,
     engine: ExpertEngine = "auto",
     scratch_bytes: int = 2**31,
+    tile_tokens: int | None = None,
     kept: KeptExperts | None = None,
 ) -> Tensor:
     """Return ``sum_k g_k * down_{e_k}(swiglu(gate_up_{e_k}(x)))`` for every token x.
@@ -87,9 +98,12 @@ def experts(
         scratch_bytes: On Triton, bound of the decoded scratch; a larger weight is served in groups
             of experts ("grouped_mm" and "quack" take all at once, so "auto" takes them only within
             the bound).
-        kept: Under activation checkpointing, one object for both forward passes of a call: the
-            second finds the rows sorted, if it is given the very same ``router_indices``, and keeps
-            what it decodes for the backward, where ``scratch_bytes`` has room for both projections.
+        tile_tokens: Compute this many tokens at a time, forward and backward; ``None``: all at
+            once. ``tiled`` says what that changes (bytes) and what not (bits).
+        kept: Under activation checkpointing, one object for both forward passes of a call. Neither
+            keeps Z, XA and HA: backward computes them again, from X. With ``kept.repeated`` the
+            call is the second one: it finds the rows sorted, if it is given the very same
+            ``router_indices``, multiplies nothing and returns NaN, which nobody may read.
 
     Returns:
         ``[T, H]`` in the dtype of ``hidden_states``. Bit-identical from run to run.
@@ -104,6 +118,8 @@ def experts(
     if kept is None or kept.of is not router_indices:
         _check_indices(router_indices)
     _check_backend(hidden_states, backend, engine, max(gate_up.rank, down.rank))
+    if tile_tokens is not None and tile_tokens < 1:
+        raise ValueError(f"tile_tokens needs 1 or more, or None for all, got {tile_tokens}")
     layer = ExpertLayer(
         gate_up=gate_up,
         down=down,
@@ -113,6 +129,8 @@ def experts(
         recompute_gate_up=recompute_gate_up,
         engine=engine,
         scratch_bytes=scratch_bytes,
+        tile_tokens=tile_tokens,
+        for_backward=torch.is_grad_enabled(),
         kept=kept,
     )
     # Without tokens there is nothing to launch; the torch engine returns the empty results.
@@ -204,13 +222,20 @@ class _Experts(torch.autograd.Function):
         stages: ModuleType,
     ) -> Tensor:
         """Run the forward stages and keep what backward needs."""
+        inputs = TileInputs(hidden_states, routing_weights)
         with without_autocast(hidden_states.device), on_device(hidden_states):
-            out, saved, ctx.maps = stages.forward(
-                layer, hidden_states, router_indices, routing_weights
-            )
+            tiles = tiled.sort_tiles(layer, stages, router_indices)
+            if layer.kept is not None and layer.kept.repeated:
+                nothing = hidden_states.new_full((), float("nan"))
+                out = nothing.expand(hidden_states.shape)
+            else:
+                out, tiles = tiled.forward(layer, stages, inputs, tiles)
         # Through save_for_backward, so that checkpointing and offloading see the activations; the
         # base weights stay outside of it, so that neither copies or moves them.
-        ctx.save_for_backward(*saved, gate_up_A, gate_up_B, down_A, down_B)
+        of_tiles = [t for tile in tiles for t in (*tile.kept, *_index_tensors(tile.rows.routing))]
+        factors = (gate_up_A, gate_up_B, down_A, down_B)
+        ctx.save_for_backward(hidden_states, routing_weights, *factors, *of_tiles)
+        ctx.spans = [(tile.first, tile.last, tile.rows.maps) for tile in tiles]
         ctx.layer, ctx.stages = layer.without_factors(), stages
         return out
 
@@ -220,13 +245,32 @@ class _Experts(torch.autograd.Function):
         ctx: Any, d_out: Tensor
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients in the order of ``forward``'s inputs."""
-        *saved, gate_up_A, gate_up_B, down_A, down_B = ctx.saved_tensors
-        layer = ctx.layer.with_factors(gate_up_A, gate_up_B, down_A, down_B)
-        hidden_states, routing_weights, a1, b1, a2, b2, *_ = ctx.needs_input_grad
-        needs = Needs(hidden_states, routing_weights, gate_up=a1 or b1, down=a2 or b2)
+        hidden_states, routing_weights, *rest = ctx.saved_tensors
+        factors, of_tiles = rest[:4], iter(rest[4:])
+        layer = ctx.layer.with_factors(*factors)
+        tiles = []
+        for first, last, maps in ctx.spans:
+            kept = KeptRows(*islice(of_tiles, 3))
+            rows = SortedRows(Routing(*islice(of_tiles, 4)), maps)
+            tiles.append(tiled.Tile(first, last, rows, kept))
+        for_hidden, for_routing, a1, b1, a2, b2, *_ = ctx.needs_input_grad
+        needs = Needs(for_hidden, for_routing, gate_up=a1 or b1, down=a2 or b2)
+        inputs = TileInputs(hidden_states, routing_weights)
         with without_autocast(d_out.device), on_device(d_out):
-            gradients = ctx.stages.backward(layer, Saved(*saved), ctx.maps, d_out, needs)
-        return (*gradients, None, None, None)
+            found = tiled.backward(layer, ctx.stages, inputs, tiles, d_out, needs)
+        of_factors = [*(found.gate_up or (None, None)), *(found.down or (None, None))]
+        for at, (gradient, factor) in enumerate(zip(of_factors, factors, strict=True)):
+            of_factors[at] = None if gradient is None else gradient.to(factor.dtype)
+        return (found.hidden_states, found.routing_weights, *of_factors, None, None, None)
+
+
+def _index_tensors(routing: Routing) -> tuple[Tensor, ...]:
+    return (
+        routing.token_indices,
+        routing.slot_indices,
+        routing.row_indices,
+        routing.expert_offsets,
+    )
 
 
 def _check_inputs(

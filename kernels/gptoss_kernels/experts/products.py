@@ -1,6 +1,6 @@
 """The products of one expert layer on Triton: by which engine, on which weights, with which tiles.
 
-A pass is one direction of one layer call. Its large products go to the engine that suits their
+A pass is one direction of one tile of tokens. Its large products go to the engine that suits their
 shape, on weights decoded just before; its skinny ones, with the LoRA factors, always to our kernel.
 """
 
@@ -22,7 +22,7 @@ from gptoss_kernels.experts.engines import Engine, engine_for
 from gptoss_kernels.experts.grouped_mm import grouped_mm
 from gptoss_kernels.experts.projection import ExpertMatrices
 from gptoss_kernels.experts.quack import ProductForm, quack_projection
-from gptoss_kernels.experts.records import ExpertLayer
+from gptoss_kernels.experts.records import ExpertLayer, Shared
 from gptoss_kernels.lora import LowRankTerm
 from gptoss_kernels.mxfp4 import Mxfp4Weight
 from gptoss_kernels.persistent import TileMaps, launch_product
@@ -32,17 +32,16 @@ from gptoss_kernels.tiles import Product, Tiles, choose_tiles, gpu_of
 
 @dataclass
 class Pass:
-    """One direction of one layer call: the layer, its routing and the tile maps made so far.
+    """One direction of one tile: the layer, its routing, the tile maps made so far, what is shared.
 
-    With ``decoded`` a projection that is multiplied forwards keeps its matrices there, by its name,
-    for the gradient of its input, which takes them out.
+    Where ``shared`` keeps decoded matrices, a projection's stay from its first product to its last.
     """
 
     layer: ExpertLayer
     routing: Routing
     maps: TileMaps
     dtype: torch.dtype
-    decoded: dict[str, Tensor] | None = None
+    shared: Shared
 
 
 def grouped_projection(
@@ -68,7 +67,7 @@ def grouped_projection(
         layer.engine,
         matrices,
         form,
-        rows=this.routing.num_rows,
+        rows=this.shared.rows,
         device=rows.device,
         scratch_bytes=layer.scratch_bytes,
     )
@@ -114,7 +113,7 @@ def _own_product(
         dtype=this.dtype,
         gpu=gpu,
         rank=0 if low_rank is None else low_rank.rows.shape[1],
-        rows_per_expert=num_rows // matrices.num_experts,
+        rows_per_expert=this.shared.rows // matrices.num_experts,
         turned=engine == "fused" and is_turned(matrices),
         bias=bias is not None,
     )
@@ -160,17 +159,19 @@ def _own_product(
 
 
 def _decoded(this: Pass, matrices: ExpertMatrices, scratch_bytes: int) -> Iterator[ExpertGroup]:
-    """Yield ``expert_groups``, or what was decoded for the product before."""
-    if this.decoded is None:
+    """Yield ``expert_groups``, or what was decoded for a product before."""
+    shared = this.shared
+    if shared.decoded is None:
         yield from expert_groups(matrices, scratch_bytes)
         return
     name = "gate_up" if matrices.projection is this.layer.gate_up else "down"
-    stack = this.decoded.pop(name, None)
+    stack = shared.decoded.pop(name, None)
     if stack is None:
         (group,) = expert_groups(replace(matrices, transposed=False), scratch_bytes)
         stack = group.matrices
-    if not matrices.transposed:
-        this.decoded[name] = stack
+    # In a backward pass what was multiplied forwards again is still to be multiplied backwards.
+    if not shared.last or (shared.backward and not matrices.transposed):
+        shared.decoded[name] = stack
     yield ExpertGroup(0, matrices.num_experts, stack.mT if matrices.transposed else stack)
 
 
@@ -181,10 +182,10 @@ def _say_choice(
     say_once(f"expert product {product} [{columns}, {inner}] on {gpu}: {engine}, {tiles}")
 
 
-def both_fit(this: Pass) -> bool:
+def both_fit(layer: ExpertLayer, dtype: torch.dtype) -> bool:
     """Return whether the bound of the scratch has room for both projections at once."""
-    both = sum(math.prod(p.logical_shape) for p in (this.layer.gate_up, this.layer.down))
-    return both * this.dtype.itemsize <= this.layer.scratch_bytes
+    both = sum(math.prod(p.logical_shape) for p in (layer.gate_up, layer.down))
+    return both * dtype.itemsize <= layer.scratch_bytes
 
 
 def skinny(

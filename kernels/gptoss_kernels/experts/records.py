@@ -1,7 +1,8 @@
 """What passes between the forward and the backward half of an expert layer.
 
-Both engines (``torch_engine``, ``triton_engine``) are two functions over these records, so the
-autograd node in ``experts`` is the same for both and the engines can be compared stage by stage.
+Both engines (``torch_engine``, ``triton_engine``) are functions over these records, one tile of
+tokens at a time, so the autograd node in ``experts`` and the loop in ``tiled`` are the same for
+both and the engines can be compared stage by stage.
 """
 
 # Legend: T tokens, K experts per token, M rows, H hidden, I intermediate, E experts, R rank.
@@ -18,24 +19,36 @@ from gptoss_kernels.persistent import TileMaps
 from gptoss_kernels.routing import Routing
 
 
-@dataclass
-class KeptExperts:
-    """What one layer call keeps for the forward pass that checkpointing repeats, and its backward.
+class SortedRows(NamedTuple):
+    """The rows of one tile of tokens, sorted by expert.
 
     Attributes:
-        of: The router's choice ``[T, K]`` that was sorted; ``None`` until then. Another tensor is
-            sorted anew, even if it holds the same numbers.
-        routing: The sorted rows.
-        maps: Their tiles; ``None`` in plain torch, which has none.
-        matrices: What the repeated pass has decoded, ``[E, out, in]`` by the projection's name, for
-            the backward that follows at once; ``None`` before and after, and where the bound of the
-            scratch has no room for both.
+        routing: Of the tile; token 0 is its first.
+        maps: Their tiles of rows; ``None`` in plain torch, which has none.
     """
 
+    routing: Routing
+    maps: TileMaps | None
+
+
+@dataclass
+class KeptExperts:
+    """What one layer call keeps for the forward pass that checkpointing repeats.
+
+    Attributes:
+        keeps_rows: Keep the sorted rows for the repeated pass, 48 bytes a token at K = 4; without
+            them it sorts again.
+        repeated: Said by the caller in the second pass: it is there to rebuild the graph, and
+            computes nothing. What it returns is NaN and must not be read.
+        of: The router's choice ``[T, K]`` that was sorted; ``None`` until then. Another tensor is
+            sorted anew, even if it holds the same numbers.
+        rows: The sorted rows, tile by tile.
+    """
+
+    keeps_rows: bool = True
+    repeated: bool = False
     of: Tensor | None = None
-    routing: Routing | None = None
-    maps: TileMaps | None = None
-    matrices: dict[str, Tensor] | None = None
+    rows: list[SortedRows] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class ExpertLayer:
         recompute_gate_up: Keep no Z.
         engine: How the large products run on Triton.
         scratch_bytes: Bound of the decoded scratch.
+        tile_tokens: Tokens that are computed at a time; ``None``: all.
+        for_backward: A backward pass may follow.
         kept: What waits for a second forward pass.
     """
 
@@ -62,6 +77,8 @@ class ExpertLayer:
     recompute_gate_up: bool
     engine: Literal["auto", "fused", "grouped_mm", "packed", "quack"]
     scratch_bytes: int
+    tile_tokens: int | None = None
+    for_backward: bool = True
     kept: KeptExperts | None = None
 
     def without_factors(self) -> ExpertLayer:
@@ -83,35 +100,50 @@ class ExpertLayer:
         )
 
 
-class Saved(NamedTuple):
-    """The tensors kept from forward to backward; none of them is a base weight.
+@dataclass
+class Shared:
+    """What the tiles of one pass have in common.
+
+    Attributes:
+        rows: M of the whole call. Engines and the shapes of their tiles are chosen by it, so that a
+            tile of tokens is computed by the very kernels that the whole call would run on.
+        backward: The direction of the pass.
+        decoded: Decoded matrices ``[E, out, in]`` by the projection's name, from their first
+            product to their last; ``None`` where nothing reads them twice or the bound of the
+            scratch has no room for both.
+        last: The tile at work is the last one.
+    """
+
+    rows: int
+    backward: bool
+    decoded: dict[str, Tensor] | None = None
+    last: bool = True
+
+
+class KeptRows(NamedTuple):
+    """What a tile keeps from forward to backward beside its inputs; ``None`` is computed again.
+
+    Attributes:
+        gate_up: Z, ``[M, 2I]``.
+        gate_up_lora: XA, ``[M, R]``; None also without a LoRA pair and in merge-aware mode.
+        down_lora: HA, ``[M, R]``; likewise.
+    """
+
+    gate_up: Tensor | None = None
+    gate_up_lora: Tensor | None = None
+    down_lora: Tensor | None = None
+
+
+class TileInputs(NamedTuple):
+    """The tensors of the graph that a tile reads, cut to its tokens.
 
     Attributes:
         hidden_states: X, ``[T, H]``.
         routing_weights: ``[T, K]``.
-        gate_up_rows: Z, ``[M, 2I]``; None when it is to be computed again.
-        gate_up_lora_rows: XA, ``[M, R]``; None without a LoRA pair or in merge-aware mode.
-        down_lora_rows: HA, ``[M, R]``; likewise.
-        token_indices: Of the ``Routing``, like the next three.
-        slot_indices: ``[M]``.
-        row_indices: ``[T, K]``.
-        expert_offsets: ``[E + 1]``.
     """
 
     hidden_states: Tensor
     routing_weights: Tensor
-    gate_up_rows: Tensor | None
-    gate_up_lora_rows: Tensor | None
-    down_lora_rows: Tensor | None
-    token_indices: Tensor
-    slot_indices: Tensor
-    row_indices: Tensor
-    expert_offsets: Tensor
-
-    @property
-    def routing(self) -> Routing:
-        """The four index tensors as a ``Routing``."""
-        return Routing(self.token_indices, self.slot_indices, self.row_indices, self.expert_offsets)
 
 
 class Needs(NamedTuple):
@@ -130,12 +162,29 @@ class Needs(NamedTuple):
     down: bool
 
 
+class FactorGradients(NamedTuple):
+    """Gradients of a projection's LoRA pair, in fp32 (fp64 for fp64); tiles add to them in place.
+
+    Attributes:
+        lora_A: ``[E, R, in]``.
+        lora_B: ``[E, out, R]``.
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+
+
 class Gradients(NamedTuple):
-    """The gradients of a layer call; None where none was asked for."""
+    """The gradients of a tile, or of a call; None where none was asked for.
+
+    Attributes:
+        hidden_states: ``[T, H]``.
+        routing_weights: ``[T, K]``.
+        gate_up: Of the first LoRA pair.
+        down: Of the second.
+    """
 
     hidden_states: Tensor | None = None
     routing_weights: Tensor | None = None
-    gate_up_lora_A: Tensor | None = None
-    gate_up_lora_B: Tensor | None = None
-    down_lora_A: Tensor | None = None
-    down_lora_B: Tensor | None = None
+    gate_up: FactorGradients | None = None
+    down: FactorGradients | None = None

@@ -8,6 +8,8 @@ on a GPU that torch's grouped product serves, all experts at once.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,76 +17,92 @@ from gptoss_kernels.combine import combine_reference
 from gptoss_kernels.experts.grouped_matmul import grouped_matmul_reference
 from gptoss_kernels.experts.grouped_mm import grouped_matmul_at_once, grouped_mm_obstacle
 from gptoss_kernels.experts.projection import ExpertMatrices, ExpertProjection
-from gptoss_kernels.experts.records import ExpertLayer, Gradients, Needs, Saved
-from gptoss_kernels.lora import LowRankTerm, ragged_outer_reference
+from gptoss_kernels.experts.records import (
+    ExpertLayer,
+    FactorGradients,
+    Gradients,
+    KeptRows,
+    Needs,
+    Shared,
+    SortedRows,
+    TileInputs,
+)
+from gptoss_kernels.lora import LowRankTerm, add_ragged_outer_reference
 from gptoss_kernels.routing import Routing, route_reference
 from gptoss_kernels.swiglu import swiglu_backward_reference, swiglu_reference
 
 
+def sort_rows(layer: ExpertLayer, router_indices: Tensor) -> SortedRows:
+    """Return the rows of ``router_indices [T, K]``, sorted by expert."""
+    return SortedRows(route_reference(router_indices, layer.gate_up.logical_shape[0]), None)
+
+
+def shared_by_tiles(
+    layer: ExpertLayer, rows: int, dtype: torch.dtype, *, backward: bool, reread: bool
+) -> Shared:
+    """Return what the tiles of a pass share: nothing, each product decodes for itself."""
+    return Shared(rows, backward)
+
+
 def forward(
-    layer: ExpertLayer, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
-) -> tuple[Tensor, Saved, None]:
-    """Return the layer's output ``[T, H]`` and what ``backward`` needs."""
-    kept = layer.kept
-    if kept is not None and kept.of is router_indices and kept.routing is not None:
-        routing = kept.routing
-    else:
-        routing = route_reference(router_indices, layer.gate_up.logical_shape[0])
-        if kept is not None:
-            kept.of, kept.routing = router_indices, routing
-    merged = layer.merge_aware
-    gate_up_lora_rows, gate_up_rows = _project(
-        layer.gate_up, hidden_states, routing, merged, routing.token_indices
+    layer: ExpertLayer, inputs: TileInputs, rows: SortedRows, shared: Shared
+) -> tuple[Tensor, KeptRows]:
+    """Return the tile's output ``[T, H]`` and what ``backward`` would have to compute again."""
+    routing, merged = rows.routing, layer.merge_aware
+    gate_up_lora, gate_up = _project(
+        layer.gate_up, inputs.hidden_states, routing, merged, routing.token_indices
     )
-    activation = swiglu_reference(gate_up_rows, alpha=layer.alpha, limit=layer.limit)
-    down_lora_rows, rows = _project(layer.down, activation, routing, merged)
-    out = combine_reference(rows, routing.row_indices, routing_weights)
-    return (
-        out,
-        Saved(
-            hidden_states=hidden_states,
-            routing_weights=routing_weights,
-            gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
-            gate_up_lora_rows=gate_up_lora_rows,
-            down_lora_rows=down_lora_rows,
-            token_indices=routing.token_indices,
-            slot_indices=routing.slot_indices,
-            row_indices=routing.row_indices,
-            expert_offsets=routing.expert_offsets,
-        ),
-        None,
-    )
+    activation = swiglu_reference(gate_up, alpha=layer.alpha, limit=layer.limit)
+    down_lora, out_rows = _project(layer.down, activation, routing, merged)
+    out = combine_reference(out_rows, routing.row_indices, inputs.routing_weights)
+    return out, KeptRows(gate_up, gate_up_lora, down_lora)
 
 
 def backward(
-    layer: ExpertLayer, saved: Saved, maps: None, d_out: Tensor, needs: Needs
+    layer: ExpertLayer,
+    inputs: TileInputs,
+    rows: SortedRows,
+    kept: KeptRows,
+    shared: Shared,
+    d_out: Tensor,
+    needs: Needs,
+    sums: Gradients,
 ) -> Gradients:
-    """Return the gradients that ``needs`` asks for, by the formulas of ``experts``."""
-    routing, tokens, merged = saved.routing, saved.token_indices, layer.merge_aware
-    gate_up_rows = saved.gate_up_rows
+    """Return the gradients that ``needs`` asks for, by the formulas of ``experts``.
+
+    Those of the factors are added to ``sums``, where it has any.
+    """
+    routing, merged = rows.routing, layer.merge_aware
+    tokens = routing.token_indices
+    gate_up_rows, gate_up_lora = kept.gate_up, kept.gate_up_lora
     if gate_up_rows is None:
-        _, gate_up_rows = _project(layer.gate_up, saved.hidden_states, routing, merged, tokens)
+        x = inputs.hidden_states
+        made_again, gate_up_rows = _project(layer.gate_up, x, routing, merged, tokens)
+        gate_up_lora = made_again if gate_up_lora is None else gate_up_lora
     activation = swiglu_reference(gate_up_rows, alpha=layer.alpha, limit=layer.limit)
-    gates = saved.routing_weights.flatten()[saved.slot_indices].unsqueeze(-1)
+    gates = inputs.routing_weights.flatten()[routing.slot_indices].unsqueeze(-1)
     d_down_lora_rows = _lora_rows_back(layer.down, d_out, routing, tokens)
     d_activation = _project_back(layer.down, d_out, d_down_lora_rows, routing, merged, tokens)
     d_routing = None
     if needs.routing_weights:
-        d_routing = _d_routing_weights(layer, saved, d_out, activation, d_activation)
-    d_down_A, d_down_B = None, None
+        d_routing = _d_routing_weights(layer, inputs, routing, d_out, activation, d_activation)
+    down = None
     if needs.down:
-        lora_rows = saved.down_lora_rows
-        d_down_A, d_down_B = _d_factors(
+        lora_rows = kept.down_lora
+        if lora_rows is None:
+            lora_rows = _lora_rows(layer.down, activation, routing)
+        down = _d_factors(
             layer.down,
             rows=_scale_rows(activation, gates),
-            lora_rows=None if lora_rows is None else _scale_rows(lora_rows, gates),
+            lora_rows=_scale_rows(lora_rows, gates),
             d_rows=d_out,
             d_lora_rows=d_down_lora_rows,
             routing=routing,
             d_rows_indices=tokens,
+            sums=sums.down,
         )
     if not (needs.hidden_states or needs.gate_up):
-        return Gradients(None, d_routing, None, None, d_down_A, d_down_B)
+        return Gradients(None, d_routing, None, down)
     d_gate_up_rows = swiglu_backward_reference(
         gate_up_rows, _scale_rows(d_activation, gates), alpha=layer.alpha, limit=layer.limit
     )
@@ -95,18 +113,21 @@ def backward(
             layer.gate_up, d_gate_up_rows, d_gate_up_lora_rows, routing, merged
         )
         d_hidden = combine_reference(d_hidden_rows, routing.row_indices)
-    d_gate_up_A, d_gate_up_B = None, None
+    gate_up = None
     if needs.gate_up:
-        d_gate_up_A, d_gate_up_B = _d_factors(
+        if gate_up_lora is None:
+            gate_up_lora = _lora_rows(layer.gate_up, inputs.hidden_states, routing, tokens)
+        gate_up = _d_factors(
             layer.gate_up,
-            rows=saved.hidden_states,
-            lora_rows=saved.gate_up_lora_rows,
+            rows=inputs.hidden_states,
+            lora_rows=gate_up_lora,
             d_rows=d_gate_up_rows,
             d_lora_rows=d_gate_up_lora_rows,
             routing=routing,
             rows_indices=tokens,
+            sums=sums.gate_up,
         )
-    return Gradients(d_hidden, d_routing, d_gate_up_A, d_gate_up_B, d_down_A, d_down_B)
+    return Gradients(d_hidden, d_routing, gate_up, down)
 
 
 def _project(
@@ -118,10 +139,8 @@ def _project(
 ) -> tuple[Tensor | None, Tensor]:
     """Return ``rows A^T`` (None where the pair is absent or merged) and the projected rows."""
     low_rank = None
-    if projection.lora_A is not None and projection.lora_B is not None and not merged:
-        lora_rows = grouped_matmul_reference(
-            rows, projection.lora_A.to(rows.dtype), routing.expert_offsets, token_indices=indices
-        )
+    if projection.lora_B is not None and not merged:
+        lora_rows = _lora_rows(projection, rows, routing, indices)
         low_rank = LowRankTerm(lora_rows, projection.lora_B.to(rows.dtype), projection.scaling)
     projected = _large_product(
         rows,
@@ -132,6 +151,15 @@ def _project(
         low_rank=low_rank,
     )
     return None if low_rank is None else low_rank.rows, projected
+
+
+def _lora_rows(
+    projection: ExpertProjection, rows: Tensor, routing: Routing, indices: Tensor | None = None
+) -> Tensor:
+    """Return ``rows A^T``, ``[M, R]``."""
+    assert projection.lora_A is not None  # asked for only with a pair
+    factor = projection.lora_A.to(rows.dtype)
+    return grouped_matmul_reference(rows, factor, routing.expert_offsets, token_indices=indices)
 
 
 def _lora_rows_back(
@@ -185,7 +213,12 @@ def _large_product(
 
 
 def _d_routing_weights(
-    layer: ExpertLayer, saved: Saved, d_out: Tensor, activation: Tensor, d_activation: Tensor
+    layer: ExpertLayer,
+    inputs: TileInputs,
+    routing: Routing,
+    d_out: Tensor,
+    activation: Tensor,
+    d_activation: Tensor,
 ) -> Tensor:
     """Return ``dg = <dHu, H> + <dO, b_d>`` for every (token, choice), zero where absent."""
     wide = torch.promote_types(activation.dtype, torch.float32)
@@ -195,39 +228,41 @@ def _d_routing_weights(
         against_bias = d_out.to(wide) @ layer.down.bias.to(wide).mT
         experts_of_rows = torch.bucketize(
             torch.arange(row_gradients.shape[0], device=d_out.device, dtype=torch.int32),
-            saved.expert_offsets[1:],
+            routing.expert_offsets[1:],
             right=True,
         ).clamp(max=against_bias.shape[1] - 1)
-        row_gradients += against_bias[saved.token_indices, experts_of_rows]
-    present = saved.row_indices >= 0
+        row_gradients += against_bias[routing.token_indices, experts_of_rows]
+    present = routing.row_indices >= 0
     if row_gradients.numel() == 0:
-        return torch.zeros_like(saved.routing_weights)
-    picked = row_gradients[saved.row_indices.clamp(min=0)]
-    return torch.where(present, picked, 0).to(saved.routing_weights.dtype)
+        return torch.zeros_like(inputs.routing_weights)
+    picked = row_gradients[routing.row_indices.clamp(min=0)]
+    return torch.where(present, picked, 0).to(inputs.routing_weights.dtype)
 
 
 def _d_factors(
     projection: ExpertProjection,
     *,
     rows: Tensor,
-    lora_rows: Tensor | None,
+    lora_rows: Tensor,
     d_rows: Tensor,
     d_lora_rows: Tensor | None,
     routing: Routing,
     rows_indices: Tensor | None = None,
     d_rows_indices: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return ``(s d_lora_rows^T rows, s d_rows^T lora_rows)`` per expert, in the factors' dtype."""
-    lora_A, offsets = projection.lora_A, routing.expert_offsets
-    assert lora_A is not None and d_lora_rows is not None  # asked for only with a pair
-    if lora_rows is None:
-        lora_rows = grouped_matmul_reference(
-            rows, lora_A.to(rows.dtype), offsets, token_indices=rows_indices
-        )
-    d_A = ragged_outer_reference(d_lora_rows, rows, offsets, right_indices=rows_indices)
-    d_B = ragged_outer_reference(d_rows, lora_rows, offsets, left_indices=d_rows_indices)
-    scaling = projection.scaling
-    return d_A.mul_(scaling).to(lora_A.dtype), d_B.mul_(scaling).to(lora_A.dtype)
+    sums: FactorGradients | None,
+) -> FactorGradients:
+    """Return ``(s d_lora_rows^T rows, s d_rows^T lora_rows)`` per expert, added to ``sums``."""
+    assert d_lora_rows is not None  # asked for only with a pair
+    outer = partial(
+        add_ragged_outer_reference,
+        expert_offsets=routing.expert_offsets,
+        scaling=projection.scaling,
+    )
+    d_A, d_B = (None, None) if sums is None else sums
+    return FactorGradients(
+        outer(d_A, d_lora_rows, rows, right_indices=rows_indices),
+        outer(d_B, d_rows, lora_rows, left_indices=d_rows_indices),
+    )
 
 
 def _scale_rows(rows: Tensor, gates: Tensor) -> Tensor:

@@ -24,60 +24,77 @@ from gptoss_kernels.experts.products import (
     skinny,
 )
 from gptoss_kernels.experts.projection import ExpertMatrices, ExpertProjection
-from gptoss_kernels.experts.records import ExpertLayer, Gradients, Needs, Saved
+from gptoss_kernels.experts.records import (
+    ExpertLayer,
+    FactorGradients,
+    Gradients,
+    KeptRows,
+    Needs,
+    Shared,
+    SortedRows,
+    TileInputs,
+)
 from gptoss_kernels.lora import LowRankTerm, launch_ragged_outer
 from gptoss_kernels.persistent import TileMaps
 from gptoss_kernels.routing import Routing, launch_route
 from gptoss_kernels.swiglu import launch_gated_swiglu_backward
 
 
+def sort_rows(layer: ExpertLayer, router_indices: Tensor) -> SortedRows:
+    """Return the rows of ``router_indices [T, K]``, sorted by expert, and room for their tiles."""
+    routing = launch_route(router_indices.contiguous(), layer.gate_up.logical_shape[0])
+    return SortedRows(routing, TileMaps(routing.expert_offsets, routing.num_rows))
+
+
+def shared_by_tiles(
+    layer: ExpertLayer, rows: int, dtype: torch.dtype, *, backward: bool, reread: bool
+) -> Shared:
+    """Return what the tiles of a pass share: decoded weights, if ``reread`` and both fit."""
+    decoded = {} if reread and both_fit(layer, dtype) else None
+    return Shared(rows, backward, decoded)
+
+
 def forward(
-    layer: ExpertLayer, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor
-) -> tuple[Tensor, Saved, TileMaps]:
-    """Return the layer's output ``[T, H]`` and what ``backward`` needs."""
-    this = _started(layer, router_indices, hidden_states.dtype)
-    routing = this.routing
-    gate_up_lora_rows, gate_up_rows, activation = _gate_up(this, hidden_states)
-    down_lora_rows = _lora_rows(this, layer.down, activation)
-    rows = grouped_projection(
+    layer: ExpertLayer, inputs: TileInputs, rows: SortedRows, shared: Shared
+) -> tuple[Tensor, KeptRows]:
+    """Return the tile's output ``[T, H]`` and what ``backward`` would have to compute again."""
+    this = _pass_over(layer, rows, shared, inputs.hidden_states.dtype)
+    gate_up_lora, gate_up, activation = _gate_up(this, inputs.hidden_states)
+    down_lora = _lora_rows(this, layer.down, activation)
+    out_rows = grouped_projection(
         this,
         activation,
         ExpertMatrices(layer.down, this.dtype, merged=layer.merge_aware),
         bias=layer.down.bias,
-        low_rank=_term(layer.down, down_lora_rows, layer.down.lora_B),
+        low_rank=_term(layer.down, down_lora, layer.down.lora_B),
     )
-    out = launch_combine(rows, routing.row_indices, routing_weights.contiguous())
-    return (
-        out,
-        Saved(
-            hidden_states=hidden_states,
-            routing_weights=routing_weights,
-            gate_up_rows=None if layer.recompute_gate_up else gate_up_rows,
-            gate_up_lora_rows=gate_up_lora_rows,
-            down_lora_rows=down_lora_rows,
-            token_indices=routing.token_indices,
-            slot_indices=routing.slot_indices,
-            row_indices=routing.row_indices,
-            expert_offsets=routing.expert_offsets,
-        ),
-        this.maps,
-    )
+    weights = inputs.routing_weights.contiguous()
+    out = launch_combine(out_rows, this.routing.row_indices, weights)
+    return out, KeptRows(gate_up, gate_up_lora, down_lora)
 
 
 def backward(
-    layer: ExpertLayer, saved: Saved, maps: TileMaps, d_out: Tensor, needs: Needs
+    layer: ExpertLayer,
+    inputs: TileInputs,
+    rows: SortedRows,
+    kept: KeptRows,
+    shared: Shared,
+    d_out: Tensor,
+    needs: Needs,
+    sums: Gradients,
 ) -> Gradients:
-    """Return the gradients that ``needs`` asks for, by the formulas of ``experts``."""
-    routing, tokens, d_out = saved.routing, saved.token_indices, d_out.contiguous()
-    this = Pass(layer, routing, maps, d_out.dtype)
-    gate_up_rows = saved.gate_up_rows
-    if layer.kept is not None:
-        this.decoded, layer.kept.matrices = layer.kept.matrices, None
-    elif gate_up_rows is None and needs.hidden_states and both_fit(this):
-        this.decoded = {}
+    """Return the gradients that ``needs`` asks for, by the formulas of ``experts``.
+
+    Those of the factors are added to ``sums``, where it has any.
+    """
+    d_out = d_out.contiguous()
+    this = _pass_over(layer, rows, shared, d_out.dtype)
+    routing, tokens = this.routing, this.routing.token_indices
+    gate_up_rows, gate_up_lora = kept.gate_up, kept.gate_up_lora
     if gate_up_rows is None:
-        gate_up_rows = _gate_up(this, saved.hidden_states)[1]
-    gates = saved.routing_weights.flatten()[saved.slot_indices].float()
+        made_again, gate_up_rows, _ = _gate_up(this, inputs.hidden_states)
+        gate_up_lora = made_again if gate_up_lora is None else gate_up_lora
+    gates = inputs.routing_weights.flatten()[routing.slot_indices].float()
     d_down_lora_rows, against_bias = _down_skinny(this, d_out, needs.routing_weights)
     d_activation = grouped_projection(
         this,
@@ -98,11 +115,11 @@ def backward(
     d_routing = None
     if needs.routing_weights:
         d_routing = launch_routing_gradient(
-            gated.share, against_bias, saved.row_indices, saved.routing_weights.dtype
+            gated.share, against_bias, routing.row_indices, inputs.routing_weights.dtype
         )
-    down = (None, None)
+    down = None
     if needs.down:
-        lora_rows = saved.down_lora_rows
+        lora_rows = kept.down_lora
         if lora_rows is None:
             lora_rows = skinny(this, gated.activation, layer.down.lora_A)
         down = _d_factors(
@@ -113,30 +130,19 @@ def backward(
             lora_rows=lora_rows,
             d_lora_rows=d_down_lora_rows,
             gates=gates,
+            sums=sums.down,
         )
     d_gate_up_rows = gated.gate_up
     del gated  # the activation is not needed any more, and the widest product comes now
-    hidden, gate_up = _gate_up_gradients(this, saved, d_gate_up_rows, needs)
-    return Gradients(hidden, d_routing, *gate_up, *down)
+    hidden, gate_up = _gate_up_gradients(
+        this, inputs.hidden_states, gate_up_lora, d_gate_up_rows, needs, sums.gate_up
+    )
+    return Gradients(hidden, d_routing, gate_up, down)
 
 
-def _started(layer: ExpertLayer, router_indices: Tensor, dtype: torch.dtype) -> Pass:
-    """Return a forward pass with its rows sorted; one that is repeated finds them sorted.
-
-    A repeated pass is followed by the backward at once, which finds its matrices decoded.
-    """
-    kept = layer.kept
-    if kept is None or kept.of is not router_indices:
-        routing = launch_route(router_indices.contiguous(), layer.gate_up.logical_shape[0])
-        maps = TileMaps(routing.expert_offsets, routing.num_rows)
-        if kept is not None:
-            kept.of, kept.routing, kept.maps = router_indices, routing, maps
-        return Pass(layer, routing, maps, dtype)
-    assert kept.routing is not None and kept.maps is not None  # set with ``of``
-    this = Pass(layer, kept.routing, kept.maps, dtype)
-    if both_fit(this):
-        this.decoded = kept.matrices = {}
-    return this
+def _pass_over(layer: ExpertLayer, rows: SortedRows, shared: Shared, dtype: torch.dtype) -> Pass:
+    assert rows.maps is not None  # made by ``sort_rows``
+    return Pass(layer, rows.routing, rows.maps, dtype, shared)
 
 
 def _gate_up(this: Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -158,10 +164,15 @@ def _gate_up(this: Pass, hidden_states: Tensor) -> tuple[Tensor | None, Tensor, 
 
 
 def _gate_up_gradients(
-    this: Pass, saved: Saved, d_gate_up_rows: Tensor, needs: Needs
-) -> tuple[Tensor | None, tuple[Tensor | None, Tensor | None]]:
+    this: Pass,
+    hidden_states: Tensor,
+    lora_rows: Tensor | None,
+    d_gate_up_rows: Tensor,
+    needs: Needs,
+    sums: FactorGradients | None,
+) -> tuple[Tensor | None, FactorGradients | None]:
     """Return the gradients of X and of the first LoRA pair from dZ."""
-    layer, routing = this.layer, saved.routing
+    layer, routing = this.layer, this.routing
     projection = layer.gate_up
     d_lora_rows = None
     if projection.lora_B is not None and (needs.gate_up or needs.hidden_states):
@@ -176,17 +187,17 @@ def _gate_up_gradients(
         )
         d_hidden = launch_combine(d_rows, routing.row_indices)
     if not needs.gate_up or d_lora_rows is None:
-        return d_hidden, (None, None)
-    lora_rows = saved.gate_up_lora_rows
+        return d_hidden, None
     if lora_rows is None:
-        lora_rows = skinny(this, saved.hidden_states, projection.lora_A, saved.token_indices)
+        lora_rows = skinny(this, hidden_states, projection.lora_A, routing.token_indices)
     return d_hidden, _d_factors(
         projection,
         routing,
-        rows=(saved.hidden_states, saved.token_indices),
+        rows=(hidden_states, routing.token_indices),
         d_rows=(d_gate_up_rows, None),
         lora_rows=lora_rows,
         d_lora_rows=d_lora_rows,
+        sums=sums,
     )
 
 
@@ -232,16 +243,18 @@ def _d_factors(
     lora_rows: Tensor,
     d_lora_rows: Tensor | None,
     gates: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of A and B in their dtype; rows come with their indices."""
-    lora_A = projection.lora_A
-    assert lora_A is not None and d_lora_rows is not None  # asked for only with a pair
+    sums: FactorGradients | None,
+) -> FactorGradients:
+    """Return the gradients of A and B, added to ``sums``; rows come with their indices."""
+    assert d_lora_rows is not None  # asked for only with a pair
     offsets, scaling = routing.expert_offsets, projection.scaling
-    d_A = launch_ragged_outer(d_lora_rows, rows[0], offsets, rows[1], gates, scaling)
-    d_B = launch_ragged_outer(
-        lora_rows, d_rows[0], offsets, d_rows[1], gates, scaling, transposed=True
+    d_A, d_B = (None, None) if sums is None else sums
+    return FactorGradients(
+        launch_ragged_outer(d_lora_rows, rows[0], offsets, rows[1], gates, scaling, sums=d_A),
+        launch_ragged_outer(
+            lora_rows, d_rows[0], offsets, d_rows[1], gates, scaling, transposed=True, sums=d_B
+        ),
     )
-    return d_A.to(lora_A.dtype), d_B.to(lora_A.dtype)
 
 
 def _term(

@@ -4,9 +4,10 @@
 ``selective`` drops the largest piece, the gate_up output of every routed row, and multiplies again
 for it (42 KB), ``full`` keeps a layer's input and runs the layer again (5.8 KB), and ``offload``
 moves those inputs to pinned host memory while the next layer computes, and decodes one expert at a
-time. From 16,384 tokens on,
-``full`` also keeps what full attention computed (8.4 KB in every second layer): scores grow with
-the square of the length, and by then they are most of what running a layer again would cost.
+time. From 16,384 tokens on, ``full`` also keeps what full attention computed (8.4 KB in every
+second layer): scores grow with the square of the length, and by then they are most of what running
+a layer again would cost. The experts are the last of a layer and nothing of it reads what they
+return, so when it is run again they only save their input: their backward starts from there.
 
 Running a layer again must not choose other experts: two logits that differ by one rounding swap
 places, and then the gradients belong to rows that the forward never computed. The router's first
@@ -96,12 +97,12 @@ def _run_again(
     choice = RouterChoice()
     long = hidden_states.shape[1] >= KEEP_ATTENTION_FROM and layer.self_attn.sliding_window is None
     kept = KeptAttention() if long and offloader is None else None
-    kept_experts = KeptExperts() if offloader is None else None
+    kept_experts = KeptExperts(keeps_rows=offloader is None)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         first, again = (
-            _same_choices(layer, experts, choice, kept, kept_experts)
-            for _ in ("forward", "backward")
+            _same_choices(layer, experts, choice, kept, kept_experts, repeated=repeated)
+            for repeated in (False, True)
         )
         return first, again
 
@@ -152,8 +153,11 @@ def _same_choices(
     experts: Any,
     choice: RouterChoice,
     kept: KeptAttention | None,
-    kept_experts: KeptExperts | None,
+    kept_experts: KeptExperts,
+    *,
+    repeated: bool,
 ) -> Iterator[None]:
+    kept_experts.repeated = repeated
     layer.mlp.router.choice, layer.self_attn.attention_kept = choice, kept
     experts.experts_kept = kept_experts
     try:

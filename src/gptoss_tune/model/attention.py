@@ -174,7 +174,9 @@ def _find_documents_once(
     if tokens is None:
         tokens = kwargs.get("inputs_embeds")
     mask = kwargs.get("attention_mask")
-    if tokens is None or kwargs.get("past_key_values") is not None or isinstance(mask, Mapping):
+    # The cache's name up to transformers 5.23, and from 5.24 on.
+    cached = any(kwargs.get(name) is not None for name in ("past_key_values", "cache"))
+    if tokens is None or cached or isinstance(mask, Mapping):
         return None
     if isinstance(mask, Tensor) and (mask.ndim != 2 or mask.shape[1] != tokens.shape[1]):
         return None

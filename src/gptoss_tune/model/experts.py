@@ -36,12 +36,14 @@ class ExpertSettings:
         recompute_gate_up: Drop the gate_up output after the forward and compute it again in the
             backward, for memory.
         scratch_bytes: Bound of the decoded weights that exist at a time on Triton.
+        tile_tokens: Tokens that go through the experts at a time; ``None``: all of a micro-batch.
     """
 
     backend: Literal["torch", "triton"] = "torch"
     merge_aware: bool = False
     recompute_gate_up: bool = False
     scratch_bytes: int = 2**31
+    tile_tokens: int | None = None
 
 
 class LowRankUpdate(NamedTuple):
@@ -107,6 +109,7 @@ def experts_forward(
         merge_aware=settings.merge_aware,
         recompute_gate_up=settings.recompute_gate_up,
         scratch_bytes=settings.scratch_bytes,
+        tile_tokens=settings.tile_tokens,
         kept=getattr(self, "experts_kept", None),
     )
 

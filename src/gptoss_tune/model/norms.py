@@ -86,17 +86,22 @@ class LigerRotaryAttention(cast(type, GptOssAttention)):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
         past_key_values: Any = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what the parent returns, see ``GptOssAttention.forward``."""
+        """Return what the parent returns, see ``GptOssAttention.forward``.
+
+        transformers hands the cache over as ``past_key_values`` up to 5.23, as ``cache`` from 5.24.
+        """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
             projection(hidden_states).view(shape).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = liger_rotate(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        held = past_key_values if cache is None else cache
+        if held is not None:
+            key, value = held.update(key, value, self.layer_idx)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

@@ -100,10 +100,10 @@ def _indices() -> list[Tensor]:
     for one in gc.get_objects():
         if type(one) is RouterChoice:
             found.append(one.indices)
-        elif type(one) is KeptExperts and one.routing is not None:
-            routing = one.routing
-            found += [routing.token_indices, routing.slot_indices, routing.row_indices]
-            found.append(routing.expert_offsets)
+        elif type(one) is KeptExperts:
+            for routing, _ in one.rows or ():
+                found += [routing.token_indices, routing.slot_indices, routing.row_indices]
+                found.append(routing.expert_offsets)
     return [tensor for tensor in found if tensor is not None]
 
 

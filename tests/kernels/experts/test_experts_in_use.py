@@ -197,32 +197,41 @@ def test_checkpointing_changes_no_bit(backend, device):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tile_tokens", [None, 10])
 @pytest.mark.parametrize("merge_aware", [False, True], ids=["split", "merge-aware"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_kept_serves_the_same_choice_alone(backend, merge_aware, device):
-    inputs, kept = layer(device), KeptExperts()
-    options = {"backend": backend, "merge_aware": merge_aware}
+def test_a_repeated_pass_computes_nothing_and_backward_starts_from_its_input(
+    backend, merge_aware, tile_tokens, device
+):
+    inputs = layer(device)
+    options = {"backend": backend, "merge_aware": merge_aware, "tile_tokens": tile_tokens}
     expected = experts(*inputs.arguments(), **options)
     wanted = all_gradients(expected, inputs)
-    for repeated in (False, True):
+    for keeps_rows in (True, False):
+        kept = KeptExperts(keeps_rows=keeps_rows)
+        first = experts(*inputs.arguments(), **options, kept=kept)
+        assert torch.equal(first, expected)
+        rows = kept.rows
+        kept.repeated = True
         out = experts(*inputs.arguments(), **options, kept=kept)
-        assert torch.equal(out, expected)
-        decoded = kept.matrices
-        assert (decoded is not None) == (repeated and backend == "triton")
-        assert all(map(torch.equal, all_gradients(out, inputs), wanted))
-        assert kept.matrices is None and not decoded, "freed by the backward"
-    with torch.no_grad():  # the next step's factors are other ones
-        inputs.gate_up.lora_A.mul_(2)
-    changed = experts(*inputs.arguments(), **options)
-    assert torch.equal(experts(*inputs.arguments(), **options, kept=kept), changed)
-    first = kept.routing
+        assert out.isnan().all() and (kept.rows is rows is not None) == keeps_rows
+        d_out = 2 * expected.detach()  # of the sum of squares, which ``all_gradients`` takes
+        leaves = list(inputs.leaves().values())
+        assert all(map(torch.equal, torch.autograd.grad(out, leaves, d_out), wanted))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_are_sorted_again_for_another_choice(backend, device):
+    inputs, kept = layer(device), KeptExperts()
     x, indices, *others = inputs.arguments()
     experts(x, indices, *others, backend=backend, kept=kept)
-    assert kept.routing is first
+    first = kept.rows
+    experts(x, indices, *others, backend=backend, kept=kept)
+    assert kept.rows is first and kept.of is indices
     other = (indices + 1) % 4
     out = experts(x, other, *others, backend=backend, kept=kept)
     assert torch.equal(out, experts(x, other, *others, backend=backend))
-    assert kept.routing is not first and kept.of is other
+    assert kept.rows is not first and kept.of is other
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -50,9 +50,11 @@ def refuse_unusable_gpu(device: Path = _DEVICE) -> None:
     try:
         torch.cuda.init()
     except RuntimeError as error:
-        if any(words in str(error).lower() for words in _ABSENT):
-            return
         text = str(error).splitlines()[0]
+        absent = any(words in text.lower() for words in _ABSENT)
+        # A process forked from one that found no GPU is told only that it may not ask again.
+        if absent or ("forked subprocess" in text and not device.exists()):
+            return
         told = cause_of(error) or f"CUDA does not start here ({text}); check `nvidia-smi`"
         raise MachineError(f"{told}; or {on_cpu}") from error
 
