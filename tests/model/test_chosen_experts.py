@@ -67,10 +67,10 @@ def twins(opened, randomise_adapters):
     return make
 
 
-def backward(model):
+def backward(model, tokens):
     model.zero_grad()
-    weights = torch.linspace(0.5, 1.5, TOKENS.numel()).view(TOKENS.shape)
-    loss = model(input_ids=TOKENS, shift_labels=TOKENS, loss_weights=weights).loss_sum
+    weights = torch.linspace(0.5, 1.5, tokens.numel()).view(tokens.shape)
+    loss = model(input_ids=tokens, shift_labels=tokens, loss_weights=weights).loss_sum
     loss.backward()
     return loss.detach()
 
@@ -103,21 +103,30 @@ def assert_same(compact, full, gradients):
     assert seen == 2 * (4 + 2) * 2
 
 
-@pytest.mark.parametrize("merge_aware", [False, True], ids=["plain", "merge-aware"])
-@pytest.mark.parametrize("mode", ["none", "selective", "full"])
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+CASES = [
+    *(
+        ("torch", mode, merged)
+        for mode in ("none", "selective", "full")
+        for merged in (False, True)
+    ),
+    ("triton", "none", False),
+    ("triton", "full", True),
+]
+
+
+@pytest.mark.parametrize("backend, mode, merge_aware", CASES)
 def test_outputs_gradients_and_steps_are_those_of_a_masked_adapter(
     twins, mode, backend, merge_aware
 ):
-    if backend == "triton" and mode == "selective":
-        pytest.skip("the interpreter takes long, and the modes differ above the kernels")
     compact, full = twins(mode, backend, merge_aware)
     pair = []
     for model in (compact, full):
         trained = [p for p in model.parameters() if p.requires_grad]
         pair.append(torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0))
-    for _ in range(STEPS if backend == "torch" else 2):
-        losses = [backward(model) for model in (compact, full)]
+    # The interpreter takes long: few tokens, and one step after the first update.
+    steps, tokens = (STEPS, TOKENS) if backend == "torch" else (2, TOKENS[:1, :6])
+    for _ in range(steps):
+        losses = [backward(model, tokens) for model in (compact, full)]
         assert torch.equal(*losses)
         mask(full)
         assert_same(compact, full, gradients=True)

@@ -70,7 +70,7 @@ def chosen_by(context: RunContext, train_set: Dataset) -> Chosen | None:
     layers, experts = config["num_hidden_layers"], config["num_local_experts"]
     asked = chosen_count(lora, experts)
     if context.start.checkpoint is not None:
-        return None if asked is None else _from_checkpoint(context.start.checkpoint, config)
+        return None if asked is None else from_checkpoint(context.start.checkpoint, config)
     if lora.init_from is not None:
         return _from_adapter(context, Path(lora.init_from))
     if asked is None:
@@ -115,7 +115,16 @@ def _facts(choice: ExpertChoice, counted: Counted, experts: int) -> dict[str, An
     }
 
 
-def _from_checkpoint(checkpoint: Path, config: dict[str, Any]) -> Chosen:
+def from_checkpoint(checkpoint: Path, config: dict[str, Any]) -> Chosen:
+    """Return the experts that the run of a checkpoint trains.
+
+    Args:
+        checkpoint: Its folder.
+        config: Of the base.
+
+    Raises:
+        CheckpointError: It does not say, or says what is none.
+    """
     file = checkpoint / _KEPT_IN
     try:
         facts = read_object(file)
