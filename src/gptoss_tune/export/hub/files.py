@@ -114,7 +114,7 @@ def _adapter_files(
     if adapter.choice is not None:
         # Everybody else's PEFT needs factors of all experts.
         assert scratch is not None, "an adapter on chosen experts is written anew"
-        folder = scratch / "adapter"
+        folder = scratch / "padded"
         write_adapter(adapter, folder, "peft")
         config = read_object(folder / ADAPTER_CONFIG)
     config = {**config, "base_model_name_or_path": base_name}
