@@ -230,7 +230,7 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
 
 def _device(model: nn.Module) -> torch.device:
     # The embeddings may wait in host memory; the last parameter is the head's.
-    return next(p.device for n, p in model.named_parameters() if n.endswith("lm_head.weight"))
+    return next(p.device for n, p in model.named_parameters() if "lm_head." in n)
 
 
 def _config(model: Any) -> Any:

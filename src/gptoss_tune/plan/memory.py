@@ -18,14 +18,16 @@ from dataclasses import dataclass
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import (
     FP32_BYTES,
+    PACKED_TILE_ROWS,
     Factors,
     adapter_parameters,
     base_bytes,
+    head_bytes,
     layer_bytes,
     optimizer_bytes,
 )
 
-LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
+LOSS_CHUNK_ROWS, PACKED_LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 256, 8192
 SCRATCH_BYTES = (2**31, 2**26)
 """Decoded expert weights that exist at a time, usually and with ``activation_checkpointing:
 offload``: a layer, or one expert (48 MB), which costs launches and no arithmetic."""
@@ -187,15 +189,13 @@ def moments(setup: TrainingSetup) -> Moments:
     working += FP32_BYTES * sum(f.parameters for f in lowest if f.on_experts)
     if mode == "selective":
         working += rows * 2 * a.intermediate * value
-    chunk = min(LOSS_CHUNK_ROWS, tokens)
-    tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
-    loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value
+    loss = _loss_chunk(setup, backward=True) + 2 * tokens * a.hidden * value
     step = FP32_BYTES * adapter_parameters(setup.factors) if setup.train.optim == "adamw" else 0
     gathered = 0
     if setup.strategy == "fsdp2":
         # The layer at work, the buffer that receives the next, and lm_head, which stays together
         # from the forward to the backward pass; one layer's gradients, whole, and their sums.
-        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + a.vocabulary * a.hidden * value
+        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + head_bytes(a, setup.model)
         gathered += 4 * FP32_BYTES * adapter_parameters(lowest)
         step = -(-step // setup.shards)
     return Moments(rerun, working, _scratch(setup), loss, step, gathered)
@@ -213,6 +213,20 @@ def _scratch(setup: TrainingSetup) -> int:
     if mode in ("selective", "full") and sum(sizes) * a.experts <= bound:
         return sum(sizes) * a.experts  # what is computed again stays decoded for the backward
     return max(sizes) * max(1, min(a.experts, bound // max(sizes)))
+
+
+def _loss_chunk(setup: TrainingSetup, *, backward: bool) -> int:
+    """Return the bytes of a chunk of logits, its fp32 tiles, and of what a packed head decodes."""
+    a, value = setup.architecture, setup.value_bytes
+    packed = setup.model.head_precision != "bf16"
+    chunk = min(PACKED_LOSS_CHUNK_ROWS if packed else LOSS_CHUNK_ROWS, setup.tokens)
+    tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
+    held = chunk * a.vocabulary * value + 2 * tile
+    if packed:
+        held += min(PACKED_TILE_ROWS, a.vocabulary) * a.hidden * value
+        if backward:  # the fp32 sum over tiles, one tile's part of it and the sum rounded
+            held += chunk * a.hidden * (FP32_BYTES + 2 * value)
+    return held
 
 
 def forward_peak(setup: TrainingSetup) -> int:
@@ -238,12 +252,10 @@ def forward_moment(setup: TrainingSetup) -> int:
     row = (3 * a.intermediate + a.hidden + ranks + 1) * value
     row += 3 * _INDEX_BYTES + _LONG_INDEX_BYTES
     experts = tokens * (4 * a.hidden * value + a.experts_per_token * row)
-    chunk = min(LOSS_CHUNK_ROWS, tokens)
-    tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
-    loss = chunk * a.vocabulary * value + 2 * tile + tokens * a.hidden * value
+    loss = _loss_chunk(setup, backward=False) + tokens * a.hidden * value
     gathered = 0
     if setup.strategy == "fsdp2":
-        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + a.vocabulary * a.hidden * value
+        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + head_bytes(a, setup.model)
     tables = tokens * a.head_dim * value  # cosines and sines
     return max(attention, experts + _scratch(setup), loss) + tables + gathered
 

@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
 NOTED = {"processes", "strategy", "device"}
 """Entries of a fingerprint whose change is told and written down, and stops nothing."""
-_BEFORE_IT_WAS = {"train.deterministic": False, "method.name": "sft"}
+_BEFORE_IT_WAS = {
+    "train.deterministic": False,
+    "method.name": "sft",
+    "model.head_precision": "bf16",
+}
 """What runs did that were started before a setting existed."""
 ROWS = ("data.train_rows", "data.eval_rows")
 """Entries of a fingerprint that stand for all settings of the data."""
