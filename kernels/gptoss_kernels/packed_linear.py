@@ -15,6 +15,7 @@ N rows, H inputs, V outputs (of ``lm_head`` the vocabulary).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -36,7 +37,9 @@ __all__ = [
 ]
 
 INT8_BLOCK = 64
-"""Values of a row that share a scale."""
+"""Values of a row that share a scale; where they are no multiple of it, the largest part of it that
+divides them: 32 of a row of 96."""
+_LEAST_BLOCK = 16
 TILE_ROWS = 8192
 """Rows that are decoded at a time: one tile for the projections of attention, 25 for lm_head."""
 _LARGEST = 127
@@ -75,7 +78,7 @@ class Int8Weight:
 
     Attributes:
         values: ``[V, H]`` int8 in [-127, 127].
-        scales: ``[V, H / 64]`` bf16, not negative.
+        scales: ``[V, H / 64]`` bf16, not negative (more of them where 64 does not divide H).
         dtype: Of the decoded rows; bf16, fp32 or fp64.
     """
 
@@ -114,7 +117,7 @@ def quantize_int8(weight: Tensor) -> Int8Weight:
     lost, and a quarter more at the block's largest value where bf16 rounded the scale down.
 
     Args:
-        weight: ``[V, H]``, bf16, fp32 or fp64; H a multiple of 64.
+        weight: ``[V, H]``, bf16, fp32 or fp64; H a multiple of 16.
 
     Returns:
         The packed weight, which decodes to the dtype of ``weight``.
@@ -122,17 +125,18 @@ def quantize_int8(weight: Tensor) -> Int8Weight:
     Raises:
         ValueError: Another shape or dtype, or a value that is not finite.
     """
-    if weight.ndim != 2 or weight.shape[1] % INT8_BLOCK or not weight.is_floating_point():
+    if weight.ndim != 2 or weight.shape[1] % _LEAST_BLOCK or not weight.is_floating_point():
         raise ValueError(
-            f"quantize_int8 needs a floating weight [V, H] with H a multiple of {INT8_BLOCK}, got "
-            f"{tuple(weight.shape)} of {weight.dtype}; leave this one in bf16"
+            f"quantize_int8 needs a floating weight [V, H] with H a multiple of {_LEAST_BLOCK}, "
+            f"got {tuple(weight.shape)} of {weight.dtype}; leave this one in bf16"
         )
     values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    blocks = weight.shape[1] // INT8_BLOCK
+    block = math.gcd(weight.shape[1], INT8_BLOCK)
+    blocks = weight.shape[1] // block
     scales = torch.empty(weight.shape[0], blocks, dtype=torch.bfloat16, device=weight.device)
     for first, stop in tiles(weight.shape[0]):
         wide = weight[first:stop].to(torch.promote_types(weight.dtype, torch.float32))
-        wide = wide.view(-1, blocks, INT8_BLOCK)
+        wide = wide.view(-1, blocks, block)
         scale = (wide.abs().amax(dim=2, keepdim=True) / _LARGEST).to(torch.bfloat16)
         steps = wide / scale.to(wide.dtype).masked_fill(scale == 0, 1.0)
         if not bool(torch.isfinite(steps).all()):

@@ -54,6 +54,13 @@ def test_a_value_decodes_to_steps_of_its_own_blocks_scale():
     assert (packed.rows(4, 5)[0, :INT8_BLOCK] == 0).all()
 
 
+def test_a_row_that_64_does_not_divide_has_smaller_blocks():
+    packed = quantize_int8(drawn(4, 96))
+    assert tuple(packed.scales.shape) == (4, 3)
+    expected = packed.values.double() * packed.scales.double().repeat_interleave(32, dim=1)
+    assert torch.equal(packed.rows(1, 3).double(), expected[1:3])
+
+
 def test_packing_what_was_packed_changes_nothing():
     once = quantize_int8(drawn(5, 2 * INT8_BLOCK, dtype=torch.bfloat16))
     exact = Int8Weight(once.values, once.scales, torch.float32)
@@ -159,7 +166,7 @@ def test_nothing_of_the_head_is_kept_for_the_backward_pass():
 def test_mistakes_are_named():
     weight = drawn(4, INT8_BLOCK)
     for wrong in (weight[:, :63], weight[0], weight.to(torch.int8)):
-        with pytest.raises(ValueError, match=r"H a multiple of 64.*leave this one in bf16"):
+        with pytest.raises(ValueError, match=r"H a multiple of 16.*leave this one in bf16"):
             quantize_int8(wrong)
     weight[2, 5] = float("inf")
     with pytest.raises(ValueError, match=r"finite values.*rows 0 to 3"):

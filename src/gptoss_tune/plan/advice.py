@@ -111,7 +111,11 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
         peak = changes[-1].peak if changes else memory(setup).peak
         words = together(changes)
         found.append(Elsewhere(what, larger.name, setup.num_processes, words, peak))
-    sharing: dict[str, Any] = {"train.optim": "adamw", "model.linear_precision": "bf16"}
+    sharing: dict[str, Any] = {
+        "train.optim": "adamw",
+        "model.linear_precision": "bf16",
+        "model.head_precision": "bf16",
+    }
     for count in (2, 4, 8, 16):
         enough = count > setup.shards and count >= setup.num_processes
         if enough and setup.architecture.experts % count == 0:
@@ -205,12 +209,16 @@ def _changes(setup: TrainingSetup) -> Iterator[_Change]:
         yield _Change({"train.optim": "adamw_8bit"}, "moments are rounded to 8 bits")
     if train.optim != "paged_adamw_8bit":
         yield _Change({"train.optim": "paged_adamw_8bit"}, "8-bit moments live in host memory")
+    for name, what in (("head_precision", "lm_head"), ("linear_precision", "attention")):
+        if getattr(model, name) == "bf16":
+            yield _Change({f"model.{name}": "int8"}, f"{what} is rounded to 8 bits")
     if lora.target_parameters and not lora.merge_aware:
         for rank in (8, 4):
             if rank < (lora.expert_rank or lora.rank):
                 yield _Change({"lora.expert_rank": rank}, "the experts learn with a lower rank")
-    if model.linear_precision == "bf16":
-        yield _Change({"model.linear_precision": "nf4"}, "attention is rounded to 4 bits")
+    for name, what in (("linear_precision", "attention"), ("head_precision", "lm_head")):
+        if getattr(model, name) != "nf4":
+            yield _Change({f"model.{name}": "nf4"}, f"{what} is rounded to 4 bits")
     length = setup.data.max_length // 2
     while length >= 1024:
         yield _Change({"data.max_length": length}, "longer samples are cut or dropped")

@@ -9,6 +9,7 @@ really holds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gptoss_tune.plan.architecture import Architecture
@@ -142,7 +143,7 @@ def nf4_bytes(values: int) -> int:
 
 def int8_bytes(rows: int, inputs: int) -> int:
     """Return the bytes of one weight in int8, its scales included."""
-    return rows * inputs + _INT8_SCALE * rows * -(-inputs // _INT8_BLOCK)
+    return rows * inputs + _INT8_SCALE * rows * (inputs // math.gcd(inputs, _INT8_BLOCK))
 
 
 def _linear_bytes(rows: int, inputs: int, precision: str, value: int) -> int:
