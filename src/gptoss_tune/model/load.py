@@ -199,7 +199,7 @@ def _assign_packed(model: nn.Module, name: str, tensor: Tensor, precision: Packe
     place = name.removesuffix(".weight")
     layer = model.get_submodule(place)
     assert isinstance(layer, nn.Linear) and layer.weight.shape == tensor.shape, name
-    head = place == "lm_head"
+    key = "model.head_precision" if place == "lm_head" else "model.linear_precision"
     owner, _, attribute = place.rpartition(".")
-    packed = packed_layer(layer, tensor, precision, head=head)
+    packed = packed_layer(layer, tensor, precision, key)
     setattr(model.get_submodule(owner), attribute, packed)

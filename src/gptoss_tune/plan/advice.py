@@ -111,11 +111,10 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
         peak = changes[-1].peak if changes else memory(setup).peak
         words = together(changes)
         found.append(Elsewhere(what, larger.name, setup.num_processes, words, peak))
-    sharing: dict[str, Any] = {
-        "train.optim": "adamw",
-        "model.linear_precision": "bf16",
-        "model.head_precision": "bf16",
-    }
+    sharing: dict[str, Any] = {"train.optim": "adamw"}
+    for key in ("model.linear_precision", "model.head_precision"):
+        if not _differs(setup, key, "nf4"):
+            sharing[key] = "bf16"
     for count in (2, 4, 8, 16):
         enough = count > setup.shards and count >= setup.num_processes
         if enough and setup.architecture.experts % count == 0:

@@ -129,8 +129,8 @@ def fsdp2_obstacle(model: ModelSection, train: TrainSection) -> str | None:
         if getattr(model, name) == "nf4":
             return (
                 f"FSDP2 cannot spread model.{name}: nf4, whose scales are not part of the "
-                "weight; set it to bf16, of which each of 4 GPUs holds no more than the whole in "
-                "NF4"
+                "weight; set it to bf16 or int8, of which each of 4 GPUs holds no more than the "
+                "whole in NF4"
             )
     if train.optim != "adamw":
         return (

@@ -1,4 +1,4 @@
-"""``Int8Linear``, ``Nf4Head``, and the function that makes one of a weight as it is read.
+"""``Int8Linear``, ``Nf4Linear``, and the function that makes one of a weight as it is read.
 
 The weight of a layer is packed tile by tile on the device where it will stay, before the next one
 is read: the peak of loading is the packed model and one layer in full. Nothing of it is written
@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 import torch
 from gptoss_kernels import Int8Weight, PackedWeight, packed_linear, quantize_int8
-from gptoss_kernels.packed_linear import tiles
+from gptoss_kernels.packed_linear import TILE_ROWS, tiles
 from torch import Tensor, nn
 
 from gptoss_tune.errors import MachineError, RecipeError
@@ -52,34 +52,38 @@ class Int8Linear(nn.Linear):
         return packed_linear(input, self.packed, self.bias)
 
 
-class Nf4Head(nn.Module):
-    """``lm_head`` in bitsandbytes' NF4, in tiles of rows that are decoded one at a time.
+class Nf4Linear(nn.Linear):
+    """``nn.Linear`` held in bitsandbytes' NF4, in tiles of rows that are decoded one at a time.
 
-    Each tile is a 4-bit parameter of its own with its own statistics, so that it decodes alone:
-    25 of 8,192 rows for the released vocabulary.
+    Each tile is a 4-bit parameter of its own with its own statistics, so that it decodes alone: one
+    for a projection of attention, 25 of 8,192 rows for the released ``lm_head``. The first is
+    ``weight``. bitsandbytes' own layer is not used: without a gradient it computes with other
+    kernels than with one, on a CPU in bf16 whatever the dtype, and packs its weight anew for them.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        """Pack ``weight`` ``[V, H]``; it decodes to its dtype."""
-        super().__init__()
-        bnb = _bitsandbytes("model.head_precision")
-        self._shape, self.compute_dtype = weight.shape, weight.dtype
-        self.tiles = nn.ParameterList()
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, key: str) -> None:
+        """Pack ``weight`` ``[V, H]``, which decodes to its dtype; ``key`` is named in errors."""
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self._library = _bitsandbytes(key)
+        self.bias = bias
+        self.compute_dtype = weight.dtype
+        held: list[Any] = []
         for first, stop in tiles(weight.shape[0]):
-            part = weight[first:stop].detach().clone()  # the layer keeps a view of nothing
-            held = bnb.nn.Params4bit(part, requires_grad=False, quant_type="nf4")
-            self.tiles.append(held.to(weight.device))
-        self._first_rows = {first: n for n, (first, _) in enumerate(tiles(weight.shape[0]))}
+            part = weight[first:stop].detach()
+            tile = self._library.nn.Params4bit(part, requires_grad=False, quant_type="nf4")
+            held.append(tile.to(weight.device))
+        self.weight = held[0]
+        self.further_tiles = nn.ParameterList(held[1:])
 
     @property
-    def packed(self) -> Nf4Head:
+    def packed(self) -> Nf4Linear:
         """What the layer multiplies by: it says its own rows."""
         return self
 
     @property
     def shape(self) -> torch.Size:
         """``(V, H)``."""
-        return self._shape
+        return torch.Size((self.out_features, self.in_features))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,7 +93,7 @@ class Nf4Head(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the tiles are."""
-        return self.tiles[0].device
+        return self.weight.device
 
     def rows(self, first: int, stop: int) -> Tensor:
         """Return the decoded rows ``[stop - first, H]`` of the tile that begins at ``first``.
@@ -97,54 +101,38 @@ class Nf4Head(nn.Module):
         Raises:
             ValueError: ``first`` begins no tile, or the tile ends before ``stop``.
         """
-        bnb: Any = _bitsandbytes("model.head_precision")
-        number = self._first_rows.get(first)
-        held: Any = None if number is None else self.tiles[number]
-        if held is None or stop - first > held.quant_state.shape[0]:
-            raise ValueError(f"rows {first} to {stop} are not within one tile of the packed head")
-        decoded = bnb.functional.dequantize_4bit(held.data, held.quant_state)
+        number, rest = divmod(first, TILE_ROWS)
+        held: Any = self.weight if number == 0 else self.further_tiles[number - 1]
+        if rest or stop - first > held.quant_state.shape[0]:
+            raise ValueError(f"rows {first} to {stop} are not within one tile of the packed weight")
+        decoded = self._library.functional.dequantize_4bit(held.data, held.quant_state)
         return decoded.to(self.compute_dtype)[: stop - first]
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``[..., V]`` in the compute dtype for ``input`` ``[..., H]``."""
-        return packed_linear(input, self)
+        return packed_linear(input, self, self.bias)
 
 
-def packed_layer(layer: nn.Linear, weight: Tensor, precision: Packed, *, head: bool) -> nn.Module:
+def packed_layer(layer: nn.Linear, weight: Tensor, precision: Packed, key: str) -> nn.Linear:
     """Return what stands for ``layer`` with its ``weight`` packed, on the weight's device.
 
     Args:
-        layer: Its sizes and its bias; a weight without storage is enough.
+        layer: Its bias; a weight without storage is enough.
         weight: ``[V, H]`` in the compute dtype.
         precision: In which form.
-        head: Whether it is ``lm_head``, which is decoded by tiles.
+        key: The setting that asks for it, for errors.
 
     Raises:
         MachineError: NF4 is asked for, but bitsandbytes cannot be used here.
         RecipeError: The form cannot hold a weight of these sizes.
     """
     bias = cast("nn.Parameter | None", layer.bias)
-    key = "model.head_precision" if head else "model.linear_precision"
     if precision == "int8":
         try:
             return Int8Linear(quantize_int8(weight), bias)
         except ValueError as error:
             raise RecipeError(f"{key}: int8: {error}; or set {key}: bf16") from error
-    if head:
-        return Nf4Head(weight)
-    bnb = _bitsandbytes(key)
-    quantized = bnb.nn.Linear4bit(
-        layer.in_features,
-        layer.out_features,
-        bias=bias is not None,
-        compute_dtype=weight.dtype,
-        quant_type="nf4",
-        device="meta",
-    )
-    options: dict[str, Any] = {"quant_type": "nf4", "module": quantized}
-    quantized.weight = bnb.nn.Params4bit(weight, requires_grad=False, **options).to(weight.device)
-    quantized.bias = bias
-    return quantized
+    return Nf4Linear(weight, bias, key)
 
 
 def head_weight(head: Any) -> Tensor | PackedWeight:
