@@ -69,11 +69,19 @@ def loss_and_gradients(model, input_ids):
     return out.loss_sum.detach(), grads
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4"])
-def test_training_is_that_of_the_decoded_weights(mxfp4_base, opened, input_ids, precision):
-    if precision == "nf4":
+WAYS = {
+    "int8": {"linear_precision": "int8", "head_precision": "int8"},
+    "nf4": {"linear_precision": "nf4", "head_precision": "nf4"},
+    "int8, head on the host": {"linear_precision": "int8", "head": "cpu"},
+    "int8 head on the host": {"head_precision": "int8", "head": "cpu", "embeddings": "cpu"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_training_is_that_of_the_decoded_weights(mxfp4_base, opened, input_ids, way):
+    if "nf4" in way.values():
         pytest.importorskip("bitsandbytes")
-    settings = section(mxfp4_base, linear_precision=precision, head_precision=precision)
+    settings = section(mxfp4_base, **way)
     packed, dense = load_base(opened, settings), with_decoded_weights(load_base(opened, settings))
     assert not any(hasattr(layer, "packed") for layer in dense.modules())
     with torch.no_grad():
@@ -84,6 +92,28 @@ def test_training_is_that_of_the_decoded_weights(mxfp4_base, opened, input_ids, 
     assert grads.keys() == expected.keys() and len(grads) == 2 * (4 * 2 + 2 * 2)
     for name, grad in grads.items():
         assert relative_rms(grad, expected[name]) < SAME_SUMS, name
+
+
+def test_a_head_on_the_host_is_the_released_one_and_takes_nothing_of_the_device(
+    mxfp4_base, opened, input_ids
+):
+    model = load_base(opened, section(mxfp4_base, head="cpu"))
+    released = opened.read("lm_head.weight").float()
+    assert torch.equal(model.lm_head.rows(8192, 8200), released[8192:8200])
+    assert model.lm_head.nbytes == released.nbytes
+    assert not list(model.lm_head.parameters()) and not list(model.lm_head.buffers())
+    assert not any("lm_head" in name for name in model.state_dict())
+    exact = load_base(opened, section(mxfp4_base))
+    with torch.no_grad():
+        assert relative_rms(model(input_ids).logits, exact(input_ids).logits) < SAME_SUMS
+    (loss, grads), (exact_loss, expected) = (
+        loss_and_gradients(one, input_ids) for one in (model, exact)
+    )
+    assert relative_rms(loss, exact_loss) < SAME_SUMS
+    for name, grad in grads.items():
+        assert relative_rms(grad, expected[name]) < SAME_SUMS, name
+    packed = load_base(opened, section(mxfp4_base, head="cpu", head_precision="int8"))
+    assert packed.lm_head.nbytes == 201_088 * (64 + 2)
 
 
 def test_int8_is_much_nearer_to_the_released_weights_than_nf4(mxfp4_base, opened, input_ids):
@@ -130,9 +160,10 @@ def test_an_adapted_int8_layer_is_pefts_own_linear_with_fp32_factors(mxfp4_base,
 
 
 def test_embeddings_for_the_host_never_go_to_the_device(mxfp4_base, opened):
-    model = load_base(opened, section(mxfp4_base, embeddings="cpu"), device="meta")
+    model = load_base(opened, section(mxfp4_base, embeddings="cpu", head="cpu"), device="meta")
+    assert model.lm_head._parts[0].device.type == "cpu" and model.lm_head.device.type == "meta"
     assert model.model.embed_tokens.weight.device.type == "cpu"
-    assert model.lm_head.weight.device.type == "meta"
+    assert model.model.norm.weight.device.type == "meta"
 
 
 def test_nf4_decodes_to_bitsandbytes_own_layers_weight(mxfp4_base, opened):
@@ -164,8 +195,12 @@ def test_impossible_choices_are_refused(mxfp4_base, opened, tmp_path, monkeypatc
         packed_layer(narrow, torch.zeros(8, 63), "int8", "model.linear_precision")
     tied = open_checkpoint(str(mxfp4_base))
     monkeypatch.setitem(tied.config, "tie_word_embeddings", True)
-    with pytest.raises(RecipeError, match=r"tie_word_embeddings.* set model.head_precision: bf16"):
-        load_base(tied, section(mxfp4_base, head_precision="int8"))
+    for settings, todo in (
+        ({"head_precision": "int8"}, "head_precision: bf16"),
+        ({"head": "cpu"}, "head: gpu"),
+    ):
+        with pytest.raises(RecipeError, match=rf"tie_word_embeddings.* set model.{todo}"):
+            load_base(tied, section(mxfp4_base, **settings))
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for key in ("linear_precision", "head_precision"):

@@ -61,10 +61,11 @@ def setup_of(recipe, architecture):
         ({"linear_precision": "nf4"}, {"target_parameters": ["down_proj"]}),
         ({"linear_precision": "int8", "head_precision": "int8"}, {}),
         ({"linear_precision": "nf4", "head_precision": "nf4", "embeddings": "cpu"}, {}),
+        ({"linear_precision": "int8", "head": "cpu", "embeddings": "cpu"}, {}),
     ],
     ids=[
         *("mxfp4", "fp32, other expert rank", "dense, one layer", "host", "nf4, down only"),
-        *("int8", "nf4, host"),
+        *("int8", "nf4, host", "int8, both on the host"),
     ],
 )
 def test_resident_bytes_are_those_of_the_loaded_model(mxfp4_base, settings, lora):

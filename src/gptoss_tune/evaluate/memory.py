@@ -108,8 +108,11 @@ def answering_memory(
     if not architecture.packed:
         section = section.model_copy(update={"experts_precision": "bf16"})
     kinds, value = base_bytes(architecture, section), compute_bytes(section)
+    head = head_bytes(architecture, section)
     if section.embeddings == "cpu":
-        kinds["embeddings"] = head_bytes(architecture, section)
+        kinds["embeddings"] = head
+    if section.head == "cpu":
+        kinds["embeddings"] -= head
     adapters = sum(a * b for target in targets for a, b in target.shapes) * value
     packed = section.experts_precision == "mxfp4"
     return AnsweringMemory({**kinds, "adapters": adapters}, packed, architecture, value)

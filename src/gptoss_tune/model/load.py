@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from gptoss_kernels import Mxfp4Weight, dequantize_reference
+from gptoss_kernels import Mxfp4Weight, dequantize_reference, quantize_int8
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import GptOssConfig
@@ -26,13 +26,13 @@ from gptoss_tune.harmony.vocabulary import ENDOFTEXT
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import expert_stack
 from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
-from gptoss_tune.model.packed.layers import Packed, packed_layer
+from gptoss_tune.model.packed.layers import HostLinear, Packed, packed_layer
 from gptoss_tune.model.sharding import Share
 from gptoss_tune.recipe.schema import ModelSection
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.names import EXPERT_PROJECTIONS
 
-EMBEDDINGS = "model.embed_tokens.weight"
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -47,8 +47,8 @@ def load_base(
 
     Args:
         checkpoint: An opened base checkpoint, MXFP4 or bf16.
-        section: The precisions and ``dtype`` decide what is held how, ``embeddings`` whether the
-            token embeddings are read to ``device`` at all.
+        section: The precisions and ``dtype`` decide what is held how, ``embeddings`` and
+            ``head`` whether these are read to ``device`` at all.
         device: Where the weights go; tensors are read straight to it, and packed before the next.
         share: Read the experts of one rank only; the model computes after ``sharding.shard``.
 
@@ -67,19 +67,26 @@ def load_base(
             f"{checkpoint.expert_format}; set model.experts_precision: bf16, or start from a "
             "checkpoint released in MXFP4"
         )
-    if section.head_precision != "bf16" and checkpoint.config.get("tie_word_embeddings"):
-        raise RecipeError(
-            f"model.head_precision is {section.head_precision}, but lm_head in {checkpoint.path} "
-            "is its token embeddings (tie_word_embeddings), which are not packed; set "
-            "model.head_precision: bf16"
-        )
+    if checkpoint.config.get("tie_word_embeddings"):
+        for key, value, usual in (
+            ("head_precision", section.head_precision, "bf16"),
+            ("head", section.head, "gpu"),
+        ):
+            if value != usual:
+                raise RecipeError(
+                    f"model.{key} is {value}, but lm_head in {checkpoint.path} is its token "
+                    f"embeddings (tie_word_embeddings); set model.{key}: {usual}"
+                )
     dtype = DTYPES[section.dtype]
     model = _without_storage(checkpoint, dtype)
     _check_unknown(model, checkpoint)
     reader = _Reader(checkpoint, section, dtype, torch.device(device), share)
     for name, tensor in reader.tensors():
         precision = _packed_precision(name, section)
-        if precision == "bf16":
+        if name == HEAD and section.head == "cpu":
+            held = quantize_int8(tensor) if precision == "int8" else tensor
+            model.lm_head = HostLinear(held, torch.device(device))
+        elif precision == "bf16":
             _assign(model, name, tensor)
         else:
             _assign_packed(model, name, tensor, precision)
@@ -165,8 +172,8 @@ class _Reader:
                 dense, experts, first = self._experts(name)
                 yield name, expert_stack(dense.to(self.dtype), experts, first)
             else:
-                on_host = name == EMBEDDINGS and self.section.embeddings == "cpu"
-                device = "cpu" if on_host else self.device
+                place = {EMBEDDINGS: self.section.embeddings, HEAD: self.section.head}.get(name)
+                device = "cpu" if place == "cpu" else self.device
                 yield name, self.checkpoint.read(name).to(device, self.dtype)
 
     def _experts(self, name: str) -> tuple[Tensor, int, int]:
@@ -187,7 +194,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _packed_precision(name: str, section: ModelSection) -> Literal["bf16", "int8", "nf4"]:
     """Return how a weight is held; everything but attention and ``lm_head`` as it is read."""
-    if name == "lm_head.weight":
+    if name == HEAD:
         return section.head_precision
     if re.fullmatch(r".*\.self_attn\.[qkvo]_proj\.weight", name):
         return section.linear_precision

@@ -208,6 +208,10 @@ def _changes(setup: TrainingSetup) -> Iterator[_Change]:
         yield _Change({"train.optim": "adamw_8bit"}, "moments are rounded to 8 bits")
     if train.optim != "paged_adamw_8bit":
         yield _Change({"train.optim": "paged_adamw_8bit"}, "8-bit moments live in host memory")
+    if model.head == "gpu" and model.head_precision != "nf4":
+        yield _Change(
+            {"model.head": "cpu"}, "lm_head comes over the bus, twice per 512 trained tokens"
+        )
     for name, what in (("head_precision", "lm_head"), ("linear_precision", "attention")):
         if getattr(model, name) == "bf16":
             yield _Change({f"model.{name}": "int8"}, f"{what} is rounded to 8 bits")

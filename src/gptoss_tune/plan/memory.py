@@ -23,11 +23,12 @@ from gptoss_tune.plan.weights import (
     adapter_parameters,
     base_bytes,
     head_bytes,
+    int8_bytes,
     layer_bytes,
     optimizer_bytes,
 )
 
-LOSS_CHUNK_ROWS, PACKED_LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 256, 8192
+LOSS_CHUNK_ROWS, PACKED_LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 512, 8192
 SCRATCH_BYTES = (2**31, 2**26)
 """Decoded expert weights that exist at a time, usually and with ``activation_checkpointing:
 offload``: a layer, or one expert (48 MB), which costs launches and no arithmetic."""
@@ -195,10 +196,17 @@ def moments(setup: TrainingSetup) -> Moments:
     if setup.strategy == "fsdp2":
         # The layer at work, the buffer that receives the next, and lm_head, which stays together
         # from the forward to the backward pass; one layer's gradients, whole, and their sums.
-        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + head_bytes(a, setup.model)
+        gathered = _gathered(setup)
         gathered += 4 * FP32_BYTES * adapter_parameters(lowest)
         step = -(-step // setup.shards)
     return Moments(rerun, working, _scratch(setup), loss, step, gathered)
+
+
+def _gathered(setup: TrainingSetup) -> int:
+    """Return the bytes of two layers' frozen weights, and of ``lm_head``, put together."""
+    a, model = setup.architecture, setup.model
+    head = 0 if model.head == "cpu" else head_bytes(a, model)
+    return 2 * sum(layer_bytes(a, model).values()) + head
 
 
 def _scratch(setup: TrainingSetup) -> int:
@@ -218,12 +226,15 @@ def _scratch(setup: TrainingSetup) -> int:
 def _loss_chunk(setup: TrainingSetup, *, backward: bool) -> int:
     """Return the bytes of a chunk of logits, its fp32 tiles, and of what a packed head decodes."""
     a, value = setup.architecture, setup.value_bytes
-    packed = setup.model.head_precision != "bf16"
+    packed = setup.model.head_precision != "bf16" or setup.model.head == "cpu"
     chunk = min(PACKED_LOSS_CHUNK_ROWS if packed else LOSS_CHUNK_ROWS, setup.tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     held = chunk * a.vocabulary * value + 2 * tile
     if packed:
-        held += min(PACKED_TILE_ROWS, a.vocabulary) * a.hidden * value
+        tile_rows = min(PACKED_TILE_ROWS, a.vocabulary)
+        held += tile_rows * a.hidden * value
+        if setup.model.head == "cpu" and setup.model.head_precision == "int8":
+            held += int8_bytes(tile_rows, a.hidden)  # as it came, before it is decoded
         if backward:  # the fp32 sum over tiles, one tile's part of it and the sum rounded
             held += chunk * a.hidden * (FP32_BYTES + 2 * value)
     return held
@@ -255,7 +266,7 @@ def forward_moment(setup: TrainingSetup) -> int:
     loss = _loss_chunk(setup, backward=False) + tokens * a.hidden * value
     gathered = 0
     if setup.strategy == "fsdp2":
-        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + head_bytes(a, setup.model)
+        gathered = _gathered(setup)
     tables = tokens * a.head_dim * value  # cosines and sines
     return max(attention, experts + _scratch(setup), loss) + tables + gathered
 
@@ -332,10 +343,10 @@ def _largest_moment(passing: Moments) -> dict[str, int]:
 
 
 def _on_host(setup: TrainingSetup) -> int:
-    """Return the bytes of the token embeddings where ``model.embeddings`` moves them."""
-    if setup.model.embeddings == "gpu":
-        return 0
-    return setup.architecture.vocabulary * setup.architecture.hidden * setup.value_bytes
+    """Return the bytes of the token embeddings and of ``lm_head`` where they are moved."""
+    a, model = setup.architecture, setup.model
+    held = a.vocabulary * a.hidden * setup.value_bytes if model.embeddings == "cpu" else 0
+    return held + (head_bytes(a, model) if model.head == "cpu" else 0)
 
 
 def host_bytes(setup: TrainingSetup) -> int:

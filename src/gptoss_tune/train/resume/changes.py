@@ -41,6 +41,7 @@ _BEFORE_IT_WAS = {
     "train.deterministic": False,
     "method.name": "sft",
     "model.head_precision": "bf16",
+    "model.head": "gpu",
 }
 """What runs did that were started before a setting existed."""
 ROWS = ("data.train_rows", "data.eval_rows")
