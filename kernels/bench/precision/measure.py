@@ -4,7 +4,7 @@
 
 Two tables. The first takes weights of the released sizes, drawn with three kinds of statistics (no
 released weights are read here), and compares each form with the same bf16 weight in float64: the
-weight itself, what the layer gives, the gradient of what it reads and, of lm_head, that of the loss.
+weight itself, what the layer gives, the gradient of what it reads and, of lm_head, of the loss.
 The second takes a tiny random model in float32 and compares its logits and the gradients of its
 adapters with those of the model whose weights are not rounded.
 
