@@ -33,16 +33,26 @@ from gptoss_kernels.mxfp4 import (
     quantize,
     quantize_reference,
 )
+from gptoss_kernels.packed_linear import (
+    INT8_BLOCK,
+    Int8Weight,
+    PackedWeight,
+    packed_linear,
+    quantize_int8,
+)
 from gptoss_kernels.rms_norm import rms_norm, rms_norm_reference
 from gptoss_kernels.routing import Routing, route, route_reference
 from gptoss_kernels.swiglu import swiglu, swiglu_reference
 
 __all__ = [
+    "INT8_BLOCK",
     "MXFP4_BLOCK",
     "Documents",
     "ExpertProjection",
+    "Int8Weight",
     "LowRankTerm",
     "Mxfp4Weight",
+    "PackedWeight",
     "Routing",
     "attention",
     "attention_reference",
@@ -59,7 +69,9 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "merged_expert_reference",
+    "packed_linear",
     "quantize",
+    "quantize_int8",
     "quantize_reference",
     "ragged_outer",
     "ragged_outer_reference",

@@ -37,6 +37,7 @@ from gptoss_kernels.backend import (
     require_triton,
     without_autocast,
 )
+from gptoss_kernels.packed_linear import PackedWeight, sum_of_products, write_products
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_reference"]
 
@@ -46,7 +47,7 @@ _TILE_COLUMNS = 8192
 
 def linear_cross_entropy(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     labels: Tensor,
     loss_weights: Tensor,
     *,
@@ -70,7 +71,8 @@ def linear_cross_entropy(
     Args:
         hidden: ``[N, H]``, fp64, fp32 or bf16.
         weight: ``[V, H]``, the weight of ``lm_head``, dtype of ``hidden``. A frozen weight costs no
-            gradient; a trainable one gets an fp32 accumulated one.
+            gradient; a trainable one gets an fp32 accumulated one. A packed one is frozen, and is
+            decoded tile by tile, twice for each chunk (see ``packed_linear``).
         labels: ``[N]`` int64, in ``[0, V)`` or ``ignore_index``.
         loss_weights: ``[N]``, any floating dtype; a constant of the loss, not differentiated.
         chunk_rows: Rows of logits that exist at a time.
@@ -95,7 +97,8 @@ def linear_cross_entropy(
     _validate(hidden, weight, labels, loss_weights, chunk_rows, selected_rows)
     require_backend(backend)
     if backend == "triton":
-        require_triton("linear_cross_entropy", hidden, weight, labels)
+        dense = weight if isinstance(weight, Tensor) else None
+        require_triton("linear_cross_entropy", hidden, dense, labels)
     selected = (labels != ignore_index) & (loss_weights != 0)
     plan = _Plan(
         chunk_rows=chunk_rows,
@@ -103,7 +106,7 @@ def linear_cross_entropy(
         rows=_row_count(selected, selected_rows),
         backend=backend,
         hidden_grad=torch.is_grad_enabled() and hidden.requires_grad,
-        weight_grad=torch.is_grad_enabled() and weight.requires_grad,
+        weight_grad=torch.is_grad_enabled() and getattr(weight, "requires_grad", False),
     )
     accumulator = _accumulator_dtype(hidden)
     scales = torch.where(selected, loss_weights.detach().to(accumulator), 0.0)
@@ -152,13 +155,13 @@ class _Plan:
 
 def _validate(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     labels: Tensor,
     loss_weights: Tensor,
     chunk_rows: int,
     selected_rows: int | None,
 ) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+    if hidden.ndim != 2 or len(weight.shape) != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"linear_cross_entropy needs hidden [N, H] and weight [V, H], got "
             f"{tuple(hidden.shape)} and {tuple(weight.shape)}; flatten batch and sequence first"
@@ -219,7 +222,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | PackedWeight,
         targets: Tensor,
         scales: Tensor,
         selected: Tensor,
@@ -252,27 +255,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _run_chunks(
-    hidden: Tensor, weight: Tensor, targets: Tensor, scales: Tensor, selected: Tensor, plan: _Plan
+    hidden: Tensor,
+    weight: Tensor | PackedWeight,
+    targets: Tensor,
+    scales: Tensor,
+    selected: Tensor,
+    plan: _Plan,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return the weighted sum, the losses ``[N]`` and the gradients that the plan wants."""
     loss = scales.new_zeros(())
     losses = torch.zeros_like(scales)
     grad_hidden = torch.zeros_like(hidden) if plan.hidden_grad else None
-    grad_weight = torch.zeros_like(weight, dtype=scales.dtype) if plan.weight_grad else None
+    grad_weight = None
+    if plan.weight_grad:
+        grad_weight = torch.zeros(weight.shape, dtype=scales.dtype, device=hidden.device)
     # Stable, so that rows with loss come first and in their order, at a size known to the host.
     rows = torch.argsort(selected, descending=True, stable=True)[: plan.rows]
     buffer = hidden.new_empty(min(plan.chunk_rows, plan.rows), weight.shape[0])
     for chunk in rows.split(plan.chunk_rows):
         logits = buffer[: chunk.shape[0]]
         chunk_hidden = hidden.index_select(0, chunk)
-        torch.mm(chunk_hidden, weight.T, out=logits)
+        if isinstance(weight, Tensor):
+            torch.mm(chunk_hidden, weight.T, out=logits)
+        else:
+            write_products(chunk_hidden, weight, logits)
         chunk_losses, lse = _losses_and_grad_(
             logits, targets[chunk], scales[chunk], plan.z_loss, plan.any_grad, plan.backend
         )
         loss += ((chunk_losses + plan.z_loss * lse.square()) * scales[chunk]).sum()
         losses.index_copy_(0, chunk, chunk_losses)
         if grad_hidden is not None:
-            grad_hidden.index_copy_(0, chunk, torch.mm(logits, weight))
+            dense = isinstance(weight, Tensor)
+            back = torch.mm(logits, weight) if dense else sum_of_products(logits, weight)
+            grad_hidden.index_copy_(0, chunk, back)
         if grad_weight is not None:
             _add_weight_grad(grad_weight, logits, chunk_hidden)
     if grad_weight is not None:

@@ -5,19 +5,22 @@ import inspect
 import pytest
 from gptoss_kernels import linear_cross_entropy
 from gptoss_kernels.experts import experts
+from gptoss_kernels.packed_linear import TILE_ROWS
 
 from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.build import build
+from gptoss_tune.model.causal_lm import CHUNK_ROWS, PACKED_CHUNK_ROWS
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.experts.at_work import SCRATCH_BYTES
 from gptoss_tune.plan.memory import (
     LOSS_CHUNK_ROWS,
+    PACKED_LOSS_CHUNK_ROWS,
     layer_saved,
     memory,
     model_saved,
 )
 from gptoss_tune.plan.training_setup import TrainingSetup
-from gptoss_tune.plan.weights import adapter_factors, base_bytes
+from gptoss_tune.plan.weights import PACKED_TILE_ROWS, adapter_factors, base_bytes
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.testing.measured import (
     RELEASED_LAYER,
@@ -56,11 +59,17 @@ def setup_of(recipe, architecture):
         ({"experts_precision": "bf16"}, {"layers": [1], "target_modules": ["o_proj"]}),
         ({"embeddings": "cpu"}, {}),
         ({"linear_precision": "nf4"}, {"target_parameters": ["down_proj"]}),
+        ({"linear_precision": "int8", "head_precision": "int8"}, {}),
+        ({"linear_precision": "nf4", "head_precision": "nf4", "embeddings": "cpu"}, {}),
+        ({"linear_precision": "int8", "head": "cpu", "embeddings": "cpu"}, {}),
     ],
-    ids=["mxfp4", "fp32, other expert rank", "dense, one layer", "host", "nf4, down only"],
+    ids=[
+        *("mxfp4", "fp32, other expert rank", "dense, one layer", "host", "nf4, down only"),
+        *("int8", "nf4, host", "int8, both on the host"),
+    ],
 )
 def test_resident_bytes_are_those_of_the_loaded_model(mxfp4_base, settings, lora):
-    if settings.get("linear_precision") == "nf4":
+    if "nf4" in settings.values():
         pytest.importorskip("bitsandbytes")
     recipe = recipe_for(mxfp4_base, model=settings, lora=lora)
     actual = resident_bytes(build(recipe, open_checkpoint(mxfp4_base), "cpu").model)
@@ -81,11 +90,12 @@ CASES = {
     "upper layer, full": {"lora": {"layers": [1]}, "train": {"activation_checkpointing": "full"}},
     "experts only": {"lora": {"target_modules": [], "expert_rank": 4}},
     "attention only": {"lora": {"target_parameters": []}},
+    "int8": {"model": {"linear_precision": "int8", "head_precision": "int8"}},
     "output only": {"lora": {"target_modules": ["o_proj"], "target_parameters": []}},
 }
 
 
-QUICK = ("none", "full", "merge-aware")
+QUICK = ("none", "full", "merge-aware", "int8")
 
 
 @pytest.mark.parametrize(
@@ -146,4 +156,6 @@ def test_the_plan_knows_the_bounds_of_the_kernels():
     """The kernels stand alone, so the plan repeats their defaults."""
     assert inspect.signature(experts).parameters["scratch_bytes"].default == SCRATCH_BYTES[0]
     chunk = inspect.signature(linear_cross_entropy).parameters["chunk_rows"]
-    assert chunk.default == LOSS_CHUNK_ROWS
+    assert chunk.default == LOSS_CHUNK_ROWS == CHUNK_ROWS
+    assert PACKED_CHUNK_ROWS == PACKED_LOSS_CHUNK_ROWS
+    assert TILE_ROWS == PACKED_TILE_ROWS

@@ -18,6 +18,7 @@ from gptoss_tune.shipped import shipped
     ("name", "gpu"),
     [
         ("gpt-oss-20b/qlora.yaml", "rtx4090-24gb"),
+        ("gpt-oss-20b/qlora-12gb.yaml", "rtx3060-12gb"),
         ("gpt-oss-20b/qlora-16gb.yaml", "rtx4080-16gb"),
         ("gpt-oss-20b/qlora-128k.yaml", "h100-80gb"),
         ("gpt-oss-20b/lora.yaml", "h100-80gb"),
@@ -35,10 +36,18 @@ def test_shipped_recipes_fit_the_cards_they_are_meant_for(name, gpu):
 def test_the_peaks_in_the_documentation_are_those_of_the_plan():
     text = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
     rows = re.findall(r"\[`(gpt-oss-\S+)`\].*?\| ([\d.]+) GiB \|", text)
-    assert len(rows) == 8
+    assert len(rows) == 9
     for name, said in rows:
         made = plan(load_recipe(shipped("recipes") / name), card("h100-80gb"))
         assert made.memory.peak / 2**30 == pytest.approx(float(said), abs=0.06), name
+    exact, small, nf4 = re.findall(r"^\| peak \| 13.97 \| (\S+) \| (\S+) \| (\S+) \|$", text, re.M)[
+        0
+    ]
+    for precision, said in (("bf16", exact), ("int8", small), ("nf4", nf4)):
+        recipe = load_recipe(shipped("recipes") / "gpt-oss-20b/qlora-12gb.yaml")
+        recipe = recipe.with_settings({"model.linear_precision": precision})
+        peak = plan(recipe, card("3060")).memory.peak / 2**30
+        assert peak == pytest.approx(float(said), abs=0.006) and peak < 12.5
     (before,) = re.findall(r"with FSDP2: ([\d.]+) GiB with `gpt-oss-20b/dpo.yaml`", text)
     made = plan(load_recipe(shipped("recipes") / "gpt-oss-20b/dpo.yaml"), card("h100-80gb"))
     assert made.reference is not None

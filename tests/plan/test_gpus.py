@@ -51,7 +51,7 @@ def test_every_card_is_understood_in_its_own_spellings():
         ("v100", r"write v100-16gb or v100-32gb$"),
         ("gh200", r"write gh200-96gb or gh200-144gb$"),
         ("h200 80gb", r"expected the memory it is sold with; write h200-141gb$"),
-        ("rtx4070", r"nearest: rtx4090-24gb, rtx4080-16gb"),
+        ("rtx4060", r"nearest: rtx4090-24gb, rtx4080-16gb"),
         ("RTX 6000 Ada 48GB", r"\(nearest: l40s-48gb\); "),
         ("24GB", r"\(nearest: l4-24gb, a10g-24gb, rtx3090-24gb, rtx4090-24gb\); "),
         ("h1000", r"\(nearest: h100-80gb.*expected one of .*h100-80gb"),

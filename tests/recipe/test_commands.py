@@ -78,6 +78,7 @@ SPREAD = ("distributed.strategy=fsdp2", "distributed.num_processes=8")
 UNSPREADABLE = [
     (("distributed.num_processes=3",), "32 experts over 3 processes", "as divide 32"),
     (("model.linear_precision=nf4",), "linear_precision: nf4", "set it to bf16"),
+    (("model.head_precision=nf4",), "head_precision: nf4", "set it to bf16 or int8"),
     (("train.optim=adamw_8bit",), "optim: adamw_8bit", "set it to adamw"),
 ]
 

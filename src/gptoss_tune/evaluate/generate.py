@@ -229,8 +229,8 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
 
 
 def _device(model: nn.Module) -> torch.device:
-    # The embeddings may wait in host memory; the last parameter is the head's.
-    return next(p.device for n, p in model.named_parameters() if n.endswith("lm_head.weight"))
+    # The embeddings may wait in host memory, and lm_head as well; the final norm does not.
+    return next(p.device for n, p in model.named_parameters() if n.endswith("model.norm.weight"))
 
 
 def _config(model: Any) -> Any:

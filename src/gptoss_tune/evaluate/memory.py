@@ -21,7 +21,7 @@ from gptoss_tune.errors import GptossTuneError, MachineError
 from gptoss_tune.evaluate.load import EvaluatedModel
 from gptoss_tune.plan.architecture import Architecture, read_architecture
 from gptoss_tune.plan.memory import CONTEXT_BYTES
-from gptoss_tune.plan.weights import FP32_BYTES, base_bytes, compute_bytes
+from gptoss_tune.plan.weights import FP32_BYTES, base_bytes, compute_bytes, head_bytes
 from gptoss_tune.recipe import ModelSection
 from gptoss_tune.weights.adapter_targets import Target
 
@@ -108,8 +108,11 @@ def answering_memory(
     if not architecture.packed:
         section = section.model_copy(update={"experts_precision": "bf16"})
     kinds, value = base_bytes(architecture, section), compute_bytes(section)
+    head = head_bytes(architecture, section)
     if section.embeddings == "cpu":
-        kinds["embeddings"] //= 2  # of tokens; lm_head stays
+        kinds["embeddings"] = head
+    if section.head == "cpu":
+        kinds["embeddings"] -= head
     adapters = sum(a * b for target in targets for a, b in target.shapes) * value
     packed = section.experts_precision == "mxfp4"
     return AnsweringMemory({**kinds, "adapters": adapters}, packed, architecture, value)

@@ -76,7 +76,8 @@ def answering_section(subject: EvaluatedModel, dtype: str | None = None) -> Mode
     """
     wanted = {"name_or_path": str(subject.checkpoint.path)}
     run = _recipe(subject).get("model", {})
-    for name in ("dtype", "linear_precision", "embeddings", "experts_precision"):
+    precisions = ("dtype", "linear_precision", "head_precision", "experts_precision")
+    for name in (*precisions, "embeddings", "head"):
         if name in run:
             wanted[name] = run[name]
     if dtype is not None:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from gptoss_kernels import linear_cross_entropy
+from gptoss_kernels import PackedWeight, linear_cross_entropy, packed_linear
 from torch import Tensor
 from torch.nn import functional
 from transformers import GptOssForCausalLM
 from transformers.utils.generic import ModelOutput
+
+from gptoss_tune.model.packed.layers import head_weight
 
 
 @dataclass
@@ -81,7 +83,7 @@ class GptOssForTuning(GptOssForCausalLM):
             states = hidden.flatten(0, 1)[states_at]
             if diverged_from is None:
                 return states
-            return divergence(diverged_from, states, self.lm_head.weight)
+            return divergence(diverged_from, states, head_weight(self.lm_head))
         if loss_weights is None:
             return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
         if shift_labels is None:
@@ -99,30 +101,40 @@ class GptOssForTuning(GptOssForCausalLM):
     def _losses(
         self, hidden: Tensor, labels: Tensor, weights: Tensor, selected_rows: int | None
     ) -> tuple[Tensor, Tensor]:
+        weight = head_weight(self.lm_head)
         return linear_cross_entropy(
             hidden,
-            self.lm_head.weight,
+            weight,
             labels,
             weights,
+            chunk_rows=CHUNK_ROWS if isinstance(weight, Tensor) else PACKED_CHUNK_ROWS,
             selected_rows=selected_rows,
             backend=self.loss_backend,
         )
 
 
+CHUNK_ROWS, PACKED_CHUNK_ROWS = 1024, 512
+"""Rows of logits at a time: 0.38 GiB of the released vocabulary in bf16. Half of them where
+the head is packed or on the host, which is chosen for want of memory, at the price that it is
+decoded, or comes over the bus, twice as often."""
 CHUNK_BYTES = 1 << 28
 """Bytes of one fp32 ``[rows, V]`` at most; four of them exist at a time."""
 
 
 @torch.no_grad()
 def divergence(
-    reference: Tensor, states: Tensor, lm_head: Tensor, *, chunk_bytes: int = CHUNK_BYTES
+    reference: Tensor,
+    states: Tensor,
+    lm_head: Tensor | PackedWeight,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
     """Return ``KL(p || q) = sum_v p (log p - log q)`` per token, in nats.
 
     Args:
         reference: ``[N, H]`` final states that give p.
         states: ``[N, H]`` final states that give q.
-        lm_head: ``[V, H]``.
+        lm_head: ``[V, H]``, or packed.
         chunk_bytes: Bound of one fp32 block of logits.
 
     Returns:
@@ -131,7 +143,13 @@ def divergence(
     rows = max(1, chunk_bytes // (4 * lm_head.shape[0]))
     found = []
     for old, new in zip(reference.split(rows), states.split(rows), strict=True):
-        log_p = functional.linear(old.to(lm_head.dtype), lm_head).float().log_softmax(-1)
-        log_q = functional.linear(new.to(lm_head.dtype), lm_head).float().log_softmax(-1)
+        log_p = _logits(old, lm_head).float().log_softmax(-1)
+        log_q = _logits(new, lm_head).float().log_softmax(-1)
         found.append((log_p.exp() * (log_p - log_q)).sum(-1))
     return torch.cat(found)
+
+
+def _logits(states: Tensor, lm_head: Tensor | PackedWeight) -> Tensor:
+    if isinstance(lm_head, Tensor):
+        return functional.linear(states.to(lm_head.dtype), lm_head)
+    return packed_linear(states, lm_head)

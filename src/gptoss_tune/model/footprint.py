@@ -17,6 +17,7 @@ from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.model.parallel.sharding import share_of
 
 _DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16"}
+_DTYPE_NAMES[torch.int8] = "INT8"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class FootprintPart:
 
     Attributes:
         kind: ``experts``, ``attention``, ``embeddings``, ``other`` or ``adapters``.
-        precision: ``MXFP4``, ``NF4``, ``bf16``, ``fp32``.
+        precision: ``MXFP4``, ``NF4``, ``INT8``, ``bf16``, ``fp32``.
         parameters: Number of logical weights.
         nbytes: Bytes held, scales and quantisation state included.
     """
@@ -42,6 +43,8 @@ def footprint(model: nn.Module) -> list[FootprintPart]:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         precision, count, nbytes = _held(tensor)
+        if name.endswith(".scales"):  # of an Int8Linear, whose weights they are no more of
+            precision, count = "INT8", 0
         entry = found[_kind(name), precision]
         entry[0] += count
         entry[1] += nbytes

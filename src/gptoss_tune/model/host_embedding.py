@@ -58,7 +58,7 @@ def keep_embeddings_on_host(model: Any, device: torch.device) -> int:
         return 0
     if embedding.weight.requires_grad:
         raise ValueError("the token embeddings are trained; those of a frozen base can move")
-    if embedding.weight is model.get_output_embeddings().weight:
+    if embedding.weight is getattr(model.get_output_embeddings(), "weight", None):
         raise ValueError("the token embeddings are lm_head's weight, which a GPU reads whole")
     moved = embedding.weight.nbytes
     model.set_input_embeddings(HostEmbedding(embedding.weight, device))

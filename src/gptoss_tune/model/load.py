@@ -9,27 +9,30 @@ every tensor of the file also has to find its place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Literal
 
 import torch
-from gptoss_kernels import Mxfp4Weight, dequantize_reference
+from gptoss_kernels import Mxfp4Weight, dequantize_reference, quantize_int8
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 
-from gptoss_tune.errors import CheckpointError, MachineError, RecipeError
+from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.harmony.vocabulary import ENDOFTEXT
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import expert_stack
 from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
+from gptoss_tune.model.packed.layers import HostLinear, Packed, packed_layer
 from gptoss_tune.model.parallel.sharding import Share
 from gptoss_tune.recipe.schema import ModelSection
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.names import EXPERT_PROJECTIONS
 
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -44,8 +47,9 @@ def load_base(
 
     Args:
         checkpoint: An opened base checkpoint, MXFP4 or bf16.
-        section: ``experts_precision``, ``linear_precision`` and ``dtype`` decide what is held how.
-        device: Where the weights go; tensors are read straight to it.
+        section: The precisions and ``dtype`` decide what is held how, ``embeddings`` and
+            ``head`` whether these are read to ``device`` at all.
+        device: Where the weights go; tensors are read straight to it, and packed before the next.
         share: Read the experts of one rank only; the model computes after ``sharding.shard``.
 
     Returns:
@@ -53,7 +57,8 @@ def load_base(
 
     Raises:
         CheckpointError: The checkpoint holds tensors that the model has no place for.
-        RecipeError: MXFP4 experts are asked for, but the checkpoint stores bf16.
+        RecipeError: MXFP4 experts are asked for, but the checkpoint stores bf16; or int8, which
+            cannot hold weights of these sizes.
         MachineError: NF4 is asked for, but bitsandbytes cannot be used here.
     """
     if section.experts_precision == "mxfp4" and checkpoint.expert_format != "mxfp4":
@@ -62,17 +67,32 @@ def load_base(
             f"{checkpoint.expert_format}; set model.experts_precision: bf16, or start from a "
             "checkpoint released in MXFP4"
         )
+    if checkpoint.config.get("tie_word_embeddings"):
+        for key, value, usual in (
+            ("head_precision", section.head_precision, "bf16"),
+            ("head", section.head, "gpu"),
+        ):
+            if value != usual:
+                raise RecipeError(
+                    f"model.{key} is {value}, but lm_head in {checkpoint.path} is its token "
+                    f"embeddings (tie_word_embeddings); set model.{key}: {usual}"
+                )
     dtype = DTYPES[section.dtype]
     model = _without_storage(checkpoint, dtype)
     _check_unknown(model, checkpoint)
-    reader = _Reader(checkpoint, section.experts_precision, dtype, torch.device(device), share)
+    reader = _Reader(checkpoint, section, dtype, torch.device(device), share)
     for name, tensor in reader.tensors():
-        _assign(model, name, tensor)
+        precision = _packed_precision(name, section)
+        if name == HEAD and section.head == "cpu":
+            held = quantize_int8(tensor) if precision == "int8" else tensor
+            model.lm_head = HostLinear(held, torch.device(device))
+        elif precision == "bf16":
+            _assign(model, name, tensor)
+        else:
+            _assign_packed(model, name, tensor, precision)
     # The rotary frequencies are computed, not stored, and were computed without storage above.
     model.model.rotary_emb = GptOssRotaryEmbedding(model.config).to(device)
     model.generation_config.pad_token_id = model.config.pad_token_id
-    if section.linear_precision == "nf4":
-        _quantize_attention(model, dtype, torch.device(device))
     return model.requires_grad_(False).eval()
 
 
@@ -129,7 +149,7 @@ class _Reader:
     """Tensors of a checkpoint as they are to be held."""
 
     checkpoint: Checkpoint
-    experts_precision: str
+    section: ModelSection
     dtype: torch.dtype
     device: torch.device
     share: Share | None
@@ -144,7 +164,7 @@ class _Reader:
                 blocks, experts, first = self._experts(f"{name}_blocks")
                 scales, _, _ = self._experts(f"{name}_scales")
                 stored: Mxfp4Weight | Tensor = Mxfp4Weight(blocks, scales)
-                if self.experts_precision == "bf16":
+                if self.section.experts_precision == "bf16":
                     dense = dequantize_reference(blocks, scales, dtype=self.dtype)
                     stored = dense.transpose(1, 2).contiguous()
                 yield name, expert_stack(stored, experts, first)
@@ -152,7 +172,9 @@ class _Reader:
                 dense, experts, first = self._experts(name)
                 yield name, expert_stack(dense.to(self.dtype), experts, first)
             else:
-                yield name, self.checkpoint.read(name).to(self.device, self.dtype)
+                place = {EMBEDDINGS: self.section.embeddings, HEAD: self.section.head}.get(name)
+                device = "cpu" if place == "cpu" else self.device
+                yield name, self.checkpoint.read(name).to(device, self.dtype)
 
     def _experts(self, name: str) -> tuple[Tensor, int, int]:
         """Return this rank's part of a stack, of how many experts, and the number of its first."""
@@ -170,32 +192,21 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(owner, parameter_name, nn.Parameter(tensor, requires_grad=False))
 
 
-def _quantize_attention(model: GptOssForTuning, dtype: torch.dtype, device: torch.device) -> None:
-    """Replace the attention projections by bitsandbytes' NF4 layers, in place, on ``device``.
+def _packed_precision(name: str, section: ModelSection) -> Literal["bf16", "int8", "nf4"]:
+    """Return how a weight is held; everything but attention and ``lm_head`` as it is read."""
+    if name == HEAD:
+        return section.head_precision
+    if re.fullmatch(r".*\.self_attn\.[qkvo]_proj\.weight", name):
+        return section.linear_precision
+    return "bf16"
 
-    Only attention: ``lm_head`` and the embeddings decide the logits directly, the router decides
-    which experts train, and the experts are in MXFP4 already.
-    """
-    try:
-        import bitsandbytes as bnb
-    except ImportError as error:
-        raise MachineError(
-            "model.linear_precision: nf4 needs bitsandbytes, which is not installed here; "
-            "`pip install bitsandbytes`, or set model.linear_precision: bf16"
-        ) from error
-    for layer in model.model.layers:
-        for name, linear in list(cast(nn.Module, layer.self_attn).named_children()):
-            if not isinstance(linear, nn.Linear):
-                continue
-            quantized = bnb.nn.Linear4bit(
-                linear.in_features,
-                linear.out_features,
-                bias=linear.bias is not None,
-                compute_dtype=dtype,
-                quant_type="nf4",
-                device="meta",
-            )
-            options: dict[str, Any] = {"quant_type": "nf4", "module": quantized}
-            quantized.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, **options)
-            quantized.bias = linear.bias
-            setattr(layer.self_attn, name, quantized.to(device))
+
+def _assign_packed(model: nn.Module, name: str, tensor: Tensor, precision: Packed) -> None:
+    """Put a packed layer in the place of the one whose weight was read."""
+    place = name.removesuffix(".weight")
+    layer = model.get_submodule(place)
+    assert isinstance(layer, nn.Linear) and layer.weight.shape == tensor.shape, name
+    key = "model.head_precision" if place == "lm_head" else "model.linear_precision"
+    owner, _, attribute = place.rpartition(".")
+    packed = packed_layer(layer, tensor, precision, key)
+    setattr(model.get_submodule(owner), attribute, packed)

@@ -93,11 +93,6 @@ def add_adapters(
     config = lora_config(section, model.config.num_hidden_layers)
     _check_choice(model, section, choice)
     choose_experts(model, choice)
-    # PEFT picks its 4-bit layer only where the model declares 4-bit layers. The mark is taken off
-    # again because TRL reads it as "hold the adapters in bf16", and we train them in fp32.
-    holds_nf4 = any(type(module).__name__ == "Linear4bit" for module in model.modules())
-    if holds_nf4:
-        model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType]
     try:
         with warnings.catch_warnings():
             # PEFT 0.21 looks for these patterns among modules only and calls ours ignored, while it
@@ -106,9 +101,6 @@ def add_adapters(
             adapted = get_peft_model(model, with_expert_wrapper(config), adapter_name=ADAPTER_NAME)
     except ValueError as error:
         raise RecipeError(f"lora: PEFT refused the adapter: {error}") from error
-    finally:
-        if holds_nf4:
-            del model.is_loaded_in_4bit
     assert isinstance(adapted, PeftModel)
     return adapted
 

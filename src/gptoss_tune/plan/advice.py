@@ -26,8 +26,6 @@ from gptoss_tune.recipe.recipe import fsdp2_obstacle
 
 _SMALLER = "openai/gpt-oss-20b"
 _MOST_GPUS = 16
-_SHARED: Mapping[str, Any] = {"train.optim": "adamw", "model.linear_precision": "bf16"}
-"""What FSDP2 can share of a training, where the recipe has it otherwise."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,10 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
     for count in (2, 4, 8, 16):
         enough = count > setup.shards and count >= setup.num_processes
         if enough and setup.architecture.experts % count == 0:
-            spread = replace(setup, num_processes=count, strategy="fsdp2").with_settings(_SHARED)
+            sharing = _shareable(setup)
+            spread = replace(setup, num_processes=count, strategy="fsdp2").with_settings(sharing)
             what = f"{count} of these cards, which share the model"
-            given = _changed_words(setup, _SHARED)
+            given = _changed_words(setup, sharing)
             given += (f"distributed.num_processes={count}", "distributed.strategy=fsdp2")
             if (way := _way(what, spread, card, given)) is not None:
                 found.append(way)
@@ -190,15 +189,25 @@ def _more_gpus_a_row(setup: TrainingSetup, card: Gpu) -> Elsewhere | None:
 
 def _sharing_rows(setup: TrainingSetup, card: Gpu, count: int, each: int) -> Elsewhere | None:
     spread = replace(setup, num_processes=count, strategy="fsdp2", context_parallel=each)
+    sharing = _shareable(setup)
     given = (
-        *_changed_words(setup, _SHARED),
+        *_changed_words(setup, sharing),
         f"distributed.num_processes={count}",
         "distributed.strategy=fsdp2",
         f"distributed.context_parallel={each}",
     )
     what = f"{count} of these cards, which share the model, and {each} of them each row"
-    found = _way(what, spread.with_settings(_SHARED), card, given)
+    found = _way(what, spread.with_settings(sharing), card, given)
     return None if found is None or _cuts_rows(found.overrides) else found
+
+
+def _shareable(setup: TrainingSetup) -> dict[str, Any]:
+    """Return the settings with which FSDP2 can share a training: no 8-bit moments, no NF4."""
+    found: dict[str, Any] = {"train.optim": "adamw"}
+    for name in ("linear_precision", "head_precision"):
+        if getattr(setup.model, name) == "nf4":
+            found[f"model.{name}"] = "bf16"
+    return found
 
 
 def _way(what: str, setup: TrainingSetup, card: Gpu, given: tuple[str, ...]) -> Elsewhere | None:
@@ -282,12 +291,20 @@ def _changes(setup: TrainingSetup) -> Iterator[_Change]:
         yield _Change({"train.optim": "adamw_8bit"}, "moments are rounded to 8 bits")
     if train.optim != "paged_adamw_8bit":
         yield _Change({"train.optim": "paged_adamw_8bit"}, "8-bit moments live in host memory")
+    if model.head == "gpu" and model.head_precision != "nf4":
+        yield _Change(
+            {"model.head": "cpu"}, "lm_head comes over the bus, twice per 512 trained tokens"
+        )
+    for name, what in (("head_precision", "lm_head"), ("linear_precision", "attention")):
+        if getattr(model, name) == "bf16":
+            yield _Change({f"model.{name}": "int8"}, f"{what} is rounded to 8 bits")
     if lora.target_parameters and not lora.merge_aware:
         for rank in (8, 4):
             if rank < (lora.expert_rank or lora.rank):
                 yield _Change({"lora.expert_rank": rank}, "the experts learn with a lower rank")
-    if model.linear_precision == "bf16":
-        yield _Change({"model.linear_precision": "nf4"}, "attention is rounded to 4 bits")
+    for name, what in (("linear_precision", "attention"), ("head_precision", "lm_head")):
+        if getattr(model, name) != "nf4":
+            yield _Change({f"model.{name}": "nf4"}, f"{what} is rounded to 4 bits")
     length = setup.data.max_length // 2
     while length >= 1024:
         yield _Change({"data.max_length": length}, "longer samples are cut or dropped")

@@ -2,7 +2,8 @@
 
 Memory is the total that torch names in its out-of-memory messages, rounded down, in GiB; a card
 sold as 80 GB has 79.1. Public reports were looked up for H200 (139.72 to 139.81), B200 (178.35),
-RTX PRO 6000 (94.97) and RTX 5090 (31.36). The rate is dense bf16 with fp32 accumulation, half of
+RTX PRO 6000 (94.97), RTX 5090 (31.36) and RTX 3060 (11.75 and 11.76; 12.00 on Windows); RTX 4070's
+is from memory. The rate is dense bf16 with fp32 accumulation, half of
 what a data sheet names with sparsity, and no training reaches it: a plan multiplies it by a stated
 efficiency. Looked up for A100, H100, H200, B200, L4, L40S, RTX 3090, 4080, 4090 and 5090 in copies
 of NVIDIA's data sheets and whitepapers; A10G, MI300X and RTX PRO 6000 (for which one source halves
@@ -69,6 +70,8 @@ class Gpu:
 
 
 GPUS = (
+    Gpu("rtx4070-12gb", 11.6, 58, 0.504),
+    Gpu("rtx3060-12gb", 11.7, 25, 0.36),
     Gpu("t4-16gb", 14.5, 8, 0.32),
     Gpu("rtx4080-16gb", 15.6, 97, 0.717),
     Gpu("v100-16gb", 15.7, 16, 0.9),

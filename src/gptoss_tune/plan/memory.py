@@ -26,14 +26,17 @@ from gptoss_tune.plan.parallel.context import attention_moment
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import (
     FP32_BYTES,
+    PACKED_TILE_ROWS,
     Factors,
     adapter_parameters,
     base_bytes,
+    head_bytes,
+    int8_bytes,
     layer_bytes,
     optimizer_bytes,
 )
 
-LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
+LOSS_CHUNK_ROWS, PACKED_LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 512, 8192
 CONTEXT_BYTES = 2**29
 """Driver, CUDA libraries and kernels outside torch's allocator: an allowance, not a measurement."""
 FRAGMENTATION = 0.03
@@ -193,15 +196,13 @@ def moments(setup: TrainingSetup) -> Moments:
     given_back = 2 * tokens * a.hidden * value
     attention = _attention_backward(setup, lowest) + attention_moment(setup)
     working = max(working, attention - given_back - scratch(setup))
-    chunk = min(LOSS_CHUNK_ROWS, tokens)
-    tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
-    loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value
+    loss = _loss_chunk(setup, backward=True) + 2 * tokens * a.hidden * value
     step = FP32_BYTES * adapter_parameters(setup.factors) if setup.train.optim == "adamw" else 0
     gathered = 0
     if setup.strategy == "fsdp2":
         # The layer at work, the buffer that receives the next, and lm_head, which stays together
         # from the forward to the backward pass; one layer's gradients, whole, and their sums.
-        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + a.vocabulary * a.hidden * value
+        gathered = _gathered(setup)
         gathered += 4 * FP32_BYTES * adapter_parameters(lowest)
         step = -(-step // setup.shards)
     return Moments(rerun, working, scratch(setup), loss, step, gathered)
@@ -217,6 +218,30 @@ def _attention_backward(setup: TrainingSetup, factors: list[Factors]) -> int:
     parts = 3 * a.query_size * any(f.target == "o_proj" for f in factors)
     heads = 2 * a.query_size + 2 * a.key_size
     return setup.tokens * max(parts, heads) * setup.value_bytes
+
+
+def _gathered(setup: TrainingSetup) -> int:
+    """Return the bytes of two layers' frozen weights, and of ``lm_head``, put together."""
+    a, model = setup.architecture, setup.model
+    head = 0 if model.head == "cpu" else head_bytes(a, model)
+    return 2 * sum(layer_bytes(a, model).values()) + head
+
+
+def _loss_chunk(setup: TrainingSetup, *, backward: bool) -> int:
+    """Return the bytes of a chunk of logits, its fp32 tiles, and of what a packed head decodes."""
+    a, value = setup.architecture, setup.value_bytes
+    packed = setup.model.head_precision != "bf16" or setup.model.head == "cpu"
+    chunk = min(PACKED_LOSS_CHUNK_ROWS if packed else LOSS_CHUNK_ROWS, setup.tokens)
+    tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
+    held = chunk * a.vocabulary * value + 2 * tile
+    if packed:
+        tile_rows = min(PACKED_TILE_ROWS, a.vocabulary)
+        held += tile_rows * a.hidden * value
+        if setup.model.head == "cpu" and setup.model.head_precision == "int8":
+            held += int8_bytes(tile_rows, a.hidden)  # as it came, before it is decoded
+        if backward:  # the fp32 sum over tiles, one tile's part of it and the sum rounded
+            held += chunk * a.hidden * (FP32_BYTES + 2 * value)
+    return held
 
 
 def forward_peak(setup: TrainingSetup) -> int:
@@ -240,12 +265,10 @@ def forward_moment(setup: TrainingSetup) -> int:
     per_row = 3 * _INDEX_BYTES + _LONG_INDEX_BYTES
     experts = tokens * (4 * a.hidden * value + a.experts_per_token * per_row)
     experts += forward_rows(setup)
-    chunk = min(LOSS_CHUNK_ROWS, tokens)
-    tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
-    loss = chunk * a.vocabulary * value + 2 * tile + tokens * a.hidden * value
+    loss = _loss_chunk(setup, backward=False) + tokens * a.hidden * value
     gathered = 0
     if setup.strategy == "fsdp2":
-        gathered = 2 * sum(layer_bytes(a, setup.model).values()) + a.vocabulary * a.hidden * value
+        gathered = _gathered(setup)
     tables = tokens * a.head_dim * value  # cosines and sines
     return max(attention, experts + scratch(setup), loss) + tables + gathered
 
@@ -322,10 +345,10 @@ def _largest_moment(passing: Moments) -> dict[str, int]:
 
 
 def _on_host(setup: TrainingSetup) -> int:
-    """Return the bytes of the token embeddings where ``model.embeddings`` moves them."""
-    if setup.model.embeddings == "gpu":
-        return 0
-    return setup.architecture.vocabulary * setup.architecture.hidden * setup.value_bytes
+    """Return the bytes of the token embeddings and of ``lm_head`` where they are moved."""
+    a, model = setup.architecture, setup.model
+    held = a.vocabulary * a.hidden * setup.value_bytes if model.embeddings == "cpu" else 0
+    return held + (head_bytes(a, model) if model.head == "cpu" else 0)
 
 
 def host_bytes(setup: TrainingSetup) -> int:

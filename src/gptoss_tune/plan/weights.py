@@ -9,6 +9,7 @@ really holds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gptoss_tune.plan.architecture import Architecture
@@ -24,6 +25,9 @@ MXFP4_BLOCK_BYTES = MXFP4_BLOCK // 2 + 1
 # bitsandbytes: a byte for two weights, one for the maximum of each 64, and a float for each 256 of
 # those; the two code books and a header of about 170 bytes come with every weight.
 _NF4_BLOCK, _NF4_NESTED_BLOCK, _NF4_CONSTANT = 64, 256, 4 * 16 + 4 * 256 + 171
+
+# A bf16 scale for each 64 values of a row; lm_head is packed in NF4, and decoded, by these rows.
+_INT8_BLOCK, _INT8_SCALE, PACKED_TILE_ROWS = 64, 2, 8192
 
 # bitsandbytes' 8-bit moments: two bytes a value and two floats for each 256; smaller tensors than
 # 4,096 values keep both moments in fp32.
@@ -129,10 +133,7 @@ def layer_bytes(architecture: Architecture, model: ModelSection) -> dict[str, in
     attention = a.heads * value  # the sinks
     for inner, out in a.attention_shapes.values():
         attention += out * value
-        if model.linear_precision == "nf4":
-            attention += nf4_bytes(inner * out)
-        else:
-            attention += inner * out * value
+        attention += _linear_bytes(out, inner, model.linear_precision, value)
     biases = a.experts * sum(out for _, out in a.expert_shapes.values())
     router = a.experts * (a.hidden + 1)
     norms = 2 * a.hidden
@@ -150,11 +151,33 @@ def nf4_bytes(values: int) -> int:
     return -(-values // 2) + blocks + FP32_BYTES * nested + _NF4_CONSTANT
 
 
+def int8_bytes(rows: int, inputs: int) -> int:
+    """Return the bytes of one weight in int8, its scales included."""
+    return rows * inputs + _INT8_SCALE * rows * (inputs // math.gcd(inputs, _INT8_BLOCK))
+
+
+def _linear_bytes(rows: int, inputs: int, precision: str, value: int) -> int:
+    """Return the bytes of one frozen linear weight of ``rows`` outputs."""
+    if precision == "int8":
+        return int8_bytes(rows, inputs)
+    return nf4_bytes(rows * inputs) if precision == "nf4" else rows * inputs * value
+
+
+def head_bytes(architecture: Architecture, model: ModelSection) -> int:
+    """Return the bytes of ``lm_head``; in NF4 each tile of its rows is packed by itself."""
+    a, value = architecture, compute_bytes(model)
+    if model.head_precision != "nf4":
+        return _linear_bytes(a.vocabulary, a.hidden, model.head_precision, value)
+    tiles, rest = divmod(a.vocabulary, PACKED_TILE_ROWS)
+    whole = tiles * nf4_bytes(PACKED_TILE_ROWS * a.hidden)
+    return whole + (nf4_bytes(rest * a.hidden) if rest else 0)
+
+
 def base_bytes(architecture: Architecture, model: ModelSection) -> dict[str, int]:
     """Return the bytes of the frozen model by kind, as ``model.footprint`` names them."""
     value, a = compute_bytes(model), architecture
     kinds = {kind: size * a.layers for kind, size in layer_bytes(a, model).items()}
-    kinds["embeddings"] = 2 * a.vocabulary * a.hidden * value
+    kinds["embeddings"] = a.vocabulary * a.hidden * value + head_bytes(a, model)
     # The final norm, and the rotary frequencies twice (transformers keeps the original ones).
     kinds["other"] += a.hidden * value + 2 * FP32_BYTES * (a.head_dim // 2)
     return kinds

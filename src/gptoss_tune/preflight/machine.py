@@ -53,9 +53,10 @@ def look_at_libraries(
     model: ModelSection, train: TrainSection, tracking: TrackingSection, obstacles: Obstacles
 ) -> None:
     """Look for the libraries that some settings need, without importing them."""
-    in_4_bits = model.linear_precision == "nf4"
+    linear, head = model.linear_precision == "nf4", model.head_precision == "nf4"
     wanted = (
-        ("model.linear_precision", in_4_bits, "bitsandbytes", "train", "bf16"),
+        ("model.linear_precision", linear, "bitsandbytes", "train", "int8"),
+        ("model.head_precision", head, "bitsandbytes", "train", "int8"),
         ("train.optim", train.optim != "adamw", "bitsandbytes", "train", "adamw"),
         ("tracking.wandb", tracking.wandb != "disabled", "wandb", "wandb", "disabled"),
         ("tracking.trackio", tracking.trackio != "disabled", "trackio", "trackio", "disabled"),

@@ -156,11 +156,13 @@ SECTIONS: dict[KeyPath, type[Section]] = {
 
 def fsdp2_obstacle(model: ModelSection, train: TrainSection) -> str | None:
     """Return what FSDP2 cannot spread of a training and what to set instead; else ``None``."""
-    if model.linear_precision == "nf4":
-        return (
-            "FSDP2 cannot spread model.linear_precision: nf4, whose scales are not part of the "
-            "weight; set it to bf16, of which each of 4 GPUs holds no more than the whole in NF4"
-        )
+    for name in ("linear_precision", "head_precision"):
+        if getattr(model, name) == "nf4":
+            return (
+                f"FSDP2 cannot spread model.{name}: nf4, whose scales are not part of the "
+                "weight; set it to bf16 or int8, of which each of 4 GPUs holds no more than the "
+                "whole in NF4"
+            )
     if train.optim != "adamw":
         return (
             f"FSDP2 cannot spread train.optim: {train.optim}, which updates whole "

@@ -45,6 +45,14 @@ def model_rules(model: ModelSection) -> Iterator[Contradiction]:
             yields=("model.revision",),
         )
 
+    if model.head == "cpu" and model.head_precision == "nf4":
+        yield Contradiction(
+            ("model.head_precision", "model.head"),
+            "nf4 with model.head cpu",
+            "bf16 or int8: what waits in host memory takes none of the GPU's",
+            "set model.head_precision to bf16, or model.head to gpu",
+        )
+
 
 def lora_rules(lora: LoraSection, model: ModelSection) -> Iterator[Contradiction]:
     """Yield what contradicts itself in ``lora``, or the precision of the experts."""

@@ -29,7 +29,7 @@ from gptoss_tune.weights import open_checkpoint
 
 RECIPE, FOLDER = sys.argv[1], Path(sys.argv[2])
 UNWATCHED = "guard.check_steps=0"
-MOVED, HELD_OUT, ASKED, POISONED = json.loads((FOLDER / "overrides.json").read_text())
+MOVED, HELD_OUT, ASKED, POISONED, PACKED = json.loads((FOLDER / "overrides.json").read_text())
 
 
 def run(name, *overrides, sharded=True):
@@ -148,6 +148,9 @@ def main():
     run("fsdp2", *HELD_OUT, *ASKED)
     run("continued", *HELD_OUT, f"train.resume={FOLDER / 'one' / 'checkpoint-2'}", UNWATCHED)
     run("ddp", "train.logging_steps=2", UNWATCHED, sharded=False)
+    run("int8", *HELD_OUT, *PACKED)
+    run("int8-host", *HELD_OUT, *PACKED, "model.head=cpu", UNWATCHED)
+    run("int8-ddp", *HELD_OUT, *PACKED, "model.head=cpu", UNWATCHED, sharded=False)
     results = {"whole": gather_over_ranks(put_together()), "guard": guard()}
     results["bf16"] = gather_over_ranks(mixed_precision())
     results["memory"] = gather_over_ranks(memory())

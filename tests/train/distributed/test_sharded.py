@@ -36,6 +36,7 @@ MOVED = [
     "train.activation_checkpointing=offload",
     "model.experts_precision=bf16",
 ]
+PACKED = ["model.linear_precision=int8", "model.head_precision=int8"]
 POISONED = (4, 5)
 """Rows, from 0, that meet NaN: in step 1, not in step 2, and one of them each in steps 3 and 4."""
 ONE_RANK = ["train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2"]
@@ -64,9 +65,14 @@ def runs(tmp_path_factory, rows):
         "train.max_steps=4",
         "guard.max_nonfinite_steps=1",
     ]
-    (folder / "overrides.json").write_text(json.dumps([MOVED, held_out, asked, poisoned]))
+    (folder / "overrides.json").write_text(json.dumps([MOVED, held_out, asked, poisoned, PACKED]))
     one = [f"train.output_dir={folder / 'one'}", *ONE_RANK]
     train(load_recipe(recipe, [*one, *held_out, *asked]))
+    train(
+        load_recipe(
+            recipe, [f"train.output_dir={folder / 'int8-one'}", *ONE_RANK, *held_out, *PACKED]
+        )
+    )
     with pytest.raises(GuardError):
         train(load_recipe(recipe, [f"train.output_dir={folder / 'nan-one'}", *ONE_RANK, *poisoned]))
     with socket.socket() as probe:
@@ -158,6 +164,18 @@ def test_losses_norms_evaluations_and_adapter_are_those_of_one_process(runs):
     assert_same_adapter(runs / "fsdp2", runs / "one")
     record = json.loads((runs / "fsdp2" / "run.json").read_text())
     assert record["status"] == "finished" and record["guard"]["updates_checked"] == 2
+
+
+@pytest.mark.parametrize("way", ["int8", "int8-host", "int8-ddp"])
+def test_weights_in_int8_are_spread_and_copied_as_others_are(runs, way):
+    """Two of the three have their ``lm_head`` on the host, which changes no number."""
+    ours, theirs = figures(runs / way), figures(runs / "int8-one")
+    assert len([line for line in ours if "loss" in line]) == 3
+    assert_same_figures(ours, theirs)
+    assert_same_adapter(runs / way, runs / "int8-one")
+    whole = [line["loss"] for line in figures(runs / "one") if "loss" in line]
+    rounded = [line["loss"] for line in theirs if "loss" in line]
+    assert rounded != pytest.approx(whole, rel=1e-6) and rounded == pytest.approx(whole, rel=0.01)
 
 
 @pytest.mark.parametrize("step", [0, 3])

@@ -198,13 +198,15 @@ def _facts(context: RunContext, of: Reference, dataset: Dataset) -> dict[str, An
         folder = initial_adapter_folder(Path(str(recipe.lora.init_from)))
         adapter = [sha256_of(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
         adapter.append(f"merge_aware {recipe.lora.merge_aware}")
+    # Named where it is not what every head was before there was a choice.
+    head = [] if model.head_precision == "bf16" else [f"head {model.head_precision}"]
     return {
         "layout": LAYOUT,
         "rows": rows_hash(dataset),
         "base": base.fingerprint()["content"],
         "reference": of,
         "adapter": adapter,
-        "precision": [model.dtype, model.experts_precision, model.linear_precision],
+        "precision": [model.dtype, model.experts_precision, model.linear_precision, *head],
         "code": [
             str(device_name(context.device)),
             *(f"{name} {code}" for name, code in chosen.items()),

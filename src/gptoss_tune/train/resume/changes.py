@@ -44,6 +44,8 @@ _BEFORE_IT_WAS = {
     "context_parallel": 1,
     "expert_tile": None,
     "lora.experts": "all",
+    "model.head_precision": "bf16",
+    "model.head": "gpu",
 }
 """What runs did that were started before a setting existed."""
 ROWS = ("data.train_rows", "data.eval_rows")

@@ -132,7 +132,9 @@ def fingerprint(
     tokenizer = base.path / "tokenizer.json"
     start = recipe.lora.init_from
     device = place.device
-    versions = _versions(recipe.train.optim, recipe.model.linear_precision, device)
+    model = recipe.model
+    in_nf4 = "nf4" in (model.linear_precision, model.head_precision)
+    versions = _versions(in_nf4 or recipe.train.optim != "adamw", device)
     chosen = engines(recipe.model, base, device, deterministic=recipe.train.deterministic)
     return {
         **settings,
@@ -196,12 +198,12 @@ def _bytes(column: Any) -> memoryview:
     return np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).view(np.uint8).data
 
 
-def _versions(optim: str, linear_precision: str, device: torch.device) -> dict[str, str]:
+def _versions(with_bitsandbytes: bool, device: torch.device) -> dict[str, str]:
     # NumPy draws the order of the rows.
     names = ["numpy", "torch", "transformers", "peft", "trl", "accelerate"]
     if device.type == "cuda":
         names.append("triton")
-    if optim != "adamw" or linear_precision == "nf4":
+    if with_bitsandbytes:
         names.append("bitsandbytes")
     return {
         "gptoss-tune": __version__,
