@@ -51,6 +51,12 @@ def setup_of(recipe, architecture):
     )
 
 
+def built(recipe, base):
+    """Return the model; of chosen experts two in each layer."""
+    choice = None if recipe.lora.experts == "all" else {0: (1, 4), 1: (0, 5)}
+    return build(recipe, open_checkpoint(base), "cpu", choice=choice).model
+
+
 @pytest.mark.parametrize(
     ("settings", "lora"),
     [
@@ -62,17 +68,18 @@ def setup_of(recipe, architecture):
         ({"linear_precision": "int8", "head_precision": "int8"}, {}),
         ({"linear_precision": "nf4", "head_precision": "nf4", "embeddings": "cpu"}, {}),
         ({"linear_precision": "int8", "head": "cpu", "embeddings": "cpu"}, {}),
+        ({}, {"experts": {"count": 2}}),
     ],
     ids=[
         *("mxfp4", "fp32, other expert rank", "dense, one layer", "host", "nf4, down only"),
-        *("int8", "nf4, host", "int8, both on the host"),
+        *("int8", "nf4, host", "int8, both on the host", "chosen"),
     ],
 )
 def test_resident_bytes_are_those_of_the_loaded_model(mxfp4_base, settings, lora):
     if "nf4" in settings.values():
         pytest.importorskip("bitsandbytes")
     recipe = recipe_for(mxfp4_base, model=settings, lora=lora)
-    actual = resident_bytes(build(recipe, open_checkpoint(mxfp4_base), "cpu").model)
+    actual = resident_bytes(built(recipe, mxfp4_base))
     planned = memory(setup_of(recipe, architecture_of(str(mxfp4_base))))
     assert {
         kind: planned.kinds["other weights" if kind == "other" else kind] for kind in actual
@@ -91,11 +98,20 @@ CASES = {
     "experts only": {"lora": {"target_modules": [], "expert_rank": 4}},
     "attention only": {"lora": {"target_parameters": []}},
     "int8": {"model": {"linear_precision": "int8", "head_precision": "int8"}},
+    "chosen experts": {"lora": {"experts": {"count": 2}}},
+    "chosen experts, selective": {
+        "lora": {"experts": {"count": 2}},
+        "train": {"activation_checkpointing": "selective"},
+    },
+    "chosen experts, full": {
+        "lora": {"experts": {"count": 2}},
+        "train": {"activation_checkpointing": "full"},
+    },
     "output only": {"lora": {"target_modules": ["o_proj"], "target_parameters": []}},
 }
 
 
-QUICK = ("none", "full", "merge-aware", "int8")
+QUICK = ("none", "full", "merge-aware", "int8", "chosen experts")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +125,7 @@ def test_saved_bytes_of_the_tiny_model(mxfp4_base, case):
     train = {"activation_checkpointing": "none", **case.get("train", {})}
     recipe = recipe_for(mxfp4_base, **{**case, "train": train})
     setup = setup_of(recipe, architecture_of(str(mxfp4_base)))
-    model = build(recipe, open_checkpoint(mxfp4_base), "cpu").model.train()
+    model = built(recipe, mxfp4_base).train()
     for length in (8, 24):
         actual = saved_bytes(model, length, dtype=recipe.model.dtype)
         planned = model_saved(setup).bytes(length)

@@ -156,7 +156,7 @@ def _model(setup: TrainingSetup) -> Any:
             parameter.data = parameter.data.to(torch.bfloat16)
     for module in adapted.modules():
         if type(module).__name__ == "GptOssAttention":
-            module.attention_engine = TritonEngine()
+            module.attention_engine = TritonEngine()  # pyright: ignore[reportArgumentType]
     set_norms(adapted)
     return adapted.train()
 

@@ -62,6 +62,45 @@ def test_an_expert_without_a_gradient_is_named(model):
     )
 
 
+@pytest.fixture
+def compact(recipe, base):
+    """Adapters on two of four experts of each layer, not the first ones."""
+    settings = recipe("lora.experts={count: 2}")
+    choice = {0: (1, 3), 1: (2, 3)}
+    return build(settings, open_checkpoint(base), "cpu", choice=choice).model.train()
+
+
+def test_experts_without_factors_are_not_asked_for_a_gradient(compact):
+    watch = GradientCheck(compact)
+    step(compact, watch)
+    step(compact, watch)
+    assert watch.verdict() == []
+    asked = {w.layer: w.needy_experts for w in watch._trained.values() if w.experts is not None}
+    assert not asked[0][[0, 2]].any() and not asked[1][[0, 1]].any()
+    assert sum(int(needy.sum()) for needy in asked.values()) > 2
+
+
+@pytest.mark.parametrize("name", ["layers.0.mlp.experts.lora_B", "layers.0.mlp.experts.lora_A"])
+def test_a_chosen_expert_without_a_gradient_is_named_by_its_number(compact, name):
+    watch = GradientCheck(compact)
+
+    def silence(grad):
+        grad = grad.clone()
+        if name.endswith("B"):
+            grad.view(grad.shape[0], -1, 2)[:, :, 1] = 0
+        else:
+            grad.view(2, -1, grad.shape[1])[1] = 0
+        return grad
+
+    parameter(compact, name).register_hook(silence)
+    step(compact, watch)
+    step(compact, watch)
+    (line,) = watch.verdict()
+    assert line.startswith(f"model.{name}") and line.endswith(
+        "experts 3 got tokens and no gradient"
+    )
+
+
 def test_experts_without_tokens_are_not_asked_for_a_gradient(model):
     """Two experts per layer get every token: the others owe nothing."""
     for layer in model.get_base_model().model.layers:
