@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -61,6 +63,8 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return "the package triton is not installed"
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"it needs bfloat16, float16 or float32, got {dtype}"
+    if device.type == "meta" and _SHAPES_ONLY.get():
+        return None
     if device.type != "cuda" and launched_on(device):
         return None
     if device.type == "cpu":
@@ -127,6 +131,23 @@ def launched_on(device: torch.device) -> bool:
         return False
 
 
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Let operations with backend "triton" take tensors on the meta device, and launch nothing.
+
+    What they allocate, and when they free it, is what a GPU would see: bytes of a real step can be
+    counted at real sizes on a machine that could not hold one of its tensors.
+    """
+    before = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(before)
+
+
+_SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes_only", default=False)
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Make the tensor's GPU the current one, where Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
@@ -151,6 +172,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: object, **options: ob
         arguments: Of the kernel, in order.
         options: Its ``constexpr`` parameters and the compiler's options.
     """
+    if _SHAPES_ONLY.get():
+        return
     key = None if interpreted() else _specialization(kernel, arguments, options)
     if key is None:
         kernel[grid](*arguments, **options)

@@ -71,6 +71,8 @@ class Gpu:
 @functools.cache
 def gpu_of(device: torch.device) -> Gpu:
     """Return the ``Gpu`` behind a device."""
+    if device.type == "meta" and not launched_on(device):
+        return Gpu("shapes", "sm_90", 132)  # under ``shapes_only``, where tiles are of no account
     if device.type == "cpu" and interpreted():
         # Fewer programs than tiles, so that tests walk the persistent loop.
         return Gpu("interpreter", "interpreter", 3)

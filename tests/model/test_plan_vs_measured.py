@@ -9,9 +9,9 @@ from gptoss_kernels.experts import experts
 from gptoss_tune.model.activation_checkpointing import set_checkpointing
 from gptoss_tune.model.build import build
 from gptoss_tune.plan.architecture import architecture_of
+from gptoss_tune.plan.experts.at_work import SCRATCH_BYTES
 from gptoss_tune.plan.memory import (
     LOSS_CHUNK_ROWS,
-    SCRATCH_BYTES,
     layer_saved,
     memory,
     model_saved,

@@ -91,8 +91,9 @@ def backward(
     this = _pass_over(layer, rows, shared, d_out.dtype)
     routing, tokens = this.routing, this.routing.token_indices
     gate_up_rows, gate_up_lora = kept.gate_up, kept.gate_up_lora
+    own = gate_up_rows is None
     if gate_up_rows is None:
-        made_again, gate_up_rows, _ = _gate_up(this, inputs.hidden_states)
+        made_again, gate_up_rows = _gate_up(this, inputs.hidden_states)[:2]
         gate_up_lora = made_again if gate_up_lora is None else gate_up_lora
     gates = inputs.routing_weights.flatten()[routing.slot_indices].float()
     d_down_lora_rows, against_bias = _down_skinny(this, d_out, needs.routing_weights)
@@ -110,6 +111,7 @@ def backward(
         routing.expert_offsets[-1:],
         layer.alpha,
         layer.limit,
+        overwrite=own,  # what is kept may be asked for again by another backward pass
     )
     del d_activation, gate_up_rows
     d_routing = None

@@ -39,7 +39,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from gptoss_tune.model.experts import ExpertSettings
-from gptoss_tune.plan.memory import SCRATCH_BYTES
+from gptoss_tune.plan.experts.at_work import SCRATCH_BYTES
 from gptoss_tune.plan.training_setup import KEEP_ATTENTION_FROM
 
 Checkpointing = Literal["none", "selective", "full", "offload"]
@@ -73,7 +73,7 @@ def set_checkpointing(model: nn.Module, mode: Checkpointing) -> None:
         settings = getattr(experts, "expert_settings", ExpertSettings())
         experts.expert_settings = replace(
             settings,
-            recompute_gate_up=mode == "selective",
+            recompute_gate_up=mode != "none",
             scratch_bytes=SCRATCH_BYTES[mode == "offload"],
         )
 

@@ -44,7 +44,12 @@ class Built:
 
 
 def build(
-    recipe: Recipe, base: Checkpoint, device: torch.device | str, share: Share | None = None
+    recipe: Recipe,
+    base: Checkpoint,
+    device: torch.device | str,
+    share: Share | None = None,
+    *,
+    expert_tile: int | None = None,
 ) -> Built:
     """Return the model that ``recipe`` trains, on ``device``.
 
@@ -53,6 +58,7 @@ def build(
         base: Where the weights are read.
         device: Where they go.
         share: This rank's, of a model spread with FSDP2; ``None``: the whole model.
+        expert_tile: What ``train.expert_tile: auto`` came to; ``None``: a whole micro-batch.
 
     Raises:
         RecipeError, CheckpointError, MachineError: See ``load_base``, ``add_adapters`` and
@@ -66,7 +72,11 @@ def build(
         started_at = (f"adapters: start from {init_from(model, recipe.lora.init_from)}",)
     backend = _backend(recipe.model, device)
     merge_aware = recipe.lora.merge_aware
-    set_expert_settings(model, ExpertSettings(backend=backend, merge_aware=merge_aware))
+    asked = recipe.train.expert_tile
+    tile = expert_tile if asked == "auto" else asked
+    set_expert_settings(
+        model, ExpertSettings(backend=backend, merge_aware=merge_aware, tile_tokens=tile)
+    )
     try:
         engine = set_attention(
             model, recipe.model.attention, deterministic=recipe.train.deterministic
@@ -84,12 +94,13 @@ def build(
         shard(model, device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     aware = ", on the weights that an MXFP4 export will hold" if merge_aware else ""
+    tiles = "" if tile is None else f", tiles of {tile:,} tokens"
     each = "" if share is None else f"each of {share.ranks} processes "
     return Built(
         model,
         (
             f"model: {base.name} {each}{describe_footprint(model)}; {trained:,} parameters train",
-            f"experts: {backend} backend{aware}; attention: {engine.reason}; "
+            f"experts: {backend} backend{aware}{tiles}; attention: {engine.reason}; "
             f"norms and rotation: {row_wise.reason}; "
             f"activation checkpointing: {recipe.train.activation_checkpointing}",
             *([row_wise.warning] if row_wise.warning else []),

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gptoss_tune.plan.architecture import RELEASED
+from gptoss_tune.plan.experts.tile import fitted
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import memory
 from gptoss_tune.plan.training_setup import TrainingSetup
@@ -85,14 +86,14 @@ def advice(setup: TrainingSetup, memory_bytes: int) -> list[Advice]:
         that lowers the peak. Empty when the training fits as it is.
     """
     taken = _taken(setup, memory_bytes)
-    if taken and _peak(setup, taken) <= memory_bytes:
+    if taken and _peak(setup, memory_bytes, taken) <= memory_bytes:
         for change in reversed(taken[:-1]):  # without the last one it did not fit
             fewer = [other for other in taken if other is not change]
-            if _allowed(setup, fewer) and _peak(setup, fewer) <= memory_bytes:
+            if _allowed(setup, fewer) and _peak(setup, memory_bytes, fewer) <= memory_bytes:
                 taken = fewer
     found = []
     for count, change in enumerate(taken, 1):
-        peak = _peak(setup, taken[:count])
+        peak = _peak(setup, memory_bytes, taken[:count])
         found.append(Advice(_words(change.settings), change.cost, peak, peak <= memory_bytes))
     return found
 
@@ -107,12 +108,12 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
     """Return what is enough for a training that no advice makes fit on ``card``, each tried."""
     found = []
     least = advice(setup, 0)
-    peak = least[-1].peak if least else memory(setup).peak
+    peak = least[-1].peak if least else _peak(setup, 0)
     larger = smallest_with(peak)
     if larger is not None:
         changes = advice(setup, larger.memory_bytes)
         what = "a larger card" + (", with these changes" if changes else "")
-        peak = changes[-1].peak if changes else memory(setup).peak
+        peak = changes[-1].peak if changes else _peak(setup, larger.memory_bytes)
         words = together(changes)
         found.append(Elsewhere(what, larger.name, setup.num_processes, words, peak))
     for count in (2, 4, 8, 16):
@@ -203,7 +204,7 @@ def _sharing_rows(setup: TrainingSetup, card: Gpu, count: int, each: int) -> Els
 def _way(what: str, setup: TrainingSetup, card: Gpu, given: tuple[str, ...]) -> Elsewhere | None:
     """Return another training as a way out, with its own advice; ``None`` where it does not fit."""
     changes = advice(setup, card.memory_bytes)
-    peak = changes[-1].peak if changes else memory(setup).peak
+    peak = changes[-1].peak if changes else _peak(setup, card.memory_bytes)
     if peak > card.memory_bytes:
         return None
     words = (*given, *together(changes))
@@ -223,13 +224,13 @@ def _changed_words(setup: TrainingSetup, settings: Mapping[str, Any]) -> tuple[s
 def _taken(setup: TrainingSetup, memory_bytes: int) -> list[_Change]:
     """Return every change that lowers the peak further, up to the one that is enough."""
     taken: list[_Change] = []
-    peak = memory(setup).peak
+    peak = _peak(setup, memory_bytes)
     for change in _changes(setup):
         if peak <= memory_bytes:
             break
         if not _allowed(setup, [*taken, change]):
             continue
-        lower = _peak(setup, [*taken, change])
+        lower = _peak(setup, memory_bytes, [*taken, change])
         if lower < peak:
             taken, peak = [*taken, change], lower
     return taken
@@ -242,8 +243,9 @@ def _with(setup: TrainingSetup, changes: Iterable[_Change]) -> TrainingSetup:
     return setup.with_settings(settings)
 
 
-def _peak(setup: TrainingSetup, changes: Iterable[_Change]) -> int:
-    return memory(_with(setup, changes)).peak
+def _peak(setup: TrainingSetup, memory_bytes: int, changes: Iterable[_Change] = ()) -> int:
+    """Return the peak after ``changes``, in the tiles that ``memory_bytes`` ask for."""
+    return memory(fitted(_with(setup, changes), memory_bytes)).peak
 
 
 def _allowed(setup: TrainingSetup, changes: Iterable[_Change]) -> bool:
@@ -272,6 +274,8 @@ def _changes(setup: TrainingSetup) -> Iterator[_Change]:
     }
     for mode in modes[modes.index(train.activation_checkpointing) + 1 :]:
         yield _Change({"train.activation_checkpointing": mode}, costs[mode])
+    if train.expert_tile != "auto":
+        yield _Change({"train.expert_tile": "auto"}, "experts are decoded again for each tile")
     if model.embeddings == "gpu":
         yield _Change({"model.embeddings": "cpu"}, "the host looks tokens up: one wait a step")
     if train.optim == "adamw":

@@ -64,7 +64,9 @@ def flops_per_token(setup: TrainingSetup) -> Flops:
             recomputed += 2.0 * a.experts_per_token * a.hidden * 2 * a.intermediate
         elif mode != "none":
             kept = setup.keeps_attention and kind == "full_attention"
-            recomputed += base + low_rank + (0.0 if kept else scores)
+            # Nothing of the layer reads what down_proj returns, so it is not multiplied again.
+            down = 2.0 * a.experts_per_token * a.intermediate * a.hidden
+            recomputed += base - down + low_rank + (0.0 if kept else scores)
     added = setup.added.forward_passes * forward + setup.added.head_passes * head
     return Flops(forward, backward, recomputed, added)
 

@@ -15,6 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gptoss_tune.plan.experts.at_work import (
+    backward_rows,
+    forward_rows,
+    input_gradient,
+    scratch,
+    tiles,
+)
 from gptoss_tune.plan.parallel.context import attention_moment
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import (
@@ -27,9 +34,6 @@ from gptoss_tune.plan.weights import (
 )
 
 LOSS_CHUNK_ROWS, LOSS_TILE_COLUMNS = 1024, 8192
-SCRATCH_BYTES = (2**31, 2**26)
-"""Decoded expert weights that exist at a time, usually and with ``activation_checkpointing:
-offload``: a layer, or one expert (48 MB), which costs launches and no arithmetic."""
 CONTEXT_BYTES = 2**29
 """Driver, CUDA libraries and kernels outside torch's allocator: an allowance, not a measurement."""
 FRAGMENTATION = 0.03
@@ -64,6 +68,7 @@ def layer_saved(
     factors: list[Factors],
     *,
     with_gate_up: bool = True,
+    with_rank_rows: bool = True,
     lowest: bool = False,
 ) -> Saved:
     """Return what one layer saves when it is not run again.
@@ -73,6 +78,8 @@ def layer_saved(
         factors: The layer's adapters.
         with_gate_up: Keep the gate_up output of every routed row, as with
             ``activation_checkpointing: none``.
+        with_rank_rows: Keep what the experts' A factors gave of every routed row, as without a
+            second run of the layer.
         lowest: The lowest layer with adapters: nothing below it asks for a gradient, so it keeps
             neither its first norm's input nor copies of the lowest A.
     """
@@ -99,12 +106,12 @@ def layer_saved(
     token += a.hidden * value + a.experts_per_token * 3 * _INDEX_BYTES  # what the experts read
     if with_gate_up:
         token += a.experts_per_token * 2 * a.intermediate * value
-    if not merged:
+    if with_rank_rows and not merged:
         token += sum(f.rank for f in experts) * a.experts_per_token * value
     if mixed:
         fixed += sum(f.parameters for f in attention) * value
         fixed -= sum(f.parameters_A for f in without_A) * value
-    return Saved(token, fixed + (a.experts + 1) * _INDEX_BYTES)
+    return Saved(token, fixed + tiles(setup) * (a.experts + 1) * _INDEX_BYTES)
 
 
 def model_saved(setup: TrainingSetup) -> Saved:
@@ -121,11 +128,9 @@ def model_saved(setup: TrainingSetup) -> Saved:
                 lowest=layer == setup.lowest_layer,
             )
         else:
-            rows = 0 if mode == "offload" else (a.experts + 1) * _INDEX_BYTES
+            rows = 0 if mode == "offload" else tiles(setup) * (a.experts + 1) * _INDEX_BYTES
             total += Saved(_kept_by_rerun(setup, layer), rows)
-    if mode in ("none", "selective"):
-        total += Saved(a.head_dim * value, 0)  # cosines and sines, one table for all layers
-    return total
+    return total + Saved(a.head_dim * value, 0)  # cosines and sines, one table for all layers
 
 
 def _kept_by_rerun(setup: TrainingSetup, layer: int) -> int:
@@ -170,21 +175,22 @@ def moments(setup: TrainingSetup) -> Moments:
     """Return the passing buffers of a step."""
     a, value, mode = setup.architecture, setup.value_bytes, setup.train.activation_checkpointing
     tokens, lowest = setup.tokens, setup.factors_of(setup.lowest_layer)
-    rows = tokens * a.experts_per_token
     rerun = 0
     if mode in ("full", "offload"):
-        rerun = layer_saved(setup, lowest).bytes(tokens) + 2 * tokens * a.head_dim * value
+        again = layer_saved(setup, lowest, with_gate_up=False, with_rank_rows=False)
+        # Its input and the router's choice are those that were kept.
+        layers = range(setup.lowest_layer, a.layers)
+        common = min(_kept_by_rerun(setup, layer) for layer in layers) * tokens
+        rerun = again.bytes(tokens) - common
     if mode == "offload":
-        rerun += 2 * tokens * a.hidden * value  # this layer's input, and the next on its way back
-    # The gradient of gate_up, and beside it that of the activation or of X; by token, the gradient
-    # of the layer's output, which its input gets as well, and of the experts' input.
-    working = rows * (2 * a.intermediate + max(a.intermediate, a.hidden)) * value
-    working += 2 * tokens * a.hidden * value
-    # The gradients of one layer's experts, before they are added to what earlier rows left.
-    working += FP32_BYTES * sum(f.parameters for f in lowest if f.on_experts)
-    if mode == "selective":
-        working += rows * 2 * a.intermediate * value
-    working = max(working, attention_moment(setup))  # the experts' backward pass is over by then
+        rerun += tokens * a.hidden * value  # the next layer's input, on its way back
+    # The gradient of the layer's output, which its input gets as well, takes the place of the final
+    # norm's input, which is no longer kept by then.
+    working = backward_rows(setup) + input_gradient(setup)
+    # Attention goes backward when the experts, and what their norm and they have read, are gone.
+    given_back = 2 * tokens * a.hidden * value
+    attention = _attention_backward(setup, lowest) + attention_moment(setup)
+    working = max(working, attention - given_back - scratch(setup))
     chunk = min(LOSS_CHUNK_ROWS, tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     loss = chunk * a.vocabulary * value + 2 * tile + 2 * tokens * a.hidden * value
@@ -196,21 +202,19 @@ def moments(setup: TrainingSetup) -> Moments:
         gathered = 2 * sum(layer_bytes(a, setup.model).values()) + a.vocabulary * a.hidden * value
         gathered += 4 * FP32_BYTES * adapter_parameters(lowest)
         step = -(-step // setup.shards)
-    return Moments(rerun, working, _scratch(setup), loss, step, gathered)
+    return Moments(rerun, working, scratch(setup), loss, step, gathered)
 
 
-def _scratch(setup: TrainingSetup) -> int:
-    """Return the bytes of decoded experts that exist at a time."""
-    a, mode = setup.architecture, setup.train.activation_checkpointing
-    if setup.model.experts_precision != "mxfp4":
-        return 0
-    sizes = [inner * out * setup.value_bytes for inner, out in a.expert_shapes.values()]
-    if setup.model.backend == "torch":  # its grouped product takes all experts at once
-        return max(sizes) * a.experts
-    bound = SCRATCH_BYTES[mode == "offload"]
-    if mode in ("selective", "full") and sum(sizes) * a.experts <= bound:
-        return sum(sizes) * a.experts  # what is computed again stays decoded for the backward
-    return max(sizes) * max(1, min(a.experts, bound // max(sizes)))
+def _attention_backward(setup: TrainingSetup, factors: list[Factors]) -> int:
+    """Return the bytes of a layer's attention going backward: what its heads get and give.
+
+    The gradient of what o reads comes in two parts, by its weight and by its adapter, and their
+    sum; then there are the gradients of what the heads gave, of q, of k and of v.
+    """
+    a = setup.architecture
+    parts = 3 * a.query_size * any(f.target == "o_proj" for f in factors)
+    heads = 2 * a.query_size + 2 * a.key_size
+    return setup.tokens * max(parts, heads) * setup.value_bytes
 
 
 def forward_peak(setup: TrainingSetup) -> int:
@@ -229,13 +233,11 @@ def forward_moment(setup: TrainingSetup) -> int:
     """Return the largest buffers of a pass without gradients: a layer, or a chunk of logits."""
     a, value, tokens = setup.architecture, setup.value_bytes, setup.tokens
     # What a layer adds to, its norm, q, k, v and what the heads computed; or the experts' input,
-    # outputs and their sums, the router's choice, and of every routed row gate_up, its activation,
-    # the output and what the A factors gave.
+    # outputs and their sums, the router's choice and the sorted rows, and the rows of a tile.
     attention = tokens * (2 * a.hidden + 2 * a.query_size + 2 * a.key_size) * value
-    ranks = sum(f.rank for f in setup.factors_of(setup.lowest_layer) if f.on_experts)
-    row = (3 * a.intermediate + a.hidden + ranks + 1) * value
-    row += 3 * _INDEX_BYTES + _LONG_INDEX_BYTES
-    experts = tokens * (4 * a.hidden * value + a.experts_per_token * row)
+    per_row = 3 * _INDEX_BYTES + _LONG_INDEX_BYTES
+    experts = tokens * (4 * a.hidden * value + a.experts_per_token * per_row)
+    experts += forward_rows(setup)
     chunk = min(LOSS_CHUNK_ROWS, tokens)
     tile = chunk * min(LOSS_TILE_COLUMNS, a.vocabulary) * FP32_BYTES
     loss = chunk * a.vocabulary * value + 2 * tile + tokens * a.hidden * value
@@ -243,7 +245,7 @@ def forward_moment(setup: TrainingSetup) -> int:
     if setup.strategy == "fsdp2":
         gathered = 2 * sum(layer_bytes(a, setup.model).values()) + a.vocabulary * a.hidden * value
     tables = tokens * a.head_dim * value  # cosines and sines
-    return max(attention, experts + _scratch(setup), loss) + tables + gathered
+    return max(attention, experts + scratch(setup), loss) + tables + gathered
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 A run that stops after ten minutes of download for want of memory has cost more than a plan, which
 takes a moment and no GPU. The parts: ``architecture`` knows the sizes of the base,
 ``training_setup`` what is trained on it and how, ``methods`` what each method adds, ``weights``
-what is always held, ``memory`` the rest of the peak, ``disk`` the files, ``flops`` the operations,
+what is always held, ``memory`` the rest of the peak, ``experts`` their layer at work and the tile
+of tokens that goes through it, ``disk`` the files, ``flops`` the operations,
 ``data_tokens`` how much data there is, ``reference_pass`` and ``evaluation_time`` what comes beside
 the training, and ``advice`` what to change. Bytes are counted from shapes and checked against
 loaded models and autograd; hours rest on an assumed efficiency, which a plan always names.
@@ -19,6 +20,8 @@ from gptoss_tune.plan.advice import Advice, Elsewhere, advice, together, ways_ou
 from gptoss_tune.plan.architecture import Architecture, architecture_of
 from gptoss_tune.plan.disk import Disk, disk, run_files
 from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
+from gptoss_tune.plan.experts.at_work import decoding_traffic, tiles
+from gptoss_tune.plan.experts.tile import fitted
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import Memory, host_bytes, memory
@@ -39,7 +42,9 @@ class Plan:
         architecture: Sizes of the base.
         card: The GPU planned for.
         strategy: How several GPUs share the model.
-        factors: Every adapted weight.
+        setup: What is planned, as the recipe leaves it.
+        tile_tokens: Tokens that go through the experts at a time; ``None``: all of a micro-batch.
+        decoding_bytes: What decoding experts reads and writes in an optimizer step, on one GPU.
         memory: Peak of one GPU by kind.
         host_bytes: Host memory of one process for what was moved there.
         disk: Bytes on disk.
@@ -56,7 +61,9 @@ class Plan:
     architecture: Architecture
     card: Gpu
     strategy: Parallelism
-    factors: list[Factors]
+    setup: TrainingSetup
+    tile_tokens: int | None
+    decoding_bytes: int
     memory: Memory
     host_bytes: int
     disk: Disk
@@ -91,6 +98,15 @@ class Plan:
         hours = {"training": self.work.hours, "evaluation": self.evaluation.hours}
         return hours if self.reference is None else hours | {"reference": self.reference.hours}
 
+    def peak_on(self, card: Gpu) -> int:
+        """Return the peak on another card, in the tiles that it asks for."""
+        return memory(fitted(self.setup, card.memory_bytes)).peak
+
+    @property
+    def factors(self) -> list[Factors]:
+        """Every adapted weight."""
+        return self.setup.factors
+
     @property
     def trained(self) -> int:
         """Parameters trained."""
@@ -112,6 +128,8 @@ class Plan:
                 "expert_rank": lora.expert_rank or lora.rank,
             },
             "memory_bytes": {**self.memory.kinds, "peak": self.memory.peak},
+            "expert_tile": self.tile_tokens,
+            "decoding_bytes": self.decoding_bytes,
             "host_bytes": self.host_bytes,
             "disk_bytes": asdict(self.disk),
             "flops_per_token": self.work.flops.as_json(),
@@ -185,7 +203,8 @@ def plan(
         each,
     )
     _check(setup)
-    needed = memory(setup)
+    tiled = fitted(setup, card.memory_bytes)
+    needed = memory(tiled)
     training = work(setup, card.tflops, efficiency=efficiency, epoch_tokens=epoch_tokens)
     fits = needed.peak <= card.memory_bytes
     changes = advice(setup, card.memory_bytes)
@@ -194,7 +213,9 @@ def plan(
         architecture=architecture,
         card=card,
         strategy=strategy,
-        factors=setup.factors,
+        setup=setup,
+        tile_tokens=tiled.tile_tokens if tiles(tiled) > 1 else None,
+        decoding_bytes=decoding_traffic(tiled),
         memory=needed,
         host_bytes=host_bytes(setup),
         disk=disk(architecture, run_files(architecture, recipe.lora, recipe.train)),

@@ -79,6 +79,12 @@ class TrainingSetup:
         return self.train.per_device_train_batch_size * self.data.max_length
 
     @property
+    def tile_tokens(self) -> int:
+        """Tokens that go through the experts at a time; all, where the recipe leaves it open."""
+        tile = self.train.expert_tile
+        return self.tokens if tile in ("auto", None) else min(int(tile), self.tokens)
+
+    @property
     def local_length(self) -> int:
         """Tokens of one row that a GPU holds."""
         return -(-self.data.max_length // self.context_parallel)

@@ -18,7 +18,7 @@ FP32_BYTES = 4
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 MXFP4_BLOCK = 32
 """Values that share a scale, along the input axis."""
-_MXFP4_BLOCK_BYTES = MXFP4_BLOCK // 2 + 1
+MXFP4_BLOCK_BYTES = MXFP4_BLOCK // 2 + 1
 
 # bitsandbytes: a byte for two weights, one for the maximum of each 64, and a float for each 256 of
 # those; the two code books and a header of about 170 bytes come with every weight.
@@ -113,7 +113,7 @@ def layer_bytes(architecture: Architecture, model: ModelSection) -> dict[str, in
     value = compute_bytes(model)
     a = architecture
     if model.experts_precision == "mxfp4":
-        experts = expert_parameters(a) * _MXFP4_BLOCK_BYTES // MXFP4_BLOCK
+        experts = expert_parameters(a) * MXFP4_BLOCK_BYTES // MXFP4_BLOCK
     else:
         experts = expert_parameters(a) * value
     attention = a.heads * value  # the sinks

@@ -259,6 +259,8 @@ class TrainSection(Section):
     """Gradients are clipped to this norm."""
     activation_checkpointing: Literal["none", "full", "selective", "offload"] = "full"
     """Activation checkpointing; the router's choice is kept for the recomputation."""
+    expert_tile: Literal["auto"] | Count | None = "auto"
+    """Tokens that go through the experts at a time; auto: as many as the plan allows; null: all."""
     logging_steps: Count = 1
     """Steps between two lines of metrics."""
     eval_steps: Count | None = None

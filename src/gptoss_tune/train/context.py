@@ -36,6 +36,7 @@ class RunContext:
         watch: Knows of ranks that are lost.
         started: Monotonic seconds at which this process began.
         loss: The caller's own; ``None``: the method's.
+        expert_tile: Tokens that go through the experts at a time; ``None``: a whole micro-batch.
         steadied: Whether one thread was chosen to compute on, as nobody said another number.
     """
 
@@ -51,6 +52,7 @@ class RunContext:
     watch: Watchdog
     started: float
     loss: LossFunction | None = None
+    expert_tile: int | None = None
     steadied: bool = False
 
     @property

@@ -69,6 +69,7 @@ from gptoss_tune.train.resume.changes import (
     identify,
     refuse_full_disk,
 )
+from gptoss_tune.train.resume.expert_tile import settled_tile
 from gptoss_tune.train.resume.fingerprint import batch
 from gptoss_tune.train.resume.trainer_state import check_trainer_state
 from gptoss_tune.train.trainer import MethodTrainer
@@ -150,7 +151,8 @@ def train(
                 loss=loss,
                 steadied=steadied,
             )
-            return _train(context, allow_change, callbacks)
+            tile = _on_main(state, lambda: settled_tile(context))
+            return _train(replace(context, expert_tile=tile), allow_change, callbacks)
 
 
 def _train(
@@ -293,7 +295,8 @@ def _model(context: RunContext) -> PeftModel:
     state = context.state
     sharded = context.parallelism == "fsdp2"
     share = Share(state.process_index, state.num_processes) if sharded else None
-    built = build(context.recipe, context.base, state.device or "cpu", share)
+    device, tile = state.device or "cpu", context.expert_tile
+    built = build(context.recipe, context.base, device, share, expert_tile=tile)
     for note in built.notes:
         context.console.print(note, highlight=False)
     share_rows(built.model, context.groups)

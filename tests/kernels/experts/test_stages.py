@@ -90,6 +90,11 @@ def test_gated_swiglu_backward(device):
     share = (h * d_activation.double()).sum(-1)
     assert_close("share", gated.share[:used], share[:used], FLOAT32)
     assert gated.gate_up[used:].isnan().all()  # past the rows in use nothing is written
+    over = launch_gated_swiglu_backward(
+        z, d_activation.clone(), gates, count, 1.702, 7.0, overwrite=True
+    )
+    assert over.gate_up is z and torch.equal(z[:used], gated.gate_up[:used])
+    assert torch.equal(over.activation[:used], gated.activation[:used])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -198,12 +198,30 @@ def _print(made: Plan, name: str, said: Sequence[str], typed: Typed) -> None:
             (f" of {room:.1f}: {verdict}", f"bold {style}"),
         )
     )
+    _print_tiles(made, console)
     if made.host_bytes:
         console.print(f"  in host memory     {made.host_bytes / _GIB:8.2f} GiB")
     _print_shared_rows(made, console)
     _print_disk(made, console)
     _print_work(made, console)
     _print_advice(made, console, typed)
+
+
+def _print_tiles(made: Plan, console: Console) -> None:
+    """Print in which tiles the experts see their tokens, and what the tiles cost."""
+    if made.tile_tokens is None:
+        return
+    tokens = made.setup.tokens
+    count = -(-tokens // made.tile_tokens)
+    rate = made.card.memory_tb_per_s * 1e12
+    console.print(
+        f"  {count} tiles of {made.tile_tokens:,} tokens through the experts (train.expert_tile): "
+        f"decoding moves {made.decoding_bytes / 1e9:,.0f} GB a step,"
+    )
+    console.print(
+        f"    {made.decoding_bytes / rate:.1f} s at the {made.card.memory_tb_per_s:g} TB/s of the "
+        f"data sheet (not measured)"
+    )
 
 
 def _print_shared_rows(made: Plan, console: Console) -> None:
@@ -361,7 +379,7 @@ def _print_common_cards(made: Plan) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(Text("on common cards", style="bold cyan"))
     for known in map(card, _COMMON_CARDS):
-        verdict = "fits" if made.memory.peak <= known.memory_bytes else "does not fit"
+        verdict = "fits" if made.peak_on(known) <= known.memory_bytes else "does not fit"
         hours = made.work.hours
         if hours is None or verdict != "fits":
             console.print(f"  {known.name:<18} {verdict}")

@@ -5,8 +5,9 @@ from two recipes looks like one from either. What is meant is allowed by its nam
 train.learning_rate``, takes effect, and is written into ``run.json`` with the step. Continuing
 silently with the new value, or silently with the old one, is what other trainers do.
 
-The number of processes, how they share the model and the rows, and the kind of GPU are only noted:
-every step keeps its rows, and sums come out in another order.
+The number of processes, how they share the model and the rows, the kind of GPU and the tile of
+tokens that the experts see are only noted: every step keeps its rows, and sums come out in another
+order.
 
 Who a run is (``Identity``): its id, what it computes from, and what was allowed to change on the
 way. The id is drawn when a folder is first written into and stands in ``run.json`` and in every
@@ -35,9 +36,14 @@ if TYPE_CHECKING:
 
     from gptoss_tune.train.context import RunContext
 
-NOTED = {"processes", "strategy", "context_parallel", "device"}
+NOTED = {"processes", "strategy", "context_parallel", "device", "expert_tile"}
 """Entries of a fingerprint whose change is told and written down, and stops nothing."""
-_BEFORE_IT_WAS = {"train.deterministic": False, "method.name": "sft", "context_parallel": 1}
+_BEFORE_IT_WAS = {
+    "train.deterministic": False,
+    "method.name": "sft",
+    "context_parallel": 1,
+    "expert_tile": None,
+}
 """What runs did that were started before a setting existed."""
 ROWS = ("data.train_rows", "data.eval_rows")
 """Entries of a fingerprint that stand for all settings of the data."""
@@ -254,6 +260,7 @@ def computed_from(
     with context.state.local_main_process_first():  # the others find it in the cache
         base.fingerprint()
     now = fingerprint(recipe, base, train_set, eval_set, place)
+    now["expert_tile"] = context.expert_tile
     if context.loss is not None:
         now["loss"] = f"{context.loss.__module__}.{getattr(context.loss, '__qualname__', '')}"
     return now

@@ -51,6 +51,7 @@ ACTS_THROUGH = {
     "train.num_train_epochs": "steps",
     "train.per_device_train_batch_size": "batch",
     "train.gradient_accumulation_steps": "batch",
+    "train.expert_tile": "expert_tile",
 }
 """Settings that act only through another entry, which is compared in their place."""
 

@@ -1,0 +1,1 @@
+"""What the expert layer needs: rows at work, decoded weights, and the tile of tokens that fits."""
