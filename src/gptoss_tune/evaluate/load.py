@@ -101,7 +101,8 @@ def load_evaluated_model(
     model: Any = load_base(subject.checkpoint, section, device=device)
     merge_aware = False
     if subject.adapter is not None:
-        model = load_adapters(model, subject.adapter.path, checked_config(subject.adapter))
+        adapter = subject.adapter
+        model = load_adapters(model, adapter.path, checked_config(adapter), adapter.choice)
         merge_aware = trained_merge_aware(subject.adapter.path)
     try:
         backend = choose_backend(section.backend, device, DTYPES[section.dtype])

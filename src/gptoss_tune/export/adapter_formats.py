@@ -24,7 +24,7 @@ from gptoss_tune.files.atomic import staged, to_json
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights.adapter import Adapter, LowRank
-from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHOSEN_EXPERTS
 from gptoss_tune.weights.adapter_targets import Target
 from gptoss_tune.weights.names import ExpertFormat
 from gptoss_tune.weights.safetensors_file import TensorSpec
@@ -36,32 +36,46 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for ``--max-lora-rank``; 16 when it is not given."""
 
 
-def write_adapter(adapter: Adapter, out: Path, server: Server, *, uniform: bool = False) -> None:
+def write_adapter(
+    adapter: Adapter,
+    out: Path,
+    server: Server,
+    *,
+    uniform: bool = False,
+    compact: bool = False,
+) -> None:
     """Write ``adapter`` to the new folder ``out`` for one reader, factors in fp32.
 
-    Factors that PEFT 0.19.0 swapped are written the right way round.
+    Factors that PEFT 0.19.0 swapped are written the right way round. Where the adapter has factors
+    of chosen experts alone, those of the others are written as zeros: PEFT and servers know nothing
+    of a choice.
 
     Args:
         adapter: An opened adapter.
         out: Folder to create.
         server: Who will read it.
         uniform: Fold the scaling into B and pad to one rank; always done for vLLM.
+        compact: Keep to the chosen experts, which gptoss-tune reads and nobody else.
 
     Raises:
         CheckpointError: The server cannot read such an adapter, or ``out`` exists.
         MachineError: The disk is full or cannot be written.
     """
     refuse_unreadable(adapter, server)
+    if compact and server != "peft":
+        raise CheckpointError(
+            f"{adapter.path}: {server} reads factors of all experts; leave --compact out"
+        )
     rank = largest_rank(adapter) if uniform or server == "vllm" else None
     shapes = {
         name: shape
         for target in adapter.targets.values()
-        for name, shape in _named_shapes(target, rank)
+        for name, shape in _named_shapes(target, rank, target.held if compact else target.experts)
     }
     specs = tuple(TensorSpec(name, torch.float32, shapes[name]) for name in sorted(shapes))
     with staged(out) as folder:
-        write_shard(folder, Shard(ADAPTER_WEIGHTS, specs), _factors(adapter, rank))
-        config = to_json(_config(adapter, rank))
+        write_shard(folder, Shard(ADAPTER_WEIGHTS, specs), _factors(adapter, rank, compact=compact))
+        config = to_json(_config(adapter, rank, compact=compact))
         (folder / ADAPTER_CONFIG).write_text(config, encoding="utf-8")
         # The record of the run tells later exports the base and how the adapter was trained.
         if record := record_of_adapter(adapter.path):
@@ -137,19 +151,23 @@ def _partner(module: str) -> str | None:
     return {"gate_up_proj": f"{stem}.down_proj", "down_proj": f"{stem}.gate_up_proj"}.get(name)
 
 
-def _named_shapes(target: Target, rank: int | None) -> Iterator[tuple[str, tuple[int, int]]]:
-    rows = (rank or target.rank) * (target.experts or 1)
+def _named_shapes(
+    target: Target, rank: int | None, experts: int | None
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    rows = (rank or target.rank) * (experts or 1)
     yield f"{target.key}.lora_A.weight", (rows, target.features[0])
     yield f"{target.key}.lora_B.weight", (target.features[1], rows)
 
 
-def _factors(adapter: Adapter, rank: int | None) -> Iterator[tuple[str, Tensor]]:
+def _factors(adapter: Adapter, rank: int | None, *, compact: bool) -> Iterator[tuple[str, Tensor]]:
     """Yield the named factors in PEFT's layout, folded and padded to ``rank`` when it is given."""
     for module, target in adapter.targets.items():
         change = adapter.read(module)
         a, b = change.A, change.B
         if rank is not None:
             a, b = _padded(change, rank)
+        if compact and target.chosen is not None:
+            a, b = a[list(target.chosen)], b[list(target.chosen)]
         yield f"{target.key}.lora_A.weight", a.flatten(0, 1)
         # [E, out, r] -> [out, r, E] -> columns rank by rank
         yield f"{target.key}.lora_B.weight", b.permute(1, 2, 0).flatten(1).contiguous()
@@ -163,13 +181,15 @@ def _padded(change: LowRank, rank: int) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _config(adapter: Adapter, rank: int | None) -> dict[str, Any]:
+def _config(adapter: Adapter, rank: int | None, *, compact: bool) -> dict[str, Any]:
     """Return ``adapter_config.json``; with ``rank``, one rank and a scaling of 1 everywhere."""
     config = dict(adapter.config)
     if config.get("init_lora_weights") not in (None, True, False):
         # How the factors started says nothing of what they are; PEFT would compute the start again.
         config["init_lora_weights"] = True
         config.pop("eva_config", None)
+    if not compact:
+        config.pop(CHOSEN_EXPERTS, None)  # those without factors are zeros now
     if adapter.swapped:
         config.pop("peft_version", None)  # it would mark the repaired file as swapped again
     if rank is not None:

@@ -48,7 +48,8 @@ class Saved:
 
     Attributes:
         per_token: Grow with the tokens of the micro-batch.
-        fixed: Do not: attention's factors in the compute dtype, where each expert's rows start.
+        fixed: Do not: attention's factors in the compute dtype, those of chosen experts laid out
+            for all, where each expert's rows start.
     """
 
     per_token: int
@@ -108,6 +109,7 @@ def layer_saved(
         token += a.experts_per_token * 2 * a.intermediate * value
     if with_rank_rows and not merged:
         token += sum(f.rank for f in experts) * a.experts_per_token * value
+    fixed += FP32_BYTES * sum(f.laid_out for f in experts)  # chosen ones among zeros
     if mixed:
         fixed += sum(f.parameters for f in attention) * value
         fixed -= sum(f.parameters_A for f in without_A) * value

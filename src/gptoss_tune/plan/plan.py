@@ -26,10 +26,10 @@ from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import Memory, host_bytes, memory
 from gptoss_tune.plan.parallel.context import SharedRows, shared_rows
-from gptoss_tune.plan.reference_pass import ReferencePass, reference_pass
+from gptoss_tune.plan.reference_pass import ReferencePass, choosing_pass, reference_pass
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import Factors, adapter_parameters, parameters
-from gptoss_tune.recipe.recipe import Recipe, fsdp2_obstacle, uneven_experts
+from gptoss_tune.recipe.recipe import Recipe, chosen_count, fsdp2_obstacle, uneven_experts
 from gptoss_tune.recipe.schema import Parallelism
 
 
@@ -51,6 +51,7 @@ class Plan:
         work: Operations, tokens, hours of training.
         evaluation: Hours of evaluation.
         reference: The reference pass; ``None`` where the method measures against nothing.
+        choosing: The pass that chooses experts; ``None`` where all get an adapter.
         advice: What to change, when it does not fit: each on top of those before it.
         elsewhere: What else is enough, when all the advice is not, or cuts rows.
         shared: What sharing each row costs a GPU; ``None`` where each has rows of its own.
@@ -70,6 +71,7 @@ class Plan:
     work: Work
     evaluation: EvaluationTime
     reference: ReferencePass | None
+    choosing: ReferencePass | None
     advice: list[Advice]
     elsewhere: list[Elsewhere]
     larger: Gpu | None
@@ -94,9 +96,13 @@ class Plan:
 
     @property
     def hours_by_kind(self) -> dict[str, float | None]:
-        """Hours of training, evaluation and, where there is one, of the reference pass."""
-        hours = {"training": self.work.hours, "evaluation": self.evaluation.hours}
-        return hours if self.reference is None else hours | {"reference": self.reference.hours}
+        """Hours of training, evaluation and, where there are any, of the passes before."""
+        passes = {"reference": self.reference, "choosing experts": self.choosing}
+        return {
+            "training": self.work.hours,
+            "evaluation": self.evaluation.hours,
+            **{name: one.hours for name, one in passes.items() if one is not None},
+        }
 
     def peak_on(self, card: Gpu) -> int:
         """Return the peak on another card, in the tiles that it asks for."""
@@ -112,6 +118,14 @@ class Plan:
         """Parameters trained."""
         return adapter_parameters(self.factors)
 
+    @property
+    def experts_adapted(self) -> int:
+        """Experts of a layer that get an adapter."""
+        if not self.recipe.lora.target_parameters:
+            return 0
+        experts = self.architecture.experts
+        return chosen_count(self.recipe.lora, experts) or experts
+
     def as_json(self) -> dict[str, Any]:
         """Return the plan for a machine: bytes, counts and seconds, no rounded text."""
         lora = self.recipe.lora
@@ -126,6 +140,7 @@ class Plan:
                 "trained_per_layer": self.trained // len({f.layer for f in self.factors}),
                 "trained_per_expert_rank": experts_per_rank(self.factors),
                 "expert_rank": lora.expert_rank or lora.rank,
+                "experts_adapted": self.experts_adapted,
             },
             "memory_bytes": {**self.memory.kinds, "peak": self.memory.peak},
             "expert_tile": self.tile_tokens,
@@ -142,6 +157,7 @@ class Plan:
             "hours_by_kind": self.hours_by_kind,
             **({} if self.reference is None else {"reference": asdict(self.reference)}),
             **({} if self.shared is None else {"shared_rows": asdict(self.shared)}),
+            **({} if self.choosing is None else {"choosing_experts": asdict(self.choosing)}),
             "advice": [asdict(entry) for entry in self.advice],
             "overrides_that_fit": self.overrides_that_fit,
             "elsewhere": [asdict(entry) for entry in self.elsewhere],
@@ -222,6 +238,7 @@ def plan(
         work=training,
         evaluation=evaluation_time(setup, recipe.evaluation, card, training),
         reference=reference_pass(setup, training, card.tflops, epoch_tokens),
+        choosing=choosing_pass(setup, training, card.tflops, epoch_tokens),
         advice=changes,
         elsewhere=[] if fits else ways_out(setup, card, changes),
         shared=shared_rows(setup),

@@ -1,8 +1,9 @@
-"""Time and memory of the reference pass: what the answers are worth to the reference, once a run.
+"""Time and memory of passes before the first step: of the reference, and to choose experts.
 
 The reference is the model that is trained, with its adapters off or as they start, so nothing is
 loaded for it. Its log-probabilities of the training and of the held-out data are computed before
-the first step, whatever the number of epochs, and kept with the rendered data.
+the first step, whatever the number of epochs, and kept with the rendered data. So are the counts of
+the experts' tokens, which choose those that get an adapter (``lora.experts``).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from gptoss_tune.plan.data_tokens import held_out_tokens, tokens_in_files
 from gptoss_tune.plan.flops import Work
 from gptoss_tune.plan.memory import forward_peak
 from gptoss_tune.plan.training_setup import TrainingSetup
+from gptoss_tune.recipe.recipe import chosen_count
 
 
 @dataclass(frozen=True)
 class ReferencePass:
-    """The forward passes of the reference.
+    """Forward passes before the first step.
 
     Attributes:
         tokens: That go through the model; ``None`` where the size of the data is not known.
@@ -51,6 +53,39 @@ def reference_pass(
         return ReferencePass(None, None, peak)
     rate = setup.num_processes * tflops * 1e12 * work.efficiency / work.flops.forward
     return ReferencePass(passes * once, passes * once / rate / 3600, peak)
+
+
+def choosing_pass(
+    setup: TrainingSetup, work: Work, tflops: float, epoch_tokens: int | None = None
+) -> ReferencePass | None:
+    """Return what choosing experts costs a run, once for its data; ``None`` where all are adapted.
+
+    A forward pass of the base over the training data, or over the first tokens of it. A run that
+    starts from an adapter takes the experts that it has.
+
+    Args:
+        setup: What is trained, and how.
+        work: As for ``reference_pass``.
+        tflops: Likewise.
+        epoch_tokens: Likewise.
+    """
+    lora = setup.lora
+    if lora.experts == "all" or lora.init_from is not None:
+        return None
+    if chosen_count(lora, setup.architecture.experts) is None:
+        return None
+    peak, tokens = forward_peak(setup), epoch_tokens
+    if tokens is None:
+        found = tokens_in_files(setup.data.train, branches=setup.added.branches)
+        share = 1 - (setup.data.eval_fraction or 0)
+        tokens = None if found is None else int(found.count * share)
+    most = lora.experts.tokens
+    if most is not None:
+        tokens = most if tokens is None else min(tokens, most)
+    if tokens is None:
+        return ReferencePass(None, None, peak)
+    rate = setup.num_processes * tflops * 1e12 * work.efficiency / work.flops.forward
+    return ReferencePass(tokens, tokens / rate / 3600, peak)
 
 
 def _tokens_of_all_data(setup: TrainingSetup, epoch_tokens: int | None) -> int | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptoss_tune.plan.architecture import Architecture
+from gptoss_tune.recipe.recipe import chosen_count
 from gptoss_tune.recipe.schema import LoraSection, ModelSection
 
 FP32_BYTES = 4
@@ -39,6 +40,8 @@ class Factors:
         rank: R.
         parameters_A: Values in ``lora_A``.
         parameters_B: Values in ``lora_B``.
+        laid_out: Values of both for all experts of the layer, which its products see; 0 where the
+            factors are of all experts anyway.
     """
 
     layer: int
@@ -46,6 +49,7 @@ class Factors:
     rank: int
     parameters_A: int
     parameters_B: int
+    laid_out: int = 0
 
     @property
     def parameters(self) -> int:
@@ -69,8 +73,13 @@ def adapted_layers(architecture: Architecture, lora: LoraSection) -> list[int]:
 
 
 def adapter_factors(architecture: Architecture, lora: LoraSection) -> list[Factors]:
-    """Return every adapted weight, layer after layer."""
+    """Return every adapted weight, layer after layer.
+
+    Raises:
+        RecipeError: More experts are to be chosen than a layer has.
+    """
     expert_rank, experts = lora.expert_rank or lora.rank, architecture.experts
+    chosen = chosen_count(lora, experts)
     found = []
     for layer in adapted_layers(architecture, lora):
         for target in lora.target_modules:
@@ -78,8 +87,9 @@ def adapter_factors(architecture: Architecture, lora: LoraSection) -> list[Facto
             found.append(Factors(layer, target, lora.rank, lora.rank * inner, lora.rank * out))
         for target in lora.target_parameters:
             inner, out = architecture.expert_shapes[target]
-            rows = experts * expert_rank
-            found.append(Factors(layer, target, expert_rank, rows * inner, rows * out))
+            rows = (chosen or experts) * expert_rank
+            every = 0 if chosen is None else experts * expert_rank * (inner + out)
+            found.append(Factors(layer, target, expert_rank, rows * inner, rows * out, every))
     return found
 
 

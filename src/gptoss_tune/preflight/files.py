@@ -16,9 +16,14 @@ from gptoss_tune.harmony.sources.padding import clean_row
 from gptoss_tune.preflight.obstacles import Obstacles
 from gptoss_tune.recipe.data_schema import DataSection, DataSource
 from gptoss_tune.recipe.evaluation_schema import EvaluationSection
+from gptoss_tune.recipe.recipe import chosen_count
 from gptoss_tune.recipe.schema import LoraSection, ModelSection, TrainSection
 from gptoss_tune.run.start import check_disk, existing_part, refuse_folder
-from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS, find_adapter
+from gptoss_tune.weights.adapter_config import (
+    ADAPTER_WEIGHTS,
+    choice_to_start_from,
+    find_adapter,
+)
 from gptoss_tune.weights.config import read_config
 from gptoss_tune.weights.names import INDEX_NAME, SINGLE_NAME
 from gptoss_tune.weights.sources import download, is_on_hub, resolve
@@ -62,8 +67,22 @@ def config_on_hub(model: ModelSection) -> Path:
     return folder
 
 
-def look_at_start(lora: LoraSection, obstacles: Obstacles) -> None:
-    """Look for the adapter to start from."""
+def look_at_experts(
+    lora: LoraSection, architecture: Architecture | None, obstacles: Obstacles
+) -> Architecture | None:
+    """Return the sizes of the base, unless a layer has fewer experts than are to be chosen."""
+    if architecture is None:
+        return None
+    with obstacles.looking("lora.experts"):
+        chosen_count(lora, architecture.experts)
+        return architecture
+    return None
+
+
+def look_at_start(
+    lora: LoraSection, architecture: Architecture | None, obstacles: Obstacles
+) -> None:
+    """Look for the adapter to start from, and whether it is on as many experts as the recipe's."""
     if lora.init_from is None:
         return
     with obstacles.looking("lora.init_from"):
@@ -73,6 +92,8 @@ def look_at_start(lora: LoraSection, obstacles: Obstacles) -> None:
                 f"{lora.init_from} holds no adapter with {ADAPTER_WEIGHTS}; name a finished run or "
                 "a PEFT adapter"
             )
+        if architecture is not None:
+            choice_to_start_from(folder, lora, architecture.layers, architecture.experts)
 
 
 def look_at_data(data: DataSection, kind: SampleKind, obstacles: Obstacles) -> None:

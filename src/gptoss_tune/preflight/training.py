@@ -45,12 +45,12 @@ def look_before_training(
         raise MachineError(extra)  # nothing trains here, whatever the recipe says
     obstacles = Obstacles(name, places)
     base = files.look_at_base(recipe.model, obstacles)
-    files.look_at_start(recipe.lora, obstacles)
+    architecture = _architecture(base, recipe.model.name_or_path)
+    fitting = files.look_at_experts(recipe.lora, architecture, obstacles)
+    files.look_at_start(recipe.lora, fitting, obstacles)
     files.look_at_data(recipe.data, kind_of(recipe.method), obstacles)
     files.look_at_questions(recipe.evaluation, obstacles)
-    name_or_path = recipe.model.name_or_path
-    architecture = _architecture(base, name_or_path)
-    files.look_at_folder(recipe.train, recipe.lora, architecture, obstacles)
+    files.look_at_folder(recipe.train, recipe.lora, fitting, obstacles)
     look_at_changes(allow_change, recipe.train, recipe.model_dump(mode="json"), obstacles)
     machine.look_at_libraries(recipe.model, recipe.train, recipe.tracking, obstacles)
     gpus = None if launched else machine.gpus_of(recipe.distributed, obstacles)

@@ -7,11 +7,12 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import model_validator
 
+from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe.contradictions.contradiction import Contradiction, contradiction_error
 from gptoss_tune.recipe.contradictions.distributed import distributed_rules
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
@@ -78,6 +79,7 @@ class Recipe(Section):
         return [
             *model_rules(self.model),
             *lora_rules(self.lora, self.model),
+            *chosen_rules(self.lora),
             *method_rules(self.method, self.lora, self.data),
             *data_rules(self.data),
             *train_rules(self.train, self.data),
@@ -96,6 +98,36 @@ class Recipe(Section):
             section, name = key.split(".")
             values[section][name] = value
         return Recipe.model_validate(values)
+
+
+def chosen_rules(lora: LoraSection) -> Iterator[Contradiction]:
+    """Yield what contradicts itself in ``lora.experts``."""
+    if lora.experts == "all":
+        return
+    if not lora.target_parameters:
+        yield Contradiction(
+            ("lora.experts", "lora.target_parameters"),
+            "chosen experts while lora.target_parameters is empty",
+            "adapters on the experts",
+            "set lora.experts to all, or name gate_up_proj and down_proj",
+            yields=("lora.experts",),
+        )
+    share, count = lora.experts.share, lora.experts.count
+    if share is not None and count is not None:
+        yield Contradiction(
+            ("lora.experts.count", "lora.experts.share"),
+            f"count {count} beside share {share:g}",
+            "one of the two",
+            "remove lora.experts.count or lora.experts.share",
+            yields=("lora.experts.share", "lora.experts.count"),
+        )
+    elif share is None and count is None:
+        yield Contradiction(
+            ("lora.experts", "lora.experts.share", "lora.experts.count"),
+            "neither share nor count",
+            "how many experts of a layer get an adapter",
+            "write for example {share: 0.25}, or all",
+        )
 
 
 def section_of(name: str, settings: dict[str, Any]) -> type[Section]:
@@ -147,3 +179,23 @@ def uneven_experts(experts: int, processes: int) -> str | None:
         "their share, and packed experts cannot be padded; launch as many processes as divide "
         f"{experts}, or use recipes/accelerate/ddp.yaml"
     )
+
+
+def chosen_count(lora: LoraSection, experts: int) -> int | None:
+    """Return how many of a layer's ``experts`` get an adapter; ``None``: all of them.
+
+    Raises:
+        RecipeError: More than there are.
+    """
+    if lora.experts == "all" or not lora.target_parameters:
+        return None
+    share, count = lora.experts.share, lora.experts.count
+    if count is None:
+        assert share is not None  # the recipe has one of the two
+        count = max(1, round(share * experts))
+    if count > experts:
+        raise RecipeError(
+            f"lora.experts.count: got {count}, but the base has {experts} experts in a layer; "
+            f"expected 1 to {experts}"
+        )
+    return None if count == experts else count

@@ -52,8 +52,30 @@ class ModelSection(Section):
     """Where the token embeddings are held; cpu frees 1.1 GiB of the GPU at one wait per step."""
 
 
+class ChosenExperts(Section):
+    """Which experts of a layer get an adapter: those that the training data uses most."""
+
+    share: Annotated[float, Field(gt=0, le=1), FromText] | None = None
+    """Share of a layer's experts; either this or count."""
+    count: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Experts of a layer; either this or share."""
+    tokens: Count | None = None
+    """Tokens that choosing reads at most, of the first epoch's first rows; null: all data once."""
+
+
+def _experts_kind(value: Any) -> str:
+    return "chosen" if isinstance(value, dict | ChosenExperts) else "all"
+
+
+Experts = Annotated[
+    Annotated[Literal["all"], Tag("all")] | Annotated[ChosenExperts, Tag("chosen")],
+    Discriminator(_experts_kind),
+]
+"""Which experts get an adapter; a mapping has mistakes of its own, and not those of a word."""
+
+
 class LoraSection(Section):
-    """Which adapters are trained, on attention and on all experts."""
+    """Which adapters are trained, on attention and on experts."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank of the adapters, and of the experts' where expert_rank is null."""
@@ -75,6 +97,8 @@ class LoraSection(Section):
         "down_proj",
     ]
     """Expert weights that get an adapter, one per expert."""
+    experts: Experts = "all"
+    """Experts that get one: all, or the share or count of each layer that the data uses most."""
     layers: (
         Annotated[list[Annotated[int, Field(ge=0, le=1023)]], Field(min_length=1), Unique] | None
     ) = None

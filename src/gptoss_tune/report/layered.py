@@ -166,9 +166,9 @@ def _step_ticks(steps: list[int]) -> list[tuple[float, str]]:
 
 
 def expert_maps(run: Run) -> list[str]:
-    """Return load at the end, its change since step 1, and the drift over the run."""
+    """Return the chosen experts, load at the end, its change, and the drift over the run."""
     found = loads(run)
-    figures = [_load_map(found[-1])] if found else []
+    figures = [*_chosen_map(run), *([_load_map(found[-1])] if found else [])]
     if len(found) > 1:
         figures += [_change_map(found[0], found[-1]), _drift_chart(found)]
     figures.append(
@@ -183,6 +183,49 @@ def expert_maps(run: Run) -> list[str]:
         )
     )
     return figures
+
+
+def _chosen_map(run: Run) -> list[str]:
+    """Return the map of the experts that got an adapter, by what the base gave them to do."""
+    fact = mapping(run.fact("chosen_experts"))
+    rows = [[number(n) or 0.0 for n in listing(row)] for row in listing(fact.get("load"))]
+    layers = {
+        int(layer): {e for e in listing(chosen) if type(e) is int}
+        for layer, chosen in mapping(fact.get("layers")).items()
+        if str(layer).isdigit() and int(layer) < len(rows)
+    }
+    if not rows or not layers or not rows[0] or len({len(row) for row in rows}) > 1:
+        return []
+    experts, most = len(rows[0]), max(map(max, rows))
+    cells: list[list[Cell]] = [
+        [share if e in layers.get(layer, ()) else None for e, share in enumerate(row)]
+        for layer, row in enumerate(rows)
+    ]
+    seen = {n: sum(rows[n][e] for e in chosen if e < experts) for n, chosen in layers.items()}
+    lowest = min(seen, key=lambda layer: seen[layer])
+    lines = []
+    for layer in sorted(layers)[:_MOST_LAYERS_LISTED]:
+        row, chosen = rows[layer], layers[layer]
+        out = max((share for e, share in enumerate(row) if e not in chosen), default=0.0)
+        kept = min((row[e] for e in chosen if e < experts), default=0.0)
+        named = ", ".join(map(str, sorted(chosen)))
+        lines.append([str(layer), f"{seen[layer]:.1%}", f"{kept:.2%}", f"{out:.2%}", named])
+    return [
+        heat_map(
+            "Experts with an adapter",
+            cells,
+            Scale(lambda share: 0.1 + 0.9 * share / (most or 1.0), ("0 %", f"{most:.1%}")),
+            columns=_expert_ticks(experts),
+            across="expert",
+            description=f"The chosen experts see {sum(seen.values()) / len(seen):.1%} of the "
+            f"trained tokens' choices, {seen[lowest]:.1%} in layer {lowest}",
+            caption="Share of the layer's choices, of loss-weighted tokens, that the base gave an "
+            "expert before training. Grey: no adapter.",
+            numbers=table(
+                ["layer", "seen by them", "least chosen", "most left out", "experts"], lines
+            ),
+        )
+    ]
 
 
 def _load_map(load: Load) -> str:

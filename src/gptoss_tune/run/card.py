@@ -100,6 +100,27 @@ class Reference(_Part):
     """Whether they were read from the cache instead."""
 
 
+class ChosenExperts(_Part):
+    """The experts that got an adapter, and why those."""
+
+    chosen_by: str
+    """data: by a pass of the base over the training data; init_from: by the adapter begun from."""
+    experts: int
+    """Of a layer of the base."""
+    layers: dict[str, list[int]]
+    """Numbers of the chosen ones, by layer."""
+    share_of_load: dict[str, float] = {}
+    """By layer, what part of the loss-weighted tokens' choices falls on the chosen ones."""
+    load: list[list[float]] = []
+    """By layer, what part falls on each expert; every layer's sum is 1."""
+    rows: int = 0
+    tokens: int = 0
+    """That were read to choose."""
+    seconds: float = 0.0
+    """That counting took; 0 where it was known from an earlier pass."""
+    cached: bool = False
+
+
 class RunCard(_Part):
     """A finished run's ``run.json``."""
 
@@ -124,6 +145,8 @@ class RunCard(_Part):
     """Of a preference run alone."""
     reference: Reference | None = None
     """Of a run with a reference alone."""
+    chosen_experts: ChosenExperts | None = None
+    """Of a run whose ``lora.experts`` chooses some alone."""
     tokens: dict[str, Any]
     """Trained tokens, by channel and by dataset."""
     tokens_per_second: float | None

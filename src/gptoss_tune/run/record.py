@@ -53,6 +53,7 @@ _KINDS: dict[str, Any] = {
     "environment": {"libraries": {}, "processes": int},
     "hardware": {},
     "preferences": {"first": {}, "last": {}, "eval": {}},
+    "chosen_experts": {"chosen_by": str, "experts": int, "layers": {}, "share_of_load": {}},
     "reference": {"of": str, "rows": int, "tokens": int, "seconds": float},
     "recipe": {
         "model": {},

@@ -39,6 +39,7 @@ from gptoss_tune.run.lock import FolderLock
 from gptoss_tune.run.record import update_record
 from gptoss_tune.run.start import Start, claim
 from gptoss_tune.train import find_batch_size, finish, out_of_memory
+from gptoss_tune.train.chosen_experts.choice import ChoiceObserver, chosen_by
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.row_shards import sharded
 from gptoss_tune.train.distributed import watchdog
@@ -79,6 +80,8 @@ from gptoss_tune.weights import open_checkpoint
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
+
+    from gptoss_tune.weights.adapter_config import ExpertChoice
 
 
 def train(
@@ -174,8 +177,9 @@ def _train(
     _say(console, identity.notes)
     if recipe.train.deterministic and context.device.type == "cuda":
         console.print(f"deterministic: the same bits in every run on this GPU; costs {PRICE}")
+    chosen = chosen_by(context, train_set)
     set_seed(recipe.train.seed)
-    model = _model(context)
+    model = _model(context, None if chosen is None else chosen.choice)
     fitted = find_batch_size.fit(context, method, model, train_set)
     # The record keeps the recipe as it was asked for.
     fits = replace(context, recipe=fitted.recipe)
@@ -183,7 +187,9 @@ def _train(
     metrics, guard = StepMetrics(context.run, recipe.data.train, context.device), _guard(context)
     # The metrics first: they measure gradients that the guard may drop.
     own = [callback for callback in callbacks if isinstance(callback, StepObserver)]
-    observers = StepObservers((metrics, guard, *rows.observers, *own), context.start.checkpoint)
+    kept = [] if chosen is None else [ChoiceObserver(context.run, chosen)]
+    watching = (metrics, guard, *rows.observers, *kept, *own)
+    observers = StepObservers(watching, context.start.checkpoint)
     trainer = _trainer(fits, method, model, rows, observers, identity)
     trackers = _trackers(context, identity.run_id)
     asked = [] if evaluator is None else [Evaluation(evaluator, context, trainer, metrics)]
@@ -291,12 +297,12 @@ def _on_main(state: PartialState, ask: Callable[[], Any]) -> Any:
     return answer[0]
 
 
-def _model(context: RunContext) -> PeftModel:
+def _model(context: RunContext, choice: ExpertChoice | None) -> PeftModel:
     state = context.state
     sharded = context.parallelism == "fsdp2"
     share = Share(state.process_index, state.num_processes) if sharded else None
     device, tile = state.device or "cpu", context.expert_tile
-    built = build(context.recipe, context.base, device, share, expert_tile=tile)
+    built = build(context.recipe, context.base, device, share, choice, expert_tile=tile)
     for note in built.notes:
         context.console.print(note, highlight=False)
     share_rows(built.model, context.groups)

@@ -29,6 +29,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from gptoss_tune.files.atomic import to_json, write_text
+from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.model.lora import choice_of
 from gptoss_tune.model.parallel.sharding import gather_nothing, is_sharded, whole_factors
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.checkpoints import disk_full
@@ -48,6 +51,7 @@ from gptoss_tune.train.resume.state import (
     save_random_states,
     save_state,
 )
+from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, CHOSEN_EXPERTS
 
 if TYPE_CHECKING:
     from gptoss_tune.train.context import RunContext
@@ -345,7 +349,10 @@ class MethodTrainer(Trainer):
 
 
 def save_adapter(model: Any, folder: Path, state_dict: dict | None = None) -> None:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` in PEFT's format."""
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` in PEFT's format.
+
+    The factors of chosen experts are written as they are held, and the configuration says of whom.
+    """
     model.save_pretrained(
         str(folder),
         state_dict=state_dict,
@@ -354,3 +361,8 @@ def save_adapter(model: Any, folder: Path, state_dict: dict | None = None) -> No
         save_embedding_layers=False,
     )
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours comes with a push
+    choice = choice_of(model)
+    if choice is not None:
+        config = read_object(folder / ADAPTER_CONFIG)
+        config[CHOSEN_EXPERTS] = {str(layer): list(chosen) for layer, chosen in choice.items()}
+        write_text(folder / ADAPTER_CONFIG, to_json(config))

@@ -5,7 +5,8 @@ with the right shape and without NaN. Merging code can then trust what it reads.
 
 The layout of expert factors is PEFT's: A ``[E*r, in]`` has its rows expert by expert, B
 ``[out, r*E]`` has its columns rank by rank. Reading B as expert-major gives a model that runs and
-is wrong.
+is wrong. An adapter on chosen experts has factors of those alone, in the same layout, and says
+which they are (``chosen_experts`` in its configuration); they are read among zeros for the others.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from gptoss_tune.weights.adapter_config import (
 from gptoss_tune.weights.adapter_targets import PREFIX, Target, targets_of
 from gptoss_tune.weights.hashes import refuse_damaged
 from gptoss_tune.weights.layouts import ONE_BY_ONE, without_wrappers
+from gptoss_tune.weights.names import layer_of
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 from gptoss_tune.weights.sources import adapter_folder
 
@@ -49,15 +51,17 @@ class LowRank:
         A: ``[E, r, in]``; E is 1 for a linear layer.
         B: ``[E, out, r]``.
         scaling: alpha / rank, times the adapter's weight.
+        chosen: Experts that are changed at all, ascending; ``None``: every one.
     """
 
     A: Tensor
     B: Tensor
     scaling: float
+    chosen: tuple[int, ...] | None = None
 
     def to(self, device: torch.device) -> LowRank:
         """Return the same change with its factors on ``device``."""
-        return LowRank(self.A.to(device), self.B.to(device), self.scaling)
+        return LowRank(self.A.to(device), self.B.to(device), self.scaling, self.chosen)
 
     def apply(self, inputs: Tensor, expert: int = 0) -> Tensor:
         """Return ``scaling * (x A^T) B^T`` for ``inputs [..., in]``, without forming the change."""
@@ -91,15 +95,22 @@ class Adapter:
         """Return the factors of a target, repaired when the file has them swapped."""
         target = self.targets[module]
         a, b = (self.file.read(name).float() for name in self._names(target))
-        experts = target.experts or 1
+        held = target.held
         if self.swapped and target.experts:
             # As saved: A [E*r, out], B [in, r*E]; their roles are exchanged.
-            stacked_b = a.unflatten(0, (experts, target.rank)).transpose(1, 2)
-            stacked_a = b.unflatten(1, (target.rank, experts)).permute(2, 1, 0)
+            stacked_b = a.unflatten(0, (held, target.rank)).transpose(1, 2)
+            stacked_a = b.unflatten(1, (target.rank, held)).permute(2, 1, 0)
         else:
-            stacked_a = a.unflatten(0, (experts, target.rank))
-            stacked_b = b.unflatten(1, (target.rank, experts)).permute(2, 0, 1)
-        return LowRank(stacked_a.contiguous(), stacked_b.contiguous(), target.scaling * weight)
+            stacked_a = a.unflatten(0, (held, target.rank))
+            stacked_b = b.unflatten(1, (target.rank, held)).permute(2, 0, 1)
+        stacked_a, stacked_b = (_placed(f.contiguous(), target) for f in (stacked_a, stacked_b))
+        return LowRank(stacked_a, stacked_b, target.scaling * weight, target.chosen)
+
+    @property
+    def choice(self) -> dict[int, tuple[int, ...]] | None:
+        """The experts that have factors, by layer; ``None``: all."""
+        layers = {layer_of(t.module): t.chosen for t in self.targets.values()}
+        return {n: c for n, c in layers.items() if n is not None and c is not None} or None
 
     @cached_property
     def digest(self) -> str:
@@ -198,13 +209,23 @@ class Adapter:
         if a[1:] == rows[1:] and b[:1] == columns[:1]:
             return CheckpointError(
                 f"{self.file.path}: {target.module} has factors of rank "
-                f"{a[0] / (target.experts or 1):g}, {ADAPTER_CONFIG} says {target.rank}; the two "
+                f"{a[0] / target.held:g}, {ADAPTER_CONFIG} says {target.rank}; the two "
                 "files are of different adapters"
             )
         return CheckpointError(
             f"{self.file.path}: {target.module} has factors {list(a)} and {list(b)}, expected "
             f"{list(rows)} and {list(columns)}; the adapter is of another base"
         )
+
+
+def _placed(factor: Tensor, target: Target) -> Tensor:
+    """Return a factor ``[held, ...]`` as ``[E, ...]``, zeros for experts that have none."""
+    if target.chosen is None:
+        return factor
+    assert target.experts is not None  # chosen are experts
+    every = factor.new_zeros((target.experts, *factor.shape[1:]))
+    every[list(target.chosen)] = factor
+    return every
 
 
 def _pefts_names(file: SafetensorsFile) -> bool:

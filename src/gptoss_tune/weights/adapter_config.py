@@ -19,18 +19,28 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from gptoss_tune.errors import CheckpointError
+from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.recipe.recipe import chosen_count
+from gptoss_tune.recipe.schema import LoraSection
 from gptoss_tune.run.folder import RunFolder
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SWAPPING_PEFT = "0.19.0"
 """The release that saved the factors of ``target_parameters`` with in and out swapped."""
+
+CHOSEN_EXPERTS = "chosen_experts"
+"""Ours in ``adapter_config.json``: ``{"0": [3, 7], ...}``, the experts that have factors, by layer.
+PEFT passes an option over that it does not know, and refuses the factors by their shape."""
+
+ExpertChoice = Mapping[int, tuple[int, ...]]
+"""Numbers of experts, ascending, by the number of their layer."""
 
 _LARGEST_RANK = 65_536
 _MERGE_IT = (
@@ -174,13 +184,83 @@ def _check_options(file: Path, config: dict[str, Any]) -> None:
             f"{file}: revision is {ascii(revision)[:60]}; expected a commit, tag or branch, or "
             "give the base with --base and --revision"
         )
-    known = {*_KINDS, *_REFUSED, *_WITHOUT_EFFECT, "init_lora_weights"}
+    known = {*_KINDS, *_REFUSED, *_WITHOUT_EFFECT, "init_lora_weights", CHOSEN_EXPERTS}
     unknown = sorted(option for option, value in config.items() if value and option not in known)
     if unknown:
         raise CheckpointError(
             f"{file}: {unknown[0][:60]!a} is {ascii(config[unknown[0]])[:60]}, an option that no "
             "export knows; expected plain LoRA"
         )
+
+
+def expert_choice(
+    config: Mapping[str, Any], layers: int, experts: int, where: str
+) -> dict[int, tuple[int, ...]] | None:
+    """Return the experts that an adapter has factors of, by layer; ``None``: all.
+
+    Args:
+        config: Of ``adapter_config.json``.
+        layers: Of the base.
+        experts: In one of its layers.
+        where: The file, for messages.
+
+    Raises:
+        CheckpointError: It is no choice of experts of such a base.
+    """
+    told = config.get(CHOSEN_EXPERTS)
+    if told is None:
+        return None
+    found: dict[int, tuple[int, ...]] = {}
+    for layer, numbers in told.items() if isinstance(told, dict) else ():
+        named = isinstance(numbers, list) and all(type(n) is int for n in numbers)
+        fits = named and numbers == sorted(set(numbers)) and 0 < len(numbers) <= experts
+        if not fits or numbers[0] < 0 or numbers[-1] >= experts:
+            raise CheckpointError(
+                f"{where}: {CHOSEN_EXPERTS}[{str(layer)[:20]!a}] is {ascii(numbers)[:60]}; "
+                f"expected numbers of experts from 0 to {experts - 1}, ascending"
+            )
+        if not (re.fullmatch(r"[0-9]{1,4}", str(layer)) and int(layer) < layers):
+            raise CheckpointError(
+                f"{where}: {CHOSEN_EXPERTS} names the layer {str(layer)[:20]!a}; expected 0 to "
+                f"{layers - 1}, the adapter is of another base"
+            )
+        found[int(layer)] = tuple(numbers)
+    if not found or len({len(numbers) for numbers in found.values()}) > 1:
+        raise CheckpointError(
+            f"{where}: {CHOSEN_EXPERTS} is {ascii(told)[:60]}; expected as many experts in each "
+            "layer, by the layer's number"
+        )
+    return dict(sorted(found.items()))
+
+
+def choice_to_start_from(
+    folder: Path, lora: LoraSection, layers: int, experts: int
+) -> dict[int, tuple[int, ...]] | None:
+    """Return the experts of the adapter in ``folder``, which a run that starts from it trains.
+
+    Args:
+        folder: With ``adapter_config.json``.
+        lora: Of the recipe.
+        layers: Of the base.
+        experts: In one of its layers.
+
+    Raises:
+        RecipeError: ``lora.experts`` asks for another number of them.
+        CheckpointError: The configuration cannot be read.
+    """
+    file = folder / ADAPTER_CONFIG
+    choice = expert_choice(read_object(file), layers, experts, str(file))
+    found = None if choice is None else len(next(iter(choice.values())))
+    asked = chosen_count(lora, experts)
+    if found != asked:
+        has, wants = found or f"all {experts}", asked or f"all {experts}"
+        todo = "all" if found is None else f"{{count: {found}}}"
+        raise RecipeError(
+            f"lora.experts: asks for adapters on {wants} experts of a layer, and the adapter of "
+            f"lora.init_from, {folder}, is on {has}; set lora.experts to {todo}, as a run trains "
+            "the experts of the adapter that it starts from"
+        )
+    return choice
 
 
 _PLAIN = re.compile(r"(?:[\w.-]|\\\.)*", re.ASCII)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.weights import Checkpoint
-from gptoss_tune.weights.adapter_config import matching
+from gptoss_tune.weights.adapter_config import ExpertChoice, expert_choice, matching
 from gptoss_tune.weights.names import (
     ATTENTION_PROJECTIONS,
     EXPERT_PROJECTIONS,
@@ -39,6 +39,7 @@ class Target:
         features: ``(in, out)`` of the weight.
         rank: Rank of one expert or of the layer.
         scaling: What ``B A`` is multiplied by.
+        chosen: Numbers of the experts that have factors, ascending; ``None``: all.
     """
 
     module: str
@@ -47,11 +48,17 @@ class Target:
     features: tuple[int, int]
     rank: int
     scaling: float
+    chosen: tuple[int, ...] | None = None
+
+    @property
+    def held(self) -> int:
+        """Experts that the file has factors of; 1 for a linear layer."""
+        return (self.experts or 1) if self.chosen is None else len(self.chosen)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Shapes of A and B as PEFT stores them: ``[E*r, in]`` and ``[out, r*E]``."""
-        rows = self.rank * (self.experts or 1)
+        """Shapes of A and B as they are stored: ``[E*r, in]`` and ``[out, r*E]``, E those held."""
+        rows = self.rank * self.held
         return (rows, self.features[0]), (self.features[1], rows)
 
 
@@ -76,7 +83,8 @@ def targets_of(config: Mapping[str, Any], base: Checkpoint, where: str) -> dict[
     )
     _refuse_other_parameters(config, base, where)
     rules = _Rules(config, names, where)
-    targets = [*_linear_targets(rules, base), *_expert_targets(rules, base)]
+    choice = expert_choice(config, len(layers), base.config["num_local_experts"], where)
+    targets = [*_linear_targets(rules, base), *_expert_targets(rules, base, choice)]
     if not targets:
         raise CheckpointError(
             f"{where}: target_modules {config.get('target_modules')} and target_parameters "
@@ -181,8 +189,10 @@ def _refuse_other_parameters(config: Mapping[str, Any], base: Checkpoint, where:
             )
 
 
-def _expert_targets(rules: _Rules, base: Checkpoint) -> Iterable[Target]:
-    """Yield the expert stacks that ``target_parameters`` matches.
+def _expert_targets(
+    rules: _Rules, base: Checkpoint, choice: ExpertChoice | None
+) -> Iterable[Target]:
+    """Yield the expert stacks that ``target_parameters`` matches, with the ``choice`` of experts.
 
     PEFT wraps parameters in the order of the module, gate_up_proj first; the second wraps the
     first, whose factors then carry ``base_layer`` in their names.
@@ -197,7 +207,8 @@ def _expert_targets(rules: _Rules, base: Checkpoint) -> Iterable[Target]:
         for depth, (key, projection) in enumerate(reversed(matched)):
             experts, into, out = expert_shape(base.config, projection)
             wrapper = f"{PREFIX}model.layers.{layer}.mlp.experts" + ".base_layer" * depth
-            yield Target(key, wrapper, experts, (into, out), *rules.rank(key))
+            chosen = None if choice is None else choice.get(layer)
+            yield Target(key, wrapper, experts, (into, out), *rules.rank(key), chosen)
 
 
 def _ends_with(name: str, suffixes: Iterable[str]) -> bool:

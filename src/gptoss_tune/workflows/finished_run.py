@@ -6,6 +6,7 @@ what was found about its export.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,16 +233,25 @@ def push(
     checkpoint = open_checkpoint(base, revision)
     adapter = open_adapter(run, checkpoint)
     folder = None if merged is None else Path(merged)
-    files = collect(adapter, checkpoint, repo, merged=folder, base_name=base_name, logits=logits)
     kind = "adapter" if merged is None else "merged model"
-    return upload(
-        files,
-        repo,
-        public=public,
-        message=f"Upload {kind} with gptoss-tune",
-        replace=replace,
-        replace_card=replace_card,
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        files = collect(
+            adapter,
+            checkpoint,
+            repo,
+            merged=folder,
+            base_name=base_name,
+            logits=logits,
+            scratch=Path(scratch),
+        )
+        return upload(
+            files,
+            repo,
+            public=public,
+            message=f"Upload {kind} with gptoss-tune",
+            replace=replace,
+            replace_card=replace_card,
+        )
 
 
 def strictest_survival(adapters: Sequence[WeightedAdapter]) -> float:

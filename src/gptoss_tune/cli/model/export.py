@@ -224,6 +224,12 @@ def adapter(
     repair: Annotated[
         bool, typer.Option("--repair", help="Read factors that PEFT 0.19.0 saved swapped.")
     ] = False,
+    compact: Annotated[
+        bool,
+        typer.Option(
+            "--compact", help="Keep to the chosen experts, which gptoss-tune reads, PEFT does not."
+        ),
+    ] = False,
 ) -> None:
     """Write an adapter as PEFT or a server reads it, and print the command that serves it."""
     from gptoss_tune.files.atomic import refuse_existing
@@ -242,11 +248,14 @@ def adapter(
         base, revision = base_name([source])
     checkpoint = open_checkpoint(base, revision, translate=True)
     opened = open_adapter(source, checkpoint, other_base=other_base, repair=repair, translate=True)
-    write_adapter(opened, out, reader.value, uniform=uniform)
+    write_adapter(opened, out, reader.value, uniform=uniform, compact=compact)
     if opened.swapped:
         typer.echo(
             f"the factors were swapped, as PEFT {SWAPPING_PEFT} saved them; the copy is right"
         )
+    if compact and opened.choice is not None:
+        typer.echo(f"gptoss-tune reads {visible(str(out))}; PEFT refuses it by its shapes")
+        return
     for line in serve_command(opened, out, reader.value, checkpoint.expert_format).splitlines():
         typer.echo(visible(line))
 

@@ -255,6 +255,9 @@ def _print_parameters(made: Plan, console: Console) -> None:
     )
     for target, count in trained_by_target(made.factors).items():
         console.print(f"    {target:<12} {count:>11,}")
+    experts, adapted = made.architecture.experts, made.experts_adapted
+    if 0 < adapted < experts:
+        console.print(f"    on {adapted} of {experts} experts of each layer, chosen by a pass")
     per_rank = experts_per_rank(made.factors)
     if per_rank:
         console.print(f"    one more rank on the experts adds {per_rank:,}")
@@ -303,13 +306,14 @@ def _print_work(made: Plan, console: Console) -> None:
 
 
 def _print_reference(made: Plan, console: Console) -> None:
-    found = made.reference
-    if found is None:
-        return
-    long = "not known before the data is read" if found.hours is None else _duration(found.hours)
-    through = "all data" if found.tokens is None else f"{found.tokens:,} tokens"
-    console.print(f"  reference pass, once: {long} ({through} forward);")
-    console.print(f"    its peak of {found.peak / _GIB:.2f} GiB lies below a training step's")
+    for name, found in (("choosing experts", made.choosing), ("reference pass", made.reference)):
+        if found is None:
+            continue
+        known = found.hours is not None
+        long = _duration(found.hours or 0) if known else "not known before the data is read"
+        through = "all data" if found.tokens is None else f"{found.tokens:,} tokens"
+        console.print(f"  {name}, once: {long} ({through} forward);")
+        console.print(f"    its peak of {found.peak / _GIB:.2f} GiB lies below a training step's")
 
 
 def _print_evaluation(made: Plan, console: Console) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.adapter_formats import write_adapter
 from gptoss_tune.export.assets import NOTICE, change_notice, companions, notice_of
 from gptoss_tune.export.hub.base_name import compare_shape, hub_base_name
 from gptoss_tune.export.hub.card_text import updated_card
@@ -24,6 +25,7 @@ from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.export.verify.verify import Verification, verify
 from gptoss_tune.files.atomic import to_json
 from gptoss_tune.files.paths import inside
+from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.run.checkpoints import MANIFEST
 from gptoss_tune.run.folder import RECIPE, RUN_CARD
 from gptoss_tune.run.record import record_of_adapter
@@ -43,6 +45,7 @@ def collect(
     merged: Path | None = None,
     base_name: str | None = None,
     logits: bool = True,
+    scratch: Path | None = None,
 ) -> dict[str, Path | bytes]:
     """Return everything to upload by path in the repository, after verifying it.
 
@@ -53,6 +56,8 @@ def collect(
         merged: A merged folder to upload instead of the adapter; verified here.
         base_name: The base's name on the Hub when training used a local folder.
         logits: Compare logits when a merged folder is verified.
+        scratch: An empty folder for the copy that PEFT reads of an adapter on chosen experts; it
+            has to be there until the upload is done.
 
     Raises:
         CheckpointError: The merged folder does not hold the adapter; the base has no public name.
@@ -62,7 +67,7 @@ def collect(
     compared = compare_shape(base, public_base)
     files: dict[str, Path | bytes]
     if merged is None:
-        files = _adapter_files(adapter, public_base)
+        files = _adapter_files(adapter, public_base, scratch)
         said = (
             f"- factors: passed. All {2 * len(adapter.targets)} factors of the adapter match the "
             "base, tensor by tensor, and hold no NaN."
@@ -97,17 +102,23 @@ def collect(
     return files
 
 
-def _adapter_files(adapter: Adapter, base_name: str) -> dict[str, Path | bytes]:
+def _adapter_files(
+    adapter: Adapter, base_name: str, scratch: Path | None
+) -> dict[str, Path | bytes]:
     if adapter.swapped:
         raise CheckpointError(
             f"{adapter.path}: its factors are swapped; repair them first with `gptoss-tune adapter "
             f"{adapter.path} --repair --out DIR` and push that"
         )
-    config = {**adapter.config, "base_model_name_or_path": base_name}
-    return {
-        ADAPTER_CONFIG: to_json(config).encode(),
-        ADAPTER_WEIGHTS: adapter.path / ADAPTER_WEIGHTS,
-    }
+    config, folder = adapter.config, adapter.path
+    if adapter.choice is not None:
+        # Everybody else's PEFT needs factors of all experts.
+        assert scratch is not None, "an adapter on chosen experts is written anew"
+        folder = scratch / "padded"
+        write_adapter(adapter, folder, "peft")
+        config = read_object(folder / ADAPTER_CONFIG)
+    config = {**config, "base_model_name_or_path": base_name}
+    return {ADAPTER_CONFIG: to_json(config).encode(), ADAPTER_WEIGHTS: folder / ADAPTER_WEIGHTS}
 
 
 def _merged_files(merged: Path) -> Mapping[str, Path]:

@@ -238,6 +238,7 @@ def _training(facts: Facts) -> str:
         ("licence of the data", "not recorded; see the data's own page"),
         ("method", method_of(record).words or "not recorded"),
         *([("reference", words)] if (words := reference_words(record)) else []),
+        *([("experts with an adapter", words)] if (words := _experts(record)) else []),
         ("steps", _whole(record.get("steps"))),
         ("last training loss", _number(record.get("loss"))),
         ("evaluation loss", _number(record.get("eval_loss"))),
@@ -254,6 +255,22 @@ def _training(facts: Facts) -> str:
     head = "\n\n<details>\n<summary>The recipe, complete</summary>\n\n"
     text = f"{head}{fence}yaml\n{recipe}{fence}\n\n</details>" if recipe else ""
     return table + plot + text
+
+
+def _experts(record: Mapping[str, Any]) -> str:
+    """Return how many experts of a layer were trained, and what they see; empty for all."""
+    found = record.get("chosen_experts") or {}
+    counts = {len(one) for one in found.get("layers", {}).values() if isinstance(one, list)}
+    if len(counts) != 1 or type(found.get("experts")) is not int:
+        return ""
+    words = f"{counts.pop()} of {found['experts']} in each layer, the others are the base's"
+    shares = [s for s in found.get("share_of_load", {}).values() if isinstance(s, int | float)]
+    if not shares:
+        return words
+    return (
+        f"{words}; chosen by the training data, of whose trained tokens they see "
+        f"{sum(shares) / len(shares):.0%} (lowest layer {min(shares):.0%})"
+    )
 
 
 def _cell(text: str) -> str:

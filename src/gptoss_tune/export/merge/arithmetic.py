@@ -47,7 +47,8 @@ def added(
                 part = change.B[0, start:stop].to(device) @ change.A[0].to(device)
                 weight += part.mul_(change.scaling)
             else:
-                weight += _delta(change, start, stop, device).transpose(1, 2)
+                for part in _parts(change, start, stop):
+                    weight[part] += _delta(change, start, part, device).transpose(1, 2)
         yield start, _finite(weight.to(spec.dtype), spec.name).cpu()
 
 
@@ -58,7 +59,8 @@ def unpacked(
     for start, stop in chunks(spec):
         weight = decoded(base, spec.name, start, stop, device)
         for change in changes:
-            weight += _delta(change, start, stop, device)
+            for part in _parts(change, start, stop):
+                weight[part] += _delta(change, start, part, device)
         rounded = _finite(weight.to(spec.dtype), spec.name)
         yield start, rounded.transpose(1, 2).contiguous().cpu()
 
@@ -75,6 +77,8 @@ def decoded(base: Checkpoint, key: str, start: int, stop: int, device: torch.dev
 def merged_expert(weight: Tensor, changes: Sequence[LowRank], expert: int) -> Tensor:
     """Return ``weight`` ``[out, in]`` fp32 with all changes of one expert, in the fixed order."""
     for change in changes:
+        if change.chosen is not None and expert not in change.chosen:
+            continue
         a, b = (factor[expert].to(weight.device) for factor in (change.A, change.B))
         weight = merged_expert_reference(weight, a, b, change.scaling)
     return _finite(weight, "an expert") if changes else weight
@@ -94,7 +98,21 @@ def _finite(weight: Tensor, name: str) -> Tensor:
     return weight
 
 
-def _delta(change: LowRank, start: int, stop: int, device: torch.device) -> Tensor:
-    """Return ``[experts, out, in]`` fp32 on ``device``."""
-    a, b = change.A[start:stop].to(device), change.B[start:stop].to(device)
+def _parts(change: LowRank, start: int, stop: int) -> Iterator[slice]:
+    """Yield the experts of a chunk that ``change`` has factors of, counted from its first.
+
+    Nothing is added to the others: adding zero would change the sign of a zero.
+    """
+    if change.chosen is None:
+        yield slice(0, stop - start)
+        return
+    for expert in change.chosen:
+        if start <= expert < stop:
+            yield slice(expert - start, expert - start + 1)
+
+
+def _delta(change: LowRank, start: int, part: slice, device: torch.device) -> Tensor:
+    """Return ``[experts, out, in]`` fp32 on ``device`` of ``part`` of the chunk at ``start``."""
+    experts = slice(start + part.start, start + part.stop)
+    a, b = change.A[experts].to(device), change.B[experts].to(device)
     return torch.matmul(b, a).mul_(change.scaling)

@@ -70,11 +70,17 @@ class _RawFactors:
         self._a_name = f"{target.key}.lora_A.weight"
         self._file, self._rank = each.adapter.file, target.rank
         self._b = self._file.read(f"{target.key}.lora_B.weight").float().to(device)
-        self._experts, self._device = target.experts or 1, device
+        self._experts, self._device = target.held, device
+        self._place = None if target.chosen is None else {e: n for n, e in enumerate(target.chosen)}
         self.scaling = target.scaling * each.weight
 
+    def holds(self, expert: int) -> bool:
+        """Return whether the file has factors of an expert."""
+        return self._place is None or expert in self._place
+
     def expert(self, expert: int) -> tuple[Tensor, Tensor]:
-        """Return A ``[r, in]`` and B ``[out, r]`` of one expert, fp32."""
+        """Return A ``[r, in]`` and B ``[out, r]`` of one expert that has factors, fp32."""
+        expert = expert if self._place is None else self._place[expert]
         rows = self._file.read_rows(self._a_name, expert * self._rank, (expert + 1) * self._rank)
         return rows.float().to(self._device), self._b[:, expert :: self._experts]
 
@@ -111,11 +117,16 @@ def inspect_target(
         change = torch.zeros_like(weight)
         probe = torch.randn(weight.shape[1], generator=generator).to(device)
         expected_probe = torch.zeros(weight.shape[0], device=device)
-        for raw in factors:
+        changing = [raw for raw in factors if raw.holds(expert)]
+        for raw in changing:
             a, b = raw.expert(expert)
             change += raw.scaling * (b @ a)
             expected_probe += raw.scaling * (b @ (a @ probe))
         where = module if experts is None else f"{module} expert {expert}"
+        if not changing:
+            if not _is_the_bases(base, merged, module, weight, found):
+                report.faults.append(f"{where}: differs from the base, and no factors change it")
+            continue
         if trained_change is not None:
             rounded = _trained_expert(base, trained_change, module, expert).to(device)
             _compare_with_training(report, where, found, rounded)
@@ -166,6 +177,19 @@ def _rounded(wanted: Tensor, merged: Checkpoint, module: str, experts: int | Non
         coded = quantize_reference(wanted)
         return dequantize(coded.blocks, coded.scales, dtype=torch.float32)
     return wanted.to(stored).float()
+
+
+def _is_the_bases(
+    base: Checkpoint, merged: Checkpoint, module: str, weight: Tensor, found: Tensor
+) -> bool:
+    """Return whether an expert without factors is the base's, as far as its file can hold it."""
+    if merged.expert_format == base.expert_format == "mxfp4":
+        return torch.equal(found, weight)
+    rounded = _rounded(weight, merged, module, 1)
+    if merged.expert_format == "bf16":
+        return torch.equal(found, rounded)
+    allowed = _block_errors(rounded - weight) * _BLOCK_TOLERANCE
+    return not (_block_errors(found - weight) > allowed + 1e-6 * _block_errors(weight)).any()
 
 
 def _compare_with_training(
@@ -288,14 +312,8 @@ def _equal_stacks(base: Checkpoint, merged: Checkpoint, stack: str) -> bool:
     for expert in range(merged.config["num_local_experts"]):
         weight = decoded(base, stack, expert, expert + 1, cpu)[0]
         found = decoded(merged, stack, expert, expert + 1, cpu)[0]
-        if merged.expert_format == "bf16":
-            if not torch.equal(weight.to(merged.dtype(stack)).float(), found):
-                return False
-        else:
-            rounded = _rounded(weight, merged, stack, 1)
-            allowed = _block_errors(rounded - weight) * _BLOCK_TOLERANCE
-            if (_block_errors(found - weight) > allowed + 1e-6 * _block_errors(weight)).any():
-                return False
+        if not _is_the_bases(base, merged, stack, weight, found):
+            return False
     return True
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -60,11 +61,12 @@ def shard(model: nn.Module, device: torch.device) -> None:
     """Spread ``model`` over all ranks, in place; every rank has to call it.
 
     Args:
-        model: gpt-oss with adapters on ``device``, its experts read as this rank's ``Share``.
+        model: gpt-oss on ``device``, with adapters or bare, its experts read as this rank's
+            ``Share``.
         device: Where the ranks compute; a GPU of each rank's own, or the CPU.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    base: Any = model.get_base_model()  # pyright: ignore[reportCallIssue] - a PeftModel
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     for layer in base.model.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     if any(True for _ in base.get_input_embeddings().parameters()):

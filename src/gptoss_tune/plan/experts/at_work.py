@@ -36,8 +36,9 @@ def backward_rows(setup: TrainingSetup) -> int:
     held = setup.tile_tokens * a.experts_per_token * row
     if tiles(setup) > 1:
         held += setup.tile_tokens * a.hidden * value  # summed over the experts of a token
-    # Before they are added to what earlier micro-batches left.
-    return held + FP32_BYTES * sum(f.parameters for f in on_experts)
+    # Before they are added to what earlier micro-batches left; of chosen experts they come as those
+    # of all, and theirs are picked out.
+    return held + FP32_BYTES * sum(f.laid_out + f.parameters for f in on_experts)
 
 
 def input_gradient(setup: TrainingSetup) -> int:
@@ -55,9 +56,11 @@ def forward_rows(setup: TrainingSetup) -> int:
     Of every row gate_up, its activation, the output and what the A factors gave.
     """
     a, value = setup.architecture, setup.value_bytes
-    ranks = sum(f.rank for f in setup.factors_of(setup.lowest_layer) if f.on_experts)
+    on_experts = [f for f in setup.factors_of(setup.lowest_layer) if f.on_experts]
+    ranks = sum(f.rank for f in on_experts)
     row = (3 * a.intermediate + a.hidden + ranks + 1) * value
     held = setup.tile_tokens * a.experts_per_token * row
+    held += FP32_BYTES * sum(f.laid_out for f in on_experts)  # chosen ones among zeros
     return held + (setup.tile_tokens * a.hidden * value if tiles(setup) > 1 else 0)
 
 

@@ -6,7 +6,8 @@ for the first updates it is checked that
 
 - every B gets a gradient and moves; every A does, once its B has left zero;
 - every expert gets one that a token was routed to with a routing weight above zero, where the loss
-  depends on that token (padding and unscored tokens at the end of a row train nobody);
+  depends on that token (padding and unscored tokens at the end of a row train nobody), if it has
+  factors: where experts were chosen, the others have nothing to learn;
 - nothing frozen changes by a bit.
 
 Findings are collected on the device and read once, when the watch ends. Comparing norms of the
@@ -29,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from gptoss_tune.distributed import sum_over_ranks
+from gptoss_tune.model.lora import chosen_experts
 from gptoss_tune.model.parallel.sharding import whole
 from gptoss_tune.train.guard.checksum import checksum
 
@@ -48,6 +50,7 @@ class Watched:
         needs_gradient: Scalar bool: one was to be expected (for an A: its B was not zero).
         experts: ``[E]`` bool, experts that got a gradient; ``None`` outside of experts.
         needy_experts: ``[E]`` bool, experts for which one was to be expected.
+        with_factors: ``[n]`` int64, the experts whose factors it holds, as they lie in it.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Watched:
     needs_gradient: Tensor
     experts: Tensor | None = None
     needy_experts: Tensor | None = None
+    with_factors: Tensor | None = None
 
     @property
     def is_A(self) -> bool:
@@ -77,9 +81,11 @@ class Routed:
 
     Attributes:
         useful: ``[E]`` int64, routed (token, choice) pairs that the loss depends on.
+        with_factors: ``[n]`` int64, the experts that have factors, ascending.
     """
 
     useful: Tensor
+    with_factors: Tensor
     handles: list[RemovableHandle] = field(default_factory=list)
 
 
@@ -168,13 +174,16 @@ class GradientCheck:
         if ".experts." in name and watched.layer in self._routed:
             none = torch.zeros_like(self._routed[watched.layer].useful, dtype=torch.bool)
             watched.experts = watched.needy_experts = none
+            watched.with_factors = self._routed[watched.layer].with_factors
         return watched
 
     def _watch_experts(self, name: str, module: Any) -> None:
         found = _LAYER.search(f"{name}.")
         assert found is not None  # experts live in layers only
         useful = torch.zeros(module.num_experts, dtype=torch.int64, device=module.down_proj.device)
-        routed = self._routed[int(found[1])] = Routed(useful)
+        chosen = chosen_experts(module) or range(module.num_experts)
+        with_factors = torch.tensor(list(chosen), device=useful.device)
+        routed = self._routed[int(found[1])] = Routed(useful, with_factors)
 
         def count(_: nn.Module, args: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
             if output.requires_grad:
@@ -202,7 +211,10 @@ class GradientCheck:
 
     def _expect(self, watched: Watched, partner: Watched | None) -> None:
         """Add the experts that had something to learn; an A only where its B is open to it."""
-        needy = self._routed[watched.layer].useful > 0
+        routed = self._routed[watched.layer]
+        held = torch.zeros_like(routed.useful, dtype=torch.bool)
+        held[routed.with_factors] = True
+        needy = (routed.useful > 0) & held
         if watched.is_A and partner is not None:
             needy = needy & _by_expert(whole(partner.parameter.detach()) != 0, partner)
         assert watched.needy_experts is not None
@@ -235,12 +247,17 @@ def _count(useful: Tensor, grad: Tensor, indices: Tensor, weights: Tensor) -> No
 
 
 def _by_expert(nonzero: Tensor, watched: Watched) -> Tensor:
-    """Return ``[E]`` bool: PEFT keeps A as ``[E * R, in]`` and B as ``[out, R * E]``."""
-    assert watched.experts is not None
-    experts = watched.experts.numel()
+    """Return ``[E]`` bool: PEFT keeps A as ``[n * R, in]`` and B as ``[out, R * n]``.
+
+    Those of chosen experts go to their numbers; the others have none, and nothing that is not zero.
+    """
+    assert watched.experts is not None and watched.with_factors is not None
+    experts = watched.with_factors.numel()
     if watched.is_A:
-        return nonzero.view(experts, -1).any(dim=1)
-    return nonzero.view(nonzero.shape[0], -1, experts).any(dim=1).any(dim=0)
+        held = nonzero.view(experts, -1).any(dim=1)
+    else:
+        held = nonzero.view(nonzero.shape[0], -1, experts).any(dim=1).any(dim=0)
+    return torch.zeros_like(watched.experts).index_copy(0, watched.with_factors, held)
 
 
 def few(names: Sequence[object]) -> str:

@@ -40,7 +40,7 @@ def keep(state: PartialState, key: str, dataset: Dataset, build: Callable[[Path]
         built_once(
             key,
             build,
-            private=_is_private(dataset),
+            private=is_private(dataset),
             what="log-probabilities of the reference",
         )
 
@@ -113,7 +113,7 @@ def read(key: str, facts: dict[str, Any], dataset: Dataset) -> tuple[Dataset, st
     return joined, sha256_of(folder / _VALUES)
 
 
-def _is_private(dataset: Dataset) -> bool:
+def is_private(dataset: Dataset) -> bool:
     """Return whether the rendered rows are kept from other users of the machine."""
     folders = [Path(file["filename"]).parent for file in dataset.cache_files]
     return not all(folder.stat().st_mode & stat.S_IROTH for folder in folders)

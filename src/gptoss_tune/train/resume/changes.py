@@ -43,6 +43,7 @@ _BEFORE_IT_WAS = {
     "method.name": "sft",
     "context_parallel": 1,
     "expert_tile": None,
+    "lora.experts": "all",
 }
 """What runs did that were started before a setting existed."""
 ROWS = ("data.train_rows", "data.eval_rows")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,10 @@ def fingerprint(
         and name not in ACTS_THROUGH
         and name.partition(".")[0] not in FREE_SECTIONS
     }
+    # One entry, whatever its kind: all, or how they are chosen.
+    asked = recipe.lora.model_dump(mode="json", exclude_none=True)["experts"]
+    settings = {name: v for name, v in settings.items() if not name.startswith("lora.experts.")}
+    settings["lora.experts"] = asked if asked == "all" else json.dumps(asked, sort_keys=True)
     weights = base.fingerprint()
     tokenizer = base.path / "tokenizer.json"
     start = recipe.lora.init_from
