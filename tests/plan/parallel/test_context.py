@@ -101,5 +101,5 @@ def test_groups_that_are_not_whole_are_refused_and_one_gpu_shares_nothing(recipe
 def test_the_long_recipe_of_120b_fits_cards_of_80_gb():
     made = plan(load_recipe(LONG), H100)
     assert made.fits and made.shared.row_tokens == 32768
-    assert made.memory.peak / 2**30 == pytest.approx(34.3, abs=0.1)
+    assert made.memory.peak / 2**30 == pytest.approx(32.3, abs=0.1)
     assert made.as_json()["shared_rows"]["received"] == made.shared.received
