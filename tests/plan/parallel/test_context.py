@@ -7,7 +7,7 @@ import pytest
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.plan.architecture import RELEASED
 from gptoss_tune.plan.gpus import card
-from gptoss_tune.plan.memory import memory, model_saved, moments
+from gptoss_tune.plan.memory import model_saved, moments
 from gptoss_tune.plan.parallel.context import shared_rows
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.plan.training_setup import TrainingSetup
@@ -59,11 +59,17 @@ def test_bytes_of_the_whole_row_in_one_full_layer(recipe):
 
 
 def test_attention_of_a_whole_row_counts_where_it_is_the_largest(recipe):
-    long = recipe("data.max_length=131072")
+    """As many tokens on a GPU as in rows of its own; a row over 32 GPUs is seen, over 2 it is not.
+
+    Attention goes backward when the decoded experts have gone.
+    """
+    mode = "train.activation_checkpointing=offload"
+    long = recipe("data.max_length=131072", mode)
     few, many = setup(long, 32, 2), setup(long, 32, 32)
-    assert moments(many).rows == shared_rows(many).attention
-    assert moments(few).rows > shared_rows(few).attention
-    assert memory(many).peak > memory(setup(recipe("data.max_length=4096"), 32, 1)).peak
+    assert moments(few).rows == moments(setup(recipe("data.max_length=65536", mode), 32, 1)).rows
+    alone = moments(setup(recipe("data.max_length=4096", mode), 32, 1))
+    assert moments(many).rows > alone.rows
+    assert moments(many).rows + moments(many).scratch > 0.9 * shared_rows(many).attention
 
 
 def test_bytes_that_come_to_a_gpu(recipe):
@@ -78,7 +84,7 @@ def test_bytes_that_come_to_a_gpu(recipe):
 
 
 def test_more_gpus_a_row_where_advice_would_cut_it(recipe):
-    made = plan(recipe("data.max_length=131072"), replace(H100, memory_gib=22.0))
+    made = plan(recipe("data.max_length=131072"), replace(H100, memory_gib=16.0))
     assert not made.fits and any("data.max_length=" in w for w in made.overrides_that_fit)
     way = made.elsewhere[-1]
     assert "distributed.context_parallel=" in " ".join(way.overrides)
