@@ -332,7 +332,7 @@ LONGEST = [
     "run/test_card.py",
     "train/metrics/test_trackers.py",
     "train/test_find_batch_size.py",
-    "model/test_plan_vs_measured.py",
+    "model/bytes/test_plan_vs_measured.py",
     "workflows/test_cluster_jobs.py",
     "bench/test_lease.py",
     "faults/test_faults.py",

@@ -5,7 +5,11 @@ from dataclasses import replace
 from gptoss_tune.plan.gpus import card
 from gptoss_tune.plan.plan import plan
 
-HUNGRY = ("train.activation_checkpointing=none", "train.per_device_train_batch_size=4")
+HUNGRY = (
+    "train.activation_checkpointing=none",
+    "train.per_device_train_batch_size=4",
+    "train.expert_tile=null",
+)
 
 
 def test_advice_is_cumulative_and_each_peak_is_that_of_the_plan(recipe):

@@ -80,13 +80,15 @@ def test_operations_of_a_token(recipe, length, none, full):
 
     kept = 12 * 4 * 4096 * length / 2 / 1e9 if length >= 16_384 else 0
     assert gflop("none") == pytest.approx(none, rel=0.005)
-    assert gflop("full") == pytest.approx(full - kept, rel=0.005)
+    # Nothing of a layer that is run again reads what down_proj returned: 2 x 4 x 2880 x 2880 x 24.
+    assert gflop("full") == pytest.approx(full - kept - 1.593, rel=0.005)
     # The product of gate_up alone is computed again: 2 x 4 experts x 2880 x 5760 x 24 layers.
     assert gflop("selective") - gflop("none") == pytest.approx(3.185, abs=0.001)
 
 
-# GiB for tokens in the micro-batch, modelled apart from the code: full, selective, none.
-@pytest.mark.parametrize(("length", "gib"), [(4096, (19, 23, 27)), (16_384, (24, 37, 54))])
+# GiB for tokens in the micro-batch, modelled apart from the code: full, selective, none; selective
+# and full are 0.7 GiB less at 16,384 since gate_up's gradient is written over it.
+@pytest.mark.parametrize(("length", "gib"), [(4096, (19, 23, 27)), (16_384, (23.3, 36.3, 54))])
 def test_peak_of_a_step(recipe, length, gib):
     for mode, expected in zip(("full", "selective", "none"), gib, strict=True):
         settings = {"data.max_length": length, "train.activation_checkpointing": mode}

@@ -81,6 +81,11 @@ class ExpertLayer:
     for_backward: bool = True
     kept: KeptExperts | None = None
 
+    @property
+    def keeps_gate_up(self) -> bool:
+        """Whether a backward pass will read Z instead of computing it again."""
+        return self.for_backward and self.kept is None and not self.recompute_gate_up
+
     def without_factors(self) -> ExpertLayer:
         """Return the frozen part, which may outlive the graph."""
         return self.with_factors(None, None, None, None)

@@ -96,8 +96,6 @@ def forward(
         part, kept = stages.forward(layer, _cut(inputs, tile), tile.rows, shared)
         if layer.kept is not None or not layer.for_backward:  # it would be thrown away anyway
             kept = KeptRows()
-        elif layer.recompute_gate_up:
-            kept = kept._replace(gate_up=None)
         done.append(tile._replace(kept=kept))
         if out is None:
             return part, done

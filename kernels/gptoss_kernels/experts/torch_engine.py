@@ -53,6 +53,8 @@ def forward(
         layer.gate_up, inputs.hidden_states, routing, merged, routing.token_indices
     )
     activation = swiglu_reference(gate_up, alpha=layer.alpha, limit=layer.limit)
+    if not layer.keeps_gate_up:
+        gate_up = None  # twice the activation, and the product of down_proj comes now
     down_lora, out_rows = _project(layer.down, activation, routing, merged)
     out = combine_reference(out_rows, routing.row_indices, inputs.routing_weights)
     return out, KeptRows(gate_up, gate_up_lora, down_lora)

@@ -60,6 +60,8 @@ def forward(
     """Return the tile's output ``[T, H]`` and what ``backward`` would have to compute again."""
     this = _pass_over(layer, rows, shared, inputs.hidden_states.dtype)
     gate_up_lora, gate_up, activation = _gate_up(this, inputs.hidden_states)
+    if not layer.keeps_gate_up:
+        gate_up = None  # twice the activation, and the product of down_proj comes now
     down_lora = _lora_rows(this, layer.down, activation)
     out_rows = grouped_projection(
         this,

@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gptoss_tune.plan.architecture import RELEASED
-from gptoss_tune.plan.experts.tile import fitted
 from gptoss_tune.plan.gpus import Gpu, smallest_with
-from gptoss_tune.plan.memory import memory
+from gptoss_tune.plan.memory import fitted, memory
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.recipe.recipe import fsdp2_obstacle
 

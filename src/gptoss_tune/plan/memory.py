@@ -20,6 +20,7 @@ from gptoss_tune.plan.experts.at_work import (
     forward_rows,
     input_gradient,
     scratch,
+    tile_sizes,
     tiles,
 )
 from gptoss_tune.plan.parallel.context import attention_moment
@@ -325,6 +326,34 @@ def memory(setup: TrainingSetup) -> Memory:
     kinds |= _largest_moment(moments(setup))
     kinds["headroom"] = CONTEXT_BYTES + int(FRAGMENTATION * sum(kinds.values()))
     return Memory(kinds)
+
+
+def fitted(setup: TrainingSetup, memory_bytes: int) -> TrainingSetup:
+    """Return the setup with a tile where ``train.expert_tile`` leaves it open, else as it is.
+
+    Tiles trade memory for decoding and nothing else: the larger the better, and none where the
+    whole micro-batch fits.
+
+    Args:
+        setup: A training.
+        memory_bytes: Of one GPU.
+
+    Returns:
+        The setup with the largest tile that fits; where none does, the one that needs least.
+    """
+    if setup.train.expert_tile != "auto":
+        return setup
+    least = setup.with_settings({"train.expert_tile": None})
+    peak, enough = memory(least).peak, memory_bytes
+    for tile in tile_sizes(setup.tokens):
+        if peak <= enough:
+            break
+        smaller = setup.with_settings({"train.expert_tile": tile})
+        if (lower := memory(smaller).peak) < peak:
+            least, peak = smaller, lower
+        # A plan that fits to the byte is no plan, and a smaller tile costs little.
+        enough = 0.98 * memory_bytes
+    return least
 
 
 def _largest_moment(passing: Moments) -> dict[str, int]:

@@ -21,10 +21,9 @@ from gptoss_tune.plan.architecture import Architecture, architecture_of
 from gptoss_tune.plan.disk import Disk, disk, run_files
 from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
 from gptoss_tune.plan.experts.at_work import decoding_traffic, tiles
-from gptoss_tune.plan.experts.tile import fitted
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
-from gptoss_tune.plan.memory import Memory, host_bytes, memory
+from gptoss_tune.plan.memory import Memory, fitted, host_bytes, memory
 from gptoss_tune.plan.parallel.context import SharedRows, shared_rows
 from gptoss_tune.plan.reference_pass import ReferencePass, choosing_pass, reference_pass
 from gptoss_tune.plan.training_setup import TrainingSetup

@@ -13,6 +13,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,7 +96,10 @@ def saved_bytes(
 
 
 def _indices() -> list[Tensor]:
-    """Return what routers chose and experts sorted in a forward pass that is to run again."""
+    """Return what a forward pass that is to run again holds beside its graph.
+
+    That is what routers chose and experts sorted, and the table of cosines and sines.
+    """
     found: list[Tensor | None] = []
     for one in gc.get_objects():
         if type(one) is RouterChoice:
@@ -104,6 +108,8 @@ def _indices() -> list[Tensor]:
             for routing, _ in one.rows or ():
                 found += [routing.token_indices, routing.slot_indices, routing.row_indices]
                 found.append(routing.expert_offsets)
+        elif type(one) is partial and "position_embeddings" in one.keywords:
+            found += one.keywords["position_embeddings"]  # of a layer that is to run again
     return [tensor for tensor in found if tensor is not None]
 
 

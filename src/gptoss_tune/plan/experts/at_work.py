@@ -9,13 +9,31 @@ made again for each tile unless both projections fit into the bound of the scrat
 
 from __future__ import annotations
 
-from gptoss_tune.plan.training_setup import TrainingSetup
-from gptoss_tune.plan.weights import FP32_BYTES, MXFP4_BLOCK_BYTES
-from gptoss_tune.weights.names import MXFP4_BLOCK
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptoss_tune.plan.training_setup import TrainingSetup
 
 SCRATCH_BYTES = (2**31, 2**26)
 """Decoded expert weights that exist at a time, usually and with ``activation_checkpointing:
 offload``: a layer, or one expert (48 MB), which costs launches and no arithmetic."""
+SMALLEST_TILE = 2048
+"""Tokens of a tile that ``train.expert_tile: auto`` takes at least: 256 rows for each of 32
+experts, 64 for each of 128; with fewer, products wait for weights."""
+_TILE_STEP = 128
+_FP32_BYTES, _PACKED_BYTES = 4, 17 / 32  # a value in fp32; one of a block of MXFP4
+
+
+def tile_sizes(tokens: int) -> Iterator[int]:
+    """Yield the tiles below ``tokens`` to be tried, the largest first, whole multiples of 128."""
+    count, before = 2, tokens
+    while before > SMALLEST_TILE:
+        size = max(SMALLEST_TILE, -(-tokens // count // _TILE_STEP) * _TILE_STEP)
+        if size < before:
+            yield size
+            before = size
+        count += 1
 
 
 def tiles(setup: TrainingSetup) -> int:
@@ -32,13 +50,13 @@ def backward_rows(setup: TrainingSetup) -> int:
     a, value = setup.architecture, setup.value_bytes
     on_experts = [f for f in setup.factors_of(setup.lowest_layer) if f.on_experts]
     row = (2 * a.intermediate + max(a.intermediate, a.hidden)) * value
-    row += 2 * sum(f.rank for f in on_experts) * value + FP32_BYTES
+    row += 2 * sum(f.rank for f in on_experts) * value + _FP32_BYTES
     held = setup.tile_tokens * a.experts_per_token * row
     if tiles(setup) > 1:
         held += setup.tile_tokens * a.hidden * value  # summed over the experts of a token
     # Before they are added to what earlier micro-batches left; of chosen experts they come as those
     # of all, and theirs are picked out.
-    return held + FP32_BYTES * sum(f.laid_out + f.parameters for f in on_experts)
+    return held + _FP32_BYTES * sum(f.laid_out + f.parameters for f in on_experts)
 
 
 def input_gradient(setup: TrainingSetup) -> int:
@@ -53,14 +71,14 @@ def input_gradient(setup: TrainingSetup) -> int:
 def forward_rows(setup: TrainingSetup) -> int:
     """Return the bytes of one tile's rows in a pass without gradients.
 
-    Of every row gate_up, its activation, the output and what the A factors gave.
+    Of every row gate_up and its activation, or that and the output, and what the A factors gave.
     """
     a, value = setup.architecture, setup.value_bytes
     on_experts = [f for f in setup.factors_of(setup.lowest_layer) if f.on_experts]
     ranks = sum(f.rank for f in on_experts)
-    row = (3 * a.intermediate + a.hidden + ranks + 1) * value
+    row = (max(3 * a.intermediate, a.intermediate + a.hidden) + ranks + 1) * value
     held = setup.tile_tokens * a.experts_per_token * row
-    held += FP32_BYTES * sum(f.laid_out for f in on_experts)  # chosen ones among zeros
+    held += _FP32_BYTES * sum(f.laid_out for f in on_experts)  # chosen ones among zeros
     return held + (setup.tile_tokens * a.hidden * value if tiles(setup) > 1 else 0)
 
 
@@ -89,7 +107,7 @@ def decoding_traffic(setup: TrainingSetup) -> int:
     if setup.model.experts_precision != "mxfp4":
         return 0
     gate_up, down = (
-        a.experts * inner * out * (setup.value_bytes + MXFP4_BLOCK_BYTES / MXFP4_BLOCK)
+        a.experts * inner * out * (setup.value_bytes + _PACKED_BYTES)
         for inner, out in (a.expert_shapes["gate_up_proj"], a.expert_shapes["down_proj"])
     )
     again = setup.train.activation_checkpointing != "none"

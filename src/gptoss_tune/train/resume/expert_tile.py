@@ -6,13 +6,17 @@ continues keeps the tile that it began with, also on a card that would allow ano
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.experts.at_work import tiles
-from gptoss_tune.plan.experts.tile import fitted
+from gptoss_tune.plan.memory import fitted
 from gptoss_tune.plan.training_setup import TrainingSetup
-from gptoss_tune.train.context import RunContext
+
+if TYPE_CHECKING:
+    from gptoss_tune.train.context import RunContext
 
 
 def settled_tile(context: RunContext) -> int | None:
