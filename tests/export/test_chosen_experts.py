@@ -29,7 +29,7 @@ CHOICE = {0: (1, 3), 1: (0, 2)}
 E, RANK = 4, 3
 IDS = torch.tensor([[200006, 1428, 200008, 40, 41, 42, 200007]])
 PROJECTIONS = ("gate_up_proj", "down_proj")
-# fp32 on both sides, as in tests/model/test_lora.py.
+# fp32 on both sides, as in tests/model/adapters/test_lora.py.
 TOLERANCE = 5e-6
 
 

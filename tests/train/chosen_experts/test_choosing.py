@@ -104,15 +104,24 @@ def brute_force(base, recipe, weighted=True):
     return counts
 
 
+def busiest(counts):
+    """Return the N highest of each layer, which must not be a matter of rounding."""
+    found = {}
+    for layer, row in enumerate(counts):
+        order = np.argsort(-row, kind="stable")
+        assert row[order[N - 1]] > row[order[N]] * 1.001
+        found[str(layer)] = sorted(order[:N].tolist())
+    return found
+
+
 def test_the_choice_is_that_of_a_brute_force_count(eight, run, recipe_in, tmp_path):
     counts = brute_force(eight, recipe_in(tmp_path))
     shares = counts / counts.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(fact(run)["load"], shares, atol=1e-6)
-    expected = {str(n): list(most_loaded(list(row), N)) for n, row in enumerate(counts)}
+    expected = busiest(counts)
     assert fact(run)["layers"] == expected
     # The weights matter here: without them another choice would be made.
-    plain = brute_force(eight, recipe_in(tmp_path), weighted=False)
-    assert {str(n): list(most_loaded(list(row), N)) for n, row in enumerate(plain)} != expected
+    assert busiest(brute_force(eight, recipe_in(tmp_path), weighted=False)) != expected
 
 
 def test_the_record_and_every_adapter_say_the_choice(run):
