@@ -71,6 +71,7 @@ class Step:
         backend: Of experts and loss.
         attention: An engine's name or "auto".
         checkpointing: As in a recipe.
+        expert_tile: Tokens that go through the experts at a time; None for all.
     """
 
     layers: int
@@ -80,6 +81,7 @@ class Step:
     backend: Literal["torch", "triton"] = "triton"
     attention: str = "auto"
     checkpointing: Literal["none", "selective", "full", "offload"] = "full"
+    expert_tile: int | None = None
 
 
 def main() -> int:
@@ -94,6 +96,7 @@ def main() -> int:
     parser.add_argument(
         "--checkpointing", choices=("none", "selective", "full", "offload"), default="full"
     )
+    parser.add_argument("--expert-tile", type=int, help="tokens of a tile; default: all")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--profile", type=int, default=0, help="also list this many kernels")
     parser.add_argument("--cpu", action="store_true", help="check the script without a GPU")
@@ -110,6 +113,7 @@ def main() -> int:
         backend=arguments.backend,
         attention=arguments.attention,
         checkpointing=arguments.checkpointing,
+        expert_tile=arguments.expert_tile,
     )
     print(environment())
     for figure in figures(shape, settings, arguments.runs, arguments.profile):
@@ -199,7 +203,8 @@ def build(shape: Shape, settings: Step) -> tuple[nn.Module, str]:
             setattr(module, name, random_parameter(name, parameter, dtype))
     model.model.rotary_emb = GptOssRotaryEmbedding(config).to(device)
     adapted = add_adapters(model.requires_grad_(False), LoraSection(rank=settings.rank))
-    set_expert_settings(adapted, ExpertSettings(backend=settings.backend))
+    tile = settings.expert_tile
+    set_expert_settings(adapted, ExpertSettings(backend=settings.backend, tile_tokens=tile))
     engine = set_attention(adapted, settings.attention)
     set_checkpointing(adapted, settings.checkpointing)
     row_wise = choose_row_kernels(settings.backend, device, dtype)

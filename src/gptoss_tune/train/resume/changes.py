@@ -253,6 +253,7 @@ def computed_from(
         context.parallelism,
         context.device,
         context.groups.context_ranks,
+        context.expert_tile,
     )
     new = base.unhashed_bytes()
     if new > _WORTH_A_WORD:
@@ -263,7 +264,6 @@ def computed_from(
     with context.state.local_main_process_first():  # the others find it in the cache
         base.fingerprint()
     now = fingerprint(recipe, base, train_set, eval_set, place)
-    now["expert_tile"] = context.expert_tile
     if context.loss is not None:
         now["loss"] = f"{context.loss.__module__}.{getattr(context.loss, '__qualname__', '')}"
     return now

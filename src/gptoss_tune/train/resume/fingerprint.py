@@ -84,12 +84,14 @@ class Place:
         strategy: How they share the model.
         device: Of rank 0.
         context_parallel: How many of them share a row.
+        expert_tile: Tokens that go through the experts at a time; ``None``: all.
     """
 
     processes: int
     strategy: Parallelism
     device: torch.device
     context_parallel: int = 1
+    expert_tile: int | None = None
 
     @property
     def data_parallel(self) -> int:
@@ -152,6 +154,7 @@ def fingerprint(
         "processes": place.processes,
         "strategy": place.strategy,
         "context_parallel": place.context_parallel,
+        "expert_tile": place.expert_tile,
         "device": device_name(device),
     }
 
