@@ -25,7 +25,7 @@ ROWS, TOKENS = 60, 20
         pytest.param(96, 80, id="last-K-of-the-next-expert"),
     ],
 )
-def test_equals_the_copies_by_pointer_and_float64(n, k, turned, gather, device):
+def test_equals_the_copies_by_pointer_and_float64(n, k, turned, gather, device, exact_dots):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):

@@ -16,6 +16,7 @@ from gptoss_tune.run.start import Start
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.train import find_batch_size, out_of_memory
 from gptoss_tune.train.context import RunContext
+from gptoss_tune.train.distributed.context_groups import ContextGroups
 from gptoss_tune.train.methods import METHODS
 from gptoss_tune.train.run import train
 
@@ -194,6 +195,7 @@ def test_a_model_in_shares_is_refused(wide, tmp_path):
         base=None,
         state=PartialState(cpu=True),
         parallelism="fsdp2",
+        groups=ContextGroups(),
         console=Console(),
         stop=None,
         watch=None,

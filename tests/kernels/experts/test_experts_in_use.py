@@ -201,7 +201,7 @@ def test_checkpointing_changes_no_bit(backend, device):
 @pytest.mark.parametrize("merge_aware", [False, True], ids=["split", "merge-aware"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_repeated_pass_computes_nothing_and_backward_starts_from_its_input(
-    backend, merge_aware, tile_tokens, device
+    backend, merge_aware, tile_tokens, device, exact_dots
 ):
     inputs = layer(device)
     options = {"backend": backend, "merge_aware": merge_aware, "tile_tokens": tile_tokens}

@@ -83,7 +83,7 @@ def test_torch_tiles_equal_the_whole_call(sizes, options, tile_tokens):
         for mode in (*MODES, *ENGINES)
     ],
 )
-def test_triton_tiles_have_the_bits_of_the_whole_call(sizes, options, device):
+def test_triton_tiles_have_the_bits_of_the_whole_call(sizes, options, device, exact_dots):
     inputs, options = layer(device, **sizes), {"backend": "triton", "engine": "fused"} | options
     whole, allowed = computed(inputs, **options), bound(inputs, **options)
     for name, part in computed(inputs, tile_tokens=8, **options).items():
