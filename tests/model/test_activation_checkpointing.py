@@ -230,7 +230,7 @@ def parameters_of(config, rank, expert_rank):
 
 LIMITS = {
     "gpt-oss-20b/qlora-16gb": (14.5, 4096, {"num_hidden_layers": 24, "num_local_experts": 32}),
-    "gpt-oss-20b/qlora-128k": (48, 131_072, {"num_hidden_layers": 24, "num_local_experts": 32}),
+    "gpt-oss-20b/qlora-128k": (40, 131_072, {"num_hidden_layers": 24, "num_local_experts": 32}),
     "gpt-oss-120b/qlora-80gb": (75, 4096, {"num_hidden_layers": 36, "num_local_experts": 128}),
 }
 

@@ -58,7 +58,7 @@ def test_the_reference_pass_is_a_line_of_its_own(tmp_path, sound, monkeypatch):
     said = lines("method.name=dpo", *epochs)
     assert re.search(
         r"^  reference pass, once: \d\.\d minutes \(12,080,000 tokens forward\);\n"
-        r"    its peak of 16\.\d\d GiB lies below a training step's$",
+        r"    its peak of 15\.\d\d GiB lies below a training step's$",
         "\n".join(said),
         re.M,
     )

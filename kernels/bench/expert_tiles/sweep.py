@@ -1,4 +1,4 @@
-"""Print what tiles of tokens cost and save in the expert layer: planned, counted, and timed on a CPU.
+"""Print what tiles of tokens cost and save: planned and counted, and timed on a CPU.
 
     python kernels/bench/expert_tiles/sweep.py --write kernels/bench/results/expert-tiles.md
 

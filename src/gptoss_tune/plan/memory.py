@@ -260,9 +260,9 @@ def forward_peak(setup: TrainingSetup) -> int:
 def forward_moment(setup: TrainingSetup) -> int:
     """Return the largest buffers of a pass without gradients: a layer, or a chunk of logits."""
     a, value, tokens = setup.architecture, setup.value_bytes, setup.tokens
-    # What a layer adds to, its norm, q, k, v and what the heads computed; or the experts' input,
-    # outputs and their sums, the router's choice and the sorted rows, and the rows of a tile.
-    attention = tokens * (2 * a.hidden + 2 * a.query_size + 2 * a.key_size) * value
+    # What a layer adds to, its norm, and q while it is rotated, beside k and v; or the experts'
+    # input, outputs and their sums, the router's choice, the sorted rows, and the rows of a tile.
+    attention = tokens * (2 * a.hidden + 4 * a.query_size + 3 * a.key_size) * value
     per_row = 3 * _INDEX_BYTES + _LONG_INDEX_BYTES
     experts = tokens * (4 * a.hidden * value + a.experts_per_token * per_row)
     experts += forward_rows(setup)
@@ -271,7 +271,7 @@ def forward_moment(setup: TrainingSetup) -> int:
     if setup.strategy == "fsdp2":
         gathered = _gathered(setup)
     tables = tokens * a.head_dim * value  # cosines and sines
-    return max(attention, experts + scratch(setup), loss) + tables + gathered
+    return max(attention, experts + scratch(setup, backward=False), loss) + tables + gathered
 
 
 @dataclass(frozen=True)

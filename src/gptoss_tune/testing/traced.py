@@ -93,6 +93,25 @@ def traced_step(setup: TrainingSetup) -> TracedStep:
     Args:
         setup: Of bf16 and MXFP4, with one row a micro-batch.
     """
+    model, inputs = _ready(setup)
+    with shapes_only(), AliveBytes([*_tensors(model), *inputs.values()]) as alive:
+        out = _run(model, inputs)
+        kept = alive.now
+        out.loss_sum.backward()
+    return TracedStep(kept, alive.peak)
+
+
+def traced_pass(setup: TrainingSetup) -> int:
+    """Return the most bytes of a pass without gradients, as ``TracedStep.peak`` counts."""
+    model, inputs = _ready(setup)
+    own = [*_tensors(model), *inputs.values()]
+    with shapes_only(), torch.no_grad(), AliveBytes(own) as alive:
+        _run(model.eval(), inputs)
+    return alive.peak
+
+
+def _ready(setup: TrainingSetup) -> tuple[Any, dict[str, Tensor]]:
+    """Return the model and a row without values: states of the lowest layer, positions, weights."""
     model, length = _model(setup), setup.data.max_length
     set_expert_settings(model, ExpertSettings(backend="triton", tile_tokens=setup.tile_tokens))
     set_checkpointing(model, setup.train.activation_checkpointing)
@@ -101,26 +120,28 @@ def traced_step(setup: TrainingSetup) -> TracedStep:
             handle.remove()  # it asks for autocast
             module.cast_input_dtype_enabled = False
     with torch.device("meta"):
-        positions = torch.empty(1, length, dtype=torch.int64)
-        hidden = torch.empty(
-            1, length, setup.architecture.hidden, dtype=torch.bfloat16, requires_grad=True
-        )
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        given = {"shift_labels": positions, "loss_weights": torch.empty(1, length)}
-    with shapes_only(), AliveBytes([*_tensors(model), hidden, positions]) as alive:
-        out = model(
-            inputs_embeds=hidden,
-            position_ids=positions,
-            documents=find_documents(1, length, hidden.device, position_ids=positions),
-            selected_rows=length,
-            use_cache=False,
-            **given,
-        )
-        kept = alive.now
-        out.loss_sum.backward()
-    return TracedStep(kept, alive.peak)
+        width, half = setup.architecture.hidden, torch.bfloat16
+        inputs = {
+            "inputs_embeds": torch.empty(1, length, width, dtype=half, requires_grad=True),
+            "position_ids": torch.empty(1, length, dtype=torch.int64),
+            "loss_weights": torch.empty(1, length),
+        }
+    return model, inputs
+
+
+def _run(model: Any, inputs: dict[str, Tensor]) -> Any:
+    positions = inputs["position_ids"]
+    length, device = positions.shape[1], positions.device
+    return model(
+        **inputs,
+        shift_labels=positions,
+        documents=find_documents(1, length, device, position_ids=positions),
+        selected_rows=length,
+        use_cache=False,
+    )
 
 
 def _model(setup: TrainingSetup) -> Any:

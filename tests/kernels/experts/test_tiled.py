@@ -94,6 +94,17 @@ def test_triton_tiles_have_the_bits_of_the_whole_call(sizes, options, device, ex
             assert torch.equal(part, whole[name]), name
 
 
+@pytest.mark.triton
+@pytest.mark.slow
+def test_torch_s_grouped_product_in_tiles(device):
+    if device.type == "cuda":
+        pytest.skip("torch's grouped product takes bf16 on a GPU: see test_gpu_bf16")
+    inputs, options = layer(device), {"backend": "triton", "engine": "grouped_mm"}
+    whole = computed(inputs, **options)
+    for name, part in computed(inputs, tile_tokens=8, **options).items():
+        assert_close(name, part, whole[name], FLOAT32)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_tiles_equal_float64_autograd(backend, device):
     exact = layer(dtype=torch.float64)

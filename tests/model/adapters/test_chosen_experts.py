@@ -109,8 +109,10 @@ CASES = [
         for mode in ("none", "selective", "full")
         for merged in (False, True)
     ),
-    ("triton", "none", False),
-    ("triton", "full", True),
+    *(
+        pytest.param("triton", mode, merged, marks=pytest.mark.interpreter)
+        for mode, merged in (("none", False), ("full", True))
+    ),
 ]
 
 

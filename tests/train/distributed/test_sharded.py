@@ -166,6 +166,13 @@ def test_losses_norms_evaluations_and_adapter_are_those_of_one_process(runs):
     assert record["status"] == "finished" and record["guard"]["updates_checked"] == 2
 
 
+def test_experts_of_a_spread_model_see_tiles_and_learn_the_same(runs):
+    ours, theirs = figures(runs / "tiles"), figures(runs / "one")
+    assert len([line for line in ours if "loss" in line]) == 3
+    assert_same_figures(ours, theirs)
+    assert_same_adapter(runs / "tiles", runs / "one")
+
+
 @pytest.mark.parametrize("way", ["int8", "int8-host", "int8-ddp"])
 def test_weights_in_int8_are_spread_and_copied_as_others_are(runs, way):
     """Two of the three have their ``lm_head`` on the host, which changes no number."""

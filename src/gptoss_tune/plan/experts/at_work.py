@@ -82,15 +82,16 @@ def forward_rows(setup: TrainingSetup) -> int:
     return held + (setup.tile_tokens * a.hidden * value if tiles(setup) > 1 else 0)
 
 
-def scratch(setup: TrainingSetup) -> int:
-    """Return the bytes of decoded experts that exist at a time."""
+def scratch(setup: TrainingSetup, *, backward: bool = True) -> int:
+    """Return the bytes of decoded experts that exist at a time, in a step or a forward pass."""
     a = setup.architecture
     if setup.model.experts_precision != "mxfp4":
         return 0
     sizes = _decoded_sizes(setup)
     if setup.model.backend == "torch":  # its grouped product takes all experts at once
         return max(sizes) * a.experts
-    twice = setup.train.activation_checkpointing != "none" or tiles(setup) > 1
+    again = backward and setup.train.activation_checkpointing != "none"
+    twice = again or tiles(setup) > 1
     if twice and _both_fit(setup):
         return sum(sizes) * a.experts  # decoded for several products
     bound = SCRATCH_BYTES[setup.train.activation_checkpointing == "offload"]
