@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 
 import openai
 import pytest
@@ -190,6 +191,7 @@ def test_a_real_terminal(merged):
 
     try:
         until("> ")
+        time.sleep(0.5)  # readline takes the terminal after it has written the prompt
         os.write(main, b"\x03")
         until("/exit or Ctrl-D leaves")
         until("> ")
