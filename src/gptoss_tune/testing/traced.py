@@ -113,7 +113,9 @@ def traced_pass(setup: TrainingSetup) -> int:
 def _ready(setup: TrainingSetup) -> tuple[Any, dict[str, Tensor]]:
     """Return the model and a row without values: states of the lowest layer, positions, weights."""
     model, length = _model(setup), setup.data.max_length
-    set_expert_settings(model, ExpertSettings(backend="triton", tile_tokens=setup.tile_tokens))
+    asked = setup.train.expert_tile
+    tile = None if asked == "auto" else asked  # as a run reads it, not as the plan does
+    set_expert_settings(model, ExpertSettings(backend="triton", tile_tokens=tile))
     set_checkpointing(model, setup.train.activation_checkpointing)
     for module in model.modules():
         if (handle := getattr(module, "share_input_handle", None)) is not None:
