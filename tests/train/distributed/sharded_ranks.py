@@ -149,7 +149,7 @@ def main():
     run("continued", *HELD_OUT, f"train.resume={FOLDER / 'one' / 'checkpoint-2'}", UNWATCHED)
     run("ddp", "train.logging_steps=2", UNWATCHED, sharded=False)
     tiles = ("train.expert_tile=16", "train.activation_checkpointing=full")
-    run("tiles", *HELD_OUT, *tiles, UNWATCHED)
+    run("tiles", *HELD_OUT, *ASKED, *tiles, UNWATCHED)
     run("int8", *HELD_OUT, *PACKED)
     run("int8-host", *HELD_OUT, *PACKED, "model.head=cpu", UNWATCHED)
     run("int8-ddp", *HELD_OUT, *PACKED, "model.head=cpu", UNWATCHED, sharded=False)
