@@ -169,9 +169,11 @@ def test_losses_norms_evaluations_and_adapter_are_those_of_one_process(runs):
 def test_experts_of_a_spread_model_see_tiles_and_learn_the_same(runs):
     ours, theirs = figures(runs / "tiles"), figures(runs / "one")
     assert len([line for line in ours if "loss" in line]) == 3
-    # Losses, norms and evaluations of every step. Single values of the adapter are left out: sums
-    # in yet another order turn gradients near zero, whose size Adam divides out.
     assert_same_figures(ours, theirs)
+    mine, other = load_file(runs / "tiles" / FACTORS), load_file(runs / "one" / FACTORS)
+    for name, tensor in other.items():
+        # Measured 9.3e-5: one value of 2,048, whose gradient is near zero, moves by 0.5 %.
+        assert (mine[name] - tensor).norm() <= 5e-4 * tensor.norm(), name
 
 
 @pytest.mark.parametrize("way", ["int8", "int8-host", "int8-ddp"])
