@@ -66,6 +66,8 @@ def test_null_takes_the_place_of_the_other_of_two_settings(load, sound):
         ("seed=3", "seed: got an unknown key, expected a section; did you mean train.seed?"),
         ("train.seed=x", "train.seed: got 'x', expected a whole number from 0 to 4294967295; the "
          "default is 0"),
+        ("train.expert_tile=0", "train.expert_tile: got 0, expected auto or a whole number from 1 "
+         "to 1000000000, or null; the default is auto"),
         ("lora={rank: 3}", "lora: got a value for a whole section, expected one setting at a time; "
          "write for example lora.rank=..."),
         ("data.channel_weights=3", "data.channel_weights: got a value for a whole section, "

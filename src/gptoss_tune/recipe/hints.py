@@ -244,6 +244,7 @@ def _nearest_reading(node: dict[str, Any], value: Any, spelled: str | None) -> s
     variants = node.get("anyOf", [node])
     kinds = {variant.get("type") for variant in variants}
     words = [str(word) for variant in variants for word in variant.get("enum", ())]
+    words += [str(variant["const"]) for variant in variants if "const" in variant]
     if value is False or (isinstance(value, str) and _SWITCHES.get(value.lower()) == "false"):
         for nothing in ("disabled", "none"):
             if nothing in words:
