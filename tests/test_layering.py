@@ -19,11 +19,16 @@ FLOORS = (
     # The plan is computed from a recipe, and a recipe is checked without it.
     {"plan"},
     {"harmony", "run"},
+    # A verdict on an answer needs no model.
+    {"grading"},
     {"distributed", "weights"},
     # What a job needs is looked at with the readers of the rooms below, before it is begun.
     {"model", "preflight", "report"},
     # A model answers prompts, or is measured; a card is drawn with the report's figures.
     {"evaluate", "export", "testing"},
+    # Subjects side by side, in process or served; what they do unsafely is asked the same way.
+    {"benchmark"},
+    {"safety"},
     {"train"},
     {"workflows"},
     {"ui"},
@@ -41,9 +46,10 @@ LOWEST = {
         *("datasets", "jinja2", "numpy", "openai_harmony", "pyarrow", "tiktoken", "tokenizers")
     },
     "run": {"psutil"},
+    "grading": {"regex"},
     "weights": {"huggingface_hub", "safetensors", "torch"},
     "model": {
-        *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "regex", "transformers"),
+        *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "transformers"),
         "triton",
     },
     "evaluate": {"starlette", "uvicorn"},

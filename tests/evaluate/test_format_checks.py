@@ -6,6 +6,7 @@ from openai_harmony import HarmonyError, Role
 from gptoss_tune.evaluate.format_checks import problems, repeated_period
 from gptoss_tune.evaluate.parse import read_answer
 from gptoss_tune.evaluate.prompts import Question
+from gptoss_tune.harmony.conversation import Conversation
 
 THOUGHT = (
     "The user asks for the capital of France. That is a question of geography, and the answer is "
@@ -21,9 +22,8 @@ DRAFT = (
 
 def judged(vocabulary, text, limit=None):
     ids = vocabulary.encoding.encode(text, allowed_special="all")
-    question = Question(
-        "f:1", "low", (1,), (), frozenset({"functions.get_weather", "python"}), None
-    )
+    recipients = frozenset({"functions.get_weather", "python"})
+    question = Question("f:1", "low", (1,), (), recipients, None, Conversation("f:1"))
     return read_answer(ids, vocabulary.encoding), problems(
         read_answer(ids, vocabulary.encoding), question, limit
     )

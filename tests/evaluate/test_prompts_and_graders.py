@@ -6,9 +6,12 @@ import time
 import pytest
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.evaluate import graders
-from gptoss_tune.evaluate.graders import Exact, Grading, Pattern, normalized
 from gptoss_tune.evaluate.prompts import read_questions
+from gptoss_tune.grading import text as graders
+from gptoss_tune.grading.answer import Given
+from gptoss_tune.grading.grader import Grading
+from gptoss_tune.grading.rows import read_grader
+from gptoss_tune.grading.text import Exact, Pattern, normalized
 from gptoss_tune.harmony.reading import ReadSettings
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.shipped import shipped
@@ -204,7 +207,7 @@ def test_a_missing_file_is_named(vocabulary):
     ],
 )
 def test_exact_match_after_normalisation(given, equal):
-    assert Grading().grade(Exact(("Lutetia", "Paris")), given) == {
+    assert Grading().grade(Exact(("Lutetia", "Paris")), Given(given)) == {
         "kind": "exact",
         "passed": equal,
         "expected": "Lutetia | Paris",
@@ -224,8 +227,8 @@ def test_exact_match_after_normalisation(given, equal):
     ],
 )
 def test_typographic_marks_are_the_typed_ones(typed, written):
-    assert Grading().grade(Exact((typed,)), written)["passed"]
-    assert Grading().grade(Exact((written,)), typed)["passed"]
+    assert Grading().grade(Exact((typed,)), Given(written))["passed"]
+    assert Grading().grade(Exact((written,)), Given(typed))["passed"]
 
 
 def test_normalisation_keeps_what_tells_answers_apart():
@@ -237,9 +240,9 @@ def test_normalisation_keeps_what_tells_answers_apart():
 
 def test_patterns_are_searched_in_the_final_text():
     judge = Grading()
-    assert judge.grade(Pattern(r"\b42\b"), "It is 42.")["passed"]
-    assert not judge.grade(Pattern(r"\b42\b"), "It is 421.")["passed"]
-    assert not judge.grade(Pattern("x"), None)["passed"]
+    assert judge.grade(Pattern(r"\b42\b"), Given("It is 42."))["passed"]
+    assert not judge.grade(Pattern(r"\b42\b"), Given("It is 421."))["passed"]
+    assert not judge.grade(Pattern("x"), Given(None))["passed"]
 
 
 def test_the_advice_for_columns_of_other_names_works(read):
@@ -267,7 +270,7 @@ BOMBS = (
 def test_a_pattern_that_would_take_all_memory_is_not_compiled(monkeypatch, pattern):
     monkeypatch.setattr(graders.regex, "compile", lambda _: pytest.fail("it was compiled"))
     with pytest.raises(DataError, match=r"^x:1: pattern .*(repetitions|without)"):
-        graders.read_grader({"pattern": pattern}, "x:1")
+        read_grader({"pattern": pattern}, "x:1")
 
 
 @pytest.mark.parametrize(
@@ -282,18 +285,18 @@ def test_a_pattern_that_would_take_all_memory_is_not_compiled(monkeypatch, patte
     ],
 )
 def test_patterns_that_people_write_are_taken(pattern):
-    assert graders.read_grader({"pattern": pattern}, "x:1") == graders.Pattern(pattern)
+    assert read_grader({"pattern": pattern}, "x:1") == Pattern(pattern)
 
 
 def test_a_pattern_that_backtracks_without_end_is_cut_off(monkeypatch):
-    monkeypatch.setattr(graders, "SECONDS_PER_MATCH", 0.2)
+    monkeypatch.setattr(Pattern, "seconds", 0.2)
     slow = Pattern(r"(?:(?:a{1,1000}){1,1000}){1,1000}b")
     judge = Grading(seconds=0.5)
-    notes = [judge.grade(slow, "a" * 500) for _ in range(5)]
+    notes = [judge.grade(slow, Given("a" * 500)) for _ in range(5)]
     assert not any(note["passed"] for note in notes)
-    assert "did not end" in notes[0]["note"] and "not searched" in notes[-1]["note"]
+    assert "did not end" in notes[0]["note"] and "not judged" in notes[-1]["note"]
     # Text compared word for word needs no searching time.
-    assert judge.grade(Exact(("a",)), "a")["passed"]
+    assert judge.grade(Exact(("a",)), Given("a"))["passed"]
 
 
 def test_python_re_would_have_hung():

@@ -29,9 +29,9 @@ from gptoss_tune.evaluate.generate import (
     is_adapted,
     without_adapters,
 )
-from gptoss_tune.evaluate.graders import Grading
 from gptoss_tune.evaluate.parse import Answer, read_answer
 from gptoss_tune.evaluate.prompts import Question, read_questions
+from gptoss_tune.grading.grader import Grading
 from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.vocabulary import Vocabulary
@@ -208,7 +208,7 @@ class Evaluator:
             "ended": given.ended,
             "tokens": len(given.token_ids),
             "analysis_tokens": given.analysis_tokens,
-            "grade": None if grader is None else judge.grade(grader, given.final),
+            "grade": None if grader is None else judge.grade(grader, given.given()),
             "health": problems(given, question, self._section.max_analysis_tokens),
         }
 

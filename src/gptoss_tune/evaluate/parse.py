@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from openai_harmony import HarmonyEncoding, HarmonyError, Role, StreamableParser, StreamState
 
+from gptoss_tune.grading.answer import Call, Given
 from gptoss_tune.harmony.vocabulary import (
     CALL,
     CHANNEL,
@@ -74,6 +75,17 @@ class Answer:
     def analysis_tokens(self) -> int:
         """Tokens of the chain of thought."""
         return sum(len(said.token_ids) for said in self.messages if said.channel == "analysis")
+
+    def given(self) -> Given:
+        """Return what graders see of it."""
+        calls = [s for s in self.messages if s.recipient is not None]
+        return Given(
+            final=self.final,
+            calls=tuple(
+                Call((s.recipient or "").removeprefix("functions."), s.content) for s in calls
+            ),
+            analysis="\n\n".join(s.content for s in self.messages if s.channel == "analysis"),
+        )
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return the messages as the evaluation file holds them."""

@@ -13,11 +13,12 @@ and one that the run's folder can name by file and line can be looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.evaluate.graders import Grader, read_grader
+from gptoss_tune.grading.grader import Grader
+from gptoss_tune.grading.rows import read_grader
 from gptoss_tune.harmony.conversation import Conversation, Message
 from gptoss_tune.harmony.fields import Effort, shown, take_listed
 from gptoss_tune.harmony.formats.detect import format_of
@@ -48,7 +49,8 @@ class Question:
         prompt_ids: Ids up to and including ``<|start|>assistant``.
         messages: What is asked, for people: ``role`` and ``content``.
         recipients: What a call may be addressed to.
-        grader: Judges the final channel; ``None``: the answer is a sample only.
+        grader: Judges the answer; ``None``: it is a sample only.
+        conversation: What is asked, with its effort and tools, for a server to render.
     """
 
     source: str
@@ -57,6 +59,7 @@ class Question:
     messages: tuple[dict[str, str], ...]
     recipients: frozenset[str]
     grader: Grader | None
+    conversation: Conversation
 
 
 def read_questions(
@@ -173,7 +176,7 @@ def _question(
     renderer: Renderer,
     max_new_tokens: int,
 ) -> Question:
-    conversation.effort = effort
+    conversation = replace(conversation, effort=effort)
     ids = renderer.render_prompt(conversation)
     if len(ids) + max_new_tokens > LONGEST_CONTEXT:
         raise DataError(
@@ -191,6 +194,7 @@ def _question(
         messages=tuple(messages),
         recipients=frozenset(conversation.recipients()),
         grader=grader,
+        conversation=conversation,
     )
 
 

@@ -12,23 +12,21 @@ from __future__ import annotations
 
 import math
 import re
-import time
 import unicodedata
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import regex
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.grading.answer import Given
+from gptoss_tune.grading.grader import SECONDS_PER_VERDICT, Verdict
 from gptoss_tune.harmony.fields import shown, take_text
 
 LONGEST_PATTERN: Final = 1_000
 """Characters of a pattern."""
 LARGEST_PROGRAM: Final = 500_000
 """Characters of a pattern times its repetitions: at 260 to 800 bytes each, some 100 to 400 MB."""
-SECONDS_PER_MATCH: Final = 1.0
-SECONDS_IN_ALL: Final = 10.0
-"""Searching time of one evaluation; what is left over once it is used up is not matched."""
 
 _REPEATED: Final = re.compile(r"\{([0-9]+)")
 _VERBOSE, _SPLIT_NUMBER = re.compile(r"\(\?[\w-]*x"), re.compile(r"\{[0-9]*[\s#]")
@@ -51,12 +49,18 @@ class Exact:
 
     answers: tuple[str, ...]
 
-    kind = "exact"
+    kind: ClassVar[str] = "exact"
+    seconds: ClassVar[float] = 0.0
 
     @property
     def expected(self) -> str:
         """What to show beside an answer."""
         return " | ".join(self.answers)
+
+    def judge(self, given: Given, seconds: float) -> Verdict:
+        """Compare the final text."""
+        accepted = {normalized(answer) for answer in self.answers}
+        return Verdict(given.final is not None and normalized(given.final) in accepted)
 
 
 @dataclass(frozen=True)
@@ -65,47 +69,22 @@ class Pattern:
 
     pattern: str
 
-    kind = "pattern"
+    kind: ClassVar[str] = "pattern"
+    seconds: ClassVar[float] = SECONDS_PER_VERDICT
 
     @property
     def expected(self) -> str:
         """What to show beside an answer."""
         return self.pattern
 
-
-Grader = Exact | Pattern
-
-
-class Grading:
-    """Grades the answers of one evaluation within its time."""
-
-    def __init__(self, seconds: float = SECONDS_IN_ALL) -> None:
-        """Allow ``seconds`` of searching in all."""
-        self._left = seconds
-
-    def grade(self, grader: Grader, final: str | None) -> dict[str, Any]:
-        """Return ``kind``, ``passed`` and ``expected``, and ``note`` for a search that was cut off.
-
-        Args:
-            grader: How to judge.
-            final: Text of the final channel; ``None`` where there is none, which passes nothing.
-        """
-        result: dict[str, Any] = {"kind": grader.kind, "passed": False, "expected": grader.expected}
-        if final is None:
-            return result
-        if isinstance(grader, Exact):
-            accepted = {normalized(answer) for answer in grader.answers}
-            return {**result, "passed": normalized(final) in accepted}
-        allowed, started = min(SECONDS_PER_MATCH, self._left), time.monotonic()
-        if allowed <= 0:
-            return {**result, "note": f"not searched: the {SECONDS_IN_ALL:g} s for patterns are up"}
+    def judge(self, given: Given, seconds: float) -> Verdict:
+        """Search the final text."""
+        if given.final is None:
+            return Verdict(False)
         try:
-            found = regex.search(grader.pattern, final, timeout=allowed) is not None
+            return Verdict(regex.search(self.pattern, given.final, timeout=seconds) is not None)
         except TimeoutError:
-            return {**result, "note": f"the search did not end within {allowed:.1f} s"}
-        finally:
-            self._left -= time.monotonic() - started
-        return {**result, "passed": found}
+            return Verdict(False, f"the search did not end within {seconds:.1f} s")
 
 
 def normalized(text: str) -> str:
@@ -120,19 +99,12 @@ def normalized(text: str) -> str:
     return folded.removesuffix(".").rstrip()
 
 
-def read_grader(row: dict[str, Any], source: str) -> Grader | None:
-    """Return what grades the answer to a row; ``None`` without ``answer`` and ``pattern``.
+def read_exact(answer: Any, source: str) -> Exact:
+    """Return the grader of an accepted text, or of a list of them.
 
     Raises:
-        DataError: Both are there, or one that cannot be used.
+        DataError: It is no text, or one that can never be right.
     """
-    answer, pattern = row.get("answer"), row.get("pattern")
-    if answer is None and pattern is None:
-        return None
-    if answer is not None and pattern is not None:
-        raise DataError(f"{source}: the row has 'answer' and 'pattern'; keep one to grade by")
-    if pattern is not None:
-        return Pattern(_checked_pattern(take_text(pattern, source, "pattern"), source))
     listed = answer if isinstance(answer, list) else [answer]
     if not listed:
         raise DataError(f"{source}: answer is an empty list; give an accepted text, or remove it")
@@ -143,6 +115,15 @@ def read_grader(row: dict[str, Any], source: str) -> Grader | None:
                 f"{source}: answer is {shown(text)}; an empty answer can never be right, remove it"
             )
     return Exact(tuple(texts))
+
+
+def read_pattern(pattern: Any, source: str) -> Pattern:
+    """Return the grader of a regular expression.
+
+    Raises:
+        DataError: It is none, matches everything, or is too large to search with.
+    """
+    return Pattern(_checked_pattern(take_text(pattern, source, "pattern"), source))
 
 
 def _times(repetitions: int) -> str:
@@ -169,7 +150,7 @@ def _checked_pattern(pattern: str, source: str) -> str:
         )
     try:
         compiled = regex.compile(pattern)
-        matches_nothing = compiled.search("", timeout=SECONDS_PER_MATCH) is not None
+        matches_nothing = compiled.search("", timeout=SECONDS_PER_VERDICT) is not None
     except regex.error as error:
         raise DataError(
             f"{source}: pattern {shown(pattern)} is no regular expression ({error})"

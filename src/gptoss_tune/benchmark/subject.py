@@ -1,0 +1,79 @@
+"""What is compared: anything that answers a question through the harmony format.
+
+A subject is never sent a text to go on with. In process it gets the ids that a server would render,
+behind an API the messages themselves; so the raw completions that score gpt-oss 0.30 where its own
+format scores 0.90 (vllm-project/vllm#48253) cannot be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gptoss_tune.evaluate.parse import Ended
+from gptoss_tune.evaluate.prompts import Question
+from gptoss_tune.grading.answer import Given
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How answers are drawn.
+
+    Attributes:
+        max_new_tokens: Longest answer, chain of thought included.
+        temperature: 0 takes the likeliest token.
+        top_p: Only the likeliest tokens that have this probability together are drawn from.
+        seed: Of drawn tokens.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of a subject.
+
+    Attributes:
+        given: What graders see.
+        messages: Its messages with ``channel``, ``recipient`` and ``content``, as JSON holds them.
+        ended: Why it ended; ``length``: it was cut off at ``max_new_tokens``.
+        tokens: All of it; ``None`` where a server does not count.
+        analysis_tokens: Of the chain of thought; ``None`` where that is not known.
+        problems: What is not healthy harmony about it, a line each.
+    """
+
+    given: Given
+    messages: tuple[dict[str, Any], ...]
+    ended: Ended
+    tokens: int | None
+    analysis_tokens: int | None
+    problems: tuple[str, ...]
+
+
+class Subject(Protocol):
+    """A model that is asked."""
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on, as JSON: hashes of weights, or a server's address and name.
+
+        Answers are cached under it, so two subjects that may answer differently differ here.
+        """
+        ...
+
+    def ask(self, questions: Sequence[Question], asking: Asking) -> Iterator[tuple[int, Reply]]:
+        """Yield the answer to each question with its number, in any order, as soon as it is there.
+
+        Raises:
+            MachineError: It cannot be asked, or did not answer.
+        """
+        ...
