@@ -1,23 +1,48 @@
 """The keys of a row that say how its answer is graded.
 
-``answer`` (a text, or a list of accepted ones) is compared, ``pattern`` searched for.
+``answer`` (a text, or a list of accepted ones) is compared, ``pattern`` searched for; ``grader``
+names another way to judge: ``"grader": "number"``, or with settings of its own
+``"grader": {"kind": "number", "tolerance": 0.01}``. A suite of tasks names one for all its rows.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.grader import Grader
 from gptoss_tune.grading.text import read_exact, read_pattern
+from gptoss_tune.harmony.fields import shown, take_text
+
+Reader = Callable[[dict[str, Any], Mapping[str, Any], str], Grader]
+"""Makes a grader of a row, of the settings beside its kind, and of the row's place; it raises
+``DataError`` for what cannot be used, a setting that it does not know included."""
 
 
-def read_grader(row: dict[str, Any], source: str) -> Grader | None:
+def _exact(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Grader:
+    refuse_unknown(settings, (), source, "exact")
+    return read_exact(row.get("answer"), source)
+
+
+def _pattern(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Grader:
+    refuse_unknown(settings, (), source, "pattern")
+    return read_pattern(row.get("pattern"), source)
+
+
+READERS: Final[dict[str, Reader]] = {"exact": _exact, "pattern": _pattern}
+"""Every grader by its name in a file."""
+
+
+def read_grader(
+    row: dict[str, Any], source: str, usual: str | Mapping[str, Any] | None = None
+) -> Grader | None:
     """Return what grades the answer to a row; ``None`` where the row does not say.
 
     Args:
         row: As its file has it.
         source: Its place, for messages.
+        usual: Grader of rows that name none.
 
     Raises:
         DataError: Two graders are there, or one that cannot be used.
@@ -25,6 +50,36 @@ def read_grader(row: dict[str, Any], source: str) -> Grader | None:
     answer, pattern = row.get("answer"), row.get("pattern")
     if answer is not None and pattern is not None:
         raise DataError(f"{source}: the row has 'answer' and 'pattern'; keep one to grade by")
+    named = row.get("grader")
+    named = usual if named is None else named
+    if named is not None:
+        kind, settings = _kind(named, source)
+        return READERS[kind](row, settings, source)
     if pattern is not None:
         return read_pattern(pattern, source)
     return None if answer is None else read_exact(answer, source)
+
+
+def refuse_unknown(
+    settings: Mapping[str, Any], known: tuple[str, ...], source: str, kind: str
+) -> None:
+    """Refuse settings of a grader that it does not have.
+
+    Raises:
+        DataError: There is one.
+    """
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        expected = ", ".join(known) or "none"
+        raise DataError(
+            f"{source}: grader {kind} has no setting {shown(unknown[0])}; expected {expected}"
+        )
+
+
+def _kind(named: Any, source: str) -> tuple[str, dict[str, Any]]:
+    """Return the kind and the settings of a grader as it is written."""
+    settings = dict(named) if isinstance(named, Mapping) else {"kind": named}
+    kind = take_text(settings.pop("kind", None), source, "grader.kind")
+    if kind not in READERS:
+        raise DataError(f"{source}: grader is {shown(kind)}; expected one of {', '.join(READERS)}")
+    return kind, settings

@@ -1,0 +1,27 @@
+"""A suite: questions with their graders, and how they are asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptoss_tune.benchmark.subject import Asking
+from gptoss_tune.evaluate.prompts import Question
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks that make one line of the table.
+
+    Attributes:
+        name: In the table, and in a requirement such as ``maths>=0.8``.
+        description: What it measures, in one line.
+        questions: Each row once at each effort; every one has a grader.
+        asking: How answers are drawn.
+        samples: Answers to each question; above 1 they are drawn by different seeds, for pass@k.
+    """
+
+    name: str
+    description: str
+    questions: tuple[Question, ...]
+    asking: Asking
+    samples: int = 1
