@@ -18,8 +18,8 @@ from gptoss_tune.grading.rows import read_grader
 from gptoss_tune.grading.text import read_exact
 
 # What is expected and what is answered, of two policies of unequal size; "?" is no label.
-SPAM = "11 11 11 11 11 11 10 1? 1? 1? 00 00 00 00 00 00 00 00 01 01".split()
-CARE = "11 11 10 00 00 01".split()
+SPAM = [*["11"] * 6, "10", *["1?"] * 3, *["00"] * 8, "01", "01"]
+CARE = ["11", "11", "10", "00", "00", "01"]
 
 
 def judged(policy, pairs, grader="policy"):
@@ -158,9 +158,9 @@ def test_policies_with_one_name_in_the_figures_are_refused():
         return [read_grader({"answer": 1, "policy": n, "grader": "policy"}, "x:1") for n in names]
 
     refuse_equal_names([None, *graders("a b", "a-c", "a b", "b")])
-    with pytest.raises(DataError, match="'a b' and 'a-b' are one name .*eval_f1_a_b"):
+    with pytest.raises(DataError, match=r"'a b' and 'a-b' are one name .*eval_f1_a_b"):
         refuse_equal_names(graders("a b", "a-b"))
-    with pytest.raises(DataError, match="'Macro', as the average"):
+    with pytest.raises(DataError, match=r"'Macro', as the average"):
         refuse_equal_names(graders("Macro"))
 
 

@@ -233,8 +233,8 @@ def refuse_equal_names(graders: Iterable[Grader | None]) -> None:
         name = metric_name(grader.policy)
         if name == MACRO:
             raise DataError(
-                f"a policy is called {grader.policy!r}, as the average over all is (eval_f1_macro); "
-                "give it another name"
+                f"a policy is called {grader.policy!r}, as the average over all is "
+                "(eval_f1_macro); give it another name"
             )
         other = known.setdefault(name, grader.policy)
         if other != grader.policy:
