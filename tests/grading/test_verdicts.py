@@ -8,7 +8,7 @@ import pytest
 
 from gptoss_tune.grading.answer import Call, Given
 from gptoss_tune.grading.grader import Grading
-from gptoss_tune.grading.rows import READERS, read_grader
+from gptoss_tune.grading.rows import read_grader
 
 LINES = (Path(__file__).parent / "verdicts.jsonl").read_text("utf-8").splitlines()
 CASES = [json.loads(line) for line in LINES]
@@ -19,7 +19,14 @@ def kind_of(case):
     return named["kind"] if isinstance(named, dict) else named
 
 
-@pytest.mark.parametrize("kind", READERS)
+KINDS = ("exact", "pattern", "number", "choice")
+
+
+def test_every_answer_is_of_a_kind_that_is_judged_here():
+    assert {kind_of(case) for case in CASES} == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_hand_made_answer_gets_its_verdict(kind):
     cases = [(n, case) for n, case in enumerate(CASES, 1) if kind_of(case) == kind]
     judge, wrong = Grading(), []

@@ -14,6 +14,8 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.grading.choice import read_choice
 from gptoss_tune.grading.grader import Grader
 from gptoss_tune.grading.number import read_number
+from gptoss_tune.grading.policy import KNOWN as POLICY_SETTINGS
+from gptoss_tune.grading.policy import read_policy
 from gptoss_tune.grading.settings import refuse_unknown
 from gptoss_tune.grading.text import read_exact, read_pattern
 from gptoss_tune.harmony.fields import shown, take_text
@@ -33,11 +35,17 @@ def _pattern(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> G
     return read_pattern(row.get("pattern"), source)
 
 
+def _policy(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Grader:
+    refuse_unknown(settings, POLICY_SETTINGS, source, "policy")
+    return read_policy(row, settings, source)
+
+
 READERS: Final[dict[str, Reader]] = {
     "exact": _exact,
     "pattern": _pattern,
     "number": read_number,
     "choice": read_choice,
+    "policy": _policy,
 }
 """Every grader by its name in a file."""
 

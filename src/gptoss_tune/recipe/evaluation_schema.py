@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gptoss_tune.recipe.value_types import Count, FromText, PathText, Section, Unique
+from gptoss_tune.recipe.schema.value_types import Count, FromText, PathText, Section, Unique
 
 
 def _listed(value: Any) -> Any:

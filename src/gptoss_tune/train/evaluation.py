@@ -101,7 +101,8 @@ class Evaluation(TrainerCallback):
             file = RunFolder(self._run).evaluation(step)
             file.parent.mkdir(exist_ok=True)
             write_text(file, to_text(report, ascii_only=False) + "\n")
-            update_record(self._run, evaluation={"step": step, **found})
+            policies = {"policies": report["policies"]} if "policies" in report else {}
+            update_record(self._run, evaluation={"step": step, **found, **policies})
         # Logging marks the step's own metrics as written, which they may not be yet.
         unwritten = control.should_log
         trainer.log(found)
