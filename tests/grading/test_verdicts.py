@@ -1,7 +1,6 @@
 """Answers judged by hand, one by one, with what is tricky about each: the graders say the same."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ def kind_of(case):
     return named["kind"] if isinstance(named, dict) else named
 
 
-KINDS = ("exact", "pattern", "number", "choice")
+KINDS = ("exact", "pattern", "number", "choice", "calls")
 
 
 def test_every_answer_is_of_a_kind_that_is_judged_here():

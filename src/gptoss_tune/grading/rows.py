@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.grading.calls import read_calls
 from gptoss_tune.grading.choice import read_choice
 from gptoss_tune.grading.grader import Grader
 from gptoss_tune.grading.number import read_number
@@ -45,6 +46,7 @@ READERS: Final[dict[str, Reader]] = {
     "pattern": _pattern,
     "number": read_number,
     "choice": read_choice,
+    "calls": read_calls,
     "policy": _policy,
 }
 """Every grader by its name in a file."""
