@@ -62,7 +62,7 @@ class Match:
     def takes(self, value: Any) -> bool:
         """Return whether a value will do."""
         return self.anything or any(
-            _same(json.loads(accepted), value, self.ignore_case, self.tolerance)
+            same_value(json.loads(accepted), value, self.ignore_case, self.tolerance)
             for accepted in self.any_of
         )
 
@@ -284,8 +284,15 @@ def _parsed(call: Call) -> dict[str, Any] | str:
     return values if isinstance(values, dict) else "the arguments are JSON, but no object"
 
 
-def _same(own: Any, value: Any, ignore_case: bool = False, tolerance: float = 0.0) -> bool:
-    """Compare two JSON values; nested at most as deeply as ``strict_json`` reads."""
+def same_value(own: Any, value: Any, ignore_case: bool = False, tolerance: float = 0.0) -> bool:
+    """Return whether two JSON values are equal: ``1`` and ``1.0`` are, ``1`` and ``true`` are not.
+
+    Args:
+        own: The right one.
+        value: Another, nested at most as deeply as ``strict_json`` reads.
+        ignore_case: Texts are compared case folded and with white space joined.
+        tolerance: Largest difference of numbers.
+    """
     if isinstance(own, bool) or isinstance(value, bool) or own is None or value is None:
         return own is value
     if isinstance(own, int | float) and isinstance(value, int | float):
@@ -298,11 +305,11 @@ def _same(own: Any, value: Any, ignore_case: bool = False, tolerance: float = 0.
         return own == value or (ignore_case and _folded(own) == _folded(value))
     if isinstance(own, list) and isinstance(value, list):
         return len(own) == len(value) and all(
-            _same(a, b, ignore_case, tolerance) for a, b in zip(own, value, strict=True)
+            same_value(a, b, ignore_case, tolerance) for a, b in zip(own, value, strict=True)
         )
     if isinstance(own, dict) and isinstance(value, dict):
         return own.keys() == value.keys() and all(
-            _same(a, value[key], ignore_case, tolerance) for key, a in own.items()
+            same_value(a, value[key], ignore_case, tolerance) for key, a in own.items()
         )
     return False
 
