@@ -18,6 +18,7 @@ from gptoss_tune.grading.maths import read_maths
 from gptoss_tune.grading.number import read_number
 from gptoss_tune.grading.policy import KNOWN as POLICY_SETTINGS
 from gptoss_tune.grading.policy import read_policy
+from gptoss_tune.grading.rules.grader import read_rules
 from gptoss_tune.grading.schema import read_schema
 from gptoss_tune.grading.settings import refuse_unknown
 from gptoss_tune.grading.text import read_exact, read_pattern
@@ -49,6 +50,7 @@ READERS: Final[dict[str, Reader]] = {
     "number": read_number,
     "maths": read_maths,
     "choice": read_choice,
+    "rules": read_rules,
     "calls": read_calls,
     "json_schema": read_schema,
     "policy": _policy,
