@@ -10,7 +10,9 @@ Arguments are JSON values: ``1`` equals ``1.0``, the order of keys does not coun
 ```
 
 Calls in parallel may come in any order unless ``ordered`` is set; a call too many fails like one
-that is missing. ``"calls": []`` means that no tool may be called: the answer is a text.
+that is missing. gpt-oss stops at its call, so what could be called in parallel comes one at a time:
+with ``"match": "any"`` some of the expected calls, at least one, are enough. ``"calls": []`` means
+that no tool may be called: the answer is a text.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from gptoss_tune.grading.settings import (
     LONGEST_ANSWER,
     refuse_unknown,
     take_amount,
+    take_choice,
     take_flag,
 )
 from gptoss_tune.harmony.conversation import Message
@@ -106,10 +109,12 @@ class Calls:
     Attributes:
         calls: What is to be called; empty: nothing.
         ordered: Whether their order counts.
+        some: Whether some of them are enough; in order: the first ones.
     """
 
     calls: tuple[ExpectedCall, ...]
     ordered: bool = False
+    some: bool = False
 
     kind: ClassVar[str] = "calls"
     seconds: ClassVar[float] = 0.0
@@ -117,7 +122,8 @@ class Calls:
     @property
     def expected(self) -> str:
         """What to show beside an answer."""
-        return "; ".join(_spelled(call) for call in self.calls) or "no call"
+        between = " or " if self.some else "; "
+        return between.join(_spelled(call) for call in self.calls) or "no call"
 
     def judge(self, given: Given, seconds: float) -> Verdict:
         """Compare the calls."""
@@ -132,7 +138,8 @@ class Calls:
         if not given.calls:
             return Verdict(False, "calls no tool")
         wrong = self._in_order(given.calls) if self.ordered else self._in_any_order(given.calls)
-        if wrong is None and len(given.calls) != len(self.calls):
+        enough = len(given.calls) <= len(self.calls) if self.some else False
+        if wrong is None and not enough and len(given.calls) != len(self.calls):
             wrong = f"makes {len(given.calls)} calls where {len(self.calls)} are expected"
         return Verdict(wrong is None, wrong, names)
 
@@ -141,25 +148,52 @@ class Calls:
         return next((wrong for own, call in pairs if (wrong := own.differs(call))), None)
 
     def _in_any_order(self, made: Sequence[Call]) -> str | None:
-        """Return what is wrong with the first call that fits none; a best assignment decides."""
+        """Return what is wrong with the first call that finds no partner; a best assignment decides.
+
+        The side that has to be placed in full is the expected calls, or with ``some`` those made.
+        """
         differ = [[own.differs(call) for call in made] for own in self.calls]
-        taken: dict[int, int] = {}
+        if not self.some:
+            placed = _assigned([[wrong is None for wrong in row] for row in differ])
+            for own, partner in enumerate(placed):
+                if partner is None:
+                    free = [n for n in range(len(made)) if n not in placed]
+                    same = [
+                        n for n in free if differ[own][n] and made[n].name == self.calls[own].name
+                    ]
+                    nearest = next(iter([*same, *free]), None)
+                    missing = f"does not call {self.calls[own].name}"
+                    return missing if nearest is None else differ[own][nearest]
+            return None
+        placed = _assigned([[row[n] is None for row in differ] for n in range(len(made))])
+        lost = next((n for n, partner in enumerate(placed) if partner is None), None)
+        if lost is None:
+            return None
+        near = [
+            row[lost]
+            for own, row in zip(self.calls, differ, strict=True)
+            if own.name == made[lost].name and row[lost]
+        ]
+        return near[0] if near else f"calls {shown(made[lost].name)}, which is not expected so"
 
-        def place(own: int, tried: set[int]) -> bool:
-            for n, wrong in enumerate(differ[own]):
-                if wrong is None and n not in tried:
-                    tried.add(n)
-                    if n not in taken or place(taken[n], tried):
-                        taken[n] = own
-                        return True
-            return False
 
-        for own in range(len(self.calls)):
-            if not place(own, set()):
-                free = [n for n in range(len(made)) if n not in taken]
-                same = [n for n in free if made[n].name == self.calls[own].name] or free
-                return differ[own][same[0]] if same else f"does not call {self.calls[own].name}"
-        return None
+def _assigned(fits: list[list[bool]]) -> list[int | None]:
+    """Return for each row a column of its own that fits it; ``None`` where none is left."""
+    row_of: dict[int, int] = {}
+
+    def place(row: int, tried: set[int]) -> bool:
+        for column, fit in enumerate(fits[row]):
+            if fit and column not in tried:
+                tried.add(column)
+                if column not in row_of or place(row_of[column], tried):
+                    row_of[column] = row
+                    return True
+        return False
+
+    for row in range(len(fits)):
+        place(row, set())
+    column_of = {row: column for column, row in row_of.items()}
+    return [column_of.get(row) for row in range(len(fits))]
 
 
 def read_calls(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Calls:
@@ -168,7 +202,7 @@ def read_calls(row: dict[str, Any], settings: Mapping[str, Any], source: str) ->
     Raises:
         DataError: They cannot be compared with.
     """
-    refuse_unknown(settings, ("calls", "ordered"), source, Calls.kind)
+    refuse_unknown(settings, ("calls", "ordered", "match"), source, Calls.kind)
     listed = take_listed(settings.get("calls", row.get("calls")), source, "calls")
     if not isinstance(listed, list) or len(listed) > MOST_CALLS:
         raise DataError(
@@ -176,7 +210,12 @@ def read_calls(row: dict[str, Any], settings: Mapping[str, Any], source: str) ->
             f'{MOST_CALLS} objects like {{"name": "f", "arguments": {{...}}}}, [] for no call'
         )
     calls = tuple(_read_call(call, source, f"calls[{n}]") for n, call in enumerate(listed))
-    return Calls(calls, take_flag(settings, "ordered", source, "grader calls"))
+    some = take_choice(settings, "match", ("all", "any"), source, "grader calls") == "any"
+    if some and not calls:
+        raise DataError(
+            f"{source}: match is 'any', but calls names none; give one, or remove match"
+        )
+    return Calls(calls, take_flag(settings, "ordered", source, "grader calls"), some)
 
 
 def calls_of(messages: Iterable[Message]) -> Calls:

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.bounded.worker import JobDied, OutOfTime, worker
-from gptoss_tune.grading.grader import Verdict
+from gptoss_tune.grading.grader import NOT_JUDGED, Verdict
 from gptoss_tune.grading.places import announced, bold, boxed, sentences
 from gptoss_tune.grading.settings import (
     LONGEST_ANSWER,
@@ -39,6 +39,7 @@ from gptoss_tune.harmony.fields import shown
 
 LONGEST_EXPRESSION: Final = 2_000
 """Characters."""
+_MOST_TEXTS: Final = 8
 _SECONDS_TO_READ: Final = 5.0
 _FORMULA: Final = re.compile(
     r"\$\$(?P<a>[^$]{1,2000})\$\$|(?<![\\$])\$(?P<b>(?:\\\$|[^$\n]){1,2000})\$"
@@ -60,7 +61,7 @@ _PROSE: Final = re.compile(
 _TYPED: Final = str.maketrans(
     {
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),
-        **dict.fromkeys("\u00a0\u2007\u2009\u200a\u202f\u2009", " "),
+        **dict.fromkeys("\u00a0\u2007\u2008\u2009\u200a\u202f", " "),
         **dict.fromkeys("\u200b\u2060\ufeff", None),
     }
 )
@@ -95,23 +96,14 @@ class Maths:
         tries = answer_texts(given.final)
         if not tries:
             return Verdict(False, "there is no mathematical answer that is marked as one")
-        notes: list[str] = []
-        label: str | None = None
-        for alternative in tries:
-            passed = True
-            for text in alternative:
-                reply = _asked(
-                    {"right": self.answers, "given": text, "digits": self.digits}, seconds
-                )
-                if isinstance(reply, str):
-                    return Verdict(False, reply)
-                label = label or reply["read"]
-                passed = passed and reply["passed"]
-                if reply["read"] is None:
-                    notes.append(f"{shown(text)} cannot be read as mathematics")
-            if passed:
-                return Verdict(True, label=label)
-        return Verdict(False, notes[0] if notes else None, label)
+        if max(map(len, tries)) > _MOST_TEXTS:
+            return Verdict(False, f"marks more than {_MOST_TEXTS} different answers")
+        reply = _asked({"right": self.answers, "tries": tries, "digits": self.digits}, seconds)
+        if isinstance(reply, str):
+            return Verdict(False, reply)
+        unread = reply["unread"]
+        note = None if unread is None else f"{shown(unread)} cannot be read as mathematics"
+        return Verdict(reply["passed"], note, reply["read"])
 
 
 def answer_texts(final: str) -> list[list[str]]:
@@ -187,10 +179,10 @@ def _asked(task: dict[str, Any], seconds: float) -> dict[str, Any] | str:
     try:
         reply = worker("maths").ask(task, seconds)
     except OutOfTime:
-        return f"not judged: the comparison did not end within {seconds:.1f} s"
+        return f"{NOT_JUDGED}: the comparison did not end within {seconds:.2g} s"
     except JobDied:
-        return "not judged: the comparison took more memory than it may"
-    return f"not judged: {reply['error']}" if "error" in reply else reply
+        return f"{NOT_JUDGED}: the comparison took more memory than it may"
+    return f"{NOT_JUDGED}: {reply['error']}" if "error" in reply else reply
 
 
 def read_maths(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Maths:
@@ -214,7 +206,7 @@ def _own(text: str, source: str) -> str:
     """Return the part of a right answer that is compared, once it has been read."""
     alternatives = answer_texts(text) if len(text) <= LONGEST_ANSWER else []
     own = alternatives[-1][0] if alternatives else text.translate(_TYPED).strip()
-    reply = _asked({"right": [], "given": own}, _SECONDS_TO_READ)
+    reply = _asked({"right": [], "tries": [[own]], "digits": 6}, _SECONDS_TO_READ)
     if isinstance(reply, str) or reply["read"] is None:
         why = reply if isinstance(reply, str) else "it is no mathematics that math-verify knows"
         raise DataError(

@@ -21,7 +21,7 @@ from gptoss_tune.files import strict_json
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.bounded.worker import JobDied, OutOfTime, worker
 from gptoss_tune.grading.calls import same_value
-from gptoss_tune.grading.grader import Verdict
+from gptoss_tune.grading.grader import NOT_JUDGED, Verdict
 from gptoss_tune.grading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -103,10 +103,10 @@ def _asked(task: dict[str, Any], seconds: float) -> str | None:
     try:
         reply = worker("schema").ask(task, seconds)
     except OutOfTime:
-        return f"not judged: validation did not end within {seconds:.1f} s"
+        return f"{NOT_JUDGED}: validation did not end within {seconds:.2g} s"
     except JobDied:
-        return "not judged: validation took more memory than it may"
-    return f"not judged: {reply['error']}" if "error" in reply else reply["wrong"]
+        return f"{NOT_JUDGED}: validation took more memory than it may"
+    return f"{NOT_JUDGED}: {reply['error']}" if "error" in reply else reply["wrong"]
 
 
 def read_schema(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> JsonSchema:

@@ -20,7 +20,7 @@ import regex
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
-from gptoss_tune.grading.grader import SECONDS_PER_VERDICT, Verdict
+from gptoss_tune.grading.grader import NOT_JUDGED, SECONDS_PER_VERDICT, Verdict
 from gptoss_tune.harmony.fields import shown, take_text
 
 LONGEST_PATTERN: Final = 1_000
@@ -84,7 +84,7 @@ class Pattern:
         try:
             return Verdict(regex.search(self.pattern, given.final, timeout=seconds) is not None)
         except TimeoutError:
-            return Verdict(False, f"the search did not end within {seconds:.1f} s")
+            return Verdict(False, f"{NOT_JUDGED}: the search did not end within {seconds:.2g} s")
 
 
 def normalized(text: str) -> str:

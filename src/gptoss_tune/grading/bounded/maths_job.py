@@ -46,32 +46,40 @@ _REWRITTEN: Final = (
 def warm_up() -> None:
     """Build what the grammar needs once, so that the first job is not the slow one."""
     logging.disable(logging.CRITICAL)
-    judge({"right": ["x^2+\\frac{1}{2}"], "given": "x^2+0.5"})
+    judge({"right": ["x^2+\\frac{1}{2}"], "tries": [["x^2+0.5"]], "digits": 6})
 
 
 def judge(task: dict[str, Any]) -> dict[str, Any]:
-    """Return ``passed``, and ``read``: what was understood of the given text, ``None`` if nothing.
+    """Return ``passed``, ``read`` and ``unread``.
+
+    ``read`` is what was understood of the first text, ``unread`` the first that was not understood,
+    ``None`` where there is none.
 
     Args:
-        task: ``right``: accepted answers, or with ``only_read`` texts to be read alone;
-            ``given``: the answer; ``digits``: decimal places that count.
+        task: ``right``: accepted answers; ``tries``: alternatives, each a list of texts that must
+            all be right; ``digits``: decimal places that count.
     """
-    given = _read(task["given"])
-    if not given:
-        return {"passed": False, "read": None}
     right = [parsed for text in task["right"] if (parsed := _read(text))]
-    digits = task.get("digits", 6)
-    passed = any(
-        verify(
-            own,
-            given,
-            float_rounding=digits,
-            allow_set_relation_comp=True,
-            timeout_seconds=None,
-        )
-        for own in right
+    read: str | None = None
+    unread: str | None = None
+    for alternative in task["tries"]:
+        passed = True
+        for text in alternative:
+            given = _read(text)
+            if not given:
+                unread = text if unread is None else unread
+            elif read is None:
+                read = _shown(given)
+            passed = passed and any(_equal(own, given, task["digits"]) for own in right)
+        if passed:
+            return {"passed": True, "read": read, "unread": None}
+    return {"passed": False, "read": read, "unread": unread}
+
+
+def _equal(own: list[Any], given: list[Any], digits: int) -> bool:
+    return verify(
+        own, given, float_rounding=digits, allow_set_relation_comp=True, timeout_seconds=None
     )
-    return {"passed": passed, "read": _shown(given)}
 
 
 def _read(text: str) -> list[Any]:
