@@ -32,7 +32,12 @@ from gptoss_tune.evaluate.generate import (
 )
 from gptoss_tune.evaluate.parse import Answer, read_answer
 from gptoss_tune.evaluate.prompts import Question, read_questions
-from gptoss_tune.grading.grader import Grading
+from gptoss_tune.grading.grader import Grading, Verdict
+from gptoss_tune.grading.policy_metrics import (
+    policies_report,
+    policy_figures,
+    refuse_equal_names,
+)
 from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.vocabulary import Vocabulary
@@ -103,6 +108,7 @@ class Evaluator:
 
         asked = section.reasoning_effort or [usual]
         self.questions = questions(section.prompts, section.max_prompts, asked)
+        refuse_equal_names(question.grader for question in self.questions)
         self.probes = questions(drift.probes, drift.max_probes, [usual])
         self.references = (
             []
@@ -226,10 +232,16 @@ class Evaluator:
             for question, given in zip(self.questions, tuned[: len(self.questions)], strict=True)
         ]
         grades = [sample["grade"] for sample in samples if sample["grade"] is not None]
+        policies = policies_report(
+            (question.grader, Verdict(grade["passed"], label=grade.get("label")))
+            for question, sample in zip(self.questions, samples, strict=True)
+            if (grade := sample["grade"]) is not None
+        )
         return {
             "step": step,
             "samples": samples,
             "graded": {"passed": sum(g["passed"] for g in grades), "total": len(grades)},
+            **({} if policies is None else {"policies": policies}),
             "health": {
                 "valid": sum(not sample["health"] for sample in samples),
                 "total": len(samples),
@@ -264,6 +276,7 @@ def figures(report: dict[str, Any]) -> dict[str, float]:
         for effort in dict.fromkeys(sample["effort"] for sample in samples):
             lengths = [s["analysis_tokens"] for s in samples if s["effort"] == effort]
             found[f"eval_reasoning_tokens_{effort}"] = fmean(lengths)
+    found |= policy_figures(report.get("policies"))
     drift = report["drift"] or {}
     if drift.get("kl") is not None:
         found["eval_kl"] = drift["kl"]

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.grader import Grader
+from gptoss_tune.grading.policy import KNOWN as POLICY_SETTINGS
+from gptoss_tune.grading.policy import read_policy
 from gptoss_tune.grading.text import read_exact, read_pattern
 from gptoss_tune.harmony.fields import shown, take_text
 
@@ -30,7 +32,16 @@ def _pattern(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> G
     return read_pattern(row.get("pattern"), source)
 
 
-READERS: Final[dict[str, Reader]] = {"exact": _exact, "pattern": _pattern}
+def _policy(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Grader:
+    refuse_unknown(settings, POLICY_SETTINGS, source, "policy")
+    return read_policy(row, settings, source)
+
+
+READERS: Final[dict[str, Reader]] = {
+    "exact": _exact,
+    "pattern": _pattern,
+    "policy": _policy,
+}
 """Every grader by its name in a file."""
 
 

@@ -11,7 +11,15 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from gptoss_tune.recipe.value_types import Count, FromText, PathText, Section, Text, Unique, refuse
+from gptoss_tune.recipe.schema.value_types import (
+    Count,
+    FromText,
+    PathText,
+    Section,
+    Text,
+    Unique,
+    refuse,
+)
 
 
 def _listed(value: Any) -> Any:

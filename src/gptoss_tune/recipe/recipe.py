@@ -1,6 +1,6 @@
 """The ``Recipe``: the model of all sections, and the rules between them.
 
-Sections are described in ``schema.py``, ``data_schema.py`` and ``evaluation_schema.py`` and know
+Sections are described in ``schema/``, ``data_schema.py`` and ``evaluation_schema.py`` and know
 nothing of each other; here they become one frozen model whose settings do not contradict each
 other.
 """
@@ -46,7 +46,7 @@ from gptoss_tune.recipe.schema import (
     TrainSection,
     method_name,
 )
-from gptoss_tune.recipe.value_types import Section
+from gptoss_tune.recipe.schema.value_types import Section
 
 
 class Recipe(Section):

@@ -18,7 +18,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from gptoss_tune.recipe.contradictions.contradiction import Contradiction
-from gptoss_tune.recipe.value_types import is_hub_name
+from gptoss_tune.recipe.schema.value_types import is_hub_name
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.data_schema import DataSection, DataSource

@@ -105,7 +105,8 @@ class Evaluation(TrainerCallback):
             file = RunFolder(self._run).evaluation(step)
             file.parent.mkdir(exist_ok=True)
             write_text(file, to_text(report, ascii_only=False) + "\n")
-            update_record(self._run, evaluation={"step": step, **found})
+            policies = {"policies": report["policies"]} if "policies" in report else {}
+            update_record(self._run, evaluation={"step": step, **found, **policies})
             if "safety" in report:
                 update_record(self._run, safety=safety_record(report))
                 write_safety_page(self._run)

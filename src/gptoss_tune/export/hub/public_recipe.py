@@ -18,7 +18,7 @@ import yaml
 
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.recipe.schema import METHODS, SftSection, method_name
-from gptoss_tune.recipe.value_types import PathMark, Section, is_hub_name
+from gptoss_tune.recipe.schema.value_types import PathMark, Section, is_hub_name
 
 _JUDGE: Final = "http://localhost:8000"
 """In the place of a judge's address, which says where somebody's machines are."""
