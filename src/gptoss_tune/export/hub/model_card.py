@@ -21,6 +21,7 @@ from gptoss_tune import __version__
 from gptoss_tune.display import one_line
 from gptoss_tune.export.hub.base_name import is_public
 from gptoss_tune.export.hub.card_results import WON, evaluation_results, won
+from gptoss_tune.export.hub.card_safety import safety_text
 from gptoss_tune.export.hub.card_text import TAG, new_card
 from gptoss_tune.export.hub.licence import Licence
 from gptoss_tune.export.hub.public_recipe import data_names, datasets_on_hub, public_recipe
@@ -82,6 +83,7 @@ def model_card(facts: Facts) -> str:
         f"gptoss-tune {__version__}. Changed weights: {', '.join(facts.targets)}.",
         "## Use\n\n" + _usage(facts),
         "## Training\n\n" + _training(facts),
+        *([f"## Safety against the base\n\n{told}"] if (told := safety_text(facts.record)) else []),
         "## Verified before upload\n\n" + facts.verification,
         "## Licence and changes\n\n"
         f"{facts.licence.sentence} The weights of {facts.base} were changed by fine-tuning; see "
