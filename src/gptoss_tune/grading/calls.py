@@ -27,7 +27,7 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.files import strict_json
 from gptoss_tune.grading.answer import Call, Given
 from gptoss_tune.grading.grader import Verdict
-from gptoss_tune.grading.settings import (
+from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     refuse_unknown,
     take_amount,
@@ -148,7 +148,7 @@ class Calls:
         return next((wrong for own, call in pairs if (wrong := own.differs(call))), None)
 
     def _in_any_order(self, made: Sequence[Call]) -> str | None:
-        """Return what is wrong with the first call that finds no partner; a best assignment decides.
+        """Return what is wrong with the first call without a partner; a best assignment decides.
 
         The side that has to be placed in full is the expected calls, or with ``some`` those made.
         """

@@ -26,8 +26,8 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.bounded.worker import JobDied, OutOfTime, worker
 from gptoss_tune.grading.grader import NOT_JUDGED, Verdict
-from gptoss_tune.grading.places import announced, bold, boxed, sentences
-from gptoss_tune.grading.settings import (
+from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences
+from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
     refuse_unknown,

@@ -22,7 +22,7 @@ from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.bounded.worker import JobDied, OutOfTime, worker
 from gptoss_tune.grading.calls import same_value
 from gptoss_tune.grading.grader import NOT_JUDGED, Verdict
-from gptoss_tune.grading.settings import (
+from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
     refuse_unknown,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gptoss_tune.files import strict_json
+from gptoss_tune.grading.reading.plain import normalized
 from gptoss_tune.grading.rules import measures
-from gptoss_tune.grading.text import normalized
 from gptoss_tune.harmony.fields import shown
 
 SCRIPTS: Final = (

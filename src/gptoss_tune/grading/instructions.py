@@ -1,4 +1,4 @@
-"""A list of rules as one grader: it passes where every rule holds, and names each that does not.
+"""The grader ``rules``: passes where every rule of a list holds, and names each that does not.
 
 ```json
 {"prompt": "Describe Oslo in at most 30 words, without commas.", "grader": "rules",
@@ -19,9 +19,7 @@ from typing import Any, ClassVar, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
-from gptoss_tune.grading.rules.counted import AMOUNTS, COUNTED, check_counted
-from gptoss_tune.grading.rules.stated import SCRIPTS, STATED
-from gptoss_tune.grading.settings import (
+from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
     refuse_unknown,
@@ -30,6 +28,8 @@ from gptoss_tune.grading.settings import (
     take_flag,
     take_texts,
 )
+from gptoss_tune.grading.rules.counted import AMOUNTS, COUNTED, check_counted
+from gptoss_tune.grading.rules.stated import SCRIPTS, STATED
 from gptoss_tune.harmony.fields import shown, take_listed, take_text
 
 MOST_RULES: Final = 32
