@@ -30,7 +30,16 @@ def _pattern(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> G
     return read_pattern(row.get("pattern"), source)
 
 
-READERS: Final[dict[str, Reader]] = {"exact": _exact, "pattern": _pattern}
+def _code(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Grader:
+    # The sandbox is for those who grade code: no other row needs what it loads.
+    from gptoss_tune.grading.code.read import SETTINGS
+    from gptoss_tune.grading.code_grader import read_code
+
+    refuse_unknown(settings, SETTINGS, source, "code")
+    return read_code(row, settings, source)
+
+
+READERS: Final[dict[str, Reader]] = {"exact": _exact, "pattern": _pattern, "code": _code}
 """Every grader by its name in a file."""
 
 
