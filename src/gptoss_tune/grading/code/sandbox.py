@@ -54,8 +54,10 @@ for folder in {sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["platstdli
         except BaseException:
             pass
 with open("/proc/self/maps") as maps:
-    paths = {line.split(None, 5)[5].rstrip("\n") for line in maps if line.count("/")}
-print("\n".join(sorted(path for path in paths if path.startswith("/") and ".so" in path)))
+    paths = {line.split(None, 5)[5].rstrip() for line in maps if line.count("/")}
+for path in sorted(paths):
+    if path.startswith("/") and ".so" in path:
+        print(path)
 """
 _GRACE_S: Final = 20.0
 """Beyond a job's wall clock: starting, killing and clearing up on a busy machine."""
@@ -246,7 +248,11 @@ def _request(job: Job, folder: str, without: Sequence[str], landlock: int) -> di
 
 @lru_cache(maxsize=1)
 def _libraries() -> list[str]:
-    """Return the shared libraries that modules of the standard library load on this machine."""
+    """Return the shared libraries that modules of the standard library load on this machine.
+
+    Raises:
+        MachineError: The interpreter does not start.
+    """
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-B", "-c", _LIBRARIES],
         env={},
@@ -257,7 +263,9 @@ def _libraries() -> list[str]:
         timeout=60,
         check=False,
     )
-    return done.stdout.split("\n")[:-1]
+    if done.returncode != 0:
+        raise MachineError(f"this Python does not start: {one_line(done.stderr[-500:])}")
+    return done.stdout.splitlines()
 
 
 def _report(
