@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.recipe.value_types import is_hub_name
+from gptoss_tune.recipe.schema.value_types import is_hub_name
 
 _LARGEST_SIZE = 2**30
 AttentionKind = Literal["sliding_attention", "full_attention"]
@@ -112,6 +112,16 @@ RELEASED = {
     "openai/gpt-oss-safeguard-120b": _released(layers=36, experts=128),
 }
 """Sizes of the released models by their names on the Hub."""
+
+
+def smaller_release(name_or_path: str) -> str:
+    """Return the smallest released model of a base's kind: a classifier's is a classifier.
+
+    ``openai/gpt-oss-safeguard-120b`` has ``openai/gpt-oss-safeguard-20b``; so has a folder that is
+    called as it is.
+    """
+    last = Path(name_or_path).name.lower()
+    return f"openai/gpt-oss-{'safeguard-' if 'safeguard' in last else ''}20b"
 
 
 def architecture_of(name_or_path: str) -> Architecture:
