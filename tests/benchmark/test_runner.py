@@ -222,11 +222,13 @@ def test_the_table_fits_a_terminal(suite, scripted, cache):
     subjects = [scripted(n, lambda line, seed: line % 3 != 0, tokens=12_345) for n in names]
     suites = [suite(12, "sums", samples=4, temperature=1), suite(30, "instruction-following")]
     figures = figures_of(
-        measure(suites, subjects, cache), {"sums": {"share": 0.25, "questions": 12}}
+        measure(suites, subjects, cache),
+        {"sums": {"share": 0.25, "questions": 12, "rows": 9, "found": [1, 2, 3]}},
     )
     text = printed(figures)
     assert max(map(len, text.splitlines())) <= 100
     assert figures_table(figures).columns[-1].header == "seen" and "25.0" in text
+    assert "3 of 12 questions are in the 9 rows of training" in text
     for words in ("tuned-on-many-lon...", "within noise", "12,345", "4: 66.7", "12 questions"):
         assert words in text, words
 

@@ -71,6 +71,8 @@ def _suite(suite: Suite, measured: Measured) -> dict[str, Any]:
     return {
         "name": suite.name,
         "description": suite.description,
+        "licence": suite.licence,
+        "notes": list(suite.notes),
         "questions": len(suite.questions),
         "samples": suite.samples,
         "efforts": sorted({question.effort for question in suite.questions}),

@@ -60,11 +60,25 @@ def footnotes(figures: dict[str, Any]) -> list[str]:
             f"{', '.join(suite['efforts'])}{times}, {drawn}, up to {asking['max_new_tokens']:,} "
             "tokens"
         )
-        lines += suite.get("notes", ())
+        lines += suite["notes"]
+        lines += _of_training(suite)
         for name, cell in suite["subjects"].items():
             if cell and cell["not_judged"]:
                 lines.append(f"{suite['name']}: {cell['not_judged']} of {name} not judged in time")
     return [*lines, *figures["notes"]]
+
+
+def _of_training(suite: dict[str, Any]) -> list[str]:
+    """Return what is known of the suite's questions in the rows of the run."""
+    found = suite["contamination"]
+    if found is None:
+        return []
+    if found["share"] is None:
+        return [f"{suite['name']}: not compared with the rows of training: {found['not_compared']}"]
+    seen = len(found["found"])
+    words = f"{seen} of {found['questions']} questions are"
+    rows = f"in the {found['rows']:,} rows of training"
+    return [f"{suite['name']}: {words} {rows}, by n-grams"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,7 @@ class _Columns:
             Text(_number(cell["thinking"])),
             Text(_percent(cell["cut_off"])),
             Text(_percent(cell["health"])),
-            *([Text("–" if found is None else _percent(found["share"]))] if self.seen else []),
+            *([Text(_percent(None if found is None else found["share"]))] if self.seen else []),
         ]
 
 
@@ -135,8 +149,8 @@ def _short(name: str) -> str:
     return shown if len(shown) <= _LONGEST_NAME else f"{shown[: _LONGEST_NAME - 3]}..."
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _number(value: float | None) -> str:
