@@ -23,7 +23,7 @@ from gptoss_tune.recipe.data_schema import DataSource
 from gptoss_tune.recipe.json_schema import expected_phrase, setting_descriptions
 from gptoss_tune.recipe.recipe import SECTIONS
 from gptoss_tune.recipe.schema import METHODS
-from gptoss_tune.recipe.value_types import Section
+from gptoss_tune.recipe.schema.value_types import Section
 
 FOLDER = Path(__file__).resolve().parent
 _MADE = "<!-- Made by: python docs/generate.py -->"

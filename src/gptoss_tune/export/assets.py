@@ -21,7 +21,7 @@ from gptoss_tune.files.atomic import disk_errors, to_json, write_text
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, STARTOFTEXT
-from gptoss_tune.recipe.value_types import is_hub_name
+from gptoss_tune.recipe.schema.value_types import is_hub_name
 from gptoss_tune.shipped import shipped
 
 if TYPE_CHECKING:

@@ -11,9 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.grading.calls import read_calls
+from gptoss_tune.grading.choice import read_choice
 from gptoss_tune.grading.grader import Grader
+from gptoss_tune.grading.number import read_number
 from gptoss_tune.grading.policy import KNOWN as POLICY_SETTINGS
 from gptoss_tune.grading.policy import read_policy
+from gptoss_tune.grading.settings import refuse_unknown
 from gptoss_tune.grading.text import read_exact, read_pattern
 from gptoss_tune.harmony.fields import shown, take_text
 
@@ -40,6 +44,9 @@ def _policy(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Gr
 READERS: Final[dict[str, Reader]] = {
     "exact": _exact,
     "pattern": _pattern,
+    "number": read_number,
+    "choice": read_choice,
+    "calls": read_calls,
     "policy": _policy,
 }
 """Every grader by its name in a file."""
@@ -69,22 +76,6 @@ def read_grader(
     if pattern is not None:
         return read_pattern(pattern, source)
     return None if answer is None else read_exact(answer, source)
-
-
-def refuse_unknown(
-    settings: Mapping[str, Any], known: tuple[str, ...], source: str, kind: str
-) -> None:
-    """Refuse settings of a grader that it does not have.
-
-    Raises:
-        DataError: There is one.
-    """
-    unknown = sorted(settings.keys() - set(known))
-    if unknown:
-        expected = ", ".join(known) or "none"
-        raise DataError(
-            f"{source}: grader {kind} has no setting {shown(unknown[0])}; expected {expected}"
-        )
 
 
 def _kind(named: Any, source: str) -> tuple[str, dict[str, Any]]:

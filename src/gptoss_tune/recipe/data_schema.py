@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gptoss_tune.recipe.value_types import (
+from gptoss_tune.recipe.schema.value_types import (
     Count,
     Date,
     FromText,

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from gptoss_tune.display import one_line
 from gptoss_tune.recipe.data_schema import DataSource
 from gptoss_tune.recipe.recipe import Recipe
-from gptoss_tune.recipe.value_types import Section
+from gptoss_tune.recipe.schema.value_types import Section
 from gptoss_tune.recipe.yaml_reader import scalar
 
 _BARE = re.compile(r"[A-Za-z_./][\w./+-]*", re.ASCII)

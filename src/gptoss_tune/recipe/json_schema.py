@@ -19,7 +19,7 @@ from typing import Any
 
 from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.recipe import Recipe
-from gptoss_tune.recipe.value_types import Section
+from gptoss_tune.recipe.schema.value_types import Section
 
 _MOST_NAMES = 3
 

@@ -18,7 +18,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from gptoss_tune.recipe.contradictions.contradiction import Contradiction
-from gptoss_tune.recipe.value_types import is_hub_name
+from gptoss_tune.recipe.schema.value_types import is_hub_name
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.data_schema import DataSection, DataSource
@@ -274,10 +274,10 @@ def evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
     """Yield the settings of ``evaluation`` that nothing uses."""
     drift = evaluation.drift
     asked, compared = "evaluation.prompts", "evaluation.drift.references"
-    refused = "evaluation.drift.probes"
+    refused, harmful = "evaluation.drift.probes", "evaluation.safety.requests"
     prompts = ((asked,), evaluation.prompts is not None)
-    anything = ((asked, refused, compared), evaluation.wanted)
-    generated = ((asked, refused), evaluation.generates)
+    anything = ((asked, refused, compared, harmful), evaluation.wanted)
+    generated = ((asked, refused, harmful), evaluation.generates)
     needs = {
         "max_prompts": prompts,
         "reasoning_effort": prompts,

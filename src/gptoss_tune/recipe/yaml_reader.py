@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from gptoss_tune.recipe.mistakes import KeyPath, Mistake, Place, dotted, quoted, shown
-from gptoss_tune.recipe.value_types import LONGEST_NUMBER, NUMBER
+from gptoss_tune.recipe.schema.value_types import LONGEST_NUMBER, NUMBER
 
 LARGEST_FILE = 65_536  # bytes; a long recipe has 3,000
 _DEEPEST = 12

@@ -1,7 +1,7 @@
 """Which methods of training there are: for each its trainer, its rows, its batches and its loss.
 
 A recipe names one (``method.name``). What a method adds to a plan stands in ``plan/methods.py``,
-which must not import torch. A new method is a section in ``recipe/schema.py``, an entry in
+which must not import torch. A new method is a section in ``recipe/schema/methods.py``, an entry in
 both tables, a trainer like ``sft.py`` or ``preference/``, and a reader of its rows where no format
 has them yet.
 """

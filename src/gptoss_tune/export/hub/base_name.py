@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.recipe.value_types import is_hub_name
+from gptoss_tune.recipe.schema.value_types import is_hub_name
 from gptoss_tune.weights import Checkpoint
 
 _SHAPE = (

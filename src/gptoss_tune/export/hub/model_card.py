@@ -21,11 +21,12 @@ from gptoss_tune import __version__
 from gptoss_tune.display import one_line
 from gptoss_tune.export.hub.base_name import is_public
 from gptoss_tune.export.hub.card_results import WON, evaluation_results, policies_of, won
+from gptoss_tune.export.hub.card_safety import safety_text
 from gptoss_tune.export.hub.card_text import TAG, new_card
 from gptoss_tune.export.hub.licence import Licence
 from gptoss_tune.export.hub.public_recipe import data_names, datasets_on_hub, public_recipe
 from gptoss_tune.grading.policy_table import HEADS, policy_rows
-from gptoss_tune.report.plot import Line, picture
+from gptoss_tune.report.parts.plot import Line, picture
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
 from gptoss_tune.run.method import method_of, reference_words
@@ -84,6 +85,7 @@ def model_card(facts: Facts) -> str:
         "## Use\n\n" + _usage(facts),
         "## Training\n\n" + _training(facts),
         *_policies(facts),
+        *([f"## Safety against the base\n\n{told}"] if (told := safety_text(facts.record)) else []),
         "## Verified before upload\n\n" + facts.verification,
         "## Licence and changes\n\n"
         f"{facts.licence.sentence} The weights of {facts.base} were changed by fine-tuning; see "

@@ -17,7 +17,7 @@ from typing import Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.sources.files import READERS, format_suffix
 from gptoss_tune.harmony.sources.splits import chosen_files
-from gptoss_tune.recipe.value_types import is_hub_name
+from gptoss_tune.recipe.schema.value_types import is_hub_name
 
 MOST_FILES: Final = 100_000
 """Files that one source may mean; a shard of a large dataset has tens of megabytes."""

@@ -6,7 +6,7 @@ import os
 
 from gptoss_tune.recipe.convert.draft import Draft
 from gptoss_tune.recipe.dump import Noted
-from gptoss_tune.recipe.value_types import is_hub_name
+from gptoss_tune.recipe.schema.value_types import is_hub_name
 
 
 def base(draft: Draft, key: str, revision: str) -> None:

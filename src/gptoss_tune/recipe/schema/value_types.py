@@ -2,7 +2,7 @@
 
 YAML and shells hand over more than was meant: ``1e-5`` arrives as text from some parsers, nobody
 expands ``~/runs``, a text can hold control characters. Each type says here once what it takes, so
-the sections in ``schema.py`` stay a list of names, ranges and defaults. Coercion in
+the sections in ``schema/`` stay a list of names, ranges and defaults. Coercion in
 pydantic's lax mode was the alternative: it also turns ``"yes"`` into True and ``1.0`` into 1, and a
 recipe that says something else than it does is what this room is there to prevent.
 """
