@@ -324,7 +324,7 @@ def _print_look(console: Console, look: DataLook) -> None:
 def _print_made(console: Console, place: Path, made: FirstRecipe) -> None:
     from rich.text import Text
 
-    from gptoss_tune.report.text import duration
+    from gptoss_tune.report.parts.text import duration
     from gptoss_tune.terminal import next_commands
 
     plan = made.plan

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult
 
 from gptoss_tune.grading.policy_metrics import metric_name
 from gptoss_tune.grading.policy_table import MOST_POLICIES
-from gptoss_tune.report.text import number
+from gptoss_tune.report.parts.text import number
 
 WON = {
     "reward_accuracy": "last reward accuracy, of a training step's pairs",

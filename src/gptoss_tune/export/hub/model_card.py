@@ -26,7 +26,7 @@ from gptoss_tune.export.hub.card_text import TAG, new_card
 from gptoss_tune.export.hub.licence import Licence
 from gptoss_tune.export.hub.public_recipe import data_names, datasets_on_hub, public_recipe
 from gptoss_tune.grading.policy_table import HEADS, policy_rows
-from gptoss_tune.report.plot import Line, picture
+from gptoss_tune.report.parts.plot import Line, picture
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
 from gptoss_tune.run.method import method_of, reference_words
