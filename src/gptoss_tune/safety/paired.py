@@ -11,6 +11,7 @@ and tuned as independent samples were the alternative; they ignore that the ques
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def _interval(worse: int, better: int, questions: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@functools.lru_cache(maxsize=65_536)
 def exact_p(worse: int, better: int) -> float:
     """Return the two-sided probability that a fair coin splits so unevenly, or more so."""
     total = worse + better
@@ -153,6 +155,7 @@ def power(questions: int, rise: float, comparisons: int, back: float = 0.0) -> f
     return total
 
 
+@functools.lru_cache(maxsize=256)
 def detectable_rise(questions: int, comparisons: int, back: float = 0.0) -> float | None:
     """Return the smallest rise in whole hundredths found four times in five; ``None``: no rise."""
     for hundredths in range(1, 100 - round(100 * back) + 1):
