@@ -8,6 +8,7 @@ in training and for a finished one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -43,12 +44,30 @@ from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.recipe import DataSection, EvaluationSection
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Answers of one evaluation, in the order of questions and probes.
+
+    Attributes:
+        questions: Of the model.
+        probes: Of the model.
+        base_questions: Of its base; ``None`` where the base was not asked.
+        base_probes: Of its base.
+    """
+
+    questions: list[Answer]
+    probes: list[Answer]
+    base_questions: list[Answer] | None
+    base_probes: list[Answer] | None
+
+
 class Evaluator:
     """The questions, probes and references of one recipe, and the base's answers to them.
 
     Attributes:
         questions: What is answered and graded.
         probes: What is answered to count refusals.
+        answers: Of the last evaluation; ``None`` before it.
         references: Where the distributions are compared.
     """
 
@@ -103,6 +122,7 @@ class Evaluator:
             )
         )
         self._base_answers: list[Answer] | None = None
+        self.answers: Answers | None = None
 
     def run(
         self,
@@ -126,29 +146,48 @@ class Evaluator:
             Stopped: ``should_stop`` was true on some rank; nothing was changed.
         """
         ranks = Ranks()
-
-        def answers(questions: Sequence[Question]) -> list[Answer]:
-            prompts = [question.prompt_ids for question in questions]
-            generated = answer(model, prompts, self._generation, ranks, should_stop)
-            return [read_answer(ids, self._encoding) for ids in generated]
-
         with evaluating(model):
-            tuned = answers([*self.questions, *self.probes])
+            tuned = self._answers(model, [*self.questions, *self.probes], should_stop)
             if is_adapted(model) and self._base_answers is None and self._compared:
                 if is_base:
                     base = tuned[len(self.questions) - len(self._compared_questions) :]
                 else:
                     with without_adapters(model):
-                        base = answers(self._compared)
+                        base = self._answers(model, self._compared, should_stop)
                 self._base_answers = base
             drift = None
             if is_adapted(model):
                 drift = self._drift(model, tuned, ranks, device, should_stop)
+        self.answers = self._sides(tuned)
         return self._report(step, tuned, drift)
+
+    def answer_as_base(self, base: nn.Module) -> None:
+        """Keep the answers of a model that is the base of one evaluated later, such as a merged."""
+        with evaluating(base):
+            self._base_answers = self._answers(base, self._compared, lambda: False)
+
+    def _answers(
+        self, model: nn.Module, questions: Sequence[Question], should_stop: Callable[[], bool]
+    ) -> list[Answer]:
+        prompts = [question.prompt_ids for question in questions]
+        generated = answer(model, prompts, self._generation, Ranks(), should_stop)
+        return [read_answer(ids, self._encoding) for ids in generated]
+
+    def _sides(self, tuned: Sequence[Answer]) -> Answers:
+        asked, compared = len(self.questions), len(self._compared_questions)
+        base = self._base_answers
+        return Answers(
+            questions=list(tuned[:asked]),
+            probes=list(tuned[asked:]),
+            base_questions=None if base is None or not compared else base[:compared],
+            base_probes=None if base is None else base[compared:],
+        )
 
     @property
     def _compared_questions(self) -> list[Question]:
-        return self.questions if self._section.drift.reasoning else []
+        section = self._section
+        wanted = section.drift.reasoning or section.safety.reads_prompts
+        return self.questions if wanted else []
 
     @property
     def _compared(self) -> list[Question]:
@@ -176,7 +215,7 @@ class Evaluator:
                 "tuned": of_tuned["unanswered"],
             }
             found["probes"] = len(self.probes)
-        if self._compared_questions:
+        if self._section.drift.reasoning:
             before = reasoning_tokens(self.questions, base[:asked])
             after = reasoning_tokens(self.questions, tuned[:asked])
             found["reasoning_tokens_by_effort"] = {

@@ -15,8 +15,14 @@ from pydantic import model_validator
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe.contradictions.contradiction import Contradiction, contradiction_error
 from gptoss_tune.recipe.contradictions.distributed import distributed_rules
+from gptoss_tune.recipe.contradictions.safety import safety_rules
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
-from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
+from gptoss_tune.recipe.evaluation_schema import (
+    DriftSection,
+    EvaluationSection,
+    JudgeSection,
+    SafetySection,
+)
 from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.rules import (
     data_rules,
@@ -84,6 +90,7 @@ class Recipe(Section):
             *data_rules(self.data),
             *train_rules(self.train, self.data),
             *evaluation_rules(self.evaluation),
+            *safety_rules(self.evaluation),
             *tracking_rules(self.tracking),
             *distributed_rules(self.distributed, self.model, self.method, self.train),
         ]
@@ -146,6 +153,9 @@ SECTIONS: dict[KeyPath, type[Section]] = {
     ("train",): TrainSection,
     ("evaluation",): EvaluationSection,
     ("evaluation", "drift"): DriftSection,
+    ("evaluation", "safety"): SafetySection,
+    ("evaluation", "safety", "judge"): JudgeSection,
+    ("evaluation", "safety", "second_judge"): JudgeSection,
     ("guard",): GuardSection,
     ("export",): ExportSection,
     ("tracking",): TrackingSection,

@@ -25,6 +25,7 @@ MERGE_REPORT = "merge_report.json"
 METRICS, LAYERS = "metrics.jsonl", "layers.jsonl"
 ADAPTER = "adapter"
 REPORT = "report.html"
+SAFETY_PAGE = "safety.html"
 _DATA_LINES = "data.json"
 PAIRS = "pairs.json"
 _EVALUATIONS = "evaluation"
@@ -55,6 +56,7 @@ class RunFolder:
           evaluation/        step-N.json, one file an evaluation (evaluations)
           nonfinite/         what the guard left out (nonfinite)
           report.html        the run on one page (report)
+          safety.html        the page that a reviewer of its safety signs (safety_page)
           wandb/ trackio/ tensorboard/
                              what trackers keep here (wandb, trackio, tensorboard)
           .lock .staging/    while a process writes (lock, staging)
@@ -104,6 +106,11 @@ class RunFolder:
     def report(self) -> Path:
         """The run on one page."""
         return self.path / REPORT
+
+    @property
+    def safety_page(self) -> Path:
+        """What a reviewer of the run's safety signs."""
+        return self.path / SAFETY_PAGE
 
     @property
     def evaluations(self) -> Path:

@@ -16,13 +16,17 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.evaluate.evaluator import Evaluator, figures
+from gptoss_tune.display import visible
+from gptoss_tune.evaluate.evaluator import figures
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.strict_json import to_text
+from gptoss_tune.report.safety.page import write_safety_page
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
+from gptoss_tune.safety.evaluator import SafetyEvaluator
+from gptoss_tune.safety.figures import safety_figures, safety_lines, safety_record
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.context_groups import whole_rows
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
@@ -34,7 +38,7 @@ class Evaluation(TrainerCallback):
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        evaluator: SafetyEvaluator,
         context: RunContext,
         trainer: MethodTrainer,
         metrics: StepMetrics,
@@ -96,16 +100,21 @@ class Evaluation(TrainerCallback):
             return
         finally:
             self._metrics.leave_out(time.monotonic() - started)
-        found = figures(report)
+        found = figures(report) | safety_figures(report)
         if state.is_world_process_zero:
             file = RunFolder(self._run).evaluation(step)
             file.parent.mkdir(exist_ok=True)
             write_text(file, to_text(report, ascii_only=False) + "\n")
             policies = {"policies": report["policies"]} if "policies" in report else {}
             update_record(self._run, evaluation={"step": step, **found, **policies})
+            if "safety" in report:
+                update_record(self._run, safety=safety_record(report))
+                write_safety_page(self._run)
         # Logging marks the step's own metrics as written, which they may not be yet.
         unwritten = control.should_log
         trainer.log(found)
         control.should_log = unwritten
-        text = f"step {step}: {one_line(report)}"
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        for text in (one_line(report), *safety_lines(report)):
+            if text:
+                line = f"step {step}: {visible(text)}"
+                self._console.print(line, soft_wrap=True, highlight=False, markup=False)
