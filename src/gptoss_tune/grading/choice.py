@@ -25,9 +25,14 @@ from typing import Any, ClassVar, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
-from gptoss_tune.grading.places import announced, bold, boxed, sentences
-from gptoss_tune.grading.settings import LONGEST_ANSWER, TOO_LONG, refuse_unknown, take_texts
-from gptoss_tune.grading.text import normalized
+from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences
+from gptoss_tune.grading.reading.plain import normalized
+from gptoss_tune.grading.reading.settings import (
+    LONGEST_ANSWER,
+    TOO_LONG,
+    refuse_unknown,
+    take_texts,
+)
 from gptoss_tune.harmony.fields import shown
 
 LETTERS: Final = "ABCDEFGHIJ"

@@ -28,9 +28,9 @@ from typing import Any, ClassVar, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
-from gptoss_tune.grading.numerals import DIGITS, Numeral, numerals, typed
-from gptoss_tune.grading.places import announced, bold, boxed, sentences, without_numbering
-from gptoss_tune.grading.settings import (
+from gptoss_tune.grading.reading.numerals import DIGITS, Numeral, numerals, typed
+from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences, without_numbering
+from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
     refuse_unknown,

@@ -14,10 +14,13 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.grading.calls import read_calls
 from gptoss_tune.grading.choice import read_choice
 from gptoss_tune.grading.grader import Grader
+from gptoss_tune.grading.instructions import read_rules
+from gptoss_tune.grading.maths import read_maths
 from gptoss_tune.grading.number import read_number
 from gptoss_tune.grading.policy import KNOWN as POLICY_SETTINGS
 from gptoss_tune.grading.policy import read_policy
-from gptoss_tune.grading.settings import refuse_unknown
+from gptoss_tune.grading.reading.settings import refuse_unknown
+from gptoss_tune.grading.schema import read_schema
 from gptoss_tune.grading.text import read_exact, read_pattern
 from gptoss_tune.harmony.fields import shown, take_text
 
@@ -45,8 +48,11 @@ READERS: Final[dict[str, Reader]] = {
     "exact": _exact,
     "pattern": _pattern,
     "number": read_number,
+    "maths": read_maths,
     "choice": read_choice,
+    "rules": read_rules,
     "calls": read_calls,
+    "json_schema": read_schema,
     "policy": _policy,
 }
 """Every grader by its name in a file."""
