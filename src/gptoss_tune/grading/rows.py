@@ -44,6 +44,15 @@ def _policy(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Gr
     return read_policy(row, settings, source)
 
 
+def _code(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Grader:
+    # The sandbox is for those who grade code: no other row needs what it loads.
+    from gptoss_tune.grading.code.read import SETTINGS
+    from gptoss_tune.grading.code_grader import read_code
+
+    refuse_unknown(settings, SETTINGS, source, "code")
+    return read_code(row, settings, source)
+
+
 READERS: Final[dict[str, Reader]] = {
     "exact": _exact,
     "pattern": _pattern,
@@ -54,6 +63,7 @@ READERS: Final[dict[str, Reader]] = {
     "calls": read_calls,
     "json_schema": read_schema,
     "policy": _policy,
+    "code": _code,
 }
 """Every grader by its name in a file."""
 
