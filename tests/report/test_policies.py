@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from gptoss_tune.report.page import write_report
-from gptoss_tune.report.read import read_run
+from gptoss_tune.report.parts.read import read_run
 from gptoss_tune.report.samples import policies
 
 spec = importlib.util.spec_from_file_location("html_page", Path(__file__).parent / "html_page.py")

@@ -215,7 +215,7 @@ def metric_name(policy: str) -> str:
     """
     name = re.sub(r"[^a-z0-9]+", "_", policy.lower()).strip("_")
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]*", policy) is None or not name:
-        digest = hashlib.blake2s(policy.encode(), digest_size=3).hexdigest()
+        digest = hashlib.blake2s(policy.encode("utf-8", "surrogatepass"), digest_size=3).hexdigest()
         name = f"{name}_{digest}" if name else f"policy_{digest}"
     return name
 

@@ -57,6 +57,37 @@ class LabelForm:
 DEFAULT_FORM: Final = LabelForm()
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a row for a policy classifier says beside its messages.
+
+    Attributes:
+        policy: Its key ``policy``; empty: it names none.
+        form: How its label is spelled.
+        label: The expected label, from its key ``answer``; ``None``: it has none.
+    """
+
+    policy: str
+    form: LabelForm
+    label: str | None
+
+
+def read_judged(row: Mapping[str, Any], source: str) -> Judged | None:
+    """Return what a row says for a grader of policies; ``None`` where it names none.
+
+    Raises:
+        DataError: The settings of its grader cannot be used.
+    """
+    policy, grader = row.get("policy"), row.get("grader")
+    settings = dict(grader) if isinstance(grader, Mapping) else {"kind": grader}
+    kind_of_grader = settings.get("kind")
+    if kind_of_grader != "policy" and not (kind_of_grader is None and isinstance(policy, str)):
+        return None
+    form = read_form(settings, source)
+    named = settings.get("policy") if policy is None else policy
+    return Judged(named if isinstance(named, str) else "", form, form.spelled(row.get("answer")))
+
+
 def label_in(final: str, form: LabelForm) -> tuple[str | None, str | None]:
     """Return the label in a final message, or ``None`` and why there is none.
 

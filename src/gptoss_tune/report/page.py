@@ -17,11 +17,11 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.files.atomic import disk_errors, write_text
 from gptoss_tune.recipe import Recipe, resolved_lines
 from gptoss_tune.report import compare, curves, facts, layered
-from gptoss_tune.report.read import Run, read_run
+from gptoss_tune.report.parts.read import Run, read_run
+from gptoss_tune.report.parts.style import html_page
+from gptoss_tune.report.parts.text import text, tiles
 from gptoss_tune.report.safety.section import safety_section
 from gptoss_tune.report.samples import pairs, policies, samples
-from gptoss_tune.report.style import html_page
-from gptoss_tune.report.text import text, tiles
 from gptoss_tune.run.folder import RECORD, RunFolder
 
 MOST_RUNS = 7

@@ -13,8 +13,8 @@ from typing import Any
 
 from gptoss_tune.grading.policy_table import HEADS, policy_rows
 from gptoss_tune.harmony.conversation import CHANNELS
-from gptoss_tune.report.read import Run, listing, mapping
-from gptoss_tune.report.text import count, figure, number, table, text
+from gptoss_tune.report.parts.read import Run, listing, mapping
+from gptoss_tune.report.parts.text import count, figure, number, table, text
 from gptoss_tune.run.folder import PAIRS
 from gptoss_tune.run.method import Method, reference_name
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptoss_tune.display import one_line
-from gptoss_tune.report.text import number
+from gptoss_tune.report.parts.text import number
 
 _FINDINGS = ("regression", "improvement", "no difference shown")
 

@@ -15,7 +15,9 @@ from typing import Any, Final
 
 from gptoss_tune import __version__
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.report.read import listing, mapping, read_run
+from gptoss_tune.report.parts.read import listing, mapping, read_run
+from gptoss_tune.report.parts.style import html_page
+from gptoss_tune.report.parts.text import count, number, table, text
 from gptoss_tune.report.safety.tables import (
     agreement_line,
     figures_of,
@@ -24,8 +26,6 @@ from gptoss_tune.report.safety.tables import (
     need_line,
     percent,
 )
-from gptoss_tune.report.style import html_page
-from gptoss_tune.report.text import count, number, table, text
 from gptoss_tune.run.folder import RunFolder
 
 MOST_SHOWN: Final = 200

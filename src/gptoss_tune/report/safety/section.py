@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gptoss_tune.report.read import Run, listing, mapping
+from gptoss_tune.report.parts.read import Run, listing, mapping
+from gptoss_tune.report.parts.text import text
 from gptoss_tune.report.safety.tables import agreement_line, figures_table, harm_table, need_line
-from gptoss_tune.report.text import text
 from gptoss_tune.run.folder import SAFETY_PAGE
 
 

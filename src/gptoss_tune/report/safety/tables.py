@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gptoss_tune.report.read import listing, mapping
-from gptoss_tune.report.text import count, number, table, text
+from gptoss_tune.report.parts.read import listing, mapping
+from gptoss_tune.report.parts.text import count, number, table, text
 
 GROUPS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("Harm and refusals", ("harmful", "not_refused", "refused")),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.report.text import number
+from gptoss_tune.report.parts.text import number
 from gptoss_tune.run.folder import EVALUATION, RunFolder, refuse_no_run
 from gptoss_tune.run.jsonl import read_lines
 from gptoss_tune.run.method import Method, method_of
