@@ -9,8 +9,8 @@ import re
 import pytest
 
 from gptoss_tune.recipe import load_recipe
+from gptoss_tune.report.parts.style import POLICY
 from gptoss_tune.report.safety.page import MOST_SHOWN, safety_page
-from gptoss_tune.report.style import POLICY
 from gptoss_tune.safety.assess import Assessment
 from gptoss_tune.safety.hints import plant
 from gptoss_tune.safety.judge import Judgement
