@@ -115,7 +115,7 @@ def test_a_missing_library_ends_the_reading_of_prompts_at_its_row(monkeypatch, t
     rows = [{"prompt": "1 + 1?", "answer": "2"}, {"prompt": "x?", "answer": "x", "grader": "maths"}]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    with pytest.raises(MachineError, match="rows.jsonl:2: grader maths: this needs the extra") as e:
+    with pytest.raises(MachineError, match=r"rows\.jsonl:2: grader maths: this needs the extra") as e:
         read_rows([str(path)], 10, read_grader)
     assert e.value.exit_code == 3 and "\n" not in str(e.value)
 
@@ -124,7 +124,7 @@ def test_all_mistakes_of_a_file_are_in_one_message(tmp_path):
     rows = [{"prompt": "?", **row} for row, _ in MISTAKES[:12]]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    with pytest.raises(DataError, match="^12 rows cannot be evaluated with") as caught:
+    with pytest.raises(DataError, match=r"^12 rows cannot be evaluated with") as caught:
         read_rows([str(path)], 100, read_grader)
     assert [f"rows.jsonl:{n}: " in str(caught.value) for n in range(1, 14)] == [True] * 12 + [False]
 
