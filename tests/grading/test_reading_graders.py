@@ -115,7 +115,9 @@ def test_a_missing_library_ends_the_reading_of_prompts_at_its_row(monkeypatch, t
     rows = [{"prompt": "1 + 1?", "answer": "2"}, {"prompt": "x?", "answer": "x", "grader": "maths"}]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    with pytest.raises(MachineError, match=r"rows\.jsonl:2: grader maths: this needs the extra") as e:
+    with pytest.raises(
+        MachineError, match=r"rows\.jsonl:2: grader maths: this needs the extra"
+    ) as e:
         read_rows([str(path)], 10, read_grader)
     assert e.value.exit_code == 3 and "\n" not in str(e.value)
 
