@@ -76,11 +76,9 @@ def stub():
     server.close()
 
 
-@pytest.fixture
-def second_stub():
-    server = Stub()
-    yield server
-    server.close()
+@pytest.fixture(scope="session")
+def stub_class():
+    return Stub
 
 
 @pytest.fixture(scope="session")
