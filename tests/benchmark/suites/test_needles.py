@@ -28,7 +28,7 @@ def passes(question, final):
 def test_lengths_and_depths(needles):
     suite = needles("{lengths: [512, 2048], depths: [0, 0.5, 1]}")
     lengths = [len(q.prompt_ids) for q in suite.questions]
-    assert all(472 < n <= 512 for n in lengths[:3]) and all(2008 < n <= 2048 for n in lengths[3:])
+    assert all(472 <= n <= 512 for n in lengths[:3]) and all(2008 <= n <= 2048 for n in lengths[3:])
     for question, depth in zip(suite.questions, [0, 0.5, 1] * 2, strict=True):
         whole = question.messages[-1]["content"]
         text = whole.partition("\n\n")[2].rpartition("\n\n")[0]
