@@ -14,8 +14,8 @@ from gptoss_tune.recipe import DataSection
 
 LONG = (
     "A baker has 240 rolls and sells a quarter of them before eight in the morning, then a third "
-    "of what is left before noon, and gives ten to the fire brigade in the afternoon. How many rolls "
-    "are still there when the shop closes at six?"
+    "of what is left before noon, and gives ten to the fire brigade in the afternoon. How many "
+    "rolls are still there when the shop closes at six?"
 )
 MIDDLE = (
     "Which of the two bridges in the old town was opened first, the one by the mill or the one "
