@@ -37,16 +37,17 @@ from gptoss_tune.harmony.fields import shown
 
 LETTERS: Final = "ABCDEFGHIJ"
 _WORD: Final = r"(?:the\s)?(?:correct\s|right\s|best\s)?(?:option|choice|answer|letter|statement)"
-_OPEN: Final = r"[\s*_`\"'“‘$\[{]*(?:\\(?:text|mathrm|mathbf|textbf)\s?\{\s?)?[*_`(\[{]*"
-_CLOSE: Final = r"[)\]}*_`\"'”’$]*"
+# Each run is bounded: several that take the same signs would be searched in all their divisions.
+_OPEN: Final = r"[\s*_`\"'“‘$\[{(]{0,8}(?:\\(?:text|mathrm|mathbf|textbf)\s?\{\s?)?"
+_CLOSE: Final = r"[)\]}*_`\"'”’$]{0,8}"
 _HEAD: Final = re.compile(
-    rf"{_OPEN}(?:{_WORD}\s*:?\s*)?[(\[*]*(?P<letter>[A-Ja-j]){_CLOSE}"
+    rf"{_OPEN}(?:{_WORD}\s?:?\s?)?[(\[*]{{0,4}}(?P<letter>[A-Ja-j]){_CLOSE}"
     r"(?P<end>\s*$|\s*[.):：,;\n/&+–—]|\s+-\s|-(?=\s)|\s+(?=[^a-z])|\s+(?:is|because|since|or|and)\b|\s+\()",
     re.IGNORECASE,
 )
 _MORE: Final = re.compile(
-    rf"[\s*_`)\]]*(?:,|/|&|\+|or\b|and\b|oder\b|und\b|,\s?or\b|,\s?and\b|,\s?und\b)\s*{_OPEN}"
-    rf"(?:{_WORD}\s*)?[(\[*]*(?P<letter>[A-J])(?![\w'’])",
+    rf"[\s*_`)\]]{{0,8}}(?:,|/|&|\+|or\b|and\b|oder\b|und\b|,\s?or\b|,\s?and\b|,\s?und\b){_OPEN}"
+    rf"(?:{_WORD}\s?)?[(\[*]{{0,4}}(?P<letter>[A-J])(?![\w'’])",
     re.IGNORECASE,
 )
 _CORRECT: Final = re.compile(

@@ -206,9 +206,16 @@ def _own(text: str, source: str) -> str:
     """Return the part of a right answer that is compared, once it has been read."""
     alternatives = answer_texts(text) if len(text) <= LONGEST_ANSWER else []
     own = alternatives[-1][0] if alternatives else text.translate(_TYPED).strip()
-    reply = _asked({"right": [], "tries": [[own]], "digits": 6}, _SECONDS_TO_READ)
-    if isinstance(reply, str) or reply["read"] is None:
-        why = reply if isinstance(reply, str) else "it is no mathematics that math-verify knows"
+    why: str | None = None
+    if not alternatives and "\\" not in own:
+        why = "it is prose"  # which the grammar would take for a product of letters
+    else:
+        reply = _asked({"right": [], "tries": [[own]], "digits": 6}, _SECONDS_TO_READ)
+        if isinstance(reply, str):
+            why = reply
+        elif reply["read"] is None:
+            why = "it is no mathematics that math-verify knows"
+    if why is not None:
         raise DataError(
             f"{source}: answer is {shown(text)}, which grader maths cannot read ({why}); write the "
             "answer alone, in LaTeX"
