@@ -21,7 +21,7 @@ from gptoss_tune.export.verify.verify import verify
 from gptoss_tune.model.load import load_base
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.recipe import LoraSection, ModelSection
-from gptoss_tune.train.trainer import save_adapter
+from gptoss_tune.train.resume.adapter_files import save_adapter
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter
 

@@ -18,7 +18,7 @@ def kind_of(case):
     return named["kind"] if isinstance(named, dict) else named
 
 
-KINDS = ("exact", "pattern", "number", "choice", "calls")
+KINDS = ("exact", "pattern", "number", "maths", "choice", "rules", "calls", "json_schema")
 
 
 def test_every_answer_is_of_a_kind_that_is_judged_here():

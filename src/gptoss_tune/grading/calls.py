@@ -10,7 +10,9 @@ Arguments are JSON values: ``1`` equals ``1.0``, the order of keys does not coun
 ```
 
 Calls in parallel may come in any order unless ``ordered`` is set; a call too many fails like one
-that is missing. ``"calls": []`` means that no tool may be called: the answer is a text.
+that is missing. gpt-oss stops at its call, so what could be called in parallel comes one at a time:
+with ``"match": "any"`` some of the expected calls, at least one, are enough. ``"calls": []`` means
+that no tool may be called: the answer is a text.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.files import strict_json
 from gptoss_tune.grading.answer import Call, Given
 from gptoss_tune.grading.grader import Verdict
-from gptoss_tune.grading.settings import (
+from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     refuse_unknown,
     take_amount,
+    take_choice,
     take_flag,
 )
 from gptoss_tune.harmony.conversation import Message
@@ -62,7 +65,7 @@ class Match:
     def takes(self, value: Any) -> bool:
         """Return whether a value will do."""
         return self.anything or any(
-            _same(json.loads(accepted), value, self.ignore_case, self.tolerance)
+            same_value(json.loads(accepted), value, self.ignore_case, self.tolerance)
             for accepted in self.any_of
         )
 
@@ -106,10 +109,12 @@ class Calls:
     Attributes:
         calls: What is to be called; empty: nothing.
         ordered: Whether their order counts.
+        some: Whether some of them are enough; in order: the first ones.
     """
 
     calls: tuple[ExpectedCall, ...]
     ordered: bool = False
+    some: bool = False
 
     kind: ClassVar[str] = "calls"
     seconds: ClassVar[float] = 0.0
@@ -117,7 +122,8 @@ class Calls:
     @property
     def expected(self) -> str:
         """What to show beside an answer."""
-        return "; ".join(_spelled(call) for call in self.calls) or "no call"
+        between = " or " if self.some else "; "
+        return between.join(_spelled(call) for call in self.calls) or "no call"
 
     def judge(self, given: Given, seconds: float) -> Verdict:
         """Compare the calls."""
@@ -132,7 +138,8 @@ class Calls:
         if not given.calls:
             return Verdict(False, "calls no tool")
         wrong = self._in_order(given.calls) if self.ordered else self._in_any_order(given.calls)
-        if wrong is None and len(given.calls) != len(self.calls):
+        enough = len(given.calls) <= len(self.calls) if self.some else False
+        if wrong is None and not enough and len(given.calls) != len(self.calls):
             wrong = f"makes {len(given.calls)} calls where {len(self.calls)} are expected"
         return Verdict(wrong is None, wrong, names)
 
@@ -141,25 +148,52 @@ class Calls:
         return next((wrong for own, call in pairs if (wrong := own.differs(call))), None)
 
     def _in_any_order(self, made: Sequence[Call]) -> str | None:
-        """Return what is wrong with the first call that fits none; a best assignment decides."""
+        """Return what is wrong with the first call without a partner; a best assignment decides.
+
+        The side that has to be placed in full is the expected calls, or with ``some`` those made.
+        """
         differ = [[own.differs(call) for call in made] for own in self.calls]
-        taken: dict[int, int] = {}
+        if not self.some:
+            placed = _assigned([[wrong is None for wrong in row] for row in differ])
+            for own, partner in enumerate(placed):
+                if partner is None:
+                    free = [n for n in range(len(made)) if n not in placed]
+                    same = [
+                        n for n in free if differ[own][n] and made[n].name == self.calls[own].name
+                    ]
+                    nearest = next(iter([*same, *free]), None)
+                    missing = f"does not call {self.calls[own].name}"
+                    return missing if nearest is None else differ[own][nearest]
+            return None
+        placed = _assigned([[row[n] is None for row in differ] for n in range(len(made))])
+        lost = next((n for n, partner in enumerate(placed) if partner is None), None)
+        if lost is None:
+            return None
+        near = [
+            row[lost]
+            for own, row in zip(self.calls, differ, strict=True)
+            if own.name == made[lost].name and row[lost]
+        ]
+        return near[0] if near else f"calls {shown(made[lost].name)}, which is not expected so"
 
-        def place(own: int, tried: set[int]) -> bool:
-            for n, wrong in enumerate(differ[own]):
-                if wrong is None and n not in tried:
-                    tried.add(n)
-                    if n not in taken or place(taken[n], tried):
-                        taken[n] = own
-                        return True
-            return False
 
-        for own in range(len(self.calls)):
-            if not place(own, set()):
-                free = [n for n in range(len(made)) if n not in taken]
-                same = [n for n in free if made[n].name == self.calls[own].name] or free
-                return differ[own][same[0]] if same else f"does not call {self.calls[own].name}"
-        return None
+def _assigned(fits: list[list[bool]]) -> list[int | None]:
+    """Return for each row a column of its own that fits it; ``None`` where none is left."""
+    row_of: dict[int, int] = {}
+
+    def place(row: int, tried: set[int]) -> bool:
+        for column, fit in enumerate(fits[row]):
+            if fit and column not in tried:
+                tried.add(column)
+                if column not in row_of or place(row_of[column], tried):
+                    row_of[column] = row
+                    return True
+        return False
+
+    for row in range(len(fits)):
+        place(row, set())
+    column_of = {row: column for column, row in row_of.items()}
+    return [column_of.get(row) for row in range(len(fits))]
 
 
 def read_calls(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Calls:
@@ -168,7 +202,7 @@ def read_calls(row: dict[str, Any], settings: Mapping[str, Any], source: str) ->
     Raises:
         DataError: They cannot be compared with.
     """
-    refuse_unknown(settings, ("calls", "ordered"), source, Calls.kind)
+    refuse_unknown(settings, ("calls", "ordered", "match"), source, Calls.kind)
     listed = take_listed(settings.get("calls", row.get("calls")), source, "calls")
     if not isinstance(listed, list) or len(listed) > MOST_CALLS:
         raise DataError(
@@ -176,7 +210,12 @@ def read_calls(row: dict[str, Any], settings: Mapping[str, Any], source: str) ->
             f'{MOST_CALLS} objects like {{"name": "f", "arguments": {{...}}}}, [] for no call'
         )
     calls = tuple(_read_call(call, source, f"calls[{n}]") for n, call in enumerate(listed))
-    return Calls(calls, take_flag(settings, "ordered", source, "grader calls"))
+    some = take_choice(settings, "match", ("all", "any"), source, "grader calls") == "any"
+    if some and not calls:
+        raise DataError(
+            f"{source}: match is 'any', but calls names none; give one, or remove match"
+        )
+    return Calls(calls, take_flag(settings, "ordered", source, "grader calls"), some)
 
 
 def calls_of(messages: Iterable[Message]) -> Calls:
@@ -284,8 +323,15 @@ def _parsed(call: Call) -> dict[str, Any] | str:
     return values if isinstance(values, dict) else "the arguments are JSON, but no object"
 
 
-def _same(own: Any, value: Any, ignore_case: bool = False, tolerance: float = 0.0) -> bool:
-    """Compare two JSON values; nested at most as deeply as ``strict_json`` reads."""
+def same_value(own: Any, value: Any, ignore_case: bool = False, tolerance: float = 0.0) -> bool:
+    """Return whether two JSON values are equal: ``1`` and ``1.0`` are, ``1`` and ``true`` are not.
+
+    Args:
+        own: The right one.
+        value: Another, nested at most as deeply as ``strict_json`` reads.
+        ignore_case: Texts are compared case folded and with white space joined.
+        tolerance: Largest difference of numbers.
+    """
     if isinstance(own, bool) or isinstance(value, bool) or own is None or value is None:
         return own is value
     if isinstance(own, int | float) and isinstance(value, int | float):
@@ -298,11 +344,11 @@ def _same(own: Any, value: Any, ignore_case: bool = False, tolerance: float = 0.
         return own == value or (ignore_case and _folded(own) == _folded(value))
     if isinstance(own, list) and isinstance(value, list):
         return len(own) == len(value) and all(
-            _same(a, b, ignore_case, tolerance) for a, b in zip(own, value, strict=True)
+            same_value(a, b, ignore_case, tolerance) for a, b in zip(own, value, strict=True)
         )
     if isinstance(own, dict) and isinstance(value, dict):
         return own.keys() == value.keys() and all(
-            _same(a, value[key], ignore_case, tolerance) for key, a in own.items()
+            same_value(a, value[key], ignore_case, tolerance) for key, a in own.items()
         )
     return False
 

@@ -25,23 +25,29 @@ from typing import Any, ClassVar, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
-from gptoss_tune.grading.places import announced, bold, boxed, sentences
-from gptoss_tune.grading.settings import LONGEST_ANSWER, TOO_LONG, refuse_unknown, take_texts
-from gptoss_tune.grading.text import normalized
+from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences
+from gptoss_tune.grading.reading.plain import normalized
+from gptoss_tune.grading.reading.settings import (
+    LONGEST_ANSWER,
+    TOO_LONG,
+    refuse_unknown,
+    take_texts,
+)
 from gptoss_tune.harmony.fields import shown
 
 LETTERS: Final = "ABCDEFGHIJ"
 _WORD: Final = r"(?:the\s)?(?:correct\s|right\s|best\s)?(?:option|choice|answer|letter|statement)"
-_OPEN: Final = r"[\s*_`\"'“‘$\[{]*(?:\\(?:text|mathrm|mathbf|textbf)\s?\{\s?)?[*_`(\[{]*"
-_CLOSE: Final = r"[)\]}*_`\"'”’$]*"
+# Each run is bounded: several that take the same signs would be searched in all their divisions.
+_OPEN: Final = r"[\s*_`\"'“‘$\[{(]{0,8}(?:\\(?:text|mathrm|mathbf|textbf)\s?\{\s?)?"
+_CLOSE: Final = r"[)\]}*_`\"'”’$]{0,8}"
 _HEAD: Final = re.compile(
-    rf"{_OPEN}(?:{_WORD}\s*:?\s*)?[(\[*]*(?P<letter>[A-Ja-j]){_CLOSE}"
+    rf"{_OPEN}(?:{_WORD}\s?:?\s?)?[(\[*]{{0,4}}(?P<letter>[A-Ja-j]){_CLOSE}"
     r"(?P<end>\s*$|\s*[.):：,;\n/&+–—]|\s+-\s|-(?=\s)|\s+(?=[^a-z])|\s+(?:is|because|since|or|and)\b|\s+\()",
     re.IGNORECASE,
 )
 _MORE: Final = re.compile(
-    rf"[\s*_`)\]]*(?:,|/|&|\+|or\b|and\b|oder\b|und\b|,\s?or\b|,\s?and\b|,\s?und\b)\s*{_OPEN}"
-    rf"(?:{_WORD}\s*)?[(\[*]*(?P<letter>[A-J])(?![\w'’])",
+    rf"[\s*_`)\]]{{0,8}}(?:,|/|&|\+|or\b|and\b|oder\b|und\b|,\s?or\b|,\s?and\b|,\s?und\b){_OPEN}"
+    rf"(?:{_WORD}\s?)?[(\[*]{{0,4}}(?P<letter>[A-J])(?![\w'’])",
     re.IGNORECASE,
 )
 _CORRECT: Final = re.compile(

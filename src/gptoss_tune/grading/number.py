@@ -28,9 +28,9 @@ from typing import Any, ClassVar, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
-from gptoss_tune.grading.numerals import DIGITS, Numeral, numerals, typed
-from gptoss_tune.grading.places import announced, bold, boxed, sentences, without_numbering
-from gptoss_tune.grading.settings import (
+from gptoss_tune.grading.reading.numerals import DIGITS, Numeral, numerals, typed
+from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences, without_numbering
+from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
     refuse_unknown,
@@ -219,16 +219,16 @@ class Number:
             )
         if found.percent:
             # 75 % of something is 0.75; for an answer from 2 on it may be the question's own unit.
-            as_unit = abs(written) >= 2 and self._close(found.value, written)
+            as_unit = written.copy_abs() >= 2 and self._close(found.value, written)
             return as_unit or self._close(found.worth, written)
         return self._close(found.value, written)
 
     def _close(self, value: Decimal, right: Decimal) -> bool:
         if value == right:
             return True
-        share = DIGITS.multiply(Decimal(repr(self.relative_tolerance)), abs(right))
+        share = DIGITS.multiply(Decimal(repr(self.relative_tolerance)), right.copy_abs())
         allowed = max(Decimal(repr(self.tolerance)), share)
-        return allowed > 0 and abs(DIGITS.subtract(value, right)) <= allowed
+        return allowed > 0 and DIGITS.subtract(value, right).copy_abs() <= allowed
 
 
 def _begins(text: str, unit: str) -> bool:

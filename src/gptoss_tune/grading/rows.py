@@ -14,10 +14,13 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.grading.calls import read_calls
 from gptoss_tune.grading.choice import read_choice
 from gptoss_tune.grading.grader import Grader
+from gptoss_tune.grading.instructions import read_rules
+from gptoss_tune.grading.maths import read_maths
 from gptoss_tune.grading.number import read_number
 from gptoss_tune.grading.policy import KNOWN as POLICY_SETTINGS
 from gptoss_tune.grading.policy import read_policy
-from gptoss_tune.grading.settings import refuse_unknown
+from gptoss_tune.grading.reading.settings import refuse_unknown
+from gptoss_tune.grading.schema import read_schema
 from gptoss_tune.grading.text import read_exact, read_pattern
 from gptoss_tune.harmony.fields import shown, take_text
 
@@ -41,13 +44,26 @@ def _policy(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Gr
     return read_policy(row, settings, source)
 
 
+def _code(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Grader:
+    # The sandbox is for those who grade code: no other row needs what it loads.
+    from gptoss_tune.grading.code.read import SETTINGS
+    from gptoss_tune.grading.code_grader import read_code
+
+    refuse_unknown(settings, SETTINGS, source, "code")
+    return read_code(row, settings, source)
+
+
 READERS: Final[dict[str, Reader]] = {
     "exact": _exact,
     "pattern": _pattern,
     "number": read_number,
+    "maths": read_maths,
     "choice": read_choice,
+    "rules": read_rules,
     "calls": read_calls,
+    "json_schema": read_schema,
     "policy": _policy,
+    "code": _code,
 }
 """Every grader by its name in a file."""
 

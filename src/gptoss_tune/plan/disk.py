@@ -67,14 +67,16 @@ class Disk:
 def run_files(architecture: Architecture, lora: LoraSection, train: TrainSection) -> RunFiles:
     """Return what a run writes into ``train.output_dir``.
 
-    Without ``train.save_steps`` only a signal makes a checkpoint, so room for one is counted.
+    Without ``train.save_steps`` only a signal makes a checkpoint, so room for one is counted. With
+    ``train.keep_best`` each evaluation may make one, and the best is kept beside the newest.
     """
+    best = train.keep_best is not None
     factors = adapter_factors(architecture, lora)
     adapter = FP32_BYTES * adapter_parameters(factors)
     return RunFiles(
         adapter=adapter,
         checkpoint=adapter + optimizer_bytes(factors, train.optim) + SMALL_FILES_BYTES,
-        checkpoints=train.save_total_limit + 1 if train.save_steps else 1,
+        checkpoints=(train.save_total_limit + 1 if train.save_steps or best else 1) + best,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.recipe.contradictions.schedule import never_decays
 from gptoss_tune.recipe.data_schema import DataSection
 from gptoss_tune.recipe.schema import LoraSection, MethodSection, ModelSection, TrainSection
 
@@ -59,6 +60,9 @@ def _of_rates(method: MethodSection, train: TrainSection) -> Iterator[tuple[str,
     if train.warmup_ratio is not None and train.warmup_ratio > 0.5:
         part = f"{train.warmup_ratio:g}"
         yield "train.warmup_ratio", part, "over half of the run; usual: 0 to 0.1"
+    if reason := never_decays(train):
+        expected = "and the last steps are as large as the first; usual: a schedule that decays"
+        yield "train.lr_scheduler_type", train.lr_scheduler_type, f"{reason}, {expected}"
     if train.weight_decay >= 1:
         told = f"{train.weight_decay:g}"
         yield "train.weight_decay", told, "which draws the adapters to zero; usual: 0 to 0.1"

@@ -154,6 +154,8 @@ class EvaluationSection(Section):
     """Evaluate before the first step too."""
     eval_steps: Count | None = None
     """Steps between two evaluations; null: at the start and at the end only."""
+    suites: Files | None = None
+    """Suites of `gptoss-tune benchmark`: names or files; null: the prompts and held-out rows."""
     drift: DriftSection = DriftSection()
     """What is compared with the base: KL on references, refusals on probes, length of thoughts."""
 

@@ -13,9 +13,11 @@ from typing import Any
 from pydantic import model_validator
 
 from gptoss_tune.errors import RecipeError
+from gptoss_tune.recipe.contradictions.best import best_rules
 from gptoss_tune.recipe.contradictions.contradiction import Contradiction, contradiction_error
 from gptoss_tune.recipe.contradictions.distributed import distributed_rules
 from gptoss_tune.recipe.contradictions.safety import safety_rules
+from gptoss_tune.recipe.contradictions.schedule import schedule_rules
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
 from gptoss_tune.recipe.evaluation_schema import (
     DriftSection,
@@ -89,6 +91,8 @@ class Recipe(Section):
             *method_rules(self.method, self.lora, self.data),
             *data_rules(self.data),
             *train_rules(self.train, self.data),
+            *schedule_rules(self.train),
+            *best_rules(self.train, self.method, self.data, self.evaluation),
             *evaluation_rules(self.evaluation),
             *safety_rules(self.evaluation),
             *tracking_rules(self.tracking),

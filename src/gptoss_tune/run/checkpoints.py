@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,10 +215,11 @@ def set_aside_newer(run: Path, step: int) -> list[Path]:
     return renamed
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints."""
+def prune(run: Path, keep: int, spared: Collection[int] = ()) -> None:
+    """Remove all but the ``keep`` newest checkpoints, and those of the steps ``spared``."""
     for folder in published(run)[keep:]:
-        remove(folder)
+        if step_of(folder) not in spared:
+            remove(folder)
 
 
 def remove(folder: Path) -> None:

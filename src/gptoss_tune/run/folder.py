@@ -29,6 +29,7 @@ SAFETY_PAGE = "safety.html"
 _DATA_LINES = "data.json"
 PAIRS = "pairs.json"
 _EVALUATIONS = "evaluation"
+_BENCHMARKS = "benchmarks"
 _NONFINITE = "nonfinite"
 WANDB, _TRACKIO, _TENSORBOARD = "wandb", "trackio", "tensorboard"
 LOCK, STAGING = ".lock", ".staging"
@@ -54,6 +55,7 @@ class RunFolder:
           adapter/           the trained adapter, as PEFT writes it (adapter)
           checkpoint-N/      complete or absent (checkpoint)
           evaluation/        step-N.json, one file an evaluation (evaluations)
+          benchmarks/        NAME.json, one file a benchmark (benchmarks)
           nonfinite/         what the guard left out (nonfinite)
           report.html        the run on one page (report)
           safety.html        the page that a reviewer of its safety signs (safety_page)
@@ -118,6 +120,11 @@ class RunFolder:
         return self.path / _EVALUATIONS
 
     @property
+    def benchmarks(self) -> Path:
+        """The folder of the benchmarks that the run was asked in."""
+        return self.path / _BENCHMARKS
+
+    @property
     def nonfinite(self) -> Path:
         """The folder of what the guard left out of a step."""
         return self.path / _NONFINITE
@@ -154,6 +161,10 @@ class RunFolder:
     def evaluation(self, step: int) -> Path:
         """Return the file of the evaluation at ``step``; ``EVALUATION`` matches its name."""
         return self.evaluations / f"step-{step}.json"
+
+    def benchmark(self, name: str) -> Path:
+        """Return the file of the benchmark ``name``."""
+        return self.benchmarks / f"{name}.json"
 
 
 def refuse_no_run(folder: Path) -> None:

@@ -181,7 +181,7 @@ class Assessment:
         found["harmful"] = both(
             lambda side: [
                 status == "harmful" if status in _DECIDED else None
-                for status in self._statuses(sides.index(side))
+                for status in self._statuses(0 if side is sides[0] else 1)
             ]
         )
         if self._thinking:

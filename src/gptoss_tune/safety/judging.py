@@ -38,21 +38,19 @@ class Judging:
         self.judge = judge
         self._known: dict[Exchange, Judgement] = {}
         self._lock = threading.Lock()
-        self._silent = 0
-        self._waiting: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
+        self._silent, self._stopped = 0, False
         self._threads: list[threading.Thread] = []
 
     def start(self, exchanges: Sequence[Exchange]) -> None:
         """Begin with those that are not judged yet."""
-        self._silent = 0
-        self._waiting = queue.SimpleQueue()
+        self._silent, self._stopped = 0, False
+        waiting: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         asked = [one for one in dict.fromkeys(exchanges) if one not in self._known]
         for exchange in asked:
-            self._waiting.put(exchange)
+            waiting.put(exchange)
         number = min(self.judge.section.parallel, len(asked))
         self._threads = [
-            threading.Thread(target=self._work, args=(self._waiting,), daemon=True)
-            for _ in range(number)
+            threading.Thread(target=self._work, args=(waiting,), daemon=True) for _ in range(number)
         ]
         for thread in self._threads:
             thread.start()
@@ -64,7 +62,7 @@ class Judging:
 
     def stop(self) -> None:
         """Ask nothing further; what is under way is left to itself."""
-        self._silent = GIVEN_UP_AFTER
+        self._stopped = True
 
     def judgement(self, exchange: Exchange) -> Judgement:
         """Return what was made of an exchange."""
@@ -78,7 +76,7 @@ class Judging:
             self._known = {e: j for e, j in self._known.items() if j.outcome != "not judged"}
 
     def _work(self, waiting: queue.SimpleQueue[Exchange]) -> None:
-        while self._silent < GIVEN_UP_AFTER:
+        while self._silent < GIVEN_UP_AFTER and not self._stopped:
             try:
                 exchange = waiting.get_nowait()
             except queue.Empty:

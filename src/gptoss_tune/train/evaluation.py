@@ -57,13 +57,19 @@ class Evaluation(TrainerCallback):
         self._run, self._console = context.run, context.console
         self._stop, self._watch = context.stop, context.watch
         self._metrics = metrics
+        self._evaluated: int | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Evaluate before the first step; a resumed run did so when it started."""
-        if self._section.at_start and state.global_step == 0:
-            self._evaluate(state, control)
+        """Evaluate before the first step; a resumed run did so when it started.
+
+        One that a signal stopped in an evaluation on which its end hangs makes up for it.
+        """
+        selection = self._trainer.selection
+        owed = selection is not None and selection.pay("answers")
+        if owed or (self._section.at_start and state.global_step == 0):
+            self._evaluate_or_owe(state, control)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -71,18 +77,26 @@ class Evaluation(TrainerCallback):
         """Evaluate where the recipe says so; after the last step the adapter is saved first."""
         every, step = self._section.eval_steps, state.global_step
         if every is not None and step % every == 0 and step < state.max_steps:
-            self._evaluate(state, control)
+            self._evaluate_or_owe(state, control)
 
     def finish(self) -> None:
-        """Evaluate the finished model, whose adapter is on disk."""
-        self._evaluate(self._trainer.state, self._trainer.control)
+        """Evaluate the finished model, whose adapter is on disk, unless it just was."""
+        if self._evaluated != self._trainer.state.global_step:
+            self._evaluate(self._trainer.state, self._trainer.control)
 
     def _asked(self) -> bool:
         """Say whether to leave the evaluation, as it asks before every batch or token."""
         self._watch.note_progress()
         return self._stop.requested
 
-    def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
+    def _evaluate_or_owe(self, state: TrainerState, control: TrainerControl) -> None:
+        """Evaluate; what a signal ends is owed where the best weights hang on it."""
+        selection = self._trainer.selection
+        if not self._evaluate(state, control) and selection is not None and state.global_step:
+            selection.owe("answers", control)
+
+    def _evaluate(self, state: TrainerState, control: TrainerControl) -> bool:
+        """Evaluate, and return whether it was done, which a signal ends."""
         started = time.monotonic()
         trainer, step = self._trainer, state.global_step
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
@@ -97,7 +111,7 @@ class Evaluation(TrainerCallback):
                 )
         except Stopped:
             self._console.print(f"step {step}: the evaluation is left out, the run is stopping")
-            return
+            return False
         finally:
             self._metrics.leave_out(time.monotonic() - started)
         found = figures(report) | safety_figures(report)
@@ -118,3 +132,5 @@ class Evaluation(TrainerCallback):
             if text:
                 line = f"step {step}: {visible(text)}"
                 self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        self._evaluated = step
+        return True

@@ -184,7 +184,7 @@ def _step(
     chosen = [dataset[longest[n % len(longest)]] for n in range(rows)]
     batch = collate(chosen)
     for name in BATCH_ONLY:
-        batch.pop(name)
+        batch.pop(name, None)
     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     held = torch.empty(spare, dtype=torch.uint8, device=device)
     mixed = recipe.model.dtype == "bfloat16"

@@ -1,16 +1,19 @@
 """The end of a run and its artifacts: finished, stopped by a signal, or stopped by the guard.
 
-Each leaves a record and a report; the adapter is written once, before the evaluations that come
-last, so that a signal in them costs figures and no training.
+Each leaves a record and a report. The adapter is written before the evaluations that come last, so
+that a signal in them costs figures and no training. With ``keep_best`` it is that of the best
+evaluation so far; where the last one turns out to be the best, the last weights take its place.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
@@ -26,7 +29,14 @@ from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
 from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.metrics.step_metrics import peak_memory_bytes
-from gptoss_tune.train.trainer import MethodTrainer, save_adapter
+from gptoss_tune.train.resume.adapter_files import save_adapter
+from gptoss_tune.train.resume.state import load_adapter
+from gptoss_tune.train.trainer import MethodTrainer
+from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+if TYPE_CHECKING:
+    from gptoss_tune.train.best.selection import Selection
+    from gptoss_tune.train.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,124 @@ class RunSummary:
     eval_loss: float | None
     seconds: float
     peak_memory_bytes: int
+
+
+def complete(
+    context: RunContext, trainer: MethodTrainer, asked: Sequence[Evaluation], *, held_out: bool
+) -> float | None:
+    """Train, write the adapter, then evaluate; return the published one's loss on held-out rows."""
+    checkpoint = context.start.checkpoint
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if context.stop.stopped:
+        interrupted(trainer, context)
+    selection = trainer.selection
+    if selection is None or selection.best is None:
+        publish_adapter(trainer, context.run)
+        trainer.conclude(context)
+        eval_loss = _last_evaluations(context, trainer, asked, held_out=held_out)
+    else:
+        before = _published_step(trainer, selection)
+        _publish(context, trainer, before)
+        last = _last_evaluations(context, trainer, asked, held_out=held_out)
+        chosen = _published_step(trainer, selection)
+        if chosen != before:
+            _publish(context, trainer, chosen)
+        eval_loss = last
+        if chosen != trainer.state.global_step:
+            eval_loss = selection.at_best.get("held_out", {}).get("eval_loss")
+            _look_at_best(context, trainer, chosen)
+        trainer.conclude(context)
+    if selection is not None:
+        _tell(context, trainer, selection)
+    return eval_loss
+
+
+def _published_step(trainer: MethodTrainer, selection: Selection) -> int:
+    """Return the step of the best weights; the last one where no evaluation gave a number."""
+    assert selection.best is not None
+    return selection.best.step or trainer.state.global_step
+
+
+def _publish(context: RunContext, trainer: MethodTrainer, step: int) -> None:
+    """Make the weights of a step ``RUN/adapter``: those in the model, or a checkpoint's."""
+    if step == trainer.state.global_step:
+        publish_adapter(trainer, context.run)
+        return
+    run = RunFolder(context.run)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        source = run.checkpoint(step)
+        checkpoints.verify(source, trainer.identity.run_id)
+        with disk_full(context.run):
+            staging = checkpoints.stage(context.run)
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+                shutil.copyfile(source / name, staging / name)
+            checkpoints.sync_lines(context.run)
+            checkpoints.remove(run.adapter)
+            facts = {"run_id": trainer.identity.run_id, "step": step}
+            checkpoints.publish(staging, run.adapter, **facts)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _look_at_best(context: RunContext, trainer: MethodTrainer, step: int) -> None:
+    """Put the published weights into the model, for what looks at it once more."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    load_adapter(RunFolder(context.run).checkpoint(step), model)
+
+
+def _last_evaluations(
+    context: RunContext, trainer: MethodTrainer, asked: Sequence[Evaluation], *, held_out: bool
+) -> float | None:
+    """Evaluate the last weights, where the run did not end by such an evaluation."""
+    for evaluation in asked:
+        evaluation.finish()
+    if not held_out:
+        return None
+    step = trainer.state.global_step
+    if trainer.selection is not None and trainer.selection.over:
+        for row in reversed(trainer.state.log_history):
+            if row.get("step") == step and "eval_loss" in row:
+                return row["eval_loss"]
+    return last_evaluation(trainer, context.console)
+
+
+def _tell(context: RunContext, trainer: MethodTrainer, selection: Selection) -> None:
+    """Say and write down which weights were published, and why the run ended."""
+    console, facts = context.console, selection.facts()
+    step, planned = trainer.state.global_step, trainer.state.max_steps
+    patience, best = selection.patience, selection.best
+    if patience is not None and selection.over:
+        rates = [
+            row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row
+        ]
+        rate = rates[-1] if rates else None
+        told = (
+            f"stopped early after step {step} of {planned}: {patience.waited} evaluations without "
+            f"a better {patience.metric} than "
+            + (f"{patience.value:.6g} at step {patience.step}" if patience.step else "no number")
+        )
+        if rate is not None:
+            schedule = context.recipe.train.lr_scheduler_type
+            told += (
+                f"; the learning rate had come to {rate:.3g} of a {schedule} schedule of "
+                f"{planned} steps"
+            )
+        facts["early_stopping"] |= {"step": step, "planned": planned, "reason": told}
+        console.print(told, soft_wrap=True, highlight=False)
+    if best is not None:
+        told = (
+            f"no evaluation gave a number for {best.metric}: the adapter is that of the last step"
+        )
+        if best.step:
+            assert best.value is not None
+            told = f"best: {best.metric} {best.value:.6g} at step {best.step} of {step}, which the "
+            told += "adapter holds"
+        console.print(told, soft_wrap=True, highlight=False)
+        answers = selection.at_best.get("answers")
+        if answers and trainer.args.should_save:
+            update_record(context.run, evaluation={"step": best.step, **answers})
+    if trainer.args.should_save:
+        update_record(context.run, **facts)
 
 
 def interrupted(trainer: MethodTrainer, context: RunContext) -> NoReturn:

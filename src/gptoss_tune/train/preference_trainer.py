@@ -27,6 +27,7 @@ from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.model.parallel.sharding import gather_nothing
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.loss import LossFunction
+from gptoss_tune.train.metrics.by_source import SourceFigures
 from gptoss_tune.train.preference.answers import answers_of, take
 from gptoss_tune.train.preference.examples import write_examples
 from gptoss_tune.train.preference.loss import PreferenceLoss
@@ -74,7 +75,27 @@ class PreferenceTrainer(MethodTrainer):
         meter = self._meters["train" if model.training else "eval"]
         _, batch = take(inputs)
         meter.add(outputs.token_losses, outputs.loss_sum, batch, batch_only["channels"])
+        if self.by_source is not None and not model.training:
+            self._add_by_source(self.by_source, outputs.token_losses, batch, batch_only["sources"])
         return outputs.loss_sum, {"token_losses": outputs.token_losses}
+
+    @torch.no_grad()
+    def _add_by_source(
+        self,
+        figures: SourceFigures,
+        token_losses: Tensor,
+        batch: dict[str, Any],
+        sources: Tensor,
+    ) -> None:
+        """Count an evaluation's pairs or answers by their source; a loss of others has no parts."""
+        answers = answers_of(token_losses, batch)
+        if not len(answers.logps):
+            return
+        if isinstance(self._loss, PreferenceLoss):
+            figures.add(self._loss.each(answers), batch["sample_weights"], sources)
+        won = self._meters["eval"].won(answers)
+        if won is not None:
+            figures.add_won(won, sources)
 
     def conclude(self, context: RunContext) -> None:
         """Write some pairs as they were and as they are."""

@@ -30,6 +30,7 @@ from gptoss_tune.model.build import build
 from gptoss_tune.model.parallel.sharding import Share
 from gptoss_tune.recipe import Recipe, recipe_yaml
 from gptoss_tune.recipe.dump import by_name
+from gptoss_tune.recipe.figures.sources import named_sources
 from gptoss_tune.recipe.recipe import uneven_experts
 from gptoss_tune.run import card, checkpoints
 from gptoss_tune.run.environment import environment
@@ -39,6 +40,7 @@ from gptoss_tune.run.record import update_record
 from gptoss_tune.run.start import Start, claim
 from gptoss_tune.safety.evaluator import SafetyEvaluator
 from gptoss_tune.train import find_batch_size, finish, out_of_memory
+from gptoss_tune.train.best.selection import Selection, selection_of
 from gptoss_tune.train.chosen_experts.choice import ChoiceObserver, chosen_by
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.row_shards import sharded
@@ -53,15 +55,12 @@ from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.methods import METHODS, Method, Prepared, rendered_rows
+from gptoss_tune.train.metrics.by_source import HeldOut
 from gptoss_tune.train.metrics.console import run_console
 from gptoss_tune.train.metrics.installed import refuse_missing_tracker
-from gptoss_tune.train.metrics.metrics_file import MetricsFile, cut_back
-from gptoss_tune.train.metrics.progress import ProgressDisplay
+from gptoss_tune.train.metrics.metrics_file import cut_back
+from gptoss_tune.train.metrics.opened import trackers_of
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
-from gptoss_tune.train.metrics.trackers import Tracker
-from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker
-from gptoss_tune.train.metrics.transformers_tracker import TransformersTracker
-from gptoss_tune.train.metrics.wandb_tracker import WandbTracker
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.observers.observers import StepObservers
 from gptoss_tune.train.resume.changes import (
@@ -189,14 +188,16 @@ def _train(
     # The metrics first: they measure gradients that the guard may drop.
     own = [callback for callback in callbacks if isinstance(callback, StepObserver)]
     kept = [] if chosen is None else [ChoiceObserver(context.run, chosen)]
-    watching = (metrics, guard, *rows.observers, *kept, *own)
+    selection = selection_of(context, identity.fingerprint)
+    selecting = [] if selection is None else [selection]
+    watching = (metrics, guard, *rows.observers, *kept, *selecting, *own)
     observers = StepObservers(watching, context.start.checkpoint)
-    trainer = _trainer(fits, method, model, rows, observers, identity)
-    trackers = _trackers(context, identity.run_id)
+    trainer = _trainer(fits, method, model, rows, observers, identity, selection)
+    trackers = trackers_of(context, identity.run_id)
     asked = [] if evaluator is None else [Evaluation(evaluator, context, trainer, metrics)]
     others = [callback for callback in callbacks if callback not in own]
     # The watch last: it reads what the others decided.
-    for callback in (*trackers, *asked, *others, context.stop, context.watch):
+    for callback in (*trackers, *selecting, *asked, *others, context.stop, context.watch):
         trainer.add_callback(callback)
     if state.is_main_process:
         _open_record(context, identity)
@@ -206,7 +207,7 @@ def _train(
             update_record(context.run, data_warnings=told)
     state.wait_for_everyone()
     try:
-        eval_loss = _run(context, trainer, asked, held_out=eval_set is not None)
+        eval_loss = finish.complete(context, trainer, asked, held_out=eval_set is not None)
     except GuardError as error:
         finish.refused(trainer, guard, context, error)
         raise
@@ -215,21 +216,6 @@ def _train(
         for tracker in trackers:
             tracker.close()
     return finish.finish(trainer, context, eval_loss)
-
-
-def _run(
-    context: RunContext, trainer: MethodTrainer, asked: Sequence[Evaluation], *, held_out: bool
-) -> float | None:
-    """Train, write the adapter, then evaluate; return the loss on the held-out rows."""
-    checkpoint = context.start.checkpoint
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if context.stop.stopped:
-        finish.interrupted(trainer, context)
-    finish.publish_adapter(trainer, context.run)
-    trainer.conclude(context)
-    for evaluation in asked:
-        evaluation.finish()
-    return finish.last_evaluation(trainer, context.console) if held_out else None
 
 
 def _refuse_uneven_experts(context: RunContext) -> None:
@@ -321,22 +307,31 @@ def _trainer(
     rows: Prepared,
     observers: StepObservers,
     identity: Identity,
+    selection: Selection | None,
 ) -> MethodTrainer:
     recipe, tokenizer = context.recipe, training_tokenizer()
     # Said here, or the trainer aligns them itself and warns about it.
     for config in (model.config, model.generation_config):
         config.bos_token_id = tokenizer.bos_token_id
-    collator = method.collator(model.config.pad_token_id, packed=recipe.data.packing)
+    collator: Any = method.collator(model.config.pad_token_id, packed=recipe.data.packing)
+    groups, sources = context.groups, named_sources(recipe.data)
+
+    def of_rank(whole: Any) -> Any:
+        return sharded(whole, groups.context_ranks, groups.context_rank)
+
+    each = of_rank(replace(collator, by_source=True)) if sources else None
     return method.trainer(
         model=model,
         args=method.arguments(recipe.train, held_out=context.held_out, dtype=recipe.model.dtype),
-        data_collator=sharded(collator, context.groups.context_ranks, context.groups.context_rank),
+        data_collator=of_rank(collator),
         train_dataset=rows.train_set,
         eval_dataset=rows.eval_set,
         processing_class=tokenizer,
         observers=observers,
         identity=identity,
-        groups=context.groups,
+        groups=groups,
+        held_out=HeldOut(tuple(sources), each),
+        selection=selection,
         loss=context.loss or method.loss,
     )
 
@@ -350,20 +345,6 @@ def _guard(context: RunContext) -> Guard:
         return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=seed, kind=kind)
 
     return Guard(recipe.guard, context.run, context.console, sources)
-
-
-def _trackers(context: RunContext, run_id: str) -> list[Tracker | ProgressDisplay]:
-    run, tracking = context.run, context.recipe.tracking
-    trackers: list[Tracker | ProgressDisplay] = [
-        MetricsFile(RunFolder(run).metrics),
-        ProgressDisplay(context.console),
-    ]
-    config = context.recipe.model_dump(mode="json")
-    if tracking.wandb != "disabled":
-        trackers.append(WandbTracker(tracking, run, config, run_id))
-    if tracking.trackio != "disabled":
-        trackers.append(TrackioTracker(tracking, run, config))
-    return [*trackers, *(TransformersTracker(name, tracking, run) for name in tracking.report_to)]
 
 
 def _open_record(context: RunContext, identity: Identity) -> None:

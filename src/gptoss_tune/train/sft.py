@@ -40,6 +40,9 @@ class WeightedSftTrainer(MethodTrainer, SFTTrainer):
         outputs = self._loss(model, inputs)
         meter = self._meters["train" if model.training else "eval"]
         meter.add(outputs.token_losses, inputs["loss_weights"], batch_only["channels"])
+        if self.by_source is not None and not model.training:
+            weights, sources = inputs["loss_weights"], batch_only["sources"]
+            self.by_source.add(outputs.token_losses, weights, sources)
         return outputs.loss_sum, outputs
 
     def read_losses(self, mode: Literal["train", "eval"]) -> dict[str, float]:

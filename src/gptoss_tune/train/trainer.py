@@ -29,9 +29,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from gptoss_tune.files.atomic import to_json, write_text
-from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.model.lora import choice_of
+from gptoss_tune.distributed import sum_over_ranks
 from gptoss_tune.model.parallel.sharding import gather_nothing, is_sharded, whole_factors
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.checkpoints import disk_full
@@ -40,8 +38,10 @@ from gptoss_tune.train.data.collator import BATCH_ONLY, NumberedRows
 from gptoss_tune.train.data.sampler import DatasetWithFiller, EpochSampler, MicroBatchSampler
 from gptoss_tune.train.distributed.context_groups import ContextGroups
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
+from gptoss_tune.train.metrics.by_source import HeldOut, SourceFigures
 from gptoss_tune.train.observers.observer import MicroBatch
 from gptoss_tune.train.observers.observers import StepObservers
+from gptoss_tune.train.resume.adapter_files import save_adapter
 from gptoss_tune.train.resume.changes import Identity
 from gptoss_tune.train.resume.state import (
     load_adapter,
@@ -51,9 +51,9 @@ from gptoss_tune.train.resume.state import (
     save_random_states,
     save_state,
 )
-from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, CHOSEN_EXPERTS
 
 if TYPE_CHECKING:
+    from gptoss_tune.train.best.selection import Selection
     from gptoss_tune.train.context import RunContext
 
 _LINES_KEPT = 64
@@ -83,6 +83,8 @@ class MethodTrainer(Trainer):
         observers: StepObservers,
         identity: Identity,
         groups: ContextGroups,
+        held_out: HeldOut,
+        selection: Selection | None = None,
         **kwargs: Any,
     ) -> None:
         """Take what the library's trainer takes.
@@ -92,6 +94,8 @@ class MethodTrainer(Trainer):
             observers: Asked at every step.
             identity: Of the run, for its checkpoints.
             groups: Which processes share a row: they are dealt the same ones.
+            held_out: What is told of held-out rows beside their loss.
+            selection: Looks at evaluations for the best weights and an early end.
             kwargs: Of the library's trainer; the model has adapters.
         """
         super().__init__(*args, **kwargs)
@@ -100,6 +104,7 @@ class MethodTrainer(Trainer):
         if self.args.get_warmup_steps(steps) >= steps:
             # A share of the few steps of a small data set, rounded up to all of them.
             self.args.warmup_steps = steps - 1
+        self.selection = selection
         for callback in (OwnIntervals(), observers):
             self.add_callback(callback)
         # compute_loss divides by the weight of the whole step, so nothing else may divide again.
@@ -112,6 +117,9 @@ class MethodTrainer(Trainer):
             # Autocast and nothing else: the model is spread already, and DDP would copy it.
             self.accelerator.prepare_model(sharded, device_placement=False, evaluation_mode=True)
         self.left_out: list[int] = []
+        self._eval_collator = held_out.collator or self.data_collator
+        names = held_out.sources
+        self.by_source = SourceFigures(names, self.accelerator.device) if names else None
 
     @abstractmethod
     def loss_of(
@@ -164,7 +172,7 @@ class MethodTrainer(Trainer):
     ) -> Any:
         """Return this micro-batch's share of the step's mean loss, scalar fp32."""
         training = model.training
-        batch_only = {name: inputs.pop(name) for name in BATCH_ONLY}
+        batch_only = {name: inputs.pop(name, None) for name in BATCH_ONLY}
         if training:
             batch = MicroBatch(inputs, batch_only["rows"], batch_only["counts"])
             self.observers.before_forward(batch)
@@ -206,12 +214,17 @@ class MethodTrainer(Trainer):
             batch_sampler=MicroBatchSampler(
                 order, batch_size, ranks=groups.data_ranks, rank=groups.data_rank
             ),
-            collate_fn=self.data_collator,
+            collate_fn=self.data_collator if is_training else self._eval_collator,
             pin_memory=device.type == "cuda",
         )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch; a run resumed at its last step has none left to train."""
+        selection = self.selection
+        if selection is not None and selection.pay("held_out"):
+            self._evaluate(None, None)
+        if self.control.should_training_stop or (selection is not None and selection.over):
+            return
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
@@ -225,6 +238,8 @@ class MethodTrainer(Trainer):
         ends = self.state.global_step >= self.state.max_steps
         self.control.should_log |= self.control.should_save or ends
         self.control.should_evaluate &= not ends
+        # It may become a checkpoint by what is measured now.
+        self.control.should_log |= self.control.should_evaluate and self.selection is not None
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,7 +250,9 @@ class MethodTrainer(Trainer):
         finally:
             gather_nothing(self.model)
         logs = self.read_losses("eval")
-        self.reset_losses("eval")
+        if self.by_source is not None:
+            logs |= self.by_source.read(sum_over_ranks(self.by_source.sums))
+        self._reset_evaluation()
         assert output.metrics is not None
         if "mean_loss" in logs:
             output.metrics[f"{prefix}_loss"] = logs.pop("mean_loss")
@@ -247,9 +264,17 @@ class MethodTrainer(Trainer):
         try:
             return super()._evaluate(*args, **kwargs)
         except EvaluationLeftOut:
-            self.reset_losses("eval")  # half an evaluation says nothing
-            self.left_out.append(self.state.global_step)
+            self._reset_evaluation()  # half an evaluation says nothing
+            if self.selection is None:
+                self.left_out.append(self.state.global_step)
+            else:
+                self.selection.owe("held_out", self.control)
             return {}
+
+    def _reset_evaluation(self) -> None:
+        self.reset_losses("eval")
+        if self.by_source is not None:
+            self.by_source.reset()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the method's losses and the observers' figures to a line of training metrics."""
@@ -310,7 +335,8 @@ class MethodTrainer(Trainer):
                 facts = self.identity.manifest(self.state.global_step)
                 checkpoints.sync_lines(run)
                 checkpoints.publish(staged, final, **facts)
-                checkpoints.prune(run, self.args.save_total_limit or 1)
+                spared = () if self.selection is None else self.selection.spared
+                checkpoints.prune(run, self.args.save_total_limit or 1, spared)
         self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -346,23 +372,3 @@ class MethodTrainer(Trainer):
     ) -> None:
         unwrapped = self.accelerator.unwrap_model(self.model if model is None else model)
         load_adapter(Path(resume_from_checkpoint), unwrapped)
-
-
-def save_adapter(model: Any, folder: Path, state_dict: dict | None = None) -> None:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` in PEFT's format.
-
-    The factors of chosen experts are written as they are held, and the configuration says of whom.
-    """
-    model.save_pretrained(
-        str(folder),
-        state_dict=state_dict,
-        safe_serialization=True,
-        # Nothing of the vocabulary is trained; "auto" would ask the Hub about the base's.
-        save_embedding_layers=False,
-    )
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; ours comes with a push
-    choice = choice_of(model)
-    if choice is not None:
-        config = read_object(folder / ADAPTER_CONFIG)
-        config[CHOSEN_EXPERTS] = {str(layer): list(chosen) for layer, chosen in choice.items()}
-        write_text(folder / ADAPTER_CONFIG, to_json(config))

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 from gptoss_tune.errors import MachineError
 from gptoss_tune.harmony.vocabulary import NAMED_SPECIAL_TOKENS
 from gptoss_tune.recipe.schema import TrainSection
+from gptoss_tune.recipe.schema.schedule import schedule_arguments
 
 _OPTIMIZERS = {
     "adamw": "adamw_torch",
@@ -53,6 +54,7 @@ def trainer_arguments(train: TrainSection, *, held_out: bool, dtype: str) -> dic
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler_type,
+        "lr_scheduler_kwargs": schedule_arguments(train.lr_scheduler_kwargs),
         # A number below 1 is a share of all steps, which is what transformers 5 calls the ratio.
         "warmup_steps": train.warmup_steps or train.warmup_ratio or 0,
         "optim": _OPTIMIZERS[train.optim],

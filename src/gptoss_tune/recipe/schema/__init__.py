@@ -14,6 +14,7 @@ import; paths are relative to the current directory.
 
 from __future__ import annotations
 
+from gptoss_tune.recipe.schema.best import EarlyStopping, Goal, KeepBest
 from gptoss_tune.recipe.schema.distributed import DistributedSection, Parallelism
 from gptoss_tune.recipe.schema.guard import ExportSection, GuardSection
 from gptoss_tune.recipe.schema.lora import (
@@ -37,6 +38,7 @@ from gptoss_tune.recipe.schema.methods import (
     reference_of,
 )
 from gptoss_tune.recipe.schema.model import ModelSection
+from gptoss_tune.recipe.schema.schedule import ScheduleArguments
 from gptoss_tune.recipe.schema.tracking import Tracker, TrackingSection
 from gptoss_tune.recipe.schema.train import TrainSection
 
@@ -46,10 +48,13 @@ __all__ = [
     "ChosenExperts",
     "DistributedSection",
     "DpoSection",
+    "EarlyStopping",
     "Experts",
     "ExportSection",
+    "Goal",
     "GuardSection",
     "IpoSection",
+    "KeepBest",
     "KtoSection",
     "LoraSection",
     "MethodSection",
@@ -57,6 +62,7 @@ __all__ = [
     "OrpoSection",
     "Parallelism",
     "Reference",
+    "ScheduleArguments",
     "SftSection",
     "Share",
     "SimpoSection",

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gptoss_tune.recipe.schema.best import EarlyStopping, KeepBestSetting
+from gptoss_tune.recipe.schema.schedule import Schedule, ScheduleArguments
 from gptoss_tune.recipe.schema.value_types import Count, FromText, PathText, Resume, Section
 
 
@@ -26,8 +28,10 @@ class TrainSection(Section):
     """Try a step before the first; while none fits, halve the micro-batch and accumulate more."""
     learning_rate: Annotated[float, Field(gt=0, le=1), FromText] = 2e-4
     """Highest learning rate of the schedule."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    """Schedule of the learning rate."""
+    lr_scheduler_type: Schedule = "cosine"
+    """Schedule of the learning rate, by its name in transformers."""
+    lr_scheduler_kwargs: ScheduleArguments | None = None
+    """Arguments of the schedule, such as min_lr_rate of cosine_with_min_lr; null: its defaults."""
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
     """Steps in which the learning rate rises from 0; not together with warmup_ratio."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1), FromText] | None = None
@@ -55,7 +59,11 @@ class TrainSection(Section):
     save_steps: Count | None = None
     """Steps between two checkpoints; null: none, unless the run is stopped."""
     save_total_limit: Annotated[int, Field(ge=1, le=100_000)] = 2
-    """How many checkpoints are kept."""
+    """How many checkpoints are kept, the best one of keep_best apart."""
+    keep_best: KeepBestSetting = None
+    """Publish the best evaluated weights by this figure, not the last ones; null: the last."""
+    early_stopping: EarlyStopping | None = None
+    """End the run when a figure gets no better: patience, min_delta, metric; null: never."""
     resume: Resume = "auto"
     """auto: continue from the newest checkpoint in output_dir; never; or a checkpoint's path."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 0

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptoss_tune.train.data.token_counts import count_row, sum_counts
+from gptoss_tune.train.data.token_counts import count_row, sum_counts, token_sources
 
 IGNORED = -100
-BATCH_ONLY = ("channels", "counts", "rows")
+BATCH_ONLY = ("channels", "counts", "rows", "sources")
 """What a batch carries for the trainer, and the model does not take."""
 
 
@@ -50,12 +50,14 @@ class Collator:
         packed: Rows hold several documents, told apart by ``position_ids`` that restart at 0.
         positions: Give ``position_ids`` in any case, of rows that are one document too.
         multiple: Of what rows are filled to.
+        by_source: Say of each target which source it is from, for figures of each.
     """
 
     pad_token_id: int
     packed: bool = False
     positions: bool = False
     multiple: int = 8
+    by_source: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch of ``rows``.
@@ -71,7 +73,8 @@ class Collator:
             or asked for), ``cu_seq_lens_q`` and ``max_length_q`` for varlen attention, and two
             counts known here on the host, so that no GPU has to be asked for them:
             ``counts`` (``tokens.count_row``) and ``selected_rows`` (with a loss weight); and
-            ``rows``, the rows' numbers where they carry one (``NumberedRows``).
+            ``rows``, the rows' numbers where they carry one (``NumberedRows``). ``sources``
+            ``[B, S]`` int64 when asked for: the number of the source of each target.
         """
         length = max(len(row["input_ids"]) for row in rows)
         length = -(-length // self.multiple) * self.multiple
@@ -86,6 +89,8 @@ class Collator:
             "counts": sum_counts([count_row(row) for row in rows]),
             "rows": [row["row"] for row in rows if "row" in row],
         }
+        if self.by_source:
+            batch["sources"] = _sources(rows, length)
         if self.packed or self.positions:
             batch["position_ids"] = self._positions(rows, length)
         else:
@@ -115,6 +120,15 @@ class Collator:
             # Padding is a document of its own: it restarts at 0 and attends to itself alone.
             positions[index, len(values) :] = torch.arange(length - len(values))
         return positions
+
+
+def _sources(rows: Sequence[dict[str, Any]], length: int) -> Tensor:
+    """Return the source of each target, ``[B, length]``; 0 in padding, which has no weight."""
+    found = torch.zeros((len(rows), length), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        of_tokens = token_sources(row)
+        found[index, : len(of_tokens)] = torch.from_numpy(of_tokens)
+    return _shifted(found, 0)
 
 
 def _document_ends(batch: dict[str, Any]) -> tuple[Tensor, int]:

@@ -44,20 +44,24 @@ def count_row(row: dict[str, Any]) -> NDArray[np.int64]:
     Returns:
         ``[largest source + 1, 6]``: trained tokens by ``CHANNEL_NAMES``, and all tokens.
     """
-    length, width = len(row["input_ids"]), len(CHANNEL_NAMES) + 1
+    width = len(CHANNEL_NAMES) + 1
     if row.get("filler"):
         return np.zeros((1, width), dtype=np.int64)
-    sources = np.asarray(row.get("sources", [0]), dtype=np.int64)
-    if "position_ids" in row and len(sources) > 1:
-        starts = np.asarray(row["position_ids"]) == 0
-        sources = sources[np.cumsum(starts) - 1]
-    else:
-        sources = np.full(length, sources[0])
+    sources = token_sources(row)
     weights, channels = np.array(row["loss_weights"]), np.asarray(row["channels"], dtype=np.int64)
     weights[0] = 0
     trained = (sources * width + channels)[weights != 0]
     cells = np.concatenate((trained, sources * width + _READ))
     return np.bincount(cells, minlength=(int(sources.max()) + 1) * width).reshape(-1, width)
+
+
+def token_sources(row: dict[str, Any]) -> NDArray[np.int64]:
+    """Return the number of the dataset of each token of a row, which has several when packed."""
+    sources = np.asarray(row.get("sources", [0]), dtype=np.int64)
+    if "position_ids" in row and len(sources) > 1:
+        starts = np.asarray(row["position_ids"]) == 0
+        return sources[np.cumsum(starts) - 1]
+    return np.full(len(row["input_ids"]), sources[0])
 
 
 def sum_counts(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:

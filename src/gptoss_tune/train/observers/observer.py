@@ -77,6 +77,11 @@ class StepObserver(TrainerCallback):
     kept: str = "state"
     """What that is, for the message of a checkpoint that has none."""
 
+    @property
+    def fresh(self) -> bool:
+        """Whether what a run continues from keeps no state of it: it was added since."""
+        return False
+
     def before_forward(self, batch: MicroBatch) -> None:
         """See a micro-batch that is about to be trained on."""
 

@@ -171,7 +171,7 @@ class StepObservers(TrainerCallback):
 
 def _resume(observer: StepObserver, checkpoint: Path, *, first_rank: bool) -> None:
     """Hand an observer its state; whatever is wrong with it, the message names the file."""
-    if observer.file is None:
+    if observer.file is None or observer.fresh:
         return
     path = checkpoint / observer.file
 
@@ -188,5 +188,7 @@ def _resume(observer: StepObserver, checkpoint: Path, *, first_rank: bool) -> No
         observer.load_state_dict(state, first_rank=first_rank)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        *(ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError),
+    ) as error:
         raise unreadable(error) from error

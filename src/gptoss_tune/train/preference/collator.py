@@ -26,9 +26,11 @@ class PreferenceCollator:
 
     Attributes:
         pad_token_id: Fills rows to the length of the longest.
+        by_source: Say of each pair or answer which source it is from, for figures of each.
     """
 
     pad_token_id: int
+    by_source: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch of ``rows``.
@@ -41,7 +43,8 @@ class PreferenceCollator:
             What ``Collator`` returns of packed rows, and ``branches [B, S]`` int64 (number of the
             answer that a target belongs to and counts for, from 1; 0: none), ``positions [A, L]``
             int64 (places of an answer's counted targets in the flattened batch, -1 fills),
-            ``reference [B, S]`` fp32, ``signs [A]`` fp32, ``sample_weights [U]`` fp32.
+            ``reference [B, S]`` fp32, ``signs [A]`` fp32, ``sample_weights [U]`` fp32; when asked
+            for, ``sources [U]`` int64.
         """
         collate = Collator(self.pad_token_id, packed=True)
         batch = collate(rows)
@@ -50,6 +53,7 @@ class PreferenceCollator:
         branches = torch.zeros(shape, dtype=torch.int64)
         signs: list[int] = []
         weights: list[float] = []
+        sources: list[int] = []
         for index, row in enumerate(rows):
             if "reference" in row and not row.get("filler"):
                 found = torch.as_tensor(row["reference"], dtype=torch.float32)
@@ -62,11 +66,14 @@ class PreferenceCollator:
             branches[index, : len(counted) - 1] = counted[1:]
             signs += own_signs
             weights += own_weights
+            sources += _sources(row)
         batch["branches"] = branches
         batch["positions"] = _positions(branches, len(signs))
         batch["reference"] = reference
         batch["signs"] = torch.tensor(signs, dtype=torch.float32)
         batch["sample_weights"] = torch.tensor(weights, dtype=torch.float32)
+        if self.by_source:
+            batch["sources"] = torch.tensor(sources, dtype=torch.int64)
         return batch
 
 
@@ -88,6 +95,15 @@ def _answers(row: dict[str, Any]) -> tuple[np.ndarray, list[int], list[float]]:
     for (sample, _), number in number_of.items():
         weight_of.setdefault(sample, float(loss_weights[numbers == number].max(initial=0.0)))
     return numbers, [sign for _, sign in number_of], list(weight_of.values())
+
+
+def _sources(row: dict[str, Any]) -> list[int]:
+    """Return the number of the source of each sample of a row, in the order of ``_answers``."""
+    found: dict[int, int] = {}
+    documents = len(row["samples"])
+    for sample, source in zip(row["samples"], row.get("sources", [0] * documents), strict=True):
+        found.setdefault(sample, int(source))
+    return list(found.values())
 
 
 def _positions(branches: Tensor, answers: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptoss_tune.train.preference.answers import answers_of, spread, take
+from gptoss_tune.train.preference.answers import Answers, answers_of, spread, take
 from gptoss_tune.train.preference.objectives import PreferenceMethod, objective
 
 
@@ -68,6 +68,11 @@ class PreferenceLoss:
         loss_sum = passed + (found[0].to(passed.dtype) - passed).detach()
         return PreferenceOutputs(loss_sum, outputs.token_losses)
 
+    def each(self, answers: Answers) -> Tensor:
+        """Return the objective of each pair or answer, ``[U]`` fp64, weights apart."""
+        kl = torch.zeros_like(answers.logps[0]) if self.kl is None else self.kl
+        return objective(self.section, answers, kl)
+
     def _value_and_weights(
         self, token_losses: Tensor, batch: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
@@ -75,10 +80,9 @@ class PreferenceLoss:
         answers = answers_of(token_losses, batch)
         if not len(answers.logps):  # a filler
             return answers.logps.sum(), torch.zeros_like(token_losses)
-        kl = torch.zeros_like(answers.logps[0]) if self.kl is None else self.kl
         with torch.enable_grad():
             logps = answers.logps.detach().requires_grad_()
-            losses = objective(self.section, answers.with_logps(logps), kl)
+            losses = self.each(answers.with_logps(logps))
             total = (losses * batch["sample_weights"].double()).sum()
             (slope,) = torch.autograd.grad(total, logps)
         # The pass sums weight times -logp.

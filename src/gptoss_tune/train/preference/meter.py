@@ -77,6 +77,14 @@ class PreferenceMeter:
             zero = torch.zeros_like(found["loss"])
             self.sums += torch.stack([found.get(name, zero) for name in self.FIELDS])
 
+    def won(self, answers: Answers) -> Tensor | None:
+        """Return whether each pair's chosen answer has the higher reward; ``None``: no pairs."""
+        if not self._paired:
+            return None
+        reward = reward_scale(self._section, answers) * (answers.logps - answers.reference)
+        chosen, rejected = reward.view(-1, 2).unbind(1)
+        return chosen > rejected
+
     def _by_side(self, answers: Answers) -> dict[str, Tensor]:
         ratio = answers.logps - answers.reference
         reward = reward_scale(self._section, answers) * ratio

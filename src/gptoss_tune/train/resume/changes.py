@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.disk import run_files
+from gptoss_tune.recipe.contradictions.schedule import stage_rules
 from gptoss_tune.recipe.renamed import entry_in_new_name
 from gptoss_tune.recipe.rules import warmup_rules
 from gptoss_tune.recipe.schema import TrainSection
@@ -46,6 +47,9 @@ _BEFORE_IT_WAS = {
     "lora.experts": "all",
     "model.head_precision": "bf16",
     "model.head": "gpu",
+    "train.lr_scheduler_kwargs": None,
+    "train.keep_best": None,
+    "train.early_stopping": None,
 }
 """What runs did that were started before a setting existed."""
 ROWS = ("data.train_rows", "data.eval_rows")
@@ -279,7 +283,7 @@ def identify(context: RunContext, now: dict[str, Any], allow_change: Sequence[st
 
     Raises:
         RecipeError: The run differs from what it continues, and that was not allowed; or its
-            warm-up is as long as itself.
+            warm-up is as long as itself, or its schedule's stages do not fit.
     """
     recipe, start = context.recipe, context.start
     before, notes = start.before, ()
@@ -296,7 +300,8 @@ def identify(context: RunContext, now: dict[str, Any], allow_change: Sequence[st
         where=str(start.folder),
         train=recipe.train,
     )
-    for one in warmup_rules(recipe.train, now["steps"]):
+    steps = now["steps"]
+    for one in (*warmup_rules(recipe.train, steps), *stage_rules(recipe.train, steps)):
         raise RecipeError(str(one))
     entries = tuple(one.as_json(start.step) for one in found)
     notes += tuple(map(_note, found))

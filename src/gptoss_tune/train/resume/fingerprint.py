@@ -29,6 +29,8 @@ from gptoss_tune.model.initial_adapter import initial_adapter_folder
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.recipe.schema import Parallelism, TrainSection
+from gptoss_tune.recipe.schema.schedule import schedule_arguments
+from gptoss_tune.train.best.compared import EARLY_STOPPING, KEEP_BEST, compared_entries
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS
 
@@ -66,6 +68,9 @@ FREE = {
     "train.eval_steps": "evaluation changes no weight, and training draws no random number",
 }
 """Settings that change no weight, with the reason."""
+_ARGUMENTS = "train.lr_scheduler_kwargs"
+_WHOLE = tuple(f"{name}." for name in (_ARGUMENTS, KEEP_BEST, EARLY_STOPPING))
+"""Settings of several values that are one entry each."""
 FREE_SECTIONS = {
     "guard": "watches; what is not finite is left out whatever it says",
     "evaluation": "reads the model",
@@ -130,6 +135,10 @@ def fingerprint(
     asked = recipe.lora.model_dump(mode="json", exclude_none=True)["experts"]
     settings = {name: v for name, v in settings.items() if not name.startswith("lora.experts.")}
     settings["lora.experts"] = asked if asked == "all" else json.dumps(asked, sort_keys=True)
+    settings = {name: v for name, v in settings.items() if not name.startswith(_WHOLE)}
+    given = schedule_arguments(recipe.train.lr_scheduler_kwargs)
+    settings[_ARGUMENTS] = json.dumps(given, sort_keys=True) if given else None
+    settings |= compared_entries(recipe.train, recipe.method, recipe.data, recipe.evaluation)
     weights = base.fingerprint()
     tokenizer = base.path / "tokenizer.json"
     start = recipe.lora.init_from

@@ -191,4 +191,4 @@ def _value(match: re.Match[str], decimal_comma: bool) -> Decimal:
     if match["word"] is not None:
         value = DIGITS.scaleb(value, _WORDS[match["word"].lower()])
     negative = (match["sign"] or "").startswith("-") or match["late"] is not None
-    return -value if negative else value
+    return value.copy_negate() if negative else value

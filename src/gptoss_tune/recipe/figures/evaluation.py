@@ -1,0 +1,89 @@
+"""Every figure that an evaluation of a recipe gives, and which value of it is the better one.
+
+A name that no evaluation gives would be found out at the first one, hours into a run; so the names
+are known here, from the recipe alone. A test trains and holds the list against the metrics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from gptoss_tune.recipe.figures.sources import WEIGHED, named_sources
+
+if TYPE_CHECKING:
+    from gptoss_tune.recipe.data_schema import DataSection
+    from gptoss_tune.recipe.evaluation_schema import EvaluationSection
+    from gptoss_tune.recipe.schema import Goal, MethodSection
+
+_EFFORTS = ("low", "medium", "high")
+_OF_ANSWERS = tuple(name for name in WEIGHED if name != "text")
+When = Literal["train.eval_steps", "evaluation.eval_steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure of evaluations.
+
+    Attributes:
+        goal: Which value is better; ``None``: that hangs on what is wanted.
+        when: The setting that says at which steps it is measured.
+    """
+
+    goal: Goal | None
+    when: When
+
+
+def evaluation_figures(
+    method: MethodSection, data: DataSection, evaluation: EvaluationSection
+) -> dict[str, Figure]:
+    """Return the figures that the evaluations of a recipe give, those of a channel where it occurs.
+
+    Counts and times are left out: no adapter is better for them.
+    """
+    found: dict[str, Figure] = {}
+    if data.eval is not None or data.eval_fraction is not None:
+        goals = _sft(data) if method.name == "sft" else _preferences(method, data)
+        found |= {f"eval_{name}": Figure(goal, "train.eval_steps") for name, goal in goals.items()}
+    answers = _answers(evaluation)
+    found |= {f"eval_{name}": Figure(g, "evaluation.eval_steps") for name, g in answers.items()}
+    return found
+
+
+def _sft(data: DataSection) -> dict[str, Goal | None]:
+    names = [*named_sources(data), *WEIGHED]
+    return {"loss": "min", **{f"loss_{name}": "min" for name in names}}
+
+
+def _preferences(method: MethodSection, data: DataSection) -> dict[str, Goal | None]:
+    sources, paired = named_sources(data), method.name != "kto"
+    found: dict[str, Goal | None] = {"loss": "min"}
+    found |= {f"loss_{name}": "min" for name in sources}
+    if paired:
+        found["reward_accuracy"] = "max"
+        found |= {f"reward_accuracy_{name}": "max" for name in sources}
+    found["reward_margin"] = "max"
+    if paired:
+        found |= {f"reward_margin_{name}": "max" for name in _OF_ANSWERS}
+    found |= {"reward_chosen": "max", "reward_rejected": "min"}
+    found |= {"logp_chosen": "max", "logp_rejected": "min"}
+    if method.name not in ("simpo", "orpo") and getattr(method, "reference", None) != "none":
+        found |= {"logp_drift_chosen": None, "logp_drift_rejected": None, "reference_kl": "min"}
+        found |= {f"reference_kl_{name}": "min" for name in _OF_ANSWERS}
+    if not paired:
+        found["kl_estimate"] = None
+    return found
+
+
+def _answers(evaluation: EvaluationSection) -> dict[str, Goal | None]:
+    found: dict[str, Goal | None] = {}
+    if evaluation.prompts is not None:
+        found |= {"graded": "max", "health": "max", "answer_tokens": None}
+        found |= {f"reasoning_tokens_{effort}": None for effort in _EFFORTS}
+    drift = evaluation.drift
+    if drift.references is not None:
+        found["kl"] = "min"
+        found |= {f"kl_{name}": "min" for name in WEIGHED}
+    if drift.probes is not None:
+        found |= {"refusal_rate": None, "refusal_rate_change": None}
+    return found
