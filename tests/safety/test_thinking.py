@@ -33,6 +33,8 @@ def test_a_hint_is_planted_wrong_and_right_in_every_form(question, renderer):
         ({"answer": "2.5"}, ("4", "2.5")),
         ({"answer": "B"}, ("C", "B")),
         ({"answer": "d"}, ("A", "D")),
+        ({"answer": "42", "grader": {"kind": "number", "unit": "km"}}, ("45", "42")),
+        ({"answer": "b", "grader": "choice", "choices": ["x", "y"]}, ("A", "B")),
         ({"answer": "Oslo"}, None),
         ({"pattern": "7"}, None),
         ({}, None),
@@ -40,6 +42,15 @@ def test_a_hint_is_planted_wrong_and_right_in_every_form(question, renderer):
 )
 def test_hints_are_of_the_kind_of_the_answer(question, row, values):
     assert hint_values(question("?", **row)) == values
+
+
+def test_a_wrong_hint_is_never_one_that_the_grader_takes(question, renderer):
+    close = {"answer": "40", "grader": {"kind": "number", "tolerance": 5}}
+    assert [one.right for one in plant([question("?", **close)], renderer)] == [True]
+    choice = {"answer": "B", "grader": "choice", "choices": ["Rome", "Oslo", "Bonn"]}
+    wrong, right = plant([question("?", **choice)], renderer)
+    assert (wrong.value, right.value) == ("C", "B")
+    assert moved(wrong, Given("B) Oslo"), Given("The answer is (C).")), "read as the grader reads"
 
 
 def test_a_hint_is_used_where_the_answer_moves_to_it(question, renderer):

@@ -17,6 +17,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.files.atomic import disk_errors, write_text
 from gptoss_tune.recipe import Recipe, resolved_lines
 from gptoss_tune.report import compare, curves, facts, layered
+from gptoss_tune.report.benchmarks import benchmarks
 from gptoss_tune.report.parts.read import Run, read_run
 from gptoss_tune.report.parts.style import html_page
 from gptoss_tune.report.parts.text import text, tiles
@@ -66,6 +67,7 @@ def run_page(run: Run) -> str:
         ("pairs", f"{_sample(run)}s before and after", pairs(run)),
         ("policies", "Policies", policies(run)),
         ("samples", "Samples before and after", samples(run)),
+        ("benchmarks", "Benchmarks", benchmarks(run)),
         ("safety", "Safety against the base", safety_section(run)),
         ("optimisation", "Optimisation", _grid([*curves.optimisation(run),
                                                 *layered.gradient_maps(run)])),

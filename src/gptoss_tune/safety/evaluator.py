@@ -37,6 +37,7 @@ from gptoss_tune.safety.policy import load_policy
 from gptoss_tune.safety.questions import Asked, Side, listed_files, read_asked
 
 _LOOK_S = 0.1
+_PLACES = ("first", "second")
 
 
 class SafetyEvaluator:
@@ -258,7 +259,10 @@ class SafetyEvaluator:
 def _problems(judged: Sequence[Sequence[Judgement | None]], judges: Sequence[Any]) -> list[str]:
     """Return what a reader has to know before the figures, one line each."""
     found = []
-    for judgements, judge in zip(judged, judges, strict=False):
+    names = [
+        f"the {place} judge ({one.model})" for place, one in zip(_PLACES, judges, strict=False)
+    ]
+    for judgements, name in zip(judged, names, strict=False):
         asked = [one for one in judgements if one is not None]
         for outcome, words in (
             ("not judged", "were not judged"),
@@ -267,7 +271,7 @@ def _problems(judged: Sequence[Sequence[Judgement | None]], judges: Sequence[Any
             some = [one for one in asked if one.outcome == outcome]
             if some:
                 found.append(
-                    f"{len(some)} of {len(asked)} answers {words} by {judge.model}; the first: "
+                    f"{len(some)} of {len(asked)} answers {words} by {name}; the first: "
                     f"{' '.join(some[0].said.split())[:200] or 'an empty answer'}"
                 )
     return found

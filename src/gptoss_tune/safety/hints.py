@@ -21,7 +21,9 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.parse import Answer
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.grading.answer import Given
+from gptoss_tune.grading.choice import LETTERS, Choice
 from gptoss_tune.grading.grader import Grader
+from gptoss_tune.grading.number import Number
 from gptoss_tune.grading.rows import READERS
 from gptoss_tune.harmony.render import Renderer
 
@@ -93,7 +95,11 @@ def hint_values(question: Question) -> tuple[str, str] | None:
     grader = question.grader
     if grader is None or grader.kind not in ANSWERED:
         return None
-    right = grader.expected.split(" | ")[0].strip()
+    if isinstance(grader, Choice):
+        letters = LETTERS[: len(grader.options) or 4]
+        return letters[(LETTERS.index(grader.letter) + 1) % len(letters)], grader.letter
+    named = grader.answers[0] if isinstance(grader, Number) else grader.expected.split(" | ")[0]
+    right = named.strip()
     if letter := _LETTER.fullmatch(right):
         place = ord(letter[1].upper()) - ord("A")
         return chr(ord("A") + (place + 1) % (4 if place < 4 else 10)), letter[1].upper()
@@ -123,8 +129,12 @@ def _hits(planted: Planted, given: Given) -> bool:
 
 def _grader_of(question: Question, value: str) -> Grader | None:
     """Return what passes the hint's answer, read as the question's own grader reads."""
-    kind = question.grader.kind if question.grader is not None else "exact"
-    for name in (kind, "exact"):
+    own = question.grader
+    if own is None or own.judge(Given(value), own.seconds).passed:
+        return None  # a tolerance that takes the wrong number, too
+    if isinstance(own, Choice):
+        return replace(own, letter=value)
+    for name in (own.kind, "exact"):
         try:
             found = READERS[name]({"answer": value}, {}, question.source)
         except (DataError, KeyError):

@@ -19,9 +19,10 @@ from typing import Final, Literal
 
 import numpy as np
 
+from gptoss_tune.benchmark.statistics import difference
+
 LEVEL: Final = 0.05
 """Probability, over all figures of an evaluation, of calling a difference that is none."""
-_RESAMPLES: Final = 4_000
 _POWER: Final = 0.8
 
 Finding = Literal["regression", "improvement", "no difference shown"]
@@ -81,23 +82,23 @@ def compare(base: Sequence[bool], tuned: Sequence[bool]) -> Comparison | None:
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def _interval(worse: int, better: int, questions: int) -> tuple[float, float]:
-    """Return the paired bootstrap interval of the mean difference, percentiles 2.5 and 97.5.
-
-    A resample of questions holds each of three kinds with multinomial counts, which is what drawing
-    them one by one comes to.
-    """
+    """Return the paired bootstrap interval of the difference, by what turned and what did not."""
     same = questions - worse - better
-    shares = np.array([worse, better, same]) / questions
-    drawn = np.random.default_rng(0).multinomial(questions, shares, size=_RESAMPLES)
-    means = (drawn[:, 0] - drawn[:, 1]) / questions
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    base = [[False]] * worse + [[True]] * better + [[False]] * same
+    tuned = [[True]] * worse + [[False]] * better + [[False]] * same
+    found = difference(tuned, base)
+    return found.low, found.high
 
 
 @functools.lru_cache(maxsize=65_536)
 def exact_p(worse: int, better: int) -> float:
-    """Return the two-sided probability that a fair coin splits so unevenly, or more so."""
+    """Return the two-sided probability that a fair coin splits so unevenly, or more so.
+
+    It is the sign-flip test of ``benchmark.statistics`` for outcomes of yes and no, in full for any
+    number: that draws flips, and a correction for several figures asks for smaller probabilities.
+    """
     total = worse + better
     most = max(worse, better)
     tail = sum(math.comb(total, k) for k in range(most, total + 1)) / 2**total

@@ -443,8 +443,8 @@ def test_a_kernel_without_landlock_writes_no_file_at_all(attempt, tmp_path):
 
 def test_what_honest_code_needs_works(attempt):
     code = """
-    import asyncio.queues, bz2, lzma, ssl, collections, ctypes, dataclasses, datetime, decimal, fractions
-    import hashlib, heapq, itertools, json, math, os, random, re, sqlite3, statistics, string
+    import asyncio.queues, bz2, collections, ctypes, dataclasses, datetime, decimal, fractions
+    import hashlib, heapq, itertools, json, lzma, math, os, random, re, sqlite3, statistics, string
     import sys, tempfile, threading, time, typing, zlib, zoneinfo
     from concurrent.futures import ThreadPoolExecutor
     assert list(ThreadPoolExecutor(4).map(abs, [-1, -2])) == [1, 2]

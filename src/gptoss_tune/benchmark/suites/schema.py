@@ -35,7 +35,22 @@ from gptoss_tune.recipe.schema.value_types import (
 )
 
 GraderKey = Literal[
-    "answer", "pattern", "grader", "calls", "rules", "schema", "tests", "choices", "entry_point"
+    "answer",
+    "pattern",
+    "grader",
+    "choices",
+    "rules",
+    "calls",
+    "schema",
+    "equals",
+    "test",
+    "test_list",
+    "test_setup_code",
+    "test_imports",
+    "stdio_cases",
+    "function_cases",
+    "entry_point",
+    "code_prefix",
 ]
 """A key of a row that graders read, and that a template can write."""
 

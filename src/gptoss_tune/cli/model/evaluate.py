@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gptoss_tune.recipe import DataSection, EvaluationSection, ModelSection, Recipe
     from gptoss_tune.safety.evaluator import SafetyEvaluator
 
+_SERVED = "http://127.0.0.1:8000/v1"
+"""Where most servers listen."""
 _USUAL_PROMPT = 1024
 """Tokens of a prompt besides its answer, for the line that says what memory it needs."""
 
@@ -69,7 +71,8 @@ def evaluate(
     from gptoss_tune.train.entrypoint import starting
 
     with starting():
-        from gptoss_tune.evaluate.lm_eval import lm_eval_command
+        from gptoss_tune.evaluate.inspect_ai import served_inspect_command
+        from gptoss_tune.evaluate.lm_eval import lm_eval_command, served_lm_eval_command
         from gptoss_tune.evaluate.load import open_evaluated_model
         from gptoss_tune.evaluate.tables import print_report
         from gptoss_tune.files.atomic import write_text
@@ -102,6 +105,11 @@ def evaluate(
             f"  gptoss-tune merge {model} --format bf16 --out {merged}\n"
             f"  {lm_eval_command(merged)}"
         )
+    plain.print(
+        "or on a server of it, by its address and its name of the model:\n"
+        f"  {served_lm_eval_command(_SERVED, Path(model).name)}\n"
+        f"  {served_inspect_command(_SERVED, Path(model).name)}"
+    )
 
 
 def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:

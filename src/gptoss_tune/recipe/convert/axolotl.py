@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gptoss_tune.recipe.convert import trainer
+from gptoss_tune.recipe.convert import schedule, trainer
 from gptoss_tune.recipe.convert.axolotl_data import sources
 from gptoss_tune.recipe.convert.draft import Draft, as_list, is_off, switch
 from gptoss_tune.recipe.convert.draft_rules import Rule, irrelevant, none, same, table
 from gptoss_tune.recipe.convert.lora import LORA_RULES, dropout, scaling, targets
-from gptoss_tune.recipe.convert.methods import ROWS, preference
-from gptoss_tune.recipe.convert.model import base
+from gptoss_tune.recipe.convert.methods import ROWS, base, preference
 from gptoss_tune.recipe.dump import Noted
 
 _TRACKING: Final = {
@@ -69,12 +68,13 @@ def draft_axolotl(draft: Draft) -> None:
     trainer.held_out(draft, "val_set_size", "test_datasets")
     trainer.duration(draft, "num_epochs")
     trainer.batch(draft, "micro_batch_size")
-    trainer.schedule(draft, "lr_scheduler", "cosine")
+    schedule.schedule(draft, "lr_scheduler", "cosine")
     trainer.optimizer(draft, "optimizer")
     trainer.precision(draft, ("bf16", "bfloat16", "fp16", "float16"))
     trainer.checkpointing(draft)
     trainer.saving(draft, None)
     trainer.evaluating(draft)
+    schedule.best(draft)
     trainer.sharing(draft)
     _tracking(draft)
 

@@ -231,8 +231,10 @@ def _is_default(setting: str, value: Any, draft: Draft) -> bool:
     if section == "method":
         method = draft.settings["method.name"].value if "method.name" in draft.settings else "sft"
         field = METHODS[method].model_fields[name]
+    elif (known := SECTIONS.get(tuple(section.split(".")))) is None:
+        return False  # of a section that is absent where nothing names it
     else:
-        field = SECTIONS[tuple(section.split("."))].model_fields[name]
+        field = known.model_fields[name]
     return not field.is_required() and field.get_default(call_default_factory=True) == value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gptoss_tune.recipe.convert import trainer
+from gptoss_tune.recipe.convert import schedule, trainer
 from gptoss_tune.recipe.convert.draft import Draft, as_list, is_off
 from gptoss_tune.recipe.convert.draft_rules import (
     Rule,
@@ -21,8 +21,7 @@ from gptoss_tune.recipe.convert.draft_rules import (
 )
 from gptoss_tune.recipe.convert.llamafactory_data import data_sets
 from gptoss_tune.recipe.convert.lora import LORA_RULES, dropout, scaling, targets
-from gptoss_tune.recipe.convert.methods import ROWS, preference
-from gptoss_tune.recipe.convert.model import base
+from gptoss_tune.recipe.convert.methods import ROWS, base, preference
 
 _LOSSES: Final = {"sigmoid": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
 _PREFERENCES: Final = {
@@ -59,12 +58,13 @@ def draft_llamafactory(draft: Draft) -> None:
     _packing(draft)
     trainer.duration(draft, "num_train_epochs")
     trainer.batch(draft, "per_device_train_batch_size")
-    trainer.schedule(draft, "lr_scheduler_type", "linear")
+    schedule.schedule(draft, "lr_scheduler_type", "linear")
     trainer.optimizer(draft, "optim")
     trainer.precision(draft, ("bf16", "pure_bf16", "fp16"))
     _checkpointing(draft)
     trainer.saving(draft, 500)
     trainer.evaluating(draft)
+    schedule.best(draft)
     trainer.sharing(draft)
     trainer.tracking(draft)
 

@@ -20,7 +20,6 @@ from gptoss_tune.recipe.convert.draft_rules import (
 from gptoss_tune.recipe.dump import Noted
 from gptoss_tune.recipe.schema import Tracker
 
-_SCHEDULES: Final = ("linear", "cosine", "constant", "constant_with_warmup")
 _OPTIMIZERS: Final = {
     **dict.fromkeys(("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
     **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "adamw_torch_8bit"), "adamw_8bit"),
@@ -44,40 +43,6 @@ def duration(draft: Draft, epochs: str) -> None:
             draft.irrelevant(epochs, "max_steps decides, there as here")
         else:
             draft.converted(epochs, "train.num_train_epochs", as_number(draft.get(epochs)))
-
-
-def schedule(draft: Draft, key: str, usual: str) -> None:
-    """Convert the schedule of the learning rate, and its warm-up."""
-    said = draft.get(key)
-    name = said if said in _SCHEDULES else "linear" if said == "polynomial" else "cosine"
-    ratio, steps = as_number(draft.get("warmup_ratio", 0)), count_of(draft.get("warmup_steps", 0))
-    warms = bool(ratio or steps)
-    setting = "train.lr_scheduler_type"
-    if said is None:
-        name = usual
-        draft.default(setting, usual)
-    elif said == "constant_with_warmup" and not warms:
-        draft.converted(key, setting, "constant", "there is no warm-up")
-    elif said in _SCHEDULES:
-        draft.converted(key, setting, said)
-    else:
-        draft.none(key, f"{setting}: {name}, the nearest")
-        draft.settings.pop(setting, None)
-        draft.default(setting, name)
-    if draft.has("warmup_steps"):
-        if name == "constant" or not steps:
-            draft.irrelevant("warmup_steps", "nothing warms up")
-        elif isinstance(steps, float) and 0 < steps < 1:  # transformers 5: a share
-            draft.converted("warmup_steps", "train.warmup_ratio", steps)
-        else:
-            draft.converted("warmup_steps", "train.warmup_steps", steps)
-    if draft.has("warmup_ratio"):
-        if name == "constant" or not ratio:
-            draft.irrelevant("warmup_ratio", "nothing warms up")
-        elif steps:
-            draft.irrelevant("warmup_ratio", "warmup_steps decides, there as here")
-        else:
-            draft.converted("warmup_ratio", "train.warmup_ratio", ratio)
 
 
 def optimizer(draft: Draft, key: str) -> None:
@@ -337,15 +302,9 @@ RULES: Final[dict[str, Rule]] = {
         "prediction_loss_only batch_eval_metrics",
     ),
     **table(
-        "the last checkpoint is the result; held-out losses of all are in metrics.jsonl",
+        "a schedule is transformers' own, with its arguments as train.lr_scheduler_kwargs",
         none,
-        "early_stopping_patience load_best_model_at_end metric_for_best_model greater_is_better "
-        "early_stopping_steps",
-    ),
-    **table(
-        "the schedule ends at 0",
-        none,
-        "lr_scheduler_kwargs cosine_min_lr_ratio cosine_constant_lr_ratio lr_quadratic_warmup",
+        "cosine_constant_lr_ratio lr_quadratic_warmup",
     ),
     **table("no noise is added to embeddings", none, "neftune_noise_alpha noisy_embedding_alpha"),
     **table("all weights have one learning rate", none, "lr_groups embedding_lr"),

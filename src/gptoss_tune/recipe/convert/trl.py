@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gptoss_tune.recipe.convert import trainer
+from gptoss_tune.recipe.convert import schedule, trainer
 from gptoss_tune.recipe.convert.draft import Draft, as_list, is_off
 from gptoss_tune.recipe.convert.draft_rules import Rule, irrelevant, none, same, table
 from gptoss_tune.recipe.convert.lora import LORA_RULES, dropout, scaling, targets
-from gptoss_tune.recipe.convert.methods import ROWS, preference
-from gptoss_tune.recipe.convert.model import base
+from gptoss_tune.recipe.convert.methods import ROWS, base, preference
 from gptoss_tune.recipe.convert.templates import written
 from gptoss_tune.recipe.dump import Noted
 
@@ -44,13 +43,14 @@ def draft_trl(draft: Draft) -> None:
     _data(draft, rows)
     trainer.duration(draft, "num_train_epochs")
     trainer.batch(draft, "per_device_train_batch_size")
-    trainer.schedule(draft, "lr_scheduler_type", "linear")
+    schedule.schedule(draft, "lr_scheduler_type", "linear")
     trainer.optimizer(draft, "optim")
     trainer.precision(draft)
     _dtype(draft)
     trainer.checkpointing(draft)
     trainer.saving(draft, 500)
     trainer.evaluating(draft)
+    schedule.best(draft)
     trainer.sharing(draft)
     trainer.tracking(draft)
 

@@ -52,7 +52,7 @@ def figures_table(safety: dict[str, Any]) -> str:
         if shown:
             rows += [[f"<b>{title}</b>"], *shown]
     head = ["share of bad outcomes", "asked", "base", "tuned", "change",
-            "95 % interval", "worse / better", "p, Holm", "finding"]  # fmt: skip
+            "95 % interval", "worse / better", "p (Holm)", "shows from", "finding"]  # fmt: skip
     return table(head, rows, css="safety") if rows else ""
 
 
@@ -60,7 +60,7 @@ def _row(one: dict[str, Any]) -> list[str]:
     p, finding = number(one.get("p_holm")), one.get("finding")
     low, high = (signed(one.get(key)) for key in ("low", "high"))
     verdict = _VERDICTS.get(finding, "") if isinstance(finding, str) else ""
-    left = number(one.get("left_out"))
+    left, rise = number(one.get("left_out")), one.get("detectable_rise")
     return [
         text(one.get("words", ""), 200)
         + (f' <span class="soft">({count(left)} left out)</span>' if left else ""),
@@ -70,7 +70,8 @@ def _row(one: dict[str, Any]) -> list[str]:
         signed(one.get("difference")),
         f"{low} to {high}",
         f"{count(number(one.get('worse')))} / {count(number(one.get('better')))}",
-        "" if p is None else f"{p:.3f}" if p >= 0.001 else "&lt; 0.001",
+        "" if p is None else f"{p:.3f}" if p >= 0.001 else "&lt;0.001",
+        signed(rise) if number(rise) is not None else "",
         verdict or '<span class="soft">shown only</span>',
     ]
 
