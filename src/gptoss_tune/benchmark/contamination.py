@@ -35,7 +35,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss_tune.benchmark.cache import AnswerCache, answer_key
-from gptoss_tune.benchmark.subject import Asking, Reply, Subject, UnreadableServer
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.subjects.subject import Asking, Reply, Subject, UnreadableServer
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.grading.grader import Grading
 

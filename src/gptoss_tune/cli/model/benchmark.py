@@ -238,7 +238,7 @@ def _print(figures: dict[str, Any], *, as_json: bool) -> None:
 def _refuse_unread(measured: Measured) -> None:
     """Leave with the error of a server that could not be read, once all others are shown."""
     if measured.refused:
-        from gptoss_tune.benchmark.subject import UnreadableServer
+        from gptoss_tune.benchmark.subjects.subject import UnreadableServer
 
         raise UnreadableServer("\n".join(measured.refused.values()))
 
