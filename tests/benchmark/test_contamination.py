@@ -131,6 +131,18 @@ def test_a_part_of_a_long_question_is_found_and_a_little_of_it_is_not(check):
     assert found_lines(check(chat(" ".join(words[: len(words) // 3])))) == {}
 
 
+@pytest.mark.parametrize("question", [LONG, MIDDLE, SHORT])
+def test_the_same_words_in_another_order_are_no_question(check, question):
+    assert check(chat(" ".join(question.split()[::-1]))).found == ()
+
+
+def test_two_texts_of_a_row_make_no_question_together(check):
+    half = len(SHORT) // 2
+    assert check(chat(SHORT[:half].rstrip(), SHORT[half:].lstrip())).found == ()
+    first, second = SHORT.split(" of ")
+    assert check(chat(first, f"of {second}")).found == ()
+
+
 def test_its_answer_beside_it_is_told(check):
     result = check(chat(LONG, "110 rolls."), chat(LONG, "111 rolls."))
     assert result.found[0].answered and result.found[0].row_count == 2

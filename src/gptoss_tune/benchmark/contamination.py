@@ -59,6 +59,8 @@ _IS_ALONE: Final = re.compile(rf"[{_ALONE}]")
 _MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 _MASK: Final = (1 << 64) - 1
 _DEEPEST: Final = 64
+_BETWEEN: Final = "\n"
+"""Stands between two texts of a row; no token is it."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ class _Index:
                 if asked not in seen:
                     seen.add(asked)
                     self._add(suite.name, question)
+        self._sizes = sorted(size for size in self._of if size)
+        self._whole = 0 in self._of
         self._sorted = {
             size: np.fromiter(sorted(known), np.uint64, len(known))
             for size, known in self._of.items()
@@ -208,8 +212,10 @@ class _Index:
     def _add(self, suite: str, question: Question) -> None:
         tokens = tokens_of(_asked(question))
         size, share = ngram_size(tokens)
-        hashes = _hashes(tokens, size or len(tokens)) if tokens else np.empty(0, np.uint64)
-        unique = set(hashes.tolist())
+        if size is None:
+            unique = {_whole(tokens)} if tokens else set[int]()
+        else:
+            unique = set(dict(_rolled(_hashed(tokens), [size]))[size].tolist())
         number = len(self._wanted)
         # An answer that the question offers itself tells nothing.
         answers = tuple(one for one in _answers(question) if not _holds([tokens], one))
@@ -222,16 +228,20 @@ class _Index:
     def look_at(self, at: str, row: dict[str, Any]) -> None:
         """Note which questions a training row holds."""
         texts = [tokens for text in _strings(row) if (tokens := tokens_of(text))]
+        # In one array, with a token between that no text has: an n-gram never joins two texts.
+        joined = [token for tokens in texts for token in (*tokens, _BETWEEN)]
+        runs = dict(_rolled(_hashed(joined), self._sizes))
+        # A short question is looked for among short texts, as the whole of one.
+        short = (
+            [tokens for tokens in texts if len(tokens) < 2 * _WHOLE_UNDER] if self._whole else []
+        )
+        runs[0] = np.array([_whole(tokens) for tokens in short], np.uint64)
         hits: dict[int, set[int]] = {}
-        for tokens in texts:
-            hashed = np.fromiter(map(_hash, tokens), np.uint64, len(tokens))
-            for size, known in self._sorted.items():
-                # A short question is looked for among short texts, as the whole of one.
-                if size <= len(tokens) and (size or len(tokens) < 2 * _WHOLE_UNDER):
-                    found = _rolled(hashed, size or len(tokens))
-                    for value in found[_isin(found, known)].tolist():
-                        for number in self._of[size][value]:
-                            hits.setdefault(number, set()).add(value)
+        for size, found in runs.items():
+            if size in self._sorted:
+                for value in found[_isin(found, self._sorted[size])].tolist():
+                    for number in self._of[size][value]:
+                        hits.setdefault(number, set()).add(value)
         for number, values in hits.items():
             self._note(self._wanted[number], len(values), at, texts)
 
@@ -309,17 +319,28 @@ def _hash(token: str) -> int:
     return hash(token) & _MASK
 
 
-def _hashes(tokens: Sequence[str], size: int) -> np.ndarray:
-    return _rolled(np.fromiter(map(_hash, tokens), np.uint64, len(tokens)), size)
+def _hashed(tokens: Sequence[str]) -> np.ndarray:
+    return np.fromiter(map(_hash, tokens), np.uint64, len(tokens))
 
 
-def _rolled(hashed: np.ndarray, size: int) -> np.ndarray:
-    """Return the hash of each run of ``size`` tokens, ``[n - size + 1]``."""
-    runs = np.zeros(len(hashed) - size + 1, np.uint64)
+def _whole(tokens: Sequence[str]) -> int:
+    """Return the hash of a whole text."""
+    return _hash(" ".join(tokens))
+
+
+def _rolled(hashed: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield for each size, in rising order, the hash of each run of so many tokens.
+
+    The run of n tokens comes of that of n - 1, so all sizes cost no more than the largest.
+    """
+    runs = np.zeros(len(hashed), np.uint64)
     with np.errstate(over="ignore"):
-        for offset in range(size):
-            runs = runs * _MULTIPLIER + hashed[offset : offset + len(runs)]
-        return runs * _MULTIPLIER + np.uint64(size)
+        for size in range(1, max(sizes, default=0) + 1):
+            if size > len(hashed):
+                return
+            runs = runs[: len(hashed) - size + 1] * _MULTIPLIER + hashed[size - 1 :]
+            if size in sizes:
+                yield size, runs
 
 
 def _isin(values: np.ndarray, known: np.ndarray) -> np.ndarray:
