@@ -148,12 +148,12 @@ def test_five_subjects_in_one_table_and_the_raw_trap(place):
     assert said["tuned"] == said["bf16"] == said["mxfp4"] == said["served"]
     assert said["tuned"][0] == [("analysis", "It is known."), ("final", "Paris")]
 
-    # The very same served weights, asked with a text to go on with instead of with messages.
+    # The very same served weights, asked with a text to go on with: 8 of 8 become a few of 16.
     right = [
         normalized(lines[0]) == normalized(KNOWN[n // 2][1]) if lines else False
         for n, lines in enumerate(by_completion)
     ]
-    assert sum(right) == 0, by_completion
+    assert sum(right) <= len(right) / 4, by_completion
 
     # It is in the run's folder, and on its page.
     assert json.loads((place / "run/benchmarks/benchmark.json").read_text())["suites"]
