@@ -20,6 +20,8 @@ TINY = ["tiny/train.jsonl", "tiny/eval.jsonl"]
 FILES = [*CONVERSATIONS, EVAL, *TINY]
 PROMPTS = ["prompts/reasoning.jsonl", "prompts/tools.jsonl", "prompts/tiny.jsonl"]
 PROBES = "probes/refusal.jsonl"
+# What their rows hold is checked in benchmark/suites/test_shipped_suites.py.
+SUITES = [f"suites/{path.name}" for path in sorted((DATA / "suites").glob("*.jsonl"))]
 # What their rows hold is checked in safeguard/test_data.py.
 POLICIES = [
     *("safeguard/train.jsonl", "safeguard/eval.jsonl"),
@@ -324,7 +326,7 @@ def test_python_in_answers_does_what_it_says(name):
 def test_readme_table_is_true():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| `([\w/]+\.jsonl)` \| (\d+) \|", readme, re.MULTILINE))
-    files = [*FILES, *PROMPTS, PROBES, *PREFERENCES, *POLICIES]
+    files = [*FILES, *PROMPTS, PROBES, *PREFERENCES, *POLICIES, *SUITES]
     assert table == {name: str(len(load(name))) for name in files}
 
 
