@@ -98,6 +98,12 @@ def _published_step(trainer: MethodTrainer, selection: Selection) -> int:
     return selection.best.step or trainer.state.global_step
 
 
+def _best_step(trainer: MethodTrainer) -> int | None:
+    """Return the step that ``keep_best`` chose; ``None`` where it chose none."""
+    selection = trainer.selection
+    return None if selection is None or selection.best is None else selection.best.step or None
+
+
 def _publish(context: RunContext, trainer: MethodTrainer, step: int) -> None:
     """Make the weights of a step ``RUN/adapter``: those in the model, or a checkpoint's."""
     if step == trainer.state.global_step:
@@ -262,7 +268,7 @@ def finish(trainer: MethodTrainer, context: RunContext, eval_loss: float | None)
             eval_loss=eval_loss,
             seconds=round(summary.seconds, 2),
             peak_memory_bytes=summary.peak_memory_bytes,
-            **card.closing_facts(run),
+            **card.closing_facts(run, _best_step(trainer)),
         )
     trainer.accelerator.wait_for_everyone()
     loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"
