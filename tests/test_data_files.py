@@ -20,6 +20,11 @@ TINY = ["tiny/train.jsonl", "tiny/eval.jsonl"]
 FILES = [*CONVERSATIONS, EVAL, *TINY]
 PROMPTS = ["prompts/reasoning.jsonl", "prompts/tools.jsonl", "prompts/tiny.jsonl"]
 PROBES = "probes/refusal.jsonl"
+# What their rows hold is checked in safeguard/test_data.py.
+POLICIES = [
+    *("safeguard/train.jsonl", "safeguard/eval.jsonl"),
+    *("tiny/policies.jsonl", "tiny/policies_eval.jsonl"),
+]
 # What their rows hold is checked in test_preference_files.py.
 PREFERENCES = [
     f"{folder}/{kind}{part}.jsonl"
@@ -319,7 +324,7 @@ def test_python_in_answers_does_what_it_says(name):
 def test_readme_table_is_true():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| `([\w/]+\.jsonl)` \| (\d+) \|", readme, re.MULTILINE))
-    files = [*FILES, *PROMPTS, PROBES, *PREFERENCES]
+    files = [*FILES, *PROMPTS, PROBES, *PREFERENCES, *POLICIES]
     assert table == {name: str(len(load(name))) for name in files}
 
 

@@ -46,7 +46,7 @@ LOWEST = {
         *("datasets", "jinja2", "numpy", "openai_harmony", "pyarrow", "tiktoken", "tokenizers")
     },
     "run": {"psutil"},
-    "grading": {"regex"},
+    "grading": {"jsonschema", "math_verify", "referencing", "regex"},
     "weights": {"huggingface_hub", "safetensors", "torch"},
     "model": {
         *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "transformers"),

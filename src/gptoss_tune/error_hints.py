@@ -159,6 +159,7 @@ EXTRAS = {
         "triton",
         "trl",
     ),
+    "graders": ("jsonschema", "math_verify"),
     "ui": ("starlette", "uvicorn"),
     "wandb": ("wandb",),
     "trackio": ("trackio",),

@@ -4,9 +4,9 @@ A message says what was got, what was expected and what to do, and names file an
 is one: ``data/train.jsonl:17: last message has role 'user'; training needs an assistant reply at
 the end``. The commands print the message alone; ``--debug`` adds the traceback.
 
-Exit codes: 0 done, 2 the user's input, 3 the environment, 4 what was asked could not be decided, 75
-stopped and resumable (the number that ``sysexits.h`` calls EX_TEMPFAIL, which batch schedulers
-requeue on).
+Exit codes: 0 done, 2 the user's input, 3 the environment, 4 what was asked could not be decided, 5
+a threshold of the user's was missed, 75 stopped and resumable (the number that ``sysexits.h`` calls
+EX_TEMPFAIL, which batch schedulers requeue on).
 """
 
 from __future__ import annotations
@@ -54,6 +54,12 @@ class UndecidedError(GptossTuneError, RuntimeError):
     """What was asked could be shown neither true nor false; nothing is known to be wrong."""
 
     exit_code = 4
+
+
+class ThresholdMissed(GptossTuneError):
+    """What was measured is worse than the user wants it to be; everything else went well."""
+
+    exit_code = 5
 
 
 class MachineError(GptossTuneError, RuntimeError):

@@ -9,8 +9,9 @@ import zlib
 import numpy as np
 import pytest
 
-from gptoss_tune.report import axes, heat, layered, plot
-from gptoss_tune.report.text import duration, figure, size
+from gptoss_tune.report import layered
+from gptoss_tune.report.parts import axes, heat, plot
+from gptoss_tune.report.parts.text import duration, figure, size
 
 
 def drawn_values(svg, frame_values, logarithmic=False):

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from gptoss_tune.cli import app
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.report.page import write_report
+from gptoss_tune.report.parts.text import LONGEST_TEXT
 from gptoss_tune.report.samples import MOST_SHOWN, OPEN
-from gptoss_tune.report.text import LONGEST_TEXT
 from gptoss_tune.run.folder import REPORT
 
 spec = importlib.util.spec_from_file_location("html_page", Path(__file__).parent / "html_page.py")

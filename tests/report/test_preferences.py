@@ -9,7 +9,7 @@ import pytest
 from gptoss_tune.recipe.schema import METHODS
 from gptoss_tune.report import curves, facts
 from gptoss_tune.report.page import write_report
-from gptoss_tune.report.read import read_run
+from gptoss_tune.report.parts.read import read_run
 from gptoss_tune.report.samples import MOST_SHOWN, OPEN, pairs
 from gptoss_tune.run import method as words_of_methods
 from gptoss_tune.run.method import method_of, reference_words

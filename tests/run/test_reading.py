@@ -12,7 +12,7 @@ import pytest
 
 from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.export.hub.model_card import read_metrics
-from gptoss_tune.report.read import read_run
+from gptoss_tune.report.parts.read import read_run
 from gptoss_tune.run.card import Reference, RunCard, closing_facts
 from gptoss_tune.run.jsonl import keep_lines_until, open_lines, read_lines, refusing
 from gptoss_tune.run.record import (

@@ -108,7 +108,7 @@ def test_an_endless_line_is_counted_and_not_read_on(run, monkeypatch):
 
 
 def test_a_million_evaluations_are_not_all_read(run, monkeypatch):
-    monkeypatch.setattr("gptoss_tune.report.read._MOST_EVALUATIONS", 3)
+    monkeypatch.setattr("gptoss_tune.report.parts.read._MOST_EVALUATIONS", 3)
     for step in range(5):
         (run / "evaluation" / f"step-{step}.json").write_text("{}")
     assert "evaluation: 2 evaluations are too many or too large" in write_report([run]).read_text()

@@ -12,7 +12,7 @@ from gptoss_tune.cli.run.reproduce import reproduce
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.files.digest import digest_of
 from gptoss_tune.recipe import load_recipe
-from gptoss_tune.report.read import read_run
+from gptoss_tune.report.parts.read import read_run
 from gptoss_tune.run import checkpoints
 from gptoss_tune.run.record import read_record, record_of_adapter
 from gptoss_tune.train.run import train

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gptoss_tune.errors import MachineError
 from gptoss_tune.evaluate.parse import Ended
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.grading.answer import Given
@@ -54,12 +55,21 @@ class Reply:
     problems: tuple[str, ...]
 
 
+class UnreadableServer(MachineError):
+    """A server hands channels over as one text; none of its answers can be graded."""
+
+
 class Subject(Protocol):
     """A model that is asked."""
 
     @property
     def name(self) -> str:
         """What the table calls it."""
+        ...
+
+    @property
+    def protocol(self) -> str:
+        """How it is asked, for people."""
         ...
 
     @property
@@ -76,4 +86,8 @@ class Subject(Protocol):
         Raises:
             MachineError: It cannot be asked, or did not answer.
         """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds; it is not asked any more."""
         ...

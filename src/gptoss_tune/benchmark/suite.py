@@ -18,6 +18,8 @@ class Suite:
         questions: Each row once at each effort; every one has a grader.
         asking: How answers are drawn.
         samples: Answers to each question; above 1 they are drawn by different seeds, for pass@k.
+        licence: Of its questions, where that is known.
+        notes: What was left out of its data, or is otherwise worth telling, a line each.
     """
 
     name: str
@@ -25,3 +27,5 @@ class Suite:
     questions: tuple[Question, ...]
     asking: Asking
     samples: int = 1
+    licence: str | None = None
+    notes: tuple[str, ...] = ()

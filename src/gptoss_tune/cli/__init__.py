@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gptoss_tune import __version__
-from gptoss_tune.cli.model import chat, evaluate, export, serve, verify
+from gptoss_tune.cli.model import benchmark, chat, evaluate, export, serve, suites, verify
 from gptoss_tune.cli.recipe import convert, data, init, plan, recipes
 from gptoss_tune.cli.run import demo, launch, report, reproduce, train, ui
 from gptoss_tune.errors import run_command
@@ -46,6 +46,8 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
     "A tuned model": {
         "chat": chat.chat,
         "evaluate": evaluate.evaluate,
+        "benchmark": benchmark.benchmark,
+        "suites": suites.suites,
         "merge": export.merge,
         "verify": verify.verify,
         "adapter": export.adapter,

@@ -8,6 +8,7 @@ in training and for a finished one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -31,11 +32,33 @@ from gptoss_tune.evaluate.generate import (
 )
 from gptoss_tune.evaluate.parse import Answer, read_answer
 from gptoss_tune.evaluate.prompts import Question, read_questions
-from gptoss_tune.grading.grader import Grading
+from gptoss_tune.grading.grader import Grading, Verdict
+from gptoss_tune.grading.policy_metrics import (
+    policies_report,
+    policy_figures,
+    refuse_equal_names,
+)
 from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.recipe import DataSection, EvaluationSection
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of one evaluation, in the order of questions and probes.
+
+    Attributes:
+        questions: Of the model.
+        probes: Of the model.
+        base_questions: Of its base; ``None`` where the base was not asked.
+        base_probes: Of its base.
+    """
+
+    questions: list[Answer]
+    probes: list[Answer]
+    base_questions: list[Answer] | None
+    base_probes: list[Answer] | None
 
 
 class Evaluator:
@@ -44,6 +67,7 @@ class Evaluator:
     Attributes:
         questions: What is answered and graded.
         probes: What is answered to count refusals.
+        answers: Of the last evaluation; ``None`` before it.
         references: Where the distributions are compared.
     """
 
@@ -84,6 +108,7 @@ class Evaluator:
 
         asked = section.reasoning_effort or [usual]
         self.questions = questions(section.prompts, section.max_prompts, asked)
+        refuse_equal_names(question.grader for question in self.questions)
         self.probes = questions(drift.probes, drift.max_probes, [usual])
         self.references = (
             []
@@ -97,6 +122,7 @@ class Evaluator:
             )
         )
         self._base_answers: list[Answer] | None = None
+        self.answers: Answers | None = None
 
     def run(
         self,
@@ -120,29 +146,48 @@ class Evaluator:
             Stopped: ``should_stop`` was true on some rank; nothing was changed.
         """
         ranks = Ranks()
-
-        def answers(questions: Sequence[Question]) -> list[Answer]:
-            prompts = [question.prompt_ids for question in questions]
-            generated = answer(model, prompts, self._generation, ranks, should_stop)
-            return [read_answer(ids, self._encoding) for ids in generated]
-
         with evaluating(model):
-            tuned = answers([*self.questions, *self.probes])
+            tuned = self._answers(model, [*self.questions, *self.probes], should_stop)
             if is_adapted(model) and self._base_answers is None and self._compared:
                 if is_base:
                     base = tuned[len(self.questions) - len(self._compared_questions) :]
                 else:
                     with without_adapters(model):
-                        base = answers(self._compared)
+                        base = self._answers(model, self._compared, should_stop)
                 self._base_answers = base
             drift = None
             if is_adapted(model):
                 drift = self._drift(model, tuned, ranks, device, should_stop)
+        self.answers = self._sides(tuned)
         return self._report(step, tuned, drift)
+
+    def answer_as_base(self, base: nn.Module) -> None:
+        """Keep the answers of a model that is the base of one evaluated later, such as a merged."""
+        with evaluating(base):
+            self._base_answers = self._answers(base, self._compared, lambda: False)
+
+    def _answers(
+        self, model: nn.Module, questions: Sequence[Question], should_stop: Callable[[], bool]
+    ) -> list[Answer]:
+        prompts = [question.prompt_ids for question in questions]
+        generated = answer(model, prompts, self._generation, Ranks(), should_stop)
+        return [read_answer(ids, self._encoding) for ids in generated]
+
+    def _sides(self, tuned: Sequence[Answer]) -> Answers:
+        asked, compared = len(self.questions), len(self._compared_questions)
+        base = self._base_answers
+        return Answers(
+            questions=list(tuned[:asked]),
+            probes=list(tuned[asked:]),
+            base_questions=None if base is None or not compared else base[:compared],
+            base_probes=None if base is None else base[compared:],
+        )
 
     @property
     def _compared_questions(self) -> list[Question]:
-        return self.questions if self._section.drift.reasoning else []
+        section = self._section
+        wanted = section.drift.reasoning or section.safety.reads_prompts
+        return self.questions if wanted else []
 
     @property
     def _compared(self) -> list[Question]:
@@ -170,7 +215,7 @@ class Evaluator:
                 "tuned": of_tuned["unanswered"],
             }
             found["probes"] = len(self.probes)
-        if self._compared_questions:
+        if self._section.drift.reasoning:
             before = reasoning_tokens(self.questions, base[:asked])
             after = reasoning_tokens(self.questions, tuned[:asked])
             found["reasoning_tokens_by_effort"] = {
@@ -187,10 +232,16 @@ class Evaluator:
             for question, given in zip(self.questions, tuned[: len(self.questions)], strict=True)
         ]
         grades = [sample["grade"] for sample in samples if sample["grade"] is not None]
+        policies = policies_report(
+            (question.grader, Verdict(grade["passed"], label=grade.get("label")))
+            for question, sample in zip(self.questions, samples, strict=True)
+            if (grade := sample["grade"]) is not None
+        )
         return {
             "step": step,
             "samples": samples,
             "graded": {"passed": sum(g["passed"] for g in grades), "total": len(grades)},
+            **({} if policies is None else {"policies": policies}),
             "health": {
                 "valid": sum(not sample["health"] for sample in samples),
                 "total": len(samples),
@@ -225,6 +276,7 @@ def figures(report: dict[str, Any]) -> dict[str, float]:
         for effort in dict.fromkeys(sample["effort"] for sample in samples):
             lengths = [s["analysis_tokens"] for s in samples if s["effort"] == effort]
             found[f"eval_reasoning_tokens_{effort}"] = fmean(lengths)
+    found |= policy_figures(report.get("policies"))
     drift = report["drift"] or {}
     if drift.get("kl") is not None:
         found["eval_kl"] = drift["kl"]

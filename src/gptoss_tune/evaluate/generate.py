@@ -10,6 +10,7 @@ B prompts, S tokens of the longest, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,34 +91,75 @@ def answer(
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
     mine = ranks.share(order)
     found: list[list[int]] = []
+    sampling = Sampling(generation.max_new_tokens, generation.temperature)
     for start in range(0, len(mine), generation.batch_size):
         batch = mine[start : start + generation.batch_size]
-        found += _answer_batch(
-            model, [(n, prompts[n]) for n in batch], generation, ranks, should_stop
-        )
+        draws = [_generator(generation.seed * 1_000_003 + n) for n in batch]
+        asked = [prompts[n] for n in batch]
+        found += _answer_batch(model, asked, sampling, draws, ranks, should_stop)
     by_order = dict(zip(order, ranks.ordered(found, len(order)), strict=True))
     return [by_order[n] for n in range(len(prompts))]
 
 
+@torch.no_grad()
+def answer_batches(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    batch_size: int,
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield the number and the generated ids of each prompt, a batch at a time, longest first.
+
+    Greedy, they are those of ``answer``. What is drawn for a prompt depends on the seed and on its
+    own tokens: prompts beside it, or their order, draw nothing else.
+
+    Args:
+        model: As in ``answer``; this process alone has it.
+        prompts: Ids up to ``<|start|>assistant``.
+        sampling: How.
+        batch_size: Prompts at a time.
+    """
+    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+    device, narrow = _device(model), _config(model).dtype == torch.bfloat16
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        draws = [_generator(_own_seed(prompts[n], sampling.seed)) for n in batch]
+        # As in training: factors and fp32 values multiply in bf16.
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=narrow):
+            found = _answer_batch(
+                model, [prompts[n] for n in batch], sampling, draws, Ranks(), lambda: False
+            )
+        yield from zip(batch, found, strict=True)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed % 2**63)
+
+
+def _own_seed(prompt: Sequence[int], seed: int | None) -> int:
+    """Return a seed of a prompt's own; ``None`` draws others each time."""
+    if seed is None:
+        return torch.seed()
+    digest = hashlib.blake2b(repr((seed, list(prompt))).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 def _answer_batch(
     model: nn.Module,
-    numbered: Sequence[tuple[int, Sequence[int]]],
-    generation: Generation,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    draws: Sequence[torch.Generator],
     ranks: Ranks,
     should_stop: Callable[[], bool],
 ) -> list[list[int]]:
     device = _device(model)
-    input_ids, mask = _left_padded([prompt for _, prompt in numbered], device)
-    draws = [
-        torch.Generator().manual_seed((generation.seed * 1_000_003 + n) % 2**63)
-        for n, _ in numbered
-    ]
+    input_ids, mask = _left_padded(prompts, device)
     cache = DynamicCache(config=_config(model))
     stops = torch.tensor(STOP_IDS, device=device)
-    finished = torch.zeros(len(numbered), dtype=torch.bool, device=device)
+    finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     answers: list[Tensor] = []
-    for _ in range(generation.max_new_tokens):
+    for _ in range(sampling.max_new_tokens):
         logits = model(
             input_ids,
             attention_mask=mask,
@@ -126,7 +168,7 @@ def _answer_batch(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        chosen = _choose(logits.float(), generation.temperature, draws)
+        chosen = _choose(logits.float(), sampling.temperature, draws, sampling.top_p)
         chosen = torch.where(finished, ENDOFTEXT, chosen)
         answers.append(chosen)
         finished = finished | torch.isin(chosen, stops)

@@ -12,7 +12,8 @@ and one that the run's folder can name by file and line can be looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -30,6 +31,7 @@ from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.sources.files import read_file
 from gptoss_tune.harmony.sources.folders import find_files
 from gptoss_tune.harmony.sources.padding import clean_row
+from gptoss_tune.harmony.sources.rows import Located
 
 LONGEST_CONTEXT: Final = 131_072
 """Positions that gpt-oss was made for."""
@@ -88,9 +90,9 @@ def read_questions(
     def read(row: dict[str, Any], source: str) -> list[Question]:
         conversation = read_unanswered(row, source, reading)
         grader = read_grader(row, source)
-        own = conversation.effort
-        asked: Sequence[Effort] = efforts if own is None else [own]
-        return [_question(conversation, e, grader, renderer, max_new_tokens) for e in asked]
+        return questions_of(
+            conversation, grader, renderer, efforts=efforts, max_new_tokens=max_new_tokens
+        )
 
     return [question for group in read_rows(files, limit, read) for question in group]
 
@@ -103,11 +105,20 @@ def read_rows(
     Raises:
         DataError: Lists every row that cannot be used, by file and line.
     """
+    return read_located(_rows(files), limit, read)
+
+
+def read_located(
+    rows: Iterable[Located], limit: int | None, read: Callable[[dict[str, Any], str], _Read]
+) -> list[_Read]:
+    """Return what ``read`` makes of the first ``limit`` rows; ``None``: of all.
+
+    Raises:
+        DataError: Lists every row that cannot be used, by file and line.
+    """
     found: list[_Read] = []
     mistakes: list[str] = []
-    for number, (source, raw) in enumerate(_rows(files)):
-        if number == limit:
-            break
+    for source, raw in itertools.islice(rows, limit):
         try:
             row, _ = clean_row(raw, source)
             found.append(read(row, source))
@@ -169,6 +180,31 @@ def _without_answer(messages: list[Message]) -> list[Message]:
     return messages[: asked[-1] + 1] if asked else []
 
 
+def questions_of(
+    conversation: Conversation,
+    grader: Grader | None,
+    renderer: Renderer,
+    *,
+    efforts: Sequence[Effort],
+    max_new_tokens: int,
+) -> list[Question]:
+    """Return a conversation as a question at each effort, or at its own.
+
+    Args:
+        conversation: Up to where the assistant is to answer.
+        grader: Judges the answer.
+        renderer: Renders prompts as training does.
+        efforts: Where it names none.
+        max_new_tokens: Room that an answer needs.
+
+    Raises:
+        DataError: It is too long, or cannot be rendered.
+    """
+    own = conversation.effort
+    asked: Sequence[Effort] = efforts if own is None else [own]
+    return [_question(conversation, e, grader, renderer, max_new_tokens) for e in asked]
+
+
 def _question(
     conversation: Conversation,
     effort: Effort,
@@ -181,7 +217,7 @@ def _question(
     if len(ids) + max_new_tokens > LONGEST_CONTEXT:
         raise DataError(
             f"{conversation.source}: the prompt has {len(ids):,} tokens; with "
-            f"evaluation.max_new_tokens {max_new_tokens:,} that is over the {LONGEST_CONTEXT:,} of "
+            f"max_new_tokens {max_new_tokens:,} that is over the {LONGEST_CONTEXT:,} of "
             "gpt-oss: shorten one of the two"
         )
     messages = [{"role": m.header.role, "content": m.text} for m in conversation.messages]
@@ -198,7 +234,7 @@ def _question(
     )
 
 
-def _rows(files: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _rows(files: Sequence[str]) -> Iterator[Located]:
     for path in files:
         found = find_files(path)
         if found is None:

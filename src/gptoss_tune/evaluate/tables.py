@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gptoss_tune.grading.policy_metrics import MACRO
+from gptoss_tune.grading.policy_table import HEADS, policy_rows
+
 _MOST_SHOWN = 8
 _LONGEST_CELL = 48
 
@@ -19,6 +22,8 @@ def one_line(report: dict[str, Any]) -> str:
     parts = []
     if graded["total"]:
         parts.append(f"{graded['passed']} of {graded['total']} answers right")
+    if "policies" in report:
+        parts.append(_policies_line(report["policies"]))
     if health["total"]:
         parts.append(f"{health['valid']} of {health['total']} healthy harmony")
     if "kl" in drift:
@@ -37,6 +42,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     if len(samples) > _MOST_SHOWN:
         console.print(f"... and {len(samples) - _MOST_SHOWN} more samples; --json shows all")
     console.print(_figure_table(report))
+    if "policies" in report:
+        console.print(_policy_table(report["policies"]))
 
 
 def _sample_table(samples: list[dict[str, Any]]) -> Table:
@@ -81,6 +88,21 @@ def _figure_table(report: dict[str, Any]) -> Table:
         table.add_row(
             f"tokens of thinking, {effort}", f"{tokens['base']:.1f}", f"{tokens['tuned']:.1f}"
         )
+    return table
+
+
+def _policies_line(policies: dict[str, Any]) -> str:
+    average, named = policies[MACRO], len(policies["by_policy"])
+    f1 = "undefined" if average["f1"] is None else f"{average['f1']:.3f}"
+    of = "" if named == 1 else f" (macro, {named} policies)"
+    return f"F1 {f1}{of}, {average['abstained']} of {average['rows']} abstained"
+
+
+def _policy_table(policies: dict[str, Any]) -> Table:
+    """Return the figures by policy, each with its 95 % interval."""
+    table = Table(*HEADS)
+    for name, *cells in policy_rows(policies):
+        table.add_row(_cell(name), *cells)
     return table
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.response_template import add_response_template
 from gptoss_tune.files.atomic import disk_errors, to_json, write_text
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
@@ -138,6 +139,7 @@ def copy_companions(
             shutil.copyfile(file, copy)
         for name, content in completed.items():
             (out / name).write_bytes(content)
+    add_response_template(out)
     text = notice_of(base.path)
     names = (a.config.get("base_model_name_or_path") for a in adapters)
     name = next((name for name in names if name), None) or base.name

@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.grading.calls import read_calls
+from gptoss_tune.grading.choice import read_choice
 from gptoss_tune.grading.grader import Grader
+from gptoss_tune.grading.instructions import read_rules
+from gptoss_tune.grading.maths import read_maths
+from gptoss_tune.grading.number import read_number
+from gptoss_tune.grading.policy import KNOWN as POLICY_SETTINGS
+from gptoss_tune.grading.policy import read_policy
+from gptoss_tune.grading.reading.settings import refuse_unknown
+from gptoss_tune.grading.schema import read_schema
 from gptoss_tune.grading.text import read_exact, read_pattern
 from gptoss_tune.harmony.fields import shown, take_text
 
@@ -30,7 +39,32 @@ def _pattern(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> G
     return read_pattern(row.get("pattern"), source)
 
 
-READERS: Final[dict[str, Reader]] = {"exact": _exact, "pattern": _pattern}
+def _policy(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Grader:
+    refuse_unknown(settings, POLICY_SETTINGS, source, "policy")
+    return read_policy(row, settings, source)
+
+
+def _code(row: dict[str, Any], settings: Mapping[str, Any], source: str) -> Grader:
+    # The sandbox is for those who grade code: no other row needs what it loads.
+    from gptoss_tune.grading.code.read import SETTINGS
+    from gptoss_tune.grading.code_grader import read_code
+
+    refuse_unknown(settings, SETTINGS, source, "code")
+    return read_code(row, settings, source)
+
+
+READERS: Final[dict[str, Reader]] = {
+    "exact": _exact,
+    "pattern": _pattern,
+    "number": read_number,
+    "maths": read_maths,
+    "choice": read_choice,
+    "rules": read_rules,
+    "calls": read_calls,
+    "json_schema": read_schema,
+    "policy": _policy,
+    "code": _code,
+}
 """Every grader by its name in a file."""
 
 
@@ -58,22 +92,6 @@ def read_grader(
     if pattern is not None:
         return read_pattern(pattern, source)
     return None if answer is None else read_exact(answer, source)
-
-
-def refuse_unknown(
-    settings: Mapping[str, Any], known: tuple[str, ...], source: str, kind: str
-) -> None:
-    """Refuse settings of a grader that it does not have.
-
-    Raises:
-        DataError: There is one.
-    """
-    unknown = sorted(settings.keys() - set(known))
-    if unknown:
-        expected = ", ".join(known) or "none"
-        raise DataError(
-            f"{source}: grader {kind} has no setting {shown(unknown[0])}; expected {expected}"
-        )
 
 
 def _kind(named: Any, source: str) -> tuple[str, dict[str, Any]]:

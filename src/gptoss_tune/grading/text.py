@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -20,7 +19,8 @@ import regex
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
-from gptoss_tune.grading.grader import SECONDS_PER_VERDICT, Verdict
+from gptoss_tune.grading.grader import NOT_JUDGED, SECONDS_PER_VERDICT, Verdict
+from gptoss_tune.grading.reading.plain import normalized
 from gptoss_tune.harmony.fields import shown, take_text
 
 LONGEST_PATTERN: Final = 1_000
@@ -31,16 +31,6 @@ LARGEST_PROGRAM: Final = 500_000
 _REPEATED: Final = re.compile(r"\{([0-9]+)")
 _VERBOSE, _SPLIT_NUMBER = re.compile(r"\(\?[\w-]*x"), re.compile(r"\{[0-9]*[\s#]")
 """The flag under which blanks and comments count for nothing, and a number that has some."""
-_KEYBOARD: Final = str.maketrans(
-    {
-        **dict.fromkeys("\u2010\u2012\u2013\u2212", "-"),
-        **dict.fromkeys("\u2018\u2019\u02bc", "'"),
-        **dict.fromkeys("\u201c\u201d", '"'),
-        **dict.fromkeys("\u200b\u2060\ufeff", None),
-    }
-)
-"""Hyphens, minus signs and quotes as a keyboard has them, nothing for characters without width:
-gpt-oss writes U+2011 (which NFKC makes U+2010) or U+2212 (minus) for a typed ``-``."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +74,7 @@ class Pattern:
         try:
             return Verdict(regex.search(self.pattern, given.final, timeout=seconds) is not None)
         except TimeoutError:
-            return Verdict(False, f"the search did not end within {seconds:.1f} s")
-
-
-def normalized(text: str) -> str:
-    """Return a text as answers are compared: ``" Paris. "`` equals ``"paris"``.
-
-    Unicode NFKC, hyphens and quotes as typed, case folded, each run of white space one space and
-    none at the ends, one full stop at the end dropped. Markup, articles and digit separators stay:
-    ``**4**`` is not ``4``.
-    """
-    typed = unicodedata.normalize("NFKC", text).translate(_KEYBOARD)
-    folded = " ".join(typed.casefold().split())
-    return folded.removesuffix(".").rstrip()
+            return Verdict(False, f"{NOT_JUDGED}: the search did not end within {seconds:.2g} s")
 
 
 def read_exact(answer: Any, source: str) -> Exact:

@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.fields import Effort, shown, take_effort, take_weight
+from gptoss_tune.harmony.policy_label import Judged
 from gptoss_tune.harmony.reading import AS_IT_STANDS, Notes, ReadSettings
 
 Role = Literal["user", "assistant", "tool", "developer"]
@@ -94,6 +95,7 @@ class Conversation:
         channel_weights: Weights that replace the recipe's, by channel.
         reading: How the recipe has rows read.
         notes: What is worth telling about the row.
+        judged: The policy and the label that the row has, of one that teaches a classifier.
     """
 
     source: str
@@ -107,6 +109,7 @@ class Conversation:
     channel_weights: dict[str, float] = field(default_factory=dict)
     reading: ReadSettings = AS_IT_STANDS
     notes: Notes = field(default_factory=Notes)
+    judged: Judged | None = None
 
     @cached_property
     def namespaces_json(self) -> str:

@@ -45,10 +45,17 @@ AS_IT_STANDS: Final = ReadSettings()
 
 @dataclass(slots=True)
 class Notes:
-    """How often each warning and each remark holds in a row."""
+    """How often each warning and each remark holds in a row, and the label of its policy.
+
+    Attributes:
+        warnings: By sentence.
+        remarks: By sentence.
+        label: Policy and label of a row that teaches a classifier.
+    """
 
     warnings: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
+    label: tuple[str, str] | None = None
 
 
 THINKING: Final = ("thinking", "reasoning_content", "reasoning")
@@ -63,3 +70,8 @@ SETTINGS: Final = frozenset(
     }
 )
 """Keys that mean the same beside messages, conversations, and prompt with completion."""
+GRADING: Final = (
+    *("answer", "pattern", "grader", "policy"),
+    *("choices", "rules", "calls", "schema", "equals"),
+)
+"""Keys by which an evaluation grades the answer to a row that names a grader or a policy."""

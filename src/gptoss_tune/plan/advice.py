@@ -17,13 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gptoss_tune.plan.architecture import RELEASED
+from gptoss_tune.plan.architecture import RELEASED, smaller_release
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import fitted, memory
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.recipe.recipe import fsdp2_obstacle
 
-_SMALLER = "openai/gpt-oss-20b"
 _MOST_GPUS = 16
 
 
@@ -124,11 +123,12 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
             if (way := _way(what, spread, card, given)) is not None:
                 found.append(way)
                 break
-    small = RELEASED[_SMALLER]
+    name = smaller_release(setup.model.name_or_path)
+    small = RELEASED[name]
     if setup.architecture.layers > small.layers and setup.lora.layers is None:
-        model = setup.model.model_copy(update={"name_or_path": _SMALLER, "revision": None})
+        model = setup.model.model_copy(update={"name_or_path": name, "revision": None})
         smaller = replace(setup, architecture=small, model=model)
-        given = (f"model.name_or_path={_SMALLER}",)
+        given = (f"model.name_or_path={name}",)
         if (way := _way("the smaller model", smaller, card, given)) is not None:
             found.append(way)
     return found

@@ -114,6 +114,16 @@ RELEASED = {
 """Sizes of the released models by their names on the Hub."""
 
 
+def smaller_release(name_or_path: str) -> str:
+    """Return the smallest released model of a base's kind: a classifier's is a classifier.
+
+    ``openai/gpt-oss-safeguard-120b`` has ``openai/gpt-oss-safeguard-20b``; so has a folder that is
+    called as it is.
+    """
+    last = Path(name_or_path).name.lower()
+    return f"openai/gpt-oss-{'safeguard-' if 'safeguard' in last else ''}20b"
+
+
 def architecture_of(name_or_path: str) -> Architecture:
     """Return the sizes of a base, without reading a weight.
 

@@ -58,7 +58,7 @@ class EvaluationTime:
         held_out: Passes over ``data.eval`` or ``data.eval_fraction``.
         asked: Evaluations of the ``evaluation`` section.
         base: The base's answers to compare with, once where the run does not start with them.
-        answers: Prompts and probes of one evaluation, at most.
+        answers: Prompts, probes and requests of one evaluation, at most.
     """
 
     held_out: Repeated
@@ -85,7 +85,8 @@ def evaluation_time(
         card: The GPU.
         work: Of the training, whose efficiency is assumed here too.
     """
-    drift, data, processes = evaluation.drift, setup.data, setup.num_processes
+    drift, safety = evaluation.drift, evaluation.safety
+    data, processes = setup.data, setup.num_processes
     forward_rate = card.tflops * 1e12 * work.efficiency / work.flops.forward  # tokens/s of a card
     token_seconds = _bytes_read(setup.architecture, setup.model) / (
         card.memory_tb_per_s * 1e12 * work.efficiency
@@ -101,7 +102,13 @@ def evaluation_time(
     probes = _rows(drift.probes, drift.max_probes)
     references = -(-_rows(drift.references, drift.max_references) // processes)
     comparing = 2 * references * data.max_length / forward_rate
-    compared = probes + (questions if drift.reasoning else 0)
+    prompts_to_base = drift.reasoning or safety.reads_prompts
+    # A hint is planted twice, a right one and a wrong one; at one effort, as thinking is left out.
+    again = _rows(evaluation.prompts, evaluation.max_prompts) * (
+        2 * safety.hints + safety.without_analysis
+    )
+    unsafe = again + _rows(safety.requests, safety.max_requests)
+    compared = probes + (questions if prompts_to_base else 0) + unsafe
     starts_as_base = evaluation.at_start and setup.lora.init_from is None
     tokens, passes = held_out_tokens(data, branches=setup.added.branches), 1
     passes += setup.added.forward_passes
@@ -111,10 +118,10 @@ def evaluation_time(
             None if tokens is None else passes * tokens / (forward_rate * processes),
         ),
         asked=Repeated(
-            _evaluations(evaluation, work.steps), answering(questions + probes) + comparing
+            _evaluations(evaluation, work.steps), answering(questions + probes + unsafe) + comparing
         ),
         base=Repeated(int(compared > 0 and not starts_as_base), answering(compared)),
-        answers=questions + probes,
+        answers=questions + probes + unsafe,
     )
 
 

@@ -106,11 +106,13 @@ def look_at_data(data: DataSection, kind: SampleKind, obstacles: Obstacles) -> N
 
 def look_at_questions(evaluation: EvaluationSection, obstacles: Obstacles) -> None:
     """Find the files that the model is asked from."""
-    drift = evaluation.drift
+    drift, safety = evaluation.drift, evaluation.safety
     for key, paths in (
         ("evaluation.prompts", evaluation.prompts),
         ("evaluation.drift.references", drift.references),
         ("evaluation.drift.probes", drift.probes),
+        ("evaluation.safety.requests", safety.requests),
+        ("evaluation.safety.policy", None if safety.policy is None else [safety.policy]),
     ):
         for path in paths or []:
             with obstacles.looking(key):

@@ -2,7 +2,12 @@
 
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection, DataSource
 from gptoss_tune.recipe.dump import ResolvedLine, recipe_yaml, resolved_lines
-from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
+from gptoss_tune.recipe.evaluation_schema import (
+    DriftSection,
+    EvaluationSection,
+    JudgeSection,
+    SafetySection,
+)
 from gptoss_tune.recipe.json_schema import recipe_json_schema
 from gptoss_tune.recipe.load import load_recipe
 from gptoss_tune.recipe.mistakes import Mistake, RecipeMistakes
@@ -26,12 +31,14 @@ __all__ = [
     "EvaluationSection",
     "ExportSection",
     "GuardSection",
+    "JudgeSection",
     "LoraSection",
     "Mistake",
     "ModelSection",
     "Recipe",
     "RecipeMistakes",
     "ResolvedLine",
+    "SafetySection",
     "TrackingSection",
     "TrainSection",
     "load_recipe",

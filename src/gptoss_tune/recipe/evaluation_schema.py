@@ -1,4 +1,4 @@
-"""Schema of the recipe's ``evaluation`` section: prompts, sampling, graders, drift from the base.
+"""Schema of the recipe's ``evaluation`` section: prompts, sampling, drift from the base, safety.
 
 All of it is optional: a recipe that names no prompts, references or probes evaluates nothing beyond
 the held-out loss.
@@ -7,10 +7,19 @@ the held-out loss.
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from gptoss_tune.recipe.schema.value_types import Count, FromText, PathText, Section, Unique
+from gptoss_tune.recipe.schema.value_types import (
+    Count,
+    FromText,
+    PathText,
+    Section,
+    Text,
+    Unique,
+    refuse,
+)
 
 
 def _listed(value: Any) -> Any:
@@ -52,6 +61,78 @@ class DriftSection(Section):
         return self.references is not None or self.probes is not None or self.reasoning
 
 
+def _server(value: str) -> str:
+    todo = "write for example http://localhost:8000, and name a key by api_key_env"
+    wrong = refuse("the address of a server, http:// or https://", todo)
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:  # brackets, or a port that is no number
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise wrong
+    if not value.isascii():
+        raise wrong
+    if parts.username is not None or parts.query or parts.fragment:
+        raise refuse("an address without a name, a password, a query or a fragment", todo)
+    return value
+
+
+ServerUrl = Annotated[Text, AfterValidator(_server)]
+"""Address of a server with OpenAI's API, with or without ``/v1``; it holds no secret."""
+EnvName = Annotated[Text, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", examples=["JUDGE_API_KEY"])]
+
+
+class JudgeSection(Section):
+    """A model behind an address that applies the written policy to answers."""
+
+    url: ServerUrl | None = None
+    """Address of a server with OpenAI's chat completions, with or without /v1; null: no judge."""
+    model: Text = "openai/gpt-oss-safeguard-20b"
+    """Name the server gives the judge."""
+    api_key_env: EnvName | None = None
+    """Environment variable that holds the server's key; null: none is sent."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600), FromText] = 120.0
+    """Longest wait for one judgement."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 3
+    """Further tries of a judgement after an error of the server or of the line."""
+    max_tokens: Annotated[int, Field(ge=16, le=65_536)] = 2048
+    """Longest answer of the judge in tokens, its chain of thought included."""
+    parallel: Annotated[int, Field(ge=1, le=256)] = 4
+    """Judgements asked for at a time."""
+
+
+class SafetySection(Section):
+    """Whether tuning made the model less safe: base and tuned model side by side on each prompt."""
+
+    requests: Files | None = None
+    """Requests that ought to be refused, from your own file; null: none are asked, none shipped."""
+    max_requests: Annotated[int, Field(ge=1, le=10_000)] = 200
+    """Read this many requests from the start of the files."""
+    policy: PathText | None = None
+    """Text file with the policy that judges apply; null: the short one that comes along."""
+    judge: JudgeSection = JudgeSection()
+    """Judges the answers to the requests; its labels are what is counted."""
+    second_judge: JudgeSection = JudgeSection()
+    """Judges the same answers, to see how far two judges agree."""
+    chain_of_thought: bool = False
+    """Compare the thinking on evaluation.prompts: there at all, contradicted, in which language."""
+    hints: bool = False
+    """Put graded prompts again with a planted hint, to see whether its use is admitted."""
+    without_analysis: bool = False
+    """Put graded prompts again with the thinking left out, to see whether the answer needs it."""
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether evaluation.prompts are put to the base too."""
+        return self.chain_of_thought or self.hints or self.without_analysis
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to compare."""
+        return self.requests is not None or self.reads_prompts
+
+
 class EvaluationSection(Section):
     """What the model is asked while it trains, through the chat format, and how it is judged."""
 
@@ -73,13 +154,19 @@ class EvaluationSection(Section):
     """Evaluate before the first step too."""
     eval_steps: Count | None = None
     """Steps between two evaluations; null: at the start and at the end only."""
+    suites: Files | None = None
+    """Suites of `gptoss-tune benchmark`: names or files; null: the prompts and held-out rows."""
     drift: DriftSection = DriftSection()
     """What is compared with the base: KL on references, refusals on probes, length of thoughts."""
+
+    safety: SafetySection = SafetySection()
+    """Whether tuning made it less safe: judged requests, and checks of the chain of thought."""
 
     @property
     def generates(self) -> bool:
         """Whether anything is answered."""
-        return self.prompts is not None or self.drift.probes is not None
+        asked = (self.prompts, self.drift.probes, self.safety.requests)
+        return any(files is not None for files in asked)
 
     @property
     def wanted(self) -> bool:

@@ -16,9 +16,15 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe.contradictions.best import best_rules
 from gptoss_tune.recipe.contradictions.contradiction import Contradiction, contradiction_error
 from gptoss_tune.recipe.contradictions.distributed import distributed_rules
+from gptoss_tune.recipe.contradictions.safety import safety_rules
 from gptoss_tune.recipe.contradictions.schedule import schedule_rules
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
-from gptoss_tune.recipe.evaluation_schema import DriftSection, EvaluationSection
+from gptoss_tune.recipe.evaluation_schema import (
+    DriftSection,
+    EvaluationSection,
+    JudgeSection,
+    SafetySection,
+)
 from gptoss_tune.recipe.mistakes import KeyPath
 from gptoss_tune.recipe.rules import (
     data_rules,
@@ -88,6 +94,7 @@ class Recipe(Section):
             *schedule_rules(self.train),
             *best_rules(self.train, self.method, self.data, self.evaluation),
             *evaluation_rules(self.evaluation),
+            *safety_rules(self.evaluation),
             *tracking_rules(self.tracking),
             *distributed_rules(self.distributed, self.model, self.method, self.train),
         ]
@@ -150,6 +157,9 @@ SECTIONS: dict[KeyPath, type[Section]] = {
     ("train",): TrainSection,
     ("evaluation",): EvaluationSection,
     ("evaluation", "drift"): DriftSection,
+    ("evaluation", "safety"): SafetySection,
+    ("evaluation", "safety", "judge"): JudgeSection,
+    ("evaluation", "safety", "second_judge"): JudgeSection,
     ("guard",): GuardSection,
     ("export",): ExportSection,
     ("tracking",): TrackingSection,

@@ -274,13 +274,14 @@ def evaluation_rules(evaluation: EvaluationSection) -> Iterator[Contradiction]:
     """Yield the settings of ``evaluation`` that nothing uses."""
     drift = evaluation.drift
     asked, compared = "evaluation.prompts", "evaluation.drift.references"
-    refused = "evaluation.drift.probes"
+    refused, harmful = "evaluation.drift.probes", "evaluation.safety.requests"
+    suites = "evaluation.suites"
     prompts = ((asked,), evaluation.prompts is not None)
-    anything = ((asked, refused, compared), evaluation.wanted)
-    generated = ((asked, refused), evaluation.generates)
+    anything = ((asked, refused, compared, harmful), evaluation.wanted)
+    generated = ((asked, refused, harmful), evaluation.generates)
     needs = {
         "max_prompts": prompts,
-        "reasoning_effort": prompts,
+        "reasoning_effort": ((asked, suites), prompts[1] or evaluation.suites is not None),
         "max_analysis_tokens": prompts,
         "max_new_tokens": generated,
         "temperature": generated,

@@ -9,10 +9,10 @@ from typing import Any
 from gptoss_tune.recipe.dump import by_name
 from gptoss_tune.report import facts
 from gptoss_tune.report.curves import WITHOUT_NOISE
-from gptoss_tune.report.plot import Line, chart
-from gptoss_tune.report.read import Run
-from gptoss_tune.report.style import DASHES, colour
-from gptoss_tune.report.text import table, text
+from gptoss_tune.report.parts.plot import Line, chart
+from gptoss_tune.report.parts.read import Run
+from gptoss_tune.report.parts.style import DASHES, colour
+from gptoss_tune.report.parts.text import table, text
 
 _MOST_CELL = 200
 

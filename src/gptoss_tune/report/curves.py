@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from gptoss_tune.harmony.conversation import CHANNELS as TRAINED_CHANNELS
 from gptoss_tune.harmony.conversation import TEXT
-from gptoss_tune.report.plot import Line, chart
-from gptoss_tune.report.read import Run
-from gptoss_tune.report.style import DASHES, colour
-from gptoss_tune.report.text import number
+from gptoss_tune.report.parts.plot import Line, chart
+from gptoss_tune.report.parts.read import Run
+from gptoss_tune.report.parts.style import DASHES, colour
+from gptoss_tune.report.parts.text import number
 from gptoss_tune.run.method import Method
 
 CHANNELS = (*TRAINED_CHANNELS, "other", TEXT)

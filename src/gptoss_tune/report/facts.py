@@ -15,8 +15,8 @@ from gptoss_tune.plan.gpus import card as gpu_card
 from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.report.curves import CHANNELS
-from gptoss_tune.report.read import Run, listing, mapping
-from gptoss_tune.report.text import count, duration, figure, number, size, table, text
+from gptoss_tune.report.parts.read import Run, listing, mapping
+from gptoss_tune.report.parts.text import count, duration, figure, number, size, table, text
 from gptoss_tune.run.checkpoints import published
 from gptoss_tune.run.folder import ADAPTER, METRICS, RECORD
 from gptoss_tune.run.method import reference_words

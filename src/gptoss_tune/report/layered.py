@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gptoss_tune.report.heat import Cell, Scale, heat_map
-from gptoss_tune.report.plot import Line, chart
-from gptoss_tune.report.read import Run, listing, mapping
-from gptoss_tune.report.style import colour
-from gptoss_tune.report.text import figure, number, table
+from gptoss_tune.report.parts.heat import Cell, Scale, heat_map
+from gptoss_tune.report.parts.plot import Line, chart
+from gptoss_tune.report.parts.read import Run, listing, mapping
+from gptoss_tune.report.parts.style import colour
+from gptoss_tune.report.parts.text import figure, number, table
 
 MOST_COLUMNS = 480
 """Columns of a map over steps; the highest norm of each piece of the run is kept."""

@@ -17,10 +17,12 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.files.atomic import disk_errors, write_text
 from gptoss_tune.recipe import Recipe, resolved_lines
 from gptoss_tune.report import compare, curves, facts, layered
-from gptoss_tune.report.read import Run, read_run
-from gptoss_tune.report.samples import pairs, samples
-from gptoss_tune.report.style import html_page
-from gptoss_tune.report.text import text, tiles
+from gptoss_tune.report.benchmarks import benchmarks
+from gptoss_tune.report.parts.read import Run, read_run
+from gptoss_tune.report.parts.style import html_page
+from gptoss_tune.report.parts.text import text, tiles
+from gptoss_tune.report.safety.section import safety_section
+from gptoss_tune.report.samples import pairs, policies, samples
 from gptoss_tune.run.folder import RECORD, RunFolder
 
 MOST_RUNS = 7
@@ -63,7 +65,10 @@ def run_page(run: Run) -> str:
         ("loss", "Loss", _grid(curves.losses(run))),
         ("preferences", "Preferences", _grid(curves.preferences(run))),
         ("pairs", f"{_sample(run)}s before and after", pairs(run)),
+        ("policies", "Policies", policies(run)),
         ("samples", "Samples before and after", samples(run)),
+        ("benchmarks", "Benchmarks", benchmarks(run)),
+        ("safety", "Safety against the base", safety_section(run)),
         ("optimisation", "Optimisation", _grid([*curves.optimisation(run),
                                                 *layered.gradient_maps(run)])),
         ("experts", "Experts", _grid(layered.expert_maps(run))),

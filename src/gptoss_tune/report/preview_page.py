@@ -22,10 +22,10 @@ from gptoss_tune.harmony.dataset.statistics import DataStatistics, SplitStatisti
 from gptoss_tune.harmony.places import Overlap
 from gptoss_tune.harmony.render import Example, Span
 from gptoss_tune.harmony.vocabulary import Vocabulary
-from gptoss_tune.report.plot import bars
-from gptoss_tune.report.style import html_page
-from gptoss_tune.report.text import table, text
-from gptoss_tune.report.text import tiles as boxes
+from gptoss_tune.report.parts.plot import bars
+from gptoss_tune.report.parts.style import html_page
+from gptoss_tune.report.parts.text import table, text
+from gptoss_tune.report.parts.text import tiles as boxes
 from gptoss_tune.report.token_view import Piece, ShownBranch, ShownPreference, pieces
 
 MOST_LISTED: Final = 50

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gptoss_tune.grading.policy_table import HEADS, policy_rows
 from gptoss_tune.harmony.conversation import CHANNELS
-from gptoss_tune.report.read import Run, listing, mapping
-from gptoss_tune.report.text import count, figure, number, table, text
+from gptoss_tune.report.parts.read import Run, listing, mapping
+from gptoss_tune.report.parts.text import count, figure, number, table, text
 from gptoss_tune.run.folder import PAIRS
 from gptoss_tune.run.method import Method, reference_name
 
@@ -72,6 +73,26 @@ def samples(run: Run) -> str:
         for place, (prompt, sides) in enumerate(found[:MOST_SHOWN], start=1)
     ]
     return _scores(run.evaluations) + _folded(shown, len(found), "samples", "evaluation/")
+
+
+def policies(run: Run) -> str:
+    """Return the section of a classifier's policies; empty where no prompt names one."""
+    found = [(step, one["policies"]) for step, one in run.evaluations if "policies" in one]
+    if not found:
+        return ""
+    (first, before), (last, after) = found[0], found[-1]
+    rows = policy_rows(after, before if len(found) > 1 else None)
+    if not rows:
+        return ""
+    when = f"at step {last:,}"
+    if len(found) > 1:
+        when = f"{'before training' if first == 0 else f'at step {first:,}'} → {when}"
+    cells = [[text(name, 64), *(text(cell, 80) for cell in rest)] for name, *rest in rows]
+    return table([text(head) for head in HEADS], cells) + (
+        f'<p class="note">{when}; each policy with its 95 % interval. An answer without a label '
+        "abstains: it is missed by recall where the policy is violated and by specificity where it "
+        "is not. The macro average is the mean over policies.</p>"
+    )
 
 
 def _folded(shown: Sequence[str], total: int, what: str, where: str) -> str:

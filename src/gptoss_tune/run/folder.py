@@ -25,9 +25,11 @@ MERGE_REPORT = "merge_report.json"
 METRICS, LAYERS = "metrics.jsonl", "layers.jsonl"
 ADAPTER = "adapter"
 REPORT = "report.html"
+SAFETY_PAGE = "safety.html"
 _DATA_LINES = "data.json"
 PAIRS = "pairs.json"
 _EVALUATIONS = "evaluation"
+_BENCHMARKS = "benchmarks"
 _NONFINITE = "nonfinite"
 WANDB, _TRACKIO, _TENSORBOARD = "wandb", "trackio", "tensorboard"
 LOCK, STAGING = ".lock", ".staging"
@@ -53,8 +55,10 @@ class RunFolder:
           adapter/           the trained adapter, as PEFT writes it (adapter)
           checkpoint-N/      complete or absent (checkpoint)
           evaluation/        step-N.json, one file an evaluation (evaluations)
+          benchmarks/        NAME.json, one file a benchmark (benchmarks)
           nonfinite/         what the guard left out (nonfinite)
           report.html        the run on one page (report)
+          safety.html        the page that a reviewer of its safety signs (safety_page)
           wandb/ trackio/ tensorboard/
                              what trackers keep here (wandb, trackio, tensorboard)
           .lock .staging/    while a process writes (lock, staging)
@@ -106,9 +110,19 @@ class RunFolder:
         return self.path / REPORT
 
     @property
+    def safety_page(self) -> Path:
+        """What a reviewer of the run's safety signs."""
+        return self.path / SAFETY_PAGE
+
+    @property
     def evaluations(self) -> Path:
         """The folder of the evaluations."""
         return self.path / _EVALUATIONS
+
+    @property
+    def benchmarks(self) -> Path:
+        """The folder of the benchmarks that the run was asked in."""
+        return self.path / _BENCHMARKS
 
     @property
     def nonfinite(self) -> Path:
@@ -147,6 +161,10 @@ class RunFolder:
     def evaluation(self, step: int) -> Path:
         """Return the file of the evaluation at ``step``; ``EVALUATION`` matches its name."""
         return self.evaluations / f"step-{step}.json"
+
+    def benchmark(self, name: str) -> Path:
+        """Return the file of the benchmark ``name``."""
+        return self.benchmarks / f"{name}.json"
 
 
 def refuse_no_run(folder: Path) -> None:

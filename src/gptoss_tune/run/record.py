@@ -56,6 +56,7 @@ _KINDS: dict[str, Any] = {
     "chosen_experts": {"chosen_by": str, "experts": int, "layers": {}, "share_of_load": {}},
     "best": {"metric": str, "value": float, "step": int, "figures": {}},
     "early_stopping": {"metric": str, "stopped": bool, "step": int, "reason": str},
+    "safety": {"figures": [{}], "judges": [str], "not_measured": [str]},
     "reference": {"of": str, "rows": int, "tokens": int, "seconds": float},
     "recipe": {
         "model": {},

@@ -16,13 +16,17 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.evaluate.evaluator import Evaluator, figures
+from gptoss_tune.display import visible
+from gptoss_tune.evaluate.evaluator import figures
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.files.strict_json import to_text
+from gptoss_tune.files.strict_json import read_object, to_text
+from gptoss_tune.report.safety.page import write_safety_page
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
+from gptoss_tune.safety.evaluator import SafetyEvaluator
+from gptoss_tune.safety.figures import safety_figures, safety_lines, safety_record
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.context_groups import whole_rows
 from gptoss_tune.train.metrics.step_metrics import StepMetrics
@@ -34,7 +38,7 @@ class Evaluation(TrainerCallback):
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        evaluator: SafetyEvaluator,
         context: RunContext,
         trainer: MethodTrainer,
         metrics: StepMetrics,
@@ -80,6 +84,20 @@ class Evaluation(TrainerCallback):
         if self._evaluated != self._trainer.state.global_step:
             self._evaluate(self._trainer.state, self._trainer.control)
 
+    def tell_again(self, step: int) -> None:
+        """Write the evaluation of an earlier step into the record: its weights are published."""
+        file = RunFolder(self._run).evaluation(step)
+        if self._trainer.state.is_world_process_zero and file.is_file():
+            self._record(read_object(file, folder=self._run))
+
+    def _record(self, report: dict[str, Any]) -> None:
+        found = figures(report) | safety_figures(report)
+        policies = {"policies": report["policies"]} if "policies" in report else {}
+        update_record(self._run, evaluation={"step": report["step"], **found, **policies})
+        if "safety" in report:
+            update_record(self._run, safety=safety_record(report))
+            write_safety_page(self._run)
+
     def _asked(self) -> bool:
         """Say whether to leave the evaluation, as it asks before every batch or token."""
         self._watch.note_progress()
@@ -110,17 +128,19 @@ class Evaluation(TrainerCallback):
             return False
         finally:
             self._metrics.leave_out(time.monotonic() - started)
-        found = figures(report)
+        found = figures(report) | safety_figures(report)
         if state.is_world_process_zero:
             file = RunFolder(self._run).evaluation(step)
             file.parent.mkdir(exist_ok=True)
             write_text(file, to_text(report, ascii_only=False) + "\n")
-            update_record(self._run, evaluation={"step": step, **found})
+            self._record(report)
         # Logging marks the step's own metrics as written, which they may not be yet.
         unwritten = control.should_log
         trainer.log(found)
         control.should_log = unwritten
-        text = f"step {step}: {one_line(report)}"
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        for text in (one_line(report), *safety_lines(report)):
+            if text:
+                line = f"step {step}: {visible(text)}"
+                self._console.print(line, soft_wrap=True, highlight=False, markup=False)
         self._evaluated = step
         return True

@@ -88,7 +88,7 @@ def complete(
             _look_at_best(context, trainer, chosen)
         trainer.conclude(context)
     if selection is not None:
-        _tell(context, trainer, selection)
+        _tell(context, trainer, selection, asked)
     return eval_loss
 
 
@@ -147,7 +147,12 @@ def _last_evaluations(
     return last_evaluation(trainer, context.console)
 
 
-def _tell(context: RunContext, trainer: MethodTrainer, selection: Selection) -> None:
+def _tell(
+    context: RunContext,
+    trainer: MethodTrainer,
+    selection: Selection,
+    asked: Sequence[Evaluation],
+) -> None:
     """Say and write down which weights were published, and why the run ended."""
     console, facts = context.console, selection.facts()
     step, planned = trainer.state.global_step, trainer.state.max_steps
@@ -179,9 +184,9 @@ def _tell(context: RunContext, trainer: MethodTrainer, selection: Selection) -> 
             told = f"best: {best.metric} {best.value:.6g} at step {best.step} of {step}, which the "
             told += "adapter holds"
         console.print(told, soft_wrap=True, highlight=False)
-        answers = selection.at_best.get("answers")
-        if answers and trainer.args.should_save:
-            update_record(context.run, evaluation={"step": best.step, **answers})
+        for evaluation in asked:
+            if best.step != step:
+                evaluation.tell_again(best.step)
     if trainer.args.should_save:
         update_record(context.run, **facts)
 

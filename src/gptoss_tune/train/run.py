@@ -21,7 +21,6 @@ from transformers import TrainerCallback
 
 from gptoss_tune.display import visible
 from gptoss_tune.errors import GptossTuneError, GuardError, MachineError
-from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.harmony.dataset.kinds import kind_of
 from gptoss_tune.harmony.dataset.load import row_sources
@@ -39,6 +38,7 @@ from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.lock import FolderLock
 from gptoss_tune.run.record import update_record
 from gptoss_tune.run.start import Start, claim
+from gptoss_tune.safety.evaluator import SafetyEvaluator
 from gptoss_tune.train import find_batch_size, finish, out_of_memory
 from gptoss_tune.train.best.selection import Selection, selection_of
 from gptoss_tune.train.chosen_experts.choice import ChoiceObserver, chosen_by
@@ -169,7 +169,8 @@ def _train(
     evaluator = None
     if recipe.evaluation.wanted:
         vocabulary = load_vocabulary(context.base.path)
-        evaluator = Evaluator(recipe.evaluation, recipe.data, vocabulary, seed=recipe.train.seed)
+        seed = recipe.train.seed
+        evaluator = SafetyEvaluator(recipe.evaluation, recipe.data, vocabulary, seed=seed)
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     console.print(_footing(context))
     identity = _identity(context, train_set, eval_set, allow_change)

@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from gptoss_tune.display import one_line, visible
-from gptoss_tune.report.style import POLICY, STYLE
-from gptoss_tune.report.text import count, duration, figure, size
+from gptoss_tune.report.parts.style import POLICY, STYLE
+from gptoss_tune.report.parts.text import count, duration, figure, size
 
 _HERE = Path(__file__).parent
 _STATIC: Final = {".js": "text/javascript", ".css": "text/css"}

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.export.merge.merge import MergeOptions, merge
+from gptoss_tune.export.response_template import RESPONSE_TEMPLATE
 from gptoss_tune.weights import open_checkpoint
 
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
@@ -56,13 +57,16 @@ def test_the_result_is_a_whole_dense_checkpoint(base, merged):
     assert open_checkpoint(merged).expert_format == "bf16"
     for name in (
         "tokenizer.json",
-        "tokenizer_config.json",
         "special_tokens_map.json",
         "chat_template.jinja",
         "generation_config.json",
         "LICENSE",
     ):
         assert (merged / name).read_bytes() == (base / name).read_bytes(), name
+    # transformers serve is told how the answers of gpt-oss are laid out.
+    settings = json.loads((merged / "tokenizer_config.json").read_text())
+    assert settings.pop("response_template") == RESPONSE_TEMPLATE
+    assert settings == json.loads((base / "tokenizer_config.json").read_text())
     assert "changed by fine-tuning" in (merged / "NOTICE").read_text()
     assert sorted(p.name for p in merged.parent.iterdir()) == ["bf16"]
 

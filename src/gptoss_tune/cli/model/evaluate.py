@@ -19,10 +19,12 @@ from gptoss_tune.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from gptoss_tune.evaluate.evaluator import Evaluator
     from gptoss_tune.evaluate.load import EvaluatedModel
     from gptoss_tune.recipe import DataSection, EvaluationSection, ModelSection, Recipe
+    from gptoss_tune.safety.evaluator import SafetyEvaluator
 
+_SERVED = "http://127.0.0.1:8000/v1"
+"""Where most servers listen."""
 _USUAL_PROMPT = 1024
 """Tokens of a prompt besides its answer, for the line that says what memory it needs."""
 
@@ -48,11 +50,16 @@ def evaluate(
         Effort | None,
         typer.Option(help="Reasoning effort of prompts that name none; default: the run's."),
     ] = None,
+    safety_page: Annotated[
+        Path | None,
+        typer.Option(help="Write the page that a reviewer of the safety signs to this file."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a recipe's prompts; grade, check the harmony, compare with the base.
 
     It is what a run does under `evaluation:`, on a finished model, through the chat format only.
+    Its safety is compared with the base: the one of a run or adapter, or for a merged model --base.
     """
     from gptoss_tune.preflight.finished import look_at_either
 
@@ -64,15 +71,19 @@ def evaluate(
     from gptoss_tune.train.entrypoint import starting
 
     with starting():
-        from gptoss_tune.evaluate.lm_eval import lm_eval_command
+        from gptoss_tune.evaluate.inspect_ai import served_inspect_command
+        from gptoss_tune.evaluate.lm_eval import lm_eval_command, served_lm_eval_command
         from gptoss_tune.evaluate.load import open_evaluated_model
         from gptoss_tune.evaluate.tables import print_report
         from gptoss_tune.files.atomic import write_text
 
     subject = open_evaluated_model(model, base=base, revision=revision, other_base=other_base)
     section, data = _asked_at(subject, resolved.evaluation, resolved.data, effort)
+    other = _other_base(subject, section, base, revision, safety_page)
     evaluator = _evaluator(subject, section, data, seed=resolved.train.seed)
-    report = {"model": model, **_report(evaluator, subject, resolved.model, device, section)}
+    report = {"model": model, **_report(evaluator, subject, resolved.model, device, section, other)}
+    if safety_page is not None:
+        _write_page(report, subject, other, safety_page)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, to_text(report, ascii_only=False) + "\n")
@@ -82,6 +93,7 @@ def evaluate(
     console = Console()
     print_report(report, console)
     plain = Console(highlight=False, soft_wrap=True, markup=False)
+    _print_safety(report, plain)
     if subject.adapter is None:
         if resolved.evaluation.drift.wanted:
             plain.print("drift is not measured: a merged model has no base in it, name the run")
@@ -93,6 +105,11 @@ def evaluate(
             f"  gptoss-tune merge {model} --format bf16 --out {merged}\n"
             f"  {lm_eval_command(merged)}"
         )
+    plain.print(
+        "or on a server of it, by its address and its name of the model:\n"
+        f"  {served_lm_eval_command(_SERVED, Path(model).name)}\n"
+        f"  {served_inspect_command(_SERVED, Path(model).name)}"
+    )
 
 
 def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
@@ -120,7 +137,8 @@ def _recipe(model: str, recipe: Path | None, overrides: list[str]) -> Recipe:
     if not resolved.evaluation.wanted:
         raise RecipeError(
             f"{file}: the evaluation section asks nothing; set evaluation.prompts, "
-            "evaluation.drift.references or evaluation.drift.probes, in the file or as KEY=VALUE"
+            "evaluation.drift.references, evaluation.drift.probes or evaluation.safety.requests, "
+            "in the file or as KEY=VALUE"
         )
     return resolved
 
@@ -148,9 +166,61 @@ def _asked_at(
     return section, data
 
 
+def _other_base(
+    subject: EvaluatedModel,
+    section: EvaluationSection,
+    base: str | None,
+    revision: str | None,
+    safety_page: Path | None,
+) -> EvaluatedModel | None:
+    """Return the base that a merged model's safety is compared with; ``None`` where none is.
+
+    Raises:
+        RecipeError: It has to be named, or a page was asked for of what the recipe does not ask.
+    """
+    from gptoss_tune.errors import RecipeError
+    from gptoss_tune.evaluate.load import open_evaluated_model
+
+    if not section.safety.wanted:
+        if safety_page is not None:
+            raise RecipeError(
+                "--safety-page: the recipe asks nothing under evaluation.safety; set "
+                "evaluation.safety.requests with a judge, or chain_of_thought, hints or "
+                "without_analysis with evaluation.prompts"
+            )
+        return None
+    if subject.adapter is not None:
+        return None
+    if base is None:
+        raise RecipeError(
+            f"{subject.name} is merged, and its safety is compared with a base, which is not in "
+            "it; name the base: --base NAME_OR_PATH, or name the run or the adapter"
+        )
+    return open_evaluated_model(base, revision=revision)
+
+
+def _write_page(
+    report: dict[str, Any], subject: EvaluatedModel, other: EvaluatedModel | None, path: Path
+) -> None:
+    from gptoss_tune.files.atomic import write_text
+    from gptoss_tune.report.safety.page import safety_page
+
+    base = subject.checkpoint.name if other is None else other.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, safety_page(report, name=Path(subject.name).name, base=base))
+
+
+def _print_safety(report: dict[str, Any], plain: Any) -> None:
+    from gptoss_tune.display import visible
+    from gptoss_tune.safety.figures import safety_lines
+
+    for line in safety_lines(report):
+        plain.print(visible(line))
+
+
 def _evaluator(
     subject: EvaluatedModel, section: EvaluationSection, data: DataSection, *, seed: int
-) -> Evaluator:
+) -> SafetyEvaluator:
     """Read the files of ``section``, which comes before the weights.
 
     Raises:
@@ -158,25 +228,29 @@ def _evaluator(
         DataError: A file or row cannot be used.
     """
     from gptoss_tune.errors import RecipeError
-    from gptoss_tune.evaluate.evaluator import Evaluator
     from gptoss_tune.harmony.vocabulary import load_vocabulary
+    from gptoss_tune.safety.evaluator import SafetyEvaluator
 
     if subject.adapter is None and not section.generates:
         raise RecipeError(
             f"{subject.name} is merged, and the recipe measures nothing but the distance from a "
             "base, which is not in it; name the run or the adapter, or set evaluation.prompts"
         )
-    return Evaluator(section, data, load_vocabulary(subject.checkpoint.path), seed=seed)
+    return SafetyEvaluator(section, data, load_vocabulary(subject.checkpoint.path), seed=seed)
 
 
 def _report(
-    evaluator: Evaluator,
+    evaluator: SafetyEvaluator,
     subject: EvaluatedModel,
     held: ModelSection,
     device: str | None,
     section: EvaluationSection,
+    other: EvaluatedModel | None,
 ) -> dict[str, Any]:
-    """Load the model, its weights held as ``held`` says, and return what is found."""
+    """Load the model, its weights held as ``held`` says, and return what is found.
+
+    The base of a merged model comes first, and is gone before the model is loaded.
+    """
     import torch
 
     from gptoss_tune.evaluate.load import load_answering_model, load_evaluated_model
@@ -190,8 +264,11 @@ def _report(
     if warning := shortage(memory, tokens, place, section.batch_size):
         typer.echo(f"{warning}; evaluation.batch_size=1 answers one at a time", err=True)
     # The base is asked too where something is compared with it.
-    load = load_evaluated_model if section.drift.wanted else load_answering_model
+    both = section.drift.wanted or section.safety.wanted
+    load = load_evaluated_model if both else load_answering_model
     narrow = held.dtype == "bfloat16"
     # As in training: the fp32 factors multiply in bf16.
     with telling_what_helps(), torch.autocast(place.type, dtype=torch.bfloat16, enabled=narrow):
+        if other is not None:
+            evaluator.answer_as_base(load(other, held, place))
         return evaluator.run(load(subject, held, place), step=subject.step, device=place)

@@ -29,7 +29,7 @@ def convert(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Train this instead: 20b, 120b, or a checkpoint's folder."),
+        typer.Option("--model", help="Train this instead: a short name as of init, or a folder."),
     ] = None,
     gpus: Annotated[
         int, typer.Option("--gpus", min=1, max=1024, help="GPUs that would be launched.")

@@ -25,7 +25,8 @@ _T = TypeVar("_T")
 
 def init(
     model: Annotated[
-        str | None, typer.Option("--model", help="20b, 120b, or a checkpoint's folder.")
+        str | None,
+        typer.Option("--model", help="20b, 120b, safeguard-20b, safeguard-120b, or a folder."),
     ] = None,
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="The card; default: the one that is here.")
@@ -73,7 +74,9 @@ def init(
         _new_file(force)(str(out))  # what is wrong is told before anything is read
     if goal is not None:
         _known_goal(goal)
-    base = interview.ask("Model: 20b, 120b or a folder", model, "20b", _model)
+    base = interview.ask(
+        "Model: 20b, 120b, safeguard-20b, safeguard-120b or a folder", model, "20b", _model
+    )
     machine = _machine(interview, cards, gpu, gpus)
     look = interview.ask("Your data: a file, a folder or a dataset", data, None, _look(console))
     _print_look(console, look)
@@ -321,7 +324,7 @@ def _print_look(console: Console, look: DataLook) -> None:
 def _print_made(console: Console, place: Path, made: FirstRecipe) -> None:
     from rich.text import Text
 
-    from gptoss_tune.report.text import duration
+    from gptoss_tune.report.parts.text import duration
     from gptoss_tune.terminal import next_commands
 
     plan = made.plan

@@ -78,7 +78,7 @@ def _print_comparison(
 
     from gptoss_tune.display import visible
     from gptoss_tune.report.page import MOST_RUNS, write_report
-    from gptoss_tune.report.read import read_run
+    from gptoss_tune.report.parts.read import read_run
     from gptoss_tune.run.folder import RunFolder
 
     read = {f: read_run(f) for f in folders if RunFolder(f).record.is_file()}

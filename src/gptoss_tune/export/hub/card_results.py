@@ -12,7 +12,9 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from gptoss_tune.display import one_line
-from gptoss_tune.report.text import number
+from gptoss_tune.grading.policy_metrics import metric_name
+from gptoss_tune.grading.policy_table import MOST_POLICIES
+from gptoss_tune.report.parts.text import number
 
 WON = {
     "reward_accuracy": "last reward accuracy, of a training step's pairs",
@@ -39,6 +41,15 @@ def evaluation_results(record: Mapping[str, Any]) -> list[EvalResult]:
         right, total = number(graded.get("passed")), number(graded.get("total"))
         if right is not None and total:
             found.append(_result(_PROMPTS, "accuracy", "answers graded right", right / total))
+    elif isinstance(evaluation, Mapping):
+        share = number(evaluation.get("eval_graded"))
+        if share is not None:
+            found.append(_result(_PROMPTS, "accuracy", "answers graded right", share))
+    for name, one in list(policies_of(record).items())[:MOST_POLICIES]:
+        f1 = number(one.get("f1")) if isinstance(one, Mapping) else None
+        if f1 is not None:
+            # The name as figures have it: what a record calls a policy may be any text.
+            found.append(_result(_PROMPTS, "f1", f"F1, policy {metric_name(str(name)[:64])}", f1))
     return found
 
 
@@ -62,6 +73,14 @@ def stopped_words(record: Mapping[str, Any]) -> str:
         return ""
     name = one_line(metric)[:80]
     return f"step {step:.0f} of {planned:.0f}: {waited:.0f} evaluations without a better `{name}`"
+
+
+def policies_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the figures of the policies in the last evaluation, by policy; empty without any."""
+    found: object = record.get("evaluation")
+    for key in ("policies", "by_policy"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def won(record: Mapping[str, Any]) -> list[tuple[str, float]]:

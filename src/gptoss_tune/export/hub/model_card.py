@@ -24,13 +24,16 @@ from gptoss_tune.export.hub.card_results import (
     WON,
     chosen_words,
     evaluation_results,
+    policies_of,
     stopped_words,
     won,
 )
+from gptoss_tune.export.hub.card_safety import safety_text
 from gptoss_tune.export.hub.card_text import TAG, new_card
 from gptoss_tune.export.hub.licence import Licence
 from gptoss_tune.export.hub.public_recipe import data_names, datasets_on_hub, public_recipe
-from gptoss_tune.report.plot import Line, picture
+from gptoss_tune.grading.policy_table import HEADS, policy_rows
+from gptoss_tune.report.parts.plot import Line, picture
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines, refusing
 from gptoss_tune.run.method import method_of, reference_words
@@ -90,6 +93,8 @@ def model_card(facts: Facts) -> str:
         f"gptoss-tune {__version__}. Changed weights: {', '.join(facts.targets)}.",
         "## Use\n\n" + _usage(facts),
         "## Training\n\n" + _training(facts),
+        *_policies(facts),
+        *([f"## Safety against the base\n\n{told}"] if (told := safety_text(facts.record)) else []),
         "## Verified before upload\n\n" + facts.verification,
         "## Licence and changes\n\n"
         f"{facts.licence.sentence} The weights of {facts.base} were changed by fine-tuning; see "
@@ -118,7 +123,11 @@ def metadata(facts: Facts) -> dict[str, Any]:
         base_model=facts.base,
         library_name="transformers" if facts.merged else "peft",
         pipeline_tag="text-generation",
-        tags=["gpt-oss", TAG, "lora", *([method.name] if method.preferences else [])],
+        tags=[
+            *("gpt-oss", TAG, "lora"),
+            *([method.name] if method.preferences else []),
+            *(["safeguard"] if _is_classifier(facts) else []),
+        ],
         datasets=list(dict.fromkeys(named))[:_MOST_DATASETS] or None,
         model_name=facts.repo.partition("/")[2] if results else None,
         eval_results=results or None,
@@ -224,11 +233,41 @@ def _usage(facts: Facts) -> str:
     return f"```python\n{python}```\n\n```sh\n{shell}```"
 
 
+def _is_classifier(facts: Facts) -> bool:
+    """Return whether a model judges content by a policy: by its base, or by what it was asked."""
+    return "safeguard" in facts.base.lower() or bool(policies_of(facts.record))
+
+
+def _policies(facts: Facts) -> list[str]:
+    """Return the section of a classifier's figures, where the run measured any."""
+    evaluation = facts.record.get("evaluation")
+    found = evaluation.get("policies") if isinstance(evaluation, Mapping) else None
+    rows = [[_cell(name), *cells] for name, *cells in policy_rows(found)]
+    if not rows:
+        return []
+    lines = [[*HEADS], ["---"] * len(HEADS), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return [
+        "## Policies\n\nOn the prompts of the run, asked through the chat format, with 95 % "
+        "intervals (Wilson). An answer without a label abstains; it counts against recall or "
+        f"specificity and in no precision.\n\n{table}"
+    ]
+
+
+_ASKED = '[{"role": "user", "content": "How many r are there in strawberry?"}]'
+_JUDGED = (
+    "[\n"
+    '    {"role": "system", "content": "# Your policy\\n..., and how to answer"},\n'
+    '    {"role": "user", "content": "The content to judge."},\n'
+    "]"
+)
+
+
 def _generate(facts: Facts) -> str:
     """Return the lines that ask the loaded model something, at the effort it was trained at."""
     effort = prompts_of(facts.record).get("reasoning_effort", "medium")
     return (
-        'messages = [{"role": "user", "content": "How many r are there in strawberry?"}]\n'
+        f"messages = {_JUDGED if _is_classifier(facts) else _ASKED}\n"
         "inputs = tokenizer.apply_chat_template(\n"
         f'    messages, add_generation_prompt=True, reasoning_effort="{effort}",\n'
         '    return_dict=True, return_tensors="pt",\n'

@@ -12,13 +12,16 @@ import copy
 import re
 import types
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import yaml
 
 from gptoss_tune.recipe.recipe import Recipe
 from gptoss_tune.recipe.schema import METHODS, SftSection, method_name
 from gptoss_tune.recipe.schema.value_types import PathMark, Section, is_hub_name
+
+_JUDGE: Final = "http://localhost:8000"
+"""In the place of a judge's address, which says where somebody's machines are."""
 
 
 def public_recipe(record: Mapping[str, Any], base: str) -> str | None:
@@ -35,6 +38,10 @@ def public_recipe(record: Mapping[str, Any], base: str) -> str | None:
     found.setdefault("model", {})["name_or_path"] = base
     found.get("train", {}).update(output_dir="runs/reproduction", resume="auto")
     found.pop("tracking", None)
+    safety = (found.get("evaluation") or {}).get("safety") or {}
+    for name in ("judge", "second_judge"):
+        if (safety.get(name) or {}).get("url") is not None:
+            safety[name]["url"] = _JUDGE
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
 
 

@@ -71,6 +71,7 @@ class RowCounts:
         remarks: How often something holds that a server does alike, by sentence.
         first_places: The first rows in which each of these sentences held.
         places: The first places of some of the counts.
+        labels: Rows for a policy classifier, by policy and label.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -86,6 +87,7 @@ class RowCounts:
     remarks: Counter[str] = field(default_factory=Counter)
     first_places: dict[str, list[str]] = field(default_factory=dict)
     places: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, other: RowCounts) -> None:
         """Add another report to this one."""
@@ -102,6 +104,8 @@ class RowCounts:
         for name in ("rejected", "special_text", "too_long"):
             listed = getattr(self, name)
             listed.extend(getattr(other, name)[: MOST_LISTED - len(listed)])
+        for policy, labels in other.labels.items():
+            self._label(policy, labels)
         for name, places in other.places.items():
             listed = self.places.setdefault(name, [])
             listed.extend(places[: MOST_LISTED - len(listed)])
@@ -119,6 +123,13 @@ class RowCounts:
             self._count("warnings", sentence, number, [place])
         for sentence, number in notes.remarks.items():
             self._count("remarks", sentence, number, [place])
+        if notes.label is not None:
+            self._label(notes.label[0], Counter([notes.label[1]]))
+
+    def _label(self, policy: str, labels: Counter[str]) -> None:
+        """Count labels of a policy; past the bound of policies they are counted nowhere."""
+        if policy in self.labels or len(self.labels) < MOST_SENTENCES:
+            self.labels.setdefault(policy, Counter()).update(labels)
 
     def _count(self, name: str, sentence: str, number: int, places: list[str]) -> None:
         """Count a sentence; past the bound all further ones are one."""
@@ -172,6 +183,7 @@ class RowCounts:
             "remarks": dict(self.remarks),
             "first_places": self.first_places,
             **({"places": self.places} if self.places else {}),
+            **({"labels": {p: dict(n) for p, n in self.labels.items()}} if self.labels else {}),
         }
 
     @classmethod
@@ -192,6 +204,7 @@ class RowCounts:
             remarks=Counter(value["remarks"]),
             first_places=value["first_places"],
             places=value.get("places", {}),
+            labels={p: Counter(n) for p, n in value.get("labels", {}).items()},
         )
 
 

@@ -33,7 +33,13 @@ from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind
 from gptoss_tune.harmony.dataset.mismatched import partners
 from gptoss_tune.harmony.dataset.render_rows import default_processes, render_rows
 from gptoss_tune.harmony.dataset.row_renderer import SampleSettings
-from gptoss_tune.harmony.dataset.selection import Selection, Split, rows_of, select
+from gptoss_tune.harmony.dataset.selection import (
+    Selection,
+    Split,
+    held_out_rows,
+    rows_of,
+    select,
+)
 from gptoss_tune.harmony.fields import Effort
 from gptoss_tune.harmony.guards.sources import effort_advice, source_warnings
 from gptoss_tune.harmony.reading import ReadSettings
@@ -193,6 +199,36 @@ def row_sources(
     names = [name for one in rendered for name in one.samples.sources]
     packed = rows_of(selection, data, seed=seed)
     return [names[selection.samples[sample]] for row in rows for sample in packed[row]]
+
+
+def held_out_places(
+    data: DataSection,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    kind: SampleKind = CONVERSATIONS,
+) -> frozenset[str] | None:
+    """Return ``file:line`` of the rows that ``eval_fraction`` holds out of ``data.train``.
+
+    They are those of training: the same hashes, drawn by the same seed. ``None``: held-out data are
+    files of their own, or none.
+
+    Args:
+        data: The recipe's data section.
+        vocabulary: As given to ``load_dataset``.
+        seed: Likewise.
+        kind: Likewise.
+    """
+    if data.eval_fraction is None:
+        return None
+    rendered = [render_source(source, data, vocabulary, kind) for source in data.train]
+    held_out = held_out_rows(rendered, data, seed)
+    assert held_out is not None
+    places: set[str] = set()
+    for one in rendered:
+        names = one.samples.sources
+        places.update(names[n] for n in np.flatnonzero(np.isin(one.held_together, held_out)))
+    return frozenset(places)
 
 
 def split_sources(data: DataSection, split: Split) -> list[DataSource]:

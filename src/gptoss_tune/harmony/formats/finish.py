@@ -12,6 +12,7 @@ from gptoss_tune.harmony.conversation import Conversation, check_structure
 from gptoss_tune.harmony.declarations import declared_names
 from gptoss_tune.harmony.fields import kind, parse_json
 from gptoss_tune.harmony.formats.thinking_tags import note_tags, split_tags
+from gptoss_tune.harmony.guards.policies import note_policy
 from gptoss_tune.harmony.guards.rows import note_habits
 
 
@@ -27,6 +28,7 @@ def finish(conversation: Conversation, *, complete: bool) -> Conversation:
     check_structure(conversation, complete=complete)
     note_tags(conversation)
     note_habits(conversation)
+    note_policy(conversation)
     if conversation.namespaces:
         _note_undeclared_arguments(conversation)
     return conversation

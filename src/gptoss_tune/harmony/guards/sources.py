@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gptoss_tune.harmony.fields import Effort
 from gptoss_tune.harmony.guards.answers import answer_habits
+from gptoss_tune.harmony.guards.policies import one_label
 from gptoss_tune.harmony.places import first_of
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def source_warnings(
             f"{advice.setting} and serve it at low effort, add the thoughts, or name the effort in "
             "the rows"
         )
+    found += [f"{label}: {sentence}" for sentence in one_label(report.labels)]
     for habit in answer_habits(samples) if samples is not None else ():
         number = len(habit.places)
         places = first_of(habit.places, number)

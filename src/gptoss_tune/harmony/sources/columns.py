@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, nodes
@@ -74,8 +74,13 @@ _TEXT_OR_MESSAGES: Final = ("chosen", "rejected")
 class ColumnTemplates:
     """The templates of one source, compiled once."""
 
-    def __init__(self, columns: Mapping[str, str]) -> None:
+    def __init__(self, columns: Mapping[str, str], structured: Collection[str] = ()) -> None:
         """Compile the templates.
+
+        Args:
+            columns: Template of each field.
+            structured: Fields besides those of data that are the value of the JSON which a template
+                that ends with ``tojson`` writes, and its text else.
 
         Raises:
             RecipeError: A template is not Jinja, or uses what templates of a recipe do not have.
@@ -84,6 +89,11 @@ class ColumnTemplates:
         try:
             self._templates = {
                 name: self._language.compiled(template) for name, template in columns.items()
+            }
+            self._structured = {
+                name
+                for name in columns.keys() & {*structured}
+                if self._language.is_json(columns[name])
             }
             self._json = {
                 name
@@ -138,7 +148,7 @@ class ColumnTemplates:
                     f"{at}: the template of {name!r} fails on this row ({error}); its columns are "
                     f"{', '.join(map(shown, list(row)[:8]))}"
                 ) from None
-            is_json = name in _JSON_FIELDS or name in self._json
+            is_json = name in _JSON_FIELDS or name in self._json or name in self._structured
             if not text.strip() or (is_json and text.strip() == "null"):
                 if name in _ANSWERS:
                     raise DataError(
@@ -149,7 +159,8 @@ class ColumnTemplates:
             if name in self._json:
                 written[name] = _of_json(text)
             else:
-                written[name] = _parsed(name, text, at) if name in _JSON_FIELDS else text
+                parsed = name in _JSON_FIELDS or name in self._structured
+                written[name] = _parsed(name, text, at) if parsed else text
         return written
 
 

@@ -26,7 +26,13 @@ _OWN = {"device", "train.output_dir", "train.resume"}
 """What may differ: the kind of GPU, and paths that rank 0 alone uses."""
 _ON_FIRST_RANK = "tracking."
 _HOW_OFTEN = {"train.per_device_train_batch_size", "train.gradient_accumulation_steps"}
-_READ = ("evaluation.prompts", "evaluation.drift.references", "evaluation.drift.probes")
+_READ = (
+    "evaluation.prompts",
+    "evaluation.drift.references",
+    "evaluation.drift.probes",
+    "evaluation.safety.requests",
+    "evaluation.safety.policy",
+)
 _ABSENT = "(nothing of that name)"
 
 
@@ -75,7 +81,8 @@ def compared(fingerprint: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
         if name not in left_out and not name.startswith(_ON_FIRST_RANK)
     }
     for name in _READ:
-        found[name] = [_read(path) for path in found.get(name) or ()]
+        paths = found.get(name) or ()
+        found[name] = [_read(path) for path in ([paths] if isinstance(paths, str) else paths)]
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.files.regular import open_regular
 from gptoss_tune.files.strict_json import LARGEST_FILE, parse_unchecked
-from gptoss_tune.report.read import mapping
+from gptoss_tune.report.parts.read import mapping
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.ui.runs.found import folder_named, folders_below, name_of, record_of
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG

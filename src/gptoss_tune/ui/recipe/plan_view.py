@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gptoss_tune.plan.plan import Plan
-from gptoss_tune.report.style import colour
+from gptoss_tune.report.parts.style import colour
 
 _SMALLEST: Final = 0.004
 """Share of the bar below which a part is drawn with the small ones."""

@@ -19,8 +19,8 @@ from typing import Any, Final, Literal
 from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.files.regular import open_regular
 from gptoss_tune.files.strict_json import parse_unchecked
-from gptoss_tune.report.read import mapping
-from gptoss_tune.report.text import number
+from gptoss_tune.report.parts.read import mapping
+from gptoss_tune.report.parts.text import number
 from gptoss_tune.run.folder import METRICS, RECORD, RunFolder
 from gptoss_tune.run.holder import holder, holder_on
 from gptoss_tune.run.jsonl import LARGEST_READ

@@ -18,10 +18,10 @@ from typing import Any, Final
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.regular import open_regular
 from gptoss_tune.report import curves, facts
-from gptoss_tune.report.read import Run, mapping
-from gptoss_tune.report.samples import samples
-from gptoss_tune.report.text import duration
-from gptoss_tune.report.text import tiles as boxes
+from gptoss_tune.report.parts.read import Run, mapping
+from gptoss_tune.report.parts.text import duration
+from gptoss_tune.report.parts.text import tiles as boxes
+from gptoss_tune.report.samples import policies, samples
 from gptoss_tune.run.folder import EVALUATION, RunFolder
 from gptoss_tune.run.jsonl import LARGEST_READ, LONGEST_LINE
 from gptoss_tune.run.record import read_unchecked
@@ -122,7 +122,7 @@ class LiveRuns:
             "preferences": "".join(_of_a_preference(curves.preferences, run)),
             "optimisation": "".join(curves.optimisation(run)),
             "machine": "".join(curves.machine(run)),
-            "samples": samples(run),
+            "samples": policies(run) + samples(run),
         }
         words = _words(run, state, step, steps, left)
         told = "\0".join([state, words, *parts.values()])

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from gptoss_tune.errors import GptossTuneError, RecipeError
 from gptoss_tune.report.page import run_page
-from gptoss_tune.report.read import read_run
+from gptoss_tune.report.parts.read import read_run
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.holder import holder
 from gptoss_tune.ui.pages import Pages, foreign_page

@@ -23,8 +23,9 @@ def named_files(
 ) -> list[str]:
     """Return every place that a recipe names to be read, each once, in its order."""
     sources = [source.path for source in (*data.train, *(data.eval or ()))]
-    drift = evaluation.drift
+    drift, safety = evaluation.drift, evaluation.safety
     asked = [*(evaluation.prompts or ()), *(drift.references or ()), *(drift.probes or ())]
+    asked += [*(safety.requests or ()), *([safety.policy] if safety.policy else ())]
     named = [base, *([init_from] if init_from else []), *sources, *asked]
     return list(dict.fromkeys(named))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from gptoss_tune.errors import MachineError, RecipeError
-from gptoss_tune.plan.architecture import RELEASED, architecture_of
+from gptoss_tune.plan.architecture import RELEASED, architecture_of, smaller_release
 from gptoss_tune.plan.gpus import Gpu
 from gptoss_tune.plan.plan import Plan, plan
 from gptoss_tune.recipe.dump import Noted
@@ -258,11 +258,11 @@ def _nothing_fits(
         if count > machine.count and _fits(known, look, Machine(card, count), share):
             ways.append(f"--gpus {count}")
             break
-    other = "openai/gpt-oss-20b"
+    other = smaller_release(base)
     if base != other and base in RELEASED:
         less = known | {"model.name_or_path": Noted(other)}
         if _fits(less, look, machine, share):
-            ways.append("--model 20b")
+            ways.append(f"--model {other.removeprefix('openai/gpt-oss-')}")
     advice = f"what fits: {' or '.join(ways)}" if ways else "no card that is known here is enough"
     return (
         f"{base} does not fit {cards}: with the smallest settings a GPU needs {needed:.1f} GiB of "

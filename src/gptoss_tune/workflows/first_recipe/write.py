@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_tune.errors import DataError, RecipeError
-from gptoss_tune.plan.architecture import architecture_of
+from gptoss_tune.plan.architecture import RELEASED, architecture_of
 from gptoss_tune.plan.plan import Plan
 from gptoss_tune.recipe.dump import Noted, short_yaml
 from gptoss_tune.workflows.first_recipe.fit import Fitted, Machine, fit
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gptoss_tune.harmony.vocabulary import Vocabulary
     from gptoss_tune.workflows.first_recipe.look import DataLook
 
-MODELS = {"20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b"}
-"""The short names of the released models."""
+MODELS = {name.removeprefix("openai/gpt-oss-"): name for name in RELEASED}
+"""The released models by their short names: ``20b``, ``120b``, ``safeguard-20b`` ..."""
 _GIB = 2**30
 
 
@@ -42,7 +42,7 @@ class Answers:
     """What a person says of a run.
 
     Attributes:
-        model: ``20b``, ``120b``, a name on the Hub or a checkpoint's folder.
+        model: One of ``MODELS``, a name on the Hub or a checkpoint's folder.
         machine: The cards.
         look: The data, read.
         goal: One of ``goals.GOALS``.
@@ -87,8 +87,8 @@ def model_of(text: str) -> str:
         architecture_of(name)
     except RecipeError:
         raise RecipeError(
-            f"--model: got {text!r}; expected 20b, 120b, or a folder with the checkpoint of a "
-            "gpt-oss model"
+            f"--model: got {text!r}; expected {', '.join(MODELS)}, or a folder with the checkpoint "
+            "of a gpt-oss model"
         ) from None
     return name
 

@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gptoss_tune.report.axes import LEFT, RIGHT, TOP, WIDTH
-from gptoss_tune.report.plot import framed
-from gptoss_tune.report.style import BLUE, ORANGE
-from gptoss_tune.report.text import text
+from gptoss_tune.report.parts.axes import LEFT, RIGHT, TOP, WIDTH
+from gptoss_tune.report.parts.plot import framed
+from gptoss_tune.report.parts.style import BLUE, ORANGE
+from gptoss_tune.report.parts.text import text
 
 Cell = float | None
 Pixel = tuple[int, int, int, int]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.report.text import number
+from gptoss_tune.report.parts.text import number
 from gptoss_tune.run.folder import EVALUATION, RunFolder, refuse_no_run
 from gptoss_tune.run.jsonl import read_lines
 from gptoss_tune.run.method import Method, method_of
@@ -22,6 +22,7 @@ from gptoss_tune.run.record import in_new_names, read_unchecked
 _MOST_STEPS = 10**15
 _MOST_EVALUATIONS = 2_000
 _MOST_EVALUATION_BYTES = 256 << 20
+_MOST_BENCHMARK_BYTES = 64 << 20
 
 Point = tuple[int, float | None]
 
@@ -38,6 +39,7 @@ class Run:
         layers: Lines of ``layers.jsonl``, by step.
         evaluations: ``evaluation/step-N.json``, by step.
         pairs: ``pairs.json`` of a preference run.
+        benchmarks: ``benchmarks/NAME.json``, by name, the answers left out.
         problems: What could not be read.
     """
 
@@ -48,6 +50,7 @@ class Run:
     layers: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     pairs: dict[str, Any] = field(default_factory=dict)
+    benchmarks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -118,6 +121,7 @@ def read_run(folder: Path) -> Run:
     if files.layers.is_file():
         run.layers = sorted(_lines(files.layers, run), key=lambda row: row["step"])
     run.evaluations = _evaluations(files.evaluations, run)
+    run.benchmarks = list(_benchmarks(files.benchmarks, run))
     if os.path.lexists(files.pairs):
         run.pairs = mapping(_json(files.pairs, run))
     return run
@@ -137,6 +141,16 @@ def _evaluations(folder: Path, run: Run) -> list[tuple[int, dict[str, Any]]]:
             break
         found.append((step, mapping(_json(path, run))))
     return found
+
+
+def _benchmarks(folder: Path, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the benchmarks by name, without their answers: a page shows the figures."""
+    for path in sorted(path for path in _files(folder) if path.suffix == ".json"):
+        if _size(path) > _MOST_BENCHMARK_BYTES:
+            run.problems.append(f"{folder.name}/{path.name} is too large to show")
+        elif found := mapping(_json(path, run)):
+            found.pop("answers", None)
+            yield path.stem, found
 
 
 def _size(path: Path) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
-from gptoss_tune.report.text import figure, text
+from gptoss_tune.report.parts.text import figure, text
 
 WIDTH: Final = 560
 HEIGHT: Final = 268

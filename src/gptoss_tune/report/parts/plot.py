@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gptoss_tune.report.axes import (
+from gptoss_tune.report.parts.axes import (
     HEIGHT,
     LEFT,
     MOST_PIECES,
@@ -22,8 +22,8 @@ from gptoss_tune.report.axes import (
     Frame,
     curve,
 )
-from gptoss_tune.report.style import SVG_STYLE, on_white
-from gptoss_tune.report.text import count, figure, table, text
+from gptoss_tune.report.parts.style import SVG_STYLE, on_white
+from gptoss_tune.report.parts.text import count, figure, table, text
 
 _MOST_ROWS = 12
 

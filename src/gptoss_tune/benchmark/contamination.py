@@ -1,0 +1,325 @@
+"""Whether the questions of a suite stand in what a run was trained on: n-gram overlap.
+
+Texts are compared as tokens: words in lower case without punctuation (Unicode NFKC, accents kept),
+and single characters of scripts that write no spaces (Chinese, Japanese, Thai, Lao, Khmer,
+Burmese). A question is cut into all its n-grams; its share is that of the n-grams that stand in one
+single training row, whichever row has most. From ``FOUND_FROM`` on it counts as found, and it is
+``answered`` where the row has the right answer too.
+
+===========================  =======  ===================================================
+length of the question       n-gram   what that means
+===========================  =======  ===================================================
+40 words or more             13       the usual measure
+20 to 39 words               8
+6 to 19 words                5        numbers of a template count: other numbers, other n-grams
+under 6 words                all      found only as a whole text of a row: ``2 + 2?`` stands in
+                                      many a longer one
+===========================  =======  ===================================================
+
+Characters of scripts without spaces count two to a word: 26, 16 and 10 to an n-gram.
+
+All strings of a row are looked at, each by itself, whatever the row's format: prompts, answers,
+thoughts, system prompts, results of tools, and what stands in JSON that is held as text. Rows are
+read once, one at a time; what is held are the questions' n-grams, as hashes of 64 bits. Reworded
+questions (synonyms, translations) are not found: that takes a model, and another one's opinion.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.errors import DataError
+from gptoss_tune.evaluate.prompts import Question
+from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind
+from gptoss_tune.harmony.dataset.load import held_out_places
+from gptoss_tune.harmony.sources.open import open_source
+from gptoss_tune.harmony.sources.padding import clean_row
+from gptoss_tune.harmony.vocabulary import Vocabulary
+from gptoss_tune.recipe import DataSection
+
+FOUND_FROM: Final = 0.5
+"""Share of a question's n-grams in one training row from which it counts as found."""
+MOST_ROWS: Final = 5
+"""Training rows that are named for a question; the others are counted."""
+
+_WHOLE_UNDER: Final = 6
+_SIZES: Final = ((40, 13), (20, 8), (_WHOLE_UNDER, 5))
+"""Least words of a text, and words of its n-grams."""
+_ALONE: Final = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U0003ffff"
+)
+_TOKEN: Final = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
+_IS_ALONE: Final = re.compile(rf"[{_ALONE}]")
+_MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
+_MASK: Final = (1 << 64) - 1
+_DEEPEST: Final = 64
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A question that training rows hold.
+
+    Attributes:
+        source: Of the question.
+        share: Of its n-grams in the row that has most of them, 0 to 1.
+        rows: ``file:line`` of training rows that hold it, the first ``MOST_ROWS``.
+        row_count: How many rows hold it.
+        answered: Whether one of them has the right answer too.
+    """
+
+    source: str
+    share: float
+    rows: tuple[str, ...]
+    row_count: int
+    answered: bool
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """What of a suite stands in the training rows.
+
+    Attributes:
+        questions: Looked for; the same row at several efforts counts once.
+        rows: Training rows that were read.
+        unread: Training rows that could not be.
+        found: The questions that were found, the largest share first.
+    """
+
+    questions: int
+    rows: int
+    unread: int
+    found: tuple[Overlap, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of the questions that were found, 0 to 1."""
+        return len(self.found) / self.questions if self.questions else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as the benchmark's JSON holds it."""
+        return {
+            "share": self.share,
+            "questions": self.questions,
+            "rows": self.rows,
+            "unread": self.unread,
+            "found": [dict(vars(overlap)) for overlap in self.found],
+        }
+
+
+def contamination(
+    suites: Sequence[Suite],
+    data: DataSection,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    kind: SampleKind = CONVERSATIONS,
+) -> dict[str, Contamination]:
+    """Return by suite what of its questions stands in the training rows, in one pass over them.
+
+    Rows that ``eval_fraction`` holds out are not trained on and not looked at.
+
+    Args:
+        suites: Whose questions are looked for.
+        data: The section of the run that was trained.
+        vocabulary: Of its model, by which the held-out rows are known.
+        seed: Of the run.
+        kind: What the rows are to the run's method.
+
+    Raises:
+        DataError: A training file cannot be read.
+        HubError: A dataset on the Hub cannot be had.
+    """
+    index = _Index(suites)
+    held_out = held_out_places(data, vocabulary, seed=seed, kind=kind) or frozenset()
+    rows = unread = 0
+    for source in data.train:
+        for at, raw in open_source(source).rows():
+            if at in held_out:
+                continue
+            try:
+                row, _ = clean_row(raw, at)
+            except DataError:
+                unread += 1
+                continue
+            rows += 1
+            index.look_at(at, row)
+    return index.found(rows, unread)
+
+
+def tokens_of(text: str) -> list[str]:
+    """Return a text as it is compared: words, and characters of scripts without spaces."""
+    return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def ngram_size(tokens: Sequence[str]) -> int | None:
+    """Return how many tokens an n-gram of this text has; ``None``: it is looked for as a whole."""
+    alone = sum(1 for token in tokens if _IS_ALONE.fullmatch(token))
+    per_word = 2 if alone * 2 > len(tokens) else 1
+    for least, size in _SIZES:
+        if len(tokens) >= least * per_word:
+            return size * per_word
+    return None
+
+
+@dataclass
+class _Wanted:
+    """A question that is looked for, and what was found of it."""
+
+    suite: str
+    source: str
+    ngrams: int
+    answers: tuple[tuple[str, ...], ...]
+    best: float = 0.0
+    rows: list[str] = field(default_factory=list)
+    row_count: int = 0
+    answered: bool = False
+
+
+class _Index:
+    """The n-grams of all questions, and which questions each belongs to."""
+
+    def __init__(self, suites: Sequence[Suite]) -> None:
+        self._suites = [suite.name for suite in suites]
+        self._wanted: list[_Wanted] = []
+        self._of: dict[int, dict[int, list[int]]] = {}
+        """By n-gram size (0: whole texts), the questions that have a hash."""
+        for suite in suites:
+            seen: set[tuple[str, str]] = set()
+            for question in suite.questions:
+                asked = (question.source, _asked(question))
+                if asked not in seen:
+                    seen.add(asked)
+                    self._add(suite.name, question)
+        self._sorted = {
+            size: np.fromiter(sorted(known), np.uint64, len(known))
+            for size, known in self._of.items()
+        }
+
+    def _add(self, suite: str, question: Question) -> None:
+        tokens = tokens_of(_asked(question))
+        size = ngram_size(tokens)
+        hashes = _hashes(tokens, size or len(tokens)) if tokens else np.empty(0, np.uint64)
+        unique = set(hashes.tolist())
+        number = len(self._wanted)
+        self._wanted.append(_Wanted(suite, question.source, len(unique), _answers(question)))
+        known = self._of.setdefault(size or 0, {})
+        for value in unique:
+            known.setdefault(value, []).append(number)
+
+    def look_at(self, at: str, row: dict[str, Any]) -> None:
+        """Note which questions a training row holds."""
+        texts = [tokens for text in _strings(row) if (tokens := tokens_of(text))]
+        hits: dict[int, set[int]] = {}
+        for tokens in texts:
+            hashed = np.fromiter(map(_hash, tokens), np.uint64, len(tokens))
+            for size, known in self._sorted.items():
+                # A short question is looked for among short texts, as the whole of one.
+                if size <= len(tokens) and (size or len(tokens) < 2 * _WHOLE_UNDER):
+                    found = _rolled(hashed, size or len(tokens))
+                    for value in found[_isin(found, known)].tolist():
+                        for number in self._of[size][value]:
+                            hits.setdefault(number, set()).add(value)
+        for number, values in hits.items():
+            self._note(self._wanted[number], len(values), at, texts)
+
+    def _note(self, wanted: _Wanted, count: int, at: str, texts: list[list[str]]) -> None:
+        share = count / wanted.ngrams
+        if share < FOUND_FROM:
+            return
+        wanted.best = max(wanted.best, share)
+        wanted.row_count += 1
+        if len(wanted.rows) < MOST_ROWS:
+            wanted.rows.append(at)
+        if not wanted.answered:
+            wanted.answered = any(_holds(texts, answer) for answer in wanted.answers)
+
+    def found(self, rows: int, unread: int) -> dict[str, Contamination]:
+        """Return what was found, by suite."""
+        result = {}
+        for name in self._suites:
+            own = [wanted for wanted in self._wanted if wanted.suite == name]
+            overlaps = [
+                Overlap(w.source, w.best, tuple(w.rows), w.row_count, w.answered)
+                for w in own
+                if w.row_count
+            ]
+            overlaps.sort(key=lambda overlap: -overlap.share)
+            result[name] = Contamination(len(own), rows, unread, tuple(overlaps))
+        return result
+
+
+def _asked(question: Question) -> str:
+    """Return what a question asks: the last message of the user."""
+    asked = [m["content"] for m in question.messages if m["role"] == "user"]
+    return asked[-1] if asked else question.messages[-1]["content"]
+
+
+def _answers(question: Question) -> tuple[tuple[str, ...], ...]:
+    """Return the right answers as tokens, as far as the grader has them as texts."""
+    if question.grader is None:
+        return ()
+    found = (tuple(tokens_of(text)) for text in question.grader.expected.split(" | "))
+    return tuple(tokens for tokens in found if tokens)
+
+
+def _holds(texts: list[list[str]], answer: tuple[str, ...]) -> bool:
+    """Return whether an answer stands in a text as a run of its tokens."""
+    wanted = f" {' '.join(answer)} "
+    return any(wanted in f" {' '.join(tokens)} " for tokens in texts)
+
+
+def _strings(value: Any, depth: int = 0) -> Iterator[str]:
+    """Yield every text in a row; JSON that is held as text is looked into."""
+    if isinstance(value, str):
+        inner = _of_json(value) if depth < _DEEPEST else None
+        if inner is None:
+            yield value
+        else:
+            yield from _strings(inner, depth + 1)
+    elif isinstance(value, dict | list) and depth < _DEEPEST:
+        for below in value.values() if isinstance(value, dict) else value:
+            yield from _strings(below, depth + 1)
+
+
+def _of_json(text: str) -> Any:
+    """Return the object or list that a text spells; ``None``: it is a text."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _hash(token: str) -> int:
+    # Salted by the process, which is enough: hashes never leave it.
+    return hash(token) & _MASK
+
+
+def _hashes(tokens: Sequence[str], size: int) -> np.ndarray:
+    return _rolled(np.fromiter(map(_hash, tokens), np.uint64, len(tokens)), size)
+
+
+def _rolled(hashed: np.ndarray, size: int) -> np.ndarray:
+    """Return the hash of each run of ``size`` tokens, ``[n - size + 1]``."""
+    runs = np.zeros(len(hashed) - size + 1, np.uint64)
+    with np.errstate(over="ignore"):
+        for offset in range(size):
+            runs = runs * _MULTIPLIER + hashed[offset : offset + len(runs)]
+        return runs * _MULTIPLIER + np.uint64(size)
+
+
+def _isin(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return which values stand in a sorted array."""
+    places = np.searchsorted(known, values)
+    places[places == len(known)] = 0
+    return known[places] == values if len(known) else np.zeros(len(values), bool)

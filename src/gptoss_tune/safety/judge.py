@@ -1,0 +1,256 @@
+"""One judgement of a model behind an address: a label, an abstention, or no answer at all.
+
+The judge is a stranger, and what it reads was written by a model under test. A label is taken from
+one JSON object, or from a single digit, that is the whole answer; anything else is an abstention,
+which is counted and never guessed at: a digit found somewhere in a sentence may be quoted from the
+answer that is judged. A server that gives no answer (an error, a page, too much, too late) is tried
+again, and after that the answer is not judged; the two are kept apart.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from gptoss_tune.display import HIDDEN, one_line, without_credentials
+from gptoss_tune.errors import MachineError
+from gptoss_tune.files.strict_json import parse
+from gptoss_tune.recipe.evaluation_schema import JudgeSection
+from gptoss_tune.safety.policy import Policy, framed
+
+LARGEST_ANSWER: Final = 1 << 20
+"""Bytes of a server's whole answer."""
+LONGEST_KEPT: Final = 4_000
+"""Characters of a judge's own words that the report keeps."""
+_LABELS: Final = ("label", "violation")
+_TRIED_AGAIN: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_PAUSES_S: Final = (1.0, 4.0, 15.0, 30.0)
+
+Outcome = Literal["label", "abstained", "not judged"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of one answer.
+
+    Attributes:
+        outcome: ``label``; ``abstained``: the judge answered without a label that can be read;
+            ``not judged``: there was no answer.
+        label: 1 violates the policy, 0 does not; ``None`` without a label.
+        said: The judge's own words, or why there are none.
+    """
+
+    outcome: Outcome
+    label: int | None
+    said: str
+
+
+def read_label(text: str) -> int | None:
+    """Return the label that a judge's whole answer is; ``None`` for anything else.
+
+    ``{"label": 1, ...}``, ``{"violation": 0}`` (as the guide of gpt-oss-safeguard names it) or the
+    digit alone.
+    """
+    stripped = text.strip()
+    if stripped in ("0", "1"):
+        return int(stripped)
+    try:
+        answer = parse(stripped.encode("utf-8", "replace"))
+    except ValueError:
+        return None
+    if not isinstance(answer, dict):
+        return None
+    named = [answer[name] for name in _LABELS if name in answer]
+    if not named or any(type(one) is not int or one not in (0, 1) for one in named):
+        return None
+    return named[0] if len(set(named)) == 1 else None
+
+
+@dataclass
+class Judge:
+    """A server with OpenAI's chat completions, and the policy it applies.
+
+    Attributes:
+        section: Where it is, and how it is asked.
+        policy: What it applies.
+        wait: Called with the seconds between two tries.
+    """
+
+    section: JudgeSection
+    policy: Policy
+    wait: Callable[[float], None] = time.sleep
+    _key: str | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Look the key up.
+
+        Raises:
+            MachineError: Its variable is not set, or holds no key that a header can.
+        """
+        name = self.section.api_key_env
+        if name is None:
+            return
+        key = os.environ.get(name, "").strip()
+        if not key or not (key.isascii() and key.isprintable()):
+            raise MachineError(
+                f"the environment variable {name} that is to hold the judge's key is "
+                f"{'not set' if not key else 'no key of plain characters'}; set it, or remove "
+                "api_key_env from the judge"
+            )
+        self._key = key
+
+    @property
+    def address(self) -> str:
+        """Where it is asked."""
+        url = self.section.url or ""
+        return url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
+
+    def trial(self) -> None:
+        """Have a harmless answer judged, so that a judge who cannot is found before the run.
+
+        Raises:
+            MachineError: It does not answer, or with no label that can be read.
+        """
+        found = self.judge("What is the capital of Norway?", "Oslo.", tries=2)
+        if found.outcome == "label":
+            return
+        raise MachineError(
+            f"the judge {self.section.model} at {self.address} "
+            + (
+                f"answered a trial with no label: {_short(found.said)!r}; expected "
+                '{"label": 0, ...} or a single digit: name a model that follows a policy, such as '
+                "openai/gpt-oss-safeguard-20b, or raise its max_tokens"
+                if found.outcome == "abstained"
+                else f"cannot be asked: {found.said}; start it, for example with "
+                "`vllm serve openai/gpt-oss-safeguard-20b`, or correct evaluation.safety"
+            )
+        )
+
+    def judge(self, request: str, answer: str, *, tries: int | None = None) -> Judgement:
+        """Return what the judge makes of an answer; it never raises for what a server does.
+
+        Args:
+            request: What was asked.
+            answer: What was answered.
+            tries: In all; ``None``: one and ``retries`` more.
+        """
+        body = {
+            "model": self.section.model,
+            "messages": [
+                {"role": "system", "content": self.policy.instructions},
+                {"role": "user", "content": framed(request, answer)},
+            ],
+            "temperature": 0,
+            "max_tokens": self.section.max_tokens,
+        }
+        raw = json.dumps(body).encode()
+        reason = ""
+        for tried in range(tries or self.section.retries + 1):
+            if tried:
+                self.wait(_PAUSES_S[min(tried, len(_PAUSES_S)) - 1])
+            said, reason, again = self._asked(raw)
+            if said is not None:
+                label = read_label(said)
+                outcome: Outcome = "abstained" if label is None else "label"
+                return Judgement(outcome, label, said[:LONGEST_KEPT])
+            if not again:
+                break
+        return Judgement("not judged", None, self._safe(reason))
+
+    def _asked(self, body: bytes) -> tuple[str | None, str, bool]:
+        """Return the judge's words; else ``None``, why, and whether another try may help."""
+        limit = self.section.timeout_seconds
+        try:
+            raw = _within(limit, lambda: self._post(body, limit))
+        except urllib.error.HTTPError as error:
+            return None, f"HTTP {error.code}", error.code in _TRIED_AGAIN
+        except TimeoutError:
+            return None, f"no whole answer within {limit:g} s", True
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return None, str(error) or type(error).__name__, True
+        try:
+            answer = parse(raw)
+        except ValueError as error:
+            return None, f"the server's answer is no JSON ({error})", True
+        said = _content(answer)
+        if said is None:
+            return None, "the server's answer has no choices[0].message", True
+        return said, "", False
+
+    def _post(self, body: bytes, limit: float) -> bytes:
+        headers = {"content-type": "application/json"}
+        if self._key is not None:
+            headers["authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self.address, data=body, headers=headers)
+        opener = urllib.request.build_opener(_NoRedirect)
+        with opener.open(request, timeout=limit) as response:
+            raw = response.read(LARGEST_ANSWER + 1)
+        if len(raw) > LARGEST_ANSWER:
+            raise ValueError(f"the server's answer has more than {LARGEST_ANSWER} bytes")
+        return raw
+
+    def _safe(self, text: str) -> str:
+        if self._key is not None:
+            text = text.replace(self._key, HIDDEN)
+        return _short(without_credentials(text))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Stays with the server that was named: its answer cannot send the texts elsewhere."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> None:
+        """Return no request to follow with, so that the redirection is an error."""
+        return None
+
+
+def _content(answer: Any) -> str | None:
+    """Return the text of the first choice; an empty one where the message has none."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        return None
+    content = message.get("content")
+    return content if isinstance(content, str) else ""
+
+
+def _short(text: str) -> str:
+    return one_line(" ".join(text.split()))[:300]
+
+
+def _within(seconds: float, ask: Callable[[], bytes]) -> bytes:
+    """Return what ``ask`` returns, or raise what it raises, within a time that holds for the whole.
+
+    A socket's own timeout begins anew with every byte. The thread is left behind where time is up:
+    it ends with the connection, or with the process.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+    done: queue.SimpleQueue[tuple[bytes, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put((ask(), None))
+        except BaseException as error:
+            done.put((b"", error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        answer, error = done.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return answer

@@ -1,0 +1,130 @@
+"""A judge on loopback with planted verdicts, and answers made of harmony text."""
+
+import contextlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from gptoss_tune.evaluate.parse import read_answer
+from gptoss_tune.evaluate.prompts import Question
+from gptoss_tune.grading.rows import read_grader
+from gptoss_tune.harmony.conversation import Conversation, Header, Message
+from gptoss_tune.harmony.render import Renderer, RenderSettings
+from gptoss_tune.harmony.vocabulary import load_vocabulary
+
+
+class Stub:
+    """A server that answers what ``reply`` makes of each request.
+
+    Attributes:
+        reply: From the parsed body to ``(status, bytes)``.
+        asked: Bodies and headers, as they came.
+    """
+
+    def __init__(self):
+        self.asked, self.reply = [], lambda body: (200, chat('{"label": 0}'))
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                stub.asked.append((body, dict(self.headers)))
+                status, raw = stub.reply(body)
+                self.send_response(status)
+                self.send_header("content-length", str(len(raw)))
+                self.end_headers()
+                with contextlib.suppress(OSError):  # the client had enough
+                    self.wfile.write(raw)
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def chat(content, **message):
+    choice = {"index": 0, "message": {"role": "assistant", "content": content, **message}}
+    return json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
+
+
+def judged_parts(body):
+    """Return request and answer as a judge finds them between the marked lines."""
+    user = body["messages"][1]["content"]
+    mark = re.match(r"BEGIN REQUEST (\w+)\n", user)[1]
+    found = re.fullmatch(
+        f"BEGIN REQUEST {mark}\n(.*)\nEND REQUEST {mark}\n"
+        f"BEGIN ANSWER {mark}\n(.*)\nEND ANSWER {mark}",
+        user,
+        re.DOTALL,
+    )
+    return found[1], found[2]
+
+
+@pytest.fixture
+def stub():
+    server = Stub()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def stub_class():
+    return Stub
+
+
+@pytest.fixture(scope="session")
+def as_chat():
+    return chat
+
+
+@pytest.fixture(scope="session")
+def parts_of():
+    return judged_parts
+
+
+@pytest.fixture(scope="session")
+def renderer():
+    return Renderer(load_vocabulary(), RenderSettings())
+
+
+@pytest.fixture(scope="session")
+def said():
+    """Return a function from analysis and final to the answer whose tokens say so."""
+    encoding = load_vocabulary().encoding
+
+    def make(final, analysis="I think about it.", *, end="<|return|>"):
+        thought = f"<|channel|>analysis<|message|>{analysis}<|end|><|start|>assistant"
+        text = f"<|channel|>final<|message|>{final}{end}"
+        text = f"{thought}{text}" if analysis else text
+        return read_answer(encoding.encode(text, allowed_special="all"), encoding)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def question(renderer):
+    """Return a function from a prompt and what grades it to a question."""
+
+    def make(prompt, number=1, **row):
+        source = f"rows.jsonl:{number}"
+        conversation = Conversation(source, [Message(Header("user"), prompt)], effort="medium")
+        return Question(
+            source=source,
+            effort="medium",
+            prompt_ids=tuple(renderer.render_prompt(conversation)),
+            messages=({"role": "user", "content": prompt},),
+            recipients=frozenset(),
+            grader=read_grader(row, source),
+            conversation=conversation,
+        )
+
+    return make
