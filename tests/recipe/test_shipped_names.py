@@ -190,7 +190,13 @@ def test_a_shell_completes_names_and_files(tmp_path, monkeypatch):
         return CliRunner().invoke(app, [], prog_name="gptoss-tune", env=asked).stdout.split()
 
     assert offered("check", "") == NAMES
-    assert offered("train", "tin") == ["tiny/dpo", "tiny/lora", "tiny/qlora", "tiny/safeguard", "tinier/"]
+    assert offered("train", "tin") == [
+        "tiny/dpo",
+        "tiny/lora",
+        "tiny/qlora",
+        "tiny/safeguard",
+        "tinier/",
+    ]
     assert offered("plan", "mi") == ["mine.yaml"]
     assert offered("recipes", "--copy", "gpt-oss-120b/qlora-8x")[0].endswith("-ddp")
 

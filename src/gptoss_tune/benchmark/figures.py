@@ -8,6 +8,7 @@ Its shape is what the table, the report, the model card and ``--require`` read::
                  "contamination": null | {"share": 0.02, ...},
                  "subjects": {NAME: null | {"score", "interval", "answers", "right", "pass_at",
                      "tokens", "thinking", "cut_off", "health", "not_judged",
+                     "policies": null | {"by_policy": {...}, "macro": {...}},
                      "difference": null | {"value", "interval", "p", "within_noise"}}}}],
      "notes": [...], "required": [...], "answers": [...]}
 """
@@ -23,6 +24,8 @@ from gptoss_tune import __version__
 from gptoss_tune.benchmark.runner import Graded, Measured
 from gptoss_tune.benchmark.statistics import difference, pass_at, share
 from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.grading.grader import Verdict
+from gptoss_tune.grading.policy_metrics import policies_report
 
 _DIGITS = 6
 
@@ -124,6 +127,13 @@ def _subject(
         "thinking": _mean([reply.analysis_tokens for reply in replies]),
         "cut_off": _round(fmean(reply.ended == "length" for reply in replies)),
         "health": _round(fmean(not reply.problems for reply in replies)),
+        "policies": policies_report(
+            (
+                suite.questions[one.question].grader,
+                Verdict(one.passed, label=one.grade.get("label")),
+            )
+            for one in answers
+        ),
         "not_judged": sum("not judged" in str(one.grade.get("note")) for one in answers),
     }
 
