@@ -1,11 +1,13 @@
 """What a row says about its grader: mistakes with their place, libraries that are missing."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from gptoss_tune.errors import DataError, MachineError
+from gptoss_tune.evaluate.prompts import read_rows
 from gptoss_tune.grading.number import Number
 from gptoss_tune.grading.rows import read_grader
 from gptoss_tune.grading.rules.counted import COUNTED
@@ -105,6 +107,28 @@ def test_a_grader_whose_library_is_missing_names_the_extra(monkeypatch, row, lib
         f"my.jsonl:3: grader {row['grader']}: this needs the extra 'graders': pip install "
         f"\"gptoss-tune[graders]\" (there is no module '{library}')"
     )
+
+
+def test_a_missing_library_ends_the_reading_of_prompts_at_its_row(monkeypatch, tmp_path):
+    """Before any weights: an evaluator reads its files first."""
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    rows = [{"prompt": "1 + 1?", "answer": "2"}, {"prompt": "x?", "answer": "x", "grader": "maths"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    with pytest.raises(
+        MachineError, match=r"rows\.jsonl:2: grader maths: this needs the extra"
+    ) as e:
+        read_rows([str(path)], 10, read_grader)
+    assert e.value.exit_code == 3 and "\n" not in str(e.value)
+
+
+def test_all_mistakes_of_a_file_are_in_one_message(tmp_path):
+    rows = [{"prompt": "?", **row} for row, _ in MISTAKES[:12]]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    with pytest.raises(DataError, match=r"^12 rows cannot be evaluated with") as caught:
+        read_rows([str(path)], 100, read_grader)
+    assert [f"rows.jsonl:{n}: " in str(caught.value) for n in range(1, 14)] == [True] * 12 + [False]
 
 
 def test_graders_bring_neither_torch_nor_their_libraries():

@@ -23,7 +23,7 @@ from typing import Any
 from gptoss_tune import __version__
 from gptoss_tune.benchmark.runner import Graded, Measured
 from gptoss_tune.benchmark.statistics import difference, pass_at, share
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.grading.grader import Verdict
 from gptoss_tune.grading.policy_metrics import policies_report
 

@@ -53,7 +53,7 @@ _LONE_BEFORE: Final = re.compile(rf"{_AROUND}(?:[^\d=≈]{{0,40}}[=≈:])?{_AROU
 _LONE_BEHIND: Final = re.compile(
     rf"{_AROUND}(?:[^\W\d_°]{{1,20}}[²³/°^\s.\u202f-]*\d?\s?){{0,3}}°?{_AROUND}"
 )
-_UNIT_WORD: Final = re.compile(r"[\s*_$\\)}\]~\u202f-]{0,4}([^\W\d_]+|[°%€$£¥₹′″'\"])")
+_UNIT_WORD: Final = re.compile(r"[\s*_$\\)}\]~\u202f-]{0,4}([^\W\d_]+|[°%€£¥₹′″'\"])")
 _NO_UNITS: Final = frozenset(
     (
         *("in", "and", "or", "is", "are", "was", "of", "on", "at", "by", "for", "to", "from"),

@@ -230,8 +230,10 @@ def _parsed(text: str, at: str, what: str) -> ast.Module:
 
 
 def _cases(value: Any, source: str, style: str) -> list[tuple[dict[str, Any], str]]:
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise DataError(f"{source}: {style} is {shown(value)}; expected a list of cases")
+    if not value:
+        raise DataError(f"{source}: {style} has no cases; every answer would pass")
     for index, case in enumerate(value):
         if not isinstance(case, dict):
             raise DataError(f"{source}: {style}[{index}] is {shown(case)}; expected an object")

@@ -138,7 +138,10 @@ class Remote:
 
     def __len__(self) -> int:
         """Ask for its length."""
-        return self.__getattr__("__len__")()
+        try:
+            return self.__getattr__("__len__")()
+        except AttributeError as error:  # list() asks everything, and takes this for an answer
+            raise TypeError(*error.args) from None
 
     def __getitem__(self, key: Any) -> Any:
         """Ask for an item."""
