@@ -5,7 +5,7 @@ Read from ``RUN/benchmarks/NAME.json`` alone, of which any part may be missing o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptoss_tune.grading.policy_table import HEADS, policy_rows
@@ -55,7 +55,7 @@ def _rows(suite: Mapping[str, Any], names: list[str]) -> list[list[str]]:
     ]
 
 
-def _policies(suites: list[Mapping[str, Any]], names: list[str]) -> str:
+def _policies(suites: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """Return a classifier's figures by policy; empty where no suite has any."""
     rows = [
         [text(suite.get("name", ""), 60), text(name, 60), *(text(cell, 80) for cell in row)]
