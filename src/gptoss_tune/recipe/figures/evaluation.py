@@ -80,8 +80,9 @@ def _answers(evaluation: EvaluationSection) -> dict[str, Goal | None]:
     if evaluation.prompts is not None:
         found |= {"graded": "max", "health": "max", "answer_tokens": None}
         found |= {f"reasoning_tokens_{effort}": None for effort in _EFFORTS}
-        # Where the prompts carry a policy to be applied.
-        found |= {f"{rate}_macro": "max" for rate in ("f1", "precision", "recall")}
+        # Of prompts with the grader policy; those of one policy have its name, which a file says,
+        # and a precision there is only where something was called a violation.
+        found |= {f"{rate}_macro": "max" for rate in ("f1", "recall", "specificity")}
         found["abstained_macro"] = "min"
     drift = evaluation.drift
     if drift.references is not None:
