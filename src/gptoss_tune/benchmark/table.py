@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptoss_tune.display import visible
+from gptoss_tune.grading.policy_table import HEADS, policy_rows
 
 _LONGEST_NAME = 20
 
@@ -18,6 +19,10 @@ _LONGEST_NAME = 20
 def print_figures(figures: dict[str, Any], console: Console) -> None:
     """Print the table, what is to be known about it, and what was required."""
     console.print(figures_table(figures))
+    for suite in figures["suites"]:
+        for name, cell in suite["subjects"].items():
+            if rows := policy_rows(None if cell is None else cell["policies"]):
+                console.print(_policies(f"{suite['name']}, {name}", rows))
     for line in footnotes(figures):
         console.print(Text(visible(line), style="dim"), soft_wrap=False)
     for one in figures["required"]:
@@ -79,6 +84,16 @@ def _of_training(suite: dict[str, Any]) -> list[str]:
     words = f"{seen} of {found['questions']} questions are"
     rows = f"in the {found['rows']:,} rows of training"
     return [f"{suite['name']}: {words} {rows}, by n-grams"]
+
+
+def _policies(title: str, rows: list[list[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.title, table.title_justify = Text(visible(title), style="bold"), "left"
+    for place, head in enumerate(HEADS):
+        table.add_column(head, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    return table
 
 
 @dataclass(frozen=True)
