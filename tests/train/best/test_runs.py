@@ -22,6 +22,13 @@ def same(one, other):
     return first.keys() == second.keys() and all(first[n].equal(second[n]) for n in first)
 
 
+def training_rows(facts):
+    """Return the rows of the model card's table that tell of the published step."""
+    from gptoss_tune.export.hub.card_results import chosen_words, stopped_words
+
+    return {"the adapter is of": chosen_words(facts), "stopped early": stopped_words(facts)}
+
+
 @pytest.fixture
 def few(overfitting):
     """The overfitting run without its early end, and with one checkpoint in three steps."""
@@ -44,6 +51,11 @@ def test_the_best_checkpoint_is_published_and_kept_although_nothing_else_is_save
     assert summary.eval_loss == record(run)["eval_loss"] == best["value"]
     said = " ".join(capsys.readouterr().out.split())
     assert "best: eval_loss 11.4472 at step 3 of 5, which the adapter holds" in said
+    page = (run / "report.html").read_text()
+    assert "is the adapter: best eval_loss, 11.45" in page
+    assert "Held-out loss by source" in page and "words_1" in page
+    row = training_rows(record(run))
+    assert row["the adapter is of"] == "step 3, the best by `eval_loss`: 11.45"
 
 
 def test_the_last_weights_are_published_where_they_are_the_best(recipe, few, tmp_path):
@@ -126,9 +138,11 @@ def test_another_figure_is_a_change_and_begins_anew(recipe, few, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("strategy", "each"), [("ddp", 1), ("fsdp2", 1), ("ddp", 2)], ids=["ddp", "fsdp2", "context"]
+)
 def test_two_processes_choose_and_stop_alike(
-    strategy, write_recipe, overfitting, forked_python, left, tmp_path
+    strategy, each, write_recipe, overfitting, forked_python, left, tmp_path
 ):
     """Of both ranks the same weights, the ones of the checkpoint, and one end."""
     code = (
@@ -136,7 +150,9 @@ def test_two_processes_choose_and_stop_alike(
         "from gptoss_tune.train.run import train; "
         "train(load_recipe(sys.argv[1], sys.argv[2:]))"
     )
-    batch = ["train.per_device_train_batch_size=1", "distributed.num_processes=2"]
+    batch = [f"train.per_device_train_batch_size={each}", "distributed.num_processes=2"]
+    if each == 2:  # of which each process has a part
+        batch.append("distributed.context_parallel=2")
     ended = forked_python(
         ["-c", code, write_recipe(tmp_path), *overfitting, *batch],
         ranks=2,
