@@ -118,7 +118,7 @@ def commands() -> str:
 
 The same as `gptoss-tune COMMAND --help`. `--debug` shows tracebacks, `--version` the version.
 Exit codes: 0 done, 2 your input, 3 the machine, 4 `verify --served` cannot tell tuned model and
-base apart, 75 stopped and resumable.
+base apart, 5 something that `benchmark --require` wants does not hold, 75 stopped and resumable.
 """
     parts = [head]
     for group, members in COMMANDS.items():

@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from gptoss_tune.benchmark.subject import Asking, Reply
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.subjects.subject import Asking, Reply
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.evaluate.prompts import read_questions
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.harmony.render import Renderer, RenderSettings

@@ -15,7 +15,7 @@ from rich.console import Console
 from gptoss_tune.benchmark.cache import AnswerCache, answer_key, cache_folder
 from gptoss_tune.benchmark.figures import figures_of
 from gptoss_tune.benchmark.runner import measure
-from gptoss_tune.benchmark.subject import Asking, UnreadableServer
+from gptoss_tune.benchmark.subjects.subject import Asking, UnreadableServer
 from gptoss_tune.benchmark.table import figures_table, print_figures
 from gptoss_tune.grading.answer import Call
 
@@ -237,9 +237,9 @@ KILLED = """
 import json, sys
 from gptoss_tune.benchmark.cache import AnswerCache
 from gptoss_tune.benchmark.runner import measure
-from gptoss_tune.benchmark.subject import Asking
+from gptoss_tune.benchmark.subjects.subject import Asking
 from gptoss_tune.benchmark.subjects.server import ChatServer, Served
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.evaluate.prompts import read_questions
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from gptoss_tune.benchmark.subject import Asking, UnreadableServer
 from gptoss_tune.benchmark.subjects.answer import ChatAnswer
 from gptoss_tune.benchmark.subjects.server import ChatServer, Served, served_model
+from gptoss_tune.benchmark.subjects.subject import Asking, UnreadableServer
 from gptoss_tune.errors import CheckpointError, MachineError
 
 GREEDY = Asking(max_new_tokens=64)

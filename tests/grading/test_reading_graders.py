@@ -1,11 +1,14 @@
 """What a row says about its grader: mistakes with their place, libraries that are missing."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from gptoss_tune.errors import DataError, MachineError
+from gptoss_tune.evaluate.prompts import read_rows
+from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.number import Number
 from gptoss_tune.grading.rows import read_grader
 from gptoss_tune.grading.rules.counted import COUNTED
@@ -18,6 +21,25 @@ def test_a_grader_with_settings_and_one_for_all_rows():
         ("4",), tolerance=0.5, unit=("km", "kilometres")
     )
     assert read_grader({"answer": 4, "grader": "number"}, "x:1", usual) == Number(("4",))
+
+
+@pytest.mark.parametrize(
+    "end, settings, right, wrong",
+    [
+        ("1234567890" * 4, {}, "1234567890" * 4, None),
+        ("3,5", {"decimal_comma": True}, "3,5", "35"),
+        ("75%", {}, "0.75", "7500"),
+        ("5/6", {}, "10/12", "0.8333"),
+        ("6.02e23", {}, "6.02 × 10²³", "6.02"),
+        ("-1,000.50", {}, "−1000.5", "1000.5"),
+    ],
+)
+def test_a_worked_solution_is_an_answer(end, settings, right, wrong):
+    row = {"answer": f"{'First one thing. ' * 20}\n#### {end}"}
+    grader = read_grader(row, "x:1", {"kind": "number", **settings})
+    assert grader.judge(Given(right), 0).passed
+    near = f"{end[:-1]}1" if wrong is None else wrong
+    assert not grader.judge(Given(near), 0).passed
 
 
 def test_there_are_over_twenty_rules():
@@ -105,6 +127,26 @@ def test_a_grader_whose_library_is_missing_names_the_extra(monkeypatch, row, lib
         f"my.jsonl:3: grader {row['grader']}: this needs the extra 'graders': pip install "
         f"\"gptoss-tune[graders]\" (there is no module '{library}')"
     )
+
+
+def test_a_missing_library_ends_the_reading_of_prompts_at_its_row(monkeypatch, tmp_path):
+    """Before any weights: an evaluator reads its files first."""
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    rows = [{"prompt": "1 + 1?", "answer": "2"}, {"prompt": "x?", "answer": "x", "grader": "maths"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    with pytest.raises(MachineError, match=r"rows\.jsonl:2: grader maths: this needs") as e:
+        read_rows([str(path)], 10, read_grader)
+    assert e.value.exit_code == 3 and "\n" not in str(e.value)
+
+
+def test_all_mistakes_of_a_file_are_in_one_message(tmp_path):
+    rows = [{"prompt": "?", **row} for row, _ in MISTAKES[:12]]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    with pytest.raises(DataError, match=r"^12 rows cannot be evaluated with") as caught:
+        read_rows([str(path)], 100, read_grader)
+    assert [f"rows.jsonl:{n}: " in str(caught.value) for n in range(1, 14)] == [True] * 12 + [False]
 
 
 def test_graders_bring_neither_torch_nor_their_libraries():

@@ -80,7 +80,7 @@ def test_an_override_of_a_shipped_recipe_is_relative_to_the_current_folder(tmp_p
         ("gpt-oss-20b/qlor", "gpt-oss-20b/qlora or "),
         ("gptoss-20b/qlora.yaml", "gpt-oss-20b/qlora or "),
         ("recipes/tiny/dpo2.yaml", "tiny/dpo"),
-        ("tiny", "tiny/dpo or tiny/lora or tiny/qlora?"),
+        ("tiny", "tiny/dpo or tiny/lora or tiny/qlora or tiny/safeguard?"),
     ],
 )
 def test_an_unknown_name_lists_the_nearest(written, near, tmp_path, monkeypatch):
@@ -190,7 +190,13 @@ def test_a_shell_completes_names_and_files(tmp_path, monkeypatch):
         return CliRunner().invoke(app, [], prog_name="gptoss-tune", env=asked).stdout.split()
 
     assert offered("check", "") == NAMES
-    assert offered("train", "tin") == ["tiny/dpo", "tiny/lora", "tiny/qlora", "tinier/"]
+    assert offered("train", "tin") == [
+        "tiny/dpo",
+        "tiny/lora",
+        "tiny/qlora",
+        "tiny/safeguard",
+        "tinier/",
+    ]
     assert offered("plan", "mi") == ["mine.yaml"]
     assert offered("recipes", "--copy", "gpt-oss-120b/qlora-8x")[0].endswith("-ddp")
 

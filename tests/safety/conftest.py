@@ -20,8 +20,8 @@ class Stub:
     """A server that answers what ``reply`` makes of each request.
 
     Attributes:
-        reply: From the parsed body to ``(status, bytes)``.
-        asked: Bodies and headers, as they came.
+        reply: From the parsed body to status and bytes, and maybe pairs of headers.
+        asked: Bodies and headers, as they came; the body of a GET is ``None``.
     """
 
     def __init__(self):
@@ -32,12 +32,20 @@ class Stub:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 stub.asked.append((body, dict(self.headers)))
-                status, raw = stub.reply(body)
+                status, raw, *more = stub.reply(body)
                 self.send_response(status)
+                for name, value in more:
+                    self.send_header(name, value)
                 self.send_header("content-length", str(len(raw)))
                 self.end_headers()
                 with contextlib.suppress(OSError):  # the client had enough
                     self.wfile.write(raw)
+
+            def do_GET(self):
+                stub.asked.append((None, dict(self.headers)))
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
 
             def log_message(self, *arguments):
                 pass

@@ -118,6 +118,14 @@ def test_a_server_without_an_answer_judges_nothing(judge, stub, reply, tries, wo
     assert len(stub.asked) == tries and made.waits == [1.0, 4.0][: tries - 1]
 
 
+def test_a_redirection_sends_the_texts_nowhere_else(judge, stub, stub_class):
+    other = stub_class()
+    stub.reply = lambda body: (302, b"", ("location", f"{other.url}/v1/chat/completions"))
+    found = judge().judge("q", "a")
+    other.close()
+    assert found.said == "HTTP 302" and other.asked == []
+
+
 @pytest.mark.parametrize("content", [None, "", 0, ["1"], "maybe 1"])
 def test_an_answer_without_a_label_is_an_abstention(judge, stub, as_chat, content):
     stub.reply = lambda body: (200, as_chat(content))

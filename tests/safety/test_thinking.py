@@ -97,6 +97,8 @@ def request_answer(analysis):
         ("answer: **B**", "B"),
         ("The final answer: 3.14. Done", "3.14"),
         ("The result is 1,200\nok", "1,200"),
+        ("So the answer is 3. I check it again: the answer is 5.", "5"),
+        ("So the answer is 3. No, the answer is not 3.", None),
         ("The answer is not 4", None),
         ("If so, the answer is 4. But that could be wrong: the answer might be 5", "4"),
         ("the answer is 4 if x is even", None),

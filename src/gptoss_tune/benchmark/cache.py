@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from gptoss_tune.benchmark.subject import Asking, Reply
+from gptoss_tune.benchmark.subjects.subject import Asking, Reply
 from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.files.atomic import disk_errors, write_text

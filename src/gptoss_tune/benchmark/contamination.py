@@ -3,18 +3,17 @@
 Texts are compared as tokens: words in lower case without punctuation (Unicode NFKC, accents kept),
 and single characters of scripts that write no spaces (Chinese, Japanese, Thai, Lao, Khmer,
 Burmese). A question is cut into all its n-grams; its share is that of the n-grams that stand in one
-single training row, whichever row has most. From ``FOUND_FROM`` on it counts as found, and it is
-``answered`` where the row has the right answer too.
+single training row, whichever row has most. From a share on that grows as questions get shorter it
+counts as found, and it is ``answered`` where the row has the right answer too.
 
-===========================  =======  ===================================================
-length of the question       n-gram   what that means
-===========================  =======  ===================================================
-40 words or more             13       the usual measure
-20 to 39 words               8
-6 to 19 words                5        numbers of a template count: other numbers, other n-grams
-under 6 words                all      found only as a whole text of a row: ``2 + 2?`` stands in
-                                      many a longer one
-===========================  =======  ===================================================
+========================  ======  ==========  ====================================================
+length of the question    n-gram  found from  so that
+========================  ======  ==========  ====================================================
+40 words or more          13      0.5         a part of it, or some changed words, are found
+20 to 39 words            8       0.7         a changed number in its middle is another question
+6 to 19 words             5       0.9         ``the capital of Latvia`` is not that of Norway
+under 6 words             all     1           only as a whole text: ``2 + 2?`` is in many a longer
+========================  ======  ==========  ====================================================
 
 Characters of scripts without spaces count two to a word: 26, 16 and 10 to an n-gram.
 
@@ -35,7 +34,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind
@@ -45,14 +44,12 @@ from gptoss_tune.harmony.sources.padding import clean_row
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.recipe import DataSection
 
-FOUND_FROM: Final = 0.5
-"""Share of a question's n-grams in one training row from which it counts as found."""
 MOST_ROWS: Final = 5
 """Training rows that are named for a question; the others are counted."""
 
 _WHOLE_UNDER: Final = 6
-_SIZES: Final = ((40, 13), (20, 8), (_WHOLE_UNDER, 5))
-"""Least words of a text, and words of its n-grams."""
+_SIZES: Final = ((40, 13, 0.5), (20, 8, 0.7), (_WHOLE_UNDER, 5, 0.9))
+"""Least words of a text, words of its n-grams, and the share from which it is found."""
 _ALONE: Final = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     r"\U00020000-\U0003ffff"
@@ -62,6 +59,8 @@ _IS_ALONE: Final = re.compile(rf"[{_ALONE}]")
 _MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 _MASK: Final = (1 << 64) - 1
 _DEEPEST: Final = 64
+_BETWEEN: Final = "\n"
+"""Stands between two texts of a row; no token is it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Overlap:
         share: Of its n-grams in the row that has most of them, 0 to 1.
         rows: ``file:line`` of training rows that hold it, the first ``MOST_ROWS``.
         row_count: How many rows hold it.
-        answered: Whether one of them has the right answer too.
+        answered: Whether one of them has the right answer too, which is not in the question.
     """
 
     source: str
@@ -160,14 +159,17 @@ def tokens_of(text: str) -> list[str]:
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def ngram_size(tokens: Sequence[str]) -> int | None:
-    """Return how many tokens an n-gram of this text has; ``None``: it is looked for as a whole."""
+def ngram_size(tokens: Sequence[str]) -> tuple[int | None, float]:
+    """Return how many tokens an n-gram of a text has, and the share from which it is found.
+
+    ``None``: it is looked for as a whole.
+    """
     alone = sum(1 for token in tokens if _IS_ALONE.fullmatch(token))
     per_word = 2 if alone * 2 > len(tokens) else 1
-    for least, size in _SIZES:
+    for least, size, share in _SIZES:
         if len(tokens) >= least * per_word:
-            return size * per_word
-    return None
+            return size * per_word, share
+    return None, 1.0
 
 
 @dataclass
@@ -177,6 +179,7 @@ class _Wanted:
     suite: str
     source: str
     ngrams: int
+    found_from: float
     answers: tuple[tuple[str, ...], ...]
     best: float = 0.0
     rows: list[str] = field(default_factory=list)
@@ -199,6 +202,8 @@ class _Index:
                 if asked not in seen:
                     seen.add(asked)
                     self._add(suite.name, question)
+        self._sizes = sorted(size for size in self._of if size)
+        self._whole = 0 in self._of
         self._sorted = {
             size: np.fromiter(sorted(known), np.uint64, len(known))
             for size, known in self._of.items()
@@ -206,11 +211,16 @@ class _Index:
 
     def _add(self, suite: str, question: Question) -> None:
         tokens = tokens_of(_asked(question))
-        size = ngram_size(tokens)
-        hashes = _hashes(tokens, size or len(tokens)) if tokens else np.empty(0, np.uint64)
-        unique = set(hashes.tolist())
+        size, share = ngram_size(tokens)
+        if size is None:
+            unique = {_whole(tokens)} if tokens else set[int]()
+        else:
+            unique = set(dict(_rolled(_hashed(tokens), [size]))[size].tolist())
         number = len(self._wanted)
-        self._wanted.append(_Wanted(suite, question.source, len(unique), _answers(question)))
+        # An answer that the question offers itself tells nothing.
+        answers = tuple(one for one in _answers(question) if not _holds([tokens], one))
+        about = (len(unique), share, answers)
+        self._wanted.append(_Wanted(suite, question.source, *about))
         known = self._of.setdefault(size or 0, {})
         for value in unique:
             known.setdefault(value, []).append(number)
@@ -218,22 +228,26 @@ class _Index:
     def look_at(self, at: str, row: dict[str, Any]) -> None:
         """Note which questions a training row holds."""
         texts = [tokens for text in _strings(row) if (tokens := tokens_of(text))]
+        # In one array, with a token between that no text has: an n-gram never joins two texts.
+        joined = [token for tokens in texts for token in (*tokens, _BETWEEN)]
+        runs = dict(_rolled(_hashed(joined), self._sizes))
+        # A short question is looked for among short texts, as the whole of one.
+        short = (
+            [tokens for tokens in texts if len(tokens) < 2 * _WHOLE_UNDER] if self._whole else []
+        )
+        runs[0] = np.array([_whole(tokens) for tokens in short], np.uint64)
         hits: dict[int, set[int]] = {}
-        for tokens in texts:
-            hashed = np.fromiter(map(_hash, tokens), np.uint64, len(tokens))
-            for size, known in self._sorted.items():
-                # A short question is looked for among short texts, as the whole of one.
-                if size <= len(tokens) and (size or len(tokens) < 2 * _WHOLE_UNDER):
-                    found = _rolled(hashed, size or len(tokens))
-                    for value in found[_isin(found, known)].tolist():
-                        for number in self._of[size][value]:
-                            hits.setdefault(number, set()).add(value)
+        for size, found in runs.items():
+            if size in self._sorted:
+                for value in found[_isin(found, self._sorted[size])].tolist():
+                    for number in self._of[size][value]:
+                        hits.setdefault(number, set()).add(value)
         for number, values in hits.items():
             self._note(self._wanted[number], len(values), at, texts)
 
     def _note(self, wanted: _Wanted, count: int, at: str, texts: list[list[str]]) -> None:
         share = count / wanted.ngrams
-        if share < FOUND_FROM:
+        if share < wanted.found_from:
             return
         wanted.best = max(wanted.best, share)
         wanted.row_count += 1
@@ -305,17 +319,28 @@ def _hash(token: str) -> int:
     return hash(token) & _MASK
 
 
-def _hashes(tokens: Sequence[str], size: int) -> np.ndarray:
-    return _rolled(np.fromiter(map(_hash, tokens), np.uint64, len(tokens)), size)
+def _hashed(tokens: Sequence[str]) -> np.ndarray:
+    return np.fromiter(map(_hash, tokens), np.uint64, len(tokens))
 
 
-def _rolled(hashed: np.ndarray, size: int) -> np.ndarray:
-    """Return the hash of each run of ``size`` tokens, ``[n - size + 1]``."""
-    runs = np.zeros(len(hashed) - size + 1, np.uint64)
+def _whole(tokens: Sequence[str]) -> int:
+    """Return the hash of a whole text."""
+    return _hash(" ".join(tokens))
+
+
+def _rolled(hashed: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield for each size, in rising order, the hash of each run of so many tokens.
+
+    The run of n tokens comes of that of n - 1, so all sizes cost no more than the largest.
+    """
+    runs = np.zeros(len(hashed), np.uint64)
     with np.errstate(over="ignore"):
-        for offset in range(size):
-            runs = runs * _MULTIPLIER + hashed[offset : offset + len(runs)]
-        return runs * _MULTIPLIER + np.uint64(size)
+        for size in range(1, max(sizes, default=0) + 1):
+            if size > len(hashed):
+                return
+            runs = runs[: len(hashed) - size + 1] * _MULTIPLIER + hashed[size - 1 :]
+            if size in sizes:
+                yield size, runs
 
 
 def _isin(values: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ Its shape is what the table, the report, the model card and ``--require`` read::
                  "contamination": null | {"share": 0.02, ...},
                  "subjects": {NAME: null | {"score", "interval", "answers", "right", "pass_at",
                      "tokens", "thinking", "cut_off", "health", "not_judged",
+                     "policies": null | {"by_policy": {...}, "macro": {...}},
                      "difference": null | {"value", "interval", "p", "within_noise"}}}}],
      "notes": [...], "required": [...], "answers": [...]}
 """
@@ -15,14 +16,16 @@ Its shape is what the table, the report, the model card and ``--require`` read::
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from gptoss_tune import __version__
 from gptoss_tune.benchmark.runner import Graded, Measured
 from gptoss_tune.benchmark.statistics import difference, pass_at, share
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.suites.suite import Suite
+from gptoss_tune.grading.grader import NOT_JUDGED, Grader, Verdict
+from gptoss_tune.grading.policy_metrics import policies_report
 
 _DIGITS = 6
 
@@ -124,8 +127,16 @@ def _subject(
         "thinking": _mean([reply.analysis_tokens for reply in replies]),
         "cut_off": _round(fmean(reply.ended == "length" for reply in replies)),
         "health": _round(fmean(not reply.problems for reply in replies)),
-        "not_judged": sum("not judged" in str(one.grade.get("note")) for one in answers),
+        "not_judged": sum(NOT_JUDGED in str(one.grade.get("note")) for one in answers),
+        "policies": policies_report(_judged(suite, answers)),
     }
+
+
+def _judged(suite: Suite, answers: Sequence[Graded]) -> Iterator[tuple[Grader | None, Verdict]]:
+    for one in answers:
+        grade = one.grade
+        verdict = Verdict(one.passed, grade.get("note"), grade.get("label"))
+        yield suite.questions[one.question].grader, verdict
 
 
 def _clusters(suite: Suite, answers: Sequence[Graded]) -> list[list[bool]]:

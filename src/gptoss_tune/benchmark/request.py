@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gptoss_tune.benchmark.subjects.named import NamedSubject
-from gptoss_tune.benchmark.suite import Suite
 from gptoss_tune.benchmark.suites.of_recipe import suites_of
 from gptoss_tune.benchmark.suites.open import open_suite
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.errors import DataError, GptossTuneError, RecipeError
 from gptoss_tune.evaluate.prompts import LONGEST_CONTEXT
 from gptoss_tune.harmony.dataset.kinds import SampleKind, kind_of

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptoss_tune.benchmark.cache import AnswerCache, answer_key
-from gptoss_tune.benchmark.subject import Asking, Reply, Subject, UnreadableServer
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.subjects.subject import Asking, Reply, Subject, UnreadableServer
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.evaluate.prompts import Question
-from gptoss_tune.grading.grader import SECONDS_IN_ALL, Grading
+from gptoss_tune.grading.grader import Grading
 
 Progress = Callable[[str, str, int, int], None]
 """Told the subject, the suite, the answers that are there and those there will be."""
@@ -141,9 +141,7 @@ def _asked(
 def _graded(suite: Suite, replies: dict[tuple[int, int], tuple[Reply, bool]]) -> list[Graded]:
     graders = [question.grader for question in suite.questions]
     assert all(grader is not None for grader in graders), f"{suite.name}: a row without a grader"
-    # Each verdict gets its own time: a suite is as long as it is.
-    allowed = sum(grader.seconds for grader in graders if grader is not None) * suite.samples
-    judge = Grading(max(SECONDS_IN_ALL, allowed))
+    judge = Grading()
     found = []
     for (number, sample), (reply, kept) in sorted(replies.items()):
         grader = graders[number]

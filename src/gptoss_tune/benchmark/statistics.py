@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from gptoss_tune.grading.policy_metrics import wilson
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -63,23 +65,6 @@ class Difference:
     within_noise: bool
 
 
-def wilson(passed: int, total: int) -> Interval:
-    """Return a share with Wilson's interval, which is honest at 0 and at 1 too.
-
-    See Wilson, 1927; ``(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``.
-
-    Args:
-        passed: Right answers.
-        total: All answers, at least one; independent of each other.
-    """
-    z, share = 1.959963984540054, passed / total
-    scale = 1 + z * z / total
-    middle = (share + z * z / (2 * total)) / scale
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
-    low = 0.0 if passed == 0 else max(0.0, middle - half)
-    return Interval(share, low, 1.0 if passed == total else min(1.0, middle + half))
-
-
 def share(scores: Sequence[Sequence[bool]]) -> Interval:
     """Return the share of right answers: Wilson's interval, a bootstrap's where rows have several.
 
@@ -87,11 +72,11 @@ def share(scores: Sequence[Sequence[bool]]) -> Interval:
         scores: By cluster, the verdicts on its answers; each has at least one.
     """
     if all(len(one) == 1 for one in scores):
-        return wilson(sum(one[0] for one in scores), len(scores))
+        return _wilson(sum(one[0] for one in scores), len(scores))
     means = np.array([np.mean(one) for one in scores], dtype=np.float64)
     low, high = _bootstrap(means)
     if low == high:  # all rows alike: nothing to resample, and no proof that all rows ever are
-        bound = wilson(round(float(means.mean()) * len(means)), len(means))
+        bound = _wilson(round(float(means.mean()) * len(means)), len(means))
         low, high = min(low, bound.low), max(high, bound.high)
     return Interval(float(means.mean()), low, high)
 
@@ -128,6 +113,12 @@ def pass_at(k: int, scores: Sequence[Sequence[bool]]) -> float:
             raise ValueError(f"pass@{k} needs {k} answers to each question, there are {n}")
         found.append(1 - math.comb(n - right, k) / math.comb(n, k))
     return math.fsum(found) / len(found)
+
+
+def _wilson(right: int, total: int) -> Interval:
+    rate = wilson(right, total)
+    assert rate is not None, "a suite has questions"
+    return Interval(rate.value, rate.low, rate.high)
 
 
 def _bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:

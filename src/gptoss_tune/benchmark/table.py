@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptoss_tune.display import visible
+from gptoss_tune.grading.policy_table import HEADS, policy_rows
 
 _LONGEST_NAME = 20
 
@@ -18,6 +19,9 @@ _LONGEST_NAME = 20
 def print_figures(figures: dict[str, Any], console: Console) -> None:
     """Print the table, what is to be known about it, and what was required."""
     console.print(figures_table(figures))
+    for suite in figures["suites"]:
+        if (policies := policies_table(suite)) is not None:
+            console.print(policies)
     for line in footnotes(figures):
         console.print(Text(visible(line), style="dim"), soft_wrap=False)
     for one in figures["required"]:
@@ -42,6 +46,23 @@ def figures_table(figures: dict[str, Any]) -> Table:
         names = [subject["name"] for subject in figures["subjects"]]
         for name in names:
             table.add_row(*shown.row(suite, name), end_section=name == names[-1])
+    return table
+
+
+def policies_table(suite: dict[str, Any]) -> Table | None:
+    """Return a classifier's figures by subject and policy; ``None`` for a suite without them."""
+    found = {name: cell["policies"] for name, cell in suite["subjects"].items() if cell}
+    rows = [(name, row) for name, report in found.items() for row in policy_rows(report)]
+    if not rows:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for head in (f"{_short(suite['name'])}, by policy", *HEADS):
+        table.add_column(head)
+    before = None
+    for name, (policy, *cells) in rows:
+        lead = "" if name == before else _short(name)
+        table.add_row(Text(lead), Text(_short(policy)), *cells)
+        before = name
     return table
 
 

@@ -18,7 +18,7 @@ SLOW_SECONDS: Final = {"pattern": SECONDS_IN_ALL, "maths": 60.0, "json_schema": 
 """What the slow verdicts of a kind may take in one evaluation, together. Kinds that are not here
 have no such limit: a test of code that ends at its own limit has failed, and is to be run."""
 QUICK: Final = 0.25
-"""Seconds that no verdict is denied, and that do not count: 1,000 rows of mathematics at 20 ms each
+"""Seconds that no verdict is denied, and that do not count: 1,000 rows of mathematics at 10 ms each
 are judged, whatever came before them."""
 NOT_JUDGED: Final = "not judged"
 """Begins the note of a verdict that had to be given up; such an answer counts as wrong."""

@@ -7,7 +7,8 @@ this place holds different numbers the answer does not pass and the note lists t
 2. what follows ``####``, ``Answer:`` or ``the answer is``, up to the end of the sentence, every one
    with the same number; what stands in parentheses is looked at only where nothing else is there;
 3. the only number of the text, however often it is written;
-4. what is bold and is nothing but a number with its unit: ``**42 km**``;
+4. what is bold and is nothing but a number with its unit: ``**42 km**``; else the number of what
+   is bold in the last line;
 5. in the last sentence that holds a number, what stands alone behind an equals sign (``17 * 23 =
    391``), or its only number where it begins with a conclusion (``So``, ``Therefore``, ``In
    total``);
@@ -53,7 +54,7 @@ _LONE_BEFORE: Final = re.compile(rf"{_AROUND}(?:[^\d=≈]{{0,40}}[=≈:])?{_AROU
 _LONE_BEHIND: Final = re.compile(
     rf"{_AROUND}(?:[^\W\d_°]{{1,20}}[²³/°^\s.\u202f-]*\d?\s?){{0,3}}°?{_AROUND}"
 )
-_UNIT_WORD: Final = re.compile(r"[\s*_$\\)}\]~\u202f-]{0,4}([^\W\d_]+|[°%€$£¥₹′″'\"])")
+_UNIT_WORD: Final = re.compile(r"[\s*_$\\)}\]~\u202f-]{0,4}([^\W\d_]+|[°%€£¥₹′″'\"])")
 _NO_UNITS: Final = frozenset(
     (
         *("in", "and", "or", "is", "are", "was", "of", "on", "at", "by", "for", "to", "from"),
@@ -128,6 +129,10 @@ class Number:
         lone = [number for place in bold(text) for number in self._lone(place)]
         if lone:
             return self._one(lone)
+        last_line = text.strip().splitlines()[-1]
+        told = [number for place in bold(last_line) for number in self._told(place)]
+        if told:
+            return self._one(told)
         concluded = self._concluded(text)
         if concluded:
             return self._one(concluded)
@@ -291,4 +296,4 @@ def _as_text(value: Any, source: str, grader: Number) -> str:
     written = typed(value).strip()
     if len(written) <= 40:
         return written
-    return found.shown.replace(".", ",") if grader.decimal_comma else found.shown
+    return found.exact.replace(".", ",") if grader.decimal_comma else found.exact

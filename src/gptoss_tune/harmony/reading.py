@@ -70,5 +70,8 @@ SETTINGS: Final = frozenset(
     }
 )
 """Keys that mean the same beside messages, conversations, and prompt with completion."""
-GRADING: Final = ("answer", "pattern", "grader", "policy")
+GRADING: Final = (
+    *("answer", "pattern", "grader", "policy"),
+    *("choices", "rules", "calls", "schema", "equals"),
+)
 """Keys by which an evaluation grades the answer to a row that names a grader or a policy."""

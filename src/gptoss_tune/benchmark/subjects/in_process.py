@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gptoss_tune.benchmark.subject import Asking, Reply
+from gptoss_tune.benchmark.subjects.subject import Asking, Reply
 from gptoss_tune.evaluate.format_checks import problems
 from gptoss_tune.evaluate.generate import (
     Sampling,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gptoss_tune.benchmark.subject import Subject
 from gptoss_tune.benchmark.subjects.in_process import InProcess, Weights
 from gptoss_tune.benchmark.subjects.named import NamedSubject
 from gptoss_tune.benchmark.subjects.server import ChatServer, Served, served_model
+from gptoss_tune.benchmark.subjects.subject import Subject
 from gptoss_tune.evaluate.load import EvaluatedModel, open_evaluated_model
 from gptoss_tune.evaluate.trained_as import answering_section
 from gptoss_tune.harmony.render import Renderer

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from gptoss_tune.benchmark.subject import Asking, Reply, UnreadableServer
 from gptoss_tune.benchmark.subjects.answer import ChatAnswer, OddAnswer, readable
 from gptoss_tune.benchmark.subjects.as_chat import as_chat
+from gptoss_tune.benchmark.subjects.subject import Asking, Reply, UnreadableServer
 from gptoss_tune.errors import MachineError
 from gptoss_tune.evaluate.format_checks import problems
 from gptoss_tune.evaluate.prompts import Question

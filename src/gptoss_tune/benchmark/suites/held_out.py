@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from gptoss_tune.benchmark.subject import Asking
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.subjects.subject import Asking
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.prompts import Question, questions_of
 from gptoss_tune.grading.calls import calls_of

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from gptoss_tune.benchmark.subject import Asking
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.subjects.subject import Asking
 from gptoss_tune.benchmark.suites.held_out import HELD_OUT, NothingGraded, held_out_suite
 from gptoss_tune.benchmark.suites.open import is_suite_file, open_suite
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.evaluate.prompts import read_questions
 from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind

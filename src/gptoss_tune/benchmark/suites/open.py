@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gptoss_tune.benchmark.subject import Asking
-from gptoss_tune.benchmark.suite import Suite
+from gptoss_tune.benchmark.subjects.subject import Asking
 from gptoss_tune.benchmark.suites.listing import nearest, suite_path
 from gptoss_tune.benchmark.suites.needles import needle_rows
 from gptoss_tune.benchmark.suites.packages import PREFIX, package_file
 from gptoss_tune.benchmark.suites.read import read_suite_file
 from gptoss_tune.benchmark.suites.schema import GraderKey, SuiteFile, TaskSource
+from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.evaluate.prompts import Question, questions_of, read_located, read_unanswered
 from gptoss_tune.grading.rows import read_grader

@@ -230,13 +230,15 @@ def _print(figures: dict[str, Any], *, as_json: bool) -> None:
 
     from gptoss_tune.benchmark.table import print_figures
 
-    print_figures(figures, Console())
+    console = Console()
+    # A pipe or a job's log has no width of its own; the table wants 100 columns.
+    print_figures(figures, console if console.is_terminal else Console(width=100))
 
 
 def _refuse_unread(measured: Measured) -> None:
     """Leave with the error of a server that could not be read, once all others are shown."""
     if measured.refused:
-        from gptoss_tune.benchmark.subject import UnreadableServer
+        from gptoss_tune.benchmark.subjects.subject import UnreadableServer
 
         raise UnreadableServer("\n".join(measured.refused.values()))
 

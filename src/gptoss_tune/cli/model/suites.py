@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from gptoss_tune.benchmark.suite import Suite
+    from gptoss_tune.benchmark.suites.suite import Suite
 
 
 def suites(

@@ -23,6 +23,7 @@ DIGITS: Final = decimal.Context(
     rounding=decimal.ROUND_HALF_EVEN,
 )
 """Arithmetic that ends at once and raises nothing: a result out of range is no number."""
+_SHORT: Final = decimal.Context(prec=12, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])
 LONGEST_NUMERAL: Final = 1_000
 """Characters; a longer run of digits is not read."""
 
@@ -128,13 +129,17 @@ class Numeral:
         return DIGITS.scaleb(self.value, -2) if self.percent else self.value
 
     @property
+    def exact(self) -> str:
+        """It in full, so that it can be read again."""
+        return f"{self.value}%" if self.percent else str(self.value)
+
+    @property
     def shown(self) -> str:
         """It as a message shows it."""
         if self.value.is_nan():
             return "what is no number"
-        text = (
-            f"{DIGITS.normalize(self.value):g}" if self.value.adjusted() < 30 else "a huge number"
-        )
+        short = _SHORT.normalize(self.value)
+        text = f"{short:f}" if -7 < short.adjusted() < 20 else f"{short:e}"
         return f"{text}%" if self.percent else text
 
 

@@ -17,13 +17,13 @@ _BOX: Final = re.compile(r"\\f?boxed\s{0,3}\{")
 _BRACE: Final = re.compile(r"(?<!\\)[{}]")
 _LONGEST_BOX: Final = 4_000
 _ANSWER: Final = (
-    r"(?:answer|antwort|lösung|ergebnis|réponse|respuesta|risposta|resposta|ответ"
+    r"(?:(?<!\w)(?:answer|antwort|lösung|ergebnis|réponse|respuesta|risposta|resposta|ответ)"
     r"|答案|答え|答|정답|답)"
 )
-_IS: Final = r"(?:is|are|equals|would\sbe|ist|lautet|est|es|è|é|是|为|は|는|은)"
+_IS: Final = r"(?:(?:is|are|equals|would\sbe|ist|lautet|est|es|è|é)(?!\w)|是|为|は|는|은)"
 _MARKER: Final = re.compile(
-    rf"\#\#\#\#\s|(?<!\w)(?:{_ANSWER})(?:s|\(s\))?"
-    rf"(?:[*_\s]{{0,4}}[:=：≈](?![=:])|(?:\s[^.!?\n:=]{{0,60}}?)?(?:\s|(?<=[案え答답])){_IS}(?!\w)\s?:?|[*_]{{0,2}}\s?\n)",
+    rf"\#\#\#\#\s|{_ANSWER}(?:s|\(s\))?"
+    rf"(?:[*_\s]{{0,4}}[:=：≈](?![=:])|(?:\s[^.!?\n:=]{{0,60}}?)?(?:\s|(?<=[案え答답])){_IS}\s?:?|[*_]{{0,2}}\s?\n)",
     re.IGNORECASE,
 )
 _BOLD: Final = re.compile(r"\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptoss_tune.benchmark.subject import Asking
+from gptoss_tune.benchmark.subjects.subject import Asking
 from gptoss_tune.evaluate.prompts import Question
 
 
