@@ -205,12 +205,12 @@ def _run(guest: _Guest, given: dict[str, Any]) -> None:
     names = module.__dict__
     exec(compile(given["prefix"], "prefix.py", "exec"), names)
     tree = ast.parse(tests, NAME)
-    for name in _used(tree):
-        names.update(_meaning(name, names, guest))
     if entry_point:
         if entry_point not in guest.names:
             raise CodeFailedError(_missing(entry_point))
         names[entry_point] = names["candidate"] = Remote(guest, {"name": entry_point}, entry_point)
+    for name in _used(tree):
+        names.update(_meaning(name, names, guest))
     exec(compile(tree, NAME, "exec"), names)
     if given["check"]:
         names["check"](names[entry_point])
