@@ -44,7 +44,8 @@ def test_each_source_has_the_loss_of_that_file_alone(evaluated, held_out):
     assert both["eval_loss"] == pytest.approx(whole(both, names), rel=1e-12)
     assert not any("words" in name for name in alone)
     # Documents of both files in one row, and no token is counted for the other.
-    packed = evaluated("packed", f"data.eval=[{maths},{words}]", "data.packing=true")
+    one_row = ("data.packing=true", "data.max_length=1024")
+    packed = evaluated("packed", f"data.eval=[{maths},{words}]", *one_row)
     for name in names:
         assert packed[f"eval_weight_{name}"] == both[f"eval_weight_{name}"]
         assert packed[f"eval_loss_{name}"] == pytest.approx(both[f"eval_loss_{name}"], rel=1e-5)
