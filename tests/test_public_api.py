@@ -30,6 +30,7 @@ def test_errors_are_also_what_python_calls_them():
         "DataError": 2,
         "CheckpointError": 2,
         "HubError": 3,
+        "ThresholdMissed": 5,
         "MachineError": 3,
         "UndecidedError": 4,
         "GuardError": 2,

@@ -14,8 +14,8 @@ from typing import Any
 from gptoss_tune.benchmark.cache import AnswerCache, answer_key
 from gptoss_tune.benchmark.subjects.subject import Asking, Reply, Subject, UnreadableServer
 from gptoss_tune.benchmark.suites.suite import Suite
+from gptoss_tune.benchmark.verdicts import all_graded, told_of_code
 from gptoss_tune.evaluate.prompts import Question
-from gptoss_tune.grading.grader import Grading
 
 Progress = Callable[[str, str, int, int], None]
 """Told the subject, the suite, the answers that are there and those there will be."""
@@ -87,6 +87,7 @@ def measure(
         DataError: A question cannot be put to a chat API.
     """
     measured = Measured(list(suites), [subject.name for subject in subjects])
+    measured.notes += told_of_code(q.grader for suite in suites for q in suite.questions)
     for subject in _next_to_each_other(subjects):
         measured.protocols[subject.name] = subject.protocol
         try:
@@ -139,12 +140,11 @@ def _asked(
 
 
 def _graded(suite: Suite, replies: dict[tuple[int, int], tuple[Reply, bool]]) -> list[Graded]:
-    graders = [question.grader for question in suite.questions]
-    assert all(grader is not None for grader in graders), f"{suite.name}: a row without a grader"
-    judge = Grading()
-    found = []
-    for (number, sample), (reply, kept) in sorted(replies.items()):
-        grader = graders[number]
-        assert grader is not None
-        found.append(Graded(number, sample, reply, judge.grade(grader, reply.given), kept))
-    return found
+    graders = [question.grader for question in suite.questions if question.grader is not None]
+    assert len(graders) == len(suite.questions), f"{suite.name}: a row without a grader"
+    given = sorted(replies.items())
+    grades = all_graded([(graders[number], reply.given) for (number, _), (reply, _) in given])
+    return [
+        Graded(number, sample, reply, grade, kept)
+        for ((number, sample), (reply, kept)), grade in zip(given, grades, strict=True)
+    ]

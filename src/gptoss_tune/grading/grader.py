@@ -60,6 +60,16 @@ class Grader(Protocol):
         ...
 
 
+def as_grade(grader: Grader, verdict: Verdict) -> dict[str, Any]:
+    """Return ``kind``, ``passed`` and ``expected``, and ``note`` and ``label`` where there are."""
+    result = {"kind": grader.kind, "passed": verdict.passed, "expected": grader.expected}
+    if verdict.note is not None:
+        result["note"] = verdict.note
+    if verdict.label is not None:
+        result["label"] = verdict.label
+    return result
+
+
 class Grading:
     """Grades the answers of one evaluation within its time.
 
@@ -81,13 +91,7 @@ class Grading:
             grader: How to judge.
             given: The answer.
         """
-        verdict = self._verdict(grader, given)
-        result = {"kind": grader.kind, "passed": verdict.passed, "expected": grader.expected}
-        if verdict.note is not None:
-            result["note"] = verdict.note
-        if verdict.label is not None:
-            result["label"] = verdict.label
-        return result
+        return as_grade(grader, self._verdict(grader, given))
 
     def _verdict(self, grader: Grader, given: Given) -> Verdict:
         if grader.seconds == 0 or grader.kind not in self._left:
