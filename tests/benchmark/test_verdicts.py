@@ -14,7 +14,7 @@ def adds():
     row = {
         "grader": "code",
         "entry_point": "add",
-        "function_cases": [{"args": [2, 3], "returns": 5}],
+        "function_cases": [{"args": [2, 3], "expected": 5}],
     }
     try:
         return read_grader(row, "x:1")
