@@ -25,8 +25,15 @@ PYTEST += --hypothesis-profile=ci
 test: $(STAMP) lint
 	$(PYTEST) -m "not slow"
 
+# lm-eval and inspect-ai, which hold other versions than we do: their commands are run in a test.
+BESIDE := .venv-benchmarks
+$(BESIDE)/.installed:
+	$(PYTHON) -m venv $(BESIDE)
+	$(BESIDE)/bin/python -m pip install --quiet "lm-eval[api]==0.4.13" "inspect-ai==0.3.285" openai
+	@touch $@
+
 # Also the launches of several processes, kills and whole jobs, of which each takes long; CI runs it.
-test-all: $(STAMP) lint
+test-all: $(STAMP) $(BESIDE)/.installed lint
 	$(PYTEST)
 
 lint: $(STAMP)
@@ -49,4 +56,4 @@ release: $(STAMP)
 	PYTHON=$(BIN)/python bash docs/release.sh
 
 clean:
-	rm -rf site .venv .pytest_cache .ruff_cache build dist
+	rm -rf site .venv $(BESIDE) .pytest_cache .ruff_cache build dist

@@ -23,7 +23,7 @@ from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import Vocabulary, load_vocabulary
 from gptoss_tune.recipe import DataSection, EvaluationSection, load_recipe
 from gptoss_tune.recipe.load import read_recipe_values
-from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.run.folder import RECIPE, RunFolder
 from gptoss_tune.run.record import load_run_recipe
 from gptoss_tune.shipped import shipped_recipe
 from gptoss_tune.weights.sources import base_name, is_adapter, is_on_hub, resolve
@@ -242,7 +242,7 @@ def _is_recipe(target: str) -> bool:
     path = Path(target)
     if path.is_dir():
         raise RecipeError(
-            f"{target}: a folder without a recipe.yaml; expected a suite, a recipe or a run"
+            f"{target}: a folder without a {RECIPE}; expected a suite, a recipe or a run"
         )
     if path.suffix in _YAML and path.is_file():
         values = read_recipe_values(target)
