@@ -95,6 +95,17 @@ CASES = {
     "evaluate good": ("evaluate", "runs/first", "--recipe", "asks.yaml"),
     "evaluate good json": ("evaluate", "merged", "--recipe", "asks.yaml", "--json"),
     "evaluate bad": ("evaluate", "runs/first"),
+    "suites good": ("suites",),
+    "suites good one": ("suites", "tools", "--json"),
+    "suites bad": ("suites", "mathz"),
+    "benchmark good": (
+        *("benchmark", "data/prompts/tiny.jsonl", "--subjects", "base,runs/first"),
+        *("--limit", "4", "--max-new-tokens", "8", "--cache", "answers", "--fresh"),
+    ),
+    "benchmark bad": ("benchmark", "maths", "--subjects", "runs/missing"),
+    "benchmark bad requirement": (
+        *("benchmark", "maths", "--subjects", "runs/first", "--require", "mathz>=0.8"),
+    ),
     "init good": ("init", "--data", "rows.jsonl", "--gpu", "4090", "--out", "mine.yaml", "--yes"),
     "init bad": ("init", "--data", "missing.jsonl", "--gpu", "4090", "--yes"),
     "convert good": ("convert", "axolotl.yml"),
