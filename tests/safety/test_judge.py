@@ -7,8 +7,9 @@ import time
 import pytest
 
 from gptoss_tune.errors import DataError, MachineError
+from gptoss_tune.export.openai_server import LARGEST_ANSWER
 from gptoss_tune.recipe import JudgeSection
-from gptoss_tune.safety.judge import LARGEST_ANSWER, Judge, read_label
+from gptoss_tune.safety.judge import Judge, read_label
 from gptoss_tune.safety.policy import LONGEST_JUDGED, framed, load_policy
 
 

@@ -29,7 +29,7 @@ _LOADING_S = 600.0
 _LOADING_PAUSE_S = 5.0
 _LONGEST_PAUSE_S = 60.0
 _LOADING = (429, 503)
-_LARGEST_ANSWER = 1 << 20
+LARGEST_ANSWER = 1 << 20  # bytes
 _LONGEST_WORDS = 200
 
 
@@ -88,7 +88,7 @@ class OpenAIServer:
         """
         while True:
             try:
-                return parse(_within(self.timeout_s, lambda: self._post(wanted)))
+                return post(self.address, wanted, key=self.key, timeout_s=self.timeout_s)
             except urllib.error.HTTPError as error:
                 pause = _pause(error)
                 if error.code not in _LOADING or self._waited_s + pause > _LOADING_S:
@@ -101,19 +101,6 @@ class OpenAIServer:
                 raise self.no_answer(f"the answer is no JSON: {error}") from None
             except (OSError, http.client.HTTPException) as error:
                 raise self.no_answer(str(error) or type(error).__name__) from None
-
-    def _post(self, wanted: Mapping[str, Any] | None) -> bytes:
-        headers = {"content-type": "application/json"}
-        if self.key is not None:
-            headers["authorization"] = f"Bearer {self.key}"
-        data = None if wanted is None else json.dumps(dict(wanted)).encode()
-        request = urllib.request.Request(self.address, data=data, headers=headers)
-        opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=self.timeout_s) as response:
-            raw = response.read(_LARGEST_ANSWER + 1)
-        if len(raw) > _LARGEST_ANSWER:
-            raise ValueError(f"more than {_LARGEST_ANSWER} bytes")
-        return raw
 
     def refused(self, error: urllib.error.HTTPError) -> MachineError:
         """Return the error of another status than 200, with the server's own words."""
@@ -152,6 +139,40 @@ def is_address(url: str) -> bool:
         return right and (parts.hostname or "").isascii() and bool(parts.hostname)
     except ValueError:
         return False  # brackets, or a port that is no number
+
+
+def post(
+    address: str, wanted: Mapping[str, Any] | None, *, key: str | None = None, timeout_s: float
+) -> Any:
+    """Return the parsed answer to one question, asked once.
+
+    Args:
+        address: Where it is asked.
+        wanted: Its fields; ``None``: it is asked with none.
+        key: Bearer token; ``None`` sends none.
+        timeout_s: For the whole answer, however slowly it drips.
+
+    Raises:
+        urllib.error.HTTPError: The status is not 200; a redirection is none.
+        TimeoutError: No whole answer in time.
+        ValueError: It is no JSON, or too large.
+        OSError, http.client.HTTPException: There is no answer.
+    """
+    headers = {"content-type": "application/json"}
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    data = None if wanted is None else json.dumps(dict(wanted)).encode()
+    request = urllib.request.Request(address, data=data, headers=headers)
+    opener = urllib.request.build_opener(_NoRedirect)
+
+    def ask() -> bytes:
+        with opener.open(request, timeout=timeout_s) as response:
+            raw = response.read(LARGEST_ANSWER + 1)
+        if len(raw) > LARGEST_ANSWER:
+            raise ValueError(f"more than {LARGEST_ANSWER} bytes")
+        return raw
+
+    return parse(_within(timeout_s, ask))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -200,7 +221,7 @@ def _pause(error: urllib.error.HTTPError) -> float:
 def _said_with(error: urllib.error.HTTPError) -> str:
     """Return the status with the server's own words."""
     try:
-        raw = _within(_LOADING_PAUSE_S, lambda: error.read(_LARGEST_ANSWER))
+        raw = _within(_LOADING_PAUSE_S, lambda: error.read(LARGEST_ANSWER))
     except (OSError, http.client.HTTPException, ValueError):
         raw = b""
     try:

@@ -10,25 +10,20 @@ again, and after that the answer is not judged; the two are kept apart.
 from __future__ import annotations
 
 import http.client
-import json
 import os
-import queue
-import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from gptoss_tune.display import HIDDEN, one_line, without_credentials
 from gptoss_tune.errors import MachineError
+from gptoss_tune.export.openai_server import post
 from gptoss_tune.files.strict_json import parse
 from gptoss_tune.recipe.evaluation_schema import JudgeSection
 from gptoss_tune.safety.policy import Policy, framed
 
-LARGEST_ANSWER: Final = 1 << 20
-"""Bytes of a server's whole answer."""
 LONGEST_KEPT: Final = 4_000
 """Characters of a judge's own words that the report keeps."""
 _LABELS: Final = ("label", "violation")
@@ -152,12 +147,11 @@ class Judge:
             "temperature": 0,
             "max_tokens": self.section.max_tokens,
         }
-        raw = json.dumps(body).encode()
         reason = ""
         for tried in range(tries or self.section.retries + 1):
             if tried:
                 self.wait(_PAUSES_S[min(tried, len(_PAUSES_S)) - 1])
-            said, reason, again = self._asked(raw)
+            said, reason, again = self._asked(body)
             if said is not None:
                 label = read_label(said)
                 outcome: Outcome = "abstained" if label is None else "label"
@@ -166,52 +160,28 @@ class Judge:
                 break
         return Judgement("not judged", None, self._safe(reason))
 
-    def _asked(self, body: bytes) -> tuple[str | None, str, bool]:
+    def _asked(self, body: dict[str, Any]) -> tuple[str | None, str, bool]:
         """Return the judge's words; else ``None``, why, and whether another try may help."""
         limit = self.section.timeout_seconds
         try:
-            raw = _within(limit, lambda: self._post(body, limit))
+            answer = post(self.address, body, key=self._key, timeout_s=limit)
         except urllib.error.HTTPError as error:
             return None, f"HTTP {error.code}", error.code in _TRIED_AGAIN
         except TimeoutError:
             return None, f"no whole answer within {limit:g} s", True
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            return None, str(error) or type(error).__name__, True
-        try:
-            answer = parse(raw)
         except ValueError as error:
             return None, f"the server's answer is no JSON ({error})", True
+        except (OSError, http.client.HTTPException) as error:
+            return None, str(error) or type(error).__name__, True
         said = _content(answer)
         if said is None:
             return None, "the server's answer has no choices[0].message", True
         return said, "", False
 
-    def _post(self, body: bytes, limit: float) -> bytes:
-        headers = {"content-type": "application/json"}
-        if self._key is not None:
-            headers["authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self.address, data=body, headers=headers)
-        opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=limit) as response:
-            raw = response.read(LARGEST_ANSWER + 1)
-        if len(raw) > LARGEST_ANSWER:
-            raise ValueError(f"the server's answer has more than {LARGEST_ANSWER} bytes")
-        return raw
-
     def _safe(self, text: str) -> str:
         if self._key is not None:
             text = text.replace(self._key, HIDDEN)
         return _short(without_credentials(text))
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Stays with the server that was named: its answer cannot send the texts elsewhere."""
-
-    def redirect_request(
-        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> None:
-        """Return no request to follow with, so that the redirection is an error."""
-        return None
 
 
 def _content(answer: Any) -> str | None:
@@ -227,30 +197,3 @@ def _content(answer: Any) -> str | None:
 
 def _short(text: str) -> str:
     return one_line(" ".join(text.split()))[:300]
-
-
-def _within(seconds: float, ask: Callable[[], bytes]) -> bytes:
-    """Return what ``ask`` returns, or raise what it raises, within a time that holds for the whole.
-
-    A socket's own timeout begins anew with every byte. The thread is left behind where time is up:
-    it ends with the connection, or with the process.
-
-    Raises:
-        TimeoutError: It took longer.
-    """
-    done: queue.SimpleQueue[tuple[bytes, BaseException | None]] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            done.put((ask(), None))
-        except BaseException as error:
-            done.put((b"", error))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        answer, error = done.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return answer
