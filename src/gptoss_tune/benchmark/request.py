@@ -133,8 +133,9 @@ def with_base(
     if base is None and settings is not None:
         base = settings.base
     if base is None:
+        there = "; the folder of that name is ./base" if Path("base").is_dir() else ""
         raise RecipeError(
-            "--subjects: 'base' of what? name a run or adapter beside it, or --base NAME"
+            "--subjects: 'base' of what? name a run or adapter beside it, or --base NAME" + there
         )
     return [replace(s, target=base) if s.kind == "base" else s for s in named]
 

@@ -113,7 +113,7 @@ def gradients(model):
 def batch_of(rows):
     batch = PreferenceCollator(0)(rows)
     for name in BATCH_ONLY:
-        batch.pop(name)
+        batch.pop(name, None)
     return batch
 
 

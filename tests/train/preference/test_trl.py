@@ -95,7 +95,7 @@ def ours(model, method, settings, samples, pack, references, kl=None):
     row["reference"] = np.concatenate(references)
     batch = PreferenceCollator(0)([row])
     for name in BATCH_ONLY:
-        batch.pop(name)
+        batch.pop(name, None)
     return PreferenceLoss(section, kl)(model, batch).loss_sum / len(samples)
 
 
