@@ -33,13 +33,14 @@ def _benchmark(name: str, found: dict[str, Any]) -> str:
     rows = [row for suite in suites[:MOST_SHOWN] for row in _rows(suite, names[:MOST_SHOWN])]
     heads = [
         *("suite", "subject", "right (95 %)", f"against {reference}", "pass@k", "tokens"),
-        *("of thinking", "cut off", "healthy harmony", "in the rows of training"),
+        *("thinking", "cut off", "healthy", "seen in training"),
     ]
     cut = max(len(suites), len(names)) > MOST_SHOWN
     left = f'<p class="note">The rest is in benchmarks/{text(name, 90)}.json.</p>' if cut else ""
     about = text(found.get("created", ""), 40)
     return (
-        f'<h3>{text(name, 80)} <span class="soft">{about}</span></h3>{table(heads, rows)}{left}'
+        f'<h3>{text(name, 80)} <span class="soft">{about}</span></h3>'
+        f"{table(heads, rows, words=2)}{left}"
         f"{_policies(suites[:MOST_SHOWN], names[:MOST_SHOWN])}{_required(found)}{_notes(found)}"
     )
 
@@ -65,7 +66,8 @@ def _policies(suites: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
             mapping(mapping(suite.get("subjects")).get(name)).get("policies"),
         )
     ]
-    return table([text(head) for head in ("suite", "subject", *HEADS)], rows) if rows else ""
+    heads = [text(head) for head in ("suite", "subject", *HEADS)]
+    return table(heads, rows, words=2) if rows else ""
 
 
 def _cells(cell: Mapping[str, Any], seen: str) -> list[str]:
@@ -104,7 +106,9 @@ def _ends(interval: object, sign: str = "") -> str:
     ends = [number(end) for end in listing(interval)]
     if len(ends) != 2 or None in ends:
         return ""
-    return "[{}]".format(", ".join(f"{100 * (end or 0):{sign}.0f}" for end in ends))
+    return "[{}]".format(
+        ",\N{NO-BREAK SPACE}".join(f"{100 * (end or 0):{sign}.0f}" for end in ends)
+    )
 
 
 def _required(found: Mapping[str, Any]) -> str:

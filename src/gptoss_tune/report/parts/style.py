@@ -78,7 +78,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
   font-size: .88rem; }
 th, td { text-align: right; padding: .22rem .6rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-th:first-child, td.word, th.word { text-align: left; overflow-wrap: anywhere; min-width: 4rem; }
+th:first-child, td.word, th.word { text-align: left; overflow-wrap: anywhere; min-width: 5.5rem; }
 thead th { font-weight: 600; color: var(--soft); } tbody th { font-weight: 400; }
 details table { width: auto; min-width: 60%; }
 ul.lines { margin: .3rem 0; padding-left: 1.1rem; overflow-wrap: anywhere; }
