@@ -20,6 +20,10 @@ TINY = ["tiny/train.jsonl", "tiny/eval.jsonl"]
 FILES = [*CONVERSATIONS, EVAL, *TINY]
 PROMPTS = ["prompts/reasoning.jsonl", "prompts/tools.jsonl", "prompts/tiny.jsonl"]
 PROBES = "probes/refusal.jsonl"
+# What their rows hold is checked in benchmark/suites/.
+SUITES = [
+    f"suites/{name}.jsonl" for name in ("code", "instructions", "maths", "multilingual", "tools")
+]
 # What their rows hold is checked in safeguard/test_data.py.
 POLICIES = [
     *("safeguard/train.jsonl", "safeguard/eval.jsonl"),
@@ -324,7 +328,7 @@ def test_python_in_answers_does_what_it_says(name):
 def test_readme_table_is_true():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| `([\w/]+\.jsonl)` \| (\d+) \|", readme, re.MULTILINE))
-    files = [*FILES, *PROMPTS, PROBES, *PREFERENCES, *POLICIES]
+    files = [*FILES, *PROMPTS, PROBES, *PREFERENCES, *POLICIES, *SUITES]
     assert table == {name: str(len(load(name))) for name in files}
 
 

@@ -63,6 +63,11 @@ def test_bytes_of_checkpoints(recipe):
     assert made.checkpoints == 12 * factors + small, "a signal may ask for one"
     kept = plan(recipe("train.save_steps=5", "train.save_total_limit=3"), H100).disk
     assert kept.checkpoints == 4 * made.checkpoints
+    # The best one is kept beside the newest, and every evaluation may make one.
+    best = ("train.keep_best=eval_loss", "data.eval=b.jsonl", "train.eval_steps=2")
+    kept = plan(recipe(*best, "train.save_steps=5", "train.save_total_limit=3"), H100).disk
+    assert kept.checkpoints == 5 * made.checkpoints
+    assert plan(recipe(*best), H100).disk.checkpoints == 4 * made.checkpoints
     halved = plan(recipe("train.optim=paged_adamw_8bit"), H100).disk.checkpoints
     assert halved == pytest.approx((4 + 2 + 8 / 256) * factors, rel=1e-3)
 

@@ -57,3 +57,21 @@ def test_names_of_policies_are_text(make_run):
     page = parsed(write_report([run]))  # refuses attributes that act, and unbalanced elements
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert "owned" in words(page)
+
+
+def test_a_benchmark_shows_them_by_subject(make_run):
+    run = make_run()
+    cells = {
+        "base": {"score": 0.5, "policies": {"by_policy": {"spam": figures(0.25, 3)}}},
+        "tuned": {"score": 0.9, "policies": {"by_policy": {"spam": figures(0.75, 0)}}},
+        "odd": {"score": 0.9, "policies": [HOSTILE]},
+    }
+    found = {
+        "subjects": [{"name": name} for name in cells],
+        "suites": [{"name": "judge", "questions": 12, "subjects": cells}],
+    }
+    (run / "benchmarks").mkdir()
+    (run / "benchmarks" / "b.json").write_text(json.dumps(found))
+    told = words(parsed(write_report([run]))).partition("Benchmarks")[2]
+    assert "judge base spam 12 6 0.25 (0.12-0.62)" in told
+    assert "judge tuned spam 12 6 0.75 (0.38-0.88)" in told and "judge odd" not in told

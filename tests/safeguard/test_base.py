@@ -147,3 +147,12 @@ def test_a_card_has_the_figures_of_each_policy():
 def test_a_strange_record_has_no_policies(policies):
     text, head = card_of("openai/gpt-oss-20b", {"policies": policies})
     assert "model-index" not in head and "0." not in text.partition("## Policies")[2][:200]
+
+
+def test_the_best_checkpoint_is_chosen_by_the_average_of_the_policies():
+    asked = ["train.keep_best=eval_f1_macro", "evaluation.eval_steps=50"]
+    assert load_recipe("tiny/safeguard", asked).train.keep_best.metric == "eval_f1_macro"
+    with pytest.raises(RecipeError, match="max: the higher one is the better model"):
+        load_recipe(
+            "tiny/safeguard", [*asked[1:], "train.keep_best={metric: eval_f1_macro, goal: min}"]
+        )

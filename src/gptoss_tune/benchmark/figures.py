@@ -7,7 +7,8 @@ Its shape is what the table, the report, the model card and ``--require`` read::
      "suites": [{"name", "description", "questions", "samples", "asking", "notes", "licence",
                  "contamination": null | {"share": 0.02, ...},
                  "subjects": {NAME: null | {"score", "interval", "answers", "right", "pass_at",
-                     "tokens", "thinking", "cut_off", "health", "not_judged", "policies",
+                     "tokens", "thinking", "cut_off", "health", "not_judged",
+                     "policies": null | {"by_policy": {...}, "macro": {...}},
                      "difference": null | {"value", "interval", "p", "within_noise"}}}}],
      "notes": [...], "required": [...], "answers": [...]}
 """

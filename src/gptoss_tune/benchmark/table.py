@@ -20,9 +20,8 @@ def print_figures(figures: dict[str, Any], console: Console) -> None:
     """Print the table, what is to be known about it, and what was required."""
     console.print(figures_table(figures))
     for suite in figures["suites"]:
-        for name, cell in suite["subjects"].items():
-            if rows := policy_rows(None if cell is None else cell["policies"]):
-                console.print(_policies(f"{suite['name']}, {name}", rows))
+        if (policies := policies_table(suite)) is not None:
+            console.print(policies)
     for line in footnotes(figures):
         console.print(Text(visible(line), style="dim"), soft_wrap=False)
     for one in figures["required"]:
@@ -47,6 +46,23 @@ def figures_table(figures: dict[str, Any]) -> Table:
         names = [subject["name"] for subject in figures["subjects"]]
         for name in names:
             table.add_row(*shown.row(suite, name), end_section=name == names[-1])
+    return table
+
+
+def policies_table(suite: dict[str, Any]) -> Table | None:
+    """Return a classifier's figures by subject and policy; ``None`` for a suite without them."""
+    found = {name: cell["policies"] for name, cell in suite["subjects"].items() if cell}
+    rows = [(name, row) for name, report in found.items() for row in policy_rows(report)]
+    if not rows:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for head in (f"{_short(suite['name'])}, by policy", *HEADS):
+        table.add_column(head)
+    before = None
+    for name, (policy, *cells) in rows:
+        lead = "" if name == before else _short(name)
+        table.add_row(Text(lead), Text(_short(policy)), *cells)
+        before = name
     return table
 
 
@@ -84,16 +100,6 @@ def _of_training(suite: dict[str, Any]) -> list[str]:
     words = f"{seen} of {found['questions']} questions are"
     rows = f"in the {found['rows']:,} rows of training"
     return [f"{suite['name']}: {words} {rows}, by n-grams"]
-
-
-def _policies(title: str, rows: list[list[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.title, table.title_justify = Text(visible(title), style="bold"), "left"
-    for place, head in enumerate(HEADS):
-        table.add_column(head, justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    return table
 
 
 @dataclass(frozen=True)

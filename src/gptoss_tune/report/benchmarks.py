@@ -5,9 +5,10 @@ Read from ``RUN/benchmarks/NAME.json`` alone, of which any part may be missing o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gptoss_tune.grading.policy_table import HEADS, policy_rows
 from gptoss_tune.report.parts.read import Run, listing, mapping
 from gptoss_tune.report.parts.text import count, number, table, text
 
@@ -39,7 +40,7 @@ def _benchmark(name: str, found: dict[str, Any]) -> str:
     about = text(found.get("created", ""), 40)
     return (
         f'<h3>{text(name, 80)} <span class="soft">{about}</span></h3>{table(heads, rows)}{left}'
-        f"{_required(found)}{_notes(found)}"
+        f"{_policies(suites[:MOST_SHOWN], names[:MOST_SHOWN])}{_required(found)}{_notes(found)}"
     )
 
 
@@ -52,6 +53,19 @@ def _rows(suite: Mapping[str, Any], names: list[str]) -> list[list[str]]:
         [lead if place == 0 else "", text(name, 60), *_cells(mapping(cells.get(name)), seen)]
         for place, name in enumerate(names)
     ]
+
+
+def _policies(suites: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Return a classifier's figures by policy; empty where no suite has any."""
+    rows = [
+        [text(suite.get("name", ""), 60), text(name, 60), *(text(cell, 80) for cell in row)]
+        for suite in suites
+        for name in names
+        for row in policy_rows(
+            mapping(mapping(suite.get("subjects")).get(name)).get("policies"),
+        )
+    ]
+    return table([text(head) for head in ("suite", "subject", *HEADS)], rows) if rows else ""
 
 
 def _cells(cell: Mapping[str, Any], seen: str) -> list[str]:

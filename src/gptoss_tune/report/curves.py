@@ -19,6 +19,7 @@ CHANNELS = (*TRAINED_CHANNELS, "other", TEXT)
 """Channels in the order of the page; ``other`` is what stands in none, ``text`` is raw text."""
 WITHOUT_NOISE = ("learning_rate", "memory_gib")
 """Metrics that are drawn without a running mean."""
+_COLOURS, _MOST_SOURCES = 7, 24
 _ALL, _GOOD, _BAD = "var(--c0)", "var(--c3)", "var(--c5)"
 """Colours of what is of both answers, of the chosen or good, and of the rejected or bad."""
 
@@ -39,6 +40,7 @@ def losses(run: Run) -> list[str]:
         caption = f"Mean over all {method.sample}s of a step, by their weights"
     return [
         chart("Loss", mean, unit=method.loss_unit, caption=f"{caption}, on all ranks."),
+        _held_out_by_source(run),
         chart(
             "Loss by channel",
             by_channel,
@@ -46,6 +48,32 @@ def losses(run: Run) -> list[str]:
             caption="Mean over the trained tokens of a channel, whatever their weights.",
         ),
     ]
+
+
+def _held_out_by_source(run: Run) -> str:
+    """Return the figure of the held-out loss of each source; empty where there is one in all."""
+    begin = "eval_weight_"
+    named = {name.removeprefix(begin): None for row in run.held_out for name in row
+             if name.startswith(begin)}  # fmt: skip
+    lines = [
+        Line(
+            name,
+            run.series(f"eval_loss_{name}", held_out=True),
+            colour(place),
+            DASHES[place // _COLOURS % len(DASHES)],
+            dots=True,
+        )
+        for place, name in enumerate(list(named)[:_MOST_SOURCES])
+    ]
+    left = len(named) - len(lines)
+    more = f" {left:,} more are in the metrics." if left > 0 else ""
+    return chart(
+        "Held-out loss by source",
+        lines,
+        unit=run.method.loss_unit,
+        caption="The held-out loss is their mean, by the loss weights of what each source holds."
+        + more,
+    )
 
 
 def optimisation(run: Run) -> list[str]:

@@ -56,6 +56,7 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
         first = f"{figure(held_out[0], 3)} → " if len(held_out) > 1 else ""
         found.append((f"{first}{figure(held_out[-1], 3)}", f"held-out loss, {unit}", False))
     found += _won(run)
+    found += _best(run)
     of = f" of {planned:,.0f}" if planned and steps and steps < planned else ""
     found.append((f"{count(steps)}{of}", "optimizer steps", False))
     found.append((count(trained_tokens(run)), "tokens trained", False))
@@ -89,6 +90,16 @@ def _won(run: Run) -> list[tuple[str, str, bool]]:
     return found
 
 
+def _best(run: Run) -> list[tuple[str, str, bool]]:
+    """Return which step's weights were published, of a run that chose them."""
+    best = mapping(run.fact("best"))
+    step, value = number(best.get("step")), number(best.get("value"))
+    if step is None or value is None:
+        return []
+    metric = text(best.get("metric", ""), 80)
+    return [(f"step {count(step)}", f"is the adapter: best {metric}, {figure(value)}", False)]
+
+
 def _held_out_or_last(run: Run, metric: str) -> tuple[list[float], str]:
     """Return a metric's values on held-out rows, or the mean of the last ones of training."""
     held_out = [v for _, v in run.series(f"eval_{metric}", held_out=True) if v is not None]
@@ -118,6 +129,12 @@ def told(run: Run) -> str:
         parts.append(
             '<div class="box bad"><strong>The guard stopped this run.</strong>'
             f'<div class="words">{text(reason)}</div></div>'
+        )
+    stopping = mapping(run.fact("early_stopping"))
+    if stopping.get("stopped") and stopping.get("reason"):
+        parts.append(
+            '<div class="box"><strong>Stopped early</strong>'
+            f'<div class="words">{text(stopping["reason"], 600)}</div></div>'
         )
     found = warnings(run)
     if found:

@@ -73,7 +73,7 @@ class Losses(_Part):
     last: dict[str, float]
     """Of the last."""
     eval: dict[str, float]
-    """Of the last evaluation; empty without one."""
+    """Of the last evaluation, or of the best one that keep_best chose; empty without one."""
 
 
 class Preferences(_Part):
@@ -121,6 +121,35 @@ class ChosenExperts(_Part):
     cached: bool = False
 
 
+class Best(_Part):
+    """The best evaluated weights, which the adapter holds."""
+
+    metric: str
+    goal: str
+    """min or max."""
+    value: float | None
+    """Null where no evaluation gave a number: the adapter is then the last step's."""
+    step: int | None
+    figures: dict[str, float] = {}
+    """All figures of the evaluation at that step."""
+
+
+class EarlyStop(_Part):
+    """How often the figure of early stopping got no better."""
+
+    metric: str
+    goal: str
+    best: float | None
+    best_step: int | None
+    waited: int
+    """Evaluations since the last improvement."""
+    stopped: bool
+    step: int | None = None
+    """After which the run ended; absent where it ran to its end, as are the next two."""
+    planned: int | None = None
+    reason: str | None = None
+
+
 class RunCard(_Part):
     """A finished run's ``run.json``."""
 
@@ -147,6 +176,10 @@ class RunCard(_Part):
     """Of a run with a reference alone."""
     chosen_experts: ChosenExperts | None = None
     """Of a run whose ``lora.experts`` chooses some alone."""
+    best: Best | None = None
+    """Of a run with ``train.keep_best`` alone."""
+    early_stopping: EarlyStop | None = None
+    """Of a run with ``train.early_stopping`` alone."""
     tokens: dict[str, Any]
     """Trained tokens, by channel and by dataset."""
     tokens_per_second: float | None
@@ -199,11 +232,16 @@ def opening_facts(
     }
 
 
-def closing_facts(run: Path) -> dict[str, Any]:
+def closing_facts(run: Path, published: int | None = None) -> dict[str, Any]:
     """Return losses, throughput and what a preference run won as ``RUN/metrics.jsonl`` has them.
 
     The run is over and its adapter written, so a damaged line is counted and not refused; a line
     without one of the figures counts for the others.
+
+    Args:
+        run: The run's folder.
+        published: Step of the weights that the adapter holds, whose evaluation is told; ``None``:
+            the last one's.
 
     Raises:
         CheckpointError: The file is a link, no regular file, or of no sane size.
@@ -218,6 +256,8 @@ def closing_facts(run: Path) -> dict[str, Any]:
             damaged.append(number)
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "eval_loss" in row]
+    if published is not None:
+        evaluations = [row for row in evaluations if row.get("step") == published]
 
     def figures(*begin: str) -> dict[str, dict[str, float]]:
         held_out = [f"eval_{name}" for name in begin]

@@ -54,6 +54,8 @@ _KINDS: dict[str, Any] = {
     "hardware": {},
     "preferences": {"first": {}, "last": {}, "eval": {}},
     "chosen_experts": {"chosen_by": str, "experts": int, "layers": {}, "share_of_load": {}},
+    "best": {"metric": str, "value": float, "step": int, "figures": {}},
+    "early_stopping": {"metric": str, "step": int, "reason": str},
     "safety": {"figures": [{}], "judges": [str], "not_measured": [str]},
     "reference": {"of": str, "rows": int, "tokens": int, "seconds": float},
     "recipe": {

@@ -21,7 +21,7 @@ from gptoss_tune.evaluate.evaluator import figures
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.tables import one_line
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.files.strict_json import to_text
+from gptoss_tune.files.strict_json import read_object, to_text
 from gptoss_tune.report.safety.page import write_safety_page
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
@@ -84,6 +84,20 @@ class Evaluation(TrainerCallback):
         if self._evaluated != self._trainer.state.global_step:
             self._evaluate(self._trainer.state, self._trainer.control)
 
+    def tell_again(self, step: int) -> None:
+        """Write the evaluation of an earlier step into the record: its weights are published."""
+        file = RunFolder(self._run).evaluation(step)
+        if self._trainer.state.is_world_process_zero and file.is_file():
+            self._record(read_object(file, folder=self._run))
+
+    def _record(self, report: dict[str, Any]) -> None:
+        found = figures(report) | safety_figures(report)
+        policies = {"policies": report["policies"]} if "policies" in report else {}
+        update_record(self._run, evaluation={"step": report["step"], **found, **policies})
+        if "safety" in report:
+            update_record(self._run, safety=safety_record(report))
+            write_safety_page(self._run)
+
     def _asked(self) -> bool:
         """Say whether to leave the evaluation, as it asks before every batch or token."""
         self._watch.note_progress()
@@ -119,11 +133,7 @@ class Evaluation(TrainerCallback):
             file = RunFolder(self._run).evaluation(step)
             file.parent.mkdir(exist_ok=True)
             write_text(file, to_text(report, ascii_only=False) + "\n")
-            policies = {"policies": report["policies"]} if "policies" in report else {}
-            update_record(self._run, evaluation={"step": step, **found, **policies})
-            if "safety" in report:
-                update_record(self._run, safety=safety_record(report))
-                write_safety_page(self._run)
+            self._record(report)
         # Logging marks the step's own metrics as written, which they may not be yet.
         unwritten = control.should_log
         trainer.log(found)

@@ -88,7 +88,7 @@ def complete(
             _look_at_best(context, trainer, chosen)
         trainer.conclude(context)
     if selection is not None:
-        _tell(context, trainer, selection)
+        _tell(context, trainer, selection, asked)
     return eval_loss
 
 
@@ -96,6 +96,12 @@ def _published_step(trainer: MethodTrainer, selection: Selection) -> int:
     """Return the step of the best weights; the last one where no evaluation gave a number."""
     assert selection.best is not None
     return selection.best.step or trainer.state.global_step
+
+
+def _best_step(trainer: MethodTrainer) -> int | None:
+    """Return the step that ``keep_best`` chose; ``None`` where it chose none."""
+    selection = trainer.selection
+    return None if selection is None or selection.best is None else selection.best.step or None
 
 
 def _publish(context: RunContext, trainer: MethodTrainer, step: int) -> None:
@@ -141,7 +147,12 @@ def _last_evaluations(
     return last_evaluation(trainer, context.console)
 
 
-def _tell(context: RunContext, trainer: MethodTrainer, selection: Selection) -> None:
+def _tell(
+    context: RunContext,
+    trainer: MethodTrainer,
+    selection: Selection,
+    asked: Sequence[Evaluation],
+) -> None:
     """Say and write down which weights were published, and why the run ended."""
     console, facts = context.console, selection.facts()
     step, planned = trainer.state.global_step, trainer.state.max_steps
@@ -173,9 +184,9 @@ def _tell(context: RunContext, trainer: MethodTrainer, selection: Selection) -> 
             told = f"best: {best.metric} {best.value:.6g} at step {best.step} of {step}, which the "
             told += "adapter holds"
         console.print(told, soft_wrap=True, highlight=False)
-        answers = selection.at_best.get("answers")
-        if answers and trainer.args.should_save:
-            update_record(context.run, evaluation={"step": best.step, **answers})
+        for evaluation in asked:
+            if best.step != step:
+                evaluation.tell_again(best.step)
     if trainer.args.should_save:
         update_record(context.run, **facts)
 
@@ -262,7 +273,7 @@ def finish(trainer: MethodTrainer, context: RunContext, eval_loss: float | None)
             eval_loss=eval_loss,
             seconds=round(summary.seconds, 2),
             peak_memory_bytes=summary.peak_memory_bytes,
-            **card.closing_facts(run),
+            **card.closing_facts(run, _best_step(trainer)),
         )
     trainer.accelerator.wait_for_everyone()
     loss = "" if summary.loss is None else f", loss {summary.loss:.4f}"

@@ -265,6 +265,7 @@ class MethodTrainer(Trainer):
             return super()._evaluate(*args, **kwargs)
         except EvaluationLeftOut:
             self._reset_evaluation()  # half an evaluation says nothing
+            self.control.should_evaluate = False  # nor does a second half, at the end of an epoch
             if self.selection is None:
                 self.left_out.append(self.state.global_step)
             else:

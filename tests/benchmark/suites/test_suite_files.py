@@ -105,6 +105,18 @@ def test_a_template_that_ends_in_tojson_gives_graders_a_structure(
     assert question.grader.expected == "f(a=1)"
 
 
+def test_a_list_of_accepted_answers_is_written_with_tojson(write_suite, write_rows, renderer):
+    write_rows("set.jsonl", {"q": "Where?", "right": ["Oslo", "in Oslo"], "how": "exact"})
+    path = write_suite(
+        "tasks:\n  path: set.jsonl\n  columns:\n    prompt: '{{ q }}'\n"
+        "    answer: '{{ right | tojson }}'\n    grader: '{{ how }}'\n"
+    )
+    (question,) = open_suite(path, renderer).questions
+    assert (
+        passes(question, "Oslo.") and passes(question, "In Oslo") and not passes(question, "Rome")
+    )
+
+
 def test_limits(write_suite, write_rows, renderer):
     write_rows("a.jsonl", *({"prompt": f"{n}?", "answer": str(n)} for n in range(5)))
     write_rows("b.jsonl", *({"prompt": f"{n}!", "answer": str(n)} for n in range(5)))

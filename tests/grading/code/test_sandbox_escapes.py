@@ -402,6 +402,24 @@ def test_an_attempt_fails_and_would_work_without_its_defence(name, attempt, outs
     assert escaped(control), f"it does not work without {defences} either: {control}"
 
 
+def test_packages_beside_the_standard_library_are_not_read(attempt):
+    beside = Path(sysconfig.get_paths()["stdlib"]) / "site-packages"
+    there = next((path for path in beside.glob("**/*.*") if path.is_file()), None)
+    if there is None:
+        pytest.skip("this Python has no package beside its standard library")
+    code = f"open({str(there)!r}, 'rb').read(); print('ESCAPED')"
+    assert not escaped(attempt(code))
+    assert escaped(attempt(code, without=("landlock",)))
+
+
+def test_root_runs_without_its_capabilities(attempt):
+    if os.getuid() != 0:
+        pytest.skip("an ordinary user has none")
+    code = "import os; os.nice(-1); print('ESCAPED')"
+    assert not escaped(attempt(code, without=("seccomp",)))
+    assert escaped(attempt(code, without=("seccomp", "landlock")))
+
+
 def test_nothing_outside_was_changed(attempt, tmp_path):
     outside = Outside(tmp_path)
     mode = (tmp_path / "secret").stat().st_mode

@@ -56,3 +56,17 @@ def test_document_ends_are_those_that_attention_would_find(packed):
     )
     assert torch.equal(batch["cu_seq_lens_q"], found.cu_seqlens())
     assert batch["max_length_q"] == 11, "the padding of the first row is its longest run"
+
+
+def test_a_target_is_of_the_source_of_its_own_token():
+    """Not of the token before it, which may be the end of another document."""
+    row = {
+        "input_ids": [1, 2, 3, 4, 5],
+        "loss_weights": [0.0, 1.0, 1.0, 1.0, 1.0],
+        "channels": [0] * 5,
+        "position_ids": [0, 1, 2, 0, 1],
+        "sources": [2, 1],
+    }
+    batch = Collator(0, packed=True, by_source=True)([row])
+    assert batch["sources"].tolist() == [[2, 2, 1, 1, 0, 0, 0, 0]]
+    assert "sources" not in Collator(0, packed=True)([row])

@@ -104,6 +104,47 @@ def test_a_run_from_before_a_setting_existed_goes_on_as_it_was(recipe):
     assert [one.name for one in changes(before, now)] == ["train.deterministic"]
 
 
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("train.lr_scheduler_kwargs.num_cycles=0.4", "train.lr_scheduler_kwargs"),
+        ("train.keep_best=eval_loss", "train.keep_best"),
+        ("train.early_stopping={patience: 2, metric: eval_loss}", "train.early_stopping"),
+    ],
+)
+def test_a_setting_of_several_values_is_one_entry_that_older_runs_lack(
+    recipe, rows, override, name
+):
+    evaluated = (f"data.eval={rows}", "train.eval_steps=2")
+    before = fingerprint_of(recipe(*evaluated))
+    now = fingerprint_of(recipe(*evaluated, override))
+    older = {key: value for key, value in before.items() if key != name}
+    for one in (before, older):
+        assert [change.name for change in changes(one, now)] == [name]
+        assert changes(one, before) == []
+
+
+def test_how_often_and_on_what_the_best_is_measured_is_compared(recipe, rows, tmp_path):
+    """Where nothing hangs on evaluations, they stay free."""
+    asked = tmp_path / "prompts.jsonl"
+    asked.write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    common = (f"data.eval={rows}", f"evaluation.prompts={asked}")
+    slow = ("train.eval_steps=2", "evaluation.eval_steps=2")
+    fast = ("train.eval_steps=1", "evaluation.eval_steps=2")
+    for setting, differs in (
+        ("train.keep_best=null", False),
+        ("train.keep_best=eval_loss", True),
+        ("train.keep_best=eval_graded", False),
+    ):
+        before, now = (fingerprint_of(recipe(*common, *one, setting)) for one in (slow, fast))
+        names = [change.name for change in changes(before, now)]
+        assert names == (["train.keep_best"] if differs else []), setting
+    graded = recipe(*common, *slow, "train.keep_best=eval_graded")
+    before = fingerprint_of(graded)
+    asked.write_text('{"prompt": "2 + 3?", "answer": "5"}\n')
+    assert [one.name for one in changes(before, fingerprint_of(graded))] == ["train.keep_best"]
+
+
 def test_data_that_was_edited_in_place_stops(recipe, rows, tmp_path):
     train_file, eval_file = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
     for file in (train_file, eval_file):

@@ -82,7 +82,11 @@ def _print_comparison(
     from gptoss_tune.run.folder import RunFolder
 
     read = {f: read_run(f) for f in folders if RunFolder(f).record.is_file()}
-    held_out = {f: _last(run.held_out, "eval_loss") for f, run in read.items()}
+    # Of what the run published, which keep_best may have chosen among the evaluations.
+    held_out = {
+        f: _last([run.record] if run.fact("best") else run.held_out, "eval_loss")
+        for f, run in read.items()
+    }
     trained = {f: _last(run.train, "loss") for f, run in read.items()}
     by_loss = held_out if any(loss is not None for loss in held_out.values()) else trained
     ordered = sorted(

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from gptoss_tune.display import one_line
 from gptoss_tune.grading.policy_metrics import metric_name
 from gptoss_tune.grading.policy_table import MOST_POLICIES
 from gptoss_tune.report.parts.text import number
@@ -50,6 +51,28 @@ def evaluation_results(record: Mapping[str, Any]) -> list[EvalResult]:
             # The name as figures have it: what a record calls a policy may be any text.
             found.append(_result(_PROMPTS, "f1", f"F1, policy {metric_name(str(name)[:64])}", f1))
     return found
+
+
+def chosen_words(record: Mapping[str, Any]) -> str:
+    """Return which step ``keep_best`` published, and by what; empty where it published the last."""
+    best = record.get("best")
+    best = best if isinstance(best, Mapping) else {}
+    step, value, metric = number(best.get("step")), number(best.get("value")), best.get("metric")
+    if step is None or value is None or not isinstance(metric, str):
+        return ""
+    return f"step {step:.0f}, the best by `{one_line(metric)[:80]}`: {value:.4g}"
+
+
+def stopped_words(record: Mapping[str, Any]) -> str:
+    """Return after which step a run ended early, and why; empty where it ran to its end."""
+    found = record.get("early_stopping")
+    found = found if isinstance(found, Mapping) else {}
+    step, planned, waited = (number(found.get(name)) for name in ("step", "planned", "waited"))
+    metric = found.get("metric")
+    if not found.get("stopped") or None in (step, planned, waited) or not isinstance(metric, str):
+        return ""
+    name = one_line(metric)[:80]
+    return f"step {step:.0f} of {planned:.0f}: {waited:.0f} evaluations without a better `{name}`"
 
 
 def policies_of(record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,7 +20,14 @@ from huggingface_hub import ModelCardData
 from gptoss_tune import __version__
 from gptoss_tune.display import one_line
 from gptoss_tune.export.hub.base_name import is_public
-from gptoss_tune.export.hub.card_results import WON, evaluation_results, policies_of, won
+from gptoss_tune.export.hub.card_results import (
+    WON,
+    chosen_words,
+    evaluation_results,
+    policies_of,
+    stopped_words,
+    won,
+)
 from gptoss_tune.export.hub.card_safety import safety_text
 from gptoss_tune.export.hub.card_text import TAG, new_card
 from gptoss_tune.export.hub.licence import Licence
@@ -33,6 +40,8 @@ from gptoss_tune.run.method import method_of, reference_words
 from gptoss_tune.run.record import prompts_of, record_of_adapter
 
 _MOST_DATASETS = 20
+_BEST = ("metric", "goal", "value", "step")
+_STOPPED = ("metric", "goal", "best", "best_step", "waited", "stopped", "step", "planned")
 _REFERENCE = ("of", "rows", "tokens", "seconds", "cached")
 _ENVIRONMENT = ("gptoss_tune", "python", "platform", "git_commit", "processes", "deterministic")
 
@@ -139,6 +148,9 @@ def run_card(facts: Facts) -> str:
     if reference := facts.record.get("reference"):
         kept = {k: reference[k] for k in _REFERENCE if isinstance(reference.get(k, ()), plain)}
         card["reference"] = kept
+    for part, names in (("best", _BEST), ("early_stopping", _STOPPED)):
+        if told_of := facts.record.get(part):
+            card[part] = {k: told_of[k] for k in names if isinstance(told_of.get(k, ()), plain)}
     if figures := won(facts.record):
         card["preferences"] = dict(figures)
     environment["gpus"] = [name for name in told.get("gpus") or [] if _is_text(name)]
@@ -278,6 +290,8 @@ def _training(facts: Facts) -> str:
         *([("reference", words)] if (words := reference_words(record)) else []),
         *([("experts with an adapter", words)] if (words := _experts(record)) else []),
         ("steps", _whole(record.get("steps"))),
+        *([("the adapter is of", words)] if (words := chosen_words(record)) else []),
+        *([("stopped early", words)] if (words := stopped_words(record)) else []),
         ("last training loss", _number(record.get("loss"))),
         ("evaluation loss", _number(record.get("eval_loss"))),
         *((WON[name], _number(value)) for name, value in won(record)),

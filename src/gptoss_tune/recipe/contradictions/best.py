@@ -23,6 +23,7 @@ _BEST, _STOPPING = "train.keep_best", "train.early_stopping"
 _HELD_OUT = ("data.eval", "data.eval_fraction")
 _ASKED = (
     *("evaluation.prompts", "evaluation.drift.references", "evaluation.drift.probes"),
+    "evaluation.safety",
     "method.name",
 )
 

@@ -80,10 +80,16 @@ def _answers(evaluation: EvaluationSection) -> dict[str, Goal | None]:
     if evaluation.prompts is not None:
         found |= {"graded": "max", "health": "max", "answer_tokens": None}
         found |= {f"reasoning_tokens_{effort}": None for effort in _EFFORTS}
+        # Of prompts with the grader policy; those of one policy have its name, which a file says,
+        # and a precision there is only where something was called a violation.
+        found |= {f"{rate}_macro": "max" for rate in ("f1", "recall", "specificity")}
+        found["abstained_macro"] = "min"
     drift = evaluation.drift
     if drift.references is not None:
         found["kl"] = "min"
         found |= {f"kl_{name}": "min" for name in WEIGHED}
     if drift.probes is not None:
         found |= {"refusal_rate": None, "refusal_rate_change": None}
+    if evaluation.safety.wanted:
+        found["safety_regressions"] = "min"
     return found

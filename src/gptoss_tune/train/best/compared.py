@@ -51,8 +51,10 @@ def compared_entries(
 
 def _asked(evaluation: EvaluationSection) -> str:
     """Return a digest of what is asked, files included."""
-    drift = evaluation.drift
+    drift, safety = evaluation.drift, evaluation.safety
     files = [*(evaluation.prompts or ()), *(drift.references or ()), *(drift.probes or ())]
+    files += [*(safety.requests or ()), *([] if safety.policy is None else [safety.policy])]
     content = [sha256_of(Path(file)) if Path(file).is_file() else None for file in files]
-    settings = json.loads(evaluation.model_dump_json())
+    # Suites are a command's, and no training asks them.
+    settings = json.loads(evaluation.model_dump_json(exclude={"suites"}))
     return f"evaluation {digest_of({'settings': settings, 'files': content})}"
