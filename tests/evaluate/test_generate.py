@@ -6,8 +6,10 @@ import torch
 from gptoss_tune.distributed import Ranks
 from gptoss_tune.evaluate.generate import (
     Generation,
+    Sampling,
     Stopped,
     answer,
+    answer_batches,
     evaluating,
     without_adapters,
 )
@@ -103,3 +105,24 @@ def test_modes_come_back_one_by_one(tuned):
     with evaluating(tuned):
         assert not any(m.training for m in tuned.modules())
     assert tuned.training and not part.training
+
+
+def test_batches_for_a_benchmark_give_the_same_greedy_answers(tuned, prompts):
+    with evaluating(tuned):
+        expected = answer(tuned, prompts, Generation(8), Ranks())
+        for batch_size in (1, 2, 3):
+            found = list(answer_batches(tuned, prompts, Sampling(8, 0.0), batch_size))
+            assert [dict(found)[n] for n in range(len(prompts))] == expected
+            longest_first = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+            assert [n for n, _ in found] == longest_first
+
+
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_those_beside_it(tuned, prompts):
+    def drawn(asked, seed, batch_size=3):
+        return dict(answer_batches(tuned, asked, Sampling(8, 5.0, seed=seed), batch_size))
+
+    with evaluating(tuned):
+        together = drawn(prompts, 1)
+        assert drawn([prompts[2]], 1)[0] == together[2]
+        assert drawn(prompts[::-1], 1, batch_size=1)[0] == together[2]
+        assert drawn(prompts, 2) != together == drawn(prompts, 1)
