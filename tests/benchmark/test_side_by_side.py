@@ -158,7 +158,7 @@ def test_five_subjects_in_one_table_and_the_raw_trap(place):
     # It is in the run's folder, and on its page.
     assert json.loads((place / "run/benchmarks/benchmark.json").read_text())["suites"]
     assert CliRunner().invoke(app, ["report", str(place / "run")]).exit_code == 0
-    assert "of thinking" in (place / "run" / "report.html").read_text()
+    assert "seen in training" in (place / "run" / "report.html").read_text()
 
 
 def test_base_and_run_share_weights_and_answers_are_kept(place):
