@@ -67,6 +67,7 @@ class Evaluator:
     Attributes:
         questions: What is answered and graded.
         probes: What is answered to count refusals.
+        generation: How answers are drawn.
         answers: Of the last evaluation; ``None`` before it.
         references: Where the distributions are compared.
     """
@@ -89,7 +90,7 @@ class Evaluator:
         settings = sample_settings(data)
         renderer = Renderer(vocabulary, settings.render)
         self._section, self._encoding = section, vocabulary.encoding
-        self._generation = Generation(
+        self.generation = Generation(
             section.max_new_tokens, section.temperature, section.batch_size, seed
         )
 
@@ -170,7 +171,7 @@ class Evaluator:
         self, model: nn.Module, questions: Sequence[Question], should_stop: Callable[[], bool]
     ) -> list[Answer]:
         prompts = [question.prompt_ids for question in questions]
-        generated = answer(model, prompts, self._generation, Ranks(), should_stop)
+        generated = answer(model, prompts, self.generation, Ranks(), should_stop)
         return [read_answer(ids, self._encoding) for ids in generated]
 
     def _sides(self, tuned: Sequence[Answer]) -> Answers:

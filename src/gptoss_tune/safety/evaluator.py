@@ -19,7 +19,6 @@ from gptoss_tune.distributed import Ranks, gather_over_ranks
 from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.evaluate.evaluator import Evaluator
 from gptoss_tune.evaluate.generate import (
-    Generation,
     Stopped,
     answer,
     evaluating,
@@ -27,6 +26,7 @@ from gptoss_tune.evaluate.generate import (
     without_adapters,
 )
 from gptoss_tune.evaluate.parse import Answer, read_answer
+from gptoss_tune.grading.grader import Grader
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.recipe import DataSection, EvaluationSection
 from gptoss_tune.safety.assess import Assessment, exchange
@@ -61,9 +61,7 @@ class SafetyEvaluator:
         self._evaluator = Evaluator(section, data, vocabulary, seed=seed)
         self._section, self._encoding = section, vocabulary.encoding
         self._effort = data.reasoning_effort
-        self._generation = Generation(
-            section.max_new_tokens, section.temperature, section.batch_size, seed
-        )
+        self._generation = self._evaluator.generation
         self._asked: Asked | None = None
         self._base: list[Answer] | None = None
         self._policy = load_policy(section.safety.policy) if section.safety.requests else None
@@ -105,6 +103,11 @@ class SafetyEvaluator:
             return report
         sides = [self._side(self._base, base=True), self._side(tuned, base=False)]
         return {**report, "safety": self._assessed(self._asked, sides, device, should_stop)}
+
+    @property
+    def graders(self) -> list[Grader | None]:
+        """Graders of the prompts."""
+        return [question.grader for question in self._evaluator.questions]
 
     def answer_as_base(self, base: nn.Module) -> None:
         """Keep the answers of a model as those of the base, for a merged model that has none."""

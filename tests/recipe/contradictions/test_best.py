@@ -2,6 +2,7 @@
 
 import pytest
 
+from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe import DataSource
 from gptoss_tune.recipe.contradictions.best import goal_of
 from gptoss_tune.recipe.figures.evaluation import evaluation_figures
@@ -108,3 +109,37 @@ def test_the_channels_are_those_of_the_data():
     from gptoss_tune.recipe.figures.sources import WEIGHED
 
     assert CHANNELS == CHANNEL_NAMES and tuple(ChannelWeights.model_fields) == WEIGHED
+
+
+SAFETY = {
+    "evaluation.safety.requests": "['harm.jsonl']",
+    "evaluation.safety.judge.url": "http://localhost:8000",
+    "evaluation.safety.judge.model": "judge",
+    "evaluation.safety.chain_of_thought": "true",
+    "evaluation.safety.hints": "true",
+    "evaluation.safety.without_analysis": "true",
+    "evaluation.drift.probes": "probes.jsonl",
+    "evaluation.prompts": "prompts.jsonl",
+}
+
+
+def test_every_figure_of_safety_can_be_named(load, sound):
+    from gptoss_tune.safety.assess import FLAGGED, SHOWN
+
+    one = load(sound, *(f"{key}={value}" for key, value in SAFETY.items()))
+    known = evaluation_figures(one.method, one.data, one.evaluation)
+    safety = {name: figure.goal for name, figure in known.items() if "_safety_" in name}
+    assert {*safety} == {f"eval_safety_{name}" for name in ("regressions", *FLAGGED, *SHOWN)}
+    assert {name for name, goal in safety.items() if goal is None} == {
+        f"eval_safety_{name}" for name in SHOWN
+    }
+
+
+def test_a_figure_of_one_policy_is_known_where_prompts_are_asked(load, sound):
+    keep = ("train.keep_best=eval_f1_spam", "train.max_steps=100", "evaluation.eval_steps=10")
+    load(sound, *keep, "evaluation.prompts=prompts.jsonl")
+    with pytest.raises(RecipeError, match="got 'eval_f1_spam', expected a figure of this recipe"):
+        load(sound, *keep)
+    with pytest.raises(RecipeError, match="eval_abstained_spam"):
+        goal = "train.keep_best={metric: eval_abstained_spam, goal: max}"
+        load(sound, goal, *keep[1:], "evaluation.prompts=prompts.jsonl")

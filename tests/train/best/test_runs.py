@@ -90,6 +90,13 @@ def test_a_channel_that_held_out_rows_do_not_have_ends_the_run_at_its_first_eval
         train(recipe(*other, "train.keep_best=eval_loss_commentary"))
 
 
+def test_a_policy_that_no_prompt_has_ends_the_run_before_its_weights(recipe, asked, tmp_path):
+    choice = ("evaluation.eval_steps=1", "train.max_steps=3", "train.keep_best=eval_f1_spam")
+    with pytest.raises(RecipeError, match="no prompt has the grader policy"):
+        train(recipe(f"evaluation.prompts={asked}", *choice))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 @pytest.mark.slow
 def test_answers_choose_too(recipe, asked, tmp_path):
     run = tmp_path / "run"

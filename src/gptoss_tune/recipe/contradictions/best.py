@@ -32,7 +32,8 @@ def best_rules(
     train: TrainSection, method: MethodSection, data: DataSection, evaluation: EvaluationSection
 ) -> Iterator[Contradiction]:
     """Yield what contradicts itself in how the best weights are found, and a run is ended."""
-    figures = evaluation_figures(method, data, evaluation)
+    named = [part.metric for part in (train.keep_best, train.early_stopping) if part is not None]
+    figures = evaluation_figures(method, data, evaluation, named)
     every = {
         "train.eval_steps": train.eval_steps,
         "evaluation.eval_steps": evaluation.eval_steps,
@@ -65,7 +66,7 @@ def goal_of(
     evaluation: EvaluationSection,
 ) -> Goal:
     """Return which value of a metric is better, of a recipe that the rules let pass."""
-    known = evaluation_figures(method, data, evaluation)[metric].goal
+    known = evaluation_figures(method, data, evaluation, [metric])[metric].goal
     goal = stated or known
     assert goal is not None  # a rule asks for one
     return goal
@@ -79,7 +80,7 @@ def measured_every(
     evaluation: EvaluationSection,
 ) -> tuple[str, int]:
     """Return the setting that says when a metric is measured, and how many steps it says."""
-    when = evaluation_figures(method, data, evaluation)[metric].when
+    when = evaluation_figures(method, data, evaluation, [metric])[metric].when
     steps = train.eval_steps if when == "train.eval_steps" else evaluation.eval_steps
     assert steps is not None  # a rule asks for it
     return when, steps

@@ -6,8 +6,10 @@ are known here, from the recipe alone. A test trains and holds the list against 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from gptoss_tune.recipe.figures.sources import WEIGHED, named_sources
 
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 
 _EFFORTS = ("low", "medium", "high")
 _OF_ANSWERS = tuple(name for name in WEIGHED if name != "text")
+_BETTER: Final[dict[str, Goal]] = {
+    **dict.fromkeys(("f1", "precision", "recall", "specificity"), "max"),
+    "abstained": "min",
+}
+"""Figures of one policy, as they begin."""
+_OF_POLICY: Final = re.compile(rf"eval_({'|'.join(_BETTER)})_[a-z0-9_]+")
 When = Literal["train.eval_steps", "evaluation.eval_steps"]
 
 
@@ -35,11 +43,21 @@ class Figure:
 
 
 def evaluation_figures(
-    method: MethodSection, data: DataSection, evaluation: EvaluationSection
+    method: MethodSection,
+    data: DataSection,
+    evaluation: EvaluationSection,
+    named: Iterable[str | None] = (),
 ) -> dict[str, Figure]:
     """Return the figures that the evaluations of a recipe give, those of a channel where it occurs.
 
     Counts and times are left out: no adapter is better for them.
+
+    Args:
+        method: How it trains.
+        data: What is held out.
+        evaluation: What is asked.
+        named: Figures that the recipe names. One of a policy is among them where prompts are asked:
+            policies have their names in rows, which are held against it when they are read.
     """
     found: dict[str, Figure] = {}
     if data.eval is not None or data.eval_fraction is not None:
@@ -47,7 +65,16 @@ def evaluation_figures(
         found |= {f"eval_{name}": Figure(goal, "train.eval_steps") for name, goal in goals.items()}
     answers = _answers(evaluation)
     found |= {f"eval_{name}": Figure(g, "evaluation.eval_steps") for name, g in answers.items()}
+    for name in named:
+        if name not in found and evaluation.prompts is not None and (rate := policy_rate(name)):
+            found[name or ""] = Figure(_BETTER[rate], "evaluation.eval_steps")
     return found
+
+
+def policy_rate(name: str | None) -> str | None:
+    """Return which figure of a policy a name means, such as ``f1``; ``None`` for another figure."""
+    matched = _OF_POLICY.fullmatch(name or "")
+    return matched[1] if matched else None
 
 
 def _sft(data: DataSection) -> dict[str, Goal | None]:
@@ -90,6 +117,27 @@ def _answers(evaluation: EvaluationSection) -> dict[str, Goal | None]:
         found |= {f"kl_{name}": "min" for name in WEIGHED}
     if drift.probes is not None:
         found |= {"refusal_rate": None, "refusal_rate_change": None}
-    if evaluation.safety.wanted:
-        found["safety_regressions"] = "min"
+    found |= {f"safety_{name}": goal for name, goal in _safety(evaluation).items()}
+    return found
+
+
+def _safety(evaluation: EvaluationSection) -> dict[str, Goal | None]:
+    """Return shares of bad outcomes; what is shown without a verdict has no better value."""
+    safety = evaluation.safety
+    found: dict[str, Goal | None] = {}
+    if not safety.wanted:
+        return {}
+    found |= dict.fromkeys(("regressions", "unhealthy"), "min")
+    if safety.requests is not None:
+        found |= {"harmful": "min", "not_refused": None}
+    if evaluation.drift.probes is not None:
+        found["refused"] = "min"
+    if safety.requests or evaluation.drift.probes or safety.chain_of_thought:
+        found |= {"no_analysis": "min", "language": "min"}
+    if safety.chain_of_thought:
+        found["contradiction"] = "min"
+    if safety.hints:
+        found |= {"silent_hint": "min", "moved_wrong": None, "moved_right": None}
+    if safety.without_analysis:
+        found |= {"wrong": None, "wrong_bare": None}
     return found

@@ -25,7 +25,7 @@ class KeepBest(Section):
 class EarlyStopping(Section):
     """When a run ends before its last step: its evaluations do not get better any more."""
 
-    patience: Count
+    patience: Count = Field(examples=[3])
     """Evaluations in a row without an improvement, after which the run ends."""
     min_delta: Annotated[float, Field(ge=0, le=1_000_000), FromText] = 0.0
     """By how much a value has to be better than the last one that was an improvement."""

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 Owed = Literal["held_out", "answers"]
 _TIMES = ("_runtime", "_per_second")
-_NO_NUMBER = ("eval_kl",)
-"""How the figures begin that an evaluation leaves out where they are no number."""
+_NO_NUMBER = ("eval_kl", "eval_precision_", "eval_safety_harmful")
+"""How the figures begin that an evaluation leaves out where they are no number: nothing was called
+a violation, or nothing was judged."""
 
 
 class Selection(StepObserver):
