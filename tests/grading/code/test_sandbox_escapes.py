@@ -5,12 +5,9 @@ and with the defence that it is up against left out, so that no attempt fails fo
 """
 
 import os
-import socket
 import subprocess
 import sys
-import sysconfig
 import textwrap
-import threading
 from pathlib import Path
 
 import pytest
@@ -24,91 +21,6 @@ BOTH = ("landlock", "seccomp")
 # Name -> the defences left out in the control, and the code. {outside} is a folder with a file
 # `secret`, {port}, {port6}, {datagrams} and {local} are listeners, {pid} is this process.
 ATTEMPTS = {
-    "reads a file of the user": (
-        FILES,
-        """
-        assert open({outside!r} + "/secret").read() == "s3cret"
-        """,
-    ),
-    "reads the environment of who asked": (
-        BOTH,
-        """
-        assert b"PATH=" in open("/proc/{pid}/environ", "rb").read()
-        """,
-    ),
-    "reads the memory map of its parent": (
-        BOTH,
-        """
-        import os
-        assert open(f"/proc/{{os.getppid()}}/maps").read()
-        """,
-    ),
-    "lists the root folder": (
-        FILES,
-        """
-        import os
-        assert os.listdir("/")
-        """,
-    ),
-    "writes outside of its folder": (
-        FILES,
-        """
-        open({outside!r} + "/new", "w").write("x")
-        """,
-    ),
-    "reads through a link that it made": (
-        FILES,
-        """
-        import os
-        os.symlink({outside!r} + "/secret", "link")
-        assert open("link").read() == "s3cret"
-        """,
-    ),
-    "makes a second name for a foreign file": (
-        FILES,
-        """
-        import os
-        os.link({outside!r} + "/secret", "mine")
-        """,
-    ),
-    "moves its file over a foreign one": (
-        FILES,
-        """
-        import os
-        open("mine", "w").write("x")
-        os.rename("mine", {outside!r} + "/moved")
-        """,
-    ),
-    "cuts a foreign file while reading it": (
-        BOTH,
-        """
-        import os
-        os.open({outside!r} + "/cut", os.O_RDONLY | os.O_TRUNC)
-        assert os.path.getsize({outside!r} + "/cut") == 0
-        """,
-    ),
-    "opens a foreign file to all": (
-        CALLS,
-        """
-        import os
-        os.chmod({outside!r} + "/secret", 0o666)
-        """,
-    ),
-    "sets the dates of a foreign file": (
-        CALLS,
-        """
-        import os
-        os.utime({outside!r} + "/secret", (0, 0))
-        """,
-    ),
-    "imports a package of the site": (
-        FILES,
-        """
-        import sys
-        sys.path.append({packages!r})
-        import typer
-        """,
-    ),
     "connects over IPv4": (
         CALLS,
         """
@@ -323,140 +235,19 @@ ATTEMPTS = {
 }
 
 
-class Outside:
-    """What there is to get at."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        (folder / "secret").write_text("s3cret")
-        (folder / "cut").write_text("long")
-        self.datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.datagrams.bind(("127.0.0.1", 0))
-        self.local = f"gptoss-test-{os.getpid()}"
-        self.listeners = [
-            self.listen(socket.AF_INET, ("127.0.0.1", 0)),
-            self.listen(socket.AF_INET6, ("::1", 0)),
-            self.listen(socket.AF_UNIX, str(folder / "socket")),
-            self.listen(socket.AF_UNIX, f"\0{self.local}"),
-        ]
-
-    def listen(self, family, address):
-        try:
-            listener = socket.socket(family)
-            listener.bind(address)
-        except OSError:
-            return None
-        listener.listen()
-        threading.Thread(target=self.welcome, args=(listener,), daemon=True).start()
-        return listener
-
-    @staticmethod
-    def welcome(listener):
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            with client:
-                client.sendall(b"welcome")
-
-    def fill(self, code):
-        tcp, tcp6 = self.listeners[:2]
-        return code.format(
-            outside=str(self.folder),
-            port=tcp.getsockname()[1],
-            port6=tcp6.getsockname()[1] if tcp6 else 0,
-            datagrams=self.datagrams.getsockname()[1],
-            local=self.local,
-            pid=os.getpid(),
-            packages=sysconfig.get_paths()["purelib"],
-        )
-
-    def close(self):
-        for listener in (*self.listeners, self.datagrams):
-            if listener is not None:
-                listener.close()
-
-
-@pytest.fixture(scope="module")
-def outside(tmp_path_factory):
-    there = Outside(tmp_path_factory.mktemp("outside"))
-    yield there
-    there.close()
-
-
-def escaped(outcome):
-    return b"ESCAPED" in outcome.stdout and outcome.ended == "exited"
-
-
 @pytest.mark.parametrize("name", ATTEMPTS)
-def test_an_attempt_fails_and_would_work_without_its_defence(name, attempt, outside):
-    defences, code = ATTEMPTS[name]
+def test_an_attempt_fails_and_would_work_without_its_defence(name, fails_and_would_work, outside):
     if "IPv6" in name and outside.listeners[1] is None:
         pytest.skip("this machine has no IPv6")
-    code = outside.fill(code) + "\n        print('ESCAPED')\n"
-    held = attempt(code)
-    assert held.ended != "refused", held.why
-    assert not escaped(held), "it got out"
-    control = attempt(code, without=defences)
-    assert escaped(control), f"it does not work without {defences} either: {control}"
+    fails_and_would_work(*ATTEMPTS[name])
 
 
-def test_packages_beside_the_standard_library_are_not_read(attempt):
-    beside = Path(sysconfig.get_paths()["stdlib"]) / "site-packages"
-    there = next((path for path in beside.glob("**/*.*") if path.is_file()), None)
-    if there is None:
-        pytest.skip("this Python has no package beside its standard library")
-    code = f"open({str(there)!r}, 'rb').read(); print('ESCAPED')"
-    assert not escaped(attempt(code))
-    assert escaped(attempt(code, without=("landlock",)))
-
-
-def test_root_runs_without_its_capabilities(attempt):
+def test_root_runs_without_its_capabilities(attempt, escaped):
     if os.getuid() != 0:
         pytest.skip("an ordinary user has none")
     code = "import os; os.nice(-1); print('ESCAPED')"
     assert not escaped(attempt(code, without=("seccomp",)))
     assert escaped(attempt(code, without=("seccomp", "landlock")))
-
-
-def test_nothing_outside_was_changed(attempt, tmp_path):
-    outside = Outside(tmp_path)
-    mode = (tmp_path / "secret").stat().st_mode
-    before = sorted(path.name for path in tmp_path.iterdir())
-    for name in ("writes outside of its folder", "moves its file over a foreign one"):
-        attempt(outside.fill(ATTEMPTS[name][1]))
-    for name in ("cuts a foreign file while reading it", "opens a foreign file to all"):
-        attempt(outside.fill(ATTEMPTS[name][1]))
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert (tmp_path / "cut").read_text() == "long"
-    assert (tmp_path / "secret").stat().st_mode == mode
-    outside.close()
-
-
-def test_a_kernel_without_landlock_writes_no_file_at_all(attempt, tmp_path):
-    code = """
-    import os
-    for change in (
-        lambda: open("own", "w"),
-        lambda: os.mkdir("folder"),
-        lambda: open({0!r} + "/new", "a"),
-        lambda: os.rename({0!r} + "/there", {0!r} + "/new"),
-        lambda: os.unlink({0!r} + "/other"),
-        lambda: os.symlink("/", "link"),
-    ):
-        try:
-            change()
-            print("ESCAPED")
-        except PermissionError:
-            print("refused")
-    """.format(str(tmp_path))
-    (tmp_path / "there").write_text("x")
-    (tmp_path / "other").write_text("x")
-    held = attempt(code, landlock=0)
-    assert held.stdout.split() == [b"refused"] * 6
-    control = attempt(code, landlock=0, without=("seccomp",))
-    assert control.stdout.split() == [b"ESCAPED"] * 6
 
 
 def test_what_honest_code_needs_works(attempt):
