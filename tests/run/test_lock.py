@@ -19,8 +19,10 @@ from gptoss_tune.run.lock import FolderLock
 with FolderLock() as lock:
     assert lock.take(Path(sys.argv[1])) == ()
     if os.fork() == 0:
-        time.sleep(600)  # a worker, which outlives its parent
-    print("held", flush=True)
+        # A worker, which outlives its parent: it speaks, since a parent killed before its child
+        # runs at all leaves a copy of the lock that nobody has closed yet.
+        print("held", flush=True)
+        time.sleep(600)
     sys.stdin.readline()
 """
 
