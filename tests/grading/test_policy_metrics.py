@@ -1,8 +1,9 @@
-"""Figures per policy against tables worked by hand, and scikit-learn where it is installed."""
+"""Figures per policy against tables worked by hand, and scikit-learn's of the same answers."""
 
 import math
 
 import pytest
+from sklearn import metrics
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
@@ -165,7 +166,6 @@ def test_policies_with_one_name_in_the_figures_are_refused():
 
 
 def test_scikit_learn_says_the_same():
-    metrics = pytest.importorskip("sklearn.metrics")
     (found,) = policies_report(judged("p", SPAM))["by_policy"].values()
     expected, answered = zip(*SPAM, strict=True)
     theirs = metrics.precision_recall_fscore_support(
