@@ -5,7 +5,7 @@ import pytest
 from gptoss_tune.benchmark.requirement import judge, read_requirements, refuse_missed
 from gptoss_tune.errors import RecipeError, ThresholdMissed
 
-SUITES, SUBJECTS = ["maths", "tools"], ["base", "my-run", "served"]
+SUITES, SUBJECTS = {"maths": (1, 2, 4), "tools": ()}, ["base", "my-run", "served"]
 
 
 def cell(score, **more):
@@ -86,3 +86,47 @@ def test_all_mistakes_at_once():
     assert len(lines) == len(wrong)
     assert "'math' is not measured" in lines[0] and "maths, tools" in lines[0]
     assert "'much' is no number" in lines[2] and "'you' is no subject" in lines[3]
+
+
+def refused(text):
+    with pytest.raises(RecipeError) as error:
+        read_requirements([text], SUITES, SUBJECTS)
+    return str(error.value).removeprefix(f"--require '{text}': ")
+
+
+def test_a_percentage_is_not_taken_for_a_share():
+    """``cut_off<=5`` would hold whatever is answered, ``maths>=80`` never."""
+    assert refused("cut_off<=5") == "cut_off is a share, 0 to 1; 5 % is 0.05"
+    assert refused("maths>=80").endswith("80 % is 0.8")
+    assert refused("maths.pass4@my-run>=90").endswith("90 % is 0.9")
+    assert refused("health>=-0.1") == "health is a share, 0 to 1"
+    assert refused("maths@my-run-base>=-2") == (
+        "score is a difference of two shares, from -1 to 1; -2 % is -0.02"
+    )
+    for text in ("maths>=0.8", "cut_off<=0.05", "maths@my-run-base>=-0.02", "maths>=1"):
+        assert read_requirements([text], SUITES, SUBJECTS)
+    assert read_requirements(["tokens<=500", "maths.thinking>=-3"], SUITES, SUBJECTS)
+
+
+def test_a_pass_at_k_that_no_suite_tells_is_refused_before_anything_is_asked():
+    assert refused("maths.pass8>=0.5").startswith("maths tells no pass@8, as k is 1, 2, 4; give ")
+    assert refused("pass4>=0.5") == (
+        "tools tells no pass@4, as a question has one answer; "
+        "give --samples 4 and a --temperature above 0"
+    )
+    assert refused("tools.pass1>=0.5").endswith("; write tools alone")
+    assert read_requirements(["tools>=0.5"], SUITES, SUBJECTS)
+
+
+def test_pass_at_k_is_read_as_the_table_writes_it_and_without_the_sign():
+    for text in ("maths.pass@4@my-run>=0.9", "maths.pass4@my-run>=0.9", "maths.pass04@my-run>=0.9"):
+        (one,) = judged(text)
+        assert (one["subject"], one["found"], one["holds"]) == ("my-run", 0.9, True), text
+    suites, labels = {"a": (1, 2), "bypass": ()}, ["base", "2"]
+    one, other = read_requirements(["pass@2@2>=0.5", "bypass@2>=0.5"], {"bypass": (1, 2)}, labels)
+    assert (one.metric, one.subjects) == ("pass@2", ("2",))
+    assert (other.suites, other.metric, other.subjects) == (("bypass",), "score", ("2",))
+    with pytest.raises(RecipeError, match="bypass tells no pass@2"):
+        read_requirements(["pass@2>=0.5"], suites, labels)
+    with pytest.raises(RecipeError, match="expected a figure, >= or <="):
+        read_requirements([">=0.5"], suites, labels)

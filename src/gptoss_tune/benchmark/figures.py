@@ -105,8 +105,6 @@ def _subject(
     score = share(_clusters(suite, answers))
     replies = [one.reply for one in answers]
     by_question = _by(answers, lambda one: one.question)
-    wanted = [k for k in (1, 2, 4, 8, 16, 32, 64, suite.samples) if k <= suite.samples]
-    pass_k = {str(k): _round(pass_at(k, by_question)) for k in dict.fromkeys(wanted)}
     against = None
     if first:
         found = difference(_clusters(suite, answers), _clusters(suite, first))
@@ -121,7 +119,7 @@ def _subject(
         "interval": [_round(score.low), _round(score.high)],
         "right": sum(one.passed for one in answers),
         "answers": len(answers),
-        "pass_at": pass_k if suite.samples > 1 else {},
+        "pass_at": {str(k): _round(pass_at(k, by_question)) for k in suite.passes},
         "difference": against,
         "tokens": _mean([reply.tokens for reply in replies]),
         "thinking": _mean([reply.analysis_tokens for reply in replies]),

@@ -4,22 +4,27 @@
 ``health>=0.99`` a figure of every suite. It is asked of each subject but the first, with which the
 others are compared (of the only one, where it is alone); ``maths@tuned>=0.8`` asks one of them.
 ``maths@tuned-base>=-0.02`` is the difference of two scores on the same questions.
+
+What can never be known, or holds whatever is answered, is refused before anything is asked: the
+fourth of one answer, or ``cut_off<=5`` of who means 5 %, as the table has it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import RecipeError, ThresholdMissed
 
-METRICS: Final = ("score", "health", "cut_off", "tokens", "thinking")
+_COUNTS: Final = ("tokens", "thinking")
+METRICS: Final = ("score", "health", "cut_off", *_COUNTS)
 _TEXT: Final = re.compile(
-    r"\s*(?P<what>[^@<>=]+?)\s*(?:@\s*(?P<who>[^<>=]+?))?\s*(?P<sign><=|>=)\s*(?P<value>\S+)\s*"
+    r"\s*(?P<what>(?=[^@<>=])[^@<>=]*?(?:(?<![^.\s])pass@[0-9]+)?)\s*"
+    r"(?:@\s*(?P<who>[^<>=]+?))?\s*(?P<sign><=|>=)\s*(?P<value>\S+)\s*"
 )
 _PASS_AT: Final = re.compile(r"pass@?([0-9]{1,3})")
 
@@ -48,13 +53,13 @@ class Requirement:
 
 
 def read_requirements(
-    texts: Sequence[str], suites: Sequence[str], subjects: Sequence[str]
+    texts: Sequence[str], suites: Mapping[str, Sequence[int]], subjects: Sequence[str]
 ) -> list[Requirement]:
     """Return what ``--require`` says.
 
     Args:
         texts: As written.
-        suites: Names that will be measured.
+        suites: Names that will be measured, and each k of their pass@k.
         subjects: Labels that will be asked, the first the one to compare with.
 
     Raises:
@@ -123,11 +128,11 @@ def _value(cell: dict[str, Any] | None, metric: str) -> float | None:
     if cell is None:
         return None
     if match := _PASS_AT.fullmatch(metric):
-        return cell["pass_at"].get(match[1])
+        return cell["pass_at"].get(str(int(match[1])))
     return cell[metric]
 
 
-def _read(text: str, suites: Sequence[str], subjects: Sequence[str]) -> Requirement:
+def _read(text: str, suites: Mapping[str, Sequence[int]], subjects: Sequence[str]) -> Requirement:
     shown = f"--require '{one_line(text)}'"
     match = _TEXT.fullmatch(text)
     if match is None:
@@ -143,26 +148,48 @@ def _read(text: str, suites: Sequence[str], subjects: Sequence[str]) -> Requirem
         raise RecipeError(f"{shown}: '{match['value']}' is no number")
     asked, metric = _figure(match["what"], suites, shown)
     who, less = _who(match["who"], subjects, shown)
+    _refuse_impossible(bound, metric, less is not None, shown)
     return Requirement(text.strip(), asked, metric, who, less, match["sign"] == ">=", bound)
 
 
-def _figure(what: str, suites: Sequence[str], shown: str) -> tuple[tuple[str, ...], str]:
+def _refuse_impossible(bound: float, metric: str, difference: bool, shown: str) -> None:
+    """Refuse a bound on a share that no share reaches, most often a percentage."""
+    lowest = -1 if difference else 0
+    if metric in _COUNTS or lowest <= bound <= 1:
+        return
+    what = f"a difference of two shares, from {lowest} to 1" if difference else "a share, 0 to 1"
+    percent = f"; {bound:g} % is {bound / 100:g}" if lowest * 100 <= bound <= 100 else ""
+    raise RecipeError(f"{shown}: {metric} is {what}{percent}")
+
+
+def _figure(
+    what: str, suites: Mapping[str, Sequence[int]], shown: str
+) -> tuple[tuple[str, ...], str]:
     """Return the suites and the metric that ``what`` names; a suite's name goes first."""
     if what in suites:
         return (what,), "score"
-    if _is_metric(what):
-        return tuple(suites), what
     suite, _, metric = what.rpartition(".")
-    if suite in suites and _is_metric(metric):
-        return (suite,), metric
+    asked = (suite,) if suite in suites else tuple(suites)
+    metric = metric if suite in suites else what
+    if metric in METRICS:
+        return asked, metric
+    if match := _PASS_AT.fullmatch(metric):
+        for name in asked:
+            _refuse_unknown_pass(int(match[1]), name, suites[name], shown)
+        return asked, metric
     raise RecipeError(
         f"{shown}: '{what}' is not measured; expected a suite ({', '.join(suites)}), one of "
-        f"{', '.join(METRICS)}, pass1 ..., or a suite with one of them, such as {suites[0]}.tokens"
+        f"{', '.join(METRICS)}, pass1 ..., or a suite with one of them, such as "
+        f"{next(iter(suites))}.tokens"
     )
 
 
-def _is_metric(name: str) -> bool:
-    return name in METRICS or _PASS_AT.fullmatch(name) is not None
+def _refuse_unknown_pass(k: int, suite: str, passes: Sequence[int], shown: str) -> None:
+    if k in passes:
+        return
+    told = f"k is {', '.join(map(str, passes))}" if passes else "a question has one answer"
+    todo = f"give --samples {k} and a --temperature above 0" if k > 1 else f"write {suite} alone"
+    raise RecipeError(f"{shown}: {suite} tells no pass@{k}, as {told}; {todo}")
 
 
 def _who(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from gptoss_tune.benchmark.subjects.subject import Asking
 from gptoss_tune.evaluate.prompts import Question
+
+_TOLD: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,10 @@ class Suite:
     samples: int = 1
     licence: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Return each k of which pass@k is told; none where a question has one answer."""
+        if self.samples == 1:
+            return ()
+        return (*(k for k in _TOLD if k < self.samples), self.samples)

@@ -137,7 +137,8 @@ def benchmark(
     changes = Changes(efforts, limit, max_new_tokens, temperature, top_p, seed, samples)
     request = read_request(settings, suites, named, changes, date=date)
     labels = [subject.label for subject in named]
-    required = read_requirements(require or (), [s.name for s in request.suites], labels)
+    passes = {suite.name: suite.passes for suite in request.suites}
+    required = read_requirements(require or (), passes, labels)
 
     from gptoss_tune.benchmark.cache import AnswerCache, cache_folder
 
