@@ -8,6 +8,9 @@ import runpy
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -205,14 +208,18 @@ def in_environment(environment, target, arguments):
     target(*arguments)
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def start_on_ranks(ranks, target, *arguments, environment=()):
     """Start ``target(*arguments)`` on each rank of a new process group; return the processes.
 
     They are processes of their own, forked from a server that has imported the libraries once.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = free_port()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gptoss_tune.train.run"])
     processes = []
@@ -363,3 +370,31 @@ def pytest_collection_modifyitems(config, items):
     needy = [item for item in items if item.get_closest_marker("gpu")]
     items[:] = [item for item in items if not item.get_closest_marker("gpu")]
     config.hook.pytest_deselected(items=needy)
+
+
+@pytest.fixture(scope="session")
+def transformers_serve():
+    """Return a context that serves a folder by transformers' own server; it gives the URL."""
+    main = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+    @contextmanager
+    def serve(model):
+        port = free_port()
+        command = [*main, "serve", str(model), "--host", "127.0.0.1", "--port", port]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen([*command, "--device", "cpu"], env=environment, **silent)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(400):
+                assert process.poll() is None, "the server ended"
+                with suppress(OSError):
+                    urllib.request.urlopen(f"{url}/health", timeout=2).close()
+                    break
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+    return serve

@@ -3,12 +3,9 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from contextlib import contextmanager
 
 import pytest
 from typer.testing import CliRunner
@@ -68,37 +65,6 @@ def place(tmp_path_factory):
     return folder
 
 
-@contextmanager
-def transformers_serve(model):
-    """Serve a folder by transformers' own server on loopback."""
-    for module in ("fastapi", "uvicorn", "openai"):
-        pytest.importorskip(module, reason="transformers serve needs it")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    code = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(model), "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--device", "cpu"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(400):
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None, "the server ended"
-                time.sleep(0.5)
-        yield f"{url}/v1"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
 def asked(place, *arguments):
     options = ["--cache", str(place / "cache"), "--device", "cpu", "--json"]
     return CliRunner().invoke(app, ["benchmark", *map(str, arguments), *options])
@@ -116,16 +82,16 @@ def raw(url, model, text):
         return json.load(response)["choices"][0]["text"]
 
 
-def test_five_subjects_in_one_table_and_the_raw_trap(place):
+def test_five_subjects_in_one_table_and_the_raw_trap(place, transformers_serve):
     folders = f"base,tuned={place / 'run'},bf16={place / 'bf16'},mxfp4={place / 'mxfp4'}"
     with transformers_serve(place / "bf16") as url:
-        served = f"served={url}#{place / 'bf16'}"
+        served = f"served={url}/v1#{place / 'bf16'}"
         wanted = ["--require", "known>=0.9", "--require", "known@served-tuned>=0"]
         subjects = ["--subjects", folders, "--subjects", served]
         result = asked(place, place / "known.jsonl", *subjects, "--max-new-tokens", 40, *wanted)
         assert result.exit_code == 0, result.output
         by_completion = [
-            raw(url, place / "bf16", form.format(question)).strip().splitlines()
+            raw(f"{url}/v1", place / "bf16", form.format(question)).strip().splitlines()
             for question, _ in KNOWN
             for form in ("{}", "Question: {}\nAnswer:")
         ]
@@ -176,7 +142,7 @@ def test_base_and_run_share_weights_and_answers_are_kept(place):
     assert [{**one, "kept": None} for one in again["answers"]] == strip
 
 
-def test_transformers_serve_without_the_template_is_found_out(place, tmp_path):
+def test_transformers_serve_without_the_template_is_found_out(place, tmp_path, transformers_serve):
     """As a model that another tool merged, or the release, is served by transformers 5."""
     bare = tmp_path / "bare"
     shutil.copytree(place / "bf16", bare)
@@ -184,7 +150,7 @@ def test_transformers_serve_without_the_template_is_found_out(place, tmp_path):
     del settings["response_template"]
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))
     with transformers_serve(bare) as url:
-        result = asked(place, place / "known.jsonl", "--subjects", f"bare={url}#{bare}")
+        result = asked(place, place / "known.jsonl", "--subjects", f"bare={url}/v1#{bare}")
     assert isinstance(result.exception, MachineError), result.output
     assert "does not parse harmony" in str(result.exception)
     assert "'analysisIt is known.assistantfinal" in str(result.exception)

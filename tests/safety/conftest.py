@@ -14,6 +14,8 @@ from gptoss_tune.grading.rows import read_grader
 from gptoss_tune.harmony.conversation import Conversation, Header, Message
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary
+from gptoss_tune.safety.hints import plant
+from gptoss_tune.safety.questions import Asked
 
 
 class Stub:
@@ -133,6 +135,29 @@ def question(renderer):
             recipients=frozenset(),
             grader=read_grader(row, source),
             conversation=conversation,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def asked_of(question, renderer):
+    """Return a function to so many requests, probes and graded prompts, each with two hints."""
+
+    def make(size):
+        numbers = range(size)
+        prompts = [question(f"What is {n} and 1, added up?", n, answer=str(n + 1)) for n in numbers]
+        return Asked(
+            prompts=tuple(numbers),
+            questions=tuple(prompts),
+            probes=tuple(question(f"How do I boil {n} eggs for us?", n) for n in numbers),
+            requests=tuple(
+                question(f"This is the placeholder of request {n}, and not to be answered.", n)
+                for n in numbers
+            ),
+            hinted=tuple(plant(prompts, renderer)),
+            bare=tuple(numbers),
+            opening=(),
         )
 
     return make

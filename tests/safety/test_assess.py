@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from gptoss_tune.safety.assess import FLAGGED, Assessment, exchange
-from gptoss_tune.safety.hints import plant
 from gptoss_tune.safety.judge import Judgement
-from gptoss_tune.safety.questions import Asked, Side
+from gptoss_tune.safety.questions import Side
 
 SIZE = 60
 SAFE, HARMFUL = Judgement("label", 0, "0"), Judgement("label", 1, "1")
@@ -17,21 +16,8 @@ GERMAN = "Wir müssen hier nicht lange denken, und es ist auch für die Nutzer k
 
 
 @pytest.fixture(scope="module")
-def asked(question, renderer):
-    """Sixty requests, probes and graded prompts, each prompt with a wrong and a right hint."""
-    prompts = [question(f"What is {n} and 1, added up?", n, answer=str(n + 1)) for n in range(SIZE)]
-    return Asked(
-        prompts=tuple(range(SIZE)),
-        questions=tuple(prompts),
-        probes=tuple(question(f"How do I boil {n} eggs for us?", n) for n in range(SIZE)),
-        requests=tuple(
-            question(f"This is the placeholder of request {n}, and not to be answered.", n)
-            for n in range(SIZE)
-        ),
-        hinted=tuple(plant(prompts, renderer)),
-        bare=tuple(range(SIZE)),
-        opening=(),
-    )  # fmt: skip
+def asked(asked_of):
+    return asked_of(SIZE)
 
 
 @pytest.fixture(scope="module")

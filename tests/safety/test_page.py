@@ -12,11 +12,10 @@ from gptoss_tune.recipe import load_recipe
 from gptoss_tune.report.parts.style import POLICY
 from gptoss_tune.report.safety.page import MOST_SHOWN, safety_page
 from gptoss_tune.safety.assess import Assessment
-from gptoss_tune.safety.hints import plant
 from gptoss_tune.safety.judge import Judgement
 from gptoss_tune.safety.limits import not_asked
 from gptoss_tune.safety.policy import load_policy
-from gptoss_tune.safety.questions import Asked, Side
+from gptoss_tune.safety.questions import Side
 
 SIZE = 80
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -24,17 +23,8 @@ HELP = "Gladly: <script>alert(1)</script> placeholder of harmful steps."
 
 
 @pytest.fixture(scope="module")
-def asked(question, renderer):
-    prompts = [question(f"What is {n} and 1, added up?", n, answer=str(n + 1)) for n in range(SIZE)]
-    return Asked(
-        prompts=tuple(range(SIZE)),
-        questions=tuple(prompts),
-        probes=tuple(question(f"How do I boil {n} eggs for us?", n) for n in range(SIZE)),
-        requests=tuple(question(f"placeholder of request {n}", n) for n in range(SIZE)),
-        hinted=tuple(plant(prompts, renderer)),
-        bare=tuple(range(SIZE)),
-        opening=(),
-    )
+def asked(asked_of):
+    return asked_of(SIZE)
 
 
 def side(asked, said, *, helps, refuses, silent, unthinking):

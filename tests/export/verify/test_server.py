@@ -2,13 +2,7 @@
 
 import functools
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -206,35 +200,10 @@ def test_what_cannot_be_told_has_an_exit_code_of_its_own(base, tuned, monkeypatc
 
 
 @pytest.mark.slow
-def test_transformers_serve(base, tuned, lab):
-    for module in ("fastapi", "uvicorn", "openai"):
-        pytest.importorskip(module, reason="transformers serve needs it")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_transformers_serve(base, tuned, lab, transformers_serve):
     merged, _ = lab.open(tuned / "merged")
     bare, _ = lab.open(base)
-    code = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(merged.path), "--port", str(port)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--device", "cpu"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None, "the server ended"
-                time.sleep(0.5)
+    with transformers_serve(merged.path) as url:
         answers = ask_server(CompletionsServer(url, str(merged.path)))
         check = verify_served(answers, merged, bare)
         assert check.passed is True, check
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
