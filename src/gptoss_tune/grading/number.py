@@ -5,7 +5,8 @@ this place holds different numbers the answer does not pass and the note lists t
 
 1. what is ``\boxed{}``, every box with the same number;
 2. what follows ``####``, ``Answer:`` or ``the answer is``, up to the end of the sentence, every one
-   with the same number; what stands in parentheses is looked at only where nothing else is there;
+   with the same number; what stands in parentheses, or explains (``because``, ``, which``), is
+   looked at only where nothing else is there;
 3. the only number of the text, however often it is written;
 4. what is bold and is nothing but a number with its unit: ``**42 km**``; else the number of what
    is bold in the last line;
@@ -30,7 +31,14 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
 from gptoss_tune.grading.reading.numerals import DIGITS, Numeral, numerals, typed
-from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences, without_numbering
+from gptoss_tune.grading.reading.places import (
+    announced,
+    bold,
+    boxed,
+    sentences,
+    without_aside,
+    without_numbering,
+)
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -115,7 +123,8 @@ class Number:
         for place in announced(text):
             if _NEGATED.match(place):
                 text = text.replace(place, " ")
-        for places in (boxed(text), announced(text)):
+        told = announced(text)
+        for places in (boxed(text), [without_aside(place) for place in told], told):
             held = [number for place in places for number in self._told(place)]
             if held:
                 return self._one(held)

@@ -23,8 +23,15 @@ _ANSWER: Final = (
 _IS: Final = r"(?:(?:is|are|equals|would\sbe|ist|lautet|est|es|è|é)(?!\w)|是|为|は|는|은)"
 _MARKER: Final = re.compile(
     rf"\#\#\#\#\s|{_ANSWER}(?:s|\(s\))?"
-    rf"(?:[*_\s]{{0,4}}[:=：≈](?![=:])|(?:\s[^.!?\n:=]{{0,60}}?)?(?:\s|(?<=[案え答답])){_IS}\s?:?|[*_]{{0,2}}\s?\n)",
+    rf"(?:[*_\s]{{0,4}}[:=：≈](?![=:])|(?:\s[^.!?\n:=]{{0,60}}?)??(?:\s|(?<=[案え答답])){_IS}\s?:?|[*_]{{0,2}}\s?\n)",
     re.IGNORECASE,
+)
+# What explains an answer begins there; the words that also ask or compare need their comma.
+_ASIDE: Final = re.compile(
+    r"\s(?:because|since|weil|denn|car|parce\sque|puisque|porque|perché)\s.*"
+    r"|,\s(?:which|while|where|whereas|was|da|wobei|ce\squi|que|lo\sque|ya\sque|che|o\sque)\s.*"
+    r"|[,，、]\s?(?:因为|因為|由于|なぜなら|왜냐하면).*",
+    re.IGNORECASE | re.DOTALL,
 )
 _BOLD: Final = re.compile(r"\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__")
 _SENTENCE_END: Final = re.compile(r"[.!?](?=[*_\"'”)\]]{0,3}(?:\s|$))|[。！？]|\n")
@@ -62,6 +69,11 @@ def announced(text: str) -> list[str]:
         if len(found) > _MOST:
             return []
     return found
+
+
+def without_aside(place: str) -> str:
+    """Return a sentence without what explains its answer: ``5, which is 2 more than 3`` is 5."""
+    return _ASIDE.sub("", place)
 
 
 def bold(text: str) -> list[str]:
