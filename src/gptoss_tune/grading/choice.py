@@ -27,6 +27,7 @@ from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
 from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences
 from gptoss_tune.grading.reading.plain import normalized
+from gptoss_tune.grading.reading.scripts import SPACED
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -40,14 +41,19 @@ _WORD: Final = r"(?:the\s)?(?:correct\s|right\s|best\s)?(?:option|choice|answer|
 # Each run is bounded: several that take the same signs would be searched in all their divisions.
 _OPEN: Final = r"[\s*_`\"'“‘$\[{(]{0,8}(?:\\(?:text|mathrm|mathbf|textbf)\s?\{\s?)?"
 _CLOSE: Final = r"[)\]}*_`\"'”’$]{0,8}"
+# Behind a letter without a blank: Japanese, Korean, Chinese and Thai; A君 and A型 are words.
+_GOES_ON: Final = (
+    r"(?:で[すあはし]|だ|が|입니다|이[다에고며]|예요|[가이]\s|[选選]?[项項]|是|因[为為]"
+    r"|ครับ|ค่ะ|เพราะ)"
+)
 _HEAD: Final = re.compile(
     rf"{_OPEN}(?:{_WORD}\s?:?\s?)?[(\[*]{{0,4}}(?P<letter>[A-Ja-j]){_CLOSE}"
-    r"(?P<end>\s*$|\s*[.):：,;\n/&+–—]|\s+-\s|-(?=\s)|\s+(?=[^a-z])|\s+(?:is|because|since|or|and)\b|\s+\()",
+    rf"(?P<end>\s*$|\s*[.):：,;\n/&+–—]|\s+-\s|-(?=\s)|\s+(?=[^a-z])|\s+(?:is|because|since|or|and)\b|\s+\(|(?={_GOES_ON}))",
     re.IGNORECASE,
 )
 _MORE: Final = re.compile(
     rf"[\s*_`)\]]{{0,8}}(?:,|/|&|\+|or\b|and\b|oder\b|und\b|,\s?or\b|,\s?and\b|,\s?und\b){_OPEN}"
-    rf"(?:{_WORD}\s?)?[(\[*]{{0,4}}(?P<letter>[A-J])(?![\w'’])",
+    rf"(?:{_WORD}\s?)?[(\[*]{{0,4}}(?P<letter>[A-J])(?!{SPACED}|['’])",
     re.IGNORECASE,
 )
 _CORRECT: Final = re.compile(
@@ -56,7 +62,7 @@ _CORRECT: Final = re.compile(
     re.IGNORECASE,
 )
 _SURE: Final = re.compile(r"\(([A-J])\)|\[([A-J])\]|\b[Oo]ption\s\**\(?([A-J])\b")
-_ALONE: Final = re.compile(r"(?<![\w'’.&-])([B-HJ])(?![\w'’&-]|\.\w)")
+_ALONE: Final = re.compile(rf"(?<!{SPACED})(?<!['’.&-])([B-HJ])(?!{SPACED}|['’&-]|\.\w)")
 _DENIED: Final = re.compile(
     r"\b(?:not|isn't|cannot|can't|wrong|incorrect|false|except|eliminate|rule\sout|ruled\sout|neither|"
     r"unlike|rather\sthan|instead\sof)\b",
@@ -151,7 +157,7 @@ class Choice:
         closed = place[head.end("letter") : head.end("letter") + 1] in tuple(")]}*.:")
         if letter.islower():
             return closed or not place[head.end("letter") :].strip(" .*_`$)}]")
-        spaced = not end and bool(place[head.end() :].strip())
+        spaced = bool(head["end"]) and not end and bool(place[head.end() :].strip())
         return closed or not (spaced and letter in "AI")
 
     def _option(self, text: str) -> str | None:

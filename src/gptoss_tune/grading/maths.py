@@ -26,7 +26,13 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.bounded.worker import JobDied, OutOfTime, worker
 from gptoss_tune.grading.grader import NOT_JUDGED, Verdict
-from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences
+from gptoss_tune.grading.reading.places import (
+    announced,
+    bold,
+    boxed,
+    displayed_in_line,
+    sentences,
+)
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -108,7 +114,7 @@ class Maths:
 
 def answer_texts(final: str) -> list[list[str]]:
     """Return what an answer may be: alternatives, each a list of texts that must all be right."""
-    text = final.translate(_TYPED).strip()
+    text = displayed_in_line(final.translate(_TYPED)).strip()
     boxes = [box.strip() for box in boxed(text)]
     if boxes:
         unlike = list(dict.fromkeys(boxes))

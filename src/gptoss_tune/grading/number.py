@@ -35,10 +35,12 @@ from gptoss_tune.grading.reading.places import (
     announced,
     bold,
     boxed,
+    displayed_in_line,
     sentences,
     without_aside,
     without_numbering,
 )
+from gptoss_tune.grading.reading.scripts import one_word
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -68,6 +70,7 @@ _NO_UNITS: Final = frozenset(
         *("in", "and", "or", "is", "are", "was", "of", "on", "at", "by", "for", "to", "from"),
         *("with", "since", "because", "as", "which", "so", "total", "altogether", "when", "if"),
         *("that", "we", "it", "the", "a", "an", "each", "more", "less", "left", "remaining"),
+        *("です", "でした", "だ", "である", "입니다", "이다", "예요", "이에요", "ครับ", "ค่ะ"),
     )
 )
 _NEGATED: Final = re.compile(r"[\s*_]*(?:not|never|no\slonger|neither|nicht|pas)\b", re.IGNORECASE)
@@ -119,7 +122,7 @@ class Number:
 
     def find(self, final: str) -> Numeral | str:
         """Return the number that a text gives as its answer, or why it gives none."""
-        text = without_numbering(typed(final))
+        text = without_numbering(displayed_in_line(typed(final)))
         for place in announced(text):
             if _NEGATED.match(place):
                 text = text.replace(place, " ")
@@ -247,7 +250,7 @@ class Number:
 
 def _begins(text: str, unit: str) -> bool:
     behind = text[len(unit) : len(unit) + 1]
-    return text.startswith(unit) and not (unit[-1:].isalnum() and behind.isalnum())
+    return text.startswith(unit) and not one_word(unit[-1:], behind)
 
 
 def _distinct(numbers: Iterable[Numeral]) -> list[Numeral]:

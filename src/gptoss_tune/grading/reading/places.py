@@ -18,12 +18,12 @@ _BRACE: Final = re.compile(r"(?<!\\)[{}]")
 _LONGEST_BOX: Final = 4_000
 _ANSWER: Final = (
     r"(?:(?<!\w)(?:answer|antwort|lösung|ergebnis|réponse|respuesta|risposta|resposta|ответ)"
-    r"|答案|答え|答|정답|답)"
+    r"|答案|答え|答|정답|답|คำตอบ)"
 )
-_IS: Final = r"(?:(?:is|are|equals|would\sbe|ist|lautet|est|es|è|é)(?!\w)|是|为|は|는|은)"
+_IS: Final = r"(?:(?:is|are|equals|would\sbe|ist|lautet|est|es|è|é)(?!\w)|是|为|は|는|은|คือ)"
 _MARKER: Final = re.compile(
     rf"\#\#\#\#\s|{_ANSWER}(?:s|\(s\))?"
-    rf"(?:[*_\s]{{0,4}}[:=：≈](?![=:])|(?:\s[^.!?\n:=]{{0,60}}?)??(?:\s|(?<=[案え答답])){_IS}\s?:?|[*_]{{0,2}}\s?\n)",
+    rf"(?:[*_\s]{{0,4}}[:=：≈](?![=:])|(?:\s[^.!?\n:=]{{0,60}}?)??(?:\s|(?<=[案え答답บ])){_IS}\s?:?|[*_]{{0,2}}\s?\n)",
     re.IGNORECASE,
 )
 # What explains an answer begins there; the words that also ask or compare need their comma.
@@ -34,8 +34,23 @@ _ASIDE: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _BOLD: Final = re.compile(r"\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__")
+_DISPLAYED: Final = re.compile(r"(?<!\\)\\\[([^$]{1,2000}?)\\\]|\$\$([^$]{1,2000})\$\$")
 _SENTENCE_END: Final = re.compile(r"[.!?](?=[*_\"'”)\]]{0,3}(?:\s|$))|[。！？]|\n")
 _LEADING: Final = re.compile(r"[\s*_:：=>#`-]*\n\s*|[\s*_:：`]+")
+
+
+def displayed_in_line(text: str) -> str:
+    r"""Return a text with each ``\[...\]`` and ``$$...$$`` on one line.
+
+    A formula that stands on lines of its own then belongs to the sentence that leads to it; a full
+    stop or comma at its end is the sentence's.
+    """
+    return _DISPLAYED.sub(_in_line, text)
+
+
+def _in_line(formula: re.Match[str]) -> str:
+    inner = " ".join((formula[1] or formula[2] or "").split()).rstrip(".,; ")
+    return rf"\[{inner}\]" if formula[1] else f"$${inner}$$"
 
 
 def boxed(text: str) -> list[str]:
