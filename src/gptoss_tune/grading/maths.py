@@ -12,7 +12,8 @@ What counts as the answer, the first that is there:
 4. what is bold in the last line that has something bold;
 5. the formulas (``$...$``, ``\(...\)``) of the last sentence that has one; all must be right.
 
-Formulas joined by ``and``, ``or`` or a comma are a set: ``3 or 4`` is {3, 4} and never 3.
+What the text denies (``not $4$ but``, ``$4$ is wrong``) is left out before. Formulas joined by
+``and``, ``or`` or a comma are a set: ``3 or 4`` is {3, 4} and never 3.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.bounded.worker import JobDied, OutOfTime, worker
 from gptoss_tune.grading.grader import NOT_JUDGED, Verdict
+from gptoss_tune.grading.reading.denied import denial
 from gptoss_tune.grading.reading.places import (
     announced,
     bold,
@@ -33,6 +35,7 @@ from gptoss_tune.grading.reading.places import (
     displayed_in_line,
     sentences,
 )
+from gptoss_tune.grading.reading.scripts import SPACED
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -50,6 +53,11 @@ _SECONDS_TO_READ: Final = 5.0
 _FORMULA: Final = re.compile(
     r"\$\$(?P<a>[^$]{1,2000})\$\$|(?<![\\$])\$(?P<b>(?:\\\$|[^$\n]){1,2000})\$"
     r"|\\\((?P<c>[^\n]{1,2000}?)\\\)|\\\[(?P<d>[^$]{1,2000}?)\\\]"
+)
+_DENIED: Final = denial(
+    r"(?:\$\$[^$]{1,2000}\$\$|(?<![\\$])\$[^$\n]{1,2000}\$|\\\([^\n]{1,2000}?\\\)"
+    r"|\\\[[^$]{1,2000}?\\\]|\\f?boxed\s?\{[^{}]{1,2000}\}"
+    rf"|(?<!{SPACED})(?<![.,/^{{(\\])[-+]?\d(?:[\d.,]{{0,60}}\d)?(?![\d^/*+({{\\]))"
 )
 _JOINED: Final = re.compile(
     r"\s*(?:,?\s*(?:and|or|maybe|perhaps|und|oder|et|ou|y|o)(?:\s\w{1,8}){0,2}|[,;])\s*"
@@ -115,6 +123,7 @@ class Maths:
 def answer_texts(final: str) -> list[list[str]]:
     """Return what an answer may be: alternatives, each a list of texts that must all be right."""
     text = displayed_in_line(final.translate(_TYPED)).strip()
+    text = _DENIED.sub(" ", text)
     boxes = [box.strip() for box in boxed(text)]
     if boxes:
         unlike = list(dict.fromkeys(boxes))

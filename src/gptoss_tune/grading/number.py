@@ -15,7 +15,8 @@ this place holds different numbers the answer does not pass and the note lists t
    total``);
 6. with the setting ``read: last`` the last number of the text.
 
-In a sentence with an equals sign the numbers behind it count: ``the answer is 6 * 7 = 42`` is 42.
+A number that the text denies (``not 42 but``, ``42 is wrong``) is none of its numbers. In a
+sentence with an equals sign the numbers behind it count: ``the answer is 6 * 7 = 42`` is 42.
 Numbers in words are not read: ask for digits.
 """
 
@@ -30,6 +31,7 @@ from typing import Any, ClassVar, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
+from gptoss_tune.grading.reading.denied import denial
 from gptoss_tune.grading.reading.numerals import DIGITS, Numeral, numerals, typed
 from gptoss_tune.grading.reading.places import (
     announced,
@@ -40,7 +42,7 @@ from gptoss_tune.grading.reading.places import (
     without_aside,
     without_numbering,
 )
-from gptoss_tune.grading.reading.scripts import one_word
+from gptoss_tune.grading.reading.scripts import SPACED, one_word
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -73,7 +75,9 @@ _NO_UNITS: Final = frozenset(
         *("です", "でした", "だ", "である", "입니다", "이다", "예요", "이에요", "ครับ", "ค่ะ"),
     )
 )
-_NEGATED: Final = re.compile(r"[\s*_]*(?:not|never|no\slonger|neither|nicht|pas)\b", re.IGNORECASE)
+_DENIED: Final = denial(
+    rf"(?<!{SPACED})(?<![.,/])(?:[-+]\s?)?(?:[$€£¥]\s?)?\d(?:[\d.,/^\u202f]{{0,60}}\d)?(?!\d)(?:\s?%)?"
+)
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,7 @@ class Number:
     def find(self, final: str) -> Numeral | str:
         """Return the number that a text gives as its answer, or why it gives none."""
         text = without_numbering(displayed_in_line(typed(final)))
-        for place in announced(text):
-            if _NEGATED.match(place):
-                text = text.replace(place, " ")
+        text = _DENIED.sub(" ", text)
         told = announced(text)
         for places in (boxed(text), [without_aside(place) for place in told], told):
             held = [number for place in places for number in self._told(place)]
