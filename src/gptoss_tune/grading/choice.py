@@ -11,7 +11,7 @@ different letters there do not pass:
    are words, and none in a sentence that says not, wrong or incorrect;
 6. the text of exactly one option, where no letter is named.
 
-What the text denies (``not A but``, ``A is wrong``, lines ``A) ... – incorrect``) is left out first.
+What the text denies (``not A but``, ``A is wrong``, lines ``A) ... – wrong``) is left out first.
 A letter with the text of another option behind it (``B) London`` where B is Paris) does not pass.
 """
 

@@ -42,7 +42,7 @@ from gptoss_tune.grading.reading.places import (
     without_aside,
     without_numbering,
 )
-from gptoss_tune.grading.reading.scripts import SPACED, one_word
+from gptoss_tune.grading.reading.scripts import SPACED
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -52,6 +52,7 @@ from gptoss_tune.grading.reading.settings import (
     take_flag,
     take_texts,
 )
+from gptoss_tune.grading.reading.units import begins_with_unit, currency_before
 from gptoss_tune.harmony.fields import shown
 
 _PARENTHESES: Final = re.compile(r"\([^()]{0,200}\)")
@@ -205,12 +206,16 @@ class Number:
             written = text[number.start : number.end]
             behind = _UNIT_WORD.match(text, number.end)
             rest = text[behind.start(1) : behind.start(1) + 40].casefold() if behind else ""
-            if any(_begins(rest, unit) or unit in written.casefold() for unit in units):
+            money = currency_before(written, text[number.end :])
+            has_unit = any(begins_with_unit(rest, u) or u in written.casefold() for u in units)
+            if has_unit or units & money:
                 carried.append(number)
+            elif money:
+                plain.append(_unreadable(number))
             elif behind is None or behind[1].casefold() in _NO_UNITS or number.percent:
                 plain.append(number)
             else:
-                plain.append(Numeral(Decimal("NaN"), False, number.start, number.end))
+                plain.append(_unreadable(number))
         return carried or plain
 
     def _one(self, numbers: Iterable[Numeral]) -> Numeral | str:
@@ -250,9 +255,8 @@ class Number:
         return allowed > 0 and DIGITS.subtract(value, right).copy_abs() <= allowed
 
 
-def _begins(text: str, unit: str) -> bool:
-    behind = text[len(unit) : len(unit) + 1]
-    return text.startswith(unit) and not one_word(unit[-1:], behind)
+def _unreadable(number: Numeral) -> Numeral:
+    return Numeral(Decimal("NaN"), False, number.start, number.end)
 
 
 def _distinct(numbers: Iterable[Numeral]) -> list[Numeral]:

@@ -29,7 +29,7 @@ _MARKER: Final = re.compile(
 # What explains an answer begins there; the words that also ask or compare need their comma.
 _ASIDE: Final = re.compile(
     r"\s(?:because|since|weil|denn|car|parce\sque|puisque|porque|perché)\s.*"
-    r"|,\s(?:which|while|where|whereas|was|da|wobei|ce\squi|que|lo\sque|ya\sque|che|o\sque)\s.*"
+    r"|,\s(?:which|(?:and\s)?(?:that|this)\sis|while|where|whereas|was|da|wobei|ce\squi|que|lo\sque|ya\sque|che|o\sque)\s.*"
     r"|[,，、]\s?(?:因为|因為|由于|なぜなら|왜냐하면).*",
     re.IGNORECASE | re.DOTALL,
 )
