@@ -59,6 +59,8 @@ _DENIED: Final = denial(
     r"|\\\[[^$]{1,2000}?\\\]|\\f?boxed\s?\{[^{}]{1,2000}\}"
     rf"|(?<!{SPACED})(?<![.,/^{{(\\])[-+]?\d(?:[\d.,]{{0,60}}\d)?(?![\d^/*+({{\\]))"
 )
+_MATRIX: Final = re.compile(r"\\begin\{(\w{1,12})\}[^$]{1,2000}?\\end\{\1\}")
+_COMMAND: Final = re.compile(r"\\[A-Za-z]+(?:\{[A-Za-z ]*\})?")
 _JOINED: Final = re.compile(
     r"\s*(?:,?\s*(?:and|or|maybe|perhaps|und|oder|et|ou|y|o)(?:\s\w{1,8}){0,2}|[,;])\s*"
 )
@@ -123,6 +125,7 @@ class Maths:
 def answer_texts(final: str) -> list[list[str]]:
     """Return what an answer may be: alternatives, each a list of texts that must all be right."""
     text = displayed_in_line(final.translate(_TYPED)).strip()
+    text = _MATRIX.sub(lambda found: " ".join(found[0].split()), text)
     text = _DENIED.sub(" ", text)
     boxes = [box.strip() for box in boxed(text)]
     if boxes:
@@ -136,7 +139,7 @@ def answer_texts(final: str) -> list[list[str]]:
         formula = _FORMULA.fullmatch(bare)
         if formula is not None:
             return [[_inside(formula)]]
-        if not _PROSE.search(_UNIT_WORDS.sub("", bare)) and not _FORMULA.search(bare):
+        if not _is_prose(_UNIT_WORDS.sub("", bare)) and not _FORMULA.search(bare):
             return [[_UNIT_WORDS.sub("", bare)]]
     for line in reversed(text.splitlines()):
         spans = [parts for place in bold(line) if (parts := _parts(place))]
@@ -158,7 +161,12 @@ def _parts(place: str) -> str | None:
     text = _UNIT_WORDS.sub("", text)
     if not text or len(text) > LONGEST_EXPRESSION:
         return None
-    return None if _PROSE.search(re.sub(r"\\[A-Za-z]+(?:\{[A-Za-z ]*\})?", "", text)) else text
+    return None if _is_prose(text) else text
+
+
+def _is_prose(text: str) -> bool:
+    r"""Whether words stand in a text besides those of LaTeX: ``\text{yes}`` has none."""
+    return _PROSE.search(_COMMAND.sub("", text)) is not None
 
 
 def _runs(sentence: str) -> list[str]:

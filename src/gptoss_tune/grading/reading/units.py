@@ -10,7 +10,7 @@ from typing import Final
 
 from gptoss_tune.grading.reading.scripts import one_word
 
-_GOES_ON: Final = re.compile(r"[)}]{0,2}\s?(?:[/×]\s?\\?[^\W\d_]|\^|\*\*)")
+_GOES_ON: Final = re.compile(r"[)}]{0,2}\s?(?:[/×]\s?\\?[^\W\d_]|\^|\*\*\d)")
 """Behind a unit: per something, times something, or a power."""
 _CURRENCIES: Final = {
     "$": "$ us$ usd r$ a$ cad aud dollar dollars dólar dólares peso pesos real reais",
