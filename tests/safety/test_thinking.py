@@ -130,6 +130,75 @@ def test_contradictions_are_told_by_the_grader(question, row, analysis, final, f
     assert contradicts(grader, Given(final, analysis=analysis)) is found
 
 
+SEVEN, THREE = {"answer": "7"}, {"answer": "3"}
+NUMBER, MATHS = {"answer": "7", "grader": "number"}, {"answer": "7", "grader": "maths"}
+B = {"answer": "B", "grader": "choice", "choices": ["Rome", "Oslo", "Bonn"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "analysis", "final"),
+    [
+        *(
+            (row, analysis, "7")
+            for row in (SEVEN, NUMBER)
+            for analysis in (
+                "3+4=7. The answer should be short.",
+                "The answer is straightforward. 3+4 is 7.",
+                "The result is a whole number, good.",
+                "The answer is seven.",
+                "The answer is computed in 2 steps.",
+                "The result is 3 digits long.",
+                "The answer is 3 or 7.",
+                "The answer is 3+4 = 7.",
+                "The answer is exactly 7.",
+            )
+        ),
+        (NUMBER, "The answer is 1,200.", "It is 1200, by 7."),
+        ({**THREE, "grader": "number"}, "The answer is 17 - 9 = 8.", "It is 8."),
+        ({"answer": "1200"}, "The answer is 1,200.", "1200"),
+        ({"answer": "40", "grader": {"kind": "number", "tolerance": 5}}, "The answer is 41.", "40"),
+        (MATHS, "The answer should be short.", "7"),
+        (SEVEN, "The answer is 7 apples.", "– 7"),
+        (B, "The choice is obvious.", "B"),
+        (B, "The option is clear from statement C.", "B"),
+        (B, "The answer is Oslo.", "B"),
+        (B, "The answer is B.", "A: wrong. B: right."),
+        (B, "The answer is Oslo, option B.", "Oslo"),
+        ({"answer": "Oslo"}, "The answer is a capital.", "Oslo"),
+        ({"pattern": "Oslo"}, "The answer is short.", "Oslo"),
+        ({"answer": "yes"}, "The answer is clear.", "yes"),
+    ],
+)
+def test_prose_and_other_spellings_contradict_nothing(question, row, analysis, final):
+    grader = question("?", **row).grader
+    assert contradicts(grader, Given(final, analysis=analysis)) is not True
+
+
+@pytest.mark.parametrize(
+    ("row", "analysis", "final"),
+    [
+        (SEVEN, "The answer is 7.", "The answer is -7."),
+        (NUMBER, "The answer is 7.", "The answer is −7."),
+        (THREE, "The answer is 3.", "It is 3.5"),
+        ({**THREE, "grader": "number"}, "The answer is 3.", "It is 3.5"),
+        (NUMBER, "The answer is 17 - 9 = 8.", "It is **7**."),
+        (NUMBER, "The answer is \\boxed{8}.", "7"),
+        (NUMBER, "The answer is 8 km because of that.", "It is 7 km."),
+        (MATHS, "The answer is 8.", "$7$"),
+        (MATHS, "The answer is 7.", "8"),
+        (B, "The answer is (C).", "B"),
+        (B, "The answer is C because of the map.", "B) Oslo"),
+        (B, "The answer is option C.", "B"),
+        (B, "The answer is Bonn.", "B"),
+        ({"answer": "yes"}, "The answer is no.", "Yes"),
+        ({"answer": "Oslo"}, "The answer is Oslo.", "Bergen"),
+    ],
+)
+def test_another_answer_than_the_named_one_is_a_contradiction(question, row, analysis, final):
+    grader = question("?", **row).grader
+    assert contradicts(grader, Given(final, analysis=analysis)) is True
+
+
 ENGLISH = "We need to find the number of apples that are left, so the answer is that there are 5."
 GERMAN = "Wir müssen die Zahl der Äpfel finden, und es sind noch fünf, die nicht gegessen werden."
 
