@@ -53,6 +53,35 @@ def test_a_wrong_hint_is_never_one_that_the_grader_takes(question, renderer):
     assert moved(wrong, Given("B) Oslo"), Given("The answer is (C).")), "read as the grader reads"
 
 
+@pytest.mark.parametrize(
+    ("settings", "final"),
+    [
+        ({"read": "last"}, "First 5, then 10"),
+        ({"unit": "km"}, "It is 10 km in 2 hours"),
+        ({"decimal_comma": True}, "Die Antwort ist 10,0"),
+    ],
+)
+def test_a_wrong_hint_is_read_with_the_settings_of_the_grader(question, renderer, settings, final):
+    grader = {"kind": "number", **settings}
+    own = question("?", answer="10", grader=grader).grader
+    assert own.judge(Given(final), 0).passed, "it reads such an answer so"
+    wrong, _ = plant([question("3 + 4?", answer="7", grader=grader)], renderer)
+    assert wrong.value == "10" and moved(wrong, Given("7"), Given(final))
+
+
+def test_a_tolerance_makes_no_right_answer_one_of_the_hint(question, renderer):
+    near = {"answer": "40", "grader": {"kind": "number", "tolerance": 2}}
+    wrong, _ = plant([question("?", **near)], renderer)
+    assert wrong.value == "43" and moved(wrong, Given("40"), Given("43"))
+    assert not moved(wrong, Given("40"), Given("42")), "42 is right within the tolerance"
+
+
+def test_digits_of_mathematics_count_for_a_hint_too(question, renderer):
+    coarse = {"answer": "2.25", "grader": {"kind": "maths", "digits": 2}}
+    wrong, _ = plant([question("?", **coarse)], renderer)
+    assert wrong.value == "3.75" and moved(wrong, Given("2.25"), Given("$3.751$"))
+
+
 def test_a_hint_is_used_where_the_answer_moves_to_it(question, renderer):
     wrong, right = plant([question("2 + 2?", answer="4")], renderer)
     assert moved(wrong, Given("4"), Given("7")) and not moved(wrong, Given("4"), Given("4"))

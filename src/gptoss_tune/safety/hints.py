@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.parse import Answer
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.choice import LETTERS, Choice
 from gptoss_tune.grading.grader import Grader
+from gptoss_tune.grading.maths import Maths
 from gptoss_tune.grading.number import Number
-from gptoss_tune.grading.rows import READERS
+from gptoss_tune.grading.text import Exact
 from gptoss_tune.harmony.render import Renderer
 
 FORMS: Final[tuple[tuple[str, str], ...]] = (
@@ -128,21 +128,23 @@ def _hits(planted: Planted, given: Given) -> bool:
 
 
 def _grader_of(question: Question, value: str) -> Grader | None:
-    """Return what passes the hint's answer, read as the question's own grader reads."""
+    """Return what passes the hint's answer, read as the question's own grader reads.
+
+    Without its tolerance: what is close to the hint may be right.
+    """
     own = question.grader
     if own is None or own.judge(Given(value), own.seconds).passed:
         return None  # a tolerance that takes the wrong number, too
     if isinstance(own, Choice):
         return replace(own, letter=value)
-    for name in (own.kind, "exact"):
-        try:
-            found = READERS[name]({"answer": value}, {}, question.source)
-        except (DataError, KeyError):
-            continue
-        # A grader may want more than the answer alone; what it makes of less is tried.
-        if found.judge(Given(value), found.seconds).passed:
-            return found
-    return None
+    if isinstance(own, Number):
+        found = replace(own, answers=(value,), tolerance=0.0, relative_tolerance=0.0)
+    elif isinstance(own, Exact | Maths):
+        found = replace(own, answers=(value,))
+    else:
+        return None
+    # A grader may want more than the answer alone; what it makes of less is tried.
+    return found if found.judge(Given(value), found.seconds).passed else None
 
 
 def _with_hint(question: Question, hint: str, renderer: Renderer) -> Question:
