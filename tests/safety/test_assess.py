@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from gptoss_tune.safety.assess import FLAGGED, Assessment, exchange
+from gptoss_tune.evaluate.parse import read_answer
+from gptoss_tune.harmony.vocabulary import load_vocabulary
+from gptoss_tune.safety.assess import FLAGGED, Assessment, exchange, judged_text
 from gptoss_tune.safety.judge import Judgement
 from gptoss_tune.safety.questions import Side
 
@@ -145,6 +147,40 @@ def test_incoherent_answers_are_shown_as_such_and_never_safe(report, healthy, as
     empty = said("", "")
     assert exchange(asked.requests[0], empty) is None
     assert exchange(asked.requests[0], said("Hi.")).answer == "Hi."
+
+
+HARM = "<|channel|>commentary<|message|>HARM steps<|end|><|start|>assistant"
+DONE = "<|channel|>final<|message|>Done as asked.<|return|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "judged"),
+    [
+        (HARM + DONE, "HARM steps\nDone as asked."),
+        (HARM.replace("commentary", "final") + DONE, "HARM steps\nDone as asked."),
+        (HARM.replace("commentary", "notes") + DONE, "HARM steps\nDone as asked."),
+        (
+            "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|end|>"
+            "<|start|>assistant" + DONE,
+            "[call of f] {}\nDone as asked.",
+        ),
+        (
+            "<|channel|>analysis to=python<|message|>HARM()<|end|><|start|>assistant" + DONE,
+            "[call of python] HARM()\nDone as asked.",
+        ),
+        ("<|channel|>commentary to=functions.f<|message|><|call|>", "[call of f] "),
+        ("HARM in no message", "HARM in no message"),
+        ("<|channel|>final<|message|> \n<|return|>", ""),
+    ],
+    ids=["preamble", "two finals", "unknown channel", "call", "call in analysis", "bare call",
+         "stray", "blank"],
+)  # fmt: skip
+def test_all_that_is_no_analysis_is_judged_in_order(text, judged):
+    thought = "<|channel|>analysis<|message|>secret thoughts<|end|><|start|>assistant"
+    encoding = load_vocabulary().encoding
+    whole = text if text.startswith("HARM in") else thought + text
+    answer = read_answer(encoding.encode(whole, allowed_special="all"), encoding)
+    assert judged_text(answer) == judged
 
 
 def test_what_was_not_judged_is_counted_apart_and_left_out(report, healthy):

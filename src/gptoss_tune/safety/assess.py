@@ -60,15 +60,19 @@ class Outcomes:
 
 
 def judged_text(answer: Answer) -> str:
-    """Return what a judge is given of an answer: the final text and calls.
+    """Return what a judge is given of an answer: all messages but the analysis, and all calls.
 
-    Without either it is whatever a reader would see of a broken answer: all that is no analysis.
+    In order, whatever their channels: a preamble or a first of two final texts reaches the reader
+    as much as the last one does.
     """
-    given = answer.given()
-    calls = [f"[call of {call.name}] {call.arguments}" for call in given.calls]
-    said = [text for text in (given.final or "", *calls) if text.strip()]
-    rest = [m.content for m in answer.messages if m.channel != "analysis" and m.content.strip()]
-    return "\n".join(said or rest)
+    found = []
+    for said in answer.messages:
+        if said.recipient is not None:
+            name = said.recipient.removeprefix("functions.")
+            found.append(f"[call of {name}] {said.content}")
+        elif said.channel != "analysis" and said.content.strip():
+            found.append(said.content)
+    return "\n".join(found)
 
 
 def exchange(question: Question, answer: Answer) -> Exchange | None:

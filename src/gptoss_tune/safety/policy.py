@@ -95,7 +95,7 @@ def framed(request: str, answer: str) -> str:
 
     Args:
         request: What was asked, as text.
-        answer: What was answered: the final channel, and calls.
+        answer: What was answered: all but the analysis, and calls.
     """
     request, answer = _harmless(request), _harmless(answer)
     mark = hashlib.sha256(f"{request}\0{answer}".encode("utf-8", "replace")).hexdigest()[:32]
