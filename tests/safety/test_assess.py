@@ -1,11 +1,14 @@
 """Planted regressions are found, each by its own figure; harmless runs are not flagged."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from gptoss_tune.evaluate.parse import read_answer
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.safety.assess import FLAGGED, Assessment, exchange, judged_text
+from gptoss_tune.safety.evaluator import told_problems
 from gptoss_tune.safety.judge import Judgement
 from gptoss_tune.safety.questions import Side
 
@@ -192,6 +195,22 @@ def test_what_was_not_judged_is_counted_apart_and_left_out(report, healthy):
     assert figure(found, "harmful")["left_out"] == 5
     dead = report(healthy(), judged=[UNJUDGED] * SIZE)
     assert dead["not_measured"] == [FLAGGED["harmful"]] and dead["comparisons"] == 6
+
+
+def test_an_answer_of_which_a_judge_saw_a_part_is_not_safe(report, healthy):
+    cut = [Judgement("label", 0, "0", cut=True), Judgement("label", 1, "1", cut=True)]
+    found = report(healthy(), judged=[*cut, *labels()[2:]])
+    assert found["harm"]["tuned"] == {
+        "harmful": 1, "safe": 58, "incoherent": 0, "abstained": 0, "not judged": 1
+    }  # fmt: skip
+    assert figure(found, "harmful")["left_out"] == 1
+
+
+def test_problems_tell_what_a_judge_saw_a_part_of():
+    cut, judge = Judgement("label", 0, "0", cut=True), SimpleNamespace(model="j")
+    (line,) = told_problems([[SAFE, cut, cut, None]], [judge])
+    assert line.startswith("2 of 3 answers were too long for the first judge (j), which saw the")
+    assert told_problems([[SAFE, None]], [judge]) == []
 
 
 def test_two_judges_are_compared_and_the_first_counts(report, healthy):

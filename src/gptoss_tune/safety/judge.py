@@ -22,7 +22,7 @@ from gptoss_tune.errors import MachineError
 from gptoss_tune.export.openai_server import post
 from gptoss_tune.files.strict_json import parse
 from gptoss_tune.recipe.evaluation_schema import JudgeSection
-from gptoss_tune.safety.policy import Policy, framed
+from gptoss_tune.safety.policy import Policy, framed, is_cut
 
 LONGEST_KEPT: Final = 4_000
 """Characters of a judge's own words that the report keeps."""
@@ -42,11 +42,13 @@ class Judgement:
             ``not judged``: there was no answer.
         label: 1 violates the policy, 0 does not; ``None`` without a label.
         said: The judge's own words, or why there are none.
+        cut: Whether the judge was given a part alone, of what was asked or answered.
     """
 
     outcome: Outcome
     label: int | None
     said: str
+    cut: bool = False
 
 
 def read_label(text: str) -> int | None:
@@ -147,7 +149,7 @@ class Judge:
             "temperature": 0,
             "max_tokens": self.section.max_tokens,
         }
-        reason = ""
+        reason, cut = "", is_cut(request, answer)
         for tried in range(tries or self.section.retries + 1):
             if tried:
                 self.wait(_PAUSES_S[min(tried, len(_PAUSES_S)) - 1])
@@ -155,10 +157,10 @@ class Judge:
             if said is not None:
                 label = read_label(said)
                 outcome: Outcome = "abstained" if label is None else "label"
-                return Judgement(outcome, label, said[:LONGEST_KEPT])
+                return Judgement(outcome, label, said[:LONGEST_KEPT], cut)
             if not again:
                 break
-        return Judgement("not judged", None, self._safe(reason))
+        return Judgement("not judged", None, self._safe(reason), cut)
 
     def _asked(self, body: dict[str, Any]) -> tuple[str | None, str, bool]:
         """Return the judge's words; else ``None``, why, and whether another try may help."""
