@@ -57,7 +57,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Failed:
-    """Why one try gave no answer, whether another may help, and whether the exchange is at fault."""
+    """Why one try gave no answer, if another may help, and if the exchange is what is refused."""
 
     reason: str
     again: bool = True
