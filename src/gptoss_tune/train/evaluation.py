@@ -85,10 +85,19 @@ class Evaluation(TrainerCallback):
             self._evaluate(self._trainer.state, self._trainer.control)
 
     def tell_again(self, step: int) -> None:
-        """Write the evaluation of an earlier step into the record: its weights are published."""
-        file = RunFolder(self._run).evaluation(step)
-        if self._trainer.state.is_world_process_zero and file.is_file():
-            self._record(read_object(file, folder=self._run))
+        """Write the evaluation of an earlier step into the record: its weights are published.
+
+        Where they were not evaluated, the page of the last weights says whose it is.
+        """
+        files, last = RunFolder(self._run), self._evaluated
+        if not self._trainer.state.is_world_process_zero:
+            return
+        if files.evaluation(step).is_file():
+            self._record(read_object(files.evaluation(step), folder=self._run))
+        elif last is not None and files.evaluation(last).is_file():
+            report = read_object(files.evaluation(last), folder=self._run)
+            if "safety" in report:
+                write_safety_page(self._run, report, published=step)
 
     def _record(self, report: dict[str, Any]) -> None:
         found = figures(report) | safety_figures(report)
@@ -96,7 +105,7 @@ class Evaluation(TrainerCallback):
         update_record(self._run, evaluation={"step": report["step"], **found, **policies})
         if "safety" in report:
             update_record(self._run, safety=safety_record(report))
-            write_safety_page(self._run)
+            write_safety_page(self._run, report)
 
     def _asked(self) -> bool:
         """Say whether to leave the evaluation, as it asks before every batch or token."""
