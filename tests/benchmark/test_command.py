@@ -32,6 +32,20 @@ def run(tmp_path, monkeypatch):
     return invoke
 
 
+RECIPE = """
+model:
+  name_or_path: openai/gpt-oss-20b
+data:
+  train: "{tasks}"
+  eval: "{tasks}"
+train:
+  output_dir: runs/limited
+  max_steps: 4
+evaluation:
+  prompts: "{tasks}"
+  max_analysis_tokens: {limit}
+"""
+
 WITHOUT_TORCH = (
     "import sys; sys.modules['torch'] = None; sys.argv[0] = 'gptoss-tune'; "
     "from gptoss_tune.cli import main; main()"
@@ -102,6 +116,22 @@ def test_what_is_known_is_not_asked_again(run, tasks, good_server):
     assert len(good_server.asked) == 12
     run(tasks, "--subjects", good_server.url, "--fresh", "--limit", 2)
     assert len(good_server.asked) == 14
+
+
+def test_health_is_that_of_the_limit_asked_for_though_answers_are_kept(
+    run, tasks, good_server, tmp_path
+):
+    """Answers do not depend on the limit of thoughts, their health does."""
+    recipe, out = tmp_path / "limited.yaml", tmp_path / "figures.json"
+    health = []
+    for limit in (400, 1, 400):
+        recipe.write_text(RECIPE.format(tasks=tasks, limit=limit))
+        result = run(recipe, tasks, "--subjects", good_server.url, "--out", out)
+        assert result.exit_code == 0, result.output
+        (cell,) = json.loads(out.read_text())["suites"][0]["subjects"].values()
+        health.append(cell["health"])
+    assert health == [1, 0, 1]
+    assert len(good_server.asked) == 6
 
 
 def test_options_say_how_it_is_asked(run, tasks, good_server):

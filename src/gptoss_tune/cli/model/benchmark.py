@@ -156,7 +156,6 @@ def benchmark(
             concurrency=concurrency,
             timeout_s=timeout,
             key=key,
-            max_analysis_tokens=request.max_analysis_tokens,
         )
 
     measured = _measured(request, named, access, AnswerCache(cache or cache_folder(), fresh=fresh))
@@ -187,7 +186,8 @@ def _measured(request: Request, named: list[NamedSubject], access: Any, cache: A
             typer.echo(f"{subject}: {suite}: {total:,} answers", err=True)
 
     try:
-        return measure(request.suites, opened, cache, progress)
+        limit = request.max_analysis_tokens
+        return measure(request.suites, opened, cache, progress, max_analysis_tokens=limit)
     except KeyboardInterrupt:
         typer.echo("\nwhat was answered is kept: the same command goes on", err=True)
         raise
