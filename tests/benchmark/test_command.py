@@ -9,6 +9,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from gptoss_tune.benchmark.request import Changes, read_request, with_base
+from gptoss_tune.benchmark.subjects.named import read_subjects
 from gptoss_tune.cli import app
 from gptoss_tune.cli.model.benchmark import benchmark
 from gptoss_tune.errors import DataError, MachineError, RecipeError, ThresholdMissed
@@ -79,6 +81,18 @@ def test_refused_before_torch_is_imported(tasks, tmp_path, arguments, said):
     )
     assert found.returncode == 2, found.stderr
     assert said in found.stderr and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("order", ["{run}", "{run},base", "base,{run}"])
+def test_the_base_that_is_given_is_looked_up_whatever_the_order(tasks, base, tmp_path, order):
+    """The name that the adapter records leads nowhere any more."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "gone/away/base"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    named = with_base(read_subjects([order.format(run=adapter)], str(base)), str(base), None)
+    request = read_request(None, [str(tasks)], named, Changes(), base=str(base))
+    assert len(request.suites[0].questions) == 6
 
 
 def test_a_served_model_in_one_table(run, tasks, good_server, tmp_path):

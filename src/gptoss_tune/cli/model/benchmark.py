@@ -135,7 +135,7 @@ def benchmark(
     wanted = {one.value for one in effort or ()}
     efforts: Any = tuple(known for known in EFFORTS if known in wanted) or None
     changes = Changes(efforts, limit, max_new_tokens, temperature, top_p, seed, samples)
-    request = read_request(settings, suites, named, changes, date=date)
+    request = read_request(settings, suites, named, changes, base=base, date=date)
     labels = [subject.label for subject in named]
     passes = {suite.name: suite.passes for suite in request.suites}
     required = read_requirements(require or (), passes, labels)
