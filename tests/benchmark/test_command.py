@@ -88,8 +88,14 @@ def test_the_base_that_is_given_is_looked_up_whatever_the_order(tasks, base, tmp
     """The name that the adapter records leads nowhere any more."""
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "gone/away/base"}
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "base_model_name_or_path": "gone/away/base",
+    }
     (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (adapter / "adapter_model.safetensors").touch()
     named = with_base(read_subjects([order.format(run=adapter)], str(base)), str(base), None)
     request = read_request(None, [str(tasks)], named, Changes(), base=str(base))
     assert len(request.suites[0].questions) == 6
