@@ -84,7 +84,10 @@ def test_nan_is_never_the_best(recipe, few, tmp_path, monkeypatch):
     assert json.loads((run / "adapter" / "manifest.json").read_text())["step"] == 2
 
 
-def test_a_channel_that_held_out_rows_do_not_have_ends_the_run_at_its_first_evaluation(recipe, few):
+def test_a_figure_that_is_missing_all_the_same_ends_the_run_at_its_first_evaluation(
+    recipe, few, monkeypatch
+):
+    monkeypatch.setattr("gptoss_tune.train.run.refuse_unmeasured", lambda *_: None)
     other = [one for one in few(3) if "keep_best" not in one]
     with pytest.raises(RecipeError, match="at step 1 gives no eval_loss_commentary; it has eval_"):
         train(recipe(*other, "train.keep_best=eval_loss_commentary"))
