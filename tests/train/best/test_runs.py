@@ -93,6 +93,21 @@ def test_a_figure_that_is_missing_all_the_same_ends_the_run_at_its_first_evaluat
         train(recipe(*other, "train.keep_best=eval_loss_commentary"))
 
 
+def test_a_run_in_epochs_that_measures_at_its_end_alone_is_refused_before_its_weights(
+    recipe, few, tmp_path
+):
+    epochs = [one for one in few(3) if "max_steps" not in one and "eval_steps" not in one]
+    # Six rows, two a step.
+    epochs += ["train.max_steps=null", "train.num_train_epochs=1"]
+    with pytest.raises(RecipeError, match=r"train.keep_best: got eval_loss, .* every 3 of 3 steps"):
+        train(recipe(*epochs, "train.eval_steps=3"))
+    stopping = "train.early_stopping={patience: 1, metric: eval_loss_maths}"
+    other = [one for one in epochs if "keep_best" not in one]
+    with pytest.raises(RecipeError, match="early_stopping.*, measured every 9 of 3 steps"):
+        train(recipe(*other, "train.eval_steps=9", stopping))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_a_policy_that_no_prompt_has_ends_the_run_before_its_weights(recipe, asked, tmp_path):
     choice = ("evaluation.eval_steps=1", "train.max_steps=3", "train.keep_best=eval_f1_spam")
     with pytest.raises(RecipeError, match="no prompt has the grader policy"):
