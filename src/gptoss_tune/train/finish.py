@@ -86,6 +86,8 @@ def complete(
         if chosen != trainer.state.global_step:
             eval_loss = selection.at_best.get("held_out", {}).get("eval_loss")
             _look_at_best(context, trainer, chosen)
+            for evaluation in asked:
+                evaluation.finish_best(chosen)
         trainer.conclude(context)
     if selection is not None:
         _tell(context, trainer, selection, asked)
