@@ -49,6 +49,8 @@ TEXTS = {
     "angular": "<<" * (LONG // 2),
     "words": "word " * (LONG // 5),
     "hyphens": "a-" * (LONG // 2),
+    "open displays": "\\[" * (LONG // 2),
+    "denials": "not A or " * (LONG // 9),
 }
 ROWS = {
     "exact": {"answer": "7391"},

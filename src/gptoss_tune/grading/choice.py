@@ -51,7 +51,7 @@ _GOES_ON: Final = (
 )
 _HEAD: Final = re.compile(
     rf"{_OPEN}(?:{_WORD}\s?:?\s?)?[(\[*]{{0,4}}(?P<letter>[A-Ja-j]){_CLOSE}"
-    rf"(?P<end>\s*$|\s*[.):：,;\n/&+–—]|\s+-\s|-(?=\s)|\s+(?=[^a-z])|\s+(?:is|because|since|or|and)\b|\s+\(|(?={_GOES_ON}))",
+    rf"(?P<end>\s*$|\s*[.):：,;\n/&+–—]|\s+-\s|-(?=\s)|\s+(?=[^a-z])|\s+(?:is|ist|est|es|because|since|weil|denn|puisque|porque|or|and)\b|\s+\(|(?={_GOES_ON}))",
     re.IGNORECASE,
 )
 _MORE: Final = re.compile(

@@ -2,7 +2,8 @@ r"""What a text says is not the answer: ``not 42 but``, ``42 is wrong``, ``B ist
 
 Graders of numbers, of choices and of mathematics leave such parts out before they look for the
 answer, so ``The answer isn't 42.`` gives none and ``not $408$ but $409$`` gives 409. A denial
-counts where it stands beside what it denies, in English and the usual words of nine languages more.
+counts where it stands beside what it denies, in English and in the usual words of ten languages
+more.
 """
 
 from __future__ import annotations

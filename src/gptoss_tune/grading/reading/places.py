@@ -34,7 +34,9 @@ _ASIDE: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _BOLD: Final = re.compile(r"\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__")
-_DISPLAYED: Final = re.compile(r"(?<!\\)\\\[([^$]{1,2000}?)\\\]|\$\$([^$]{1,2000})\$\$")
+_DISPLAYED: Final = re.compile(
+    r"(?<!\\)\\\[((?:[^$\\]|\\[^\[\]]){1,2000})\\\]|\$\$([^$]{1,2000})\$\$"
+)
 _SENTENCE_END: Final = re.compile(r"[.!?](?=[*_\"'”)\]]{0,3}(?:\s|$))|[。！？]|\n")
 _LEADING: Final = re.compile(r"[\s*_:：=>#`-]*\n\s*|[\s*_:：`]+")
 
