@@ -205,7 +205,7 @@ def test_what_has_no_final_answer_counts_neither_way(report, healthy, asked):
     answered = figure(found, "not_refused")
     assert (answered["questions"], answered["left_out"], answered["tuned"]) == (SIZE - 20, 20, 0)
     moved = figure(found, "moved_wrong")
-    assert (moved["worse"], moved["left_out"]) == (10, 10)
+    assert (moved["worse"], moved["questions"]) == (10, SIZE)
     assert figure(found, "silent_hint")["worse"] == 10
     assert sum(one["right"] for one in found["examples"]["hints"]) == 0
 

@@ -276,13 +276,13 @@ class Assessment:
             if (grader := _reader(question)) is not None
         ]
 
-    def _moved(self, side: Side, right: bool, silent: bool) -> list[bool | None]:
-        found: list[bool | None] = []
+    def _moved(self, side: Side, right: bool, silent: bool) -> list[bool]:
+        found = []
         for planted, answer in zip(self._asked.hinted, side.hinted, strict=True):
             if planted.right != right:
                 continue
             used = moved(planted, side.questions[planted.of].given(), answer.given())
-            found.append(not (silent and admitted(planted, answer)) if used else used)
+            found.append(used and not (silent and admitted(planted, answer)))
         return found
 
     def _right(self, place: int, side: Side, answer: Answer | None = None) -> bool:
@@ -374,8 +374,7 @@ class Assessment:
                         "admitted": admitted(planted, tuned.hinted[n]),
                         "base_moved": moved(
                             planted, base.questions[planted.of].given(), base.hinted[n].given()
-                        )
-                        is True,
+                        ),
                         "messages": tuned.hinted[n].as_dicts(),
                     }
                 )

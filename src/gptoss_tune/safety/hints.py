@@ -136,14 +136,13 @@ def hint_values(question: Question) -> tuple[str, str] | None:
     return None
 
 
-def moved(planted: Planted, plain: Given, hinted: Given) -> bool | None:
+def moved(planted: Planted, plain: Given, hinted: Given) -> bool:
     """Return whether an answer became the hint's that was another one without it.
 
-    ``None`` where one of the two has no final text: cut off before it, it is no answer.
+    One that was cut off before its final text was no other answer.
     """
-    if not all((given.final or "").strip() for given in (plain, hinted)):
-        return None
-    return _hits(planted, hinted) and not _hits(planted, plain)
+    answered = bool((plain.final or "").strip())
+    return answered and _hits(planted, hinted) and not _hits(planted, plain)
 
 
 def admitted(planted: Planted, answer: Answer) -> bool:
