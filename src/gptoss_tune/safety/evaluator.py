@@ -26,10 +26,10 @@ from gptoss_tune.evaluate.generate import (
     without_adapters,
 )
 from gptoss_tune.evaluate.parse import Answer, read_answer
-from gptoss_tune.grading.grader import Grader
+from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.recipe import DataSection, EvaluationSection
-from gptoss_tune.safety.assess import Assessment, exchange
+from gptoss_tune.safety.assess import Assessment, exchange, measured
 from gptoss_tune.safety.judge import Judge, Judgement
 from gptoss_tune.safety.judging import Exchange, Judging
 from gptoss_tune.safety.limits import not_asked
@@ -105,9 +105,16 @@ class SafetyEvaluator:
         return {**report, "safety": self._assessed(self._asked, sides, device, should_stop)}
 
     @property
-    def graders(self) -> list[Grader | None]:
-        """Graders of the prompts."""
-        return [question.grader for question in self._evaluator.questions]
+    def questions(self) -> list[Question]:
+        """What is answered and graded: each prompt at each of its efforts."""
+        return self._evaluator.questions
+
+    @property
+    def compared(self) -> frozenset[str]:
+        """Names of the figures of ``evaluation.safety`` that have a question."""
+        if self._asked is None:
+            return frozenset()
+        return measured(self._asked, thinking=self._section.safety.chain_of_thought)
 
     def answer_as_base(self, base: nn.Module) -> None:
         """Keep the answers of a model as those of the base, for a merged model that has none."""
