@@ -179,6 +179,40 @@ def test_a_judge_that_cannot_judge_fails_its_trial(judge, stub, as_chat):
         judge(url="http://127.0.0.1:9/v1/").trial()
 
 
+@pytest.mark.parametrize(
+    ("status", "raw", "settings", "words"),
+    [
+        (
+            400,
+            b'{"error": {"message": "Unsupported parameter: \'max_tokens\'"}}',
+            {},
+            r"HTTP 400, it says: \"Unsupported parameter: 'max_tokens'\"; correct evaluation\.",
+        ),
+        (401, b"", {}, "HTTP 401; name the variable that holds its key under api_key_env"),
+        (403, b"", {"api_key_env": "JUDGE_KEY"}, "HTTP 403; correct the key in JUDGE_KEY"),
+        (404, b"", {"model": "m"}, "HTTP 404; give the name it serves the model under as model"),
+        (503, b"", {}, "HTTP 503; wait until it has loaded"),
+    ],
+)
+def test_a_trial_that_a_server_refuses_has_its_words_and_says_what_to_do(
+    judge, stub, monkeypatch, status, raw, settings, words
+):
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret-0123")
+    stub.reply = lambda body: (status, raw)
+    with pytest.raises(MachineError, match=words) as caught:
+        judge(**settings).trial()
+    assert "vllm serve" not in str(caught.value)
+
+
+def test_what_a_server_says_of_a_key_is_kept_without_it(judge, stub, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret-0123")
+    stub.reply = lambda body: (401, b'{"error": "wrong key sk-secret-0123"}')
+    said = judge(api_key_env="JUDGE_KEY").judge("q", "a").said
+    assert said.startswith('HTTP 401, it says: "wrong key ') and "sk-secret" not in said
+    stub.reply = lambda body: (401, b"x" * 190 + b"sk-secret-0123")  # where the words are cut short
+    assert "sk-sec" not in judge(api_key_env="JUDGE_KEY").judge("q", "a").said
+
+
 def test_policies_are_read_with_their_hash_or_refused(tmp_path):
     file = tmp_path / "mine.md"
     file.write_bytes("Verboten: Gift. ü".encode())

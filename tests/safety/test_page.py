@@ -5,6 +5,7 @@ is a picture of it.
 """
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -54,16 +55,8 @@ def labels(answers, *flipped):
 
 
 @pytest.fixture(scope="module")
-def report(asked, said, tmp_path_factory):
-    base = side(asked, said, helps=1, refuses=3, silent=2, unthinking=4)
-    tuned = side(asked, said, helps=15, refuses=6, silent=21, unthinking=40)
-    judged = [labels(one.requests) for one in (base, tuned)]
-    second = [labels(base.requests, 4), labels(tuned.requests, 2, 70)]
-    assessment = Assessment(
-        asked, base, tuned, [judged, second], max_analysis_tokens=None, thinking=True
-    )
-    folder = tmp_path_factory.mktemp("page")
-    file = folder / "recipe.yaml"
+def evaluation(tmp_path_factory):
+    file = tmp_path_factory.mktemp("page") / "recipe.yaml"
     file.write_text(
         "model: {name_or_path: base}\ndata: {train: rows.jsonl}\n"
         "train: {output_dir: run, max_steps: 1}\nevaluation:\n  prompts: prompts.jsonl\n"
@@ -73,7 +66,19 @@ def report(asked, said, tmp_path_factory):
         "    second_judge: {url: 'http://localhost:8001', model: planted/second-judge}\n",
         encoding="utf-8",
     )
-    section = load_recipe(file).evaluation
+    return load_recipe(file).evaluation
+
+
+@pytest.fixture(scope="module")
+def report(asked, said, evaluation):
+    base = side(asked, said, helps=1, refuses=3, silent=2, unthinking=4)
+    tuned = side(asked, said, helps=15, refuses=6, silent=21, unthinking=40)
+    judged = [labels(one.requests) for one in (base, tuned)]
+    second = [labels(base.requests, 4), labels(tuned.requests, 2, 70)]
+    assessment = Assessment(
+        asked, base, tuned, [judged, second], max_analysis_tokens=None, thinking=True
+    )
+    section = evaluation
     safety = {
         **assessment.report(),
         "policy": vars(load_policy(None)),
@@ -157,6 +162,30 @@ def test_a_damaged_evaluation_is_a_page_all_the_same(safety):
     assert "decision: released" in text
     for tag in ("<i>", "<u>", "<s>", "<x>", "<y>"):
         assert tag not in text, tag
+
+
+def test_a_check_that_could_not_run_is_told_on_the_page(report, asked, evaluation):
+    safety = {**report["safety"], "not_measured": ["final answer <other>"]}
+    text = safety_page({"safety": safety}, name="x", base="y")
+    assert "<li>Not measured: final answer &lt;other&gt;.</li>" in text
+    words = "Whether the answers need their analysis: no prompt is graded."
+    assert words not in not_asked(evaluation, asked, "medium")
+    assert words in not_asked(evaluation, replace(asked, bare=()), "medium")
+
+
+def test_no_request_is_said_to_be_left_out_where_none_may_be(asked, evaluation):
+    safety = evaluation.safety.model_copy(update={"max_requests": SIZE})
+    section = evaluation.model_copy(update={"safety": safety})
+    words = f"Requests after the first {SIZE} of the files, if there are any."
+    assert words in not_asked(section, asked, "medium")
+
+
+def test_no_more_disagreements_are_called_listed_than_are(report):
+    one = report["safety"]["agreement"]
+    many = {**one, "disagreements": [one["disagreements"][0]] * 250}
+    text = safety_page({"safety": {**report["safety"], "agreement": many}}, name="x", base="y")
+    assert "they disagree on 250." in text and "250 disagreements are listed" not in text
+    assert f"The first {MOST_SHOWN} of 250; all are in evaluation/." in text
 
 
 def test_a_long_list_says_what_it_leaves_out(report):

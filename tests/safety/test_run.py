@@ -109,7 +109,7 @@ def test_a_judge_that_dies_in_a_run_costs_its_judgements_alone(trained):
     last = at(trained, 3)["safety"]
     (line,) = last["problems"]
     assert "answers were not judged by the second judge (openai/gpt-oss-safeguard-20b)" in line
-    assert line.endswith("; the first: HTTP 500")
+    assert line.endswith('; the first: HTTP 500, it says: "gone"')
     assert last["agreement"]["one_alone"] > 0 and last["harm"]["tuned"]["not judged"] == 0
     page = (trained / "safety.html").read_text(encoding="utf-8")
     assert "Not all was judged" in page and "HTTP 500" in page

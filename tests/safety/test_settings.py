@@ -51,6 +51,18 @@ def refused(tmp_path):
             "the first judge once more, expected another model or another server",
         ),
         (
+            "  safety:\n    requests: r\n    judge: {url: 'http://h:8000'}\n"
+            "    second_judge: {url: 'http://h:8000/v1'}\n",
+            8,
+            "the first judge once more",
+        ),
+        (
+            "  safety:\n    requests: r\n    judge: {url: 'http://h:8000/v1/'}\n"
+            "    second_judge: {url: 'http://h:8000/'}\n",
+            8,
+            "the first judge once more",
+        ),
+        (
             "  safety:\n    requests: r\n    judge: {url: http://j}\n"
             "    second_judge: {model: m}\n",
             8,

@@ -110,7 +110,7 @@ class OpenAIServer:
             404: f"; the name it serves the model under is given with {self.name_option}",
             503: f"; it was still loading after {_LOADING_S:g} s",
         }
-        return self.no_answer(_said_with(error) + advice.get(error.code, ""))
+        return self.no_answer(said_with(error, self.key) + advice.get(error.code, ""))
 
     def odd(self, expected: str, answer: Any) -> MachineError:
         """Return the error of an answer that has another shape than ``expected``."""
@@ -218,12 +218,19 @@ def _pause(error: urllib.error.HTTPError) -> float:
     return min(float(asked), _LONGEST_PAUSE_S) if asked.isdigit() else _LOADING_PAUSE_S
 
 
-def _said_with(error: urllib.error.HTTPError) -> str:
-    """Return the status with the server's own words."""
+def said_with(error: urllib.error.HTTPError, key: str | None = None) -> str:
+    """Return the status of a refusal with the server's own words.
+
+    Args:
+        error: As ``post`` raises it.
+        key: The one it was asked with; it is hidden where the words hold it.
+    """
     try:
         raw = _within(_LOADING_PAUSE_S, lambda: error.read(LARGEST_ANSWER))
     except (OSError, http.client.HTTPException, ValueError):
         raw = b""
+    if key:
+        raw = raw.replace(key.encode(), HIDDEN.encode())  # before it is cut short
     try:
         words = _words(parse(raw))
     except ValueError:

@@ -101,6 +101,11 @@ class JudgeSection(Section):
     parallel: Annotated[int, Field(ge=1, le=256)] = 4
     """Judgements asked for at a time."""
 
+    @property
+    def address(self) -> str:
+        """Where it is asked: one address, however the url is spelled."""
+        return (self.url or "").rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
+
 
 class SafetySection(Section):
     """Whether tuning made the model less safe: base and tuned model side by side on each prompt."""

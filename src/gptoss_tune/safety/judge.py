@@ -3,8 +3,9 @@
 The judge is a stranger, and what it reads was written by a model under test. A label is taken from
 one JSON object, or from a single digit, that is the whole answer; anything else is an abstention,
 which is counted and never guessed at: a digit found somewhere in a sentence may be quoted from the
-answer that is judged. A server that gives no answer (an error, a page, too much, too late) is tried
-again, and after that the answer is not judged; the two are kept apart.
+answer that is judged. A server that gives no answer (no connection, a page, too much, too late, a
+status that may pass) is tried again, and after that the answer is not judged; the two are kept
+apart.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Final, Literal
 
 from gptoss_tune.display import HIDDEN, one_line, without_credentials
 from gptoss_tune.errors import MachineError
-from gptoss_tune.export.openai_server import post
+from gptoss_tune.export.openai_server import post, said_with
 from gptoss_tune.files.strict_json import parse
 from gptoss_tune.recipe.evaluation_schema import JudgeSection
 from gptoss_tune.safety.policy import Policy, framed, is_cut
@@ -44,24 +45,33 @@ class Judgement:
         label: 1 violates the policy, 0 does not; ``None`` without a label.
         said: The judge's own words, or why there are none.
         cut: Whether the judge was given a part alone, of what was asked or answered.
-        refused: Whether a server that is there would not take this exchange, such as one that is
-            too long for it; others may be judged all the same.
+        status: HTTP status of a server that refused; ``None`` where there was an answer, or nothing
+            that could be read.
     """
 
     outcome: Outcome
     label: int | None
     said: str
     cut: bool = False
-    refused: bool = False
+    status: int | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether a server that is there does not take this exchange, which may be too long."""
+        return self.status in _OF_THIS_EXCHANGE
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """Why one try gave no answer, if another may help, and if the exchange is what is refused."""
+    """Why one try gave no answer, and the HTTP status if that is why."""
 
     reason: str
-    again: bool = True
-    refused: bool = False
+    status: int | None = None
+
+    @property
+    def again(self) -> bool:
+        """Whether another try may help."""
+        return self.status is None or self.status in _TRIED_AGAIN
 
 
 def read_label(text: str) -> int | None:
@@ -121,8 +131,7 @@ class Judge:
     @property
     def address(self) -> str:
         """Where it is asked."""
-        url = self.section.url or ""
-        return url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
+        return self.section.address
 
     def trial(self) -> None:
         """Have a harmless answer judged, so that a judge who cannot is found before the run.
@@ -140,10 +149,28 @@ class Judge:
                 '{"label": 0, ...} or a single digit: name a model that follows a policy, such as '
                 "openai/gpt-oss-safeguard-20b, or raise its max_tokens"
                 if found.outcome == "abstained"
-                else f"cannot be asked: {found.said}; start it, for example with "
-                "`vllm serve openai/gpt-oss-safeguard-20b`, or correct evaluation.safety"
+                else f"cannot be asked: {found.said}; {self._advice(found.status)}"
             )
         )
+
+    def _advice(self, status: int | None) -> str:
+        """Return what helps where a trial had no answer."""
+        key = self.section.api_key_env
+        no_key = (
+            "name the variable that holds its key under api_key_env"
+            if key is None
+            else f"correct the key in {key}"
+        )
+        start = "start it, for example with `vllm serve openai/gpt-oss-safeguard-20b`, or "
+        advice = {
+            None: f"{start}correct evaluation.safety",
+            401: no_key,
+            403: no_key,
+            404: "give the name it serves the model under as model, or correct url",
+            429: "wait until it is less busy",
+            503: "wait until it has loaded",
+        }
+        return advice.get(status, "correct evaluation.safety, or name another judge")
 
     def judge(self, request: str, answer: str, *, tries: int | None = None) -> Judgement:
         """Return what the judge makes of an answer; it never raises for what a server does.
@@ -174,7 +201,7 @@ class Judge:
             failed = said
             if not failed.again:
                 break
-        return Judgement("not judged", None, self._safe(failed.reason), cut, failed.refused)
+        return Judgement("not judged", None, self._safe(failed.reason), cut, failed.status)
 
     def _asked(self, body: dict[str, Any]) -> str | _Failed:
         """Return the judge's words, or why there are none."""
@@ -182,9 +209,7 @@ class Judge:
         try:
             answer = post(self.address, body, key=self._key, timeout_s=limit)
         except urllib.error.HTTPError as error:
-            return _Failed(
-                f"HTTP {error.code}", error.code in _TRIED_AGAIN, error.code in _OF_THIS_EXCHANGE
-            )
+            return _Failed(said_with(error, self._key), error.code)
         except TimeoutError:
             return _Failed(f"no whole answer within {limit:g} s")
         except ValueError as error:

@@ -18,7 +18,9 @@ def not_asked(section: EvaluationSection, asked: Asked, effort: str) -> list[str
     if safety.requests is None:
         found.append("Requests that ought to be refused: none were given, so harm was not judged.")
     elif len(asked.requests) >= safety.max_requests:
-        found.append(f"Requests after the first {safety.max_requests:,} of the files.")
+        found.append(
+            f"Requests after the first {safety.max_requests:,} of the files, if there are any."
+        )
     if safety.requests is not None and safety.second_judge.url is None:
         found.append("A second judge: how far the labels depend on the judge is not known.")
     if section.drift.probes is None:
@@ -34,6 +36,8 @@ def not_asked(section: EvaluationSection, asked: Asked, effort: str) -> list[str
         )
     if not safety.without_analysis:
         found.append("Whether the answers need their analysis.")
+    elif not asked.bare:
+        found.append("Whether the answers need their analysis: no prompt is graded.")
     drawn = "the likeliest one" if section.temperature == 0 else "a drawn one"
     return [
         *found,

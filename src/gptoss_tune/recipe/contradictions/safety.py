@@ -55,7 +55,7 @@ def _judge_rules(safety: SafetySection) -> Iterator[Contradiction]:
         return
     if safety.judge.url is None:
         yield _without(f"{_KEY}.second_judge.url", second.url, judge, "a first judge")
-    elif (second.url, second.model) == (safety.judge.url, safety.judge.model):
+    elif (second.address, second.model) == (safety.judge.address, safety.judge.model):
         yield Contradiction(
             (f"{_KEY}.second_judge.url", f"{_KEY}.second_judge.model", judge),
             "the first judge once more",

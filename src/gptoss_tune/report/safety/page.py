@@ -200,7 +200,13 @@ def _compared(safety: dict[str, Any]) -> str:
 
 
 def _not_asked(safety: dict[str, Any]) -> str:
-    lines = "".join(f"<li>{text(line, 300)}</li>" for line in listing(safety.get("not_asked")))
+    lines = "".join(
+        f"<li>{text(line, 300)}</li>"
+        for line in (
+            *(f"Not measured: {name}." for name in listing(safety.get("not_measured"))),
+            *listing(safety.get("not_asked")),
+        )
+    )
     return f'<h2>What was not asked</h2><ul class="lines">{lines}</ul>'
 
 

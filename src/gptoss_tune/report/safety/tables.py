@@ -99,7 +99,7 @@ def agreement_line(safety: dict[str, Any]) -> str:
     return (
         f"Two judges labelled {both} answers, {equal} alike ({percent(agreed.get('share'))}); "
         f"Cohen's kappa {words}; {count(number(agreed.get('one_alone')))} answers have the label "
-        f"of one alone, {len(listing(agreed.get('disagreements'))):,} disagreements are listed."
+        f"of one alone, they disagree on {len(listing(agreed.get('disagreements'))):,}."
     )
 
 
