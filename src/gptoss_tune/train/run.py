@@ -40,7 +40,7 @@ from gptoss_tune.run.record import update_record
 from gptoss_tune.run.start import Start, claim
 from gptoss_tune.safety.evaluator import SafetyEvaluator
 from gptoss_tune.train import find_batch_size, finish, out_of_memory
-from gptoss_tune.train.best.policies import refuse_unknown_policies
+from gptoss_tune.train.best.measured import refuse_unmeasured
 from gptoss_tune.train.best.selection import Selection, selection_of
 from gptoss_tune.train.chosen_experts.choice import ChoiceObserver, chosen_by
 from gptoss_tune.train.context import RunContext
@@ -172,7 +172,7 @@ def _train(
         vocabulary = load_vocabulary(context.base.path)
         seed = recipe.train.seed
         evaluator = SafetyEvaluator(recipe.evaluation, recipe.data, vocabulary, seed=seed)
-        refuse_unknown_policies(recipe.train, evaluator.graders)
+    refuse_unmeasured(recipe.train, recipe.data, evaluator, eval_set)
     console.print(f"data: {len(train_set)} rows to train on, {len(eval_set or ())} held out")
     console.print(_footing(context))
     identity = _identity(context, train_set, eval_set, allow_change)

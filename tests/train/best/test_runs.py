@@ -84,10 +84,28 @@ def test_nan_is_never_the_best(recipe, few, tmp_path, monkeypatch):
     assert json.loads((run / "adapter" / "manifest.json").read_text())["step"] == 2
 
 
-def test_a_channel_that_held_out_rows_do_not_have_ends_the_run_at_its_first_evaluation(recipe, few):
+def test_a_figure_that_is_missing_all_the_same_ends_the_run_at_its_first_evaluation(
+    recipe, few, monkeypatch
+):
+    monkeypatch.setattr("gptoss_tune.train.run.refuse_unmeasured", lambda *_: None)
     other = [one for one in few(3) if "keep_best" not in one]
     with pytest.raises(RecipeError, match="at step 1 gives no eval_loss_commentary; it has eval_"):
         train(recipe(*other, "train.keep_best=eval_loss_commentary"))
+
+
+def test_a_run_in_epochs_that_measures_at_its_end_alone_is_refused_before_its_weights(
+    recipe, few, tmp_path
+):
+    epochs = [one for one in few(3) if "max_steps" not in one and "eval_steps" not in one]
+    # Six rows, two a step.
+    epochs += ["train.max_steps=null", "train.num_train_epochs=1"]
+    with pytest.raises(RecipeError, match=r"train.keep_best: got eval_loss, .* every 3 of 3 steps"):
+        train(recipe(*epochs, "train.eval_steps=3"))
+    stopping = "train.early_stopping={patience: 1, metric: eval_loss_maths}"
+    other = [one for one in epochs if "keep_best" not in one]
+    with pytest.raises(RecipeError, match="early_stopping.*, measured every 9 of 3 steps"):
+        train(recipe(*other, "train.eval_steps=9", stopping))
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_policy_that_no_prompt_has_ends_the_run_before_its_weights(recipe, asked, tmp_path):

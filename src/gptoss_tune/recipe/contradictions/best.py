@@ -34,14 +34,10 @@ def best_rules(
     """Yield what contradicts itself in how the best weights are found, and a run is ended."""
     named = [part.metric for part in (train.keep_best, train.early_stopping) if part is not None]
     figures = evaluation_figures(method, data, evaluation, named)
-    every = {
-        "train.eval_steps": train.eval_steps,
-        "evaluation.eval_steps": evaluation.eval_steps,
-    }
     best, stopping = train.keep_best, train.early_stopping
     if best is not None:
         yield from _metric_rules(_BEST, best.metric, best.goal, figures)
-        yield from _measured_rules(_BEST, best.metric, figures, every, train.max_steps)
+    yield from measured_rules(train, method, data, evaluation, train.max_steps)
     if stopping is None:
         return
     found = stopping_metric(stopping, best)
@@ -54,8 +50,38 @@ def best_rules(
         )
     elif stopping.metric is not None or stopping.goal is not None:
         yield from _metric_rules(_STOPPING, *found, figures)
-    if stopping.metric is not None:
-        yield from _measured_rules(_STOPPING, stopping.metric, figures, every, train.max_steps)
+
+
+def measured_rules(
+    train: TrainSection,
+    method: MethodSection,
+    data: DataSection,
+    evaluation: EvaluationSection,
+    steps: int | None,
+) -> Iterator[Contradiction]:
+    """Yield figures that are measured at the end of the run alone.
+
+    Args:
+        train: Names the figures.
+        method: How it trains.
+        data: What is held out.
+        evaluation: What is asked.
+        steps: Optimizer steps of the whole run, which a recipe in epochs learns from its data;
+            ``None``: not known.
+    """
+    every = {
+        "train.eval_steps": train.eval_steps,
+        "evaluation.eval_steps": evaluation.eval_steps,
+    }
+    length = "train.num_train_epochs" if train.max_steps is None else "train.max_steps"
+    for setting, part in ((_BEST, train.keep_best), (_STOPPING, train.early_stopping)):
+        metric = None if part is None else part.metric
+        if metric is None:  # that of keep_best
+            continue
+        figures = evaluation_figures(method, data, evaluation, [metric])
+        if metric in figures:
+            when = figures[metric].when
+            yield from _interval_rules(setting, metric, (when, every[when]), (length, steps))
 
 
 def goal_of(
@@ -130,18 +156,19 @@ def _metric_rules(
         )
 
 
-def _measured_rules(
-    setting: str,
-    metric: str,
-    figures: Mapping[str, Figure],
-    every: Mapping[str, int | None],
-    steps: int | None,
+def _interval_rules(
+    setting: str, metric: str, measured: tuple[str, int | None], run: tuple[str, int | None]
 ) -> Iterator[Contradiction]:
-    """Yield a metric that is measured at the end of the run alone."""
-    if metric not in figures:
-        return
-    when = figures[metric].when
-    interval = every[when]
+    """Yield what there is to say of one figure.
+
+    Args:
+        setting: That names it.
+        metric: Its name.
+        measured: The setting of its interval, and that.
+        run: The setting of the run's length, and its steps.
+    """
+    when, interval = measured
+    length, steps = run
     what = "choose among" if setting == _BEST else "end the run by"
     if interval is None:
         yield Contradiction(
@@ -153,7 +180,7 @@ def _measured_rules(
         )
     elif steps is not None and interval >= steps:
         yield Contradiction(
-            (setting, f"{setting}.metric", when, "train.max_steps"),
+            (setting, f"{setting}.metric", when, length),
             f"{metric}, measured every {interval} of {steps} steps",
             f"several evaluations to {what}",
             f"lower {when}",

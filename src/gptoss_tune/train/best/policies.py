@@ -4,30 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gptoss_tune.errors import RecipeError
 from gptoss_tune.grading.grader import Grader
 from gptoss_tune.grading.policy import PolicyLabel
 from gptoss_tune.grading.policy_metrics import MACRO, metric_name
 from gptoss_tune.recipe.figures.evaluation import policy_rate
-from gptoss_tune.recipe.schema import TrainSection
+
+_NEEDS = {"recall": (True, "a violation"), "specificity": (False, "no violation")}
+"""Rates over the rows of one expected answer, which a policy may have none of."""
 
 
-def refuse_unknown_policies(train: TrainSection, graders: Iterable[Grader | None]) -> None:
-    """Refuse a figure of a policy that no prompt is graded by, before any weights are read.
+def unknown_policy(metric: str, graders: Iterable[Grader | None]) -> str | None:
+    """Return what is expected in the place of a figure of a policy that no prompt gives.
 
-    Raises:
-        RecipeError: ``train.keep_best`` or ``train.early_stopping`` names one.
+    Args:
+        metric: A figure of any kind.
+        graders: Of the prompts.
+
+    Returns:
+        ``None`` where the prompts give it, or it is no figure of a policy.
     """
-    known = {metric_name(one.policy) for one in graders if isinstance(one, PolicyLabel)}
+    rate = policy_rate(metric)
+    if rate is None:
+        return None
+    of_policies = [one for one in graders if isinstance(one, PolicyLabel)]
+    violated, what = _NEEDS.get(rate, (None, ""))
+    known = {
+        metric_name(one.policy)
+        for one in of_policies
+        if violated is None or one.is_positive(one.label) == violated
+    }
     known |= {MACRO} if known else set()
-    parts = {"train.keep_best": train.keep_best, "train.early_stopping": train.early_stopping}
-    for setting, part in parts.items():
-        metric = None if part is None else part.metric
-        rate = policy_rate(metric)
-        if metric is None or rate is None or metric.removeprefix(f"eval_{rate}_") in known:
-            continue
-        given = ", ".join(f"eval_{rate}_{name}" for name in sorted(known))
-        raise RecipeError(
-            f"{setting}.metric: got {metric}, expected a figure that evaluation.prompts give: "
-            f"{given or 'none, as no prompt has the grader policy'}"
-        )
+    if metric.removeprefix(f"eval_{rate}_") in known:
+        return None
+    reason = "no prompt has the grader policy"
+    if of_policies:
+        reason = f"no row of a policy expects {what}"
+    given = ", ".join(f"eval_{rate}_{name}" for name in sorted(known))
+    return f"a figure that evaluation.prompts give: {given or f'none, as {reason}'}"

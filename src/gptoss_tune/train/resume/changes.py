@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.plan.architecture import architecture_of
 from gptoss_tune.plan.disk import run_files
+from gptoss_tune.recipe.contradictions.best import measured_rules
 from gptoss_tune.recipe.contradictions.schedule import stage_rules
 from gptoss_tune.recipe.renamed import entry_in_new_name
 from gptoss_tune.recipe.rules import warmup_rules
@@ -283,7 +284,8 @@ def identify(context: RunContext, now: dict[str, Any], allow_change: Sequence[st
 
     Raises:
         RecipeError: The run differs from what it continues, and that was not allowed; or its
-            warm-up is as long as itself, or its schedule's stages do not fit.
+            warm-up is as long as itself, its schedule's stages do not fit, or the figure of its
+            best weights or early end is measured at its end alone.
     """
     recipe, start = context.recipe, context.start
     before, notes = start.before, ()
@@ -301,7 +303,12 @@ def identify(context: RunContext, now: dict[str, Any], allow_change: Sequence[st
         train=recipe.train,
     )
     steps = now["steps"]
-    for one in (*warmup_rules(recipe.train, steps), *stage_rules(recipe.train, steps)):
+    measured = (recipe.train, recipe.method, recipe.data, recipe.evaluation, steps)
+    for one in (
+        *warmup_rules(recipe.train, steps),
+        *stage_rules(recipe.train, steps),
+        *measured_rules(*measured),
+    ):
         raise RecipeError(str(one))
     entries = tuple(one.as_json(start.step) for one in found)
     notes += tuple(map(_note, found))
