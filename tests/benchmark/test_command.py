@@ -70,6 +70,11 @@ WITHOUT_TORCH = (
         (["{tasks}", "--subjects", "http://h", "--name", "../x"], "--name"),
         (["{tasks}", "--subjects", "http://h", "--api-key-env", "NO_SUCH"], "no variable NO_SUCH"),
         (["tiny/qlora", "tiny/lora", "--subjects", "http://h"], "are both recipes"),
+        (["{tasks}", "--subjects", "http://h", "--out", "{tmp}"], "is a folder"),
+        (
+            ["{tasks}", "--subjects", "http://h", "--out", "{tasks}/a/b.json"],
+            "is a file, no folder",
+        ),
     ],
 )
 def test_refused_before_torch_is_imported(tasks, tmp_path, arguments, said):

@@ -218,3 +218,24 @@ def test_memory_does_not_grow_with_the_rows(check):
     check(*rows[:10])
     small, large = peak(300), peak(3000)
     assert large - small < 3_000_000  # the rows written here themselves have 700 kB more
+
+
+@pytest.mark.parametrize(
+    "asked, right, wrong",
+    [
+        ({"grader": "choice", "choices": ["Lyon", "The mill"], "answer": "B"}, "The mill.", "Lyon"),
+        ({"grader": {"kind": "number", "tolerance": 1}, "answer": 42}, "It is 42.", "It is 41."),
+        ({"grader": {"kind": "number", "unit": "km"}, "answer": ["7", 42]}, "42 kilometres", "4"),
+        ({"grader": "number", "answer": 42}, "42", "24"),
+        ({"answer": ["by the mill", "a | b"]}, "a b", "b a"),
+    ],
+)
+def test_an_answer_is_known_whatever_grades_it(tmp_path, vocabulary, asked, right, wrong):
+    tasks, train = tmp_path / "tasks.jsonl", tmp_path / "train.jsonl"
+    tasks.write_text(json.dumps({"prompt": SHORT, **asked}))
+    suite = open_suite(str(tasks), Renderer(vocabulary, RenderSettings()))
+    data = DataSection.model_validate({"train": [{"path": str(train)}]})
+    for answer, known in ((right, True), (wrong, False)):
+        train.write_text(json.dumps(chat(SHORT, answer)) + "\n")
+        (overlap,) = contamination([suite], data, vocabulary, seed=0)["tasks"].found
+        assert overlap.answered is known

@@ -10,7 +10,7 @@ from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.evaluate.prompts import read_rows
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.number import Number
-from gptoss_tune.grading.rows import read_grader
+from gptoss_tune.grading.rows import NOT_OF_A_ROW, read_grader
 from gptoss_tune.grading.rules.counted import COUNTED
 from gptoss_tune.grading.rules.stated import STATED
 
@@ -40,6 +40,48 @@ def test_a_worked_solution_is_an_answer(end, settings, right, wrong):
     assert grader.judge(Given(right), 0).passed
     near = f"{end[:-1]}1" if wrong is None else wrong
     assert not grader.judge(Given(near), 0).passed
+
+
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        ({"answer": "5", "grader": "number", "tolerance": 1}, "'tolerance' is a setting of grader"),
+        ({"answer": "5", "grader": {"kind": "number"}, "unit": "km"}, '"kind": "number", "unit"'),
+        ({"answer": "5", "grader": "maths", "digits": 3}, "'digits' is a setting of grader maths"),
+        (
+            {"answer": "5", "grader": "code", "tolerance": 0.1},
+            "'tolerance' is a setting of grader code",
+        ),
+        ({"answer": "5", "gradr": "number"}, "'gradr' says number; did you mean 'grader'[?]"),
+        ({"answer": "5", "Grader": {"kind": "number"}}, "did you mean 'grader'"),
+    ],
+)
+def test_a_key_that_would_be_ignored_is_refused(row, told):
+    with pytest.raises(DataError, match=f"^x:1: .*{told}"):
+        read_grader(row, "x:1")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"answer": "5", "unit": "km", "tolerance": 1},  # exact has no settings: columns of a user
+        {"answer": "5", "grader": "number", "grade": "fifth", "digits": 3, "unit": None},
+        {"answer": "5", "grade": 5, "graders": "Ann and Bob"},
+        {"answer": "5", "grader": {"kind": "number", "tolerance": 1}, "tolerance": 1},
+    ],
+)
+def test_columns_of_a_user_that_mean_no_setting_are_left_alone(row):
+    assert read_grader(row, "x:1") is not None
+
+
+@pytest.mark.parametrize(
+    "kind, key", [(kind, k) for kind in NOT_OF_A_ROW for k in NOT_OF_A_ROW[kind]]
+)
+def test_each_setting_that_a_row_cannot_have_is_one(kind, key):
+    """The grader knows it: what is wrong with the row is something else."""
+    with pytest.raises(DataError) as error:
+        read_grader({"grader": {"kind": kind, key: object()}}, "x:1")
+    assert "has no setting" not in str(error.value)
 
 
 def test_there_are_over_twenty_rules():

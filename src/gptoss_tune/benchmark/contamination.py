@@ -37,6 +37,10 @@ import numpy as np
 from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.prompts import Question
+from gptoss_tune.grading.choice import Choice
+from gptoss_tune.grading.maths import Maths
+from gptoss_tune.grading.number import Number
+from gptoss_tune.grading.text import Exact
 from gptoss_tune.harmony.dataset.kinds import CONVERSATIONS, SampleKind
 from gptoss_tune.harmony.dataset.load import held_out_places
 from gptoss_tune.harmony.sources.open import open_source
@@ -279,9 +283,12 @@ def _asked(question: Question) -> str:
 
 def _answers(question: Question) -> tuple[tuple[str, ...], ...]:
     """Return the right answers as tokens, as far as the grader has them as texts."""
-    if question.grader is None:
+    grader = question.grader
+    if grader is None:
         return ()
-    found = (tuple(tokens_of(text)) for text in question.grader.expected.split(" | "))
+    several = isinstance(grader, Exact | Number | Maths | Choice)
+    texts = grader.answers if several else (grader.expected,)
+    found = (tuple(tokens_of(text)) for text in texts)
     return tuple(tokens for tokens in found if tokens)
 
 

@@ -36,6 +36,10 @@ from gptoss_tune.harmony.sources.rows import Located
 LONGEST_CONTEXT: Final = 131_072
 """Positions that gpt-oss was made for."""
 _MOST_SHOWN: Final = 20
+_NO_TEMPLATES: Final = (
+    "Files of prompts have no templates: write the question under the key prompt, and an answer to "
+    "grade by under answer"
+)
 _KNOWN_COLUMNS: Final = frozenset({"messages", "conversations", "prompt", "chosen", "rejected"})
 
 _Read = TypeVar("_Read")
@@ -144,9 +148,19 @@ def read_located(
 
 
 def read_unanswered(
-    row: dict[str, Any], source: str, reading: ReadSettings = AS_IT_STANDS
+    row: dict[str, Any],
+    source: str,
+    reading: ReadSettings = AS_IT_STANDS,
+    *,
+    other_columns: str = _NO_TEMPLATES,
 ) -> Conversation:
     """Return the conversation of a row up to where the assistant is to answer.
+
+    Args:
+        row: As its file has it.
+        source: Its place, for messages.
+        reading: How rows are read.
+        other_columns: What to do about a row that has none of the known columns.
 
     Raises:
         DataError: The row is in no known format, or asks nothing.
@@ -155,8 +169,7 @@ def read_unanswered(
         columns = ", ".join(shown(key) for key in list(row)[:8]) or "none"
         raise DataError(
             f"{source}: no known columns (got {columns}); expected messages, conversations or "
-            "prompt. Files of prompts have no templates: write the question under the key prompt, "
-            "and an answer to grade by under answer"
+            f"prompt. {other_columns}"
         )
     name = format_of(row, source, templates=False)
     messages = take_listed(row.get("messages"), source, "messages")

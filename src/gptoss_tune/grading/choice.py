@@ -118,6 +118,11 @@ class Choice:
             return self.letter
         return f"{self.letter}) {self.options[LETTERS.index(self.letter)]}"
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The right option's text; its letter where only the letters are known."""
+        return (self.options[LETTERS.index(self.letter)] if self.options else self.letter,)
+
     def judge(self, given: Given, seconds: float) -> Verdict:
         """Look for the letter, or for the option's text."""
         if given.final is None:

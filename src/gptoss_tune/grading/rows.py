@@ -7,6 +7,7 @@ names another way to judge: ``"grader": "number"``, or with settings of its own
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -67,6 +68,18 @@ READERS: Final[dict[str, Reader]] = {
 }
 """Every grader by its name in a file."""
 
+NOT_OF_A_ROW: Final[dict[str, tuple[str, ...]]] = {
+    "number": ("tolerance", "relative_tolerance", "unit", "decimal_comma", "read"),
+    "maths": ("digits",),
+    "rules": ("verdict",),
+    "calls": ("ordered", "match"),
+    "json_schema": ("fenced",),
+    "policy": ("labels", "positive", "field"),
+    "code": ("tolerance", "in_place"),
+}
+"""Settings that are read beside the kind alone: as keys of a row they would change nothing."""
+_NEAR: Final = 0.6
+
 
 def read_grader(
     row: dict[str, Any], source: str, usual: str | Mapping[str, Any] | None = None
@@ -79,15 +92,19 @@ def read_grader(
         usual: Grader of rows that name none.
 
     Raises:
-        DataError: Two graders are there, or one that cannot be used.
+        DataError: Two graders are there, or one that cannot be used, or a key that is meant for
+            one and would not be read.
     """
     answer, pattern = row.get("answer"), row.get("pattern")
     if answer is not None and pattern is not None:
         raise DataError(f"{source}: the row has 'answer' and 'pattern'; keep one to grade by")
     named = row.get("grader")
+    if named is None:
+        _refuse_misspelt(row, source)
     named = usual if named is None else named
     if named is not None:
         kind, settings = _kind(named, source)
+        _refuse_unread(row, kind, settings, source)
         return READERS[kind](row, settings, source)
     if pattern is not None:
         return read_pattern(pattern, source)
@@ -101,3 +118,25 @@ def _kind(named: Any, source: str) -> tuple[str, dict[str, Any]]:
     if kind not in READERS:
         raise DataError(f"{source}: grader is {shown(kind)}; expected one of {', '.join(READERS)}")
     return kind, settings
+
+
+def _refuse_misspelt(row: Mapping[str, Any], source: str) -> None:
+    """Refuse a key that is nearly ``grader`` and names one; other columns are the user's own."""
+    for key, value in row.items():
+        kind = value.get("kind") if isinstance(value, Mapping) else value
+        if not isinstance(key, str) or not isinstance(kind, str) or kind not in READERS:
+            continue
+        if difflib.SequenceMatcher(None, key.casefold(), "grader").ratio() >= _NEAR:
+            raise DataError(f"{source}: {shown(key)} says {kind}; did you mean 'grader'?")
+
+
+def _refuse_unread(
+    row: Mapping[str, Any], kind: str, settings: Mapping[str, Any], source: str
+) -> None:
+    for key in NOT_OF_A_ROW.get(kind, ()):
+        if row.get(key) is not None and row[key] != settings.get(key):
+            raise DataError(
+                f"{source}: {shown(key)} is a setting of grader {kind}, which is not read from a "
+                f'key of the row; write "grader": {{"kind": "{kind}", "{key}": ...}}, or rename '
+                "the key if it means something else"
+            )

@@ -89,6 +89,24 @@ def test_columns_map_any_file(write_suite, tmp_path, renderer, suffix):
     assert passes(suite.questions[1], "36") and not passes(suite.questions[1], "56")
 
 
+def test_a_path_that_leads_nowhere_is_told_as_the_suite_means_it(write_suite, write_rows, renderer):
+    write_rows("capitals.jsonl", {"prompt": "2 + 2?", "answer": "4"})
+    path = write_suite("tasks: capitals2.jsonl\n")
+    with pytest.raises(DataError, match=r"capitals2\.jsonl: no such file") as error:
+        open_suite(path, renderer)
+    told = str(error.value)
+    assert "relative to the suite's folder" in told and "current directory" not in told
+    assert "did you mean 'capitals.jsonl'?" in told
+
+
+def test_rows_of_other_columns_are_told_of_the_key_columns(write_suite, write_rows, renderer):
+    write_rows("set.jsonl", {"frage": "7 * 8?", "loesung": "56"})
+    with pytest.raises(DataError, match=r"set.jsonl:1: no known columns .got 'frage'") as error:
+        open_suite(write_suite("tasks: set.jsonl\n"), renderer)
+    assert "'columns' beside the path" in str(error.value)
+    assert "no templates" not in str(error.value)
+
+
 def test_a_template_that_ends_in_tojson_gives_graders_a_structure(
     write_suite, write_rows, renderer
 ):

@@ -6,6 +6,8 @@ message.
 
 from __future__ import annotations
 
+import difflib
+import glob
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +34,10 @@ from gptoss_tune.harmony.sources.rows import Located
 
 GRADER_KEYS: Final = GraderKey.__args__  # pyright: ignore[reportAttributeAccessIssue]
 _YAML: Final = (".yaml", ".yml")
+_OTHER_COLUMNS: Final = (
+    "Write these keys, or in a suite file 'columns' beside the path of the tasks, which makes them "
+    "of other columns: columns: {prompt: '{{ question }}', answer: '{{ solution }}'}"
+)
 
 
 def open_suite(
@@ -109,7 +115,8 @@ def _questions(
     asked: Sequence[Effort] = file.reasoning_effort or efforts
 
     def read(row: dict[str, Any], source: str) -> list[Question]:
-        conversation = _with_instructions(read_unanswered(row, source, reading), file.instructions)
+        told = read_unanswered(row, source, reading, other_columns=_OTHER_COLUMNS)
+        conversation = _with_instructions(told, file.instructions)
         grader = read_grader(row, source, file.grader)
         if grader is None:
             raise DataError(
@@ -145,12 +152,9 @@ def _rows(source: TaskSource, folder: Path) -> Iterator[Located]:
         files = [(package_file(source.path), source.path)]
     else:
         path = source.path if Path(source.path).is_absolute() else str(folder / source.path)
-        found = find_files(path)
+        found = find_files(path) if Path(path).exists() or glob.has_magic(path) else None
         if found is None:
-            raise DataError(
-                f"{path}: no such file; tasks are read from local files, a path is relative to the "
-                f"suite's folder; expected one of {', '.join(READERS)}"
-            )
+            raise DataError(_missing(Path(path)))
         files = found
     rows = itertools.chain.from_iterable(read_file(file, name) for file, name in files)
     rows = itertools.islice(rows, source.limit)
@@ -158,3 +162,13 @@ def _rows(source: TaskSource, folder: Path) -> Iterator[Located]:
         return rows
     columns = {str(name): template for name, template in source.columns.items()}
     return ColumnTemplates(columns, structured=GRADER_KEYS).rows(rows)
+
+
+def _missing(path: Path) -> str:
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return (
+        f"{path}: no such file{hint}; tasks are read from local files, a path is relative to the "
+        f"suite's folder; expected one of {', '.join(READERS)}"
+    )

@@ -127,6 +127,7 @@ def benchmark(
 
     refuse_revision_of_nothing(base, revision)
     _refuse_odd_texts(date, dtype, name)
+    _refuse_no_file(out)
     key = _key(api_key_env)
     named = read_subjects(subjects, base)
     look_at_subjects(named, base, revision)
@@ -253,6 +254,19 @@ def _refuse_odd_texts(date: str | None, dtype: str | None, name: str) -> None:
         raise typer.BadParameter(
             f"{name!r}; expected letters, digits, '-', '.' and '_'", param_hint="--name"
         )
+
+
+def _refuse_no_file(out: Path | None) -> None:
+    """Refuse a place that no file can be written to."""
+    if out is None:
+        return
+    if out.is_dir():
+        told = f"{out}: is a folder; name a file, such as {out / 'benchmark.json'}"
+        raise typer.BadParameter(told, param_hint="--out")
+    above = next((folder for folder in out.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        told = f"{out}: {above} is a file, no folder; name another place"
+        raise typer.BadParameter(told, param_hint="--out")
 
 
 def _key(api_key_env: str | None) -> str | None:
