@@ -103,7 +103,7 @@ def test_a_run_in_epochs_that_measures_at_its_end_alone_is_refused_before_its_we
         train(recipe(*epochs, "train.eval_steps=3"))
     stopping = "train.early_stopping={patience: 1, metric: eval_loss_maths}"
     other = [one for one in epochs if "keep_best" not in one]
-    with pytest.raises(RecipeError, match="early_stopping.*, measured every 9 of 3 steps"):
+    with pytest.raises(RecipeError, match=r"early_stopping.*, measured every 9 of 3 steps"):
         train(recipe(*other, "train.eval_steps=9", stopping))
     assert not (tmp_path / "run" / "run.json").exists()
 
