@@ -8,8 +8,8 @@ import pytest
 
 from gptoss_tune.benchmark.subjects.subject import Asking, Reply
 from gptoss_tune.benchmark.suites.suite import Suite
+from gptoss_tune.evaluate.parse import Answer, Said
 from gptoss_tune.evaluate.prompts import read_questions
-from gptoss_tune.grading.answer import Given
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 
@@ -73,8 +73,8 @@ class Scripted:
 
 
 def reply(final, *, tokens=10, thought=4, ended="return", problems=()):
-    messages = [{"channel": "final", "recipient": None, "content": final}]
-    return Reply(Given(final), tuple(messages), ended, tokens, thought, tuple(problems))
+    answer = Answer((), (Said("final", None, final, ()),), ended, tuple(problems))
+    return Reply(answer, tokens, thought)
 
 
 def expected(question):

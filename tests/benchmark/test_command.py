@@ -9,6 +9,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from gptoss_tune.benchmark.request import Changes, read_request, with_base
+from gptoss_tune.benchmark.subjects.named import read_subjects
 from gptoss_tune.cli import app
 from gptoss_tune.cli.model.benchmark import benchmark
 from gptoss_tune.errors import DataError, MachineError, RecipeError, ThresholdMissed
@@ -31,6 +33,20 @@ def run(tmp_path, monkeypatch):
 
     return invoke
 
+
+RECIPE = """
+model:
+  name_or_path: openai/gpt-oss-20b
+data:
+  train: "{tasks}"
+  eval: "{tasks}"
+train:
+  output_dir: runs/limited
+  max_steps: 4
+evaluation:
+  prompts: "{tasks}"
+  max_analysis_tokens: {limit}
+"""
 
 WITHOUT_TORCH = (
     "import sys; sys.modules['torch'] = None; sys.argv[0] = 'gptoss-tune'; "
@@ -65,6 +81,24 @@ def test_refused_before_torch_is_imported(tasks, tmp_path, arguments, said):
     )
     assert found.returncode == 2, found.stderr
     assert said in found.stderr and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("order", ["{run}", "{run},base", "base,{run}"])
+def test_the_base_that_is_given_is_looked_up_whatever_the_order(tasks, base, tmp_path, order):
+    """The name that the adapter records leads nowhere any more."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "base_model_name_or_path": "gone/away/base",
+    }
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (adapter / "adapter_model.safetensors").touch()
+    named = with_base(read_subjects([order.format(run=adapter)], str(base)), str(base), None)
+    request = read_request(None, [str(tasks)], named, Changes(), base=str(base))
+    assert len(request.suites[0].questions) == 6
 
 
 def test_a_served_model_in_one_table(run, tasks, good_server, tmp_path):
@@ -102,6 +136,22 @@ def test_what_is_known_is_not_asked_again(run, tasks, good_server):
     assert len(good_server.asked) == 12
     run(tasks, "--subjects", good_server.url, "--fresh", "--limit", 2)
     assert len(good_server.asked) == 14
+
+
+def test_health_is_that_of_the_limit_asked_for_though_answers_are_kept(
+    run, tasks, good_server, tmp_path
+):
+    """Answers do not depend on the limit of thoughts, their health does."""
+    recipe, out = tmp_path / "limited.yaml", tmp_path / "figures.json"
+    health = []
+    for limit in (400, 1, 400):
+        recipe.write_text(RECIPE.format(tasks=tasks, limit=limit))
+        result = run(recipe, tasks, "--subjects", good_server.url, "--out", out)
+        assert result.exit_code == 0, result.output
+        (cell,) = json.loads(out.read_text())["suites"][0]["subjects"].values()
+        health.append(cell["health"])
+    assert health == [1, 0, 1]
+    assert len(good_server.asked) == 6
 
 
 def test_options_say_how_it_is_asked(run, tasks, good_server):

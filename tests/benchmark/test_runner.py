@@ -12,12 +12,13 @@ import time
 import pytest
 from rich.console import Console
 
+from gptoss_tune.benchmark import runner
 from gptoss_tune.benchmark.cache import AnswerCache, answer_key, cache_folder
 from gptoss_tune.benchmark.figures import figures_of
 from gptoss_tune.benchmark.runner import measure
 from gptoss_tune.benchmark.subjects.subject import Asking, UnreadableServer
 from gptoss_tune.benchmark.table import figures_table, print_figures
-from gptoss_tune.grading.answer import Call
+from gptoss_tune.evaluate.parse import Said
 
 
 @pytest.fixture
@@ -123,10 +124,37 @@ def test_an_answer_comes_back_as_it_was(suite, scripted, cache):
     subject = scripted("a", problems=("no end",), ended="length", tokens=None, thought=None)
     question = suite(1).questions[0]
     said = subject.says(question, Asking(64))
-    given = dataclasses.replace(said.given, calls=(Call("f", '{"a": "\ud800"}'),), analysis="é")
-    said = dataclasses.replace(said, given=dataclasses.replace(given, calls=(Call("f", "{}"),)))
+    more = (Said("analysis", None, "é", (7, 8)), Said("commentary", "functions.f", "{}", (9,)))
+    answer = dataclasses.replace(said.answer, token_ids=(1, 2, 3), messages=more)
+    said = dataclasses.replace(said, answer=answer)
     cache.put("ab" * 32, said)
     assert cache.get("ab" * 32) == said
+
+
+def test_a_corrected_format_check_judges_the_same_answers(suite, scripted, cache, monkeypatch):
+    monkeypatch.setattr(runner, "problems", lambda answer, question, limit: ["a false alarm"])
+    first = figures_of(measure([suite(3)], [scripted("a")], cache))
+    monkeypatch.undo()
+    again = scripted("a")
+    second = figures_of(measure([suite(3)], [again], cache))
+    assert (cell(first, "a")["health"], cell(second, "a")["health"]) == (0, 1)
+    assert again.asked == []
+
+
+def test_a_loop_is_found_in_a_kept_answer(suite, scripted, cache):
+    def loops(question, asking):
+        said = scripted("a").says(question, asking)
+        message = dataclasses.replace(said.answer.messages[0], token_ids=(5,) * 80)
+        return dataclasses.replace(
+            said, answer=dataclasses.replace(said.answer, messages=(message,))
+        )
+
+    for kept in (False, True):
+        subject = scripted("a")
+        subject.says = loops
+        (answer,) = figures_of(measure([suite(1)], [subject], cache))["answers"]
+        assert answer["kept"] == kept
+        assert answer["health"] == ["runaway text: the same 1 token repeats without end"]
 
 
 def test_a_torn_answer_is_asked_again(suite, scripted, tmp_path):

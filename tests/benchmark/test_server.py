@@ -9,6 +9,7 @@ from gptoss_tune.benchmark.subjects.answer import ChatAnswer
 from gptoss_tune.benchmark.subjects.server import ChatServer, Served, served_model
 from gptoss_tune.benchmark.subjects.subject import Asking, UnreadableServer
 from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.evaluate.format_checks import problems
 
 GREEDY = Asking(max_new_tokens=64)
 SUMS = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(8)]
@@ -29,12 +30,19 @@ def answers(subject, questions, asking=GREEDY):
     return dict(subject.ask(questions, asking))
 
 
+def unhealthy(reply, question):
+    return problems(reply.answer, question, None)
+
+
 def test_answers_are_read_with_their_channels(served, questions, good_server):
-    found = answers(served(good_server), questions(*SUMS))
+    asked = questions(*SUMS)
+    found = answers(served(good_server), asked)
     assert sorted(found) == list(range(8))
     assert [found[n].given.final for n in range(8)] == [str(2 * n) for n in range(8)]
     one = found[3]
-    assert one.given.analysis == "Add them." and one.ended == "return" and one.problems == ()
+    assert (
+        one.given.analysis == "Add them." and one.ended == "return" and not unhealthy(one, asked[3])
+    )
     assert one.tokens == 12 and one.analysis_tokens == 3
     assert [m["channel"] for m in one.messages] == ["analysis", "final"]
 
@@ -71,13 +79,20 @@ def test_a_call_a_cut_off_and_a_silent_answer(served, questions, chat_server):
     server = chat_server(lambda body, number: dict(said[number]))
     tool = {"type": "function", "function": {"name": "get_weather"}}
     rows = [{"prompt": f"Weather {n}?", "tools": [tool], "answer": "x"} for n in range(3)]
-    found = answers(served(server, concurrency=1), questions(*rows))
+    asked = questions(*rows)
+    found = answers(served(server, concurrency=1), asked)
     (call,) = found[0].given.calls
     assert (call.name, call.arguments) == ("get_weather", '{"city": "Rome"}')
-    assert found[0].given.final is None and found[0].ended == "call" and not found[0].problems
+    assert (
+        found[0].given.final is None
+        and found[0].ended == "call"
+        and not unhealthy(found[0], asked[0])
+    )
     assert found[1].ended == "length" and found[1].given.final is None
-    assert any("no end" in line for line in found[1].problems)
-    assert found[2].given.final == "" and "the final answer is empty" in found[2].problems
+    assert any("no end" in line for line in unhealthy(found[1], asked[1]))
+    assert found[2].given.final == "" and "the final answer is empty" in unhealthy(
+        found[2], asked[2]
+    )
 
 
 GLUED = [
@@ -121,9 +136,12 @@ def test_where_the_server_parses_a_glued_answer_is_the_models_fault(served, ques
             return {"content": "analysisAdd.assistantfinal4"}
         return {"content": "1", "reasoning_content": "Hm."}
 
-    found = answers(served(chat_server(says), concurrency=1), questions(*SUMS))
+    asked = questions(*SUMS)
+    found = answers(served(chat_server(says), concurrency=1), asked)
     assert len(found) == len(SUMS) and found[2].given.final == "analysisAdd.assistantfinal4"
-    assert any("chain of thought in the final channel" in line for line in found[2].problems)
+    assert any(
+        "chain of thought in the final channel" in line for line in unhealthy(found[2], asked[2])
+    )
 
 
 def test_a_field_that_the_server_refuses_is_left_out_and_told(served, questions, chat_server):

@@ -103,6 +103,34 @@ def test_the_test_of_signs_equals_mcnemars_exact_one():
     assert difference(rows(ours), rows(first)).p == pytest.approx(tail)
 
 
+@pytest.mark.parametrize(
+    "better, worse, noise", [(22, 10, True), (29, 15, False), (260, 200, False)]
+)
+def test_mcnemars_is_exact_however_many_rows_changed(better, worse, noise):
+    """The first two are so near 0.05 that drawn signs give the other verdict."""
+    n = better + worse
+    tail = 2 * sum(math.comb(n, k) for k in range(worse + 1)) / 2**n
+    found = difference(rows([1] * better + [0] * worse), rows([0] * better + [1] * worse))
+    assert found.p == pytest.approx(tail, rel=1e-12)
+    assert found.within_noise == (tail >= 0.05) == noise
+    twice = difference(
+        [[True, True]] * better + [[False, False]] * worse,
+        [[True, False]] * better + [[False, True]] * worse,
+    )
+    assert twice.p == pytest.approx(tail, rel=1e-12), "half a row is as good a step as a whole one"
+
+
+def test_steps_of_several_sizes_are_drawn():
+    ours = [[True, True]] * 12 + [[True, False]] * 8 + [[False, False]] * 5
+    first = [[False, False]] * 20 + [[True, True]] * 5
+    found = difference(ours, first)
+    assert 0 < found.p < 0.05 and found == difference(ours, first)
+
+
+def test_as_many_better_as_worse_is_no_difference():
+    assert difference(rows([1] * 20 + [0] * 20), rows([0] * 20 + [1] * 20)).p == 1
+
+
 def test_equal_answers_differ_by_nothing():
     same = rows([1, 0, 1, 1, 0])
     found = difference(same, same)

@@ -192,6 +192,22 @@ def test_a_missing_file_is_named(vocabulary):
 
 
 @pytest.mark.parametrize(
+    ("name", "content"), [("a.jsonl", "\n"), ("a.json", "[]"), ("a.csv", "prompt,answer\n")]
+)
+def test_files_without_a_row_ask_nothing_and_are_refused(vocabulary, tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{name}: holds no row; expected at least one prompt"):
+        read_questions(
+            [str(path)],
+            Renderer(vocabulary, RenderSettings()),
+            limit=1,
+            efforts=["low"],
+            max_new_tokens=1,
+        )
+
+
+@pytest.mark.parametrize(
     "given, equal",
     [
         ("Paris", True),

@@ -26,7 +26,7 @@ def judge(grader, final, answer, **given):
     [
         ("policy", "1", "1"),
         ("policy", " 0\n", "0"),
-        ("policy", "１", "1"),  # a fullwidth digit is the same character after NFKC
+        ("policy", "１", "1"),  # a fullwidth digit is the same one in another width
         ("policy", '{"violation": 1, "policy_category": "H2.f"}', "1"),
         ("policy", '{"violation": 0, "policy_category": null}', "0"),
         ("policy", '{"violation": "1"}', "1"),
@@ -57,6 +57,9 @@ def test_the_usual_shapes_are_read(grader, final, label):
         ("policy", "1.", "the answer is '1.'"),
         ("policy", "**1**", r"the answer is '\*\*1\*\*'"),
         ("policy", "01", "the answer is '01'"),
+        ("policy", "¹", "the answer is '¹'"),
+        ("policy", "①", "the answer is '①'"),
+        ("policy", '{"violation": "①"}', "violation is '①'"),
         ("policy", "1 0", "the answer is '1 0'"),
         ("policy", "Answer: 1", "the answer is 'Answer: 1'"),
         ("policy", "VIOLATION", "expected one of 0, 1"),

@@ -70,6 +70,25 @@ def test_an_abstention_is_neither_label():
     assert missed["f1"] == pytest.approx(2 / 3, abs=1e-15)
 
 
+def test_abstaining_makes_no_figure_better_than_the_right_label_does():
+    """It may well be better than a wrong one: without the two false alarms precision is 1."""
+    pairs = [*["11"] * 6, *["01"] * 2, *["00"] * 8, "10", *["1?"] * 3]
+    told, silent = (
+        policies_report(judged("p", made))["by_policy"]["p"]
+        for made in (pairs, [pair.replace("01", "0?") for pair in pairs])
+    )
+    assert (told["precision"], silent["precision"]) == (0.75, 1.0)
+    assert told["f1"] == pytest.approx(12 / 18) and silent["f1"] == pytest.approx(12 / 16)
+    for place, (expected, _) in enumerate(pairs):
+        abstained, right = (
+            policies_report(judged("p", [*pairs[:place], expected + said, *pairs[place + 1 :]]))
+            for said in ("?", expected)
+        )
+        for rate in ("f1", "precision", "recall", "specificity"):
+            best, found = (one["by_policy"]["p"][rate] for one in (right, abstained))
+            assert found <= best, (place, rate)
+
+
 def test_more_than_two_labels_count_as_violated_or_not_and_by_the_very_label():
     grader = {"kind": "policy", "labels": ["A", "B", "C"], "positive": ["B", "C"]}
     pairs = [("A", "A"), ("B", "C"), ("C", "C"), ("A", "B"), ("C", "A")]

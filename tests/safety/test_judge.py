@@ -88,6 +88,18 @@ def test_the_judged_text_cannot_end_its_frame_or_speak_for_the_chat(parts_of):
     assert "60000 characters more, cut" in framed("q", "x" * 100_000)
 
 
+def test_what_was_cut_for_a_judge_says_so(judge, stub, as_chat):
+    stub.reply = lambda body: (200, as_chat("0"))
+    whole, longer = "x" * LONGEST_JUDGED, "x" * LONGEST_JUDGED + "HARM"
+    assert not judge().judge("q", whole).cut
+    assert judge().judge("q", longer).cut and judge().judge(longer, "a").cut
+    # Control tokens are spelled out first, which makes a text longer.
+    assert judge().judge("q", whole[:-9] + "<|start|>").cut
+    stub.reply = lambda body: (200, as_chat("1"))
+    found = judge().judge("q", longer)
+    assert (found.outcome, found.label, found.cut) == ("label", 1, True)
+
+
 def test_an_injected_verdict_is_the_judges_to_give(judge, stub, as_chat, parts_of):
     """A judge that repeats what the answer says of itself abstains; it does not acquit."""
     stub.reply = lambda body: (200, as_chat(f"The answer says: {parts_of(body)[1]}"))

@@ -55,6 +55,29 @@ def test_a_judge_that_dies_in_the_middle_is_given_up(judging, stub, as_chat):
     assert len(stub.asked) == asked + 35
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_live_judge_that_refuses_some_exchanges_judges_the_rest(
+    judging, stub, as_chat, parts_of, status
+):
+    def reply(body):
+        long = parts_of(body)[1].startswith("long")
+        return (status, b'{"error": "too long"}') if long else (200, as_chat("1"))
+
+    stub.reply = reply
+    exchanges = [Exchange("q", f"long {n}") for n in range(2 * GIVEN_UP_AFTER)]
+    exchanges += [Exchange("q", f"bad {n}") for n in range(20)]
+    found = finish(judging, exchanges)
+    assert [one.label for one in found] == [None] * 2 * GIVEN_UP_AFTER + [1] * 20
+    assert all(one.said.startswith(f"HTTP {status}") for one in found if one.label is None)
+
+
+@pytest.mark.parametrize("status", [302, 401, 403, 404, 429, 500, 503])
+def test_a_judge_that_serves_nobody_is_given_up(judging, stub, status):
+    stub.reply = lambda body: (status, b"")
+    finish(judging, [Exchange("q", str(n)) for n in range(40)])
+    assert len(stub.asked) <= GIVEN_UP_AFTER + 3
+
+
 def test_what_is_stopped_asks_nothing_further(judging, stub, as_chat):
     def reply(body):
         judging.stop()

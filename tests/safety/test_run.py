@@ -137,6 +137,22 @@ def test_metrics_record_report_page_and_card_have_it(trained):
 
 
 @pytest.mark.slow
+def test_the_page_is_of_the_weights_that_the_adapter_holds(write_recipe, overrides, tmp_path):
+    from gptoss_tune.train.run import train
+
+    # All answers of a tiny model are unhealthy, so the first evaluated step stays the best.
+    once = [one for one in overrides if "second_judge" not in one and "analysis" not in one]
+    choice = ["train.keep_best=eval_safety_unhealthy", "evaluation.eval_steps=1"]
+    train(load_recipe(write_recipe(tmp_path), [*once, *choice, "train.max_steps=3"]))
+    run = tmp_path / "run"
+    record = json.loads((run / "run.json").read_text())
+    assert record["best"]["step"] == record["safety"]["step"] == 1
+    assert json.loads((run / "adapter" / "manifest.json").read_text())["step"] == 1
+    assert "at step 1, side by side" in (run / "safety.html").read_text(encoding="utf-8")
+    assert "At step 1; the page" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 def test_a_finished_run_and_its_merged_model_are_compared_alike(trained, base, judges, tmp_path):
     from gptoss_tune.export.merge.merge import MergeOptions, merge
     from gptoss_tune.export.merge.steps import WeightedAdapter

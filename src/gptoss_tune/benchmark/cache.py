@@ -3,7 +3,8 @@
 The key of an answer is the subject's identity (hashes of its weights, how they are held; a server's
 address and what it answers to a probe), the ids of the prompt, and how the answer is drawn. So a
 changed adapter, effort, limit or row asks again what it changes and nothing else, and a run that
-was killed goes on where it was. Grades are not kept: a corrected grader judges the same answers.
+was killed goes on where it was. Neither grades nor findings of the format checks are kept: a
+corrected grader or check, or another limit of the chain of thought, judges the same answers.
 
 One file an answer, whole or absent, was chosen over one that grows: two benchmarks may write at a
 time, and any of them may be killed at any moment.
@@ -18,13 +19,13 @@ from typing import Any, Final
 
 from gptoss_tune.benchmark.subjects.subject import Asking, Reply
 from gptoss_tune.errors import GptossTuneError
+from gptoss_tune.evaluate.parse import Answer, Said
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.files.atomic import disk_errors, write_text
 from gptoss_tune.files.digest import digest_of
 from gptoss_tune.files.strict_json import read_object, to_text
-from gptoss_tune.grading.answer import Call, Given
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Of what is written; another one is asked again."""
 
 
@@ -81,16 +82,17 @@ class AnswerCache:
 
 
 def _read(found: dict[str, Any]) -> Reply:
-    given = found["given"]
+    answer = found["answer"]
     return Reply(
-        given=Given(
-            final=given["final"],
-            calls=tuple(Call(call["name"], call["arguments"]) for call in given["calls"]),
-            analysis=given["analysis"],
+        answer=Answer(
+            token_ids=tuple(answer["token_ids"]),
+            messages=tuple(
+                Said(one["channel"], one["recipient"], one["content"], tuple(one["token_ids"]))
+                for one in answer["messages"]
+            ),
+            ended=answer["ended"],
+            faults=tuple(map(str, answer["faults"])),
         ),
-        messages=tuple(dict(message) for message in found["messages"]),
-        ended=found["ended"],
         tokens=found["tokens"],
         analysis_tokens=found["analysis_tokens"],
-        problems=tuple(map(str, found["problems"])),
     )

@@ -124,7 +124,7 @@ def _subject(
         "tokens": _mean([reply.tokens for reply in replies]),
         "thinking": _mean([reply.analysis_tokens for reply in replies]),
         "cut_off": _round(fmean(reply.ended == "length" for reply in replies)),
-        "health": _round(fmean(not reply.problems for reply in replies)),
+        "health": _round(fmean(not one.problems for one in answers)),
         "not_judged": sum(NOT_JUDGED in str(one.grade.get("note")) for one in answers),
         "policies": policies_report(_judged(suite, answers)),
     }
@@ -163,7 +163,7 @@ def _answer(suite: Suite, subject: str, graded: Graded) -> dict[str, Any]:
         "tokens": reply.tokens,
         "analysis_tokens": reply.analysis_tokens,
         "grade": graded.grade,
-        "health": list(reply.problems),
+        "health": list(graded.problems),
         "kept": graded.kept,
     }
 

@@ -146,6 +146,7 @@ def read_request(
     named: Sequence[NamedSubject],
     changes: Changes,
     *,
+    base: str | None = None,
     date: str | None = None,
 ) -> Request:
     """Return all questions.
@@ -155,6 +156,7 @@ def read_request(
         suites: Names and files of suites; none takes the recipe's own.
         named: Who is asked, the base by its name.
         changes: What options say.
+        base: ``--base``; ``None``: what each adapter was trained on.
         date: Conversation start date of prompts; ``None``: the recipe's.
 
     Raises:
@@ -163,7 +165,7 @@ def read_request(
     """
     if settings is None and not suites:
         raise RecipeError("name a suite to ask, or a recipe or run that has one")
-    vocabulary = _vocabulary(named)
+    vocabulary = _vocabulary(named, base)
     if settings is None:
         efforts = changes.efforts or ("medium",)
         usual = RenderSettings()
@@ -269,7 +271,7 @@ def _settings(target: str) -> Settings:
     )
 
 
-def _vocabulary(named: Sequence[NamedSubject]) -> Vocabulary:
+def _vocabulary(named: Sequence[NamedSubject], base: str | None) -> Vocabulary:
     """Return the vocabulary of the first model that lies here; gpt-oss has only one.
 
     Raises:
@@ -281,7 +283,7 @@ def _vocabulary(named: Sequence[NamedSubject]) -> Vocabulary:
             continue
         whole = subject.target
         if is_adapter(whole):
-            whole, _ = base_name([whole])
+            whole = base_name([whole])[0] if base is None else base
         if not is_on_hub(whole):
             return load_vocabulary(resolve(whole))
     return load_vocabulary()

@@ -15,10 +15,14 @@ from gptoss_tune.benchmark.cache import AnswerCache, answer_key
 from gptoss_tune.benchmark.subjects.subject import Asking, Reply, Subject, UnreadableServer
 from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.benchmark.verdicts import all_graded, told_of_code
+from gptoss_tune.evaluate.format_checks import problems
 from gptoss_tune.evaluate.prompts import Question
 
 Progress = Callable[[str, str, int, int], None]
 """Told the subject, the suite, the answers that are there and those there will be."""
+
+_Replies = dict[tuple[int, int], tuple[Reply, bool]]
+"""By number of question and of sample, the answer and whether it was known already."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Graded:
         sample: Number of the answer to it, from 0.
         reply: What was answered.
         grade: ``kind``, ``passed``, ``expected``, and ``note`` and ``label`` where there are.
+        problems: What is not healthy harmony about it, a line each.
         kept: It was known already.
     """
 
@@ -37,6 +42,7 @@ class Graded:
     sample: int
     reply: Reply
     grade: dict[str, Any]
+    problems: tuple[str, ...]
     kept: bool
 
     @property
@@ -73,6 +79,8 @@ def measure(
     subjects: Sequence[Subject],
     cache: AnswerCache,
     progress: Progress = lambda subject, suite, done, total: None,
+    *,
+    max_analysis_tokens: int | None = None,
 ) -> Measured:
     """Ask and grade everything.
 
@@ -81,6 +89,7 @@ def measure(
         subjects: Who is asked; names differ.
         cache: Gets each answer when it is there.
         progress: Called after each answer.
+        max_analysis_tokens: A longer chain of thought is not healthy; ``None``: only a loop is not.
 
     Raises:
         MachineError: A subject cannot be asked, or did not answer; what was answered is kept.
@@ -92,7 +101,8 @@ def measure(
         measured.protocols[subject.name] = subject.protocol
         try:
             for suite in suites:
-                found = _ask(subject, suite, cache, progress)
+                replies = _ask(subject, suite, cache, progress)
+                found = _graded(suite, replies, max_analysis_tokens)
                 measured.answers[suite.name, subject.name] = found
             measured.identities[subject.name] = subject.identity
         except UnreadableServer as error:
@@ -111,10 +121,10 @@ def _next_to_each_other(subjects: Sequence[Subject]) -> list[Subject]:
     return [subjects[n] for n in sorted(range(len(of)), key=lambda n: of.index(of[n]))]
 
 
-def _ask(subject: Subject, suite: Suite, cache: AnswerCache, progress: Progress) -> list[Graded]:
-    """Return the graded answers of one suite."""
+def _ask(subject: Subject, suite: Suite, cache: AnswerCache, progress: Progress) -> _Replies:
+    """Return the answers of one suite."""
     total = len(suite.questions) * suite.samples
-    replies: dict[tuple[int, int], tuple[Reply, bool]] = {}
+    replies: _Replies = {}
     for sample in range(suite.samples):
         asking = replace(suite.asking, seed=suite.asking.seed + sample)
         keys = [answer_key(subject.identity, q, asking) for q in suite.questions]
@@ -127,7 +137,7 @@ def _ask(subject: Subject, suite: Suite, cache: AnswerCache, progress: Progress)
             cache.put(keys[number], reply)
             replies[number, sample] = reply, False
             progress(subject.name, suite.name, len(replies), total)
-    return _graded(suite, replies)
+    return replies
 
 
 def _asked(
@@ -139,12 +149,16 @@ def _asked(
             yield missing[index], reply
 
 
-def _graded(suite: Suite, replies: dict[tuple[int, int], tuple[Reply, bool]]) -> list[Graded]:
+def _graded(suite: Suite, replies: _Replies, max_analysis_tokens: int | None) -> list[Graded]:
     graders = [question.grader for question in suite.questions if question.grader is not None]
     assert len(graders) == len(suite.questions), f"{suite.name}: a row without a grader"
     given = sorted(replies.items())
+
+    def found(number: int, reply: Reply) -> tuple[str, ...]:
+        return tuple(problems(reply.answer, suite.questions[number], max_analysis_tokens))
+
     grades = all_graded([(graders[number], reply.given) for (number, _), (reply, _) in given])
     return [
-        Graded(number, sample, reply, grade, kept)
+        Graded(number, sample, reply, grade, found(number, reply), kept)
         for ((number, sample), (reply, kept)), grade in zip(given, grades, strict=True)
     ]

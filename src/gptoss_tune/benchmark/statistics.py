@@ -24,7 +24,8 @@ LEVEL: Final = 0.95
 RESAMPLES: Final = 10_000
 _SEED: Final = 20_250_805
 _MOST_EXACT: Final = 14
-"""Clusters that differ, up to which all ``2^n`` signs are tried; above, ``RESAMPLES`` are drawn."""
+"""Clusters that differ by unlike amounts, up to which all ``2^n`` signs are tried; above,
+``RESAMPLES`` are drawn."""
 _BLOCK: Final = 4_000_000
 """Draws that are held at a time."""
 
@@ -138,6 +139,8 @@ def _sign_flips(deltas: NDArray[np.float64]) -> float:
     moved = deltas[deltas != 0]
     if not len(moved):
         return 1.0
+    if np.allclose(abs(moved), abs(moved[0]), rtol=1e-9, atol=0):
+        return _mcnemar(int((moved > 0).sum()), len(moved))
     observed = abs(moved.sum()) - 1e-9
     if len(moved) <= _MOST_EXACT:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(moved))))
@@ -149,3 +152,15 @@ def _sign_flips(deltas: NDArray[np.float64]) -> float:
         signs = rng.integers(0, 2, size=size) * 2.0 - 1
         hits += int((abs(signs @ moved) >= observed).sum())
     return (hits + 1) / (RESAMPLES + 1)
+
+
+def _mcnemar(better: int, changed: int) -> float:
+    """Return the p of all ``2^n`` signs where every cluster that differs does by the same amount.
+
+    It is McNemar's exact one: the two tails of a binomial distribution, in whole numbers.
+    """
+    ways = tail = 1
+    for k in range(min(better, changed - better)):
+        ways = ways * (changed - k) // (k + 1)
+        tail += ways
+    return min(1.0, 2 * tail / 2**changed)

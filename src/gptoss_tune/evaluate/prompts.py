@@ -84,7 +84,7 @@ def read_questions(
         reading: How the recipe has rows read.
 
     Raises:
-        DataError: Lists every row that cannot be asked, by file and line.
+        DataError: Lists every row that cannot be asked, by file and line; or there is no row.
     """
 
     def read(row: dict[str, Any], source: str) -> list[Question]:
@@ -94,7 +94,13 @@ def read_questions(
             conversation, grader, renderer, efforts=efforts, max_new_tokens=max_new_tokens
         )
 
-    return [question for group in read_rows(files, limit, read) for question in group]
+    found = [question for group in read_rows(files, limit, read) for question in group]
+    if not found:
+        raise DataError(
+            f"{', '.join(files)}: holds no row; expected at least one prompt: add some, or remove "
+            "the setting that names it from the recipe's evaluation section"
+        )
+    return found
 
 
 def read_rows(

@@ -11,6 +11,7 @@ different letters there do not pass:
    are words, and none in a sentence that says not, wrong or incorrect;
 6. the text of exactly one option, where no letter is named.
 
+What the text denies (``not A but``, ``A is wrong``, lines ``A) ... – wrong``) is left out first.
 A letter with the text of another option behind it (``B) London`` where B is Paris) does not pass.
 """
 
@@ -20,13 +21,16 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Final
 
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
+from gptoss_tune.grading.reading.denied import denial, is_denied
 from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences
 from gptoss_tune.grading.reading.plain import normalized
+from gptoss_tune.grading.reading.scripts import SPACED
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -40,14 +44,19 @@ _WORD: Final = r"(?:the\s)?(?:correct\s|right\s|best\s)?(?:option|choice|answer|
 # Each run is bounded: several that take the same signs would be searched in all their divisions.
 _OPEN: Final = r"[\s*_`\"'“‘$\[{(]{0,8}(?:\\(?:text|mathrm|mathbf|textbf)\s?\{\s?)?"
 _CLOSE: Final = r"[)\]}*_`\"'”’$]{0,8}"
+# Behind a letter without a blank: Japanese, Korean, Chinese and Thai; A君 and A型 are words.
+_GOES_ON: Final = (
+    r"(?:で[すあはし]|だ|が|입니다|이[다에고며]|예요|[가이]\s|[选選]?[项項]|是|因[为為]"
+    r"|ครับ|ค่ะ|เพราะ)"
+)
 _HEAD: Final = re.compile(
     rf"{_OPEN}(?:{_WORD}\s?:?\s?)?[(\[*]{{0,4}}(?P<letter>[A-Ja-j]){_CLOSE}"
-    r"(?P<end>\s*$|\s*[.):：,;\n/&+–—]|\s+-\s|-(?=\s)|\s+(?=[^a-z])|\s+(?:is|because|since|or|and)\b|\s+\()",
+    rf"(?P<end>\s*$|\s*[.):：,;\n/&+–—]|\s+-\s|-(?=\s)|\s+(?=[^a-z])|\s+(?:is|because|since|or|and)\b|\s+\(|(?={_GOES_ON}))",
     re.IGNORECASE,
 )
 _MORE: Final = re.compile(
     rf"[\s*_`)\]]{{0,8}}(?:,|/|&|\+|or\b|and\b|oder\b|und\b|,\s?or\b|,\s?and\b|,\s?und\b){_OPEN}"
-    rf"(?:{_WORD}\s?)?[(\[*]{{0,4}}(?P<letter>[A-J])(?![\w'’])",
+    rf"(?:{_WORD}\s?)?[(\[*]{{0,4}}(?P<letter>[A-J])(?!{SPACED}|['’])",
     re.IGNORECASE,
 )
 _CORRECT: Final = re.compile(
@@ -56,12 +65,35 @@ _CORRECT: Final = re.compile(
     re.IGNORECASE,
 )
 _SURE: Final = re.compile(r"\(([A-J])\)|\[([A-J])\]|\b[Oo]ption\s\**\(?([A-J])\b")
-_ALONE: Final = re.compile(r"(?<![\w'’.&-])([B-HJ])(?![\w'’&-]|\.\w)")
+_ALONE: Final = re.compile(rf"(?<!{SPACED})(?<!['’.&-])([B-HJ])(?!{SPACED}|['’&-]|\.\w)")
 _DENIED: Final = re.compile(
     r"\b(?:not|isn't|cannot|can't|wrong|incorrect|false|except|eliminate|rule\sout|ruled\sout|neither|"
-    r"unlike|rather\sthan|instead\sof)\b",
+    r"unlike|rather\sthan|instead\sof|nicht|kein\w{0,2}|falsch|pas|faux)\b",
     re.IGNORECASE,
 )
+_LABELLED: Final = re.compile(
+    r"^[ \t*_#>(-]{0,8}(?P<letter>[A-J])[)\].:*_]{1,4}[ \t]*(?P<text>[^\n]*?)"
+    r"(?P<label>(?:(?:[–—:(]|(?<=\s)-)[ \t]*|[❌✗✘][ \t]*|(?<=[\s:*.)]))[*_]{0,2}"
+    r"(?:no|not\s(?:correct|right|true|the\sanswer)|wrong|incorrect|false|falsch|faux|incorrecto|"
+    r"不正确|[错錯][误誤]|不正解|❌|✗|✘)\W{0,8})?$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+_SET_OFF: Final = "–—:(-❌✗✘"
+
+
+@lru_cache(maxsize=64)
+def _denial_of(options: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what finds a letter that is denied, alone or with its option's text behind it."""
+    own = "".join(
+        rf"|{letter}[)\].:*_,–—\s-]{{1,6}}{re.escape(_typed(option))}(?!{SPACED})"
+        for letter, option in zip(LETTERS, options, strict=False)
+    )
+    return denial(
+        r"(?:(?:the\s)?(?:option|choice|answer|letter|statement)\s)?[(\[*_]{0,3}"
+        rf"(?<!{SPACED})(?<!['.&-])(?-i:(?:[A-J](?!{SPACED}|['’&-]){own}))"
+    )
 
 
 @dataclass(frozen=True)
@@ -107,6 +139,7 @@ class Choice:
         whole = self._option(text)
         if whole is not None:
             return {whole}
+        text = self._without_denied(text)
         boxes, told = boxed(text), [*announced(text), *_behind(_CORRECT, text)]
         for places in (boxes, told, [text], bold(text)):
             named = {letter for place in places for letter in self._at_head(place)}
@@ -122,6 +155,17 @@ class Choice:
             if letter is not None and letter in self._letters
         }
         return sure or self._contained(told or [text])
+
+    def _without_denied(self, text: str) -> str:
+        """Return a text without the letters that it denies, and without lines labelled as wrong."""
+        lines = list(_LABELLED.finditer(text))
+        if len({line["letter"] for line in lines}) > 1:
+            for line in reversed(lines):
+                text_or_label = line["text"] + (line["label"] or "")
+                is_label = line["label"] and (line["label"][0] in _SET_OFF or not line["text"])
+                if is_label and self._option(text_or_label) is None:
+                    text = text[: line.start()] + text[line.end() :]
+        return _denial_of(self.options).sub(" ", text)
 
     def _at_head(self, place: str) -> set[str]:
         """Return the letters, or the option's text, that a place begins with."""
@@ -151,7 +195,7 @@ class Choice:
         closed = place[head.end("letter") : head.end("letter") + 1] in tuple(")]}*.:")
         if letter.islower():
             return closed or not place[head.end("letter") :].strip(" .*_`$)}]")
-        spaced = not end and bool(place[head.end() :].strip())
+        spaced = bool(head["end"]) and not end and bool(place[head.end() :].strip())
         return closed or not (spaced and letter in "AI")
 
     def _option(self, text: str) -> str | None:
@@ -164,7 +208,7 @@ class Choice:
 
     def _contained(self, places: Iterable[str]) -> set[str]:
         """Return the options whose text stands in a place, and in no longer option there."""
-        found: set[str] = set()
+        found: dict[str, list[bool]] = {}
         for place in places:
             text = normalized(place.replace("*", ""))
             spans: list[tuple[int, int, str]] = []
@@ -176,8 +220,10 @@ class Choice:
             for begin, end, letter in spans:
                 wider = (b <= begin and end <= e and e - b > end - begin for b, e, _ in spans)
                 if not any(wider):
-                    found.add(letter)
-        return found
+                    found.setdefault(letter, []).append(is_denied(text, begin, end))
+        # One alone that is denied each time is none; of two texts it is not guessed which is meant.
+        denials = [denied for each in found.values() for denied in each]
+        return set() if len(found) == 1 and all(denials) else set(found)
 
 
 def _typed(text: str) -> str:

@@ -12,7 +12,8 @@ What counts as the answer, the first that is there:
 4. what is bold in the last line that has something bold;
 5. the formulas (``$...$``, ``\(...\)``) of the last sentence that has one; all must be right.
 
-Formulas joined by ``and``, ``or`` or a comma are a set: ``3 or 4`` is {3, 4} and never 3.
+What the text denies (``not $4$ but``, ``$4$ is wrong``) is left out before. Formulas joined by
+``and``, ``or`` or a comma are a set: ``3 or 4`` is {3, 4} and never 3.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.bounded.worker import JobDied, OutOfTime, worker
 from gptoss_tune.grading.grader import NOT_JUDGED, Verdict
-from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences
+from gptoss_tune.grading.reading.denied import denial
+from gptoss_tune.grading.reading.places import (
+    announced,
+    bold,
+    boxed,
+    displayed_in_line,
+    sentences,
+)
+from gptoss_tune.grading.reading.scripts import SPACED
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -45,6 +54,13 @@ _FORMULA: Final = re.compile(
     r"\$\$(?P<a>[^$]{1,2000})\$\$|(?<![\\$])\$(?P<b>(?:\\\$|[^$\n]){1,2000})\$"
     r"|\\\((?P<c>[^\n]{1,2000}?)\\\)|\\\[(?P<d>[^$]{1,2000}?)\\\]"
 )
+_DENIED: Final = denial(
+    r"(?:\$\$[^$]{1,2000}\$\$|(?<![\\$])\$[^$\n]{1,2000}\$|\\\([^\n]{1,2000}?\\\)"
+    r"|\\\[[^$]{1,2000}?\\\]|\\f?boxed\s?\{[^{}]{1,2000}\}"
+    rf"|(?<!{SPACED})(?<![.,/^{{(\\])[-+]?\d(?:[\d.,]{{0,60}}\d)?(?![\d^/*+({{\\]))"
+)
+_MATRIX: Final = re.compile(r"\\begin\{(\w{1,12})\}[^$]{1,2000}?\\end\{\1\}")
+_COMMAND: Final = re.compile(r"\\[A-Za-z]+(?:\{[A-Za-z ]*\})?")
 _JOINED: Final = re.compile(
     r"\s*(?:,?\s*(?:and|or|maybe|perhaps|und|oder|et|ou|y|o)(?:\s\w{1,8}){0,2}|[,;])\s*"
 )
@@ -108,7 +124,9 @@ class Maths:
 
 def answer_texts(final: str) -> list[list[str]]:
     """Return what an answer may be: alternatives, each a list of texts that must all be right."""
-    text = final.translate(_TYPED).strip()
+    text = displayed_in_line(final.translate(_TYPED)).strip()
+    text = _MATRIX.sub(lambda found: " ".join(found[0].split()), text)
+    text = _DENIED.sub(" ", text)
     boxes = [box.strip() for box in boxed(text)]
     if boxes:
         unlike = list(dict.fromkeys(boxes))
@@ -121,7 +139,7 @@ def answer_texts(final: str) -> list[list[str]]:
         formula = _FORMULA.fullmatch(bare)
         if formula is not None:
             return [[_inside(formula)]]
-        if not _PROSE.search(_UNIT_WORDS.sub("", bare)) and not _FORMULA.search(bare):
+        if not _is_prose(_UNIT_WORDS.sub("", bare)) and not _FORMULA.search(bare):
             return [[_UNIT_WORDS.sub("", bare)]]
     for line in reversed(text.splitlines()):
         spans = [parts for place in bold(line) if (parts := _parts(place))]
@@ -143,7 +161,12 @@ def _parts(place: str) -> str | None:
     text = _UNIT_WORDS.sub("", text)
     if not text or len(text) > LONGEST_EXPRESSION:
         return None
-    return None if _PROSE.search(re.sub(r"\\[A-Za-z]+(?:\{[A-Za-z ]*\})?", "", text)) else text
+    return None if _is_prose(text) else text
+
+
+def _is_prose(text: str) -> bool:
+    r"""Whether words stand in a text besides those of LaTeX: ``\text{yes}`` has none."""
+    return _PROSE.search(_COMMAND.sub("", text)) is not None
 
 
 def _runs(sentence: str) -> list[str]:

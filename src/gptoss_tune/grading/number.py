@@ -5,7 +5,8 @@ this place holds different numbers the answer does not pass and the note lists t
 
 1. what is ``\boxed{}``, every box with the same number;
 2. what follows ``####``, ``Answer:`` or ``the answer is``, up to the end of the sentence, every one
-   with the same number; what stands in parentheses is looked at only where nothing else is there;
+   with the same number; what stands in parentheses, or explains (``because``, ``, which``), is
+   looked at only where nothing else is there;
 3. the only number of the text, however often it is written;
 4. what is bold and is nothing but a number with its unit: ``**42 km**``; else the number of what
    is bold in the last line;
@@ -14,7 +15,8 @@ this place holds different numbers the answer does not pass and the note lists t
    total``);
 6. with the setting ``read: last`` the last number of the text.
 
-In a sentence with an equals sign the numbers behind it count: ``the answer is 6 * 7 = 42`` is 42.
+A number that the text denies (``not 42 but``, ``42 is wrong``) is none of its numbers. In a
+sentence with an equals sign the numbers behind it count: ``the answer is 6 * 7 = 42`` is 42.
 Numbers in words are not read: ask for digits.
 """
 
@@ -29,8 +31,18 @@ from typing import Any, ClassVar, Final
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.grader import Verdict
+from gptoss_tune.grading.reading.denied import denial
 from gptoss_tune.grading.reading.numerals import DIGITS, Numeral, numerals, typed
-from gptoss_tune.grading.reading.places import announced, bold, boxed, sentences, without_numbering
+from gptoss_tune.grading.reading.places import (
+    announced,
+    bold,
+    boxed,
+    displayed_in_line,
+    sentences,
+    without_aside,
+    without_numbering,
+)
+from gptoss_tune.grading.reading.scripts import SPACED
 from gptoss_tune.grading.reading.settings import (
     LONGEST_ANSWER,
     TOO_LONG,
@@ -40,6 +52,7 @@ from gptoss_tune.grading.reading.settings import (
     take_flag,
     take_texts,
 )
+from gptoss_tune.grading.reading.units import begins_with_unit, currency_before
 from gptoss_tune.harmony.fields import shown
 
 _PARENTHESES: Final = re.compile(r"\([^()]{0,200}\)")
@@ -60,9 +73,12 @@ _NO_UNITS: Final = frozenset(
         *("in", "and", "or", "is", "are", "was", "of", "on", "at", "by", "for", "to", "from"),
         *("with", "since", "because", "as", "which", "so", "total", "altogether", "when", "if"),
         *("that", "we", "it", "the", "a", "an", "each", "more", "less", "left", "remaining"),
+        *("です", "でした", "だ", "である", "입니다", "이다", "예요", "이에요", "ครับ", "ค่ะ"),
     )
 )
-_NEGATED: Final = re.compile(r"[\s*_]*(?:not|never|no\slonger|neither|nicht|pas)\b", re.IGNORECASE)
+_DENIED: Final = denial(
+    rf"(?<!{SPACED})(?<![.,/])(?:[-+]\s?)?(?:[$€£¥]\s?)?\d(?:[\d.,/^\u202f]{{0,60}}\d)?(?!\d)(?:\s?%)?"
+)
 
 
 @dataclass(frozen=True)
@@ -111,11 +127,10 @@ class Number:
 
     def find(self, final: str) -> Numeral | str:
         """Return the number that a text gives as its answer, or why it gives none."""
-        text = without_numbering(typed(final))
-        for place in announced(text):
-            if _NEGATED.match(place):
-                text = text.replace(place, " ")
-        for places in (boxed(text), announced(text)):
+        text = without_numbering(displayed_in_line(typed(final)))
+        text = _DENIED.sub(" ", text)
+        told = announced(text)
+        for places in (boxed(text), [without_aside(place) for place in told], told):
             held = [number for place in places for number in self._told(place)]
             if held:
                 return self._one(held)
@@ -191,12 +206,16 @@ class Number:
             written = text[number.start : number.end]
             behind = _UNIT_WORD.match(text, number.end)
             rest = text[behind.start(1) : behind.start(1) + 40].casefold() if behind else ""
-            if any(_begins(rest, unit) or unit in written.casefold() for unit in units):
+            money = currency_before(written, text[number.end :])
+            has_unit = any(begins_with_unit(rest, u) or u in written.casefold() for u in units)
+            if has_unit or units & money:
                 carried.append(number)
+            elif money:
+                plain.append(_unreadable(number))
             elif behind is None or behind[1].casefold() in _NO_UNITS or number.percent:
                 plain.append(number)
             else:
-                plain.append(Numeral(Decimal("NaN"), False, number.start, number.end))
+                plain.append(_unreadable(number))
         return carried or plain
 
     def _one(self, numbers: Iterable[Numeral]) -> Numeral | str:
@@ -236,9 +255,8 @@ class Number:
         return allowed > 0 and DIGITS.subtract(value, right).copy_abs() <= allowed
 
 
-def _begins(text: str, unit: str) -> bool:
-    behind = text[len(unit) : len(unit) + 1]
-    return text.startswith(unit) and not (unit[-1:].isalnum() and behind.isalnum())
+def _unreadable(number: Numeral) -> Numeral:
+    return Numeral(Decimal("NaN"), False, number.start, number.end)
 
 
 def _distinct(numbers: Iterable[Numeral]) -> list[Numeral]:

@@ -2,8 +2,9 @@
 
 An abstention (an answer without a label) is neither a yes nor a no. It is missed by recall where
 the policy is violated and by specificity where it is not, and counts in no precision: abstaining
-never makes a figure better. Counting it as "no violation", the alternative, makes a classifier that
-answers nonsense look specific.
+makes no figure better than the right label would, though precision and F1 better than a false alarm
+does. Counting it as "no violation", the alternative, makes a classifier that answers nonsense look
+specific.
 
 Example: of 10 violations 6 are found, 1 is called fine and 3 get no label; of 10 fine rows 2 are
 flagged and 8 called fine. Precision 6/8, recall 6/10, specificity 8/10, F1 2*6 / (8 + 10) = 0.667,

@@ -65,11 +65,13 @@ class Judged:
         policy: Its key ``policy``; empty: it names none.
         form: How its label is spelled.
         label: The expected label, from its key ``answer``; ``None``: it has none.
+        unread: What stands under ``answer`` where that is no label of the form.
     """
 
     policy: str
     form: LabelForm
     label: str | None
+    unread: str | None = None
 
 
 def read_judged(row: Mapping[str, Any], source: str) -> Judged | None:
@@ -85,7 +87,10 @@ def read_judged(row: Mapping[str, Any], source: str) -> Judged | None:
         return None
     form = read_form(settings, source)
     named = settings.get("policy") if policy is None else policy
-    return Judged(named if isinstance(named, str) else "", form, form.spelled(row.get("answer")))
+    answer = row.get("answer")
+    label = form.spelled(answer)
+    unread = None if answer is None or label is not None else str(answer)
+    return Judged(named if isinstance(named, str) else "", form, label, unread)
 
 
 def label_in(final: str, form: LabelForm) -> tuple[str | None, str | None]:
@@ -180,7 +185,12 @@ def _texts(value: object, source: str, name: str) -> tuple[str, ...]:
 
 
 def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).strip().casefold()
+    """Return a text without its case and the width of its characters; ``①`` is no ``1``."""
+    plain = "".join(
+        unicodedata.normalize("NFKC", char) if unicodedata.east_asian_width(char) in "FH" else char
+        for char in text
+    )
+    return unicodedata.normalize("NFC", plain).strip().casefold()
 
 
 def _reason(error: ValueError) -> str:

@@ -33,7 +33,7 @@ from gptoss_tune.safety.assess import Assessment, exchange, measured
 from gptoss_tune.safety.judge import Judge, Judgement
 from gptoss_tune.safety.judging import Exchange, Judging
 from gptoss_tune.safety.limits import not_asked
-from gptoss_tune.safety.policy import load_policy
+from gptoss_tune.safety.policy import LONGEST_JUDGED, load_policy
 from gptoss_tune.safety.questions import Asked, Side, listed_files, read_asked
 
 _LOOK_S = 0.1
@@ -185,7 +185,7 @@ class SafetyEvaluator:
                 "reasoning_effort": self._effort,
             },
             "not_asked": not_asked(section, asked, self._effort),
-            "problems": _problems(judged, self._judge_sections()),
+            "problems": told_problems(judged, self._judge_sections()),
         }
 
     def _files(self, asked: Asked) -> list[dict[str, Any]]:
@@ -266,8 +266,13 @@ class SafetyEvaluator:
         return gather_over_ranks(found)[0]
 
 
-def _problems(judged: Sequence[Sequence[Judgement | None]], judges: Sequence[Any]) -> list[str]:
-    """Return what a reader has to know before the figures, one line each."""
+def told_problems(judged: Sequence[Sequence[Judgement | None]], judges: Sequence[Any]) -> list[str]:
+    """Return what a reader has to know before the figures, one line each.
+
+    Args:
+        judged: Each judge's judgements; ``None`` where an answer says nothing.
+        judges: Their sections of the recipe.
+    """
     found = []
     names = [
         f"the {place} judge ({one.model})" for place, one in zip(_PLACES, judges, strict=False)
@@ -284,4 +289,9 @@ def _problems(judged: Sequence[Sequence[Judgement | None]], judges: Sequence[Any
                     f"{len(some)} of {len(asked)} answers {words} by {name}; the first: "
                     f"{' '.join(some[0].said.split())[:200] or 'an empty answer'}"
                 )
+        if cut := sum(one.cut and one.label is not None for one in asked):
+            found.append(
+                f"{cut} of {len(asked)} answers were too long for {name}, which saw the first "
+                f"{LONGEST_JUDGED:,} characters: a label 0 on them counts as not judged"
+            )
     return found

@@ -22,12 +22,13 @@ from gptoss_tune.errors import MachineError
 from gptoss_tune.export.openai_server import post
 from gptoss_tune.files.strict_json import parse
 from gptoss_tune.recipe.evaluation_schema import JudgeSection
-from gptoss_tune.safety.policy import Policy, framed
+from gptoss_tune.safety.policy import Policy, framed, is_cut
 
 LONGEST_KEPT: Final = 4_000
 """Characters of a judge's own words that the report keeps."""
 _LABELS: Final = ("label", "violation")
 _TRIED_AGAIN: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_OF_THIS_EXCHANGE: Final = frozenset({400, 413, 422})
 _PAUSES_S: Final = (1.0, 4.0, 15.0, 30.0)
 
 Outcome = Literal["label", "abstained", "not judged"]
@@ -42,11 +43,25 @@ class Judgement:
             ``not judged``: there was no answer.
         label: 1 violates the policy, 0 does not; ``None`` without a label.
         said: The judge's own words, or why there are none.
+        cut: Whether the judge was given a part alone, of what was asked or answered.
+        refused: Whether a server that is there would not take this exchange, such as one that is
+            too long for it; others may be judged all the same.
     """
 
     outcome: Outcome
     label: int | None
     said: str
+    cut: bool = False
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """Why one try gave no answer, if another may help, and if the exchange is what is refused."""
+
+    reason: str
+    again: bool = True
+    refused: bool = False
 
 
 def read_label(text: str) -> int | None:
@@ -147,36 +162,39 @@ class Judge:
             "temperature": 0,
             "max_tokens": self.section.max_tokens,
         }
-        reason = ""
+        cut, failed = is_cut(request, answer), _Failed("")
         for tried in range(tries or self.section.retries + 1):
             if tried:
                 self.wait(_PAUSES_S[min(tried, len(_PAUSES_S)) - 1])
-            said, reason, again = self._asked(body)
-            if said is not None:
+            said = self._asked(body)
+            if isinstance(said, str):
                 label = read_label(said)
                 outcome: Outcome = "abstained" if label is None else "label"
-                return Judgement(outcome, label, said[:LONGEST_KEPT])
-            if not again:
+                return Judgement(outcome, label, said[:LONGEST_KEPT], cut)
+            failed = said
+            if not failed.again:
                 break
-        return Judgement("not judged", None, self._safe(reason))
+        return Judgement("not judged", None, self._safe(failed.reason), cut, failed.refused)
 
-    def _asked(self, body: dict[str, Any]) -> tuple[str | None, str, bool]:
-        """Return the judge's words; else ``None``, why, and whether another try may help."""
+    def _asked(self, body: dict[str, Any]) -> str | _Failed:
+        """Return the judge's words, or why there are none."""
         limit = self.section.timeout_seconds
         try:
             answer = post(self.address, body, key=self._key, timeout_s=limit)
         except urllib.error.HTTPError as error:
-            return None, f"HTTP {error.code}", error.code in _TRIED_AGAIN
+            return _Failed(
+                f"HTTP {error.code}", error.code in _TRIED_AGAIN, error.code in _OF_THIS_EXCHANGE
+            )
         except TimeoutError:
-            return None, f"no whole answer within {limit:g} s", True
+            return _Failed(f"no whole answer within {limit:g} s")
         except ValueError as error:
-            return None, f"the server's answer is no JSON ({error})", True
+            return _Failed(f"the server's answer is no JSON ({error})")
         except (OSError, http.client.HTTPException) as error:
-            return None, str(error) or type(error).__name__, True
+            return _Failed(str(error) or type(error).__name__)
         said = _content(answer)
         if said is None:
-            return None, "the server's answer has no choices[0].message", True
-        return said, "", False
+            return _Failed("the server's answer has no choices[0].message")
+        return said
 
     def _safe(self, text: str) -> str:
         if self._key is not None:

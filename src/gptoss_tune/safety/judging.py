@@ -1,7 +1,8 @@
 """Many judgements at a time, beside a model that waits: all of them, or as many as a judge gave.
 
 A judge that stops answering in the middle of a training run does not end it: after some answers in
-a row for which there was none, the rest is not asked any more and is not judged.
+a row for which there was none, the rest is not asked any more and is not judged. One that refuses
+an exchange, which may be too long for it, is there and goes on.
 """
 
 from __future__ import annotations
@@ -84,4 +85,5 @@ class Judging:
             found = self.judge.judge(exchange.request, exchange.answer)
             with self._lock:
                 self._known[exchange] = found
-                self._silent = self._silent + 1 if found.outcome == "not judged" else 0
+                gone = found.outcome == "not judged" and not found.refused
+                self._silent = self._silent + 1 if gone else 0

@@ -42,5 +42,5 @@ def not_asked(section: EvaluationSection, asked: Asked, effort: str) -> list[str
         "Attempts to talk the model round: several turns, roles, encodings, attacks by search, "
         "except where a given request is one.",
         "What tools do that the model may call; a call was judged as text and never carried out.",
-        "The chain of thought of answers to requests: judges saw the final text and calls alone.",
+        "The chain of thought of answers to requests: judges saw all the rest.",
     ]

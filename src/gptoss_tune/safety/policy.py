@@ -24,7 +24,10 @@ from gptoss_tune.shipped import shipped
 LARGEST_POLICY: Final = 256 << 10
 """Bytes; a policy of some hundred lines has ten thousand."""
 LONGEST_JUDGED: Final = 40_000
-"""Characters of an answer that a judge is given; what is longer is cut, and the judge is told."""
+"""Characters of an answer that a judge is given; what is longer is cut, and the judge is told.
+
+What it does not violate the policy in then says nothing of the rest: it is not judged.
+"""
 
 _CONTROL = re.compile(r"<\|([a-z_]{1,40})\|>")
 
@@ -95,7 +98,7 @@ def framed(request: str, answer: str) -> str:
 
     Args:
         request: What was asked, as text.
-        answer: What was answered: the final channel, and calls.
+        answer: What was answered: all but the analysis, and calls.
     """
     request, answer = _harmless(request), _harmless(answer)
     mark = hashlib.sha256(f"{request}\0{answer}".encode("utf-8", "replace")).hexdigest()[:32]
@@ -105,9 +108,19 @@ def framed(request: str, answer: str) -> str:
     )
 
 
+def is_cut(request: str, answer: str) -> bool:
+    """Return whether ``framed`` leaves out an end of what was asked or answered."""
+    return any(len(_spelled(text)) > LONGEST_JUDGED for text in (request, answer))
+
+
+def _spelled(text: str) -> str:
+    """Return a text without control tokens."""
+    return _CONTROL.sub(r"[control token \1]", text)
+
+
 def _harmless(text: str) -> str:
     """Return a text without control tokens, and not longer than a judge is given."""
-    spelled = _CONTROL.sub(r"[control token \1]", text)
+    spelled = _spelled(text)
     if len(spelled) <= LONGEST_JUDGED:
         return spelled
     return f"{spelled[:LONGEST_JUDGED]}\n[{len(spelled) - LONGEST_JUDGED} characters more, cut]"

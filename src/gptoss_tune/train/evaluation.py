@@ -17,6 +17,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.display import visible
+from gptoss_tune.distributed import gather_over_ranks
 from gptoss_tune.evaluate.evaluator import figures
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.tables import one_line
@@ -84,11 +85,29 @@ class Evaluation(TrainerCallback):
         if self._evaluated != self._trainer.state.global_step:
             self._evaluate(self._trainer.state, self._trainer.control)
 
+    def finish_best(self, step: int) -> None:
+        """Evaluate the weights of an earlier step, which the model holds by now, if nobody did.
+
+        They are the published ones, and prompts may be asked at other steps than chose them.
+        """
+        known = RunFolder(self._run).evaluation(step).is_file()
+        if not gather_over_ranks(known)[0]:
+            self._evaluate(self._trainer.state, self._trainer.control, published=step)
+
     def tell_again(self, step: int) -> None:
-        """Write the evaluation of an earlier step into the record: its weights are published."""
-        file = RunFolder(self._run).evaluation(step)
-        if self._trainer.state.is_world_process_zero and file.is_file():
-            self._record(read_object(file, folder=self._run))
+        """Write the evaluation of an earlier step into the record: its weights are published.
+
+        Where they were not evaluated, the page of the last weights says whose it is.
+        """
+        files, last = RunFolder(self._run), self._evaluated
+        if not self._trainer.state.is_world_process_zero:
+            return
+        if files.evaluation(step).is_file():
+            self._record(read_object(files.evaluation(step), folder=self._run))
+        elif last is not None and files.evaluation(last).is_file():
+            report = read_object(files.evaluation(last), folder=self._run)
+            if "safety" in report:
+                write_safety_page(self._run, report, published=step)
 
     def _record(self, report: dict[str, Any]) -> None:
         found = figures(report) | safety_figures(report)
@@ -96,7 +115,7 @@ class Evaluation(TrainerCallback):
         update_record(self._run, evaluation={"step": report["step"], **found, **policies})
         if "safety" in report:
             update_record(self._run, safety=safety_record(report))
-            write_safety_page(self._run)
+            write_safety_page(self._run, report)
 
     def _asked(self) -> bool:
         """Say whether to leave the evaluation, as it asks before every batch or token."""
@@ -109,10 +128,19 @@ class Evaluation(TrainerCallback):
         if not self._evaluate(state, control) and selection is not None and state.global_step:
             selection.owe("answers", control)
 
-    def _evaluate(self, state: TrainerState, control: TrainerControl) -> bool:
-        """Evaluate, and return whether it was done, which a signal ends."""
+    def _evaluate(
+        self, state: TrainerState, control: TrainerControl, published: int | None = None
+    ) -> bool:
+        """Evaluate, and return whether it was done, which a signal ends.
+
+        Args:
+            state: Of the trainer.
+            control: Of the trainer.
+            published: Step of the weights that are evaluated after the last step; ``None``: the
+                step at hand. The metrics are past it, so it gets no line there.
+        """
         started = time.monotonic()
-        trainer, step = self._trainer, state.global_step
+        trainer, step = self._trainer, state.global_step if published is None else published
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         try:
             with whole_rows(model, trainer.groups):
@@ -134,13 +162,14 @@ class Evaluation(TrainerCallback):
             file.parent.mkdir(exist_ok=True)
             write_text(file, to_text(report, ascii_only=False) + "\n")
             self._record(report)
-        # Logging marks the step's own metrics as written, which they may not be yet.
-        unwritten = control.should_log
-        trainer.log(found)
-        control.should_log = unwritten
+        if published is None:
+            # Logging marks the step's own metrics as written, which they may not be yet.
+            unwritten = control.should_log
+            trainer.log(found)
+            control.should_log = unwritten
+            self._evaluated = step
         for text in (one_line(report), *safety_lines(report)):
             if text:
                 line = f"step {step}: {visible(text)}"
                 self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-        self._evaluated = step
         return True

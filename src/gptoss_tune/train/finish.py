@@ -86,6 +86,8 @@ def complete(
         if chosen != trainer.state.global_step:
             eval_loss = selection.at_best.get("held_out", {}).get("eval_loss")
             _look_at_best(context, trainer, chosen)
+            for evaluation in asked:
+                evaluation.finish_best(chosen)
         trainer.conclude(context)
     if selection is not None:
         _tell(context, trainer, selection, asked)
@@ -154,10 +156,10 @@ def _tell(
     asked: Sequence[Evaluation],
 ) -> None:
     """Say and write down which weights were published, and why the run ended."""
-    console, facts = context.console, selection.facts()
+    console, facts = context.console, selection.facts(trainer.state)
     step, planned = trainer.state.global_step, trainer.state.max_steps
     patience, best = selection.patience, selection.best
-    if patience is not None and selection.over:
+    if patience is not None and selection.stopped_early(trainer.state):
         rates = [
             row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row
         ]
@@ -185,7 +187,7 @@ def _tell(
             told += "adapter holds"
         console.print(told, soft_wrap=True, highlight=False)
         for evaluation in asked:
-            if best.step != step:
+            if best.step and best.step != step:
                 evaluation.tell_again(best.step)
     if trainer.args.should_save:
         update_record(context.run, **facts)

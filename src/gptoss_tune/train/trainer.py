@@ -223,6 +223,11 @@ class MethodTrainer(Trainer):
         selection = self.selection
         if selection is not None and selection.pay("held_out"):
             self._evaluate(None, None)
+        if selection is not None and selection.needs_first(self.state.global_step):
+            # The library restores the random state after this, with the first rows.
+            self._load_rng_state(kwargs["resume_from_checkpoint"])
+            self._save_checkpoint(kwargs["model"], kwargs["trial"])
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         if self.control.should_training_stop or (selection is not None and selection.over):
             return
         if self.state.global_step < self.state.max_steps:
@@ -236,7 +241,8 @@ class MethodTrainer(Trainer):
         safe, and once.
         """
         ends = self.state.global_step >= self.state.max_steps
-        self.control.should_log |= self.control.should_save or ends
+        ended = ends or self.control.should_training_stop
+        self.control.should_log |= self.control.should_save or ended
         self.control.should_evaluate &= not ends
         # It may become a checkpoint by what is measured now.
         self.control.should_log |= self.control.should_evaluate and self.selection is not None

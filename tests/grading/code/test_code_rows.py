@@ -1,5 +1,7 @@
 """Rows with tests of code: the three styles, what is refused, what a wrong answer is told."""
 
+import textwrap
+
 import pytest
 
 from gptoss_tune.errors import DataError, MachineError
@@ -18,6 +20,10 @@ HUMAN_EVAL = {
     "entry_point": "total",
     "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n",
 }
+DOCUMENTED = (
+    'Here:\n```python\ndef add(a, b):\n    """Add.\n\n    ```python\n    add(1, 2)\n    ```\n\n'
+    '    ```\n    3\n    ```\n    """\n    {}\n```\nThat adds.'
+)
 MBPP = {
     "test_list": ["assert pair(1, 2) == (1, 2)", "assert math.isclose(half(3), 1.5)"],
     "test_imports": ["import math"],
@@ -50,6 +56,12 @@ PROGRAM = {"stdio_cases": [{"input": "1 2\n", "output": "3\n"}, {"input": "4 5\n
          "```python\ndef add(a, b):\n    return a + b\n```\nUse:\n```python\nadd(1, 2)\n```", None),
         (ADD, "```json\n{}\n```\n```py\ndef add(a, b): return a + b\n```", None),
         (ADD, "```python\ndef add(a, b):\n    return a + b", None),
+        (ADD, DOCUMENTED.format("return a + b"), None),
+        (ADD, DOCUMENTED.format("return a - b"), "add(1, 2): gave -1; expected 3"),
+        (ADD, "* so:\n" + textwrap.indent(DOCUMENTED.format("return a + b"), "  "), None),
+        (ADD, "```python\ndef add(a, b):\n    return a + b\n  ```\nThat adds.", None),
+        (ADD, "```python\ndef add(a, b):\n    return 0\n  ```\nbetter:\n"
+         "```python\ndef add(a, b):\n    return a + b\n```\nThat adds.", None),
         (ADD, "- so:\n  ```python\n  def add(a, b):\n      return a + b\n  ```\n", None),
         ({**ADD, "timeout_s": 0.5}, "```python\ndef add(a, b):\n    while True: pass\n```",
          "add(1, 2): timed out after 0.5 s"),

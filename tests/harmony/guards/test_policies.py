@@ -91,6 +91,24 @@ def test_a_label_that_the_row_contradicts_is_told(warnings):
     assert "the label of the answer is another than the row's key answer says" in told
 
 
+@pytest.mark.parametrize("answer", ["2", "VIOLATION", 2, ["1"]])
+def test_an_answer_that_is_no_label_is_told(warnings, answer):
+    rows = balanced()
+    rows[1]["answer"] = answer
+    (told,) = warnings(rows)
+    assert "the row's key answer is no label of its grader" in told
+    assert "write 0 or 1 there" in told
+
+
+def test_a_column_that_is_the_answer_itself_is_no_wrong_label(warnings):
+    text = {"system": "# Spam", "policy": "spam", "reasoning_effort": "low"}
+    rows = [
+        {**text, "prompt": f"Message {n}.", "answer": f'{{"violation": {n % 2}}}'}
+        for n in range(12)
+    ]
+    assert warnings(rows) == []
+
+
 def test_a_grader_that_cannot_be_used_is_told_and_the_row_trained_on(write_jsonl, vocabulary):
     path = write_jsonl([*balanced(), judged(99, "x", grader={"kind": "policy", "labels": ["x"]})])
     data = DataSection.model_validate({"train": path})

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from gptoss_tune.benchmark.subjects.subject import Asking, Reply
-from gptoss_tune.evaluate.format_checks import problems
 from gptoss_tune.evaluate.generate import (
     Sampling,
     answer_batches,
@@ -25,7 +24,7 @@ from gptoss_tune.evaluate.generate import (
 )
 from gptoss_tune.evaluate.load import EvaluatedModel, load_answering_model, load_evaluated_model
 from gptoss_tune.evaluate.memory import telling_what_helps
-from gptoss_tune.evaluate.parse import Answer, read_answer
+from gptoss_tune.evaluate.parse import read_answer
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.recipe import ModelSection
@@ -94,12 +93,11 @@ class InProcess:
         *,
         base: bool = False,
         batch_size: int = 8,
-        max_analysis_tokens: int | None = None,
     ) -> None:
         """Ask ``weights``, without their adapter where it is the ``base``."""
         self.name = name
         self.weights, self._vocabulary, self._base = weights, vocabulary, base
-        self._batch_size, self._max_analysis_tokens = batch_size, max_analysis_tokens
+        self._batch_size = batch_size
         weights.join(base=base)
 
     @property
@@ -128,20 +126,8 @@ class InProcess:
         with evaluating(model), bare, telling_what_helps():
             for number, ids in answer_batches(model, prompts, sampling, self._batch_size):
                 given = read_answer(ids, self._vocabulary.encoding)
-                yield number, reply_of(given, questions[number], self._max_analysis_tokens)
+                yield number, Reply(given, len(given.token_ids), given.analysis_tokens)
 
     def close(self) -> None:
         """Give the weights back, unless another subject is asked with them."""
         self.weights.leave()
-
-
-def reply_of(given: Answer, question: Question, max_analysis_tokens: int | None) -> Reply:
-    """Return what graders and the table see of an answer that was read token by token."""
-    return Reply(
-        given=given.given(),
-        messages=tuple(given.as_dicts()),
-        ended=given.ended,
-        tokens=len(given.token_ids),
-        analysis_tokens=given.analysis_tokens,
-        problems=tuple(problems(given, question, max_analysis_tokens)),
-    )

@@ -34,7 +34,6 @@ class Access:
         concurrency: Questions that a server is asked at a time.
         timeout_s: For one answer of a server.
         key: What servers want as bearer token.
-        max_analysis_tokens: A longer chain of thought is not healthy.
     """
 
     device: torch.device
@@ -46,7 +45,6 @@ class Access:
     concurrency: int = 4
     timeout_s: float = 600.0
     key: str | None = None
-    max_analysis_tokens: int | None = None
 
 
 def open_subjects(
@@ -80,7 +78,6 @@ def open_subjects(
             renderer.vocabulary,
             base=subject.kind == "base",
             batch_size=access.batch_size,
-            max_analysis_tokens=access.max_analysis_tokens,
         )
         for subject in named
     ]
@@ -109,10 +106,4 @@ def _tuned_on(base: EvaluatedModel, others: Sequence[Weights]) -> Weights | None
 def _served(subject: NamedSubject, renderer: Renderer, access: Access) -> Served:
     model = subject.model or served_model(subject.target, access.key)
     server = ChatServer(subject.target, model, access.key, access.timeout_s)
-    return Served(
-        subject.label,
-        server,
-        renderer,
-        concurrency=access.concurrency,
-        max_analysis_tokens=access.max_analysis_tokens,
-    )
+    return Served(subject.label, server, renderer, concurrency=access.concurrency)

@@ -21,7 +21,6 @@ from gptoss_tune.benchmark.subjects.answer import ChatAnswer, OddAnswer, readabl
 from gptoss_tune.benchmark.subjects.as_chat import as_chat
 from gptoss_tune.benchmark.subjects.subject import Asking, Reply, UnreadableServer
 from gptoss_tune.errors import MachineError
-from gptoss_tune.evaluate.format_checks import problems
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.export.openai_server import OpenAIServer
 from gptoss_tune.harmony.render import Renderer
@@ -66,11 +65,10 @@ class Served:
         renderer: Renderer,
         *,
         concurrency: int = 4,
-        max_analysis_tokens: int | None = None,
     ) -> None:
         """Ask ``server``, ``concurrency`` questions at a time."""
         self.name, self._server, self._renderer = name, server, renderer
-        self._concurrency, self._max_analysis_tokens = concurrency, max_analysis_tokens
+        self._concurrency = concurrency
         self._encode = readable(renderer.vocabulary)
         self._left_out: set[str] = set()
         self._identity: dict[str, Any] | None = None
@@ -129,12 +127,12 @@ class Served:
                 if len(glued) >= _ENOUGH:
                     raise self._unreadable(glued[0][1])
                 continue
-            yield number, self._reply(answer, questions[number])
+            yield number, self._reply(answer)
         if glued and not self._has_parsed:
             raise self._unreadable(glued[0][1])
         # It does tell channels apart: what stands in these texts, the model wrote there.
         for number, answer in glued:
-            yield number, self._reply(answer, questions[number])
+            yield number, self._reply(answer)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -202,16 +200,13 @@ class Served:
             except OddAnswer as error:
                 raise self._server.odd(str(error), told) from None
 
-    def _reply(self, answer: ChatAnswer, question: Question) -> Reply:
+    def _reply(self, answer: ChatAnswer) -> Reply:
         read = answer.as_answer(self._encode)
-        tokens, thought = answer.tokens, answer.reasoning_tokens
+        thought = answer.reasoning_tokens
         return Reply(
-            given=read.given(),
-            messages=tuple(read.as_dicts()),
-            ended=read.ended,
-            tokens=tokens,
+            answer=read,
+            tokens=answer.tokens,
             analysis_tokens=read.analysis_tokens if thought is None else thought,
-            problems=tuple(problems(read, question, self._max_analysis_tokens)),
         )
 
     def _unreadable(self, answer: ChatAnswer) -> UnreadableServer:

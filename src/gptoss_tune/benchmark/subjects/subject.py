@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gptoss_tune.errors import MachineError
-from gptoss_tune.evaluate.parse import Ended
+from gptoss_tune.evaluate.parse import Answer, Ended
 from gptoss_tune.evaluate.prompts import Question
 from gptoss_tune.grading.answer import Given
 
@@ -39,20 +39,29 @@ class Reply:
     """One answer of a subject.
 
     Attributes:
-        given: What graders see.
-        messages: Its messages with ``channel``, ``recipient`` and ``content``, as JSON holds them.
-        ended: Why it ended; ``length``: it was cut off at ``max_new_tokens``.
+        answer: As read: all that graders and format checks look at.
         tokens: All of it; ``None`` where a server does not count.
         analysis_tokens: Of the chain of thought; ``None`` where that is not known.
-        problems: What is not healthy harmony about it, a line each.
     """
 
-    given: Given
-    messages: tuple[dict[str, Any], ...]
-    ended: Ended
+    answer: Answer
     tokens: int | None
     analysis_tokens: int | None
-    problems: tuple[str, ...]
+
+    @property
+    def given(self) -> Given:
+        """What graders see."""
+        return self.answer.given()
+
+    @property
+    def messages(self) -> tuple[dict[str, Any], ...]:
+        """Its messages with ``channel``, ``recipient`` and ``content``, as JSON holds them."""
+        return tuple(self.answer.as_dicts())
+
+    @property
+    def ended(self) -> Ended:
+        """Why it ended; ``length``: it was cut off at ``max_new_tokens``."""
+        return self.answer.ended
 
 
 class UnreadableServer(MachineError):

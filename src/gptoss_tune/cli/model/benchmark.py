@@ -135,7 +135,7 @@ def benchmark(
     wanted = {one.value for one in effort or ()}
     efforts: Any = tuple(known for known in EFFORTS if known in wanted) or None
     changes = Changes(efforts, limit, max_new_tokens, temperature, top_p, seed, samples)
-    request = read_request(settings, suites, named, changes, date=date)
+    request = read_request(settings, suites, named, changes, base=base, date=date)
     labels = [subject.label for subject in named]
     passes = {suite.name: suite.passes for suite in request.suites}
     required = read_requirements(require or (), passes, labels)
@@ -156,7 +156,6 @@ def benchmark(
             concurrency=concurrency,
             timeout_s=timeout,
             key=key,
-            max_analysis_tokens=request.max_analysis_tokens,
         )
 
     measured = _measured(request, named, access, AnswerCache(cache or cache_folder(), fresh=fresh))
@@ -187,7 +186,8 @@ def _measured(request: Request, named: list[NamedSubject], access: Any, cache: A
             typer.echo(f"{subject}: {suite}: {total:,} answers", err=True)
 
     try:
-        return measure(request.suites, opened, cache, progress)
+        limit = request.max_analysis_tokens
+        return measure(request.suites, opened, cache, progress, max_analysis_tokens=limit)
     except KeyboardInterrupt:
         typer.echo("\nwhat was answered is kept: the same command goes on", err=True)
         raise

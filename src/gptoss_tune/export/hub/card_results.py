@@ -35,13 +35,13 @@ def evaluation_results(record: Mapping[str, Any]) -> list[EvalResult]:
     for name, value in won(record):
         if name.startswith("eval_"):
             found.append(_result(_HELD_OUT, name.removeprefix("eval_"), WON[name], value))
-    evaluation = record.get("evaluation")
-    graded = evaluation.get("graded") if isinstance(evaluation, Mapping) else None
+    evaluation = evaluation_of(record)
+    graded = evaluation.get("graded")
     if isinstance(graded, Mapping):
         right, total = number(graded.get("passed")), number(graded.get("total"))
         if right is not None and total:
             found.append(_result(_PROMPTS, "accuracy", "answers graded right", right / total))
-    elif isinstance(evaluation, Mapping):
+    else:
         share = number(evaluation.get("eval_graded"))
         if share is not None:
             found.append(_result(_PROMPTS, "accuracy", "answers graded right", share))
@@ -75,9 +75,18 @@ def stopped_words(record: Mapping[str, Any]) -> str:
     return f"step {step:.0f} of {planned:.0f}: {waited:.0f} evaluations without a better `{name}`"
 
 
+def evaluation_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the evaluation of the published weights; empty where the record has that of others."""
+    found, best = record.get("evaluation"), record.get("best")
+    if not isinstance(found, Mapping):
+        return {}
+    step = number(best.get("step")) if isinstance(best, Mapping) else None
+    return found if step is None or number(found.get("step")) == step else {}
+
+
 def policies_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the figures of the policies in the last evaluation, by policy; empty without any."""
-    found: object = record.get("evaluation")
+    """Return the figures of the policies in that evaluation, by policy; empty without any."""
+    found: object = evaluation_of(record)
     for key in ("policies", "by_policy"):
         found = found.get(key) if isinstance(found, Mapping) else None
     return found if isinstance(found, Mapping) else {}

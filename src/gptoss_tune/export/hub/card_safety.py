@@ -7,8 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptoss_tune.display import one_line
+from gptoss_tune.report.parts.read import mapping
 from gptoss_tune.report.parts.text import number
 
+_LEFT_OUT = (
+    ("incoherent", "incoherent"),
+    ("abstained", "without a label"),
+    ("not judged", "not judged"),
+)
 _FINDINGS = ("regression", "improvement", "no difference shown")
 
 
@@ -19,7 +25,6 @@ def safety_text(record: Mapping[str, Any]) -> str:
     if not isinstance(safety, Mapping) or not isinstance(figures, list) or not figures:
         return ""
     rows = [_row(one) for one in figures if isinstance(one, Mapping)]
-    judges = [_cell(name) for name in safety.get("judges") or [] if isinstance(name, str)]
     missing = [_cell(one) for one in safety.get("not_measured") or [] if isinstance(one, str)]
     table = [
         "| share of bad outcomes | asked | base | tuned | 95 % interval of the change | finding |",
@@ -28,13 +33,33 @@ def safety_text(record: Mapping[str, Any]) -> str:
     ]
     said = [
         "Base and tuned model answered the same questions, which were the tuner's own.",
-        f"Harm was judged by {' and '.join(judges)} with a written policy."
-        if judges
-        else "Harm was not judged.",
+        _harm(safety, judged=any(mapping(one).get("name") == "harmful" for one in figures)),
     ]
+    step, published = (number(one.get("step")) for one in (safety, mapping(record.get("best"))))
+    if step is not None and published is not None and step != published:
+        said.append(
+            f"The figures are of step {step:.0f}; the adapter holds the weights of step "
+            f"{published:.0f}, whose safety was not evaluated."
+        )
     if missing:
         said.append(f"Not measured: {'; '.join(missing)}.")
     return "\n".join(table) + "\n\n" + " ".join(said)
+
+
+def _harm(safety: Mapping[str, Any], *, judged: bool) -> str:
+    """Return who judged harm, and how many answers have no label that counts."""
+    counts = mapping(mapping(safety.get("harm")).get("tuned"))
+    found = {status: number(counts.get(status)) or 0 for status in counts}
+    total = sum(found.values())
+    left = {words: found.get(status, 0) for status, words in _LEFT_OUT}
+    told = ""
+    if total and any(left.values()):
+        listed = ", ".join(f"{many:.0f} {words}" for words, many in left.items() if many)
+        told = f": of {total:.0f} answers to requests by the tuned model, {listed}"
+    if not judged:
+        return f"Harm was not judged{told}."
+    judges = [_cell(name) for name in safety.get("judges") or [] if isinstance(name, str)]
+    return f"Harm was judged by {' and '.join(judges)} with a written policy{told}."
 
 
 def _row(one: Mapping[str, Any]) -> str:

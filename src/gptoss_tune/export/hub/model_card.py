@@ -23,6 +23,7 @@ from gptoss_tune.export.hub.base_name import is_public
 from gptoss_tune.export.hub.card_results import (
     WON,
     chosen_words,
+    evaluation_of,
     evaluation_results,
     policies_of,
     stopped_words,
@@ -240,8 +241,7 @@ def _is_classifier(facts: Facts) -> bool:
 
 def _policies(facts: Facts) -> list[str]:
     """Return the section of a classifier's figures, where the run measured any."""
-    evaluation = facts.record.get("evaluation")
-    found = evaluation.get("policies") if isinstance(evaluation, Mapping) else None
+    found = evaluation_of(facts.record).get("policies")
     rows = [[_cell(name), *cells] for name, *cells in policy_rows(found)]
     if not rows:
         return []

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 _FENCE: Final = re.compile(r"^[ \t]{0,12}(`{3,}|~{3,})[ \t]*([\w+.-]{0,20})[^\n`]*$", re.MULTILINE)
+_MOST_FENCES: Final = 1_000
+"""Fences that may stand in one block."""
 _PYTHON: Final = frozenset({"python", "py", "python3", "py3"})
 
 
@@ -73,15 +75,38 @@ def defines(code: str, name: str) -> bool:
 
 def _blocks(text: str) -> list[tuple[str, str]]:
     """Return language and content of each fenced block."""
+    fences = list(_FENCE.finditer(text))
     blocks: list[tuple[str, str]] = []
-    opened: re.Match[str] | None = None
-    for found in _FENCE.finditer(text):
-        if opened is None:
-            opened = found
-        elif found[1].startswith(opened[1]) and found[0].strip() == found[1]:
-            blocks.append(_block(text, opened, found.start()))
-            opened = None
-    return blocks if opened is None else [*blocks, _block(text, opened, len(text))]
+    place = 0
+    while place < len(fences):
+        end = _closing(fences, place)
+        until = len(text) if end is None else fences[end].start()
+        blocks.append(_block(text, fences[place], until))
+        place = len(fences) if end is None else end + 1
+    return blocks
+
+
+def _closing(fences: list[re.Match[str]], place: int) -> int | None:
+    """Return the place of the fence that closes a block, if any does.
+
+    One that is indented more than the block's own stands in a docstring, unless no other comes
+    before the next block begins.
+    """
+    opened, loose = fences[place], None
+    for n in range(place + 1, min(len(fences), place + 1 + _MOST_FENCES)):
+        is_deeper = _indent(fences[n]) > _indent(opened)
+        if fences[n][1].startswith(opened[1]) and fences[n][0].strip() == fences[n][1]:
+            if not is_deeper:
+                return n
+            loose = n if loose is None else loose
+        elif loose is not None and not is_deeper:
+            break
+    return loose
+
+
+def _indent(fence: re.Match[str]) -> int:
+    written = fence[0].expandtabs(4)
+    return len(written) - len(written.lstrip())
 
 
 def _block(text: str, opened: re.Match[str], end: int) -> tuple[str, str]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
+from gptoss_tune.grading.reading.scripts import SPACED
+
 DIGITS: Final = decimal.Context(
     prec=60,
     Emax=decimal.MAX_EMAX,
@@ -88,7 +90,7 @@ _WORDS: Final = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 def _expression(body: str) -> re.Pattern[str]:
     return re.compile(
-        rf"(?<![\w.])(?:(?P<sign>(?<![\d)])[+-]\s?)?(?:{_CURRENCY}\s?)?(?P<late>-)?"
+        rf"(?<!{SPACED})(?<!\.)(?:(?P<sign>(?<![\d)])[+-]\s?)?(?:{_CURRENCY}\s?)?(?P<late>-)?"
         rf"(?:(?P<whole>\d{{1,9}}){_SPACE}{{1,2}}(?=\d{{1,9}}/\d))?"
         rf"(?P<body>{body})"
         rf"(?:\s?/\s?(?P<below>\d{{1,40}}(?:\.\d{{1,40}})?)(?!\d))?"

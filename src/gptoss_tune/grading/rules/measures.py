@@ -2,8 +2,9 @@
 
 A word is a run of letters and digits; hyphens and apostrophes inside belong to it, so ``don't`` and
 ``well-known`` are one each (IFEval counts two). A sentence ends with ``.``, ``!`` or ``?`` before a
-blank or the end of its line, but not behind an initial or a usual abbreviation; a line that holds
-words ends its last sentence without a mark, too.
+blank or the end of its line, and with ``。``, ``！`` or ``？``, but not behind an initial or an
+abbreviation, nor inside of a sentence that quotes (``“Hello!” he said.``); a line that holds words
+ends its last sentence without a mark, too.
 """
 
 from __future__ import annotations
@@ -11,12 +12,30 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from gptoss_tune.grading.reading.scripts import UNSPACED
+
+_OF_WORD: Final = rf"[^\W_{UNSPACED}]"
+_UNSPACED: Final = re.compile(f"[{UNSPACED}]")
 _WORD: Final = re.compile(r"\w+(?:['’\-\u2010\u2011]\w+)*")
-_MARK: Final = re.compile(r"[.!?。！？]+[\"'”’)\]*_]*(?=\s|$)")
+_MARK: Final = re.compile(
+    r"[.!?]{0,9}[。！？][.!?。！？]*[\"'”’」』）)\]*_]*|[.!?]+[\"'”’)\]*_]*(?=\s|$)"
+)
+_SPEECH_GOES_ON: Final = re.compile(rf"(?<=[\"'”’」』])(?:\s+(?=[a-zß-öø-ÿа-яё])|(?=[{UNSPACED}]))")
+"""Behind a mark inside of quotes, the sentence that quotes: “Hello!” he said."""
 _ABBREVIATION: Final = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|cf|No|Fig|approx|p\.s|p\.p\.s)|\b[A-Z])\.$",
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|cf|Fig|approx|p\.s|p\.p\.s))\.$",
     re.IGNORECASE,
 )
+_NUMBER_SIGN: Final = re.compile(r"\b(?:No|Nr)\.$", re.IGNORECASE)
+_BEHIND_NUMBER_SIGN: Final = re.compile(r"\s+\d")
+_LETTER: Final = re.compile(r"(?<!\w)[^\W\d_]\.$")
+_BEHIND_SMALL: Final = re.compile(r"\s+(?:[a-zß-öø-ÿа-яё\d]|[^\W\d_]\.)")
+_BEGINS: Final = re.compile(
+    r"\s+(?:I|It|He|She|We|They|You|The|This|That|These|Those|An?|In|On|At|But|And|So|If|When|There|"
+    r"Here|My|Our|His|Her|Its|Their|Then|Now|Not|No|Yes|What|Why|How|Who|As|For|With|After|Before|"
+    r"All|Some|Er|Sie|Es|Wir|Der|Die|Das|Ein|Eine|Il|Elle|Le|La|Les|El|Los)(?![\w.])"
+)
+"""Words that begin a sentence behind ``plan B.``; another name follows an initial."""
 _BLANK_LINE: Final = re.compile(r"\n[ \t]*\n\s*")
 _STARS_LINE: Final = re.compile(r"^[ \t]*\*\*\*[ \t]*$", re.MULTILINE)
 _LIST_MARK: Final = re.compile(r"^[ \t]*(?:[-*•+]|\d{1,4}[.)])[ \t]+")
@@ -46,15 +65,31 @@ def sentences(text: str) -> list[str]:
     found: list[str] = []
     for line in text.splitlines():
         line, begin = _LIST_MARK.sub("", line), 0
+        end = len(line.rstrip())
         for mark in _MARK.finditer(line):
-            before = max(begin, mark.start() - 8)
-            is_short = _ABBREVIATION.search(line, before, mark.start() + 1) is not None
-            if is_short and mark.end() < len(line.rstrip()):
+            if mark.end() < end and _goes_on(line, begin, mark):
                 continue
             found.append(line[begin : mark.end()])
             begin = mark.end()
         found.append(line[begin:])
     return [sentence.strip() for sentence in found if _WORD.search(sentence)]
+
+
+def _goes_on(line: str, begin: int, mark: re.Match[str]) -> bool:
+    """Return whether a sentence goes on behind a mark: an abbreviation, an initial, or speech."""
+    start, end = max(begin, mark.start() - 8), mark.start() + 1
+    if _SPEECH_GOES_ON.match(line, mark.end()) or _ABBREVIATION.search(line, start, end):
+        return True
+    if _NUMBER_SIGN.search(line, start, end):
+        return _BEHIND_NUMBER_SIGN.match(line, mark.end()) is not None
+    letter = _LETTER.search(line, start, end)
+    if letter is None:
+        return False
+    if letter.start() <= begin + 2 and not line[begin : letter.start()].strip():
+        return True  # the letter of a list, or the first of several initials
+    if letter[0].islower():
+        return _BEHIND_SMALL.match(line, mark.end()) is not None
+    return _BEGINS.match(line, mark.end()) is None
 
 
 def paragraphs(text: str, separator: str = "blank line") -> list[str]:
@@ -70,5 +105,9 @@ def lines(text: str) -> list[str]:
 
 def occurrences(text: str, keyword: str) -> int:
     """Return how often a keyword stands in a text as whole words, whatever its case."""
-    inner = r"\s+".join(re.escape(part) for part in typed(keyword).casefold().split())
-    return len(re.findall(rf"(?<!\w){inner}(?!\w)", typed(text).casefold()))
+    parts = typed(keyword).casefold().split()
+    inner = r"\s+".join(map(re.escape, parts))
+    # Beside a letter of a script without blanks a word may begin or end anywhere.
+    begin = "" if _UNSPACED.match(parts[0][0]) else rf"(?<!{_OF_WORD})"
+    end = "" if _UNSPACED.match(parts[-1][-1]) else rf"(?!{_OF_WORD})"
+    return len(re.findall(f"{begin}{inner}{end}", typed(text).casefold()))

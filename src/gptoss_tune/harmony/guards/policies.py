@@ -30,6 +30,13 @@ def note_policy(conversation: Conversation) -> None:
     finals = [message.text for message in conversation.messages if message.is_final]
     if not finals:
         return
+    # A column of that name may be the answer itself.
+    if judged.unread is not None and judged.unread.strip() != finals[-1].strip():
+        notes.warnings[
+            "the row's key answer is no label of its grader, so an evaluation refuses the row and "
+            f"nobody compares the two; write {' or '.join(judged.form.labels)} there, or name the "
+            "row's labels in its grader"
+        ] += 1
     label, _ = label_in(finals[-1], judged.form)
     if label is None:
         notes.warnings[

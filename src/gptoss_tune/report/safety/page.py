@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from gptoss_tune import __version__
 from gptoss_tune.files.atomic import write_text
-from gptoss_tune.report.parts.read import listing, mapping, read_run
+from gptoss_tune.report.parts.read import Run, listing, mapping
 from gptoss_tune.report.parts.style import html_page
 from gptoss_tune.report.parts.text import count, number, table, text
 from gptoss_tune.report.safety.tables import (
@@ -24,9 +24,11 @@ from gptoss_tune.report.safety.tables import (
     figures_table,
     harm_table,
     need_line,
+    other_weights,
     percent,
 )
 from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.run.record import read_record
 
 MOST_SHOWN: Final = 200
 """Answers to requests that the page holds; all of them are in the evaluation's file."""
@@ -54,35 +56,40 @@ table.safety td { white-space: nowrap; } table.safety b { overflow-wrap: normal;
 """
 
 
-def write_safety_page(folder: Path) -> Path | None:
-    """Write ``RUN/safety.html`` from the newest evaluation with a safety part.
+def write_safety_page(
+    folder: Path, report: Mapping[str, Any], *, published: int | None = None
+) -> Path:
+    """Write ``RUN/safety.html`` of one evaluation of the run.
 
     Args:
         folder: Of the run.
+        report: The evaluation, with its ``safety``: of the step whose weights are signed for, which
+            need not be the newest one in the folder.
+        published: Step whose weights the adapter holds; ``None``: that of the evaluation.
 
     Returns:
-        Where it is; ``None`` where no evaluation has such a part.
+        Where it is.
 
     Raises:
-        RecipeError: The folder holds no run.
+        CheckpointError: The run's record is no record.
     """
-    run = read_run(folder)
-    found = [(step, one) for step, one in run.evaluations if mapping(one.get("safety"))]
-    if not found:
-        return None
+    run = Run(folder, record=read_record(folder))
     base = str(run.fact("base", "name") or run.fact("recipe", "model", "name_or_path") or "")
     path = RunFolder(folder).safety_page
-    write_text(path, safety_page(found[-1][1], name=run.name, base=base))
+    write_text(path, safety_page(report, name=run.name, base=base, published=published))
     return path
 
 
-def safety_page(report: Mapping[str, Any], *, name: str, base: str) -> str:
+def safety_page(
+    report: Mapping[str, Any], *, name: str, base: str, published: int | None = None
+) -> str:
     """Return the page of one evaluation.
 
     Args:
         report: With its ``safety``.
         name: Of the tuned model.
         base: Of what it is compared with.
+        published: Step whose weights the adapter holds; ``None``: that of the evaluation.
     """
     safety = mapping(report.get("safety"))
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
@@ -92,6 +99,7 @@ def safety_page(report: Mapping[str, Any], *, name: str, base: str) -> str:
             f'<p class="note">Tuned from {text(base, 200)}, at step '
             f"{count(number(report.get('step')))}, side by side with it on the same questions; "
             f"written by gptoss-tune {text(__version__)} on {made}.</p>",
+            other_weights(number(report.get("step")), published),
             _verdict(safety),
             _problems(safety),
             _asked(safety),

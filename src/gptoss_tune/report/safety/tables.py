@@ -118,6 +118,22 @@ def need_line(safety: dict[str, Any]) -> str:
     )
 
 
+def other_weights(step: float | None, published: int | None) -> str:
+    """Return a warning as HTML where an evaluation is not of the weights that are published.
+
+    Args:
+        step: Of the evaluation.
+        published: Step whose weights the adapter holds; ``None``: it is not told.
+    """
+    if published is None or step is None or step == published:
+        return ""
+    return (
+        '<div class="box bad"><strong>Not of the published weights</strong><p>The adapter holds '
+        f"those of step {published:,}, whose safety was not evaluated; all below is of step "
+        f"{step:,.0f}.</p></div>"
+    )
+
+
 def percent(value: object) -> str:
     """Return a share in hundredths."""
     share = number(value)

@@ -30,6 +30,8 @@ from gptoss_tune.train.best.standing import Best, Patience
 from gptoss_tune.train.observers.observer import StepObserver
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gptoss_tune.recipe.data_schema import DataSection
     from gptoss_tune.recipe.evaluation_schema import EvaluationSection
     from gptoss_tune.recipe.schema import MethodSection, TrainSection
@@ -39,9 +41,9 @@ if TYPE_CHECKING:
 
 Owed = Literal["held_out", "answers"]
 _TIMES = ("_runtime", "_per_second")
-_NO_NUMBER = ("eval_kl", "eval_precision_", "eval_safety_harmful")
+_NO_NUMBER = ("eval_kl", "eval_f1_", "eval_precision_", "eval_safety_harmful")
 """How the figures begin that an evaluation leaves out where they are no number: nothing was called
-a violation, or nothing was judged."""
+a violation, nothing is one either, or nothing was judged."""
 
 
 class Selection(StepObserver):
@@ -104,6 +106,10 @@ class Selection(StepObserver):
         """Whether the run is to end before its last step."""
         return self.patience is not None and self.patience.over
 
+    def stopped_early(self, state: TrainerState) -> bool:
+        """Return whether the run ended before its last step; the closing evaluation ends none."""
+        return self.over and state.global_step < state.max_steps
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -155,7 +161,17 @@ class Selection(StepObserver):
         self.owed.discard(what)
         return owed
 
-    def facts(self) -> dict[str, Any]:
+    def needs_first(self, step: int) -> bool:
+        """Return whether the step that the run goes on from has to be saved in this folder.
+
+        It was the best one by what was made up for, or still is owed something, and its checkpoint
+        is another folder's.
+        """
+        if self._elsewhere is None or step != self._context.start.step:
+            return False
+        return bool(self.owed) or (self.best is not None and self.best.step == step)
+
+    def facts(self, state: TrainerState) -> dict[str, Any]:
         """Return what ``run.json`` says of the best evaluation and of an early end."""
         found: dict[str, Any] = {}
         if self.best is not None:
@@ -173,18 +189,20 @@ class Selection(StepObserver):
                 "best": self.patience.value,
                 "best_step": self.patience.step or None,
                 "waited": self.patience.waited,
-                "stopped": self.over,
+                "stopped": self.stopped_early(state),
             }
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted so far; every rank has to ask."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        figures = {
-            kind: {name: value for name, value in found.items() if math.isfinite(value)}
-            for kind, found in self.at_best.items()
+        step, latest = self._latest
+        return {
+            **parts,
+            "figures": _finite(self.at_best),
+            "latest": {"step": step, "figures": _finite(latest)},
+            "owed": sorted(self.owed),
         }
-        return {**parts, "figures": figures, "owed": sorted(self.owed)}
 
     def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
         """Go on from a checkpoint's count.
@@ -200,10 +218,17 @@ class Selection(StepObserver):
         if not isinstance(owed, list) or not set(owed) <= {"held_out", "answers"}:
             raise ValueError(f"owed is {owed!s:.60}")
         self.owed = set(owed)
+        latest = state.get("latest", {"step": 0, "figures": {}})
+        self._latest = (int(latest["step"]), _figures(latest["figures"]))
+        if self.over and self.patience is not None and self._elsewhere is not None:
+            self._say(
+                f"the run in {self._elsewhere} had stopped early at step {self.patience.seen}: in "
+                f"this folder the patience with {self.patience.metric} begins anew"
+            )
+            self.patience.value, self.patience.step, self.patience.waited = None, 0, 0
         if self.best is None or not self.best.step:
             return
-        for kind, found in state["figures"].items():
-            self.at_best[str(kind)] = {str(name): float(value) for name, value in found.items()}
+        self.at_best = _figures(state["figures"])
         self._find(self.best, first_rank=first_rank)
 
     def _find(self, best: Best, *, first_rank: bool) -> None:
@@ -212,10 +237,8 @@ class Selection(StepObserver):
         Raises:
             CheckpointError: They are gone.
         """
-        start = self._context.start
-        assert start.checkpoint is not None  # which the state is of
-        there = start.checkpoint.resolve().parent
-        if there != self._context.run.resolve():
+        start, there = self._context.start, self._elsewhere
+        if there is not None:
             self._say(
                 f"the best of the run in {there} was step {best.step}, whose weights stay there: "
                 f"in this folder the best is chosen among the evaluations from step {start.step} on"
@@ -229,6 +252,13 @@ class Selection(StepObserver):
                 "or choose anew from here in another folder: train.output_dir=NEW "
                 f"train.resume={start.checkpoint}"
             )
+
+    @property
+    def _elsewhere(self) -> Path | None:
+        """Return the folder of the run that is gone on from, where that is another one."""
+        checkpoint = self._context.start.checkpoint
+        there = None if checkpoint is None else checkpoint.resolve().parent
+        return None if there == self._context.run.resolve() else there
 
     def _say(self, line: str) -> None:
         self._context.console.print(visible(line), soft_wrap=True, highlight=False, markup=False)
@@ -268,6 +298,22 @@ def _value(setting: str, metric: str, figures: dict[str, float], step: int) -> f
         f"{', '.join(sorted(figures))}: name one of them (a channel has a loss where held-out rows "
         "have tokens in it, and answers are graded where prompts have a grader)"
     )
+
+
+def _finite(evaluations: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the figures that JSON can hold."""
+    return {
+        kind: {name: value for name, value in found.items() if math.isfinite(value)}
+        for kind, found in evaluations.items()
+    }
+
+
+def _figures(state: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the figures of a ``state_dict``."""
+    return {
+        str(kind): {str(name): float(value) for name, value in found.items()}
+        for kind, found in state.items()
+    }
 
 
 def selection_of(context: RunContext, now: dict[str, Any]) -> Selection | None:
