@@ -187,6 +187,14 @@ def test_newest_is_by_number_not_by_name(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
 
+def test_what_a_kept_checkpoint_needs_is_kept_and_what_another_needed_is_not(tmp_path):
+    for step in (1, 2, 3, 4, 5):
+        make(tmp_path, step)
+    needs = {"checkpoint-5": {5}, "checkpoint-4": {2, 9}, "checkpoint-3": {1}}
+    checkpoints.prune(tmp_path, 2, lambda kept: needs[kept.name])
+    assert [checkpoints.step_of(path) for path in checkpoints.published(tmp_path)] == [5, 4, 2]
+
+
 def test_a_crash_before_the_rename_leaves_no_checkpoint(tmp_path):
     staged = checkpoints.stage(tmp_path)
     (staged / "adapter.safetensors").write_text("half")

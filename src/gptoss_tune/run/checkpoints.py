@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,9 +215,19 @@ def set_aside_newer(run: Path, step: int) -> list[Path]:
     return renamed
 
 
-def prune(run: Path, keep: int, spared: Collection[int] = ()) -> None:
-    """Remove all but the ``keep`` newest checkpoints, and those of the steps ``spared``."""
-    for folder in published(run)[keep:]:
+def prune(
+    run: Path, keep: int, needed: Callable[[Path], Collection[int]] = lambda kept: ()
+) -> None:
+    """Remove all but the ``keep`` newest checkpoints, and those that they need.
+
+    Args:
+        run: The run's folder.
+        keep: How many stay by their age.
+        needed: From one of these to the steps of others without which it cannot be resumed from.
+    """
+    found = published(run)
+    spared = {step for folder in found[:keep] for step in needed(folder)}
+    for folder in found[keep:]:
         if step_of(folder) not in spared:
             remove(folder)
 

@@ -342,8 +342,8 @@ class MethodTrainer(Trainer):
                 facts = self.identity.manifest(self.state.global_step)
                 checkpoints.sync_lines(run)
                 checkpoints.publish(staged, final, **facts)
-                spared = () if self.selection is None else self.selection.spared
-                checkpoints.prune(run, self.args.save_total_limit or 1, spared)
+                needed = [] if self.selection is None else [self.selection.needed_by]
+                checkpoints.prune(run, self.args.save_total_limit or 1, *needed)
         self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

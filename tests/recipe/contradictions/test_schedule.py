@@ -89,6 +89,8 @@ def test_a_run_in_epochs_is_asked_when_its_steps_are_known(load, sound):
         ([FLOOR, f"{KWARGS}.min_lr_rate=1"], True),
         ([FLOOR, f"{KWARGS}.min_lr=2e-4"], True),
         ([WSD, f"{KWARGS}.num_decay_steps=3", f"{KWARGS}.min_lr_ratio=1"], True),
+        ([WSD, f"{KWARGS}.num_decay_steps=3", f"{KWARGS}.num_cycles=1"], True),
+        ([WSD, f"{KWARGS}.num_decay_steps=3", f"{KWARGS}.num_cycles=1.5"], False),
         ([f"{TYPE}=cosine_with_restarts", f"{KWARGS}.num_cycles=2"], False),
         ([FLOOR, f"{KWARGS}.min_lr_rate=0.1"], False),
         ([f"{TYPE}=inverse_sqrt"], False),

@@ -85,6 +85,36 @@ HELD = "val_set_size: 0.1\neval_steps: 50\n"
             {"load_best_model_at_end": "none", "metric_for_best_model": "none"},
             {},
         ),
+        (
+            HELD + "save_steps: 100\n",
+            {"save_steps": "converted"},
+            {"best": {"metric": "eval_loss", "goal": None}},
+        ),
+        (
+            HELD + "save_steps: 50\nearly_stopping_patience: 3\n",
+            {"early_stopping_patience": "converted"},
+            {
+                "best": {"metric": "eval_loss", "goal": None},
+                "stopping": {"patience": 3, "min_delta": 0.0, "metric": None, "goal": None},
+            },
+        ),
+        (HELD + "save_steps: 70\n", {"save_steps": "converted"}, {}),
+        ("eval_steps: 50\nsave_steps: 50\n", {"save_steps": "converted"}, {}),
+        (
+            HELD + "save_steps: 50\nload_best_model_at_end: false\n",
+            {"load_best_model_at_end": "irrelevant"},
+            {},
+        ),
+        (
+            "lr_scheduler: cosine_with_min_lr\nlr_scheduler_kwargs: '{\"min_lr_rate\": 0.1}'\n",
+            {"lr_scheduler": "converted", "lr_scheduler_kwargs.min_lr_rate": "converted"},
+            {"type": "cosine_with_min_lr", "kwargs": {"min_lr_rate": 0.1}},
+        ),
+        (
+            "lr_scheduler: cosine\nlr_scheduler_kwargs: '{min_lr'\n",
+            {"lr_scheduler_kwargs": "none"},
+            {"type": "cosine"},
+        ),
         ("load_best_model_at_end: true\n", {"load_best_model_at_end": "none"}, {}),
         ("load_best_model_at_end: false\n", {"load_best_model_at_end": "irrelevant"}, {}),
         (

@@ -192,6 +192,9 @@ def never_decays(train: TrainSection) -> str | None:
         return f"{schedule} ends at the rate it begins with"
     cycles = given.get("num_cycles")
     waves = schedule.startswith("cosine") and schedule != "cosine_with_restarts"
+    if schedule == "warmup_stable_decay" and given.get("decay_type", "cosine") == "cosine":
+        # What comes after the stages is at the lowest rate; without one there is no after.
+        waves = "num_stable_steps" not in given or not given.get("min_lr_ratio")
     if waves and cycles is not None and float(cycles).is_integer():
         return f"num_cycles {cycles:g} are whole waves of the cosine, which end at the top"
     return None

@@ -7,6 +7,8 @@ gives, or that is measured at the end alone, is told instead.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from typing import Any, Final
 
 from gptoss_tune.recipe.convert.draft import Draft, switch
@@ -36,6 +38,7 @@ _PATIENCE: Final = ("early_stopping_patience", "early_stopping_steps")
 
 def schedule(draft: Draft, key: str, usual: str) -> None:
     """Convert the schedule of the learning rate, its arguments, and its warm-up."""
+    _read_text(draft)
     ratio, steps = as_number(draft.get("warmup_ratio", 0)), count_of(draft.get("warmup_steps", 0))
     warms = bool(ratio or steps)
     name = _name(draft, key, usual, warms=warms)
@@ -93,6 +96,14 @@ def _name(draft: Draft, key: str, usual: str, *, warms: bool) -> str:
     return name
 
 
+def _read_text(draft: Draft) -> None:
+    """Read arguments that are written as a JSON text, which transformers takes too."""
+    said = draft.get(_KWARGS)
+    if isinstance(said, str) and said.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):  # told as what it is
+            draft.document.values[_KWARGS] = json.loads(said)
+
+
 def _given(draft: Draft) -> dict[str, Any]:
     found = draft.get(_KWARGS)
     return found if isinstance(found, dict) else {}
@@ -134,6 +145,9 @@ def best(draft: Draft) -> None:
         if keeps:
             draft.converted("load_best_model_at_end", "train.keep_best", metric)
             keys.remove("load_best_model_at_end")
+        elif _keeps_unasked(draft):
+            keeps = True
+            draft.default("train.keep_best", metric)
         waited = None if patience is None else count_of(draft.get(patience))
         if patience is not None and isinstance(waited, int) and waited > 0:
             draft.converted(patience, "train.early_stopping.patience", waited)
@@ -159,6 +173,18 @@ def best(draft: Draft) -> None:
             draft.also(key, f"the figure: {metric}")
         else:
             draft.irrelevant(key, f"which way {metric} is better is known")
+
+
+def _keeps_unasked(draft: Draft) -> bool:
+    """Whether Axolotl loads the best checkpoint although its file does not say so.
+
+    It does where rows are held out and every saved step is an evaluated one.
+    """
+    save, every = (count_of(draft.get(key)) for key in ("save_steps", "eval_steps"))
+    whole = all(isinstance(one, int) and one > 0 for one in (save, every))
+    written = {"train.eval_steps", "train.save_steps"} <= draft.settings.keys()
+    silent = not draft.has("load_best_model_at_end")
+    return draft.tool == "Axolotl" and silent and written and whole and save % every == 0
 
 
 def _obstacle(draft: Draft, metric: str | None, said: object) -> str | None:

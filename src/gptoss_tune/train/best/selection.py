@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.display import visible
 from gptoss_tune.errors import CheckpointError, RecipeError
+from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.recipe.contradictions.best import goal_of, measured_every
 from gptoss_tune.recipe.schema.best import stopping_metric
 from gptoss_tune.run.folder import RunFolder
@@ -85,10 +87,19 @@ class Selection(StepObserver):
         """Whether a checkpoint says nothing of what is counted here."""
         return self.parts.keys() <= self._new
 
-    @property
-    def spared(self) -> set[int]:
-        """Steps whose checkpoints must stay."""
-        return {self.best.step} if self.best is not None and self.best.step else set()
+    def needed_by(self, checkpoint: Path) -> set[int]:
+        """Return the step whose weights were the best when a checkpoint was written.
+
+        An older one is gone on from where the newest is damaged, with the best that it names: of
+        all that stay that is one checkpoint more, since each best since the oldest stays anyway.
+        """
+        if self.best is None:
+            return set()
+        try:
+            step = read_object(checkpoint / self.file, folder=checkpoint)[KEEP_BEST]["step"]
+        except (OSError, CheckpointError, KeyError, TypeError):  # nothing is gone on from it
+            return set()
+        return {step} if isinstance(step, int) and step else set()
 
     @property
     def over(self) -> bool:
@@ -238,7 +249,8 @@ class Selection(StepObserver):
         if first_rank and not path.is_dir():
             raise CheckpointError(
                 f"names {path.name} as the best by {best.metric}, and that is gone; put it back, "
-                f"or choose anew from here: --allow-change {KEEP_BEST} with another keep_best"
+                "or choose anew from here in another folder: train.output_dir=NEW "
+                f"train.resume={start.checkpoint}"
             )
 
     @property
