@@ -35,9 +35,13 @@ def look(selection, step, **figures):
     selection.on_log(None, state, TrainerControl(), logs=figures)
 
 
-@pytest.mark.parametrize("metric", ["eval_f1_spam", "eval_f1_macro", "eval_precision_spam"])
+NO_RATES = ["eval_f1_spam", "eval_f1_macro", "eval_precision_spam", "eval_safety_contradiction"]
+
+
+@pytest.mark.parametrize("metric", NO_RATES)
 def test_a_rate_with_nothing_to_divide_by_is_no_number(selection, metric):
-    one = selection(f"train.keep_best={metric}", "train.max_steps=9")
+    safety = "evaluation.safety={chain_of_thought: true}"
+    one = selection(f"train.keep_best={metric}", "train.max_steps=9", safety)
     look(one, 2, eval_abstained_spam=0.0)
     assert one.best.step == 0 and one.best.seen == 2
     look(one, 4, eval_abstained_spam=0.0, **{metric: 0.5})

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 Owed = Literal["held_out", "answers"]
 _TIMES = ("_runtime", "_per_second")
-_NO_NUMBER = ("eval_kl", "eval_f1_", "eval_precision_", "eval_safety_harmful")
+_NO_NUMBER = ("eval_kl", "eval_f1_", "eval_precision_", "eval_safety_")
 """How the figures begin that an evaluation leaves out where they are no number: nothing was called
-a violation, nothing is one either, or nothing was judged."""
+a violation, nothing is one either, or no answer could be judged by a safety figure."""
 
 
 class Selection(StepObserver):
@@ -93,7 +93,7 @@ class Selection(StepObserver):
         An older one is gone on from where the newest is damaged, with the best that it names: of
         all that stay that is one checkpoint more, since each best since the oldest stays anyway.
         """
-        if self.best is None:
+        if self.best is None or self.file is None:
             return set()
         try:
             step = read_object(checkpoint / self.file, folder=checkpoint)[KEEP_BEST]["step"]
