@@ -40,7 +40,7 @@ NO_RATES = ["eval_f1_spam", "eval_f1_macro", "eval_precision_spam", "eval_safety
 
 @pytest.mark.parametrize("metric", NO_RATES)
 def test_a_rate_with_nothing_to_divide_by_is_no_number(selection, metric):
-    safety = "evaluation.safety={chain_of_thought: true}"
+    safety = "evaluation.safety.chain_of_thought=true"
     one = selection(f"train.keep_best={metric}", "train.max_steps=9", safety)
     look(one, 2, eval_abstained_spam=0.0)
     assert one.best.step == 0 and one.best.seen == 2
