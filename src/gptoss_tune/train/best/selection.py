@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     _Sections = tuple[MethodSection, DataSection, EvaluationSection]
 
 Owed = Literal["held_out", "answers"]
+_FILE = "best.json"
 _TIMES = ("_runtime", "_per_second")
 _NO_NUMBER = ("eval_kl", "eval_f1_", "eval_precision_", "eval_safety_")
 """How the figures begin that an evaluation leaves out where they are no number: nothing was called
@@ -56,7 +57,7 @@ class Selection(StepObserver):
         owed: Evaluations at this step that a signal ended.
     """
 
-    file = "best.json"
+    file = _FILE
     kept = "record of the best evaluation"
 
     def __init__(self, context: RunContext, new: Collection[str]) -> None:
@@ -96,7 +97,7 @@ class Selection(StepObserver):
         if self.best is None or self.file is None:
             return set()
         try:
-            step = read_object(checkpoint / self.file, folder=checkpoint)[KEEP_BEST]["step"]
+            step = read_object(checkpoint / _FILE, folder=checkpoint)[KEEP_BEST]["step"]
         except (OSError, CheckpointError, KeyError, TypeError):  # nothing is gone on from it
             return set()
         return {step} if isinstance(step, int) and step else set()
