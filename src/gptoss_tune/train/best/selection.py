@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
