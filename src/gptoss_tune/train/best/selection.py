@@ -93,7 +93,7 @@ class Selection(StepObserver):
         An older one is gone on from where the newest is damaged, with the best that it names: of
         all that stay that is one checkpoint more, since each best since the oldest stays anyway.
         """
-        if self.best is None or self.file is None:
+        if self.best is None:
             return set()
         try:
             step = read_object(checkpoint / _FILE, folder=checkpoint)[KEEP_BEST]["step"]
