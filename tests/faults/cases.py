@@ -115,18 +115,19 @@ def crash_images(bench: Bench, run: Path, chance: random.Random, most: int = 12)
     """Copies of the folder at every change that is seen in a save, each one resumed."""
     group = bench.start(run)
     wait_until(lambda: (run / "checkpoint-2").is_dir() and not bench.stack.saving(run), group)
-    wait_until(lambda: bench.stack.saving(run), group)
     images: list[Path] = []
     seen: set[tuple] = set()
-    while bench.stack.saving(run) and not group.poll():
-        _pause(group)
-        state = tuple(sorted((str(p), p.stat().st_size) for p in run.rglob("*") if p.is_file()))
-        if state not in seen:
-            seen.add(state)
-            images.append(run.with_name(f"{run.name}-image-{len(images)}"))
-            shutil.copytree(run, images[-1])
-        group.signal(signal.SIGCONT)
-        time.sleep(0.0003)
+    while not images and not group.poll():  # a save can be over before its first copy
+        wait_until(lambda: bench.stack.saving(run), group)
+        while bench.stack.saving(run) and not group.poll():
+            _pause(group)
+            state = tuple(sorted((str(p), p.stat().st_size) for p in run.rglob("*") if p.is_file()))
+            if state not in seen:
+                seen.add(state)
+                images.append(run.with_name(f"{run.name}-image-{len(images)}"))
+                shutil.copytree(run, images[-1])
+            group.signal(signal.SIGCONT)
+            time.sleep(0.0003)
     group.kill()
     taken = sorted(chance.sample(range(len(images)), min(most, len(images))))
     outcomes = []
