@@ -12,7 +12,7 @@ import typer
 from gptoss_tune.cli.arguments import BasePath, Revision, refuse_revision_of_nothing
 
 if TYPE_CHECKING:
-    from gptoss_tune.export.serve import Served
+    from gptoss_tune.export.serve.served import Served
 
 
 class ServeTarget(StrEnum):
@@ -45,7 +45,8 @@ def serve_config(
     revision: Revision = None,
 ) -> None:
     """Write the commands and files that serve a model."""
-    from gptoss_tune.export.serve import Served, notes, write_bundle
+    from gptoss_tune.export.serve.bundle import notes, write_bundle
+    from gptoss_tune.export.serve.served import Served
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
 
@@ -89,7 +90,7 @@ def _adapter_bundle(
         refuse_unreadable,
         write_adapter,
     )
-    from gptoss_tune.export.serve import write_bundle
+    from gptoss_tune.export.serve.bundle import write_bundle
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.adapter import open_adapter
     from gptoss_tune.weights.sources import base_name

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.serve import TARGETS, Served, notes, write_bundle
+from gptoss_tune.export.serve.bundle import TARGETS, notes, write_bundle
+from gptoss_tune.export.serve.served import Served
 
 # Compose specification, services top-level element.
 COMPOSE = {"image", "ports", "volumes", "ipc", "deploy", "command", "environment"}

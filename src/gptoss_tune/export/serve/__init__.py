@@ -1,0 +1,1 @@
+"""Files and commands that serve a model: one module a server, from a model's facts to texts."""
