@@ -52,9 +52,10 @@ LOWEST = {
         *("bitsandbytes", "gptoss_kernels", "liger_kernel", "peft", "transformers"),
         "triton",
     },
-    "evaluate": {"starlette", "uvicorn"},
+    "evaluate": {"starlette", "uvicorn", "xllamacpp"},
+    "export": {"gguf"},
     "train": {"accelerate", "trackio", "trl", "wandb"},
-    "cli": {"typer"},
+    "cli": {"prompt_toolkit", "typer"},
 }
 FLOOR_OF_LIBRARY = {name: FLOOR_OF[room] for room, names in LOWEST.items() for name in names}
 # What stands lower, with its reason.
