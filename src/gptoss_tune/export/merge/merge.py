@@ -31,6 +31,7 @@ from gptoss_tune.export.assets import (
 )
 from gptoss_tune.export.device import compute_device
 from gptoss_tune.export.merge.arithmetic import added, unpacked
+from gptoss_tune.export.merge.changes import changed_base
 from gptoss_tune.export.merge.lineage import REPORT, lineage_report, refuse_unsound_sum
 from gptoss_tune.export.merge.quantize import ScaleRule, Survival, packed, total_share
 from gptoss_tune.export.merge.steps import (
@@ -133,12 +134,13 @@ def merge(
     refuse_existing(out)
     compute_device(options.device)
     refuse_unsound_sum(base, adapters)
+    source = changed_base(base, adapters)
     completed = completed_companions(base)
-    steps = plan_steps(base, adapters, options.expert_format)
+    steps = plan_steps(source, adapters, options.expert_format)
     shards = plan_shards((s for step in steps for s in step.outputs), options.max_shard_size)
     # Rounded weights that were trained are written as they were; others get the best scale.
     scale_rule: ScaleRule = "ocp" if is_merge_aware(base, adapters) else "search"
-    job = _Job(base, adapters, options, scale_rule, staging_folder(out))
+    job = _Job(base, source, adapters, options, scale_rule, staging_folder(out))
     identity = job.identity()
     with _staging(job.folder, identity):
         job.remove_damaged(shards)
@@ -166,9 +168,13 @@ def merge(
 
 @dataclass(frozen=True)
 class _Job:
-    """A merge at work: where everything comes from and goes to."""
+    """A merge at work: where everything comes from and goes to.
+
+    ``source`` is the base with the tensors that adapters replace.
+    """
 
     base: Checkpoint
+    source: Checkpoint
     adapters: Sequence[WeightedAdapter]
     options: MergeOptions
     scale_rule: ScaleRule
@@ -256,8 +262,8 @@ class _Job:
     def _prefetch(self, step: Step) -> None:
         suffixes = ("", "_blocks", "_scales")
         for name in (f"{step.source}{suffix}" for suffix in suffixes):
-            if self.base.has(name):
-                self.base.prefetch(name)
+            if self.source.has(name):
+                self.source.prefetch(name)
 
     def _run(
         self, step: Step, writer: ShardWriter, names: set[str], survivals: list[Survival]
@@ -265,14 +271,14 @@ class _Job:
         """Write those outputs of ``step`` that are among ``names``."""
         device = torch.device(self.options.device)
         if step.kind == "copy":
-            writer.copy(step.source, self.base.file_of(step.source))
+            writer.copy(step.source, self.source.file_of(step.source))
             return
         changes = low_ranks(self.adapters, step.module) if step.module else []
         spec = step.outputs[0]
         if step.kind == "pack" or (changes and self.scale_rule == "ocp" and len(spec.shape) == 3):
             survival = Survival(step.source)
             stacks = packed(
-                self.base,
+                self.source,
                 step.source,
                 changes,
                 scale_rule=self.scale_rule,
@@ -291,7 +297,7 @@ class _Job:
                 survivals.append(survival)
             return
         compute = added if step.kind == "add" else unpacked
-        for row, part in compute(self.base, spec, changes, device):
+        for row, part in compute(self.source, spec, changes, device):
             writer.write(spec.name, part, row)
 
 
