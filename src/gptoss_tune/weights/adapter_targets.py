@@ -279,15 +279,22 @@ def _parameter_targets(rules: _Rules, base: Checkpoint) -> Iterable[Target]:
 
 
 def _single_targets(rules: _Rules, base: Checkpoint, singles: Sequence[str]) -> Iterable[Target]:
-    """Yield the stacks of which the file has factors of single experts."""
+    """Yield the stacks of which the file has factors of single experts.
+
+    Their keys are those that PEFT gives the factors of the stacks.
+    """
     selected = [module for module in singles if rules.selects(module)]
     experts = base.config["num_local_experts"]
-    for stack, held in stacks_of(selected, rules.rank, experts, rules.where).items():
-        _, into, out = expert_shape(base.config, stack.rpartition(".")[2])
+    stacks = stacks_of(selected, rules.rank, experts, rules.where)
+    for stack, held in stacks.items():
+        wrapper, _, projection = stack.rpartition(".")
+        _, into, out = expert_shape(base.config, projection)
+        outer = f"{wrapper}.{EXPERT_PROJECTIONS[1]}"
+        inner = outer in stacks and outer != stack
         numbers = tuple(sorted({one.expert for one in held}))
         yield Target(
             stack,
-            PREFIX + stack,
+            PREFIX + wrapper + ".base_layer" * inner,
             experts,
             (into, out),
             stacked_rank(held),
@@ -297,8 +304,14 @@ def _single_targets(rules: _Rules, base: Checkpoint, singles: Sequence[str]) -> 
         )
 
 
-def _refuse_twice(targets: Iterable[Target], where: str) -> None:
-    """Refuse a weight that two rules of the configuration adapt."""
+def _refuse_twice(targets: Sequence[Target], where: str) -> None:
+    """Refuse a weight that two rules of the configuration adapt, and experts laid out both ways."""
+    layouts = {bool(target.singles): target.module for target in targets if target.experts}
+    if len(layouts) > 1:
+        raise CheckpointError(
+            f"{where}: has factors of the stack {layouts[False]} and of single experts of "
+            f"{layouts[True]}; the file was put together from two adapters"
+        )
     seen: set[str] = set()
     for target in targets:
         if target.module in seen:
