@@ -140,20 +140,26 @@ class LlamaCpp:
         Raises:
             MachineError: It refused, or is gone.
         """
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         try:
-            self._connection.request("POST", path, json.dumps(body), headers)
-            response = self._connection.getresponse()
-            status, raw = response.status, response.read()
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            raise MachineError(f"llama.cpp gave no answer to {path} ({error})") from error
-        except BaseException:
-            self._connection.close()  # half of an answer may wait in it
-            raise
+            status, raw = self._post(path, json.dumps(body))
+        except (OSError, http.client.HTTPException):
+            try:  # the server lets go of a connection over which nothing was asked for seconds
+                status, raw = self._post(path, json.dumps(body))
+            except (OSError, http.client.HTTPException) as error:
+                raise MachineError(f"llama.cpp gave no answer to {path} ({error})") from error
         if status != http.HTTPStatus.OK:
             raise MachineError(f"llama.cpp refused {path}: {_reason(raw)}")
         return json.loads(raw)
+
+    def _post(self, path: str, body: str) -> tuple[int, bytes]:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        try:
+            self._connection.request("POST", path, body, headers)
+            response = self._connection.getresponse()
+            return response.status, response.read()
+        except BaseException:
+            self._connection.close()  # half of an answer may wait in it; the next opens it anew
+            raise
 
 
 def refuse_without_llama_cpp() -> None:
