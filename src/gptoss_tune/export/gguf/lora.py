@@ -32,7 +32,7 @@ from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights.adapter import Adapter
 from gptoss_tune.weights.adapter_targets import Target
-from gptoss_tune.weights.names import layer_of
+from gptoss_tune.weights.names import ExpertFormat, layer_of
 
 _BESIDES_FACTORS = {
     "use_dora": "DoRA rescales each row of the weight",
@@ -84,11 +84,21 @@ def refuse_unwritable(adapter: Adapter) -> None:
         )
 
 
-def serve_lora_command(file: Path) -> str:
-    """Return the commands that serve the base with the factors in ``file``."""
+def serve_lora_command(file: Path, adapter: Adapter, expert_format: ExpertFormat) -> str:
+    """Return the commands that make the base a GGUF file and serve it with the factors in ``file``.
+
+    Args:
+        file: What ``write_lora`` wrote.
+        adapter: What it was written of.
+        expert_format: The base's, whose values the base's GGUF file keeps.
+    """
+    base = adapter.config.get("base_model_name_or_path") or "BASE"
+    folder = f"{Path(base).name}-gguf"
+    layout = "gguf" if expert_format == "mxfp4" else "gguf-bf16"
     return (
-        "gptoss-tune merge --base BASE --format gguf --out BASE-GGUF\n"
-        f"llama-server --model BASE-GGUF/FILE.gguf --lora {shlex.quote(str(file))} --jinja"
+        f"gptoss-tune merge --base {shlex.quote(base)} --format {layout} "
+        f"--out {shlex.quote(folder)}\n"
+        f"llama-server --model {shlex.quote(folder)}/*.gguf --lora {shlex.quote(str(file))} --jinja"
     )
 
 
