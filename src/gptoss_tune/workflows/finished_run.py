@@ -97,7 +97,7 @@ def merge_opened(
     found: list[Verification] = []
 
     def inspect(folder: Path) -> None:
-        if verified and options.container == "safetensors":
+        if verified:
             # What a loss does to the logits was accepted; that the weights are right was not.
             logits = not options.accept_loss
             result = inspect_merged(folder, base, adapters, logits=logits, device=options.device)

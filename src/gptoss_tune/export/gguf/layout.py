@@ -14,7 +14,7 @@ merge, so that the two files are equal byte for byte. What is unlike the release
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -47,6 +47,12 @@ _OUTSIDE = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
+}
+_KINDS = {
+    "token_embd": "embedding",
+    "output": "output",
+    "attn_sinks": "sinks",
+    "ffn_gate_inp": "router",
 }
 
 
@@ -166,28 +172,28 @@ def _dense_type(name: str, shape: tuple[int, ...]) -> GgufType:
     return "BF16" if matrix else "F32"
 
 
-def encode(target: GgufTensor, parts: Sequence[Tensor]) -> Tensor:
-    """Return the bytes of rows of ``target``, as uint8 on the CPU.
+def rows_of(target: GgufTensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return those rows of each output of a step that ``target`` holds, as ``[..., out, in]``.
 
     Args:
-        target: What is written.
-        parts: Rows of each output of its step: a tensor, or blocks ``[E, out, in/32, 16]`` and
-            scales ``[E, out, in/32]``.
+        target: One of the tensors of the step.
+        parts: Rows of each output: a tensor, or blocks ``[E, out, in/32, 16]`` and scales
+            ``[E, out, in/32]``.
     """
-    rows = [_half(part, target, packed=len(parts) == 2) for part in parts]
+    dense = len(parts) == 1 and target.name.endswith("_exps.weight")
+    turned = [part.transpose(1, 2) if dense else part for part in parts]
+    if target.half == "whole":
+        return tuple(turned)
+    return tuple(part[:, (0 if target.half == "gate" else 1) :: 2] for part in turned)
+
+
+def encode(target: GgufTensor, parts: Sequence[Tensor]) -> Tensor:
+    """Return the bytes of rows of ``target``, as uint8 on the CPU; ``parts`` as in ``rows_of``."""
+    rows = rows_of(target, parts)
     if len(rows) == 2:
         return mxfp4_bytes(*rows).contiguous().view(-1)
     dense = rows[0].float() if target.type == "F32" else rows[0]
     return dense.contiguous().view(-1).view(torch.uint8)
-
-
-def _half(part: Tensor, target: GgufTensor, *, packed: bool) -> Tensor:
-    """Return those rows of an output that ``target`` holds, as ``[..., out, in]``."""
-    if not packed and target.name.endswith("_exps.weight"):
-        part = part.transpose(1, 2)
-    if target.half == "whole":
-        return part
-    return part[:, 0::2] if target.half == "gate" else part[:, 1::2]
 
 
 def mxfp4_bytes(blocks: Tensor, scales: Tensor) -> Tensor:
@@ -213,6 +219,19 @@ def released_blocks(data: Tensor) -> tuple[Tensor, Tensor]:
     return values[..., 0::2] | (values[..., 1::2] << 4), scales.contiguous()
 
 
-def by_name(steps: Iterable[GgufStep]) -> Mapping[str, GgufTensor]:
+def kind_of(name: str) -> str:
+    """Return what a tensor is, in a word for tables."""
+    inside = name.split(".", 2)[2] if name.startswith("blk.") else name
+    stem, _, part = inside.rpartition(".")
+    if stem.endswith("_norm"):
+        return "norms"
+    if stem.endswith("_exps"):
+        return f"experts {stem.split('_')[1]}" if part == "weight" else "experts biases"
+    if stem in _KINDS:
+        return _KINDS[stem]
+    return "attention" if part == "weight" else "attention biases"
+
+
+def by_name(steps: Iterable[GgufStep]) -> dict[str, GgufTensor]:
     """Return the tensors of ``steps`` by their names, in the order of the file."""
     return {tensor.name: tensor for each in steps for tensor in each.tensors}
