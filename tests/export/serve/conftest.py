@@ -1,6 +1,8 @@
 """What the tests of bundles share: a bundle written, its scripts and commands read back."""
 
+import json
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -60,10 +62,56 @@ class Bundles:
         return found
 
     @staticmethod
+    def flag_mistakes(command, listing):
+        """What a server's parser would refuse of a command: its words after the program."""
+        found, words = [], list(command)
+        while words and not words[0].startswith("--"):
+            words.pop(0)
+        while words:
+            flag, _, value = words.pop(0).partition("=")
+            values = [value] if value else []
+            while words and not words[0].startswith("--"):
+                values.append(words.pop(0))
+            if flag not in listing["flags"]:
+                found.append(f"{flag}: no such flag")
+                continue
+            found += [
+                f"{flag}: {said}" for said in _refused(listing["flags"][flag], values) if said
+            ]
+            names = listing.get("names", {}).get(flag, values)
+            found += [f"{flag}: no parser '{one}'" for one in values if one not in names]
+        return found
+
+    @staticmethod
     def large(**changes):
         """gpt-oss-120b as released: 60.8 GiB, of which 56.8 are experts."""
         facts = {"config": RELEASE, "weights": 65_248_815_744, "expert_weights": 60_993_699_840}
         return Served("large", "openai/gpt-oss-120b", **{**facts, **changes})
+
+
+def _refused(kind, values):
+    """What is wrong with the values of a flag of this kind."""
+    if kind["type"] == "flag":
+        yield "takes no value" if values else None
+    elif not values:
+        yield "wants a value"
+    elif kind["type"] != "list" and len(values) > 1:
+        yield "takes one value"
+    for value in values:
+        if kind["type"] in ("int", "float"):
+            try:
+                {"int": int, "float": float}[kind["type"]](value)
+            except ValueError:
+                yield f"'{value}' is no {kind['type']}"
+        if kind["type"] == "choice" and value not in map(str, kind["choices"]):
+            yield f"'{value}' is none of {kind['choices']}"
+
+
+@pytest.fixture(scope="session")
+def listings():
+    """What was recorded of each server's parser, by the file's name."""
+    paths = sorted((Path(__file__).parent / "flags").glob("*.json"))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 @pytest.fixture(scope="session")
