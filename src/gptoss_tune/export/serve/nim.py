@@ -1,7 +1,16 @@
-"""NVIDIA NIM 2: a compose file for the model-free container."""
+"""NVIDIA NIM 2: a compose file for the model-free container.
+
+The image's name and tag are left to the user: NVIDIA's documentation of NIM 2.1 names neither
+outside its catalog, which asks for a login (read 2026-11-28).
+"""
 
 from __future__ import annotations
 
+from gptoss_tune.export.serve.deployment.files import (
+    VOCABULARY,
+    VOCABULARY_VARIABLE,
+)
+from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
 from gptoss_tune.export.serve.served import KEYS, MODEL_MOUNT, Served
 from gptoss_tune.export.serve.texts import compose_value, required, yaml_text
 from gptoss_tune.export.serve.vllm import vllm_arguments
@@ -13,11 +22,21 @@ def nim(served: Served) -> dict[str, str]:
     NIM 2 takes the folder in ``NIM_MODEL_PATH`` and the engine's own arguments as the command; the
     variables of NIM 1 for name, length and GPUs are gone.
     """
-    image = required("NIM_LLM_IMAGE", "the model-free image of NIM 2, see the NGC catalog")
+    image = served.image or required(
+        "NIM_LLM_IMAGE", "the model-free image of NIM 2, see the NGC catalog"
+    )
     model = f"{MODEL_MOUNT}/{served.name}"
     command = vllm_arguments(served, model)[1:]  # the model's path is a variable here
-    if served.open_to_others:
-        command += ["--api-key", required(KEYS["nim"])]
-    compose = compose_value(served, image, command)
-    compose["services"]["model"]["environment"] = {"NIM_MODEL_PATH": model}
+    command += ["--api-key", required(KEYS["nim"])]
+    compose = compose_value(
+        served,
+        image,
+        command,
+        environment={
+            "NIM_MODEL_PATH": model,
+            VOCABULARY_VARIABLE: f"{BUNDLE_MOUNT}/{VOCABULARY}",
+        },
+        volumes=[f"./{VOCABULARY}:{BUNDLE_MOUNT}/{VOCABULARY}:ro"],
+        health="/v1/health/ready",
+    )
     return {"compose.yaml": yaml_text(compose)}
