@@ -7,14 +7,13 @@ not.
 
 One folder holds the adapters, the commands that serve them and what a client asks for; it becomes
 visible when all of it is there. What vLLM does with it was read from the source of its release
-``lora_memory.VLLM``; nothing here was run on a GPU.
+``sizes.lora.VLLM``; nothing here was run on a GPU.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from gptoss_tune.export.adapter_formats import (
     vllm_rank,
     write_adapter,
 )
-from gptoss_tune.export.serve.adapters_readme import readme
-from gptoss_tune.export.serve.lora_memory import VLLM, divides_evenly, slot_bytes
-from gptoss_tune.export.serve.served import KEYS, MODEL_MOUNT, PORT, Served, local
-from gptoss_tune.export.serve.texts import compose_value, required, script, yaml_text
-from gptoss_tune.export.serve.vllm import vllm_arguments
+from gptoss_tune.export.serve.bundle import bundle_files, write_files
+from gptoss_tune.export.serve.deployment.adapters import Adapters
+from gptoss_tune.export.serve.served import Served, local
+from gptoss_tune.export.serve.sizes.lora import VLLM, cut_alike, slot_bytes
+from gptoss_tune.export.serve.sizes.memory import stored_bytes
+from gptoss_tune.export.serve.vllm import ADAPTERS
 from gptoss_tune.files.atomic import staged, to_json
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
@@ -37,91 +37,74 @@ from gptoss_tune.run.record import trained_merge_aware
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import Adapter, open_adapter
 
-FOLDER = "adapters"
 NAMES = "names.json"
 _COSTLY = 2  # times the memory, from which on padding is worth a word
 
 
-@dataclass(frozen=True)
-class Beside:
-    """Adapters beside one base, as a server holds them.
+def beside(
+    options: Served,
+    base: Checkpoint,
+    adapters: Mapping[str, Adapter],
+    *,
+    slots: int | None = None,
+    revision: str | None = None,
+) -> Served:
+    """Return the base with its adapters, as a server is told of them.
 
-    Attributes:
+    Args:
+        options: The base's name and place, GPUs, context and address.
+        base: The base.
         adapters: By the name they are served under.
-        slots: Adapters that the GPU holds at a time (``--max-loras``).
-        served: The base: its name, where it lies, GPUs, context, address.
-        packed: Whether the base's experts are MXFP4.
-        revision: The base's own on the Hub, or None.
+        slots: Adapters on a GPU at a time; ``None``: all.
+        revision: The base's own on the Hub.
     """
+    config, packed = base.config, base.expert_format == "mxfp4"
+    ranks = {name: largest_rank(each) for name, each in adapters.items()}
+    on_experts = any(t.experts for each in adapters.values() for t in each.targets.values())
+    by_expert = on_experts and not cut_alike(options.gpus, packed=packed)
+    rank = vllm_rank(ranks.values())
+    size = slot_bytes(config, rank, options.gpus, packed=packed, by_expert=by_expert)
+    weights, experts = stored_bytes(base)
+    return replace(
+        options,
+        config=config,
+        weights=weights,
+        expert_weights=experts,
+        adapters=Adapters(ranks, rank, slots or len(ranks), size, by_expert, revision),
+    )
 
-    adapters: Mapping[str, Adapter]
-    slots: int
-    served: Served
-    packed: bool
-    revision: str | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse a number of slots that means nothing."""
-        if not 1 <= self.slots <= len(self.adapters):
-            raise CheckpointError(
-                f"--max-loras is {self.slots}; expected 1 to {len(self.adapters)}, the number of "
-                "adapters"
-            )
-
-    @property
-    def rank(self) -> int:
-        """The rank that all are padded to."""
-        return vllm_rank(map(largest_rank, self.adapters.values()))
-
-    @property
-    def by_expert(self) -> bool:
-        """Whether whole experts are divided over the GPUs, as rows would be cut differently."""
-        trained = any(t.experts for a in self.adapters.values() for t in a.targets.values())
-        config = self.served.config
-        return trained and not divides_evenly(config, self.served.gpus, packed=self.packed)
-
-    def slot_bytes(self, rank: int | None = None) -> int:
-        """Return the bytes on each GPU of one slot, of another rank than its own where given."""
-        return slot_bytes(
-            self.served.config,
-            rank or self.rank,
-            self.served.gpus,
-            packed=self.packed,
-            by_expert=self.by_expert,
+def adapter_notes(served: Served, adapters: Mapping[str, Adapter]) -> list[str]:
+    """Return what a user has to know of the adapters, a sentence each."""
+    told = served.adapters
+    if told is None:
+        return []
+    found = [
+        f"--max-loras {told.slots} of rank {told.rank} takes {told.bytes_on_gpu / 1e9:.2f} GB on "
+        f"each of {served.gpus} GPUs"
+    ]
+    largest = [name for name, rank in told.ranks.items() if vllm_rank([rank]) == told.rank]
+    rest = [rank for name, rank in told.ranks.items() if name not in largest]
+    if rest and told.rank >= _COSTLY * vllm_rank(rest):
+        less = vllm_rank(rest)
+        found.append(
+            f"because of {', '.join(largest)} (rank {max(told.ranks.values())}) every slot is "
+            f"{told.rank / less:g} times as large; at rank {less} they take "
+            f"{told.bytes_on_gpu * less / told.rank / 1e9:.2f} GB: serve it apart, or train it at "
+            "a smaller lora.rank"
         )
-
-    def notes(self) -> list[str]:
-        """Return what a user has to know, a sentence each."""
-        served, total = self.served, self.slots * self.slot_bytes()
-        found = [
-            f"{self.slots} slots of rank {self.rank} take {total / 1e9:.2f} GB on each of "
-            f"{served.gpus} GPUs, beside the base"
-        ]
-        ranks = _ranks(self)
-        largest = [name for name, rank in ranks.items() if vllm_rank([rank]) == self.rank]
-        rest = [rank for name, rank in ranks.items() if name not in largest]
-        if rest and self.rank >= _COSTLY * vllm_rank(rest):
-            less = vllm_rank(rest)
-            found.append(
-                f"because of {_listed(largest)} (rank {max(ranks.values())}) all slots are "
-                f"{self.rank / less:g} times as large; without, {self.slots} slots of rank {less} "
-                f"take {self.slots * self.slot_bytes(less) / 1e9:.2f} GB: serve it apart, or "
-                "train it at a smaller lora.rank"
-            )
-        aware = [name for name, each in self.adapters.items() if trained_merge_aware(each.path)]
-        if aware:
-            found.append(
-                f"trained merge-aware, on weights rounded with the adapter: {_listed(aware)}; "
-                "beside the base nothing is rounded again, merge it to serve what was trained"
-            )
-        if self.by_expert:
-            found.append(
-                f"--enable-expert-parallel is set: over {served.gpus} GPUs vLLM {VLLM} cuts MXFP4 "
-                "experts at other rows than an adapter's factors, and divides whole experts alike"
-            )
-        if served.open_to_others:
-            found.append(f"others can reach {served.host}; clients need the key in {KEYS['vllm']}")
-        return found
+    aware = [name for name, each in adapters.items() if trained_merge_aware(each.path)]
+    if aware:
+        found.append(
+            f"trained merge-aware, on weights rounded with the adapter: {', '.join(aware)}; "
+            "beside the base nothing is rounded again, merge it to serve what was trained"
+        )
+    if told.by_expert:
+        found.append(
+            f"--enable-expert-parallel is set: over {served.gpus} GPUs vLLM cuts MXFP4 experts at "
+            "other rows than an adapter's factors, and divides whole experts alike"
+        )
+    return found
 
 
 def open_adapters(
@@ -154,7 +137,7 @@ def open_adapters(
     for name, adapter in opened.items():
         by_content.setdefault(adapter.digest, []).append(name)
     refused += [
-        f"{_listed(names)}: are the same adapter, byte for byte; name it once"
+        f"{', '.join(names)}: are the same adapter, byte for byte; name it once"
         for names in by_content.values()
         if len(names) > 1
     ]
@@ -168,49 +151,30 @@ def open_adapters(
     return opened
 
 
-def write_adapters(beside: Beside, base: Checkpoint, out: Path) -> list[str]:
+def write_adapters(
+    served: Served, base: Checkpoint, adapters: Mapping[str, Adapter], out: Path
+) -> list[str]:
     """Write the bundle to the new folder ``out`` and return the names of its files and folders.
 
+    Args:
+        served: From ``beside``.
+        base: The base.
+        adapters: By the name they are served under.
+        out: Folder to create.
+
     Raises:
-        CheckpointError: ``out`` exists, or an adapter cannot be written for vLLM.
+        CheckpointError: ``out`` exists, or the server cannot be told so.
         MachineError: The disk is full or cannot be written.
     """
+    assert served.adapters is not None  # ``beside`` made it
+    files = bundle_files(served, "vllm")
+    files[NAMES] = to_json(_names(served, served.adapters, base, adapters))
     with staged(out) as folder:
-        for name, adapter in beside.adapters.items():
-            write_adapter(adapter, folder / FOLDER / name, "vllm", rank=beside.rank)
-        files = {
-            "serve.sh": _script(beside),
-            "compose.yaml": _compose(beside),
-            NAMES: to_json(_names(beside, base)),
-            "README.md": readme(
-                beside.served, _ranks(beside), beside.rank, beside.slot_bytes(), beside.notes()
-            ),
-        }
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        (folder / "serve.sh").chmod(0o755)
-    return [f"{FOLDER}/", *sorted(files)]
-
-
-def adapter_arguments(beside: Beside, folder: str) -> list[str]:
-    """Return the arguments of ``vllm serve`` that load the adapters from ``folder``.
-
-    ``is_3d_lora_weight`` is left out: vLLM reads the layout of a gpt-oss adapter from the model's
-    class, and looks at that field with ``--enable-mixed-moe-lora-format`` alone.
-    """
-    modules = [
-        json.dumps(
-            {"name": name, "path": f"{folder}/{name}", "base_model_name": beside.served.name}
-        )
-        for name in beside.adapters
-    ]
-    return [
-        *(["--revision", beside.revision] if beside.revision else []),
-        *(["--enable-expert-parallel"] if beside.by_expert else []),
-        *("--enable-lora", "--max-lora-rank", str(beside.rank)),
-        *("--max-loras", str(beside.slots), "--max-cpu-loras", str(len(modules))),
-        *("--lora-modules", *modules),
-    ]
+        for name, adapter in adapters.items():
+            place = folder / ADAPTERS / name
+            write_adapter(adapter, place, "vllm", rank=served.adapters.rank)
+        write_files(files, folder)
+    return [f"{ADAPTERS}/", *sorted(files)]
 
 
 @dataclass(frozen=True)
@@ -262,61 +226,29 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(base["path"], base.get("revision"), base["name"], folders)
 
 
-def _names(beside: Beside, base: Checkpoint) -> dict[str, Any]:
+def _names(
+    served: Served, told: Adapters, base: Checkpoint, adapters: Mapping[str, Adapter]
+) -> dict[str, Any]:
     """Return what the bundle holds and under which names."""
-    adapters = {
+    listed = {
         name: {
-            "folder": f"{FOLDER}/{name}",
+            "folder": f"{ADAPTERS}/{name}",
             "source": str(adapter.path),
-            "rank": largest_rank(adapter),
+            "rank": told.ranks[name],
             "weights_sha256": adapter.weights_digest,
         }
-        for name, adapter in beside.adapters.items()
+        for name, adapter in adapters.items()
     }
     return {
         "base": {
-            "name": beside.served.name,
-            "path": local(beside.served),
-            "revision": beside.revision,
+            "name": served.name,
+            "path": local(served),
+            "revision": told.revision,
             "fingerprint": base.fingerprint(),
         },
-        "adapters": adapters,
-        "rank": beside.rank,
-        "slots": beside.slots,
-        "bytes_on_each_gpu": beside.slots * beside.slot_bytes(),
+        "adapters": listed,
+        "rank": told.rank,
+        "slots": told.slots,
+        "bytes_on_each_gpu": told.bytes_on_gpu,
         "read_from": f"vLLM {VLLM}",
     }
-
-
-def _script(beside: Beside) -> str:
-    """Return ``serve.sh``, which finds the adapters beside itself."""
-    served = beside.served
-    command = ["vllm", "serve", *vllm_arguments(served, local(served))]
-    command += ["--host", served.host, "--port", str(PORT), *adapter_arguments(beside, FOLDER)]
-    text = script(command, needed=KEYS["vllm"] if served.open_to_others else None)
-    return text.replace("set -e\n", 'set -e\ncd "$(dirname "$0")"\n', 1)
-
-
-def _compose(beside: Beside) -> str:
-    served = beside.served
-    here = Path(served.path).is_dir()
-    model = f"{MODEL_MOUNT}/{served.name}" if here else served.path
-    command = vllm_arguments(served, model) + adapter_arguments(beside, f"/{FOLDER}")
-    value = compose_value(served, "vllm/vllm-openai:latest", command)
-    service = value["services"]["model"]
-    cache = "${HF_HOME:-~/.cache/huggingface}:/root/.cache/huggingface"
-    service["volumes"] = [
-        service["volumes"][0] if here else cache,
-        f"./{FOLDER}:/{FOLDER}:ro",
-    ]
-    if served.open_to_others:
-        service["environment"] = {KEYS["vllm"]: required(KEYS["vllm"])}
-    return yaml_text(value)
-
-
-def _ranks(beside: Beside) -> dict[str, int]:
-    return {name: largest_rank(each) for name, each in beside.adapters.items()}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
