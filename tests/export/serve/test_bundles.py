@@ -93,7 +93,10 @@ def test_nim_takes_what_nim_2_reads(bundles, served, tmp_path):
     assert service["environment"]["NIM_MODEL_PATH"] == "/models/my-model"
     assert bundles.option(service["command"], "--served-model-name") == "my-model"
     assert bundles.option(service["command"], "--tensor-parallel-size") == "2"
-    assert service["image"].startswith("${NIM_LLM_IMAGE:?")
+    assert service["image"].startswith("nvcr.io/nim/nvidia/model-free-nim:2.")
+    other = replace(served, image="nvcr.io/nim/nvidia/model-free-nim:2.1.6")
+    text = bundles.write(other, "nim", tmp_path / "other")["compose.yaml"]
+    assert yaml.safe_load(text)["services"]["model"]["image"] == other.image
 
 
 @pytest.mark.parametrize("target", TARGETS)

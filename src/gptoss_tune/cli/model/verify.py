@@ -216,6 +216,13 @@ def print_checks(result: Verification) -> None:
             table.add_row(Text(visible(target.module)), f"{target.delta_norm:.4g}", *shares)
         console.print(table)
         print_left_out(console, len(result.targets), "changed weights")
+    for kinds in [check.figures["kinds"] for check in result.checks if "kinds" in check.figures]:
+        table = Table("tensors", "count", "type", "compared", "max difference")
+        for line in kinds:
+            furthest = f"{line['max_difference']:.3g}"
+            about = (line["kind"], str(line["tensors"]), line["type"], line["compared"], furthest)
+            table.add_row(*about)
+        console.print(table)
     table = Table("check", "", "")
     for check in result.checks:
         answer = Text(words[check.passed], style=colours[check.passed])

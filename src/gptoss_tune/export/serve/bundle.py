@@ -15,7 +15,14 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.serve.azure_ml import azure_ml
 from gptoss_tune.export.serve.deployment.files import VOCABULARY_FILE, vocabulary_text
 from gptoss_tune.export.serve.deployment.health import loading_s
-from gptoss_tune.export.serve.deployment.images import SGLANG, TENSORRT_LLM, TRITON, VLLM, Image
+from gptoss_tune.export.serve.deployment.images import (
+    NIM,
+    SGLANG,
+    TENSORRT_LLM,
+    TRITON,
+    VLLM,
+    Image,
+)
 from gptoss_tune.export.serve.deployment.readme import Described, readme
 from gptoss_tune.export.serve.nim import nim
 from gptoss_tune.export.serve.served import KEYS, Served, local
@@ -44,6 +51,7 @@ IMAGES: Mapping[str, Image] = {
     "triton-server": TRITON,
     "tensorrt-llm": TENSORRT_LLM,
     "azure-ml": VLLM,
+    "nim": NIM,
 }
 """The pinned image of a target; the others have none."""
 OF_HARMONY = {
@@ -56,10 +64,6 @@ OF_HARMONY = {
 def notes(served: Served, target: str) -> list[str]:
     """Return what a user has to know or to set before a bundle starts, a sentence each."""
     found = []
-    if target == "nim" and served.image is None:
-        found.append(
-            "set NIM_LLM_IMAGE to the model-free image of NIM 2 for LLMs, from the NGC catalog"
-        )
     if target == "transformers":
         found.append(
             f"clients ask for the model as '{local(served)}': transformers takes no --name, "
@@ -70,8 +74,7 @@ def notes(served: Served, target: str) -> list[str]:
         found.append(
             f"image {served.image}, as asked; its flags were not checked"
             if served.image
-            else f"image {image.reference} ({image.server})"
-            + ("" if image.checked else ", whose flags no test could check")
+            else f"image {image.reference} ({image.server}); {image.flags}"
         )
     found += _sizes(served, target)
     key = KEYS.get(target)
@@ -110,7 +113,7 @@ def bundle_files(served: Served, target: str) -> dict[str, str]:
             f"--host {served.host} lets others reach a server that asks nobody for a key: {target} "
             "has none; leave --host out and put a proxy that checks keys before it"
         )
-    if served.image and target not in IMAGES and target != "nim":
+    if served.image and target not in IMAGES:
         raise CheckpointError(f"--image is {served.image}; {target} is started without an image")
     files = TARGETS[target](served)
     if target in OF_HARMONY:

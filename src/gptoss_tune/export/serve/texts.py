@@ -128,11 +128,12 @@ def script(
         in_folder: Run the commands in the script's folder, so that they find what lies there.
     """
     lines = " \\\n".join
+    values = (exports or {}).values()
     version = f"import importlib.metadata as m; print('{package}', m.version('{package}'))"
     return (
         "#!/bin/sh\nset -e\n"
         + (f': "${{{needed}:?the key that clients must send}}"\n' if needed else "")
-        + ('HERE=$(cd "$(dirname "$0")" && pwd)\n' if exports else "")
+        + ('HERE=$(cd "$(dirname "$0")" && pwd)\n' if "$HERE" in "".join(values) else "")
         + "".join(f'export {name}="{value}"\n' for name, value in (exports or {}).items())
         + ('cd "$(dirname "$0")"\n' if in_folder else "")
         + (f'python3 -c "{version}" >&2 || true\n' if package else "")
