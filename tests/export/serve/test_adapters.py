@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.serve.adapter_names import adapter_names, served_base_name
-from gptoss_tune.export.serve.adapters import beside, read_bundle
+from gptoss_tune.export.serve.adapters.bundle import beside, read_bundle
+from gptoss_tune.export.serve.adapters.names import adapter_names, served_base_name
 from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
 from gptoss_tune.export.serve.served import Served
 from gptoss_tune.export.serve.sizes.lora import slot_bytes

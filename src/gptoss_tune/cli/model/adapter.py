@@ -187,7 +187,7 @@ def _write_bundle(
     repair: bool,
 ) -> None:
     """Write several adapters with the files that serve them."""
-    from gptoss_tune.export.serve.adapter_names import adapter_names, served_base_name
+    from gptoss_tune.export.serve.adapters.names import adapter_names, served_base_name
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.preflight.finished import look_at_adapters_of_one_base
 
@@ -203,7 +203,7 @@ def _write_bundle(
     gpus, context, host = server
     found, revision = look_at_adapters_of_one_base(names, *base, other_base=other_base)
     options = Served(served_base_name(found, list(names)), found, context, gpus, host=host)
-    from gptoss_tune.export.serve.adapters import (
+    from gptoss_tune.export.serve.adapters.bundle import (
         adapter_notes,
         beside,
         open_adapters,

@@ -97,7 +97,7 @@ def _adapter_bundle(
     revision: str | None,
 ) -> tuple[Served, list[str]]:
     """Write a bundle for base + adapter, with the adapter in the server's form inside it."""
-    from gptoss_tune.export.serve.adapters import (
+    from gptoss_tune.export.serve.adapters.bundle import (
         adapter_notes,
         beside,
         open_adapters,
