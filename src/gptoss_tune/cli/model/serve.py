@@ -97,37 +97,28 @@ def _adapter_bundle(
     revision: str | None,
 ) -> tuple[Served, list[str]]:
     """Write a bundle for base + adapter, with the adapter in the server's form inside it."""
-    from gptoss_tune.export.adapter_formats import (
-        VLLM_RANKS,
-        largest_rank,
-        refuse_unreadable,
-        write_adapter,
+    from gptoss_tune.export.serve.adapters.bundle import (
+        adapter_notes,
+        beside,
+        open_adapters,
+        write_adapters,
     )
-    from gptoss_tune.export.serve.bundle import write_bundle
-    from gptoss_tune.export.serve.sizes.memory import stored_bytes
+    from gptoss_tune.export.serve.bundle import bundle_files
     from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import open_adapter
     from gptoss_tune.weights.sources import base_name
 
     if base is None:
         base, revision = base_name([source])
     checkpoint = open_checkpoint(base, revision)
-    adapter = open_adapter(source, checkpoint)
-    rank = next((r for r in VLLM_RANKS if r >= largest_rank(adapter)), VLLM_RANKS[-1])
-    weights, experts = stored_bytes(checkpoint)
-    served = replace(
-        options,
-        path=base,
-        adapter=(out / "adapter", rank),
-        config=checkpoint.config,
-        weights=weights,
-        expert_weights=experts,
-    )
-    if target is ServeTarget.vllm:  # another one serves no adapter, which write_bundle says
-        refuse_unreadable(adapter, "vllm")
-    files = write_bundle(served, target.value, out)
-    write_adapter(adapter, out / "adapter", "vllm")
-    return served, [*files, "adapter/"]
+    adapters = open_adapters({options.name: source}, checkpoint)
+    named = replace(options, path=base, name=f"{options.name[:27]}-base")
+    served = beside(named, checkpoint, adapters, revision=revision)
+    if target is not ServeTarget.vllm:
+        bundle_files(served, target.value)  # says that it serves no adapter
+    files = write_adapters(served, checkpoint, adapters, out)
+    for note in adapter_notes(served, adapters):
+        typer.echo(note)
+    return served, files
 
 
 def push(
