@@ -121,6 +121,15 @@ class ExpertFormat(StrEnum):
     bf16 = "bf16"
 
 
+class MergeFormat(StrEnum):
+    """What a merge writes: the layout of the experts, and in a GGUF or as safetensors."""
+
+    bf16 = "bf16"
+    mxfp4 = "mxfp4"
+    gguf = "gguf"
+    gguf_bf16 = "gguf-bf16"
+
+
 def path_and_weight(text: str) -> tuple[str, float]:
     """Return an adapter and its weight of ``PATH`` or ``PATH=WEIGHT``.
 
@@ -141,6 +150,14 @@ def path_and_weight(text: str) -> tuple[str, float]:
             f"'{text}': the weight is {value:g}; expected a number other than 0"
         )
     return path, value
+
+
+def name_and_path(text: str) -> tuple[str | None, str]:
+    """Return the name and the place of an adapter of ``PATH`` or ``NAME=PATH``."""
+    name, separator, path = text.partition("=")
+    if not separator or "/" in name or Path(text).expanduser().exists():
+        return None, text
+    return name, path
 
 
 _UNITS = {"": 1, "B": 1, **{f"{u}B": 1000**n for n, u in enumerate("KMGT", 1)}}

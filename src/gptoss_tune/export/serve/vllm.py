@@ -1,11 +1,28 @@
-"""vLLM: a start script, and a compose file for a merged model."""
+"""vLLM: a start script, and for a merged model a compose file and Kubernetes objects.
+
+What gpt-oss needs, read in vLLM 0.33.0: ``--reasoning-parser openai_gptoss`` parts thoughts from
+answers, ``--tool-call-parser openai`` with ``--enable-auto-tool-choice`` finds calls; both end in
+the Harmony parser. Its conversations are rendered by openai-harmony, which downloads its vocabulary
+unless ``TIKTOKEN_ENCODINGS_BASE`` names a folder that has it: the bundle does.
+"""
 
 from __future__ import annotations
 
 import json
 
-from gptoss_tune.export.serve.served import KEYS, MODEL_MOUNT, PORT, Served, local
-from gptoss_tune.export.serve.texts import compose_value, required, script, yaml_text
+from gptoss_tune.export.serve.deployment import images
+from gptoss_tune.export.serve.deployment.files import (
+    MIDDLEWARE,
+    ONLY_V1,
+    VOCABULARY,
+    VOCABULARY_VARIABLE,
+    middleware_text,
+)
+from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
+from gptoss_tune.export.serve.served import EVERYWHERE, KEYS, MODEL_MOUNT, PORT, Served, local
+from gptoss_tune.export.serve.texts import compose_value, required, script, workload, yaml_text
+
+KEY = KEYS["vllm"]
 
 
 def vllm_arguments(served: Served, model: str) -> list[str]:
@@ -18,6 +35,8 @@ def vllm_arguments(served: Served, model: str) -> list[str]:
         str(served.context),
         "--tensor-parallel-size",
         str(served.gpus),
+        "--reasoning-parser",
+        "openai_gptoss",
         "--enable-auto-tool-choice",
         "--tool-call-parser",
         "openai",
@@ -31,15 +50,58 @@ def vllm_arguments(served: Served, model: str) -> list[str]:
 
 
 def vllm(served: Served) -> dict[str, str]:
-    """Return a start script, and a compose file for a merged model."""
-    command = ["vllm", "serve", *vllm_arguments(served, local(served))]
-    key = KEYS["vllm"] if served.open_to_others else None  # vLLM reads the variable itself
-    command += ["--host", served.host, "--port", str(PORT)]
-    files = {"serve.sh": script(command, needed=key)}
+    """Return a start script, and for a merged model a compose file and Kubernetes objects.
+
+    vLLM reads its key from the environment. Containers always have one, since their server has to
+    listen on every address of theirs.
+    """
+    listening = ["--middleware", MIDDLEWARE, "--host", served.host, "--port", str(PORT)]
+    command = ["vllm", "serve", *vllm_arguments(served, local(served)), *listening]
+    exports = {
+        VOCABULARY_VARIABLE: f"$HERE/{VOCABULARY}",
+        "PYTHONPATH": "$HERE${PYTHONPATH:+:$PYTHONPATH}",
+    }
     if served.adapter is None:
-        command = vllm_arguments(served, f"{MODEL_MOUNT}/{served.name}")
-        compose = compose_value(served, "vllm/vllm-openai:latest", command)
-        if key:
-            compose["services"]["model"]["environment"] = {key: required(key)}
-        files["compose.yaml"] = yaml_text(compose)
+        exports["HF_HUB_OFFLINE"] = "1"
+    needed = KEY if served.open_to_others else None
+    files = {
+        "serve.sh": script(command, needed=needed, exports=exports, package="vllm"),
+        ONLY_V1: middleware_text(),
+    }
+    if served.adapter is None:
+        files |= _containers(served)
     return files
+
+
+def _containers(served: Served) -> dict[str, str]:
+    """Return a compose file and Kubernetes objects."""
+    image = served.image or images.VLLM.reference
+    arguments = [
+        *vllm_arguments(served, f"{MODEL_MOUNT}/{served.name}"),
+        *("--middleware", MIDDLEWARE, "--host", EVERYWHERE, "--port", str(PORT)),
+    ]
+    compose = compose_value(
+        served,
+        image,
+        arguments,
+        entrypoint=["vllm", "serve"],
+        environment={
+            KEY: required(KEY),
+            VOCABULARY_VARIABLE: f"{BUNDLE_MOUNT}/{VOCABULARY}",
+            "PYTHONPATH": BUNDLE_MOUNT,
+        },
+        volumes=[
+            f"./{VOCABULARY}:{BUNDLE_MOUNT}/{VOCABULARY}:ro",
+            f"./{ONLY_V1}:{BUNDLE_MOUNT}/{ONLY_V1}:ro",
+        ],
+    )
+    objects = workload(
+        served,
+        image,
+        arguments,
+        command=["vllm", "serve"],
+        key=KEY,
+        vocabulary=True,
+        small_files={ONLY_V1: middleware_text()},
+    )
+    return {"compose.yaml": yaml_text(compose), **objects}

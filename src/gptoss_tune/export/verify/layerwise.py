@@ -10,7 +10,7 @@ Attention is transformers' own eager attention in fp32; experts run through ``gp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from gptoss_kernels import ExpertProjection, Mxfp4Weight, quantize_reference
@@ -66,21 +66,30 @@ class LayerwiseModel:
     @torch.no_grad()
     def logits(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return the logits ``[tokens, V]`` fp32 of every prompt, on the CPU."""
-        return self._head(self._final_states(prompts))
+        norm = self._read("model.norm.weight")
+        return self._head([self._normalized(s, norm) for s in self._final_states(prompts)])
 
     @torch.no_grad()
     def last_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Return the logits ``[prompts, V]`` fp32 of the token after each prompt, on the CPU."""
-        return torch.cat(self._head([state[-1:] for state in self._final_states(prompts)]))
+        return self._last_logits_of(self._final_states(prompts))
+
+    def _last_logits_of(self, states: list[Tensor]) -> Tensor:
+        """Return the logits ``[prompts, V]`` of the last of each of the final ``states``."""
+        norm = self._read("model.norm.weight")
+        return torch.cat(self._head([self._normalized(state[-1:], norm) for state in states]))
 
     def _final_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Return the normalised states ``[tokens, H]`` that the head reads."""
+        """Return the states ``[tokens, H]`` after the last layer."""
+        return list(self._states_by_layer(prompts))[-1]
+
+    def _states_by_layer(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
+        """Yield the states ``[tokens, H]`` after each layer, the same list each time."""
         states = [self._embed(prompt) for prompt in prompts]
         rotary = GptOssRotaryEmbedding(self.config).to(self._device)
         for layer in range(self.config.num_hidden_layers):
             self._layer_pass(layer, states, rotary)
-        norm = self._read("model.norm.weight")
-        return [self._normalized(state, norm) for state in states]
+            yield states
 
     def _layer_pass(self, layer: int, states: list[Tensor], rotary: nn.Module) -> None:
         """Replace ``states`` by the output of one decoder layer, read for this pass alone."""
@@ -181,6 +190,25 @@ class LayerwiseModel:
 
     def _read(self, name: str) -> Tensor:
         return self._checkpoint.read(name).to(self._device, self._dtype)
+
+
+@torch.no_grad()
+def last_logits_of_each(
+    models: Sequence[LayerwiseModel], prompts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Return ``last_logits`` of several models on one checkpoint, which go through it together.
+
+    A layer is read from the disk for the first of them; the others find its bytes in memory.
+
+    Args:
+        models: Of the same base, each with other adapters or in another dtype.
+        prompts: Token ids.
+    """
+    passes = [model._states_by_layer(prompts) for model in models]
+    states: list[list[Tensor]] = []
+    for together in zip(*passes, strict=True):
+        states = list(together)
+    return [model._last_logits_of(final) for model, final in zip(models, states, strict=True)]
 
 
 _PARTS = ("blocks", "scales")
