@@ -20,15 +20,13 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.gguf.layout import BLOCK_BYTES
 from gptoss_tune.files.positioned import read_at
 from gptoss_tune.files.regular import flag
 
+BLOCK_BYTES = {"MXFP4": (32, 17), "BF16": (1, 2), "F16": (1, 2), "F32": (1, 4)}
+"""Values of a block, and its bytes."""
 PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """The name of one file of several."""
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
@@ -108,16 +106,16 @@ class GgufFile:
                     f"{entry.offset + entry.nbytes} are needed); copy or write it again"
                 )
 
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Return the bytes of rows ``start`` to ``stop`` of a tensor, ``[rows, bytes]`` uint8.
+    def read_rows(self, name: str, start: int, stop: int) -> bytearray:
+        """Return the bytes of rows ``start`` to ``stop`` of a tensor.
 
         Raises:
             CheckpointError: The file was cut since it was opened.
         """
         entry = self.tensors[name]
         row = entry.nbytes // entry.shape[0]
-        found = torch.empty((stop - start, row), dtype=torch.uint8)
-        view, done = found.view(-1).numpy().data, 0
+        found = bytearray((stop - start) * row)
+        view, done = memoryview(found), 0
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY | flag("O_BINARY"))
         while done < len(view):
@@ -153,8 +151,8 @@ class GgufModel:
     keys: Mapping[str, GgufKey]
     tensors: Mapping[str, GgufEntry]
 
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Return rows of a tensor as ``GgufFile.read_rows`` does."""
+    def read_rows(self, name: str, start: int, stop: int) -> bytearray:
+        """Return the bytes of rows of a tensor, as ``GgufFile.read_rows`` does."""
         file = next(file for file in self.files if name in file.tensors)
         return file.read_rows(name, start, stop)
 
