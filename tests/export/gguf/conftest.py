@@ -33,12 +33,19 @@ def golden():
 
 
 def _with_small_tokenizer(folder, out):
-    """A copy whose tokenizer has a few merges alone, which are most of its file."""
+    """A copy whose tokenizer has the bytes, a few merges and the special tokens."""
     shutil.copytree(folder, out)
     file = out / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     model = tokenizer["model"]
-    model["merges"] = model["merges"][:20]  # all words stay, or the special ones get other ids
+    merges = [m if isinstance(m, list) else m.split(" ") for m in model["merges"][:40]]
+    model["merges"] = [m for m in merges if all(len(part) == 1 for part in m)]
+    merged = {"".join(m) for m in model["merges"]}
+    words = [word for word in model["vocab"] if len(word) == 1 or word in merged]
+    # Numbered without a gap, as the library tokenizers numbers what is added to them.
+    model["vocab"] = {word: number for number, word in enumerate(words)}
+    for number, added in enumerate(tokenizer["added_tokens"], len(words)):
+        added["id"] = number
     file.write_text(json.dumps(tokenizer, ensure_ascii=False))
     return out
 

@@ -198,6 +198,8 @@ def gguf_paths(place: Path) -> list[Path]:
     listed = sorted(place.glob("*.gguf")) if place.is_dir() else [place]
     if not listed:
         raise CheckpointError(f"{place}: holds no .gguf file")
+    if not place.exists():
+        raise CheckpointError(f"{place}: no such file; expected a GGUF")
     match = PART.fullmatch(listed[0].name)
     if match is None:
         if len(listed) > 1:
@@ -226,6 +228,20 @@ def is_gguf(place: Path) -> bool:
     if place.is_dir():
         return not (place / "config.json").is_file() and any(place.glob("*.gguf"))
     return place.suffix == ".gguf"
+
+
+def refuse_gguf(place: Path) -> None:
+    """Refuse a GGUF where the folder of a checkpoint is expected.
+
+    Raises:
+        CheckpointError: ``place`` is one; says what reads it.
+    """
+    if is_gguf(place) and place.exists():
+        raise CheckpointError(
+            f"{place}: is a GGUF, the file of llama.cpp; expected a folder with config.json and "
+            "safetensors. `chat`, `verify` and `push --merged` read a GGUF; `merge --format bf16` "
+            "or `mxfp4` writes the same weights for everything else"
+        )
 
 
 def read_header(start: bytes) -> tuple[dict[str, GgufKey], dict[str, GgufEntry]]:
