@@ -11,8 +11,10 @@ warning and fills them with random numbers.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,12 @@ class Checkpoint:
         self.expert_format: ExpertFormat = _expert_format(path, self.config, self._file_of)
         self._hashed: str | None = None
         self._check_tensors()
+
+    def with_files(self, files: Mapping[str, SafetensorsFile]) -> Checkpoint:
+        """Return this checkpoint with some of its tensors read from other files, by name."""
+        changed = copy.copy(self)
+        changed._file_of = {**self._file_of, **files}
+        return changed
 
     def names(self) -> list[str]:
         """Return every tensor's name in the order of the model."""

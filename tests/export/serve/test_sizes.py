@@ -23,7 +23,7 @@ def test_gpus_that_divide_the_heads(bundles, gpus):
 
 
 @pytest.mark.parametrize("gpus", [3, 5, 6, 7, 12, 16, 64, 128])
-def test_gpus_that_do_not_divide_the_heads_or_are_no_machine(bundles, gpus):
+def test_gpus_that_do_not_divide_the_heads(bundles, gpus):
     with pytest.raises(CheckpointError, match=r"expected one of 1, 2, 4, 8$"):
         Served("model", "x", gpus=gpus, config=bundles.release)
     with pytest.raises(CheckpointError, match="64 attention heads and 8"):

@@ -161,7 +161,7 @@ def _verify_bundle(
             "--served URL",
             param_hint="--bundle",
         )
-    from gptoss_tune.export.serve.adapters import open_adapters, read_bundle
+    from gptoss_tune.export.serve.adapters.bundle import open_adapters, read_bundle
     from gptoss_tune.export.verify.served_adapters import ask_each, local_answers, verify_each
     from gptoss_tune.export.verify.verify import Verification
     from gptoss_tune.weights import open_checkpoint

@@ -34,13 +34,6 @@ from gptoss_tune.weights.adapter import Adapter
 from gptoss_tune.weights.adapter_targets import Target
 from gptoss_tune.weights.names import ExpertFormat, layer_of
 
-_BESIDES_FACTORS = {
-    "use_dora": "DoRA rescales each row of the weight",
-    "modules_to_save": "whole trained modules lie beside its factors",
-}
-"""Options of PEFT that a GGUF file of factors has no place for."""
-
-
 _HALVES = {"gate_up_proj": {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}}
 """Rows of B of the projections that are several tensors in llama.cpp."""
 
@@ -70,13 +63,19 @@ def refuse_unwritable(adapter: Adapter) -> None:
         CheckpointError: With the reason and what to do.
         MachineError: ``gguf`` is not installed.
     """
-    for option, reason in _BESIDES_FACTORS.items():
-        if adapter.config.get(option):
-            raise CheckpointError(
-                f"{adapter.path}: {reason} ({option}), which llama.cpp applies to no LoRA; merge "
-                f"instead: gptoss-tune merge {shlex.quote(str(adapter.path))} --format gguf "
-                "--out DIR"
-            )
+    targets = adapter.targets.values()
+    what = None
+    if any(target.dora for target in targets):
+        what = "DoRA rescales each row of the weight"
+    elif adapter.whole:
+        what = f"values of {min(adapter.whole)} lie beside its factors"
+    elif any(target.embedding for target in targets):
+        what = "factors of the embedding are rows of a table"
+    if what is not None:
+        raise CheckpointError(
+            f"{adapter.path}: {what}, which llama.cpp applies to no LoRA; merge instead: "
+            f"gptoss-tune merge {shlex.quote(str(adapter.path))} --format gguf --out DIR"
+        )
     if importlib.util.find_spec("gguf") is None:
         raise MachineError(
             "a GGUF file is written by the package gguf, which is not installed here; "

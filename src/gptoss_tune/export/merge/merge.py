@@ -110,7 +110,7 @@ def _files(
     completed: dict[str, bytes],
 ) -> Container:
     """Return the files that ``options`` ask for."""
-    steps = plan_steps(producer.base, producer.adapters, options.expert_format)
+    steps = plan_steps(producer.source, producer.adapters, options.expert_format)
     if options.container == "safetensors":
         return SafetensorsFiles(
             producer,

@@ -18,6 +18,7 @@ from gptoss_kernels import dequantize
 from torch import Tensor
 
 from gptoss_tune.export.merge.arithmetic import added, chunks, unpacked
+from gptoss_tune.export.merge.changes import changed_base
 from gptoss_tune.export.merge.quantize import ScaleRule, Survival, packed
 from gptoss_tune.export.merge.steps import Step, WeightedAdapter, is_merge_aware, low_ranks
 from gptoss_tune.weights import Checkpoint
@@ -28,7 +29,7 @@ class Producer:
     """The tensors of a merge.
 
     Attributes:
-        base: Where the weights come from.
+        base: What the adapters were trained on.
         adapters: What is added to them.
         device: Where the arithmetic runs.
     """
@@ -36,6 +37,11 @@ class Producer:
     base: Checkpoint
     adapters: Sequence[WeightedAdapter]
     device: torch.device
+
+    @cached_property
+    def source(self) -> Checkpoint:
+        """The base with the tensors that the adapters replace: what every value is read from."""
+        return changed_base(self.base, self.adapters)
 
     @cached_property
     def scale_rule(self) -> ScaleRule:
@@ -49,8 +55,8 @@ class Producer:
     def prefetch(self, step: Step) -> None:
         """Let the kernel read the sources of ``step`` ahead of their use."""
         for name in (f"{step.source}{suffix}" for suffix in ("", "_blocks", "_scales")):
-            if self.base.has(name):
-                self.base.prefetch(name)
+            if self.source.has(name):
+                self.source.prefetch(name)
 
     def tensors(self, step: Step, survival: Survival) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Yield ``(first row, rows of each output of the step)``, on the CPU, without a gap.
@@ -61,19 +67,19 @@ class Producer:
         """
         if step.kind == "copy":
             for start, stop in chunks(step.outputs[0]):
-                yield start, tuple(self.base.read_rows(o.name, start, stop) for o in step.outputs)
+                yield start, tuple(self.source.read_rows(o.name, start, stop) for o in step.outputs)
         elif self._quantizes(step):
             yield from self._experts(step, survival)
         else:
             changes = low_ranks(self.adapters, step.module) if step.module else []
             compute = added if step.kind == "add" else unpacked
-            for start, rows in compute(self.base, step.outputs[0], changes, self.device):
+            for start, rows in compute(self.source, step.outputs[0], changes, self.device):
                 yield start, (rows,)
 
     def _experts(self, step: Step, survival: Survival) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Yield the experts of a stack that was rounded to MXFP4, in the layout of its outputs."""
         stacks = packed(
-            self.base,
+            self.source,
             step.source,
             low_ranks(self.adapters, step.module) if step.module else [],
             scale_rule=self.scale_rule,

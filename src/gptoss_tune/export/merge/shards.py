@@ -127,7 +127,7 @@ class SafetensorsFiles:
     def _run(self, step: Step, writer: ShardWriter, names: set[str], survival: Survival) -> None:
         """Write those outputs of ``step`` that are among ``names``."""
         if step.kind == "copy":
-            writer.copy(step.source, self._producer.base.file_of(step.source))
+            writer.copy(step.source, self._producer.source.file_of(step.source))
             return
         for row, parts in self._producer.tensors(step, survival):
             for out, part in zip(step.outputs, parts, strict=True):

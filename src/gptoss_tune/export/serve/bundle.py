@@ -70,7 +70,7 @@ def notes(served: Served, target: str) -> list[str]:
             "--context or --gpus"
         )
     image = IMAGES.get(target)
-    if served.adapter is None and image:
+    if image:
         found.append(
             f"image {served.image}, as asked; its flags were not checked"
             if served.image
@@ -80,7 +80,7 @@ def notes(served: Served, target: str) -> list[str]:
     key = KEYS.get(target)
     if key and served.open_to_others:
         found.append(f"others can reach {served.host}; clients need the key in {key}")
-    elif key and served.adapter is None:
+    elif key:
         found.append(f"containers need a key for clients in {key}")
     return found
 
@@ -91,10 +91,22 @@ def write_bundle(served: Served, target: str, out: Path) -> list[str]:
     Raises:
         CheckpointError: The target cannot serve this model, or ``out`` exists.
     """
-    if served.adapter and target != "vllm":
+    files = bundle_files(served, target)
+    with staged(out) as folder:
+        write_files(files, folder)
+    return sorted(files)
+
+
+def bundle_files(served: Served, target: str) -> dict[str, str]:
+    """Return the files of one target by their names.
+
+    Raises:
+        CheckpointError: The target cannot serve this model.
+    """
+    if served.adapters and target != "vllm":
         raise CheckpointError(
-            f"{served.adapter[0]}: {target} is not known to serve expert adapters of gpt-oss; "
-            "merge first: gptoss-tune merge RUN --format mxfp4 --out DIR"
+            f"{', '.join(served.adapters.ranks)}: {target} is not known to serve expert adapters "
+            "of gpt-oss; merge first: gptoss-tune merge RUN --format mxfp4 --out DIR"
         )
     if served.open_to_others and target not in KEYS and target != "azure-ml":
         raise CheckpointError(
@@ -107,14 +119,17 @@ def write_bundle(served: Served, target: str, out: Path) -> list[str]:
     if target in OF_HARMONY:
         files[f"{OF_HARMONY[target]}{VOCABULARY_FILE}"] = vocabulary_text()
     files["README.md"] = readme(_described(served, target, files))
-    with staged(out) as folder:
-        for name, text in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            if name.endswith(".sh"):
-                path.chmod(0o755)
-    return sorted(files)
+    return files
+
+
+def write_files(files: Mapping[str, str], folder: Path) -> None:
+    """Write texts by their names into ``folder``, scripts to be run."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        if name.endswith(".sh"):
+            path.chmod(0o755)
 
 
 def _sizes(served: Served, target: str) -> list[str]:
@@ -126,8 +141,9 @@ def _sizes(served: Served, target: str) -> list[str]:
     needed = served.needed
     if needed is None or target == "transformers":
         return found
+    what = "weights and adapters" if served.adapters else "weights"
     found.append(
-        f"each GPU holds {gib(needed.weights)} of weights and {gib(needed.request)} for one "
+        f"each GPU holds {gib(needed.weights)} of {what} and {gib(needed.request)} for one "
         f"request of {served.context} tokens"
     )
     gpu = served.gpu
@@ -146,7 +162,7 @@ def _described(served: Served, target: str, files: Mapping[str, str]) -> Describ
         target=target,
         name=served.name,
         model=local(served),
-        asked_as=local(served) if target == "transformers" else served.name,
+        asked_as=_asked_as(served, target),
         context=served.context,
         gpus=served.gpus,
         key=KEYS.get(target),
@@ -156,4 +172,11 @@ def _described(served: Served, target: str, files: Mapping[str, str]) -> Describ
         loading_s=loading_s(served.weights),
         sizes=_sizes(served, target),
         files=list(files),
+        adapters=served.adapters,
     )
+
+
+def _asked_as(served: Served, target: str) -> str:
+    if served.adapters:
+        return next(iter(served.adapters.ranks))
+    return local(served) if target == "transformers" else served.name

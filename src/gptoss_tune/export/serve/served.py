@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.serve.deployment import places
+from gptoss_tune.export.serve.deployment.adapters import Adapters
 from gptoss_tune.export.serve.sizes.memory import USED_FRACTION, Need, gib, need
 from gptoss_tune.plan.gpus import GPUS, Gpu
 
@@ -41,11 +42,11 @@ class Served:
     """A model to serve.
 
     Attributes:
-        name: The name under which clients ask for it.
-        path: Folder of the merged checkpoint, or the base's name when ``adapter`` is set.
+        name: The name under which clients ask for it, beside ``adapters`` for the base alone.
+        path: Folder of the merged checkpoint, or the base's name or folder beside ``adapters``.
         context: Longest prompt and answer together, in tokens.
         gpus: GPUs that share the weights.
-        adapter: Folder of an adapter in vLLM's form, with its rank, or None.
+        adapters: Adapters that are served beside it, or None.
         host: Address that the server listens on.
         config: The model's ``config.json``.
         weights: Bytes of all its tensors, 0 where they are not known.
@@ -58,7 +59,7 @@ class Served:
     path: str
     context: int = 32_768
     gpus: int = 1
-    adapter: tuple[Path, int] | None = None
+    adapters: Adapters | None = None
     host: str = LOOPBACK[0]
     config: Mapping[str, Any] = field(default_factory=dict)
     weights: int = 0
@@ -76,13 +77,15 @@ class Served:
         """What each GPU needs, or None where the weights are not known."""
         if not self.weights:
             return None
-        return need(
+        found = need(
             self.config,
             weights=self.weights,
             expert_weights=self.expert_weights,
             context=self.context,
             gpus=self.gpus,
         )
+        beside = 0 if self.adapters is None else self.adapters.bytes_on_gpu
+        return replace(found, weights=found.weights + beside)
 
     @property
     def host_memory_gib(self) -> int:

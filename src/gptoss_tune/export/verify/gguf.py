@@ -31,6 +31,7 @@ from gptoss_tune.export.gguf.layout import (
 )
 from gptoss_tune.export.gguf.metadata import headers, refuse_inexpressible, require_gguf
 from gptoss_tune.export.gguf.view import GgufCheckpoint, stored_rows
+from gptoss_tune.export.merge.changes import changed_base
 from gptoss_tune.export.merge.lineage import REPORT
 from gptoss_tune.export.merge.produce import Producer
 from gptoss_tune.export.merge.quantize import Survival
@@ -124,7 +125,8 @@ def verify_gguf(
     refuse_inexpressible(base)
     packed = any(entry.type == "MXFP4" for entry in model.tensors.values())
     expert_format: ExpertFormat = "mxfp4" if packed else "bf16"
-    steps = plan_tensors(plan_steps(base, adapters, expert_format))
+    source = changed_base(base, adapters)
+    steps = plan_tensors(plan_steps(source, adapters, expert_format))
     report = _report(folder)
     checks.append(_check_keys(model, base, expert_format, steps, report.get("name")))
     tensors = _check_tensors(model, by_name(steps))

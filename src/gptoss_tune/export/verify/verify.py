@@ -20,6 +20,7 @@ from gptoss_tune.export.device import compute_device
 from gptoss_tune.export.gguf.file import is_gguf
 from gptoss_tune.export.merge.steps import WeightedAdapter, is_merge_aware
 from gptoss_tune.export.verify.logits import check_logits
+from gptoss_tune.export.verify.raw_changes import inspect_whole
 from gptoss_tune.export.verify.weights import (
     TargetReport,
     find_nonfinite,
@@ -171,9 +172,14 @@ def compare_weights(
     """
     merge_aware, where = is_merge_aware(base, adapters), compute_device(device)
     targets = {module for each in adapters for module in each.adapter.targets}
-    faults = inspect_untouched(base, merged, targets)
+    whole = {name for each in adapters for name in each.adapter.whole}
+    faults = inspect_untouched(base, merged, targets | whole)
     untouched = "every tensor that no adapter targets has the base's value"
     checks = [Check("untouched tensors", not faults, said(faults) or untouched)]
+    if whole:
+        wrong = inspect_whole(base, merged, adapters)
+        held = f"{len(whole)} tensors that the adapter holds beside its factors have its values"
+        checks.append(Check("replaced tensors", not wrong, said(wrong) or held))
     reports = [
         inspect_target(base, merged, adapters, module, merge_aware=merge_aware, device=where)
         for module in sorted(targets)
@@ -244,7 +250,8 @@ def _meaning(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_changes(reports: list[TargetReport], adapters: Sequence[WeightedAdapter]) -> Check:
     faults = [fault for report in reports for fault in report.faults]
-    factors = sum(2 * len(each.adapter.targets) for each in adapters)
+    stored = [target.stored for each in adapters for target in each.adapter.targets.values()]
+    factors = sum(len(names) for names in stored)
     held = [report.held for report in reports]
     detail = (
         f"all {factors} factors of {len(reports)} weights are in the file, which holds "

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from gptoss_tune.export.serve.deployment.adapters import Adapters
 from gptoss_tune.export.serve.deployment.images import Image
 from gptoss_tune.export.serve.deployment.kubernetes import COPY, SERVER, VOLUME
 from gptoss_tune.export.serve.deployment.places import PORT
@@ -31,6 +32,7 @@ class Described:
         loading_s: Seconds that a probe waits for the model.
         sizes: What was computed of memory, a sentence each.
         files: Names of the bundle's files.
+        adapters: What is served beside a base, or None.
     """
 
     target: str
@@ -46,6 +48,7 @@ class Described:
     loading_s: int
     sizes: Sequence[str]
     files: Collection[str]
+    adapters: Adapters | None = None
 
 
 def readme(bundle: Described) -> str:
@@ -166,7 +169,29 @@ def _ask(bundle: Described) -> list[str]:
             ),
         ]
     key = bundle.key
-    return [_code(*_curl(bundle.asked_as, f"http://localhost:{PORT}", key))]
+    return [_code(*_curl(bundle.asked_as, f"http://localhost:{PORT}", key)), *_names(bundle)]
+
+
+def _names(bundle: Described) -> list[str]:
+    """Return the names that clients ask for, and what adapters take on a GPU."""
+    adapters = bundle.adapters
+    if adapters is None:
+        return []
+    slots = sorted({n for n in (1, 2, 4, 8) if n <= len(adapters.ranks)} | {len(adapters.ranks)})
+    return [
+        "",
+        "| model in the request | answers | trained at rank |",
+        "|---|---|--:|",
+        f"| `{bundle.name}` | the base, without an adapter | |",
+        *(f"| `{name}` | that adapter | {rank} |" for name, rank in adapters.ranks.items()),
+        "",
+        f"All are padded to rank {adapters.rank}. `--max-loras` ({adapters.slots}) adapters are on "
+        "a GPU at a time, the rest wait in the machine's memory:",
+        "",
+        "| `--max-loras` | on each GPU, beside the base |",
+        "|--:|--:|",
+        *(f"| {n} | {n * adapters.slot_bytes / 1e9:.2f} GB |" for n in slots),
+    ]
 
 
 def _curl(model: str, url: str, key: str | None) -> list[str]:
@@ -188,6 +213,13 @@ def _verify(bundle: Described) -> list[str]:
     else:
         key = bundle.key
         url, named = f"http://localhost:{PORT}", f" --api-key-env {key}" if key else ""
+    if bundle.adapters:
+        return [
+            "Asks the server for each name and judges whether the base answers with that adapter, "
+            "and under its own name with none:",
+            "",
+            _code(f"gptoss-tune verify --bundle . --served {url}{named}"),
+        ]
     subject = bundle.model
     return [
         "Asks the server 24 questions and judges its answers by the model's own; RUN is the run "
