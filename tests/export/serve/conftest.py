@@ -39,7 +39,7 @@ class Bundles:
         """The commands of a script as the shell would split them, without what prepares them."""
         lines = script.replace("\\\n", " ").splitlines()
         assert lines[:2] == ["#!/bin/sh", "set -e"]
-        prepares = (": ", "HERE=", "export ", "python3 -c ")
+        prepares = (": ", "HERE=", "export ", "cd ", "python3 -c ")
         return [shlex.split(line) for line in lines[2:] if not line.startswith(prepares)]
 
     @staticmethod

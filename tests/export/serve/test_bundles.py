@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.serve.bundle import TARGETS, notes, write_bundle
+from gptoss_tune.export.serve.deployment.adapters import Adapters
 from gptoss_tune.export.serve.served import Served
 
 # Azure ML CLI v2: reference-yaml-endpoint-online and reference-yaml-deployment-managed-online.
@@ -92,7 +93,10 @@ def test_nim_takes_what_nim_2_reads(bundles, served, tmp_path):
     assert service["environment"]["NIM_MODEL_PATH"] == "/models/my-model"
     assert bundles.option(service["command"], "--served-model-name") == "my-model"
     assert bundles.option(service["command"], "--tensor-parallel-size") == "2"
-    assert service["image"].startswith("${NIM_LLM_IMAGE:?")
+    assert service["image"].startswith("nvcr.io/nim/nvidia/model-free-nim:2.")
+    other = replace(served, image="nvcr.io/nim/nvidia/model-free-nim:2.1.6")
+    text = bundles.write(other, "nim", tmp_path / "other")["compose.yaml"]
+    assert yaml.safe_load(text)["services"]["model"]["image"] == other.image
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -174,13 +178,18 @@ def test_azure_endpoint_and_deployment(bundles, served, tmp_path, merged):
 
 
 def test_adapters_go_to_vllm_alone(bundles, merged, tmp_path):
-    adapter = Served("my-model", "openai/gpt-oss-20b", adapter=(tmp_path / "lora", 16))
-    (command,) = bundles.words(bundles.write(adapter, "vllm", tmp_path / "out")["serve.sh"])
+    beside = Adapters({"my-model": 9}, rank=16, slots=1, slot_bytes=1)
+    adapter = Served("the-base", "openai/gpt-oss-20b", adapters=beside)
+    files = bundles.write(adapter, "vllm", tmp_path / "out")
+    (command,) = bundles.words(files["serve.sh"])
     assert command[2] == "openai/gpt-oss-20b"
     assert bundles.option(command, "--max-lora-rank") == "16"
     module = json.loads(bundles.option(command, "--lora-modules"))
-    assert module == {"name": "my-model", "path": str(tmp_path / "lora")}
-    with pytest.raises(CheckpointError, match="merge first"):
+    assert module["name"] == "my-model" and module["path"] == "adapters/my-model"
+    service = bundles.service(files)
+    assert service["environment"]["HF_HUB_OFFLINE"] == "0"  # the base is looked up in the cache
+    assert service["volumes"][0].startswith("${HF_HOME:-") and "openai" not in service["volumes"][0]
+    with pytest.raises(CheckpointError, match=r"my-model: sglang is not known .*; merge first"):
         write_bundle(adapter, "sglang", tmp_path / "other")
 
 
@@ -235,10 +244,9 @@ def test_commands(bundles, base, adapter, merged, tmp_path):
     result = run(app, [*arguments, "--base", str(base), "--out", str(tmp_path / "lora")])
     assert result.exit_code == 0, result.output
     (command,) = bundles.words((tmp_path / "lora" / "serve.sh").read_text())
-    assert json.loads(bundles.option(command, "--lora-modules"))["path"] == str(
-        tmp_path / "lora/adapter"
-    )
-    config = json.loads((tmp_path / "lora/adapter/adapter_config.json").read_text())
+    module = json.loads(bundles.option(command, "--lora-modules"))
+    assert module == {"name": "tuned", "path": "adapters/tuned", "base_model_name": "tuned-base"}
+    config = json.loads((tmp_path / "lora/adapters/tuned/adapter_config.json").read_text())
     assert config["rank_pattern"] == {}
     refused = run(app, ["serve-config", str(tmp_path), "--target", "vllm", "--out", "x"])
     assert isinstance(refused.exception, CheckpointError)

@@ -16,6 +16,7 @@ import yaml
 
 from gptoss_tune.export.adapter_formats import VLLM_RANKS
 from gptoss_tune.export.serve.bundle import IMAGES
+from gptoss_tune.export.serve.deployment.adapters import Adapters
 from gptoss_tune.export.serve.served import Served
 from gptoss_tune.export.serve.sizes.memory import USED_FRACTION
 
@@ -59,9 +60,13 @@ def test_vllm_takes_every_flag(bundles, listings, served, tmp_path, version, tar
 @pytest.mark.parametrize("version", VLLM)
 @pytest.mark.parametrize("rank", VLLM_RANKS)
 def test_vllm_takes_the_flags_of_an_adapter(bundles, listings, tmp_path, version, rank):
-    served = Served("my-model", "openai/gpt-oss-20b", adapter=(tmp_path / "lora", rank))
-    (command,) = bundles.words(bundles.write(served, "vllm", tmp_path / "out")["serve.sh"])
-    assert bundles.flag_mistakes(command, listings[version]) == []
+    beside = Adapters({"one": rank, "two": 1}, rank, 2, 1, by_expert=True, revision="main")
+    served = Served("my-model", "openai/gpt-oss-20b", adapters=beside)
+    found = commands_of(bundles.write(served, "vllm", tmp_path / "out"), bundles)
+    assert set(found) == {"serve.sh", "compose.yaml"}
+    for where, command in found.items():
+        assert bundles.flag_mistakes(command, listings[version]) == [], where
+        assert {"--max-loras", "--max-cpu-loras", "--enable-expert-parallel"} <= set(command)
 
 
 def test_ranks_are_those_that_vllm_knows(listings):

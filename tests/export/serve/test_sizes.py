@@ -23,7 +23,7 @@ def test_gpus_that_divide_the_heads(bundles, gpus):
 
 
 @pytest.mark.parametrize("gpus", [3, 5, 6, 7, 12, 16, 64, 128])
-def test_gpus_that_do_not_divide_the_heads_or_are_no_machine(bundles, gpus):
+def test_gpus_that_do_not_divide_the_heads(bundles, gpus):
     with pytest.raises(CheckpointError, match=r"expected one of 1, 2, 4, 8$"):
         Served("model", "x", gpus=gpus, config=bundles.release)
     with pytest.raises(CheckpointError, match="64 attention heads and 8"):
@@ -142,3 +142,16 @@ def test_the_command_refuses_before_it_reads_weights(tmp_path, options, refusal)
     arguments = ["serve-config", str(tmp_path / "no"), "--target", "vllm"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out"), *options])
     assert done.exit_code != 0 and refusal in f"{done.output} {done.exception}"
+
+
+def test_all_mistakes_are_said_at_once(bundles):
+    with pytest.raises(CheckpointError) as caught:
+        bundles.large(context=999_999, gpus=3, gpu=card("t4-16gb"), host="a b", image="x:latest")
+    said = str(caught.value).splitlines()
+    assert [line.split(" is ")[0] for line in said] == [
+        "--context",
+        "--gpus",
+        "--gpu",
+        "--host",
+        "--image",
+    ]

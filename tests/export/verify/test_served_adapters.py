@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError, MachineError, UndecidedError
-from gptoss_tune.export.serve.adapters import open_adapters, read_bundle
+from gptoss_tune.export.serve.adapters.bundle import open_adapters, read_bundle
 from gptoss_tune.export.verify.completions import CompletionsServer
 from gptoss_tune.export.verify.layerwise import LayerwiseModel, last_logits_of_each
 from gptoss_tune.export.verify.served_adapters import ask_each, local_answers, verify_each

@@ -187,7 +187,7 @@ def _write_bundle(
     repair: bool,
 ) -> None:
     """Write several adapters with the files that serve them."""
-    from gptoss_tune.export.serve.adapter_names import adapter_names, served_base_name
+    from gptoss_tune.export.serve.adapters.names import adapter_names, served_base_name
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.preflight.finished import look_at_adapters_of_one_base
 
@@ -198,27 +198,25 @@ def _write_bundle(
             f"is {max_loras}, of {len(names)} adapters; expected at most as many",
             param_hint="--max-loras",
         )
-    found, revision = look_at_adapters_of_one_base(names, *base, other_base=other_base)
-    from gptoss_tune.export.serve.adapters import Beside, open_adapters, write_adapters
     from gptoss_tune.export.serve.served import Served
-    from gptoss_tune.weights import open_checkpoint
 
     gpus, context, host = server
-    checkpoint = open_checkpoint(found, revision)
-    served = Served(
-        served_base_name(found, list(names)),
-        found,
-        context,
-        gpus,
-        host=host,
-        config=checkpoint.config,
+    found, revision = look_at_adapters_of_one_base(names, *base, other_base=other_base)
+    options = Served(served_base_name(found, list(names)), found, context, gpus, host=host)
+    from gptoss_tune.export.serve.adapters.bundle import (
+        adapter_notes,
+        beside,
+        open_adapters,
+        write_adapters,
     )
+    from gptoss_tune.export.serve.bundle import notes
+    from gptoss_tune.weights import open_checkpoint
+
+    checkpoint = open_checkpoint(found, revision)
     adapters = open_adapters(names, checkpoint, other_base=other_base, repair=repair)
-    slots = max_loras or len(adapters)
-    packed = checkpoint.expert_format == "mxfp4"
-    beside = Beside(adapters, slots, served, packed, revision)
-    files = write_adapters(beside, checkpoint, out)
-    for note in beside.notes():
+    served = beside(options, checkpoint, adapters, slots=max_loras, revision=revision)
+    files = write_adapters(served, checkpoint, adapters, out)
+    for note in [*adapter_notes(served, adapters), *notes(served, "vllm")]:
         typer.echo(visible(note))
     typer.echo(f"clients ask for: {', '.join([served.name, *names])}")
     typer.echo(visible(f"{out}: {', '.join(files)}"))

@@ -9,12 +9,11 @@ gpt-oss before anything is asked.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.evaluate.channels import ChannelReader
-from gptoss_tune.evaluate.conversation import Answerer, AnswerStream
+from gptoss_tune.evaluate.conversation import Answerer
 from gptoss_tune.evaluate.generate import Sampling
 from gptoss_tune.evaluate.llama_cpp.engine import CONTEXT, LlamaCpp
 from gptoss_tune.evaluate.trained_as import TrainedAs, recorded_as
@@ -40,22 +39,16 @@ class LlamaCppAnswerer(Answerer):
     ) -> None:
         """Answer with ``engine``; ``open_gguf_answerer`` loads it."""
         super().__init__(engine, vocabulary, name, trained_as)
-        self.engine = engine
+        self.engine, self.context = engine, engine.context
 
-    def stream(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> AnswerStream:
-        """Return the answer to a prompt; it is computed while it is iterated over.
+    def _refuse_too_long(self, prompt: int, answer: int) -> None:
+        self.engine.refuse_too_long(prompt, answer)
 
-        Args, Raises: As ``Answerer.stream``; the context is the one that memory was taken for.
-        """
-        self.engine.refuse_too_long(len(prompt), sampling.max_new_tokens)
-        tokens = self.engine.stream(prompt, sampling, should_stop)
-        reader = ChannelReader(self._vocabulary.encoding)
-        return AnswerStream(tokens, reader, sampling.max_new_tokens)
+    def _tokens(
+        self, prompt: Sequence[int], sampling: Sampling, should_stop: Callable[[], bool]
+    ) -> Iterator[int]:
+        """Yield generated ids."""
+        return self.engine.stream(prompt, sampling, should_stop)
 
     def describe(self) -> str:
         """Return what answers, for people: the size of the files, and the context."""

@@ -64,7 +64,7 @@ def _deployment(served: Served) -> dict[str, object]:
             "build": {"path": "environment"},
             "inference_config": {
                 "liveness_route": route,
-                "readiness_route": route,
+                "readiness_route": dict(route),
                 "scoring_route": {"port": PORT, "path": "/"},
             },
         },

@@ -15,7 +15,14 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.serve.azure_ml import azure_ml
 from gptoss_tune.export.serve.deployment.files import VOCABULARY_FILE, vocabulary_text
 from gptoss_tune.export.serve.deployment.health import loading_s
-from gptoss_tune.export.serve.deployment.images import SGLANG, TENSORRT_LLM, TRITON, VLLM, Image
+from gptoss_tune.export.serve.deployment.images import (
+    NIM,
+    SGLANG,
+    TENSORRT_LLM,
+    TRITON,
+    VLLM,
+    Image,
+)
 from gptoss_tune.export.serve.deployment.readme import Described, readme
 from gptoss_tune.export.serve.nim import nim
 from gptoss_tune.export.serve.served import KEYS, Served, local
@@ -44,6 +51,7 @@ IMAGES: Mapping[str, Image] = {
     "triton-server": TRITON,
     "tensorrt-llm": TENSORRT_LLM,
     "azure-ml": VLLM,
+    "nim": NIM,
 }
 """The pinned image of a target; the others have none."""
 OF_HARMONY = {
@@ -56,28 +64,23 @@ OF_HARMONY = {
 def notes(served: Served, target: str) -> list[str]:
     """Return what a user has to know or to set before a bundle starts, a sentence each."""
     found = []
-    if target == "nim" and served.image is None:
-        found.append(
-            "set NIM_LLM_IMAGE to the model-free image of NIM 2 for LLMs, from the NGC catalog"
-        )
     if target == "transformers":
         found.append(
             f"clients ask for the model as '{local(served)}': transformers takes no --name, "
             "--context or --gpus"
         )
     image = IMAGES.get(target)
-    if served.adapter is None and image:
+    if image:
         found.append(
             f"image {served.image}, as asked; its flags were not checked"
             if served.image
-            else f"image {image.reference} ({image.server})"
-            + ("" if image.checked else ", whose flags no test could check")
+            else f"image {image.reference} ({image.server}); {image.flags}"
         )
     found += _sizes(served, target)
     key = KEYS.get(target)
     if key and served.open_to_others:
         found.append(f"others can reach {served.host}; clients need the key in {key}")
-    elif key and served.adapter is None:
+    elif key:
         found.append(f"containers need a key for clients in {key}")
     return found
 
@@ -88,30 +91,45 @@ def write_bundle(served: Served, target: str, out: Path) -> list[str]:
     Raises:
         CheckpointError: The target cannot serve this model, or ``out`` exists.
     """
-    if served.adapter and target != "vllm":
+    files = bundle_files(served, target)
+    with staged(out) as folder:
+        write_files(files, folder)
+    return sorted(files)
+
+
+def bundle_files(served: Served, target: str) -> dict[str, str]:
+    """Return the files of one target by their names.
+
+    Raises:
+        CheckpointError: The target cannot serve this model.
+    """
+    if served.adapters and target != "vllm":
         raise CheckpointError(
-            f"{served.adapter[0]}: {target} is not known to serve expert adapters of gpt-oss; "
-            "merge first: gptoss-tune merge RUN --format mxfp4 --out DIR"
+            f"{', '.join(served.adapters.ranks)}: {target} is not known to serve expert adapters "
+            "of gpt-oss; merge first: gptoss-tune merge RUN --format mxfp4 --out DIR"
         )
     if served.open_to_others and target not in KEYS and target != "azure-ml":
         raise CheckpointError(
             f"--host {served.host} lets others reach a server that asks nobody for a key: {target} "
             "has none; leave --host out and put a proxy that checks keys before it"
         )
-    if served.image and target not in IMAGES and target != "nim":
+    if served.image and target not in IMAGES:
         raise CheckpointError(f"--image is {served.image}; {target} is started without an image")
     files = TARGETS[target](served)
     if target in OF_HARMONY:
         files[f"{OF_HARMONY[target]}{VOCABULARY_FILE}"] = vocabulary_text()
     files["README.md"] = readme(_described(served, target, files))
-    with staged(out) as folder:
-        for name, text in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            if name.endswith(".sh"):
-                path.chmod(0o755)
-    return sorted(files)
+    return files
+
+
+def write_files(files: Mapping[str, str], folder: Path) -> None:
+    """Write texts by their names into ``folder``, scripts to be run."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        if name.endswith(".sh"):
+            path.chmod(0o755)
 
 
 def _sizes(served: Served, target: str) -> list[str]:
@@ -123,8 +141,9 @@ def _sizes(served: Served, target: str) -> list[str]:
     needed = served.needed
     if needed is None or target == "transformers":
         return found
+    what = "weights and adapters" if served.adapters else "weights"
     found.append(
-        f"each GPU holds {gib(needed.weights)} of weights and {gib(needed.request)} for one "
+        f"each GPU holds {gib(needed.weights)} of {what} and {gib(needed.request)} for one "
         f"request of {served.context} tokens"
     )
     gpu = served.gpu
@@ -143,7 +162,7 @@ def _described(served: Served, target: str, files: Mapping[str, str]) -> Describ
         target=target,
         name=served.name,
         model=local(served),
-        asked_as=local(served) if target == "transformers" else served.name,
+        asked_as=_asked_as(served, target),
         context=served.context,
         gpus=served.gpus,
         key=KEYS.get(target),
@@ -153,4 +172,11 @@ def _described(served: Served, target: str, files: Mapping[str, str]) -> Describ
         loading_s=loading_s(served.weights),
         sizes=_sizes(served, target),
         files=list(files),
+        adapters=served.adapters,
     )
+
+
+def _asked_as(served: Served, target: str) -> str:
+    if served.adapters:
+        return next(iter(served.adapters.ranks))
+    return local(served) if target == "transformers" else served.name

@@ -1,11 +1,12 @@
 """NVIDIA NIM 2: a compose file for the model-free container.
 
-The image's name and tag are left to the user: NVIDIA's documentation of NIM 2.1 names neither
-outside its catalog, which asks for a login (read 2026-11-28).
+Its probes are those of NVIDIA's API reference of NIM LLM 2: ``/v1/health/ready`` answers once the
+model is loaded.
 """
 
 from __future__ import annotations
 
+from gptoss_tune.export.serve.deployment import images
 from gptoss_tune.export.serve.deployment.files import (
     VOCABULARY,
     VOCABULARY_VARIABLE,
@@ -22,9 +23,7 @@ def nim(served: Served) -> dict[str, str]:
     NIM 2 takes the folder in ``NIM_MODEL_PATH`` and the engine's own arguments as the command; the
     variables of NIM 1 for name, length and GPUs are gone.
     """
-    image = served.image or required(
-        "NIM_LLM_IMAGE", "the model-free image of NIM 2, see the NGC catalog"
-    )
+    image = served.image or images.NIM.reference
     model = f"{MODEL_MOUNT}/{served.name}"
     command = vllm_arguments(served, model)[1:]  # the model's path is a variable here
     command += ["--api-key", required(KEYS["nim"])]

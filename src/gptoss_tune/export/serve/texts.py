@@ -116,6 +116,7 @@ def script(
     needed: str | None = None,
     exports: Mapping[str, str] | None = None,
     package: str | None = None,
+    in_folder: bool = False,
 ) -> str:
     """Return a shell script.
 
@@ -124,14 +125,17 @@ def script(
         needed: A variable without which it stops.
         exports: Variables to set first; ``$HERE`` in a value is the script's folder.
         package: A Python package whose installed version is written to stderr first.
+        in_folder: Run the commands in the script's folder, so that they find what lies there.
     """
     lines = " \\\n".join
+    values = (exports or {}).values()
     version = f"import importlib.metadata as m; print('{package}', m.version('{package}'))"
     return (
         "#!/bin/sh\nset -e\n"
         + (f': "${{{needed}:?the key that clients must send}}"\n' if needed else "")
-        + ('HERE=$(cd "$(dirname "$0")" && pwd)\n' if exports else "")
+        + ('HERE=$(cd "$(dirname "$0")" && pwd)\n' if "$HERE" in "".join(values) else "")
         + "".join(f'export {name}="{value}"\n' for name, value in (exports or {}).items())
+        + ('cd "$(dirname "$0")"\n' if in_folder else "")
         + (f'python3 -c "{version}" >&2 || true\n' if package else "")
         + "\n".join(
             lines([shlex.join(command[:3]), *("  " + part for part in _pairs(command[3:]))])

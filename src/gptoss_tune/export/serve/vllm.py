@@ -1,4 +1,4 @@
-"""vLLM: a start script, and for a merged model a compose file and Kubernetes objects.
+"""vLLM: a start script, a compose file, and for a merged model Kubernetes objects.
 
 What gpt-oss needs, read in vLLM 0.33.0: ``--reasoning-parser openai_gptoss`` parts thoughts from
 answers, ``--tool-call-parser openai`` with ``--enable-auto-tool-choice`` finds calls; both end in
@@ -8,7 +8,7 @@ unless ``TIKTOKEN_ENCODINGS_BASE`` names a folder that has it: the bundle does.
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 from gptoss_tune.export.serve.deployment import images
 from gptoss_tune.export.serve.deployment.files import (
@@ -23,10 +23,19 @@ from gptoss_tune.export.serve.served import EVERYWHERE, KEYS, MODEL_MOUNT, PORT,
 from gptoss_tune.export.serve.texts import compose_value, required, script, workload, yaml_text
 
 KEY = KEYS["vllm"]
+ADAPTERS = "adapters"
+"""Folder of the adapters in a bundle."""
+_HUB_CACHE = "${HF_HOME:-~/.cache/huggingface}:/root/.cache/huggingface"
 
 
-def vllm_arguments(served: Served, model: str) -> list[str]:
-    """Return the arguments after ``vllm serve`` that say what is served, not where."""
+def vllm_arguments(served: Served, model: str, adapters: str = ADAPTERS) -> list[str]:
+    """Return the arguments after ``vllm serve`` that say what is served, not where.
+
+    Args:
+        served: The model, or a base with its adapters.
+        model: Its folder there, or its name on the Hub.
+        adapters: The folder of its adapters there.
+    """
     arguments = [
         model,
         "--served-model-name",
@@ -41,16 +50,13 @@ def vllm_arguments(served: Served, model: str) -> list[str]:
         "--tool-call-parser",
         "openai",
     ]
-    if served.adapter:
-        folder, rank = served.adapter
-        module = json.dumps({"name": served.name, "path": str(folder.absolute())})
-        arguments[2] = f"{served.name}-base"
-        arguments += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", module]
+    if served.adapters:
+        arguments += served.adapters.arguments(served.name, adapters)
     return arguments
 
 
 def vllm(served: Served) -> dict[str, str]:
-    """Return a start script, and for a merged model a compose file and Kubernetes objects.
+    """Return a start script, a compose file, and for a merged model Kubernetes objects.
 
     vLLM reads its key from the environment. Containers always have one, since their server has to
     listen on every address of theirs.
@@ -61,23 +67,29 @@ def vllm(served: Served) -> dict[str, str]:
         VOCABULARY_VARIABLE: f"$HERE/{VOCABULARY}",
         "PYTHONPATH": "$HERE${PYTHONPATH:+:$PYTHONPATH}",
     }
-    if served.adapter is None:
+    if Path(served.path).is_dir():
         exports["HF_HUB_OFFLINE"] = "1"
     needed = KEY if served.open_to_others else None
     files = {
-        "serve.sh": script(command, needed=needed, exports=exports, package="vllm"),
+        "serve.sh": script(
+            command,
+            needed=needed,
+            exports=exports,
+            package="vllm",
+            in_folder=served.adapters is not None,
+        ),
         ONLY_V1: middleware_text(),
     }
-    if served.adapter is None:
-        files |= _containers(served)
-    return files
+    return files | _containers(served)
 
 
 def _containers(served: Served) -> dict[str, str]:
-    """Return a compose file and Kubernetes objects."""
+    """Return a compose file, and for a merged model Kubernetes objects."""
+    here = Path(served.path).is_dir()
+    mounted = f"{MODEL_MOUNT}/{served.name}" if here or not served.adapters else served.path
     image = served.image or images.VLLM.reference
     arguments = [
-        *vllm_arguments(served, f"{MODEL_MOUNT}/{served.name}"),
+        *vllm_arguments(served, mounted, f"{BUNDLE_MOUNT}/{ADAPTERS}"),
         *("--middleware", MIDDLEWARE, "--host", EVERYWHERE, "--port", str(PORT)),
     ]
     compose = compose_value(
@@ -89,12 +101,18 @@ def _containers(served: Served) -> dict[str, str]:
             KEY: required(KEY),
             VOCABULARY_VARIABLE: f"{BUNDLE_MOUNT}/{VOCABULARY}",
             "PYTHONPATH": BUNDLE_MOUNT,
+            **({} if here or not served.adapters else {"HF_HUB_OFFLINE": "0"}),
         },
         volumes=[
             f"./{VOCABULARY}:{BUNDLE_MOUNT}/{VOCABULARY}:ro",
             f"./{ONLY_V1}:{BUNDLE_MOUNT}/{ONLY_V1}:ro",
+            *([f"./{ADAPTERS}:{BUNDLE_MOUNT}/{ADAPTERS}:ro"] if served.adapters else []),
         ],
     )
+    if served.adapters:
+        if not here:  # a base on the Hub lies in its cache, under names that link to others
+            compose["services"]["model"]["volumes"][0] = _HUB_CACHE
+        return {"compose.yaml": yaml_text(compose)}
     objects = workload(
         served,
         image,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from gptoss_tune.export.serve.deployment.adapters import Adapters
 from gptoss_tune.export.serve.deployment.images import Image
 from gptoss_tune.export.serve.deployment.kubernetes import COPY, SERVER, VOLUME
 from gptoss_tune.export.serve.deployment.places import PORT
@@ -30,6 +32,7 @@ class Described:
         loading_s: Seconds that a probe waits for the model.
         sizes: What was computed of memory, a sentence each.
         files: Names of the bundle's files.
+        adapters: What is served beside a base, or None.
     """
 
     target: str
@@ -45,13 +48,13 @@ class Described:
     loading_s: int
     sizes: Sequence[str]
     files: Collection[str]
+    adapters: Adapters | None = None
 
 
 def readme(bundle: Described) -> str:
     """Return a bundle's README.md."""
     parts = [
-        f"# {bundle.name} on {bundle.target}\n\nModel: `{bundle.model}`, up to {bundle.context} "
-        f"tokens, on {bundle.gpus} GPU{'s' if bundle.gpus > 1 else ''}.\n",
+        f"# {bundle.name} on {bundle.target}\n\nModel: `{bundle.model}`{_limits(bundle)}.\n",
         _section("Set", _to_set(bundle)),
         _section("Start", _start(bundle)),
         _section("Ask", _ask(bundle)),
@@ -60,6 +63,13 @@ def readme(bundle: Described) -> str:
         _section("Checked", _checked(bundle)),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _limits(bundle: Described) -> str:
+    if bundle.target == "transformers":
+        return ""
+    gpus = f"{bundle.gpus} GPU{'s' if bundle.gpus > 1 else ''}"
+    return f", up to {bundle.context} tokens, on {gpus}"
 
 
 def _section(title: str, lines: list[str]) -> str:
@@ -84,10 +94,6 @@ def _to_set(bundle: Described) -> list[str]:
             f"- `{key}`: the key that clients must send; containers do not start without it. {asks}"
             f"`export {key}=$(openssl rand -hex 32)` makes one."
         )
-    if bundle.target == "nim" and bundle.image is None:
-        lines.append(
-            "- `NIM_LLM_IMAGE`: name and tag of NIM 2's model-free image, from the NGC catalog."
-        )
     return lines
 
 
@@ -107,7 +113,8 @@ def _start(bundle: Described) -> list[str]:
         lines += _kubernetes(bundle)
     if bundle.target == "azure-ml":
         lines += [_code("./deploy.sh"), ""]
-    lines.append(f"Loading may take {minutes} minutes before a probe gives it up.")
+    if bundle.target != "transformers":
+        lines.append(f"Loading may take {minutes} minutes before a probe gives it up.")
     return lines
 
 
@@ -145,7 +152,7 @@ def _ask(bundle: Described) -> list[str]:
         return [
             _code(
                 f"URL=$({shown})",
-                f"KEY=$({keys} -o tsv)",
+                f"export KEY=$({keys} -o tsv)",
                 *_curl(bundle.name, "${URL%/}", "KEY"),
             )
         ]
@@ -162,7 +169,29 @@ def _ask(bundle: Described) -> list[str]:
             ),
         ]
     key = bundle.key
-    return [_code(*_curl(bundle.asked_as, f"http://localhost:{PORT}", key))]
+    return [_code(*_curl(bundle.asked_as, f"http://localhost:{PORT}", key)), *_names(bundle)]
+
+
+def _names(bundle: Described) -> list[str]:
+    """Return the names that clients ask for, and what adapters take on a GPU."""
+    adapters = bundle.adapters
+    if adapters is None:
+        return []
+    slots = sorted({n for n in (1, 2, 4, 8) if n <= len(adapters.ranks)} | {len(adapters.ranks)})
+    return [
+        "",
+        "| model in the request | answers | trained at rank |",
+        "|---|---|--:|",
+        f"| `{bundle.name}` | the base, without an adapter | |",
+        *(f"| `{name}` | that adapter | {rank} |" for name, rank in adapters.ranks.items()),
+        "",
+        f"All are padded to rank {adapters.rank}. `--max-loras` ({adapters.slots}) adapters are on "
+        "a GPU at a time, the rest wait in the machine's memory:",
+        "",
+        "| `--max-loras` | on each GPU, beside the base |",
+        "|--:|--:|",
+        *(f"| {n} | {n * adapters.slot_bytes / 1e9:.2f} GB |" for n in slots),
+    ]
 
 
 def _curl(model: str, url: str, key: str | None) -> list[str]:
@@ -184,14 +213,21 @@ def _verify(bundle: Described) -> list[str]:
     else:
         key = bundle.key
         url, named = f"http://localhost:{PORT}", f" --api-key-env {key}" if key else ""
+    if bundle.adapters:
+        return [
+            "Asks the server for each name and judges whether the base answers with that adapter, "
+            "and under its own name with none:",
+            "",
+            _code(f"gptoss-tune verify --bundle . --served {url}{named}"),
+        ]
     subject = bundle.model
     return [
         "Asks the server 24 questions and judges its answers by the model's own; RUN is the run "
         "that was merged:",
         "",
         _code(
-            f"gptoss-tune verify {subject} --adapter RUN --served {url} "
-            f"--served-name {bundle.asked_as}{named}"
+            f"gptoss-tune verify {shlex.quote(subject)} --adapter RUN --served {url} "
+            f"--served-name {shlex.quote(bundle.asked_as)}{named}"
         ),
     ]
 
@@ -216,18 +252,12 @@ def _checked(bundle: Described) -> list[str]:
             f"- Image: `{image.reference}` ({image.server}), known from {image.source}. "
             "A digest pins it further: `docker buildx imagetools inspect "
             f"{image.reference}`, then `--image NAME@sha256:...`.",
+            f"- {image.flags[0].upper()}{image.flags[1:]}.",
         ]
         if image.driver:
-            lines.append(f"- {image.driver[0].upper()}{image.driver[1:]}.")
+            lines.append(f"- {image.driver}.")
     if bundle.target == "transformers":
         lines.append("- Every flag was checked against the installed command.")
-    elif image and image.checked and not bundle.image:
-        lines.append("- Every flag was checked against that version's arguments.")
-    if image and not image.checked:
-        lines.append(
-            "- The flags were read in the server's source; its package is not on PyPI, so no test "
-            "reads its parser. Nothing here was started."
-        )
     if bundle.target in ("vllm", "nim"):
         lines.append(
             "- vLLM's key protects the paths below `/v1` alone; `/invocations` answers without it. "
@@ -237,6 +267,6 @@ def _checked(bundle: Described) -> list[str]:
                 else "Let only a proxy reach this server."
             )
         )
-    if image:
+    if image and image.as_root:
         lines.append("- The image runs as root inside its container; no other user was tried.")
     return lines
