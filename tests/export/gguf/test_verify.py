@@ -214,6 +214,26 @@ def test_a_file_of_another_program_is_held_to_the_changes(light, adapter, lab, g
     assert checks_of(lab, out, light, adapter)["values"].passed is False
 
 
+def test_a_change_that_another_machine_rounded_is_held_to_the_changes(copy, light, adapter, lab):
+    edit(copy, "blk.0.ffn_up_exps.weight", flip(3 * BLOCK + 5, 0x01))  # half a step of one value
+    assert checks_of(lab, copy, light, adapter)["values"].passed is False
+    lab.edit_json(copy / "merge_report.json", computed_by="torch 1.0 on abacus")
+    values = checks_of(lab, copy, light, adapter)["values"]
+    assert values.passed is True
+    assert "1 that an adapter changes are rounded otherwise, see changes" in values.detail
+    edit(copy, "blk.0.ffn_up_exps.weight", flip(3 * BLOCK, 0x08))  # a scale of 2^8 more or less
+    assert checks_of(lab, copy, light, adapter)["changes"].passed is False
+
+
+def test_a_file_beside_another_merges_is_not_held_to_its_hashes(packed_gguf, tmp_path):
+    folder = Path(shutil.copytree(packed_gguf[0], tmp_path / "tuned"))
+    (file,) = folder.glob("*.gguf")
+    other = Path(shutil.copyfile(file, folder / "other.gguf"))
+    checks = {check.name: check for check in verify(other).checks}
+    assert checks["hashes"].passed is None
+    assert "names other.gguf" in checks["hashes"].detail
+
+
 def test_a_merge_is_verified_before_it_gets_its_name(light, adapter, tmp_path, monkeypatch):
     from gptoss_tune.export.gguf import container
 
