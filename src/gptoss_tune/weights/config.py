@@ -19,6 +19,7 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG
+from gptoss_tune.weights.gguf.file import refuse_gguf
 
 ARCHITECTURE = "GptOssForCausalLM"
 MODEL_TYPE = "gpt_oss"
@@ -100,6 +101,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.exists():
         _refuse_layout(path, (path / "model.bin").exists(), "metal/")
+        refuse_gguf(path)
         raise CheckpointError(f"{file}: no such file; expected the folder of a gpt-oss checkpoint")
     config = read_object(inside(path, file.name, f"{path}: has"))
     found = config.get("architectures")

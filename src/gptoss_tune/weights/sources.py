@@ -22,6 +22,7 @@ from gptoss_tune.weights.adapter_config import (
     find_adapter,
     read_adapter_config,
 )
+from gptoss_tune.weights.gguf.file import refuse_gguf
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_FILES = (
@@ -42,6 +43,7 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
                 "name a repository on the Hub"
             )
         return path
+    refuse_gguf(path)
     if path.exists():
         raise CheckpointError(f"{path}: is a file; expected the folder that holds config.json")
     if not HUB_NAME.fullmatch(str(name_or_path)):
@@ -110,6 +112,7 @@ def adapter_folder(path: str | Path) -> Path:
         return folder
     if is_name_on_hub(named):
         return _downloaded(named)
+    refuse_gguf(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; expected a run or an adapter")
     checkpoints = published(path)
