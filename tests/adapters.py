@@ -231,7 +231,7 @@ WAYS = [
         "NeMo: `linear_qkv.adapter.linear_in`",
         weights=named(lambda n: n.replace("q_proj.lora_A", "linear_qkv.adapter.linear_in")),
     ),
-    by_peft("start: orthogonal", init_lora_weights="orthogonal"),
+    by_peft("start: orthogonal", init_lora_weights="orthogonal", **NO_EXPERTS),
     edited("start: EVA", config={"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}),
     edited("start: PiSSA, not converted", config={"init_lora_weights": "pissa"}),
     edited("start: OLoRA, CorDA, LoRA-GA", config={"init_lora_weights": "olora"}),
@@ -303,8 +303,8 @@ def tried(shop, way, trainable):
     shutil.rmtree(work)
     first = " ".join(said[0].split()) if said and (errors[0] or way.what.startswith("DoRA")) else ""
     cells = [outcome(error) for error in errors]
-    if errors[0] is not None:  # a merge that is named is no way out
-        cells = ["no" if cell == "by merge" else cell for cell in cells]
+    if cells[0] == "no":  # what is named is no way out of what no command reads
+        cells = ["no" for _ in cells]
     return cells, re.sub(r"^[^:]*: ", "", first, count=1)
 
 
