@@ -46,7 +46,7 @@ are laid out by hand in the form of the program. `verify` compared every weight.
 - **yes**: it works.
 - **by merge**: refused, with the `gptoss-tune merge` that makes a folder that works.
 - **by adapter**: refused, with the `gptoss-tune adapter --for peft` that makes a copy that works.
-- **no**: refused; the last table says why.
+- **no**: refused; the last table says why. Under `init_from` also: the recipe has other targets.
 
 `chat` stands for `evaluate` and `benchmark` too, which open an adapter alike. `init_from` is
 `lora.init_from` of a recipe on attention and both stacks of experts at the adapter's rank.
