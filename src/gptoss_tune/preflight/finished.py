@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.files.hub_cache import snapshot_of
 from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
 from gptoss_tune.run.record import read_record
 from gptoss_tune.weights.config import read_config
@@ -57,7 +58,7 @@ def look_at_either(name: str, base: str | None = None, revision: str | None = No
     """
     if is_name_on_hub(name):
         return
-    place = Path(name).expanduser()
+    place = snapshot_of(Path(name).expanduser())
     if place.is_dir() and not (place / "config.json").is_file():
         look_at_adapters([name], base, revision)
     elif place.is_dir():

@@ -34,7 +34,7 @@ from gptoss_tune.weights.adapter_config import (
 )
 from gptoss_tune.weights.adapter_targets import PREFIX, Target, targets_of
 from gptoss_tune.weights.hashes import refuse_damaged
-from gptoss_tune.weights.layouts import ONE_BY_ONE, without_wrappers
+from gptoss_tune.weights.layouts.names import ONE_BY_ONE, without_wrappers
 from gptoss_tune.weights.names import layer_of
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 from gptoss_tune.weights.sources import adapter_folder

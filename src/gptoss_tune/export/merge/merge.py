@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,7 @@ class _Job:
             "base": {
                 "fingerprint": self.base.fingerprint(),
                 "format": self.base.expert_format,
+                **_read_as(self.base),
                 **lineage_report(self.base),
             },
             "adapters": [
@@ -293,6 +294,11 @@ class _Job:
         compute = added if step.kind == "add" else unpacked
         for row, part in compute(self.base, spec, changes, device):
             writer.write(spec.name, part, row)
+
+
+def _read_as(base: Checkpoint) -> dict[str, Any]:
+    """Return how the base's tensors were stored, where that was not as in the release."""
+    return {"read_as": [asdict(each) for each in base.read_as]} if base.renamed else {}
 
 
 @contextlib.contextmanager
