@@ -16,7 +16,16 @@ import typer
 
 from gptoss_tune import __version__
 from gptoss_tune.cli import convert
-from gptoss_tune.cli.model import benchmark, chat, evaluate, export, serve, suites, verify
+from gptoss_tune.cli.model import (
+    adapter,
+    benchmark,
+    chat,
+    evaluate,
+    export,
+    serve,
+    suites,
+    verify,
+)
 from gptoss_tune.cli.recipe import data, init, plan, recipes
 from gptoss_tune.cli.run import demo, launch, report, reproduce, train, ui
 from gptoss_tune.errors import run_command
@@ -51,7 +60,7 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
         "suites": suites.suites,
         "merge": export.merge,
         "verify": verify.verify,
-        "adapter": export.adapter,
+        "adapter": adapter.adapter,
         "serve-config": serve.serve_config,
         "push": serve.push,
     },

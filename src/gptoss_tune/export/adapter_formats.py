@@ -12,7 +12,7 @@ The rejected alternative is to ship the training's files and a list of caveats.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ def write_adapter(
     *,
     uniform: bool = False,
     compact: bool = False,
+    rank: int | None = None,
 ) -> None:
     """Write ``adapter`` to the new folder ``out`` for one reader, factors in fp32.
 
@@ -56,6 +57,7 @@ def write_adapter(
         server: Who will read it.
         uniform: Fold the scaling into B and pad to one rank; always done for vLLM.
         compact: Keep to the chosen experts, which gptoss-tune reads and nobody else.
+        rank: Pad to this one, at least the adapter's own; ``None``: to the largest of its layers.
 
     Raises:
         CheckpointError: The server cannot read such an adapter, or ``out`` exists.
@@ -66,7 +68,8 @@ def write_adapter(
         raise CheckpointError(
             f"{adapter.path}: {server} reads factors of all experts; leave --compact out"
         )
-    rank = largest_rank(adapter) if uniform or server == "vllm" else None
+    if rank is None and (uniform or server == "vllm"):
+        rank = largest_rank(adapter)
     shapes = {
         name: shape
         for target in adapter.targets.values()
@@ -123,7 +126,7 @@ def serve_command(adapter: Adapter, out: Path, server: Server, expert_format: Ex
     """
     base = adapter.config.get("base_model_name_or_path") or "BASE"
     if server == "vllm":
-        rank = next(rank for rank in VLLM_RANKS if rank >= largest_rank(adapter))
+        rank = vllm_rank([largest_rank(adapter)])
         return (
             f"vllm serve {shlex.quote(base)} --enable-lora --max-lora-rank {rank} "
             f"--lora-modules {shlex.quote(f'{out.name}={out.absolute()}')}"
@@ -143,6 +146,12 @@ def serve_command(adapter: Adapter, out: Path, server: Server, expert_format: Ex
 def largest_rank(adapter: Adapter) -> int:
     """Return the largest rank among the adapter's targets."""
     return max(target.rank for target in adapter.targets.values())
+
+
+def vllm_rank(ranks: Iterable[int]) -> int:
+    """Return the least ``--max-lora-rank`` that holds adapters of these ranks, at most 512."""
+    largest = max(ranks)
+    return next(rank for rank in VLLM_RANKS if rank >= largest)
 
 
 def _partner(module: str) -> str | None:
@@ -194,4 +203,5 @@ def _config(adapter: Adapter, rank: int | None, *, compact: bool) -> dict[str, A
         config.pop("peft_version", None)  # it would mark the repaired file as swapped again
     if rank is not None:
         config.update(r=rank, lora_alpha=rank, rank_pattern={}, alpha_pattern={}, use_rslora=False)
+        config.setdefault("target_modules", [])  # vLLM wants the key; it reads the file's names
     return config

@@ -131,6 +131,32 @@ class OpenAIServer:
         return MachineError(without_credentials(text))
 
 
+@dataclass
+class ModelList(OpenAIServer):
+    """The list of a server's models."""
+
+    endpoint: ClassVar[str] = "models"
+    gives: ClassVar[str] = "list"
+    option: ClassVar[str] = "--served"
+    name_option: ClassVar[str] = "--served-name"
+
+    def names(self) -> list[str]:
+        """Return the names that it serves.
+
+        Raises:
+            MachineError: It does not answer, or with something that is no list of models.
+        """
+        try:
+            told = self.asked(None)
+        except urllib.error.HTTPError as error:
+            raise self.refused(error) from None
+        data = told.get("data") if isinstance(told, dict) else None
+        if not isinstance(data, list):
+            raise self.odd("data, a list of models", told)
+        names = [one.get("id") for one in data if isinstance(one, dict)]
+        return [name for name in names if isinstance(name, str)]
+
+
 def is_address(url: str) -> bool:
     """Return whether a text is the address of a server."""
     try:

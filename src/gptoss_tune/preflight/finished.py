@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.hub_cache import snapshot_of
 from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
-from gptoss_tune.run.record import read_record
+from gptoss_tune.run.record import read_record, record_of_adapter
+from gptoss_tune.weights.adapter_config import read_adapter_config
 from gptoss_tune.weights.config import read_config
 from gptoss_tune.weights.sources import (
     adapter_folder,
@@ -38,6 +39,62 @@ def look_at_adapters(
         base, revision = base_name(adapters)
     if base is not None:
         look_at_model(base, revision)
+
+
+def look_at_adapters_of_one_base(
+    adapters: Mapping[str, str],
+    base: str | None = None,
+    revision: str | None = None,
+    *,
+    other_base: bool = False,
+) -> tuple[str, str | None]:
+    """Return name and revision of the base of all, or refuse every adapter that has none or is odd.
+
+    Bases are told apart by the content that the runs recorded: two names of the same weights are
+    one base, of which the first is taken.
+
+    Args:
+        adapters: Runs, folders or names on the Hub, by the names the user will know them under.
+        base: Another base than they name; ``revision`` is its own on the Hub.
+        revision: See ``base``.
+        other_base: Whether adapters that were trained on other weights are wanted.
+
+    Raises:
+        CheckpointError: Every adapter that is not there or cannot be exported, with its reason; or
+            which of them were trained on which base; or no such base.
+        HubError: The Hub has no such repository, or cannot be asked.
+    """
+    refused, named, contents = [], {}, {}
+    for name, adapter in adapters.items():
+        try:
+            found = base_name([adapter]) if base is None else (base, revision)
+            folder = adapter_folder(adapter)
+            read_adapter_config(folder)
+        except CheckpointError as error:
+            refused.append(f"{name}: {error}")
+            continue
+        named[name] = found
+        told = record_of_adapter(folder).get("base", {}).get("fingerprint", {})
+        contents[name] = told.get("content") if isinstance(told, dict) else None
+    if refused:
+        raise CheckpointError(
+            f"{len(refused)} of {len(adapters)} adapters cannot be read:\n  " + "\n  ".join(refused)
+        )
+    known = set(contents.values())
+    one = len(set(named.values())) == 1 or (len(known) == 1 and None not in known)
+    several = len(known - {None}) > 1 and not other_base
+    if several or not one:
+        listed = [
+            f"{name}: {named[name][0]}" + (f" (content {told[:12]})" if told else "")
+            for name, told in contents.items()
+        ]
+        todo = "bundle those of one base" if several else "give the base of all with --base"
+        raise CheckpointError(
+            "the adapters were trained on different bases; " + todo + ":\n  " + "\n  ".join(listed)
+        )
+    found = next(iter(named.values()))
+    look_at_model(*found)
+    return found
 
 
 def look_at_model(name: str, revision: str | None = None) -> None:

@@ -47,6 +47,12 @@ def quantised_otherwise(method: str, section: Any) -> str:
     )
 
 
+def holds_a_model(path: Path) -> bool:
+    """Return whether a folder without ``config.json`` holds the weights of a whole model."""
+    patterns = ("model*.safetensors", "consolidated*.safetensors", "*.gguf", "model.bin")
+    return any(any(path.glob(pattern)) for pattern in patterns)
+
+
 def without_config(path: Path) -> str:
     """Return what a folder without ``config.json`` is, and what to use instead."""
     if (path / "model.bin").exists():

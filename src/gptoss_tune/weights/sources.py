@@ -23,7 +23,7 @@ from gptoss_tune.weights.adapter_config import (
     find_adapter,
     read_adapter_config,
 )
-from gptoss_tune.weights.foreign import dead_link, file_for_a_folder
+from gptoss_tune.weights.foreign import dead_link, file_for_a_folder, holds_a_model, without_config
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_FILES = (
@@ -132,6 +132,8 @@ def adapter_folder(path: str | Path) -> Path:
             f"{path}: the run has not finished and has no adapter yet; resume it, or name its "
             f"newest checkpoint {checkpoints[0]}"
         )
+    if holds_a_model(path):
+        raise CheckpointError(without_config(path))
     raise CheckpointError(
         f"{path}: holds no {ADAPTER_CONFIG}, nor does its folder {ADAPTER}/; expected a run of "
         "gptoss-tune or a PEFT adapter"

@@ -22,7 +22,7 @@ from gptoss_tune.benchmark.subjects.as_chat import as_chat
 from gptoss_tune.benchmark.subjects.subject import Asking, Reply, UnreadableServer
 from gptoss_tune.errors import MachineError
 from gptoss_tune.evaluate.prompts import Question
-from gptoss_tune.export.openai_server import OpenAIServer
+from gptoss_tune.export.openai_server import ModelList, OpenAIServer
 from gptoss_tune.harmony.render import Renderer
 
 _PROBE: Final = {
@@ -236,20 +236,8 @@ def served_model(url: str, key: str | None) -> str:
 
 
 @dataclass
-class _Models(ChatServer):
+class _Models(ModelList):
     """The list of a server's models."""
 
-    endpoint: ClassVar[str] = "models"
-    gives: ClassVar[str] = "list"
-
-    def names(self) -> list[str]:
-        """Return the names that it serves."""
-        try:
-            told = self.asked(None)
-        except urllib.error.HTTPError as error:
-            raise self.refused(error) from None
-        data = told.get("data") if isinstance(told, dict) else None
-        if not isinstance(data, list):
-            raise self.odd("data, a list of models", told)
-        names = [one.get("id") for one in data if isinstance(one, dict)]
-        return [name for name in names if isinstance(name, str)]
+    option: ClassVar[str] = ChatServer.option
+    name_option: ClassVar[str] = ChatServer.name_option

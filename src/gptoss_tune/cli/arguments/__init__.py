@@ -143,6 +143,14 @@ def path_and_weight(text: str) -> tuple[str, float]:
     return path, value
 
 
+def name_and_path(text: str) -> tuple[str | None, str]:
+    """Return the name and the place of an adapter of ``PATH`` or ``NAME=PATH``."""
+    name, separator, path = text.partition("=")
+    if not separator or "/" in name or Path(text).expanduser().exists():
+        return None, text
+    return name, path
+
+
 _UNITS = {"": 1, "B": 1, **{f"{u}B": 1000**n for n, u in enumerate("KMGT", 1)}}
 _UNITS |= {f"{unit}IB": 1024**n for n, unit in enumerate("KMGT", 1)}
 
