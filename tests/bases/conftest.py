@@ -11,8 +11,9 @@ import torch
 
 @pytest.fixture(scope="session")
 def ways():
-    """What ``ways.py`` has: writers of every layout."""
-    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "ways.py")))
+    """What ``ways.py`` has, writers of every layout; ``other``: what ``other_ways.py`` has."""
+    other = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "other_ways.py")))
+    return SimpleNamespace(**vars(other.WAYS), other=other)
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,36 @@ def test_openais_settings_are_the_same_model(written, bases, tmp_path, logits):
     assert torch.equal(logits(tmp_path / "out"), logits(bases["mxfp4"]))
 
 
+@pytest.mark.parametrize("way", ["`original/` of a release", "`original/` with dense experts"])
+def test_openais_settings_mean_what_the_releases_do(written, tmp_path, way):
+    from transformers import GptOssConfig
+
+    source, base = written(way)
+    assert convert(source, "--out", tmp_path / "out").exit_code == 0
+    # The window is longer than the prompts of the logits: the order of the layers' kinds is not.
+    meaning = [
+        GptOssConfig.from_dict(json.loads((folder / "config.json").read_text())).to_dict()
+        for folder in (tmp_path / "out", base)
+    ]
+    spelled = ("dtype", "torch_dtype", "transformers_version")
+    found, expected = ({k: v for k, v in each.items() if k not in spelled} for each in meaning)
+    assert found == expected
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"rope_ntk_alpha": ...}, "has no rope_ntk_alpha"), ({"norm_topk": True}, "has 'norm_topk'")],
+)
+def test_other_settings_than_openais_are_refused(written, tmp_path, change, message):
+    source, _ = written("`original/` of a release")
+    config = {**json.loads((source / "config.json").read_text()), **change}
+    kept = {key: value for key, value in config.items() if value is not ...}
+    (source / "config.json").write_text(json.dumps(kept))
+    said = str(convert(source, "--out", tmp_path / "out").exception)
+    assert f"{message}; expected the 16 settings of OpenAI's own code" in said
+
+
 def test_what_was_read_as_what_is_told_and_kept(written, tmp_path):
     source, _ = written("`original/` of a release")
     out = tmp_path / "out"
@@ -111,7 +141,7 @@ def test_the_table_counts_every_tensor(written, tmp_path):
     source, _ = written("a linear layer an expert (Unsloth)")
     said = convert(source, "--out", tmp_path / "out").output
     row = next(line for line in said.splitlines() if "a linear layer an expert" in line)
-    assert "16" in row and "4" in row, said
+    assert "32" in row and "8" in row, said
     assert "all" in said and "released layout" not in said
 
 

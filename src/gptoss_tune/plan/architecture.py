@@ -138,6 +138,8 @@ def architecture_of(name_or_path: str) -> Architecture:
         return read_architecture(snapshot_of(folder) / "config.json")
     if name_or_path in RELEASED:
         return RELEASED[name_or_path]
+    if folder.exists():
+        raise CheckpointError(f"{folder}: is a file; name the folder that holds config.json")
     if is_hub_name(name_or_path):
         raise RecipeError(
             f"model.name_or_path: {name_or_path!r} is not one of {', '.join(RELEASED)}, and a plan "

@@ -12,6 +12,7 @@ from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
 from gptoss_tune.run.record import read_record, record_of_adapter
 from gptoss_tune.weights.adapter_config import read_adapter_config
 from gptoss_tune.weights.config import read_config
+from gptoss_tune.weights.foreign import dead_link, file_for_a_folder
 from gptoss_tune.weights.sources import (
     adapter_folder,
     base_name,
@@ -121,9 +122,12 @@ def look_at_either(name: str, base: str | None = None, revision: str | None = No
     elif place.is_dir():
         look_at_model(name)
     else:
-        got = "is a file" if place.exists() else "no such folder"
+        if place.exists():
+            raise CheckpointError(file_for_a_folder(place))
+        if (dead := dead_link(place)) is not None:
+            raise CheckpointError(dead)
         raise CheckpointError(
-            f"{place}: {got}; expected a run, an adapter, a folder with config.json or a "
+            f"{place}: no such folder; expected a run, an adapter, a folder with config.json or a "
             "name on the Hub such as openai/gpt-oss-20b"
         )
 

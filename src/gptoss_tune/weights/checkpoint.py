@@ -185,6 +185,11 @@ class Checkpoint:
     def _in_files(self) -> list[tuple[str, SafetensorsFile | StackedExperts]]:
         return [(name, self._file_of[name]) for name in self.names()]
 
+    @property
+    def convert_command(self) -> str:
+        """The command that writes these weights as every program reads them."""
+        return f"gptoss-tune convert {shlex.quote(str(self.path))} --out DIR"
+
     def require_released_names(self) -> None:
         """Refuse names that are translated here, for who hands the folder to another program.
 
@@ -196,7 +201,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path}: its tensors lie otherwise than in the release ({how}), where "
                 "transformers and servers do not find them; write a copy in the released layout "
-                f"with `gptoss-tune convert {shlex.quote(str(self.path))} --out DIR` and use that"
+                f"with `{self.convert_command}` and use that"
             )
 
     def close(self) -> None:

@@ -125,7 +125,11 @@ def adapter_folder(path: str | Path) -> Path:
     if is_name_on_hub(named):
         return _downloaded(named)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; expected a run or an adapter")
+        raise CheckpointError(
+            dead_link(path)
+            or (file_for_a_folder(path) if path.exists() else None)
+            or f"{path}: no such folder; expected a run or an adapter"
+        )
     checkpoints = published(path)
     if checkpoints:
         raise CheckpointError(

@@ -165,6 +165,8 @@ def _write_one(
         return
     for line in serve_command(opened, out, reader.value, checkpoint.expert_format).splitlines():
         typer.echo(visible(line))
+    if checkpoint.renamed:
+        typer.echo(visible(f"other programs need a copy of the base: {checkpoint.convert_command}"))
 
 
 def _write_bundle(

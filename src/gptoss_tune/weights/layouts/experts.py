@@ -38,6 +38,14 @@ _ALTERNATING = {
     "down_projs": "down_proj",
     "down": "down_proj",
 }
+_LAYOUTS = {
+    first: f"a linear layer an expert, {family}"
+    for family, pair in (
+        ("`gate_up_projs.N`, `down_projs.N`", ("gate_up_projs", "down_projs")),
+        ("`gate_up.N`, `down.N`", ("gate_up", "down")),
+    )
+    for first in pair
+}
 _APART = {
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
@@ -75,7 +83,7 @@ def expert_of(name: str) -> Expert | None:
     first, _, second = inner.partition(".")
     if second.isdecimal() and first in _ALTERNATING:
         stack = f"{prefix}.{_ALTERNATING[first]}{suffix}"
-        return Expert(stack, int(second), 0, 1, f"a linear layer an expert, `{first}.N`")
+        return Expert(stack, int(second), 0, 1, _LAYOUTS[first])
     if first.isdecimal() and second in _APART:
         projection, half = _APART[second]
         halves = _HALVES[projection]

@@ -70,8 +70,8 @@ def in_transformers_words(file: Path, config: Mapping[str, Any]) -> dict[str, An
     known = {*_SAME, *_OTHER}
     if known != set(config):
         missing, unknown = sorted(known - set(config)), sorted(set(config) - known)
-        said = [f"has no {missing[0]}"] * bool(missing)
-        said += [f"has {unknown[0][:60]!a}"] * bool(unknown)
+        said = [f"has no {key}" for key in missing[:1]]
+        said += [f"has {key[:60]!a}" for key in unknown[:1]]
         raise CheckpointError(
             f"{file}: {' and '.join(said)}; expected the {len(known)} settings of OpenAI's own "
             "code, take the file from original/ of the release"
