@@ -79,3 +79,9 @@ def test_a_repository_in_the_cache_is_called_by_its_snapshot(ways, bases, tmp_pa
     assert open_checkpoint(several).path.name == "commit0"  # the one of the branch, not the last
     with pytest.raises(CheckpointError, match="with 2 snapshots and no branch main; name one"):
         open_checkpoint(ways.other.cache(refs=False, snapshots=2)(bases, tmp_path / "two"))
+
+
+def test_tied_embeddings_are_the_head(ways, bases, tmp_path, ours, logits):
+    folder = ways.other.tied(bases, tmp_path / "tied")
+    found, plain = ours(open_checkpoint(folder)), logits(folder)
+    assert (found - plain).abs().max() < 1e-3 * plain.abs().max()
