@@ -15,6 +15,7 @@ from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
+import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from gptoss_tune.cli import COMMANDS
@@ -133,6 +134,8 @@ def _command(name: str, command: Callable[..., Any]) -> str:
     usage, needed, rows = [f"gptoss-tune {name}"], [], []
     hints = typing.get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():
+        if hints[parameter.name] is typer.Context:
+            continue
         shape, info = _annotation(hints[parameter.name])
         default = parameter.default
         required = default is inspect.Parameter.empty

@@ -26,8 +26,9 @@ FLOORS = (
     {"model", "preflight", "report"},
     # A model answers prompts, or is measured; a card is drawn with the report's figures.
     {"evaluate", "export", "testing"},
-    # Subjects side by side, in process or served; what they do unsafely is asked the same way.
-    {"benchmark"},
+    # Subjects side by side, in process or served, and a conversation with either; what they do
+    # unsafely is asked the same way.
+    {"benchmark", "chat"},
     {"safety"},
     {"train"},
     {"workflows"},

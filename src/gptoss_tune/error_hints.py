@@ -160,6 +160,8 @@ EXTRAS = {
         "trl",
     ),
     "graders": ("jsonschema", "math_verify"),
+    "gguf": ("gguf",),
+    "llama-cpp": ("xllamacpp",),
     "ui": ("starlette", "uvicorn"),
     "wandb": ("wandb",),
     "trackio": ("trackio",),

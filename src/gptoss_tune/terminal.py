@@ -12,26 +12,32 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 WORST_SHOWN = 5
 """How many rows a summary shows, worst first; ``--json`` holds all."""
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(what: str, stream: TextIO | None = None) -> Iterator[None]:
     """Draw a spinner beside ``what`` on a terminal, until the block ends; one process of many does.
 
     Standard output and standard error stay the process's own: a library that takes hold of one
     while it is imported would keep a stand-in.
+
+    Args:
+        what: What is loaded.
+        stream: Where it is drawn; ``None``: standard error.
     """
-    if not (sys.stderr.isatty() and speaks()):
+    stream = stream or sys.stderr
+    if not (stream.isatty() and speaks()):
         yield
         return
     from rich.console import Console  # a tenth of a second, which most commands need not pay
     from rich.live import Live
     from rich.spinner import Spinner
 
-    console = Console(stderr=True)
+    console = Console(file=stream)
     plain = "line" if (console.encoding or "").lower() not in ("utf-8", "utf8") else "dots"
     with Live(
         Spinner(plain, text=f"loading {what}"),

@@ -203,14 +203,14 @@ def transposed(tensors):
 def padded(tensors):
     """Return embeddings and head with 64 rows more."""
     ends = ("embed_tokens.weight", "lm_head.weight")
-    fill = {n: torch.zeros(64, t.shape[1], dtype=t.dtype) for n, t in tensors.items() if "e" in n}
-    return {n: torch.cat([t, fill[n]]) if n.endswith(ends) else t for n, t in tensors.items()}
+    rows = torch.zeros(64, 32, dtype=torch.bfloat16)
+    return {n: torch.cat([t, rows]) if n.endswith(ends) else t for n, t in tensors.items()}
 
 
 def factors(tensors):
     """Return the weights with an adapter's factor among them."""
     name = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
-    return {**tensors, name: torch.ones(4, 64)}
+    return {**tensors, name: torch.ones(4, 32)}
 
 
 def quantised(method, **others):

@@ -172,23 +172,23 @@ def test_a_tokenizer_that_is_not_there_is_asked_for(written, tmp_path):
 
 
 def test_a_stopped_conversion_goes_on(written, tmp_path, monkeypatch):
-    from gptoss_tune.export.merge import merge as merging
+    from gptoss_tune.export.merge.shards import SafetensorsFiles
 
     source, base = written("three linear layers an expert")
-    write, shards = merging._Job.write, []
+    write, shards = SafetensorsFiles._write, []
 
-    def stop_at_the_second(job, shard, steps):
+    def stop_at_the_second(files, shard):
         if shards:
             raise KeyboardInterrupt
         shards.append(shard.name)
-        write(job, shard, steps)
+        write(files, shard)
 
-    small = ["--max-shard-size", "30MB"]
-    monkeypatch.setattr(merging._Job, "write", stop_at_the_second)
+    small = ["--max-shard-size", "14MB"]
+    monkeypatch.setattr(SafetensorsFiles, "_write", stop_at_the_second)
     assert convert(source, "--out", tmp_path / "out", *small).exit_code != 0
     kept = tmp_path / ".out.incomplete" / shards[0]
     before = kept.stat().st_mtime_ns
-    monkeypatch.setattr(merging._Job, "write", write)
+    monkeypatch.setattr(SafetensorsFiles, "_write", write)
     assert convert(source, "--out", tmp_path / "out", *small).exit_code == 0
     assert (tmp_path / "out" / shards[0]).stat().st_mtime_ns == before
     assert open_checkpoint(tmp_path / "out").is_base_of(open_checkpoint(base).fingerprint())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
-SIZES = {"layers": 2, "experts": 4, "hidden": 64, "intermediate": 96}
+SIZES = {"layers": 2, "experts": 4, "hidden": 32, "intermediate": 64}
 OPENAI_NAMES = {
     "input_layernorm.weight": "attn.norm.scale",
     "self_attn.o_proj.weight": "attn.out.weight",

@@ -2,9 +2,9 @@
 
 import pytest
 
+from gptoss_tune.chat.talk import Talk
 from gptoss_tune.error_hints import is_out_of_memory
 from gptoss_tune.errors import DataError, MachineError
-from gptoss_tune.evaluate.conversation import Talk
 from gptoss_tune.evaluate.generate import Sampling
 from gptoss_tune.harmony.vocabulary import RETURN, load_vocabulary
 
@@ -72,6 +72,30 @@ def test_an_answer_says_why_it_ended_and_a_question_without_one_is_taken_back(an
     answer = talk.ask("Again", seen.append, lambda: True)
     assert answer.ended == "interrupt" and answer.messages == []
     assert talk.said == kept != before
+
+
+def test_an_answer_in_process_goes_on_where_it_was_cut(answerer, by_heart):
+    talk, shown = Talk(answerer, Sampling(8, 0.0)), []
+    by_heart("<|channel|>analysis<|message|>One 🙂 two three four five<|end|><|start|>assistant")
+    assert talk.ask("Count.", shown.append).ended == "length"
+    begun = len(shown)
+    by_heart(" six<|end|><|start|>assistant<|channel|>final<|message|>Ten.<|return|>")
+    talk.sampling = Sampling(20, 0.0)
+    prompts, tokens = [], answerer._tokens
+    answerer._tokens = lambda ids, *rest: prompts.append(list(ids)) or tokens(ids, *rest)
+    try:
+        answer = talk.go_on(shown.append)
+    finally:
+        del answerer._tokens
+    assert prompts == [answer.stream.prompt + answer.stream.ids[:8]]
+    assert [m.header.channel for m in answer.messages] == ["analysis", "final"]
+    assert answer.messages[0].text.endswith(" six") and len(talk.turns) == 1
+    assert "".join(d.text for d in shown[begun:]).endswith("Ten."), "only what is new is shown"
+    assert talk.turns[0].answer is answer and answer.ended == "stop"
+    assert sum(answer.stream.by_channel.values()) < answer.stream.tokens == len(answer.stream.ids)
+    assert answer.stream.by_channel["final"] == 2
+    with pytest.raises(DataError, match="no answer that was cut off"):
+        talk.go_on(print)
 
 
 def test_what_cannot_be_asked(answerer):

@@ -1,15 +1,9 @@
 """chat on the tiny model and on recorded tokens."""
 
-import fcntl
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import termios
-import time
 
 import openai
 import pytest
@@ -17,10 +11,10 @@ import torch
 from openai_harmony import Conversation, Message, RenderConversationConfig, Role
 from typer.testing import CliRunner
 
+from gptoss_tune.chat.talk import Talk
 from gptoss_tune.cli import app
-from gptoss_tune.cli.model.chat import _typed
 from gptoss_tune.evaluate.channels import RAW, ChannelReader
-from gptoss_tune.evaluate.conversation import Talk, open_answerer
+from gptoss_tune.evaluate.conversation import open_answerer
 from gptoss_tune.evaluate.generate import Sampling
 from gptoss_tune.evaluate.load import open_evaluated_model
 from gptoss_tune.evaluate.parse import STOP_IDS
@@ -115,44 +109,6 @@ def test_the_tiny_model_answers_and_greedy_answers_repeat(base, adapter):
     assert answer(adapter) != first
 
 
-def typed(*events):
-    """What is yielded and shown for lines; a tuple is a paste, an exception is raised."""
-    queue, shown = [], []
-    for event in events:
-        queue += (
-            [(line, n > 0) for n, line in enumerate(event)]
-            if type(event) is tuple
-            else [(event, False)]
-        )
-
-    def read(prompt):
-        if not queue:
-            raise EOFError
-        event, _ = queue.pop(0)
-        if isinstance(event, BaseException):
-            raise event
-        return event
-
-    lines = list(_typed(read, lambda: bool(queue) and queue[0][1], shown.append))
-    return lines, "\n".join(shown)
-
-
-def test_what_is_typed_in_a_terminal():
-    lines, shown = typed("hello", "", ("two", "lines"), KeyboardInterrupt(), "again", "/help")
-    assert lines == ["hello", "two\nlines", "again"]
-    assert "/exit or Ctrl-D leaves" in shown.splitlines()[0] and "arrow keys" in shown
-
-
-@pytest.mark.parametrize("word", ["/exit", "exit", " /quit ", "quit"])
-def test_words_that_leave(word):
-    assert typed("hello", word, "never") == (["hello"], "/exit or Ctrl-D leaves, /help lists more")
-
-
-@pytest.mark.parametrize("text", ["exit the loop", "/etc/hosts is what?", "/exitnow"])
-def test_words_that_do_not_leave(text):
-    assert typed(text)[0] == [text]
-
-
 @pytest.mark.parametrize("date", ["tomorrow", "2025-02-30", "20250628", "2025-6-28", ""])
 def test_a_date_that_is_none(date):
     done = CliRunner().invoke(app, ["chat", "nowhere", "--date", date])
@@ -163,52 +119,6 @@ def test_a_cut_answer_is_marked(merged):
     options = ["--prompt", "Hi", "--max-new-tokens", "2", "--temperature", "0"]
     done = CliRunner().invoke(app, ["chat", str(merged), *options])
     assert done.exit_code == 0 and "[cut after 2 tokens" in done.output
-
-
-@pytest.mark.slow
-def test_a_real_terminal(merged):
-    """Arrow keys edit the line, a paste is one message, Ctrl-C at the prompt does not leave."""
-    code = "from gptoss_tune.cli import main; main()"
-    options = ["--max-new-tokens", "1", "--temperature", "0"]
-    main, side = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "chat", str(merged), *options],
-        stdin=side,
-        stdout=side,
-        stderr=side,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(side)
-    seen = ""
-
-    def until(text):
-        nonlocal seen
-        while text not in seen:
-            assert select.select([main], [], [], 90)[0], seen
-            seen += os.read(main, 4096).decode(errors="replace")
-        seen = seen.partition(text)[2]
-
-    try:
-        until("> ")
-        time.sleep(0.5)  # readline takes the terminal after it has written the prompt
-        os.write(main, b"\x03")
-        until("/exit or Ctrl-D leaves")
-        until("> ")
-        os.write(main, b"helo\x1b[Dl\n")
-        until("[cut after 1 tokens")
-        until("> ")
-        os.write(main, b"\x1b[A")
-        until("hello")
-        os.write(main, b"\nsecond\n")
-        until("[cut after")
-        until("> ")
-        os.write(main, b"/exit\n")
-        assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(main)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from results_of_runs import digests, recipe_of
 
 _TINY = "recipes/tiny/qlora.yaml"
 _LARGE = "recipes/gpt-oss-20b/qlora.yaml"
-_TARGETS = ("vllm", "sglang", "transformers", "triton-server", "azure-ml", "nim")
+_TARGETS = ("vllm", "sglang", "transformers", "triton-server", "tensorrt-llm", "azure-ml", "nim")
 _MERGE = ("merge", "runs/first", "--format", "bf16", "--no-verify")
 _VERIFY = ("verify", "merged", "--adapter", "runs/first")
 _SERVE = ("serve-config", "merged", "--out", "served", "--target")

@@ -218,10 +218,10 @@ def test_a_preview_shows_hostile_rows_and_names_harmlessly(place, recipe, capfd,
 def test_what_a_model_says_cannot_write_to_the_terminal(capfd):
     from rich.console import Console
 
-    from gptoss_tune.cli.model.chat import _Display
+    from gptoss_tune.cli.chat.screen import Display
     from gptoss_tune.evaluate.channels import Delta
 
-    show = _Display(Console(highlight=False, soft_wrap=True))
+    show = Display(Console(highlight=False, soft_wrap=True))
     for channel, recipient in (("analysis", None), ("final", "\x1b[2J\n[fake]"), ("final", None)):
         show(Delta(channel, recipient, "\x1b]0;owned\x07 [bold]text[/] :smile: \u202e", 0))
     shown = capfd.readouterr().out

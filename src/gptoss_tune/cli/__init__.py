@@ -16,16 +16,8 @@ import typer
 
 from gptoss_tune import __version__
 from gptoss_tune.cli import convert
-from gptoss_tune.cli.model import (
-    adapter,
-    benchmark,
-    chat,
-    evaluate,
-    export,
-    serve,
-    suites,
-    verify,
-)
+from gptoss_tune.cli.chat import chat
+from gptoss_tune.cli.model import adapter, benchmark, evaluate, export, serve, suites, verify
 from gptoss_tune.cli.recipe import data, init, plan, recipes
 from gptoss_tune.cli.run import demo, launch, report, reproduce, train, ui
 from gptoss_tune.errors import run_command

@@ -7,9 +7,10 @@ read on: what it says from there on is under the channel ``RAW``.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Final, Literal, NamedTuple
 
-from openai_harmony import HarmonyEncoding, HarmonyError, Role, StreamableParser
+from openai_harmony import HarmonyEncoding, HarmonyError, Role, StreamableParser, StreamState
 
 from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.harmony.conversation import CHANNELS, Header, Message
@@ -54,6 +55,7 @@ class ChannelReader:
     Attributes:
         tokens: How many were read.
         last: The last of them.
+        by_channel: How many of them were text, by its channel; the rest is headers and ends.
     """
 
     def __init__(self, encoding: HarmonyEncoding) -> None:
@@ -64,6 +66,7 @@ class ChannelReader:
         self._unshown: list[int] | None = []  # None once anything was returned
         self._waited = 0
         self.tokens, self.last = 0, -1
+        self.by_channel: Counter[str] = Counter()
 
     def take(self, token: int) -> list[Delta]:
         """Return what one token says, nothing for most of a header."""
@@ -71,12 +74,15 @@ class ChannelReader:
         if token == ENDOFTEXT:
             return []  # the parser would keep it as text; whatever was being said ends here
         if self._raw is None:
+            is_text = self._parser.state == StreamState.CONTENT
             try:
                 self._parser.process(token)
             except HarmonyError:
                 self._raw = [*(self._unshown or ())]  # an untrained model does this
                 self._unshown = None
             else:
+                if is_text and self._parser.state == StreamState.CONTENT:
+                    self.by_channel[self._parser.current_channel or _NO_CHANNEL] += 1
                 delta = self._parser.last_content_delta
                 if delta and token not in STOP_IDS:
                     self._unshown = None
@@ -86,7 +92,10 @@ class ChannelReader:
                 if self._unshown is not None:
                     self._unshown.append(token)
                 return []
-        return [] if token in STOP_IDS else self._spelled([token])
+        if token in STOP_IDS:
+            return []
+        self.by_channel[RAW] += 1
+        return self._spelled([token])
 
     def end(self) -> list[Delta]:
         """Close a message that was cut off; return what never became one."""

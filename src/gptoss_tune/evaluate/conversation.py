@@ -1,16 +1,13 @@
 """A loaded model that answers: one prompt in, text with its channels out, as it comes.
 
-``Answerer`` is what every front asks (the terminal, the server, a page), ``Talk`` a conversation
-that goes on::
+``Answerer`` is what every front asks: the terminal, the server, a page (``chat.talk`` is a
+conversation that goes on)::
 
     answerer = open_answerer(open_evaluated_model("runs/mine"), TrainedAs(), device)
     stream = answerer.stream(answerer.prompt({"messages": [...]}), Sampling())
     for delta in stream:                      # Delta(channel, recipient, text, message)
         print(delta.text, end="")
     stream.ended, stream.messages, stream.tokens
-
-    talk = Talk(answerer, sampling=Sampling(temperature=0))
-    talk.ask("Hello", lambda delta: print(delta.text, end=""))
 
 A row is read and rendered as training reads and renders it, so the model is asked in the context
 that it was trained in. The weights stay packed and the kernels are those of training (``load``).
@@ -20,20 +17,19 @@ One answer is computed at a time; ``should_stop`` ends it between two tokens, fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 
 from gptoss_tune.errors import DataError
+from gptoss_tune.evaluate.answering.sampling import Sampling
 from gptoss_tune.evaluate.channels import ChannelReader, Delta, Ended
-from gptoss_tune.evaluate.generate import Sampling, stream_tokens
+from gptoss_tune.evaluate.generate import stream_tokens
 from gptoss_tune.evaluate.load import EvaluatedModel, load_answering_model
 from gptoss_tune.evaluate.memory import telling_what_helps
 from gptoss_tune.evaluate.prompts import LONGEST_CONTEXT
 from gptoss_tune.evaluate.trained_as import TrainedAs
-from gptoss_tune.harmony.conversation import Conversation, Header, Message
-from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.conversation import Conversation, Message
 from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import Vocabulary, load_vocabulary
@@ -43,23 +39,39 @@ _SOURCE: Final = "the request"
 
 
 class AnswerStream:
-    """One answer in the making: iterate over it once; its attributes tell what was read so far."""
+    """One answer in the making: iterate over it once; its attributes tell what was read so far.
 
-    def __init__(self, tokens: Iterator[int], reader: ChannelReader, longest: int) -> None:
-        """Read ``tokens``, of which ``longest`` may come, with ``reader``."""
-        self._tokens, self._reader, self._longest = tokens, reader, longest
+    Attributes:
+        prompt: The ids that were asked.
+        ids: The generated ones so far, those of an answer that goes on included.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        tokens: Iterator[int],
+        reader: ChannelReader,
+        longest: int,
+        begun: Sequence[int] = (),
+    ) -> None:
+        """Read ``tokens``, of which ``longest`` may come, with ``reader``.
+
+        Args:
+            prompt: What was asked.
+            tokens: Generated ids.
+            reader: A new one.
+            longest: Most that may come.
+            begun: Ids of the same answer that were generated and shown before.
+        """
+        self.prompt, self.ids = list(prompt), list(begun)
+        self._tokens, self._reader, self._longest = tokens, reader, len(begun) + longest
+        for token in begun:
+            reader.take(token)
 
     def __iter__(self) -> Iterator[Delta]:
-        """Yield new text as tokens come.
-
-        Raises:
-            MachineError: The memory of the device, or of the host, was full.
-        """
-        while True:
-            with telling_what_helps():
-                token = next(self._tokens, None)
-            if token is None:
-                break
+        """Yield new text as tokens come."""
+        for token in self._tokens:
+            self.ids.append(token)
             yield from self._reader.take(token)
         yield from self._reader.end()
 
@@ -78,6 +90,11 @@ class AnswerStream:
         return self._reader.tokens
 
     @property
+    def by_channel(self) -> dict[str, int]:
+        """Tokens of the text by channel; what is left of ``tokens`` is headers and ends."""
+        return dict(self._reader.by_channel)
+
+    @property
     def ended(self) -> Ended:
         """Why it ended: ``interrupt`` where neither the model nor its limit did."""
         ended = self._reader.ended()
@@ -89,6 +106,7 @@ class Answerer:
 
     Attributes:
         name: As it was given.
+        context: Tokens that a prompt and its answer may have together.
         trained_as: The effort and date that a prompt gets unless it says otherwise.
     """
 
@@ -97,6 +115,7 @@ class Answerer:
     ) -> None:
         """Answer with ``model``; ``open_answerer`` loads it."""
         self.name, self.trained_as = name, trained_as
+        self.context = LONGEST_CONTEXT
         self._model, self._vocabulary = model, vocabulary
         self._renderers: dict[RenderSettings, Renderer] = {}
 
@@ -127,26 +146,50 @@ class Answerer:
         prompt: Sequence[int],
         sampling: Sampling,
         should_stop: Callable[[], bool] = lambda: False,
+        begun: Sequence[int] = (),
     ) -> AnswerStream:
         """Return the answer to a prompt; it is computed while it is iterated over.
+
+        Iterating raises MachineError where the memory of the device, or of the host, is full.
 
         Args:
             prompt: From ``prompt`` or ``render``.
             sampling: How tokens are drawn, and how many.
             should_stop: Asked before each token.
+            begun: Ids of an answer that was cut off, and goes on where it ended.
 
         Raises:
             DataError: Prompt and answer are longer than the model's context.
         """
-        if len(prompt) + sampling.max_new_tokens > LONGEST_CONTEXT:
-            raise DataError(
-                f"the conversation has {len(prompt):,} tokens; with an answer of up to "
-                f"{sampling.max_new_tokens:,} that is over the {LONGEST_CONTEXT:,} of gpt-oss: "
-                "begin anew, or allow a shorter answer"
-            )
-        tokens = stream_tokens(self._model, prompt, sampling, should_stop)
+        asked = [*prompt, *begun]
+        self._refuse_too_long(len(asked), sampling.max_new_tokens)
+        tokens = self._tokens(asked, sampling, should_stop)
         reader = ChannelReader(self._vocabulary.encoding)
-        return AnswerStream(tokens, reader, sampling.max_new_tokens)
+        return AnswerStream(prompt, tokens, reader, sampling.max_new_tokens, begun)
+
+    def _refuse_too_long(self, prompt: int, answer: int) -> None:
+        """Refuse what the context has no room for.
+
+        Raises:
+            DataError: Prompt and answer together have more tokens than it holds.
+        """
+        if prompt + answer > self.context:
+            raise DataError(
+                f"the conversation has {prompt:,} tokens; with an answer of up to {answer:,} that "
+                f"is over the {self.context:,} of gpt-oss: begin anew, or allow a shorter answer"
+            )
+
+    def _tokens(
+        self, prompt: Sequence[int], sampling: Sampling, should_stop: Callable[[], bool]
+    ) -> Iterator[int]:
+        """Yield generated ids."""
+        tokens = stream_tokens(self._model, prompt, sampling, should_stop)
+        while True:
+            with telling_what_helps():
+                token = next(tokens, None)
+            if token is None:
+                return
+            yield token
 
 
 def open_answerer(
@@ -168,71 +211,3 @@ def open_answerer(
     with telling_what_helps():
         model = load_answering_model(subject, section, device)
     return Answerer(model, vocabulary, subject.name, trained_as)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said, and why it ended.
-
-    Attributes:
-        messages: The messages that were harmony; the last one may be cut.
-        ended: ``stop`` by the model itself, ``call`` by it too, for a tool; ``length`` by
-            ``max_new_tokens``, ``interrupt`` by Ctrl-C or whoever asked to stop.
-    """
-
-    messages: list[Message]
-    ended: Ended
-
-
-@dataclass
-class Talk:
-    """A conversation with a model that goes on.
-
-    Attributes:
-        answerer: Who answers.
-        sampling: How.
-        instructions: Developer instructions, if any.
-        effort: Reasoning effort; ``None``: the answerer's.
-        said: The messages so far.
-    """
-
-    answerer: Answerer
-    sampling: Sampling = field(default_factory=Sampling)
-    instructions: str | None = None
-    effort: Effort | None = None
-    said: list[Message] = field(default_factory=list)
-
-    def ask(
-        self,
-        text: str,
-        show: Callable[[Delta], None],
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> Answer:
-        """Add a user message, generate the answer, and return it.
-
-        Ctrl-C ends the answer alone; what was said of it stays in the conversation. Where nothing
-        was, the question is taken back.
-
-        Args:
-            text: What the user says.
-            show: Called with new text as tokens arrive.
-            should_stop: Asked before each token.
-        """
-        asked = [*self.said, Message(Header("user"), text, 0.0)]
-        conversation = Conversation("the conversation", asked, self.effort)
-        conversation.instructions = self.instructions
-        prompt = self.answerer.render(conversation)
-        stream = self.answerer.stream(prompt, self.sampling, should_stop)
-        ended: Ended | None = None
-        try:
-            for delta in stream:
-                show(delta)
-        except KeyboardInterrupt:
-            ended = "interrupt"
-            for delta in stream.cut():
-                show(delta)
-        ended = ended or stream.ended
-        messages = stream.messages
-        if messages or ended != "interrupt":
-            self.said = [*asked, *messages]
-        return Answer(messages, ended)

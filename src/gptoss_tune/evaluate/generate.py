@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from gptoss_tune.distributed import Ranks
+from gptoss_tune.evaluate.answering.sampling import Sampling
 from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.harmony.vocabulary import ENDOFTEXT
 from gptoss_tune.model.parallel.sharding import gather_nothing
@@ -42,23 +43,6 @@ class Generation:
     temperature: float = 0.0
     batch_size: int = 8
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the tokens of one answer are drawn.
-
-    Attributes:
-        max_new_tokens: Longest answer, chain of thought included.
-        temperature: 0 takes the likeliest token.
-        top_p: Only the likeliest tokens that have this probability together are drawn from.
-        seed: The same draws every time; ``None``: others each time.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
 
 
 class Stopped(Exception):

@@ -8,6 +8,7 @@ another effort only when it is told to.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -59,7 +60,11 @@ def trained_as(subject: EvaluatedModel) -> TrainedAs:
 
     What another tool made has none.
     """
-    folder = subject.checkpoint.path if subject.adapter is None else subject.adapter.path
+    return recorded_as(subject.checkpoint.path if subject.adapter is None else subject.adapter.path)
+
+
+def recorded_as(folder: Path) -> TrainedAs:
+    """Return how a run rendered its data, by the record or the merge report in ``folder``."""
     told = prompts_trained_on(folder)
     known: dict[str, Effort] = {effort: effort for effort in EFFORTS}
     effort = known.get(told.get("reasoning_effort", ""))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,16 +69,26 @@ def write_adapter(
         raise CheckpointError(
             f"{adapter.path}: {server} reads factors of all experts; leave --compact out"
         )
+    if compact and adapter.single:
+        raise CheckpointError(
+            f"{adapter.path}: has factors of single experts, as no run chose them; leave --compact "
+            "out: experts without factors get zeros"
+        )
     if rank is None and (uniform or server == "vllm"):
         rank = largest_rank(adapter)
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         name: shape
         for target in adapter.targets.values()
         for name, shape in _named_shapes(target, rank, target.held if compact else target.experts)
     }
-    specs = tuple(TensorSpec(name, torch.float32, shapes[name]) for name in sorted(shapes))
+    specs = [TensorSpec(name, torch.float32, shape) for name, shape in shapes.items()]
+    for whole in adapter.whole.values():
+        spec = adapter.file.entries[whole.stored].spec
+        specs.append(replace(spec, dtype=torch.float32) if whole.kind == "add" else spec)
+    specs.sort(key=lambda spec: (-spec.dtype.itemsize, spec.name))
     with staged(out) as folder:
-        write_shard(folder, Shard(ADAPTER_WEIGHTS, specs), _factors(adapter, rank, compact=compact))
+        tensors = _tensors(adapter, rank, compact=compact)
+        write_shard(folder, Shard(ADAPTER_WEIGHTS, tuple(specs)), tensors)
         config = to_json(_config(adapter, rank, compact=compact))
         (folder / ADAPTER_CONFIG).write_text(config, encoding="utf-8")
         # The record of the run tells later exports the base and how the adapter was trained.
@@ -98,6 +109,7 @@ def refuse_unreadable(adapter: Adapter, server: Server) -> None:
         )
     if server == "peft":
         return
+    _refuse_for_vllm(adapter)
     for module in adapter.targets:
         partner = _partner(module)
         if partner is not None and partner not in adapter.targets:
@@ -105,13 +117,34 @@ def refuse_unreadable(adapter: Adapter, server: Server) -> None:
                 f"{adapter.path}: has factors for {module} and none for {partner}; vLLM needs both "
                 "projections of the experts: train with both in lora.target_parameters, or merge"
             )
-    if "lm_head" in adapter.targets:
-        raise CheckpointError(
-            f"{adapter.path}: changes lm_head, which vLLM does not adapt for gpt-oss; merge instead"
-        )
     if largest_rank(adapter) > VLLM_RANKS[-1]:
         raise CheckpointError(
             f"{adapter.path}: has rank {largest_rank(adapter)}; vLLM reads at most {VLLM_RANKS[-1]}"
+        )
+
+
+def _refuse_for_vllm(adapter: Adapter) -> None:
+    """Refuse what is no factor of attention or experts: vLLM refuses it, or leaves it out.
+
+    Raises:
+        CheckpointError: With the reason, and the command that merges.
+    """
+    what = None
+    if any(target.dora for target in adapter.targets.values()):
+        what = "rescales rows by DoRA, which vLLM refuses"
+    elif any(whole.kind == "add" for whole in adapter.whole.values()):
+        what = "has biases on B (lora_bias), which vLLM refuses"
+    elif adapter.whole:
+        what = f"holds trained values of {min(adapter.whole)}; vLLM refuses modules_to_save"
+    else:
+        linear = [module for module, target in adapter.targets.items() if not target.experts]
+        other = [module for module in linear if ".self_attn." not in module]
+        if other:
+            what = f"changes {other[0]}, which vLLM does not adapt for gpt-oss"
+    if what is not None:
+        raise CheckpointError(
+            f"{adapter.path}: {what}; merge instead: gptoss-tune merge "
+            f"{shlex.quote(str(adapter.path))} --format bf16 --out DIR"
         )
 
 
@@ -162,14 +195,22 @@ def _partner(module: str) -> str | None:
 
 def _named_shapes(
     target: Target, rank: int | None, experts: int | None
-) -> Iterator[tuple[str, tuple[int, int]]]:
-    rows = (rank or target.rank) * (experts or 1)
-    yield f"{target.key}.lora_A.weight", (rows, target.features[0])
-    yield f"{target.key}.lora_B.weight", (target.features[1], rows)
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    rows, (into, out) = (rank or target.rank) * (experts or 1), target.features
+    a, b = (f"{target.key}.{letter}" for letter in target.letters)
+    yield a, (rows, out if target.embedding else into)
+    yield b, (into if target.embedding else out, rows)
+    if target.dora:
+        yield target.magnitude, (target.features[1],)
 
 
-def _factors(adapter: Adapter, rank: int | None, *, compact: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named factors in PEFT's layout, folded and padded to ``rank`` when it is given."""
+def _tensors(adapter: Adapter, rank: int | None, *, compact: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named tensors in PEFT's layout, factors folded and padded to a given ``rank``."""
+    for whole in adapter.whole.values():
+        trained = adapter.file.read(whole.stored)
+        if whole.kind == "add":  # with the scaling in B, a bias on B has it too
+            trained = trained.float() * (1.0 if rank is None else whole.scaling)
+        yield whole.stored, trained
     for module, target in adapter.targets.items():
         change = adapter.read(module)
         a, b = change.A, change.B
@@ -177,9 +218,13 @@ def _factors(adapter: Adapter, rank: int | None, *, compact: bool) -> Iterator[t
             a, b = _padded(change, rank)
         if compact and target.chosen is not None:
             a, b = a[list(target.chosen)], b[list(target.chosen)]
-        yield f"{target.key}.lora_A.weight", a.flatten(0, 1)
         # [E, out, r] -> [out, r, E] -> columns rank by rank
-        yield f"{target.key}.lora_B.weight", b.permute(1, 2, 0).flatten(1).contiguous()
+        a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
+        pair = (b.T, a.T) if target.embedding else (a, b)
+        for letter, factor in zip(target.letters, pair, strict=True):
+            yield f"{target.key}.{letter}", factor.contiguous()
+        if change.magnitude is not None:
+            yield target.magnitude, change.magnitude
 
 
 def _padded(change: LowRank, rank: int) -> tuple[Tensor, Tensor]:
@@ -197,6 +242,19 @@ def _config(adapter: Adapter, rank: int | None, *, compact: bool) -> dict[str, A
         # How the factors started says nothing of what they are; PEFT would compute the start again.
         config["init_lora_weights"] = True
         config.pop("eva_config", None)
+    if adapter.single:
+        # Their layers are none of the base's: each target by its name, as PEFT finds it.
+        targets = adapter.targets
+        config.update(
+            target_modules=[module for module, target in targets.items() if not target.experts],
+            target_parameters=[module for module, target in targets.items() if target.experts],
+            exclude_modules=None,
+            layers_to_transform=None,
+            layers_pattern=None,
+            use_rslora=False,
+            rank_pattern={module: target.rank for module, target in targets.items()},
+            alpha_pattern={m: target.scaling * target.rank for m, target in targets.items()},
+        )
     if not compact:
         config.pop(CHOSEN_EXPERTS, None)  # those without factors are zeros now
     if adapter.swapped:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from gptoss_tune.weights.adapter import Adapter
 
 NOTICE = "NOTICE"
+LICENCES = ("LICENSE*", "USAGE_POLICY*")
+"""Patterns of the files that say what may be done with weights."""
 COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -37,8 +39,7 @@ COMPANIONS = (
     "*.jinja",
     "additional_chat_templates/*.jinja",
     "generation_config.json",
-    "LICENSE*",
-    "USAGE_POLICY*",
+    *LICENCES,
 )
 """Patterns of the files that travel with weights."""
 _WITHOUT_EFFECT = ("LICENSE", "USAGE_POLICY")
@@ -140,6 +141,15 @@ def copy_companions(
         for name, content in completed.items():
             (out / name).write_bytes(content)
     add_response_template(out)
+    write_notice(base, adapters, out)
+
+
+def write_notice(base: Checkpoint, adapters: Sequence[Adapter], out: Path) -> None:
+    """State in ``NOTICE`` of ``out`` how its weights differ from the base's.
+
+    Raises:
+        MachineError: The disk is full or cannot be written.
+    """
     text = notice_of(base.companions)
     names = (a.config.get("base_model_name_or_path") for a in adapters)
     name = next((name for name in names if name), None) or base.name

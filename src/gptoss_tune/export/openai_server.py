@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from gptoss_tune.display import HIDDEN, one_line, without_credentials
@@ -31,6 +31,7 @@ _LONGEST_PAUSE_S = 60.0
 _LOADING = (429, 503)
 LARGEST_ANSWER = 1 << 20  # bytes
 _LONGEST_WORDS = 200
+_Told = TypeVar("_Told")
 
 
 @dataclass
@@ -86,9 +87,20 @@ class OpenAIServer:
             urllib.error.HTTPError: It answers with another status than 200.
             MachineError: It does not answer, or with something that is no JSON.
         """
+        return self.patiently(
+            lambda: post(self.address, wanted, key=self.key, timeout_s=self.timeout_s)
+        )
+
+    def patiently(self, ask: Callable[[], _Told]) -> _Told:
+        """Return what ``ask`` returns, asking again while the server loads.
+
+        Raises:
+            urllib.error.HTTPError: It answers with another status than 200.
+            MachineError: It does not answer, or with something that is no JSON.
+        """
         while True:
             try:
-                return post(self.address, wanted, key=self.key, timeout_s=self.timeout_s)
+                return ask()
             except urllib.error.HTTPError as error:
                 pause = _pause(error)
                 if error.code not in _LOADING or self._waited_s + pause > _LOADING_S:
@@ -114,7 +126,7 @@ class OpenAIServer:
 
     def odd(self, expected: str, answer: Any) -> MachineError:
         """Return the error of an answer that has another shape than ``expected``."""
-        if isinstance(answer, dict) and "choices" not in answer and (words := _words(answer)):
+        if isinstance(answer, dict) and "choices" not in answer and (words := words_in(answer)):
             return self.no_answer(f'it says: "{words}"')
         said = one_line(json.dumps(answer, ensure_ascii=False))[:_LONGEST_WORDS]
         return self.no_answer(f"expected {expected}; it answers {said}")
@@ -184,21 +196,38 @@ def post(
         ValueError: It is no JSON, or too large.
         OSError, http.client.HTTPException: There is no answer.
     """
-    headers = {"content-type": "application/json"}
-    if key is not None:
-        headers["authorization"] = f"Bearer {key}"
-    data = None if wanted is None else json.dumps(dict(wanted)).encode()
-    request = urllib.request.Request(address, data=data, headers=headers)
-    opener = urllib.request.build_opener(_NoRedirect)
 
     def ask() -> bytes:
-        with opener.open(request, timeout=timeout_s) as response:
+        with opened(address, wanted, key=key, timeout_s=timeout_s) as response:
             raw = response.read(LARGEST_ANSWER + 1)
         if len(raw) > LARGEST_ANSWER:
             raise ValueError(f"more than {LARGEST_ANSWER} bytes")
         return raw
 
     return parse(_within(timeout_s, ask))
+
+
+def opened(
+    address: str, wanted: Mapping[str, Any] | None, *, key: str | None, timeout_s: float
+) -> http.client.HTTPResponse:
+    """Return the response to one question, of which nothing is read yet; close it.
+
+    Args:
+        address: Where it is asked.
+        wanted: Its fields; ``None``: it is asked with none.
+        key: Bearer token; ``None`` sends none.
+        timeout_s: For each piece of it.
+
+    Raises:
+        urllib.error.HTTPError: The status is not 200; a redirection is none.
+        OSError, http.client.HTTPException: There is no answer.
+    """
+    headers = {"content-type": "application/json"}
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    data = None if wanted is None else json.dumps(dict(wanted)).encode()
+    request = urllib.request.Request(address, data=data, headers=headers)
+    return urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_s)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -258,13 +287,13 @@ def said_with(error: urllib.error.HTTPError, key: str | None = None) -> str:
     if key:
         raw = raw.replace(key.encode(), HIDDEN.encode())  # before it is cut short
     try:
-        words = _words(parse(raw))
+        words = words_in(parse(raw))
     except ValueError:
         words = one_line(" ".join(raw.decode("utf-8", "replace").split()))[:_LONGEST_WORDS]
     return f'HTTP {error.code}, it says: "{words}"' if words else f"HTTP {error.code}"
 
 
-def _words(answer: Any) -> str:
+def words_in(answer: Any) -> str:
     """Return the message in an error as the servers write it; empty where there is none."""
     for key in ("error", "message", "detail"):
         value = answer.get(key) if isinstance(answer, dict) else None

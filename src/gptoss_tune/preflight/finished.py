@@ -12,7 +12,7 @@ from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
 from gptoss_tune.run.record import read_record, record_of_adapter
 from gptoss_tune.weights.adapter_config import read_adapter_config
 from gptoss_tune.weights.config import read_config
-from gptoss_tune.weights.foreign import dead_link, file_for_a_folder
+from gptoss_tune.weights.layouts.foreign import dead_link, file_for_a_folder
 from gptoss_tune.weights.sources import (
     adapter_folder,
     base_name,

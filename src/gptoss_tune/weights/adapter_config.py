@@ -29,6 +29,7 @@ from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.recipe.recipe import chosen_count
 from gptoss_tune.recipe.schema import LoraSection
 from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.weights.adapters.kinds import refuse_other_kinds
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -43,20 +44,11 @@ ExpertChoice = Mapping[int, tuple[int, ...]]
 """Numbers of experts, ascending, by the number of their layer."""
 
 _LARGEST_RANK = 65_536
-_MERGE_IT = (
-    "merge it with PEFT instead (PeftModel.from_pretrained(model, DIR).merge_and_unload(), then "
-    "save_pretrained) and use the result as a base"
+_CONVERT_PICKLE = (
+    'python -c "import torch; from safetensors.torch import save_file; '
+    "w = torch.load('adapter_model.bin', map_location='cpu', weights_only=True); "
+    "save_file({n: t.contiguous() for n, t in w.items()}, 'adapter_model.safetensors')\""
 )
-_REFUSED = {
-    "use_dora": f"DoRA rescales each row of the merged weight, which B A alone is not; {_MERGE_IT}",
-    "lora_bias": "a bias on B belongs to no tensor of the base",
-    "modules_to_save": f"these are whole trained modules beside the factors; {_MERGE_IT}",
-    "trainable_token_indices": f"new token rows are no low-rank change; {_MERGE_IT}",
-    "layer_replication": "replicated layers make another architecture",
-    "fan_in_fan_out": "gpt-oss stores its linear weights as [out, in]",
-    "megatron_config": "it has PEFT import a module that this file names",
-    "corda_config": "it has PEFT unpickle a file that this file names",
-}
 _LIST = (list, type(None))
 # What is read here, with its kinds.
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -69,6 +61,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "alpha_pattern": (dict, type(None)),
     "eva_config": (dict, type(None)),  # of the start of the factors, which is behind them
     "use_rslora": (bool, type(None)),
+    "use_dora": (bool, type(None)),
+    "lora_bias": (bool, type(None)),
+    "modules_to_save": _LIST,
+    "trainable_token_indices": (list, dict, type(None)),
     "base_model_name_or_path": (str, type(None)),
     "revision": (str, type(None)),
     "peft_version": (str, type(None)),
@@ -77,9 +73,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _WITHOUT_EFFECT = {
     "peft_type", "task_type", "r", "lora_alpha", "bias", "auto_mapping", "inference_mode",
     "lora_dropout", "qalora_group_size", "megatron_core", "ensure_weight_tying",
+    "init_lora_weights", "lora_ga_config", "loftq_config",
 }  # fmt: skip
-# Starts that set the factors alone; the others change the base, and the factors mean that base.
-_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 _NAME = re.compile(r"\w{1,100}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 _LIBRARIES = ("transformers.", "peft.", "gptoss_tune.")
@@ -109,27 +104,40 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """
     file = inside(folder, ADAPTER_CONFIG, f"{folder}: has")
     config = read_object(file)
-    if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"{file}: peft_type is {config.get('peft_type')!a}; expected 'LORA'")
-    for option, reason in _REFUSED.items():
-        if config.get(option):
-            shown = ascii(config[option])[:60]
-            raise CheckpointError(f"{file}: {option} is {shown}: {reason}; refused")
-    if config.get("bias", "none") != "none":
-        raise CheckpointError(f"{file}: bias is {config['bias']!a}; expected 'none'")
+    refuse_other_kinds(file, config)
     _check_numbers(file, config)
     _check_options(file, config)
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        pickle = folder / "adapter_model.bin"
-        if pickle.exists():
-            raise CheckpointError(
-                f"{pickle}: is a pickle file, which can run code when it is read; expected "
-                f"{ADAPTER_WEIGHTS}, save the adapter with safe_serialization"
-            )
-        raise CheckpointError(
-            f"{folder / ADAPTER_WEIGHTS}: no such file; the adapter is incomplete"
-        )
+    _refuse_other_files(folder)
     return config
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Refuse weights that are not in the one file that PEFT reads."""
+    parts = sorted(folder.glob("adapter_model-*.safetensors"))
+    parts += sorted(folder.glob(f"{ADAPTER_WEIGHTS}.index.json"))
+    there = (folder / ADAPTER_WEIGHTS).is_file()
+    if parts:
+        beside = f" beside {ADAPTER_WEIGHTS}" if there else ""
+        raise CheckpointError(
+            f"{parts[0]}: is a part of an adapter{beside}; PEFT reads {ADAPTER_WEIGHTS} alone. "
+            "Save it in one file (save_pretrained with max_shard_size above its size) or keep the "
+            "files of one adapter"
+        )
+    if there:
+        return
+    pickle = folder / "adapter_model.bin"
+    if pickle.exists():
+        raise CheckpointError(
+            f"{pickle}: is a pickle file, which can run code when it is read; expected "
+            f"{ADAPTER_WEIGHTS}. Save the adapter with safe_serialization, or convert it where it "
+            f"may run code: {_CONVERT_PICKLE}"
+        )
+    if (folder / "adapters.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder / 'adapters.safetensors'}: is written by mlx-lm; fuse it there (mlx_lm.fuse "
+            "--dequantize) and use the result as a base"
+        )
+    raise CheckpointError(f"{folder / ADAPTER_WEIGHTS}: no such file; the adapter is incomplete")
 
 
 def _check_numbers(file: Path, config: dict[str, Any]) -> None:
@@ -155,7 +163,7 @@ def _check_options(file: Path, config: dict[str, Any]) -> None:
     for option, kinds in _KINDS.items():
         value = config.get(option)
         entries = value if isinstance(value, list) else ()
-        inner = int if option == "layers_to_transform" else str
+        inner = int if option in ("layers_to_transform", "trainable_token_indices") else str
         if not isinstance(value, kinds) or not all(isinstance(entry, inner) for entry in entries):
             raise CheckpointError(f"{file}: {option} is {ascii(value)[:60]}; PEFT writes no such")
     layers = config.get("layers_pattern") or []
@@ -164,13 +172,6 @@ def _check_options(file: Path, config: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"{file}: layers_pattern is {pattern[:60]!a}; expected a name such as 'layers'"
             )
-    start = config.get("init_lora_weights")
-    if start not in _PLAIN_STARTS:
-        raise CheckpointError(
-            f"{file}: init_lora_weights is {ascii(start)[:60]}, which changed the base before the "
-            "training; save the adapter converted to plain LoRA (PEFT: "
-            "path_initial_model_for_weight_conversion)"
-        )
     mapping = config.get("auto_mapping") or {}
     library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
     if mapping and not (isinstance(library, str) and library.startswith(_LIBRARIES)):
@@ -184,7 +185,7 @@ def _check_options(file: Path, config: dict[str, Any]) -> None:
             f"{file}: revision is {ascii(revision)[:60]}; expected a commit, tag or branch, or "
             "give the base with --base and --revision"
         )
-    known = {*_KINDS, *_REFUSED, *_WITHOUT_EFFECT, "init_lora_weights", CHOSEN_EXPERTS}
+    known = {*_KINDS, *_WITHOUT_EFFECT, CHOSEN_EXPERTS}
     unknown = sorted(option for option, value in config.items() if value and option not in known)
     if unknown:
         raise CheckpointError(

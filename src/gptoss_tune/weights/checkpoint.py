@@ -11,10 +11,11 @@ warning and fills them with random numbers.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights.config import QUANTIZATION_CONFIG, check_companions, read_config
 from gptoss_tune.weights.fingerprint import content_hash, unhashed_bytes
-from gptoss_tune.weights.foreign import without_weights
 from gptoss_tune.weights.layouts.experts import StackedExperts
+from gptoss_tune.weights.layouts.foreign import without_weights
 from gptoss_tune.weights.layouts.openai_config import is_openais_config
 from gptoss_tune.weights.layouts.translation import translated
 from gptoss_tune.weights.names import INDEX_NAME, SINGLE_NAME, ExpertFormat, expected_shapes
@@ -87,6 +88,12 @@ class Checkpoint:
         self._hashed: str | None = None
         self._check_tensors()
 
+    def with_files(self, files: Mapping[str, SafetensorsFile]) -> Checkpoint:
+        """Return this checkpoint with some of its tensors read from other files, by name."""
+        changed = copy.copy(self)
+        changed._file_of = {**self._file_of, **files}
+        return changed
+
     def names(self) -> list[str]:
         """Return every tensor's name in the order of the model."""
         return sorted(self._file_of, key=natural_order)
@@ -122,6 +129,10 @@ class Checkpoint:
     def is_stored(self, name: str) -> bool:
         """Return whether a file holds the bytes of ``name`` as they are read."""
         return isinstance(self._file(name), SafetensorsFile)
+
+    def source_of(self, name: str) -> SafetensorsFile | StackedExperts:
+        """Return what ``name`` is read from: a file, or stacks that are made while read."""
+        return self._file(name)
 
     def file_of(self, name: str) -> SafetensorsFile:
         """Return the file that holds ``name``, to copy its bytes as they are."""

@@ -21,7 +21,7 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG
-from gptoss_tune.weights.foreign import quantised_otherwise, without_config
+from gptoss_tune.weights.layouts.foreign import quantised_otherwise, without_config
 from gptoss_tune.weights.layouts.openai_config import in_transformers_words, is_openais_config
 
 ARCHITECTURE = "GptOssForCausalLM"

@@ -23,7 +23,12 @@ from gptoss_tune.weights.adapter_config import (
     find_adapter,
     read_adapter_config,
 )
-from gptoss_tune.weights.foreign import dead_link, file_for_a_folder, holds_a_model, without_config
+from gptoss_tune.weights.layouts.foreign import (
+    dead_link,
+    file_for_a_folder,
+    holds_a_model,
+    without_config,
+)
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_FILES = (

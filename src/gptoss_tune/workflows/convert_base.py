@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.merge.merge import MAX_SHARD_SIZE, MergeOptions
 from gptoss_tune.export.merge.merge import merge as write_merged
+from gptoss_tune.export.merge.options import MergeOptions
 from gptoss_tune.export.verify.verify import Verification
 from gptoss_tune.export.verify.verify import verify as inspect_written
 from gptoss_tune.files.atomic import refuse_existing
 from gptoss_tune.weights.checkpoint import Checkpoint, open_any_layout
+from gptoss_tune.weights.write import MAX_SHARD_SIZE
 from gptoss_tune.workflows.finished_run import Merged
 
 

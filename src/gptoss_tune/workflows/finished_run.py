@@ -10,15 +10,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.hub.files import collect
 from gptoss_tune.export.hub.name import check_name
 from gptoss_tune.export.hub.push import check_push
 from gptoss_tune.export.hub.push import push as upload
-from gptoss_tune.export.merge.merge import MAX_SHARD_SIZE, MergeOptions
 from gptoss_tune.export.merge.merge import merge as write_merged
+from gptoss_tune.export.merge.options import MergeFormat, MergeOptions, merge_options
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.export.verify.verify import verify as inspect_merged
 from gptoss_tune.files.atomic import refuse_existing
@@ -112,11 +112,11 @@ def merge(
     adapters: Adapters,
     out: str | Path,
     *,
-    format: Literal["bf16", "mxfp4"] = "bf16",
+    format: MergeFormat = "bf16",
     base: str | Path | None = None,
     revision: str | None = None,
     other_base: bool = False,
-    max_shard_size: int = MAX_SHARD_SIZE,
+    max_shard_size: int | None = None,
     device: str = "cpu",
     min_survival: float | None = None,
     accept_loss: bool = False,
@@ -127,11 +127,12 @@ def merge(
     Args:
         adapters: What is merged; ``[]``: nothing, ``base`` is written in another format.
         out: Folder to create; a merge that was stopped goes on when it is asked for again.
-        format: Layout of the experts in the result.
+        format: Layout of the experts in the result; ``gguf`` has those of ``mxfp4`` and
+            ``gguf-bf16`` those of ``bf16``, in the file of llama.cpp.
         base: Another base than the adapters name; ``revision`` is its own on the Hub.
         revision: See ``base``.
         other_base: Accept a base with other weights than trained on.
-        max_shard_size: Bytes of one file at most.
+        max_shard_size: Bytes of one file at most; ``None``: the usual ones, 5 GB, of a GGUF 45 GB.
         device: Where the arithmetic runs.
         min_survival: Share of the change that MXFP4 must keep; ``None``: what the recipes ask for.
         accept_loss: Write MXFP4 even where less survives.
@@ -145,8 +146,8 @@ def merge(
     out = Path(out)
     refuse_existing(out)
     checkpoint, weighted = open_adapters(adapters, base, revision, other_base=other_base)
-    options = MergeOptions(
-        expert_format=format,
+    options = merge_options(
+        format,
         max_shard_size=max_shard_size,
         device=device,
         min_survival=strictest_survival(weighted) if min_survival is None else min_survival,

@@ -8,7 +8,7 @@ import time
 import openai
 import pytest
 
-from gptoss_tune.evaluate.conversation import Talk
+from gptoss_tune.chat.talk import Talk
 from gptoss_tune.evaluate.generate import Sampling
 from gptoss_tune.evaluate.server.app import served_name
 from gptoss_tune.evaluate.server.serve import ModelServer, welcome

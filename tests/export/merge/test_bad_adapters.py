@@ -63,16 +63,19 @@ def test_weights_that_cannot_be_trusted(base, adapter_copy, tmp_path, lab, case)
 
 
 CONFIGS = {
-    "use_dora": (True, "DoRA rescales each row of the merged weight"),
-    "lora_bias": (True, "a bias on B"),
-    "bias": ("all", "expected 'none'"),
-    "modules_to_save": (["lm_head"], "whole trained modules .* merge it with PEFT instead"),
+    "use_dora": (True, "PEFT has no DoRA for target_parameters"),
+    "lora_bias": (True, "promises a bias on B of .*q_proj, and the file has none"),
+    "bias": ("all", "biases of the base were trained beside the factors; expected 'none'"),
+    "modules_to_save": (["lm_head"], "1 of 1 tensors that modules_to_save promises are missing"),
+    "layer_replication": ([[0, 2], [1, 2]], "another architecture"),
+    "use_qalora": (True, "pools its inputs in groups"),
+    "alora_invocation_tokens": ([200006], "acts on the tokens after its invocation alone"),
     "init_lora_weights": ("pissa", "changed the base before the training"),
     "peft_type": ("LOHA", "expected 'LORA'"),
     "r": (0, "expected a positive number"),
     "lora_alpha": ("16", "expected a positive number"),
     "rank_pattern": ({}, "factors of rank 3, adapter_config.json says 4"),
-    "target_modules": (["embed_tokens"], "cannot be merged"),
+    "target_modules": (["router"], "adapts through target_parameters alone"),
 }
 
 

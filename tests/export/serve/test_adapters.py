@@ -2,20 +2,21 @@
 
 import json
 import re
-import shlex
 
 import peft
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.serve.adapter_names import adapter_names, served_base_name
-from gptoss_tune.export.serve.adapters import read_bundle
-from gptoss_tune.export.serve.lora_memory import divides_evenly, slot_bytes
+from gptoss_tune.export.serve.adapters.bundle import beside, read_bundle
+from gptoss_tune.export.serve.adapters.names import adapter_names, served_base_name
+from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
+from gptoss_tune.export.serve.served import Served
+from gptoss_tune.export.serve.sizes.lora import slot_bytes
+from gptoss_tune.export.serve.vllm import vllm_arguments
 
 PROMPT = [[200006, 1428, 200008, 40, 41, 42, 200007]]
 OF_20B = {
@@ -127,30 +128,34 @@ def test_what_vllm_reads_is_what_peft_computes(bundle, base, several, chosen, la
     assert (served - wanted).norm() < 1e-4 * (wanted - untuned).norm()
 
 
-def options(words, name):
-    start = words.index(name) + 1
-    found = words[start:]
+def values(words, name):
+    """The values of an option that may have several."""
+    found = words[words.index(name) + 1 :]
     return found[: next((i for i, w in enumerate(found) if w.startswith("--")), len(found))]
 
 
-def test_flags_of_the_server(bundle, base, several):
-    script = (bundle[0] / "serve.sh").read_text()
+def test_flags_of_the_server(bundle, bundles, listings, base, several):
+    files = {name: (bundle[0] / name).read_text() for name in ("serve.sh", "compose.yaml")}
     assert (bundle[0] / "serve.sh").stat().st_mode & 0o111
-    assert 'cd "$(dirname "$0")"' in script
-    words = shlex.split(script.replace("\\\n", " ").splitlines()[-1])
-    compose = yaml.safe_load((bundle[0] / "compose.yaml").read_text())["services"]["model"]
-    for command, folder in ((words, "adapters"), (compose["command"], "/adapters")):
-        assert options(command, "--max-lora-rank") == ["16"]
-        assert options(command, "--max-loras") == options(command, "--max-cpu-loras") == ["4"]
-        assert options(command, "--served-model-name") == ["base"]
-        modules = [json.loads(each) for each in options(command, "--lora-modules")]
+    assert 'cd "$(dirname "$0")"' in files["serve.sh"].splitlines()
+    (words,) = bundles.words(files["serve.sh"])
+    service = bundles.service(files)
+    for command, folder in ((words, "adapters"), (service["command"], f"{BUNDLE_MOUNT}/adapters")):
+        assert values(command, "--max-lora-rank") == ["16"]
+        assert values(command, "--max-loras") == values(command, "--max-cpu-loras") == ["4"]
+        assert values(command, "--served-model-name") == ["base"]
+        modules = [json.loads(each) for each in values(command, "--lora-modules")]
         assert modules == [
             {"name": name, "path": f"{folder}/{name}", "base_model_name": "base"}
             for name in (*several, "chosen")
         ]
         assert "--enable-lora" in command and "--enable-expert-parallel" not in command
+        for version in ("vllm-0.33.0", "vllm-0.31.0"):
+            assert bundles.flag_mistakes(command, listings[version]) == []
     assert words[:3] == ["vllm", "serve", str(base)]
-    assert compose["volumes"] == [f"{base}:/models/base:ro", "./adapters:/adapters:ro"]
+    assert f"{base}:/models/base:ro" in service["volumes"]
+    assert f"./adapters:{BUNDLE_MOUNT}/adapters:ro" in service["volumes"]
+    assert service["environment"]["HF_HUB_OFFLINE"] == "1"
 
 
 def test_what_the_bundle_tells(bundle, base, several):
@@ -163,7 +168,8 @@ def test_what_the_bundle_tells(bundle, base, several):
     page = (out / "README.md").read_text()
     for name in ("base", *several):
         assert f"| `{name}` |" in page
-    assert "because of sql (rank 9) all slots are 2 times as large" in printed
+    assert "gptoss-tune verify --bundle . --served http://localhost:8000" in page
+    assert "because of sql (rank 9) every slot is 2 times as large" in printed
     assert "clients ask for: base, support, sql, tone, chosen" in printed
     read = read_bundle(out)
     assert read.base_name == "base" and read.base == str(base)
@@ -175,7 +181,7 @@ def test_fewer_slots_than_adapters(base, several, tmp_path):
     printed = bundled(base, several, tmp_path / "out", "--max-loras", "1")
     words = (tmp_path / "out" / "serve.sh").read_text()
     assert "--max-loras 1 " in words and "--max-cpu-loras 3" in words
-    assert "1 slots of rank 16" in printed
+    assert "--max-loras 1 of rank 16" in printed
 
 
 @pytest.mark.parametrize(
@@ -294,7 +300,17 @@ def test_memory_of_a_slot():
     assert slot_bytes(OF_20B, 8, 4, packed=True, by_expert=True) == 24 * spread * 16
 
 
-@pytest.mark.parametrize("gpus, evenly", [(1, True), (2, True), (4, False), (8, False)])
-def test_gpus_over_which_blocks_and_factors_are_cut_alike(gpus, evenly):
-    assert divides_evenly(OF_20B, gpus, packed=True) == evenly
-    assert divides_evenly(OF_20B, gpus, packed=False)
+def test_whole_experts_are_divided_where_rows_would_be_cut_differently(base, dense_base, lab):
+    """The tiny base has 2 key-value heads, so two GPUs."""
+    for path, packed in ((base, True), (dense_base, False)):
+        adapters = {
+            "experts": lab.adapter(path, path.parent / f"{path.name}-e", seed=8),
+            "attention": lab.adapter(path, path.parent / f"{path.name}-a", target_parameters=None),
+        }
+        for name, by_expert in (("experts", packed), ("attention", False)):
+            checkpoint, opened = lab.open(path, adapters[name])
+            for gpus in (1, 2):
+                options = Served("the-base", str(path), 4096, gpus)
+                served = beside(options, checkpoint, {name: opened[0].adapter})
+                wanted = by_expert and gpus > 1
+                assert ("--enable-expert-parallel" in vllm_arguments(served, "m")) == wanted

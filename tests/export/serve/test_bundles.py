@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import subprocess
 from dataclasses import replace
 
@@ -14,10 +13,9 @@ from typer.testing import CliRunner
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.serve.bundle import TARGETS, notes, write_bundle
+from gptoss_tune.export.serve.deployment.adapters import Adapters
 from gptoss_tune.export.serve.served import Served
 
-# Compose specification, services top-level element.
-COMPOSE = {"image", "ports", "volumes", "ipc", "deploy", "command", "environment"}
 # Azure ML CLI v2: reference-yaml-endpoint-online and reference-yaml-deployment-managed-online.
 ENDPOINT = {"$schema", "name", "description", "tags", "auth_mode", "identity", "traffic"}
 DEPLOYMENT = {
@@ -30,73 +28,37 @@ PROBE = {"initial_delay", "period", "timeout", "success_threshold", "failure_thr
 REQUEST = {"request_timeout_ms", "max_concurrent_requests_per_instance", "max_queue_wait_ms"}
 
 
-@pytest.fixture
-def served(merged):
-    return Served(name="my-model", path=str(merged), context=4096, gpus=2)
-
-
-def bundle(served, target, out):
-    names = write_bundle(served, target, out)
-    files = {name: (out / name).read_text() for name in names}
-    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == names
-    return files
-
-
-def words(script):
-    """The commands of a script as the shell would split them."""
-    lines = script.replace("\\\n", " ").splitlines()
-    assert lines[:2] == ["#!/bin/sh", "set -e"]
-    return [shlex.split(line) for line in lines[2:]]
-
-
-def option(command, name):
-    return command[command.index(name) + 1]
-
-
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_target_names_the_model(served, target, tmp_path, merged):
-    files = bundle(served, target, tmp_path / "out")
+def test_every_target_names_the_model(bundles, served, target, tmp_path, merged):
+    files = bundles.write(served, target, tmp_path / "out")
     text = "\n".join(files.values())
     assert str(merged) in text
+    assert "latest" not in text.replace("azureedge.net/latest", "")
     assert target == "transformers" or "my-model" in text
     for name in files:
         if name.endswith(".sh"):
             assert (tmp_path / "out" / name).stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize("target", ["vllm", "sglang", "triton-server", "nim"])
-def test_compose_files_follow_the_specification(served, target, tmp_path, merged):
-    compose = yaml.safe_load(bundle(served, target, tmp_path / "out")["compose.yaml"])
-    assert set(compose) == {"services"}
-    (service,) = compose["services"].values()
-    assert set(service) <= COMPOSE
-    assert f"{merged}:/models/my-model:ro" in service["volumes"]
-    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
-    assert device == {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
-    told = json.dumps([service["command"], service.get("environment")])
-    assert "/models/my-model" in told or target == "triton-server"
-    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-
-
-def test_vllm_command(served, tmp_path, merged):
-    (command,) = words(bundle(served, "vllm", tmp_path / "out")["serve.sh"])
+def test_vllm_command(bundles, served, tmp_path, merged):
+    (command,) = bundles.words(bundles.write(served, "vllm", tmp_path / "out")["serve.sh"])
     assert command[:3] == ["vllm", "serve", str(merged)]
-    assert option(command, "--served-model-name") == "my-model"
-    assert option(command, "--max-model-len") == "4096"
-    assert option(command, "--tensor-parallel-size") == "2"
-    assert option(command, "--tool-call-parser") == "openai"
+    assert bundles.option(command, "--served-model-name") == "my-model"
+    assert bundles.option(command, "--max-model-len") == "4096"
+    assert bundles.option(command, "--tensor-parallel-size") == "2"
+    assert bundles.option(command, "--tool-call-parser") == "openai"
 
 
-def test_servers_listen_on_this_machine_alone(served, tmp_path):
+def test_servers_listen_on_this_machine_alone(bundles, served, tmp_path):
     for target in ("vllm", "sglang", "transformers"):
-        (command,) = words(bundle(served, target, tmp_path / target)["serve.sh"])
-        assert option(command, "--host") == "127.0.0.1"
+        (command,) = bundles.words(bundles.write(served, target, tmp_path / target)["serve.sh"])
+        assert bundles.option(command, "--host") == "127.0.0.1"
 
 
 @pytest.mark.parametrize("target", ["vllm", "sglang", "nim"])
-def test_a_server_that_others_reach_wants_a_key(served, target, tmp_path):
+def test_a_server_that_others_reach_wants_a_key(bundles, served, target, tmp_path):
     others = replace(served, host="0.0.0.0")
-    files = bundle(others, target, tmp_path / "out")
+    files = bundles.write(others, target, tmp_path / "out")
     key = "SGLANG_API_KEY" if target == "sglang" else "VLLM_API_KEY"
     assert f"${{{key}:?" in files["compose.yaml"]
     assert yaml.safe_load(files["compose.yaml"])["services"]["model"]["ports"] == [
@@ -106,73 +68,35 @@ def test_a_server_that_others_reach_wants_a_key(served, target, tmp_path):
     if target == "nim":
         return
     script = tmp_path / "out" / "serve.sh"
-    stub = tmp_path / ("vllm" if target == "vllm" else "python")
-    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub = tmp_path / ("vllm" if target == "vllm" else "python3")
+    stub.write_text('#!/bin/sh\necho "$@" "$TIKTOKEN_ENCODINGS_BASE"\n')
     stub.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     refused = subprocess.run([script], env=environment, capture_output=True, text=True)
     assert refused.returncode != 0 and "the key that clients must send" in refused.stderr
     started = subprocess.run([script], env={**environment, key: "k y"}, capture_output=True)
     assert started.returncode == 0 and b"0.0.0.0" in started.stdout
+    assert str(tmp_path / "out/vocabulary").encode() in started.stdout
     assert target == "vllm" or b"--api-key k y" in started.stdout
 
 
-@pytest.mark.parametrize("target", ["transformers", "triton-server"])
+@pytest.mark.parametrize("target", ["transformers", "triton-server", "tensorrt-llm"])
 def test_a_server_without_keys_is_not_opened_to_others(served, target, tmp_path):
     with pytest.raises(CheckpointError, match="asks nobody for a key"):
         write_bundle(replace(served, host="0.0.0.0"), target, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-RELEASE = {
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131_072,
-}
-
-
-@pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16, 32, 64])
-def test_gpus_that_divide_the_heads(gpus):
-    assert Served("model", "x", gpus=gpus, config=RELEASE)
-
-
-@pytest.mark.parametrize("gpus", [3, 5, 6, 7, 12, 24, 128])
-def test_gpus_that_do_not_divide_the_heads(gpus):
-    with pytest.raises(CheckpointError, match="expected one of 1, 2, 4, 8, 16, 32, 64"):
-        Served("model", "x", gpus=gpus, config=RELEASE)
-    with pytest.raises(CheckpointError, match="64 attention heads and 8"):
-        Served("model", "x", gpus=gpus)
-
-
-def test_a_context_beyond_the_models_is_refused():
-    assert Served("model", "x", context=131_072, config=RELEASE)
-    with pytest.raises(CheckpointError, match="the model reads at most 131072 tokens"):
-        Served("model", "x", context=131_073, config=RELEASE)
-    with pytest.raises(CheckpointError, match="at most 4096"):
-        Served("model", "x", config={**RELEASE, "max_position_embeddings": 4096})
-
-
-@pytest.mark.parametrize("gpus, instance", [(1, "NC40ads"), (2, "NC80adis"), (8, "ND96isr")])
-def test_the_instance_of_azure_has_the_gpus_that_are_asked_of_it(gpus, instance, tmp_path):
-    served = Served("model", "x", gpus=gpus, config=RELEASE)
-    files = bundle(served, "azure-ml", tmp_path / "out")
-    assert instance in yaml.safe_load(files["deployment.yaml"])["instance_type"]
-    entry = files["environment/Dockerfile"].splitlines()[1].removeprefix("ENTRYPOINT ")
-    assert option(json.loads(entry), "--tensor-parallel-size") == str(gpus)
-
-
-def test_azure_has_no_instance_of_sixteen_gpus(tmp_path):
-    with pytest.raises(CheckpointError, match="have 1, 2, 4, 8"):
-        write_bundle(Served("model", "x", gpus=16), "azure-ml", tmp_path / "out")
-
-
-def test_nim_takes_what_nim_2_reads(served, tmp_path):
-    text = bundle(served, "nim", tmp_path / "out")["compose.yaml"]
+def test_nim_takes_what_nim_2_reads(bundles, served, tmp_path):
+    text = bundles.write(served, "nim", tmp_path / "out")["compose.yaml"]
     service = yaml.safe_load(text)["services"]["model"]
-    assert service["environment"] == {"NIM_MODEL_PATH": "/models/my-model"}
-    assert option(service["command"], "--served-model-name") == "my-model"
-    assert option(service["command"], "--tensor-parallel-size") == "2"
-    assert service["image"].startswith("${NIM_LLM_IMAGE:?")
+    assert service["environment"]["NIM_MODEL_PATH"] == "/models/my-model"
+    assert bundles.option(service["command"], "--served-model-name") == "my-model"
+    assert bundles.option(service["command"], "--tensor-parallel-size") == "2"
+    assert service["image"].startswith("nvcr.io/nim/nvidia/model-free-nim:2.")
+    other = replace(served, image="nvcr.io/nim/nvidia/model-free-nim:2.1.6")
+    text = bundles.write(other, "nim", tmp_path / "other")["compose.yaml"]
+    assert yaml.safe_load(text)["services"]["model"]["image"] == other.image
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -185,30 +109,14 @@ def test_what_a_user_has_to_set_is_said(merged, target, tmp_path):
     for variable in re.findall(r"\$\{(\w+):\?", text):
         assert variable in done.output
     assert "YY.MM" not in text
-    assert (
-        "latest"
-        not in text.replace("schemas.azureedge.net/latest", "").replace(
-            "azuremlschemas.azureedge.net/latest", ""
-        )
-        or "latest" in done.output
-    )
 
 
-def test_sglang_and_transformers_commands(served, tmp_path, merged):
-    (command,) = words(bundle(served, "sglang", tmp_path / "a")["serve.sh"])
-    assert option(command, "--model-path") == str(merged)
-    assert option(command, "--reasoning-parser") == "gpt-oss"
-    (command,) = words(bundle(served, "transformers", tmp_path / "b")["serve.sh"])
+def test_sglang_and_transformers_commands(bundles, served, tmp_path, merged):
+    (command,) = bundles.words(bundles.write(served, "sglang", tmp_path / "a")["serve.sh"])
+    assert bundles.option(command, "--model-path") == str(merged)
+    assert bundles.option(command, "--reasoning-parser") == "gpt-oss"
+    (command,) = bundles.words(bundles.write(served, "transformers", tmp_path / "b")["serve.sh"])
     assert command[:3] == ["transformers", "serve", str(merged)]
-    # Every option exists in the installed command.
-    import inspect
-
-    from transformers.cli.serve import Serve
-
-    known = inspect.signature(Serve.__init__).parameters
-    for word in command[3:]:
-        if word.startswith("--"):
-            assert word[2:].replace("-", "_") in known
 
 
 def model_config_class():
@@ -238,8 +146,8 @@ def model_config_class():
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("ModelConfig"))
 
 
-def test_triton_model_repository(served, tmp_path):
-    files = bundle(served, "triton-server", tmp_path / "out")
+def test_triton_model_repository(bundles, served, tmp_path):
+    files = bundles.write(served, "triton-server", tmp_path / "out")
     config = text_format.Parse(
         files["model_repository/my-model/config.pbtxt"], model_config_class()()
     )
@@ -250,8 +158,8 @@ def test_triton_model_repository(served, tmp_path):
     assert engine["model"] == "/models/my-model" and engine["tensor_parallel_size"] == 2
 
 
-def test_azure_endpoint_and_deployment(served, tmp_path, merged):
-    files = bundle(served, "azure-ml", tmp_path / "out")
+def test_azure_endpoint_and_deployment(bundles, served, tmp_path, merged):
+    files = bundles.write(served, "azure-ml", tmp_path / "out")
     endpoint, deployment = (yaml.safe_load(files[f"{n}.yaml"]) for n in ("endpoint", "deployment"))
     assert set(endpoint) <= ENDPOINT and set(deployment) <= DEPLOYMENT
     assert endpoint["$schema"].endswith("managedOnlineEndpoint.schema.json")
@@ -264,19 +172,24 @@ def test_azure_endpoint_and_deployment(served, tmp_path, merged):
     routes = deployment["environment"]["inference_config"]
     assert set(routes) == {"liveness_route", "readiness_route", "scoring_route"}
     assert all(set(route) == {"port", "path"} for route in routes.values())
-    entry = files["environment/Dockerfile"].splitlines()[1].removeprefix("ENTRYPOINT ")
+    entry = files["environment/Dockerfile"].splitlines()[-1].removeprefix("ENTRYPOINT ")
     # Azure mounts the folder under its own name below model_mount_path.
     assert json.loads(entry)[:3] == ["vllm", "serve", f"/models/{merged.name}"]
 
 
-def test_adapters_go_to_vllm_alone(merged, tmp_path):
-    adapter = Served("my-model", "openai/gpt-oss-20b", adapter=(tmp_path / "lora", 16))
-    (command,) = words(bundle(adapter, "vllm", tmp_path / "out")["serve.sh"])
+def test_adapters_go_to_vllm_alone(bundles, merged, tmp_path):
+    beside = Adapters({"my-model": 9}, rank=16, slots=1, slot_bytes=1)
+    adapter = Served("the-base", "openai/gpt-oss-20b", adapters=beside)
+    files = bundles.write(adapter, "vllm", tmp_path / "out")
+    (command,) = bundles.words(files["serve.sh"])
     assert command[2] == "openai/gpt-oss-20b"
-    assert option(command, "--max-lora-rank") == "16"
-    module = json.loads(option(command, "--lora-modules"))
-    assert module == {"name": "my-model", "path": str(tmp_path / "lora")}
-    with pytest.raises(CheckpointError, match="merge first"):
+    assert bundles.option(command, "--max-lora-rank") == "16"
+    module = json.loads(bundles.option(command, "--lora-modules"))
+    assert module["name"] == "my-model" and module["path"] == "adapters/my-model"
+    service = bundles.service(files)
+    assert service["environment"]["HF_HUB_OFFLINE"] == "0"  # the base is looked up in the cache
+    assert service["volumes"][0].startswith("${HF_HOME:-") and "openai" not in service["volumes"][0]
+    with pytest.raises(CheckpointError, match=r"my-model: sglang is not known .*; merge first"):
         write_bundle(adapter, "sglang", tmp_path / "other")
 
 
@@ -321,7 +234,7 @@ def test_names_that_a_target_would_refuse(name):
         Served(name, "model")
 
 
-def test_commands(base, adapter, merged, tmp_path):
+def test_commands(bundles, base, adapter, merged, tmp_path):
     run = CliRunner().invoke
     arguments = ["serve-config", str(merged), "--target", "vllm", "--name", "tuned"]
     result = run(app, [*arguments, "--out", str(tmp_path / "bundle")])
@@ -330,9 +243,10 @@ def test_commands(base, adapter, merged, tmp_path):
     arguments = ["serve-config", str(adapter), "--target", "vllm", "--name", "tuned"]
     result = run(app, [*arguments, "--base", str(base), "--out", str(tmp_path / "lora")])
     assert result.exit_code == 0, result.output
-    (command,) = words((tmp_path / "lora" / "serve.sh").read_text())
-    assert json.loads(option(command, "--lora-modules"))["path"] == str(tmp_path / "lora/adapter")
-    config = json.loads((tmp_path / "lora/adapter/adapter_config.json").read_text())
+    (command,) = bundles.words((tmp_path / "lora" / "serve.sh").read_text())
+    module = json.loads(bundles.option(command, "--lora-modules"))
+    assert module == {"name": "tuned", "path": "adapters/tuned", "base_model_name": "tuned-base"}
+    config = json.loads((tmp_path / "lora/adapters/tuned/adapter_config.json").read_text())
     assert config["rank_pattern"] == {}
     refused = run(app, ["serve-config", str(tmp_path), "--target", "vllm", "--out", "x"])
     assert isinstance(refused.exception, CheckpointError)

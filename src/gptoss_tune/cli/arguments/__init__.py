@@ -121,6 +121,15 @@ class ExpertFormat(StrEnum):
     bf16 = "bf16"
 
 
+class MergeFormat(StrEnum):
+    """What a merge writes: the layout of the experts, and in a GGUF or as safetensors."""
+
+    bf16 = "bf16"
+    mxfp4 = "mxfp4"
+    gguf = "gguf"
+    gguf_bf16 = "gguf-bf16"
+
+
 def path_and_weight(text: str) -> tuple[str, float]:
     """Return an adapter and its weight of ``PATH`` or ``PATH=WEIGHT``.
 

@@ -24,6 +24,7 @@ class Reader(StrEnum):
     peft = "peft"
     vllm = "vllm"
     sglang = "sglang"
+    llama_cpp = "llama.cpp"
 
 
 def adapter(
@@ -146,6 +147,8 @@ def _write_one(
 
     source, out = one
     refuse_existing(out)
+    if reader is Reader.llama_cpp:
+        _refuse_useless_for_llama_cpp(uniform=uniform, compact=compact)
     look_at_adapters([source], base, revision)
     from gptoss_tune.export.adapter_formats import serve_command, write_adapter
     from gptoss_tune.weights import open_checkpoint
@@ -155,7 +158,13 @@ def _write_one(
         base, revision = base_name([source])
     checkpoint = open_checkpoint(base, revision, translate=True)
     opened = open_adapter(source, checkpoint, other_base=other_base, repair=repair, translate=True)
-    write_adapter(opened, out, reader.value, uniform=uniform, compact=compact)
+    if reader is Reader.llama_cpp:
+        from gptoss_tune.export.gguf.lora import serve_lora_command, write_lora
+
+        command = serve_lora_command(write_lora(opened, out), opened, checkpoint.expert_format)
+    else:
+        write_adapter(opened, out, reader.value, uniform=uniform, compact=compact)
+        command = serve_command(opened, out, reader.value, checkpoint.expert_format)
     if opened.swapped:
         typer.echo(
             f"the factors were swapped, as PEFT {SWAPPING_PEFT} saved them; the copy is right"
@@ -163,7 +172,7 @@ def _write_one(
     if compact and opened.choice is not None:
         typer.echo(f"gptoss-tune reads {visible(str(out))}; PEFT refuses it by its shapes")
         return
-    for line in serve_command(opened, out, reader.value, checkpoint.expert_format).splitlines():
+    for line in command.splitlines():
         typer.echo(visible(line))
     if checkpoint.renamed:
         typer.echo(visible(f"other programs need a copy of the base: {checkpoint.convert_command}"))
@@ -180,7 +189,7 @@ def _write_bundle(
     repair: bool,
 ) -> None:
     """Write several adapters with the files that serve them."""
-    from gptoss_tune.export.serve.adapter_names import adapter_names, served_base_name
+    from gptoss_tune.export.serve.adapters.names import adapter_names, served_base_name
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.preflight.finished import look_at_adapters_of_one_base
 
@@ -191,27 +200,43 @@ def _write_bundle(
             f"is {max_loras}, of {len(names)} adapters; expected at most as many",
             param_hint="--max-loras",
         )
-    found, revision = look_at_adapters_of_one_base(names, *base, other_base=other_base)
-    from gptoss_tune.export.serve.adapters import Beside, open_adapters, write_adapters
     from gptoss_tune.export.serve.served import Served
-    from gptoss_tune.weights import open_checkpoint
 
     gpus, context, host = server
-    checkpoint = open_checkpoint(found, revision)
-    served = Served(
-        served_base_name(found, list(names)),
-        found,
-        context,
-        gpus,
-        host=host,
-        config=checkpoint.config,
+    found, revision = look_at_adapters_of_one_base(names, *base, other_base=other_base)
+    options = Served(served_base_name(found, list(names)), found, context, gpus, host=host)
+    from gptoss_tune.export.serve.adapters.bundle import (
+        adapter_notes,
+        beside,
+        open_adapters,
+        write_adapters,
     )
+    from gptoss_tune.export.serve.bundle import notes
+    from gptoss_tune.weights import open_checkpoint
+
+    checkpoint = open_checkpoint(found, revision)
     adapters = open_adapters(names, checkpoint, other_base=other_base, repair=repair)
-    slots = max_loras or len(adapters)
-    packed = checkpoint.expert_format == "mxfp4"
-    beside = Beside(adapters, slots, served, packed, revision)
-    files = write_adapters(beside, checkpoint, out)
-    for note in beside.notes():
+    served = beside(options, checkpoint, adapters, slots=max_loras, revision=revision)
+    files = write_adapters(served, checkpoint, adapters, out)
+    for note in [*adapter_notes(served, adapters), *notes(served, "vllm")]:
         typer.echo(visible(note))
     typer.echo(f"clients ask for: {', '.join([served.name, *names])}")
     typer.echo(visible(f"{out}: {', '.join(files)}"))
+
+
+def _refuse_useless_for_llama_cpp(*, uniform: bool, compact: bool) -> None:
+    """Refuse options that change nothing in a GGUF file of factors.
+
+    Raises:
+        typer.BadParameter: With the reason.
+    """
+    if uniform:
+        raise typer.BadParameter(
+            "llama.cpp scales each tensor by its own rank, and the scale is folded as it is; leave "
+            "it out",
+            param_hint="--uniform",
+        )
+    if compact:
+        raise typer.BadParameter(
+            "llama.cpp reads factors of all experts; leave it out", param_hint="--compact"
+        )

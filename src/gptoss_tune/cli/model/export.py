@@ -12,7 +12,7 @@ from gptoss_tune.cli.arguments import (
     AsJson,
     BasePath,
     Device,
-    ExpertFormat,
+    MergeFormat,
     OtherBase,
     Revision,
     path_and_weight,
@@ -21,6 +21,8 @@ from gptoss_tune.cli.arguments import (
 )
 from gptoss_tune.cli.model.verify import print_checks, print_left_out
 from gptoss_tune.display import visible
+from gptoss_tune.error_hints import missing_extra
+from gptoss_tune.errors import MachineError
 from gptoss_tune.terminal import WORST_SHOWN, next_commands
 
 if TYPE_CHECKING:
@@ -43,14 +45,22 @@ def merge(
     out: Annotated[Path, typer.Option(help="Folder to create.")],
     adapters: AdapterPath = None,
     format: Annotated[
-        ExpertFormat, typer.Option(help="Layout of the experts in the result.")
-    ] = ExpertFormat.bf16,
+        MergeFormat,
+        typer.Option(
+            help="Layout of the experts in the result; gguf: those of mxfp4, gguf-bf16: those of "
+            "bf16, in the file of llama.cpp, Ollama and LM Studio."
+        ),
+    ] = MergeFormat.bf16,
     base: BasePath = None,
     revision: Revision = None,
     other_base: OtherBase = False,
     max_shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Largest file: bytes, or 5GB, 500MB, 2GiB.")
-    ] = "5GB",
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Largest file: bytes, or 5GB, 500MB, 2GiB; default: 5GB, of a GGUF 45GB.",
+        ),
+    ] = None,
     device: Device = "cpu",
     min_survival: Annotated[
         float | None,
@@ -85,20 +95,22 @@ def merge(
 
     refuse_revision_of_nothing(base, revision)
     refuse_existing(out)
-    largest = size_in_bytes(max_shard_size)
+    largest = None if max_shard_size is None else size_in_bytes(max_shard_size)
+    if format in (MergeFormat.gguf, MergeFormat.gguf_bf16) and (extra := missing_extra("gguf")):
+        raise MachineError(f"--format {format.value}: {extra}")
     named = [path_and_weight(text) for text in adapters or ()]
     look_at_adapters([path for path, _ in named], base, revision)
-    from gptoss_tune.export.merge.merge import MergeOptions
+    from gptoss_tune.export.merge.options import merge_options
     from gptoss_tune.workflows import finished_run
     from gptoss_tune.workflows.calibrate import merge_calibrated
 
     calibration = _calibration(
-        calibrate, calibrate_steps, adapters or [], out, format.value, accept_loss=accept_loss
+        calibrate, calibrate_steps, adapters or [], out, format, accept_loss=accept_loss
     )
     checkpoint, weighted = finished_run.open_adapters(named, base, revision, other_base=other_base)
     asked = finished_run.strictest_survival(weighted) if min_survival is None else min_survival
-    options = MergeOptions(
-        expert_format=format.value,
+    options = merge_options(
+        format.value,
         max_shard_size=largest,
         device=device,
         min_survival=asked,
@@ -123,7 +135,7 @@ def merge(
     _print_merged(done, format, [path for path, _ in named])
 
 
-def _print_merged(done: Merged, expert_format: ExpertFormat, merged: list[str]) -> None:
+def _print_merged(done: Merged, format: MergeFormat, merged: list[str]) -> None:
     """Print what was written, what was added to it and what was checked, and what comes next."""
     if "completed" in done.report:
         added = ", ".join(done.report["completed"])
@@ -132,7 +144,7 @@ def _print_merged(done: Merged, expert_format: ExpertFormat, merged: list[str]) 
         print_survival(done.report["survival"])
     if done.verification is not None:
         print_checks(done.verification)
-    typer.echo(f"{done.folder}: {expert_format.value}, {done.report['bytes'] / 1e9:.2f} GB")
+    typer.echo(f"{done.folder}: {format.value}, {done.report['bytes'] / 1e9:.2f} GB")
     for line in next_commands(_after_merging(str(done.folder), merged)):
         typer.echo(visible(line))
 
@@ -156,7 +168,7 @@ def _calibration(
     steps: int | None,
     adapters: list[str],
     out: Path,
-    expert_format: str,
+    format: MergeFormat,
     *,
     accept_loss: bool,
 ) -> Calibration | None:
@@ -177,9 +189,9 @@ def _calibration(
                 param_hint="--calibrate-steps",
             )
         return None
-    if expert_format != "mxfp4":
+    if format not in (MergeFormat.mxfp4, MergeFormat.gguf):
         raise typer.BadParameter(
-            f"--format {expert_format} loses nothing; use it with --format mxfp4",
+            f"--format {format.value} loses nothing; use it with --format mxfp4 or gguf",
             param_hint=hint,
         )
     if accept_loss:

@@ -22,6 +22,7 @@ class ServeTarget(StrEnum):
     sglang = "sglang"
     transformers = "transformers"
     triton_server = "triton-server"
+    tensorrt_llm = "tensorrt-llm"
     azure_ml = "azure-ml"
     nim = "nim"
 
@@ -41,17 +42,30 @@ def serve_config(
     host: Annotated[
         str, typer.Option(help="Address to listen on; another than this machine's needs a key.")
     ] = "127.0.0.1",
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="GPU that it is served on, such as h100-80gb; refused if too small."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Container image with tag or digest instead of the pinned one."),
+    ] = None,
     base: BasePath = None,
     revision: Revision = None,
 ) -> None:
     """Write the commands and files that serve a model."""
     from gptoss_tune.export.serve.bundle import notes, write_bundle
     from gptoss_tune.export.serve.served import Served
+    from gptoss_tune.export.serve.sizes.memory import stored_bytes
     from gptoss_tune.files.atomic import refuse_existing
+    from gptoss_tune.plan.gpus import card
     from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
 
     refuse_revision_of_nothing(base, revision)
     refuse_existing(out)
+    # What needs no weights is refused before torch is imported.
+    kind = card(gpu) if gpu else None
+    options = Served(name, source, context, gpus, host=host, gpu=kind, image=image)
     if (Path(source) / "config.json").is_file():
         look_at_model(source)
     else:
@@ -64,11 +78,11 @@ def serve_config(
                 f"{source} is a whole model, which needs no base; leave it out", param_hint="--base"
             )
         checkpoint = open_checkpoint(source)  # a damaged folder is refused here, not by the server
-        served = Served(name, source, context, gpus, host=host, config=checkpoint.config)
+        weights, experts = stored_bytes(checkpoint)
+        served = replace(options, config=checkpoint.config, weights=weights, expert_weights=experts)
         files = write_bundle(served, target.value, out)
     else:
-        options = Served(name, base or "", context, host=host)
-        served, files = _adapter_bundle(source, target, out, options, gpus, base, revision)
+        served, files = _adapter_bundle(source, target, out, options, base, revision)
     for note in notes(served, target.value):
         typer.echo(note)
     typer.echo(f"{out}: {', '.join(files)}")
@@ -79,35 +93,32 @@ def _adapter_bundle(
     target: ServeTarget,
     out: Path,
     options: Served,
-    gpus: int,
     base: str | None,
     revision: str | None,
 ) -> tuple[Served, list[str]]:
     """Write a bundle for base + adapter, with the adapter in the server's form inside it."""
-    from gptoss_tune.export.adapter_formats import (
-        VLLM_RANKS,
-        largest_rank,
-        refuse_unreadable,
-        write_adapter,
+    from gptoss_tune.export.serve.adapters.bundle import (
+        adapter_notes,
+        beside,
+        open_adapters,
+        write_adapters,
     )
-    from gptoss_tune.export.serve.bundle import write_bundle
+    from gptoss_tune.export.serve.bundle import bundle_files
     from gptoss_tune.weights import open_checkpoint
-    from gptoss_tune.weights.adapter import open_adapter
     from gptoss_tune.weights.sources import base_name
 
     if base is None:
         base, revision = base_name([source])
     checkpoint = open_checkpoint(base, revision)
-    adapter = open_adapter(source, checkpoint)
-    rank = next((r for r in VLLM_RANKS if r >= largest_rank(adapter)), VLLM_RANKS[-1])
-    served = replace(
-        options, path=base, gpus=gpus, adapter=(out / "adapter", rank), config=checkpoint.config
-    )
-    if target is ServeTarget.vllm:  # another one serves no adapter, which write_bundle says
-        refuse_unreadable(adapter, "vllm")
-    files = write_bundle(served, target.value, out)
-    write_adapter(adapter, out / "adapter", "vllm")
-    return served, [*files, "adapter/"]
+    adapters = open_adapters({options.name: source}, checkpoint)
+    named = replace(options, path=base, name=f"{options.name[:27]}-base")
+    served = beside(named, checkpoint, adapters, revision=revision)
+    if target is not ServeTarget.vllm:
+        bundle_files(served, target.value)  # says that it serves no adapter
+    files = write_adapters(served, checkpoint, adapters, out)
+    for note in adapter_notes(served, adapters):
+        typer.echo(note)
+    return served, files
 
 
 def push(

@@ -30,12 +30,18 @@ if TYPE_CHECKING:
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A merged checkpoint.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="A merged checkpoint; none with --bundle.")
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
             help="What was merged: run, adapter or its Hub name, PATH or PATH=WEIGHT; repeatable."
         ),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="What `adapter --bundle` wrote: each of its names is asked for."),
     ] = None,
     base: BasePath = None,
     revision: Revision = None,
@@ -59,6 +65,7 @@ def verify(
 ) -> None:
     """Check that a merged checkpoint, or a server of it, holds what was trained.
 
+    With --bundle: that a server gives each adapter under its name, and the base under its own.
     Exit code 4: it cannot be told whether the server has the tuned model.
     """
     from gptoss_tune.files.atomic import to_json
@@ -70,6 +77,20 @@ def verify(
             raise typer.BadParameter(
                 f"'{value}' of which server? it needs --served URL", param_hint=option
             )
+    if bundle is not None:
+        _refuse_beside_bundle(folder, adapter, served_name)
+        _verify_bundle(
+            bundle,
+            served,
+            api_key_env,
+            (base, revision),
+            other_base=other_base,
+            device=device,
+            as_json=as_json,
+        )
+        return
+    if folder is None:
+        raise typer.BadParameter("name a merged checkpoint, or --bundle", param_hint="FOLDER")
     named = [path_and_weight(text) for text in adapter or ()]
     look_at_adapters([path for path, _ in named], base, revision)
     if not folder.is_dir():
@@ -108,6 +129,62 @@ def verify(
     result.require()
 
 
+def _refuse_beside_bundle(
+    folder: Path | None, adapter: list[str] | None, served_name: str | None
+) -> None:
+    """Refuse what names a second thing to verify beside a bundle."""
+    others = (("FOLDER", folder), ("--adapter", adapter), ("--served-name", served_name))
+    for option, value in others:
+        if value:
+            raise typer.BadParameter(
+                "a bundle has its own adapters and names; leave it out", param_hint=option
+            )
+
+
+def _verify_bundle(
+    folder: Path,
+    url: str | None,
+    api_key_env: str | None,
+    other: tuple[str | None, str | None],
+    *,
+    other_base: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Ask a server for every name of a bundle, and print whether each is what it should be."""
+    from gptoss_tune.files.atomic import to_json
+    from gptoss_tune.preflight.finished import look_at_model
+
+    if url is None:
+        raise typer.BadParameter(
+            "the files of a bundle were checked when it was written; to ask its server give "
+            "--served URL",
+            param_hint="--bundle",
+        )
+    from gptoss_tune.export.serve.adapters.bundle import open_adapters, read_bundle
+    from gptoss_tune.export.verify.served_adapters import ask_each, local_answers, verify_each
+    from gptoss_tune.export.verify.verify import Verification
+    from gptoss_tune.weights import open_checkpoint
+
+    told = read_bundle(folder)
+    base, revision = (told.base, told.revision) if other[0] is None else (other[0], other[1])
+    look_at_model(base, revision)
+    checkpoint = open_checkpoint(base, revision)
+    places = {name: str(place) for name, place in told.adapters.items()}
+    adapters = open_adapters(places, checkpoint, other_base=other_base)
+    # The server first: one that is not there is known before the weights are read.
+    answers = ask_each(_server(url, told.base_name, api_key_env), [told.base_name, *adapters])
+    checks = verify_each(
+        answers, local_answers(checkpoint, told.base_name, adapters, device=device)
+    )
+    result = Verification(str(folder), tuple(checks))
+    if as_json:
+        sys.stdout.write(to_json(result.as_dict()))
+    else:
+        print_checks(result)
+    result.require()
+
+
 def _server(url: str, model: str, api_key_env: str | None) -> CompletionsServer:
     """Return the server to ask, with the key that a variable of the environment holds."""
     from gptoss_tune.export.verify.completions import CompletionsServer
@@ -139,6 +216,13 @@ def print_checks(result: Verification) -> None:
             table.add_row(Text(visible(target.module)), f"{target.delta_norm:.4g}", *shares)
         console.print(table)
         print_left_out(console, len(result.targets), "changed weights")
+    for kinds in [check.figures["kinds"] for check in result.checks if "kinds" in check.figures]:
+        table = Table("tensors", "count", "type", "compared", "max difference")
+        for line in kinds:
+            furthest = f"{line['max_difference']:.3g}"
+            about = (line["kind"], str(line["tensors"]), line["type"], line["compared"], furthest)
+            table.add_row(*about)
+        console.print(table)
     table = Table("check", "", "")
     for check in result.checks:
         answer = Text(words[check.passed], style=colours[check.passed])

@@ -3,7 +3,8 @@
 Legend: E experts, H hidden, I intermediate; ``in`` and ``out`` of a projection. Released experts
 lie as ``[E, out, in]``, transformers' dense ones as ``[E, in, out]``.
 
-Attention and dense experts add ``scaling * B @ A`` as a matrix product. Experts that go to MXFP4
+Attention and dense experts add ``scaling * B @ A`` as a matrix product; DoRA then brings the rows
+of a linear weight to their lengths. Experts that go to MXFP4
 use ``merged_expert_reference`` of the kernels instead, whose fixed order of sums is the one that
 merge-aware training rounds: the exported bytes are then the weights that were trained.
 """
@@ -44,8 +45,7 @@ def added(
         weight = base.read_rows(spec.name, start, stop).to(device).float()
         for change in changes:
             if len(spec.shape) == 2:
-                part = change.B[0, start:stop].to(device) @ change.A[0].to(device)
-                weight += part.mul_(change.scaling)
+                weight = change.to(device).add_rows(weight, start)
             else:
                 for part in _parts(change, start, stop):
                     weight[part] += _delta(change, start, part, device).transpose(1, 2)

@@ -1,7 +1,17 @@
-"""NVIDIA NIM 2: a compose file for the model-free container."""
+"""NVIDIA NIM 2: a compose file for the model-free container.
+
+Its probes are those of NVIDIA's API reference of NIM LLM 2: ``/v1/health/ready`` answers once the
+model is loaded.
+"""
 
 from __future__ import annotations
 
+from gptoss_tune.export.serve.deployment import images
+from gptoss_tune.export.serve.deployment.files import (
+    VOCABULARY,
+    VOCABULARY_VARIABLE,
+)
+from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
 from gptoss_tune.export.serve.served import KEYS, MODEL_MOUNT, Served
 from gptoss_tune.export.serve.texts import compose_value, required, yaml_text
 from gptoss_tune.export.serve.vllm import vllm_arguments
@@ -13,11 +23,19 @@ def nim(served: Served) -> dict[str, str]:
     NIM 2 takes the folder in ``NIM_MODEL_PATH`` and the engine's own arguments as the command; the
     variables of NIM 1 for name, length and GPUs are gone.
     """
-    image = required("NIM_LLM_IMAGE", "the model-free image of NIM 2, see the NGC catalog")
+    image = served.image or images.NIM.reference
     model = f"{MODEL_MOUNT}/{served.name}"
     command = vllm_arguments(served, model)[1:]  # the model's path is a variable here
-    if served.open_to_others:
-        command += ["--api-key", required(KEYS["nim"])]
-    compose = compose_value(served, image, command)
-    compose["services"]["model"]["environment"] = {"NIM_MODEL_PATH": model}
+    command += ["--api-key", required(KEYS["nim"])]
+    compose = compose_value(
+        served,
+        image,
+        command,
+        environment={
+            "NIM_MODEL_PATH": model,
+            VOCABULARY_VARIABLE: f"{BUNDLE_MOUNT}/{VOCABULARY}",
+        },
+        volumes=[f"./{VOCABULARY}:{BUNDLE_MOUNT}/{VOCABULARY}:ro"],
+        health="/v1/health/ready",
+    )
     return {"compose.yaml": yaml_text(compose)}

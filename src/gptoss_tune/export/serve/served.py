@@ -1,30 +1,40 @@
 """A model to serve, and what the parts of a bundle must agree on.
 
-GPUs and heads, context and model, name and address are checked here, because servers find out after
-minutes of loading. A server listens on this machine alone unless an address is given; then it wants
-a key.
+GPUs and heads, context and model, memory, image, name and address are checked here, because servers
+find out after minutes of loading. A server listens on this machine alone unless an address is
+given; then it wants a key.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.serve.deployment import places
+from gptoss_tune.export.serve.deployment.adapters import Adapters
+from gptoss_tune.export.serve.sizes.memory import USED_FRACTION, Need, gib, need
+from gptoss_tune.plan.gpus import GPUS, Gpu
 
-MODEL_MOUNT = "/models"
+MODEL_MOUNT = places.MODEL_MOUNT
 """Where a container finds the model."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = "0.0.0.0"  # inside a container, whose port is published where ``host`` says
-PORT = 8000
+PORT = places.PORT
 KEYS = {"vllm": "VLLM_API_KEY", "sglang": "SGLANG_API_KEY", "nim": "VLLM_API_KEY"}
 """The variable that holds the key which clients must send, of the targets that know keys."""
+MOST_GPUS = 8
+"""GPUs of one machine: a bundle starts one server on one machine."""
 
 _CONTEXT = 131_072  # of gpt-oss where a configuration does not say
 _SAFE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]")  # Azure's rule, the strictest
+_IMAGE = re.compile(
+    r"[a-z0-9][a-z0-9._:/-]*(?::[A-Za-z0-9_][\w.-]*|@sha256:[0-9a-f]{64})", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -32,44 +42,64 @@ class Served:
     """A model to serve.
 
     Attributes:
-        name: The name under which clients ask for it.
-        path: Folder of the merged checkpoint, or the base's name when ``adapter`` is set.
+        name: The name under which clients ask for it, beside ``adapters`` for the base alone.
+        path: Folder of the merged checkpoint, or the base's name or folder beside ``adapters``.
         context: Longest prompt and answer together, in tokens.
         gpus: GPUs that share the weights.
-        adapter: Folder of an adapter in vLLM's form, with its rank, or None.
+        adapters: Adapters that are served beside it, or None.
         host: Address that the server listens on.
         config: The model's ``config.json``.
+        weights: Bytes of all its tensors, 0 where they are not known.
+        expert_weights: Bytes of the experts' tensors among them.
+        gpu: The GPU that it is served on, or None where it is not said.
+        image: Image with tag or digest that replaces the pinned one, or None.
     """
 
     name: str
     path: str
     context: int = 32_768
     gpus: int = 1
-    adapter: tuple[Path, int] | None = None
+    adapters: Adapters | None = None
     host: str = LOOPBACK[0]
     config: Mapping[str, Any] = field(default_factory=dict)
+    weights: int = 0
+    expert_weights: int = 0
+    gpu: Gpu | None = None
+    image: str | None = None
 
     @property
     def open_to_others(self) -> bool:
         """Whether others than this machine can reach the server."""
         return self.host not in LOOPBACK
 
+    @property
+    def needed(self) -> Need | None:
+        """What each GPU needs, or None where the weights are not known."""
+        if not self.weights:
+            return None
+        found = need(
+            self.config,
+            weights=self.weights,
+            expert_weights=self.expert_weights,
+            context=self.context,
+            gpus=self.gpus,
+        )
+        beside = 0 if self.adapters is None else self.adapters.bytes_on_gpu
+        return replace(found, weights=found.weights + beside)
+
+    @property
+    def host_memory_gib(self) -> int:
+        """Memory of the machine that a container may use, in GiB.
+
+        The weights once, as a server may read them before it moves them to the GPUs, 16 GiB of
+        shared memory, and 16 for each GPU's process: no measurement, a bound against a leak.
+        """
+        return math.ceil(self.weights / 2**30) + 16 + 16 * self.gpus
+
     def __post_init__(self) -> None:
-        """Refuse a name that a target would refuse, and what the model cannot do."""
-        longest = self.config.get("max_position_embeddings", _CONTEXT)
-        if self.context > longest:
-            raise CheckpointError(
-                f"--context is {self.context}; the model reads at most {longest} tokens"
-            )
-        heads = self.config.get("num_attention_heads", 64)
-        shared = self.config.get("num_key_value_heads", 8)
-        fitting = [n for n in range(1, heads + 1) if _divides(n, heads, shared)]
-        if self.gpus not in fitting:
-            raise CheckpointError(
-                f"--gpus is {self.gpus}; each GPU takes the same number of the model's {heads} "
-                f"attention heads and {shared} key-value heads: expected one of "
-                f"{', '.join(map(str, fitting))}"
-            )
+        """Refuse a name that a target would refuse, and what the model or the GPU cannot do."""
+        _refuse_sizes(self)
+        _refuse_gpu(self)
         if not re.fullmatch(r"[\w.:-]+", self.host, re.ASCII):
             raise CheckpointError(f"--host is '{self.host}'; expected an address such as 0.0.0.0")
         if not _SAFE_NAME.fullmatch(self.name):
@@ -77,11 +107,56 @@ class Served:
                 f"--name is '{self.name}'; expected 3 to 32 letters, digits and dashes, a letter "
                 "first: endpoints and model repositories use it"
             )
+        if self.image is not None and (
+            not _IMAGE.fullmatch(self.image) or self.image.endswith(":latest")
+        ):
+            raise CheckpointError(
+                f"--image is '{self.image}'; expected a tag or a digest that names one release, "
+                "such as vllm/vllm-openai:v0.31.0 or NAME@sha256:DIGEST"
+            )
 
 
-def _divides(gpus: int, heads: int, key_value_heads: int) -> bool:
-    """Return whether heads divide evenly over GPUs; few key-value heads are copied to several."""
-    return heads % gpus == 0 and (key_value_heads % gpus == 0 or gpus % key_value_heads == 0)
+def _refuse_sizes(served: Served) -> None:
+    """Refuse a context and a number of GPUs that the model does not allow.
+
+    vLLM gives each GPU ``key-value heads // GPUs`` of them, so more GPUs than key-value heads leave
+    none (vLLM 0.33.0, ``gpt_oss.py``); experts need no such rule, their blocks are rounded up.
+    """
+    longest = served.config.get("max_position_embeddings", _CONTEXT)
+    if served.context > longest:
+        raise CheckpointError(
+            f"--context is {served.context}; the model reads at most {longest} tokens"
+        )
+    heads = served.config.get("num_attention_heads", 64)
+    shared = served.config.get("num_key_value_heads", 8)
+    fitting = [n for n in range(1, MOST_GPUS + 1) if heads % n == 0 and shared % n == 0]
+    if served.gpus not in fitting:
+        raise CheckpointError(
+            f"--gpus is {served.gpus}; the GPUs are of one machine, and each takes the same number "
+            f"of the model's {heads} attention heads and {shared} key-value heads: expected one of "
+            f"{', '.join(map(str, fitting))}"
+        )
+
+
+def _refuse_gpu(served: Served) -> None:
+    """Refuse a GPU that the servers do not run on, or that does not hold the model."""
+    gpu = served.gpu
+    if gpu is None:
+        return
+    if not gpu.has_bf16 or gpu.model == "mi300x":
+        reason = "has no bf16" if not gpu.has_bf16 else "is no NVIDIA GPU, which the images are for"
+        raise CheckpointError(f"--gpu is {gpu.name}, which {reason}; choose another")
+    needed = served.needed
+    if needed is None or needed.fits(gpu.memory_bytes):
+        return
+    enough = [one.name for one in GPUS if one.has_bf16 and needed.fits(one.memory_bytes)]
+    raise CheckpointError(
+        f"--gpu is {gpu.name} with {gib(gpu.memory_bytes)}, of which a server takes "
+        f"{USED_FRACTION:.0%}; each of {served.gpus} needs {gib(needed.weights)} for weights and "
+        f"{gib(needed.request)} for one request of {served.context} tokens: choose more --gpus, a "
+        "smaller --context, merge with --format mxfp4, or "
+        + (f"one of {', '.join(enough)}" if enough else "no single GPU is large enough")
+    )
 
 
 def local(served: Served) -> str:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from gptoss_tune.export.serve.deployment.health import (
+    FAILURES,
+    LIVE_PERIOD_S,
+    loading_s,
+    probe_command,
+)
+from gptoss_tune.export.serve.deployment.kubernetes import Workload, kubernetes_files
+from gptoss_tune.export.serve.deployment.places import SHARED_MEMORY_GB
+from gptoss_tune.export.serve.deployment.yaml_text import yaml_text
 from gptoss_tune.export.serve.served import LOOPBACK, MODEL_MOUNT, PORT, Served, local
+
+__all__ = ["compose_value", "published", "required", "script", "workload", "yaml_text"]
 
 
 def required(name: str, what: str = "the key that clients must send") -> str:
@@ -23,36 +32,111 @@ def published(served: Served, port: int) -> str:
     return f"{host}:{port}:{port}"
 
 
-def compose_value(served: Served, image: str, command: list[str]) -> dict[str, Any]:
-    """Return a compose file with one service on all GPUs, the model mounted read-only."""
-    service: dict[str, Any] = {
-        "image": image,
-        "ports": [published(served, PORT)],
-        "volumes": [f"{local(served)}:{MODEL_MOUNT}/{served.name}:ro"],
-        "ipc": "host",
+def compose_value(
+    served: Served,
+    image: str,
+    command: list[str],
+    *,
+    entrypoint: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    volumes: Sequence[str] = (),
+    health: str = "/health",
+    keyed: bool = True,
+) -> dict[str, Any]:
+    """Return a compose file with one service on all GPUs, the model mounted read-only.
+
+    Args:
+        served: The model.
+        image: The container's image.
+        command: Arguments of the image's entry point, or of ``entrypoint``.
+        entrypoint: Replaces the image's.
+        environment: Variables besides the one that forbids the Hub.
+        volumes: Mounts besides the model's.
+        health: Path that answers once the model is loaded.
+        keyed: Whether the server asks for a key. One that does not shares the host's network, where
+            its command must make it listen on the loopback address: a published port would need it
+            open inside the container.
+    """
+    service: dict[str, Any] = {"image": image, "restart": "unless-stopped"}
+    if keyed:
+        service["ports"] = [published(served, PORT)]
+    else:
+        service["network_mode"] = "host"
+    if entrypoint:
+        service["entrypoint"] = list(entrypoint)
+    service |= {
         "command": command,
+        "environment": {"HF_HUB_OFFLINE": "1", **(environment or {})},
+        "volumes": [f"{local(served)}:{MODEL_MOUNT}/{served.name}:ro", *volumes],
+        "shm_size": f"{SHARED_MEMORY_GB}gb",
+        "ulimits": {"memlock": -1, "stack": 67_108_864},
+        "security_opt": ["no-new-privileges:true"],
+        "stop_grace_period": "60s",
+        "healthcheck": {
+            "test": ["CMD", *probe_command(PORT, health)],
+            "interval": f"{LIVE_PERIOD_S}s",
+            "timeout": "10s",
+            "retries": FAILURES,
+            "start_period": f"{loading_s(served.weights)}s",
+        },
+        "logging": {"driver": "json-file", "options": {"max-size": "100m", "max-file": "5"}},
         "deploy": {
             "resources": {
                 "reservations": {
                     "devices": [{"driver": "nvidia", "count": served.gpus, "capabilities": ["gpu"]}]
-                }
+                },
+                "limits": {"memory": f"{served.host_memory_gib}g"},
             }
         },
     }
     return {"services": {"model": service}}
 
 
-def yaml_text(value: Mapping[str, Any]) -> str:
-    """Return ``value`` as YAML, keys in their order."""
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+def workload(
+    served: Served, image: str, arguments: Sequence[str], **options: Any
+) -> dict[str, str]:
+    """Return the Kubernetes files of a server; ``options`` are those of ``Workload``."""
+    return kubernetes_files(
+        Workload(
+            served.name,
+            local(served),
+            image,
+            arguments,
+            served.gpus,
+            served.host_memory_gib,
+            loading_s(served.weights),
+            served.weights,
+            **options,
+        )
+    )
 
 
-def script(*commands: list[str], needed: str | None = None) -> str:
-    """Return a shell script; ``needed`` names a variable without which it stops."""
+def script(
+    *commands: list[str],
+    needed: str | None = None,
+    exports: Mapping[str, str] | None = None,
+    package: str | None = None,
+    in_folder: bool = False,
+) -> str:
+    """Return a shell script.
+
+    Args:
+        commands: Commands with their arguments.
+        needed: A variable without which it stops.
+        exports: Variables to set first; ``$HERE`` in a value is the script's folder.
+        package: A Python package whose installed version is written to stderr first.
+        in_folder: Run the commands in the script's folder, so that they find what lies there.
+    """
     lines = " \\\n".join
+    values = (exports or {}).values()
+    version = f"import importlib.metadata as m; print('{package}', m.version('{package}'))"
     return (
         "#!/bin/sh\nset -e\n"
         + (f': "${{{needed}:?the key that clients must send}}"\n' if needed else "")
+        + ('HERE=$(cd "$(dirname "$0")" && pwd)\n' if "$HERE" in "".join(values) else "")
+        + "".join(f'export {name}="{value}"\n' for name, value in (exports or {}).items())
+        + ('cd "$(dirname "$0")"\n' if in_folder else "")
+        + (f'python3 -c "{version}" >&2 || true\n' if package else "")
         + "\n".join(
             lines([shlex.join(command[:3]), *("  " + part for part in _pairs(command[3:]))])
             for command in commands

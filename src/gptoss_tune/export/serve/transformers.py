@@ -9,4 +9,5 @@ from gptoss_tune.export.serve.texts import script
 def transformers(served: Served) -> dict[str, str]:
     """Return a start script."""
     command = ["transformers", "serve", local(served), "--host", served.host]
-    return {"serve.sh": script([*command, "--port", str(PORT), "--continuous-batching"])}
+    command += ["--port", str(PORT), "--continuous-batching"]
+    return {"serve.sh": script(command, exports={"HF_HUB_OFFLINE": "1"}, package="transformers")}

@@ -1,39 +1,63 @@
-"""Triton Inference Server: a model repository with the vLLM backend."""
+"""Triton Inference Server: a model repository with the vLLM backend.
+
+See triton-inference-server/vllm_backend: ``1/model.json`` is handed to vLLM's ``AsyncEngineArgs``
+as it stands. The backend takes text and gives text: whoever asks renders the conversation.
+Triton knows no keys and listens on the loopback address alone.
+"""
 
 from __future__ import annotations
 
 import json
 
-from gptoss_tune.export.serve.served import MODEL_MOUNT, Served
-from gptoss_tune.export.serve.texts import compose_value, published, required, yaml_text
+from gptoss_tune.export.serve.deployment import images
+from gptoss_tune.export.serve.served import LOOPBACK, MODEL_MOUNT, Served
+from gptoss_tune.export.serve.texts import compose_value, workload, yaml_text
+
+REPOSITORY = "/repository"
+READY = "/v2/health/ready"
 
 
 def triton_server(served: Served) -> dict[str, str]:
-    """Return a model repository with the vLLM backend.
-
-    See triton-inference-server/vllm_backend: the engine's arguments stand in ``1/model.json``.
-    """
+    """Return a model repository with the vLLM backend, a compose file and Kubernetes objects."""
     engine = {
         "model": f"{MODEL_MOUNT}/{served.name}",
         "served_model_name": served.name,
         "max_model_len": served.context,
         "tensor_parallel_size": served.gpus,
     }
-    repository = f"model_repository/{served.name}"
-    command = ["tritonserver", "--model-repository=/repository"]
-    version = required("TRITON_VERSION", "a release with a vLLM image, such as 25.08")
-    image = f"nvcr.io/nvidia/tritonserver:{version}-vllm-python-py3"
-    compose = compose_value(served, image, command)
-    compose["services"]["model"]["volumes"].append("./model_repository:/repository:ro")
-    compose["services"]["model"]["ports"] = [published(served, port) for port in (8000, 8001, 8002)]
+    config = (
+        f'name: "{served.name}"\n'
+        'backend: "vllm"\n'
+        "# The engine itself places the model on the GPUs.\n"
+        "instance_group [ { count: 1 kind: KIND_MODEL } ]\n"
+        "model_transaction_policy { decoupled: true }\n"
+    )
+    described = {
+        f"{served.name}/1/model.json": json.dumps(engine, indent=2) + "\n",
+        f"{served.name}/config.pbtxt": config,
+    }
+    command = ["tritonserver", f"--model-repository={REPOSITORY}"]
+    command += [f"--{part}-address={LOOPBACK[0]}" for part in ("http", "grpc", "metrics")]
+    image = served.image or images.TRITON.reference
+    compose = compose_value(
+        served,
+        image,
+        command,
+        volumes=[f"./model_repository:{REPOSITORY}:ro"],
+        health=READY,
+        keyed=False,
+    )
+    objects = workload(
+        served,
+        image,
+        command,
+        ready=READY,
+        live="/v2/health/live",
+        small_files=described,
+        small_files_mount=REPOSITORY,
+    )
     return {
-        f"{repository}/1/model.json": json.dumps(engine, indent=2) + "\n",
-        f"{repository}/config.pbtxt": (
-            f'name: "{served.name}"\n'
-            'backend: "vllm"\n'
-            "# The engine itself places the model on the GPUs.\n"
-            "instance_group [ { count: 1 kind: KIND_MODEL } ]\n"
-            "model_transaction_policy { decoupled: true }\n"
-        ),
+        **{f"model_repository/{name}": text for name, text in described.items()},
         "compose.yaml": yaml_text(compose),
+        **objects,
     }

@@ -10,7 +10,7 @@ Attention is transformers' own eager attention in fp32; experts run through ``gp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from gptoss_kernels import ExpertProjection, Mxfp4Weight, quantize_reference
@@ -23,6 +23,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import (
     GptOssRotaryEmbedding,
 )
 
+from gptoss_tune.export.merge.changes import changed_base
 from gptoss_tune.export.merge.steps import WeightedAdapter, low_ranks
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import LowRank
@@ -59,28 +60,37 @@ class LayerwiseModel:
         values = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
         self.config = GptOssConfig.from_dict(values)
         self.config._attn_implementation = "eager"
-        self._checkpoint, self._adapters = checkpoint, adapters
+        self._checkpoint, self._adapters = changed_base(checkpoint, adapters), adapters
         self._merge_aware, self._device = merge_aware, torch.device(device)
         self._dtype, self._packed = dtype, packed
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return the logits ``[tokens, V]`` fp32 of every prompt, on the CPU."""
-        return self._head(self._final_states(prompts))
+        norm = self._read("model.norm.weight")
+        return self._head([self._normalized(s, norm) for s in self._final_states(prompts)])
 
     @torch.no_grad()
     def last_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Return the logits ``[prompts, V]`` fp32 of the token after each prompt, on the CPU."""
-        return torch.cat(self._head([state[-1:] for state in self._final_states(prompts)]))
+        return self._last_logits_of(self._final_states(prompts))
+
+    def _last_logits_of(self, states: list[Tensor]) -> Tensor:
+        """Return the logits ``[prompts, V]`` of the last of each of the final ``states``."""
+        norm = self._read("model.norm.weight")
+        return torch.cat(self._head([self._normalized(state[-1:], norm) for state in states]))
 
     def _final_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Return the normalised states ``[tokens, H]`` that the head reads."""
+        """Return the states ``[tokens, H]`` after the last layer."""
+        return list(self._states_by_layer(prompts))[-1]
+
+    def _states_by_layer(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
+        """Yield the states ``[tokens, H]`` after each layer, the same list each time."""
         states = [self._embed(prompt) for prompt in prompts]
         rotary = GptOssRotaryEmbedding(self.config).to(self._device)
         for layer in range(self.config.num_hidden_layers):
             self._layer_pass(layer, states, rotary)
-        norm = self._read("model.norm.weight")
-        return [self._normalized(state, norm) for state in states]
+            yield states
 
     def _layer_pass(self, layer: int, states: list[Tensor], rotary: nn.Module) -> None:
         """Replace ``states`` by the output of one decoder layer, read for this pass alone."""
@@ -89,7 +99,8 @@ class LayerwiseModel:
         norms = [
             self._read(f"{prefix}.{name}_layernorm.weight") for name in ("input", "post_attention")
         ]
-        router = [self._read(f"{prefix}.mlp.router.{name}") for name in ("weight", "bias")]
+        router = self._with_factors(f"{prefix}.mlp.router")
+        router_bias = self._read(f"{prefix}.mlp.router.bias")
         projections = [self._projection(layer, name) for name in ("gate_up_proj", "down_proj")]
         sliding = attention.layer_type == "sliding_attention"
         window = self.config.sliding_window if sliding else None
@@ -102,7 +113,7 @@ class LayerwiseModel:
         # Experts see tokens, not prompts: together, each expert is decoded once a layer.
         together = torch.cat(states)
         hidden = self._normalized(together, norms[1])
-        scores, chosen = functional.linear(hidden, *router).topk(
+        scores, chosen = functional.linear(hidden, router, router_bias).topk(
             self.config.num_experts_per_tok, dim=-1
         )
         together = together + experts(
@@ -117,7 +128,13 @@ class LayerwiseModel:
         states[:] = together.split([len(state) for state in states])
 
     def _embed(self, prompt: Sequence[int]) -> Tensor:
-        rows = [self._checkpoint.read_rows("model.embed_tokens.weight", t, t + 1) for t in prompt]
+        changes = low_ranks(self._adapters, "model.embed_tokens")
+        rows = []
+        for token in prompt:
+            row = self._checkpoint.read_rows("model.embed_tokens.weight", token, token + 1)
+            for change in changes:
+                row = change.add_rows(row.float(), token)
+            rows.append(row)
         return torch.cat(rows).to(self._device, self._dtype)
 
     def _normalized(self, state: Tensor, weight: Tensor) -> Tensor:
@@ -167,20 +184,51 @@ class LayerwiseModel:
         tied = self.config.tie_word_embeddings
         name = "model.embed_tokens.weight" if tied else "lm_head.weight"
         rows = self._checkpoint.shape(name)[0]
+        changes = low_ranks(self._adapters, "lm_head")
         parts: list[list[Tensor]] = [[] for _ in states]
+        lengths: list[Tensor] = []
         for start in range(0, rows, _HEAD_ROWS):
             band = self._checkpoint.read_rows(name, start, min(rows, start + _HEAD_ROWS))
+            lengths += [_row_scales(band, change, start) for change in changes if _is_dora(change)]
             band = band.to(self._device, self._dtype)
             for part, state in zip(parts, states, strict=True):
                 part.append((state @ band.T).float().cpu())
         logits = [torch.cat(part, dim=1) for part in parts]
-        for change in low_ranks(self._adapters, "lm_head"):
+        for change in changes:
             for i, state in enumerate(states):
                 logits[i] += change.apply(state.float().cpu())
+                if change.magnitude is not None:
+                    logits[i] *= torch.cat(lengths)
         return logits
+
+    def _with_factors(self, module: str) -> Tensor:
+        """Return a linear weight with the adapters' changes inside it."""
+        weight = self._read(f"{module}.weight")
+        for change in low_ranks(self._adapters, module):
+            weight = change.to(self._device).add_rows(weight.float()).to(self._dtype)
+        return weight
 
     def _read(self, name: str) -> Tensor:
         return self._checkpoint.read(name).to(self._device, self._dtype)
+
+
+@torch.no_grad()
+def last_logits_of_each(
+    models: Sequence[LayerwiseModel], prompts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Return ``last_logits`` of several models on one checkpoint, which go through it together.
+
+    A layer is read from the disk for the first of them; the others find its bytes in memory.
+
+    Args:
+        models: Of the same base, each with other adapters or in another dtype.
+        prompts: Token ids.
+    """
+    passes = [model._states_by_layer(prompts) for model in models]
+    states: list[list[Tensor]] = []
+    for together in zip(*passes, strict=True):
+        states = list(together)
+    return [model._last_logits_of(final) for model, final in zip(models, states, strict=True)]
 
 
 _PARTS = ("blocks", "scales")
@@ -194,6 +242,18 @@ def _packed(experts: Tensor) -> Mxfp4Weight:
     )
 
 
+def _is_dora(change: LowRank) -> bool:
+    return change.magnitude is not None
+
+
+def _row_scales(weight: Tensor, change: LowRank, start: int = 0) -> Tensor:
+    """Return what DoRA multiplies the rows ``start`` onwards of base + change by, ``[rows]``."""
+    assert change.magnitude is not None
+    rows = slice(start, start + weight.shape[0])
+    merged = weight.to(change.B).float() + change.scaling * (change.B[0, rows] @ change.A[0])
+    return change.magnitude[rows] / torch.linalg.vector_norm(merged, dim=1)
+
+
 class _Beside(nn.Module):
     """A linear layer with low-rank changes beside it."""
 
@@ -205,6 +265,10 @@ class _Beside(nn.Module):
         out = self.linear(inputs)
         for change in self.changes:
             out = out + change.apply(inputs.float()).to(out.dtype)
+            if change.magnitude is not None:  # the bias is no part of the rows
+                bias = 0 if self.linear.bias is None else self.linear.bias
+                scales = _row_scales(self.linear.weight, change).to(out.dtype)
+                out = (out - bias) * scales + bias
         return out
 
 

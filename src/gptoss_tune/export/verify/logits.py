@@ -68,6 +68,7 @@ def check_logits(
     *,
     merge_aware: bool,
     device: str,
+    tokenizer: Path | None = None,
 ) -> LogitsAnswer:
     """Compare base + adapters, as trained, with the merged file and with the bare base.
 
@@ -78,8 +79,9 @@ def check_logits(
         targets: What the file holds of each change.
         merge_aware: The rounded weights were trained.
         device: Where to compute.
+        tokenizer: The folder of the tokenizer; ``None``: that of ``merged``.
     """
-    prompts = prompt_ids(merged.path)
+    prompts = prompt_ids(tokenizer or merged.path)
     bare = LayerwiseModel(base, device=device).logits(prompts)
     trained = (
         LayerwiseModel(base, adapters, merge_aware=merge_aware, device=device).logits(prompts)

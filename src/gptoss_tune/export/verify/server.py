@@ -26,7 +26,7 @@ from gptoss_tune.export.verify.verify import Check
 from gptoss_tune.harmony.tokenizer_file import open_tokenizer
 from gptoss_tune.weights import Checkpoint
 
-_FLOOR_NATS = 0.02  # a served token this close to the local first choice is the same choice
+FLOOR_NATS = 0.02  # a served token this close to the local first choice is the same choice
 _SUBJECTS = (
     *("the sea", "a bicycle", "prime numbers", "bread", "the moon", "a sorting algorithm"),
     *("winter", "a lighthouse", "gravity", "tea", "a violin", "the water cycle"),
@@ -66,7 +66,7 @@ def verify_served(
     """
     tokenizer = open_tokenizer(tuned.path / "tokenizer.json")
     prompts = [tokenizer.encode(p, add_special_tokens=False).ids for p in SERVED_PROMPTS]
-    tokens = [_one_token(tokenizer, text) for text, _ in answers]
+    tokens = [one_token(tokenizer, text) for text, _ in answers]
     read = [i for i, token in enumerate(tokens) if token is not None]
     if len(read) < len(tokens) / 2:
         detail = f"cannot tell: only {len(read)} of {len(tokens)} answers are the text of one token"
@@ -77,9 +77,9 @@ def verify_served(
     served = torch.tensor([tokens[i] for i in read])
     figures: dict[str, Any] = {
         "tokens": len(read),
-        "gap": _gap(exact, served),
-        "noise": _gap(exact, rounded.argmax(-1)),
-        "gap_if_base": _gap(exact, bare.argmax(-1)),
+        "gap": gap(exact, served),
+        "noise": gap(exact, rounded.argmax(-1)),
+        "gap_if_base": gap(exact, bare.argmax(-1)),
     }
     told = [(row, value) for row, i in enumerate(read) if (value := answers[i][1]) is not None]
     if told:
@@ -93,7 +93,7 @@ def verify_served(
 
 def _judged(figures: dict[str, Any]) -> Check:
     """Judge the gap alone first: a server far from the tuned model is wrong, whoever it serves."""
-    allowed = max(2 * figures["noise"], _FLOOR_NATS)
+    allowed = max(2 * figures["noise"], FLOOR_NATS)
     detail = (
         f"the served first choices are {figures['gap']:.4f} nats below the tuned model's own on "
         f"{figures['tokens']} prompts (rounding alone {figures['noise']:.4f}, the bare base "
@@ -105,7 +105,7 @@ def _judged(figures: dict[str, Any]) -> Check:
             f"; log-probabilities differ by {figures['distance']:.4f} on average (rounding alone "
             f"{figures['distance_noise']:.4f}, the bare base {figures['distance_if_base']:.4f})"
         )
-        near = max(2 * figures["distance_noise"], _FLOOR_NATS)
+        near = max(2 * figures["distance_noise"], FLOOR_NATS)
         right = right and figures["distance"] <= near
         told_apart = told_apart or figures["distance_if_base"] > 2 * near
     if right and not told_apart:
@@ -114,7 +114,7 @@ def _judged(figures: dict[str, Any]) -> Check:
     return Check("served", right, detail, figures, required=True)
 
 
-def _gap(log_probabilities: torch.Tensor, tokens: torch.Tensor) -> float:
+def gap(log_probabilities: torch.Tensor, tokens: torch.Tensor) -> float:
     """Return how far below the likeliest token ``tokens`` are, on average, in nats."""
     chosen = log_probabilities.gather(1, tokens[:, None])[:, 0]
     return (log_probabilities.max(-1).values - chosen).mean().item()
@@ -154,7 +154,7 @@ def _last_log_probabilities(
     return logits.log_softmax(-1)
 
 
-def _one_token(tokenizer: Tokenizer, text: str) -> int | None:
+def one_token(tokenizer: Tokenizer, text: str) -> int | None:
     """Return the token whose text this is, or None when it is not exactly one."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     return ids[0] if len(ids) == 1 and "\ufffd" not in text else None

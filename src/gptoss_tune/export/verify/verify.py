@@ -17,8 +17,10 @@ from transformers import GptOssConfig
 from gptoss_tune.errors import CheckpointError, UndecidedError
 from gptoss_tune.export.assets import missing_companions
 from gptoss_tune.export.device import compute_device
+from gptoss_tune.export.gguf.file import is_gguf
 from gptoss_tune.export.merge.steps import WeightedAdapter, is_merge_aware
 from gptoss_tune.export.verify.logits import check_logits
+from gptoss_tune.export.verify.raw_changes import inspect_whole
 from gptoss_tune.export.verify.weights import (
     TargetReport,
     find_nonfinite,
@@ -114,7 +116,7 @@ def verify(
     """Verify the merged checkpoint in ``folder``.
 
     Args:
-        folder: A merged checkpoint.
+        folder: A merged checkpoint, or a GGUF, its file or its folder.
         base: What was merged into; without it only the folder itself is checked.
         adapters: What was merged, with the weights of the merge; without them the folder has to be
             the base in another format.
@@ -124,15 +126,19 @@ def verify(
     Raises:
         CheckpointError, MachineError: ``device`` is none, or is not here.
     """
-    where = compute_device(device)
+    compute_device(device)
+    if is_gguf(folder):
+        from gptoss_tune.export.verify.gguf import verify_gguf
+
+        return verify_gguf(folder, base, adapters, logits=logits, device=device)
     try:
         merged = open_checkpoint(folder)
     except CheckpointError as error:
         return Verification(str(folder), (Check("files", False, str(error)),))
     checks = [
         Check("files", True, f"{len(merged.files)} files whole, {len(merged.names())} tensors"),
-        _check_hashes(folder),
-        _check_finite(merged),
+        check_hashes(folder),
+        check_finite(merged),
         _check_companions(folder, base),
     ]
     if base is None:
@@ -140,12 +146,40 @@ def verify(
         reason = "not checked: needs the adapter and its base"
         checks += [Check(name, None, reason) for name in asked]
         return Verification(str(folder), tuple(checks))
-    merge_aware = is_merge_aware(base, adapters)
     checks.append(_check_config(base, merged))
+    compared, reports = compare_weights(base, merged, adapters, logits=logits, device=device)
+    return Verification(str(folder), (*checks, *compared), tuple(reports))
+
+
+def compare_weights(
+    base: Checkpoint,
+    merged: Checkpoint,
+    adapters: Sequence[WeightedAdapter],
+    *,
+    logits: bool,
+    device: str,
+    tokenizer: Path | None = None,
+) -> tuple[list[Check], list[TargetReport]]:
+    """Compare the weights of ``merged``, and its logits, with base and adapters.
+
+    Args:
+        base: What was merged into.
+        merged: The file in question.
+        adapters: What was merged.
+        logits: Compare logits as well.
+        device: Where to compute.
+        tokenizer: The folder of the tokenizer; ``None``: that of ``merged``.
+    """
+    merge_aware, where = is_merge_aware(base, adapters), compute_device(device)
     targets = {module for each in adapters for module in each.adapter.targets}
-    faults = inspect_untouched(base, merged, targets)
+    whole = {name for each in adapters for name in each.adapter.whole}
+    faults = inspect_untouched(base, merged, targets | whole)
     untouched = "every tensor that no adapter targets has the base's value"
-    checks.append(Check("untouched tensors", not faults, _said(faults) or untouched))
+    checks = [Check("untouched tensors", not faults, said(faults) or untouched)]
+    if whole:
+        wrong = inspect_whole(base, merged, adapters)
+        held = f"{len(whole)} tensors that the adapter holds beside its factors have its values"
+        checks.append(Check("replaced tensors", not wrong, said(wrong) or held))
     reports = [
         inspect_target(base, merged, adapters, module, merge_aware=merge_aware, device=where)
         for module in sorted(targets)
@@ -154,35 +188,47 @@ def verify(
         checks.append(_check_changes(reports, adapters))
     if logits:
         answer = check_logits(
-            base, merged, adapters, reports, merge_aware=merge_aware, device=device
+            base,
+            merged,
+            adapters,
+            reports,
+            merge_aware=merge_aware,
+            device=device,
+            tokenizer=tokenizer,
         )
         checks.append(Check("logits", answer.passed, answer.detail, answer.figures))
-    return Verification(str(folder), tuple(checks), tuple(reports))
+    return checks, reports
 
 
-def _said(faults: list[str]) -> str:
+def said(faults: list[str]) -> str:
     """Return the first faults in one sentence; empty without any."""
     more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
     return "; ".join(faults[:_LISTED]) + more
 
 
-def _check_finite(merged: Checkpoint) -> Check:
+def check_finite(merged: Checkpoint) -> Check:
+    """No tensor holds NaN or infinity."""
     bad = [f"NaN or infinity in {name}" for name in find_nonfinite(merged)]
-    return Check("finite", not bad, _said(bad) or "no NaN, no infinity")
+    return Check("finite", not bad, said(bad) or "no NaN, no infinity")
 
 
-def _check_hashes(folder: Path) -> Check:
-    """The files are those that were written, bit for bit."""
-    faults = damaged_files(folder)
+def check_hashes(folder: Path, among: tuple[str, ...] = ()) -> Check:
+    """The files are those that were written, bit for bit.
+
+    Args:
+        folder: With its manifest.
+        among: Look at these alone; nothing: at every file that the manifest names.
+    """
+    faults = damaged_files(folder, among)
     if faults is None:
         return Check("hashes", None, f"not checked: there is no {MANIFEST}, as a merge writes it")
-    return Check("hashes", not faults, _said(faults) or f"every file has the hash in {MANIFEST}")
+    return Check("hashes", not faults, said(faults) or f"every file has the hash in {MANIFEST}")
 
 
 def _check_companions(folder: Path, base: Checkpoint | None) -> Check:
     missing = missing_companions(folder, None if base is None else base.companions)
     missing = [f"{name} is missing" for name in missing]
-    return Check("companions", not missing, _said(missing) or "tokenizer and chat template present")
+    return Check("companions", not missing, said(missing) or "tokenizer and chat template present")
 
 
 def _check_config(base: Checkpoint, merged: Checkpoint) -> Check:
@@ -193,9 +239,7 @@ def _check_config(base: Checkpoint, merged: Checkpoint) -> Check:
         for key in sorted((set(wanted) | set(found)) - _MAY_DIFFER)
         if wanted.get(key) != found.get(key)
     ]
-    return Check(
-        "config", not differences, _said(differences) or "the base's, and fits the tensors"
-    )
+    return Check("config", not differences, said(differences) or "the base's, and fits the tensors")
 
 
 def _meaning(config: dict[str, Any]) -> dict[str, Any]:
@@ -206,11 +250,12 @@ def _meaning(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_changes(reports: list[TargetReport], adapters: Sequence[WeightedAdapter]) -> Check:
     faults = [fault for report in reports for fault in report.faults]
-    factors = sum(2 * len(each.adapter.targets) for each in adapters)
+    stored = [target.stored for each in adapters for target in each.adapter.targets.values()]
+    factors = sum(len(names) for names in stored)
     held = [report.held for report in reports]
     detail = (
         f"all {factors} factors of {len(reports)} weights are in the file, which holds "
         f"{min(held):.1%} to {max(held):.1%} of each change"
     )
     figures = {"factors": factors, "held_least": min(held), "held_most": max(held)}
-    return Check("changes", not faults, _said(faults) or detail, figures)
+    return Check("changes", not faults, said(faults) or detail, figures)

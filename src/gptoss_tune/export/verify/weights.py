@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gptoss_tune.export.merge.arithmetic import chunks, decoded
 from gptoss_tune.export.merge.steps import WeightedAdapter
+from gptoss_tune.export.verify.raw_changes import raw_change
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import LowRank
 from gptoss_tune.weights.names import MXFP4_BLOCK, layer_of
@@ -56,35 +57,6 @@ class TargetReport:
     faults: list[str] = field(default_factory=list)
 
 
-class _RawFactors:
-    """One target's factors straight from the file, by PEFT's own definition of the change.
-
-    ``delta[e] = scaling * einsum("o r e, e r i -> e o i", B, A)`` with A ``[E*r, in]`` seen as
-    ``[E, r, in]`` and B ``[out, r*E]`` seen as ``[out, r, E]``.
-
-    See peft, ``ParamWrapper.get_delta_weight``.
-    """
-
-    def __init__(self, each: WeightedAdapter, module: str, device: torch.device) -> None:
-        target = each.adapter.targets[module]
-        self._a_name = f"{target.key}.lora_A.weight"
-        self._file, self._rank = each.adapter.file, target.rank
-        self._b = self._file.read(f"{target.key}.lora_B.weight").float().to(device)
-        self._experts, self._device = target.held, device
-        self._place = None if target.chosen is None else {e: n for n, e in enumerate(target.chosen)}
-        self.scaling = target.scaling * each.weight
-
-    def holds(self, expert: int) -> bool:
-        """Return whether the file has factors of an expert."""
-        return self._place is None or expert in self._place
-
-    def expert(self, expert: int) -> tuple[Tensor, Tensor]:
-        """Return A ``[r, in]`` and B ``[out, r]`` of one expert that has factors, fp32."""
-        expert = expert if self._place is None else self._place[expert]
-        rows = self._file.read_rows(self._a_name, expert * self._rank, (expert + 1) * self._rank)
-        return rows.float().to(self._device), self._b[:, expert :: self._experts]
-
-
 def inspect_target(
     base: Checkpoint,
     merged: Checkpoint,
@@ -109,7 +81,7 @@ def inspect_target(
     report = TargetReport(module)
     sums = _Sums()
     generator = torch.Generator().manual_seed(0)
-    factors = [_RawFactors(each, module, device) for each in mine]
+    factors = [raw_change(each, module, device) for each in mine]
     trained_change = mine[0].adapter.read(module) if merge_aware and experts is not None else None
     for expert in range(experts or 1):
         weight = _matrix(base, module, expert, experts, device)
@@ -119,9 +91,8 @@ def inspect_target(
         expected_probe = torch.zeros(weight.shape[0], device=device)
         changing = [raw for raw in factors if raw.holds(expert)]
         for raw in changing:
-            a, b = raw.expert(expert)
-            change += raw.scaling * (b @ a)
-            expected_probe += raw.scaling * (b @ (a @ probe))
+            raw.add_to(change, weight, expert)
+            expected_probe += raw.acts(probe, weight, expert)
         where = module if experts is None else f"{module} expert {expert}"
         if not changing:
             if not _is_the_bases(base, merged, module, weight, found):
@@ -277,11 +248,14 @@ class _Sums:
 
 
 def inspect_untouched(base: Checkpoint, merged: Checkpoint, targets: set[str]) -> list[str]:
-    """Return faults of the tensors that no adapter targets: they must be the base's, exactly."""
+    """Return faults of the tensors that no adapter targets: they must be the base's, exactly.
+
+    ``targets`` are modules, or whole tensors.
+    """
     faults = []
     for name in merged.names():
         stack = name.removesuffix("_blocks").removesuffix("_scales")
-        if stack in targets or name.removesuffix(".weight") in targets:
+        if targets & {name, stack, name.removesuffix(".weight")}:
             continue
         if base.has(name):
             if not _equal_bytes(base, merged, name):

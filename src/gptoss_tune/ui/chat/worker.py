@@ -25,8 +25,9 @@ from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import GptossTuneError
 
 if TYPE_CHECKING:
+    from gptoss_tune.chat.talk import Talk
     from gptoss_tune.evaluate.channels import Delta
-    from gptoss_tune.evaluate.conversation import Answerer, Talk
+    from gptoss_tune.evaluate.conversation import Answerer
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -83,7 +84,7 @@ def _loaded(name: str) -> Answerer:
 
 def _begun(answerer: Answerer, wanted: dict[str, Any]) -> Talk:
     """Return a conversation by the settings of the page, which has checked them."""
-    from gptoss_tune.evaluate.conversation import Talk
+    from gptoss_tune.chat.talk import Talk
     from gptoss_tune.evaluate.generate import Sampling
 
     sampling = Sampling(wanted["max_new_tokens"], wanted["temperature"])

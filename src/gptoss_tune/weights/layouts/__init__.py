@@ -8,6 +8,7 @@ layout. ``translation`` gives all of them the release's names, shapes and order,
 * ``names``: other names for the same tensors;
 * ``openai``, ``openai_config``: the layout of OpenAI's own code, ``original/`` in the release;
 * ``experts``: stacks of experts that are made of other tensors while they are read;
+* ``foreign``: what is no checkpoint of safetensors at all, and the way out;
 * ``tensors``: what a tensor is and where it lies.
 
 A program that loads the folder by itself does not translate. Who hands a folder on to one asks

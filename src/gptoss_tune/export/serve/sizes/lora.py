@@ -17,7 +17,6 @@ VLLM = "0.33.0"
 
 _BYTES = 2  # of a bf16 value
 _MARLIN_HIDDEN, _MARLIN_INTERMEDIATE = 256, 128
-_MXFP4_BLOCK = 32
 
 
 def slot_bytes(
@@ -48,15 +47,14 @@ def slot_bytes(
     return layers * (held * of_expert + attention + router) * rank * _BYTES
 
 
-def divides_evenly(config: Mapping[str, Any], gpus: int, *, packed: bool) -> bool:
-    """Return whether vLLM cuts factors and packed experts at the same rows.
+def cut_alike(gpus: int, *, packed: bool) -> bool:
+    """Return whether vLLM cuts the rows of an adapter's factors where it cuts the base's experts.
 
-    It gives each GPU whole MXFP4 blocks of 32 of a base's experts, and ``intermediate_size / gpus``
-    rows of an adapter's. For gpt-oss (2880) the two are the same for 1 and 2 GPUs alone.
+    It gives each GPU whole MXFP4 blocks of 32 rows: of gpt-oss's 2880 that is 1440 for two GPUs and
+    736 for four. Of an adapter's factors 0.33.0 gives ``2880 / GPUs`` (720 for four), and 0.31.0
+    Marlin's padded size (1536 for two, 768 for four). Dense experts are cut evenly, as factors are.
     """
-    inner = config["intermediate_size"]
-    blocks = -(-(inner // _MXFP4_BLOCK) // gpus)
-    return not packed or blocks * _MXFP4_BLOCK * gpus == inner
+    return gpus == 1 or not packed
 
 
 def _up(size: int, multiple: int) -> int:

@@ -1,0 +1,1 @@
+"""How one answer is asked for, whatever computes it; without torch."""

@@ -1,0 +1,1 @@
+"""GGUF, the file of llama.cpp: written from a merge, read back to be verified."""

@@ -1,0 +1,1 @@
+"""Several adapters beside one base: their names, and the bundle that serves them."""

@@ -1,0 +1,255 @@
+"""``gptoss-tune chat`` in a real terminal: keys, pastes, Ctrl-C, and nothing but the conversation."""
+
+import re
+import time
+
+import pytest
+
+PASTE = "\x1b[200~{}\x1b[201~"
+# What libraries do while a model answers: Python's warnings, logs, C's own writes.
+NOISE = """
+import ctypes, logging, os, sys, warnings
+import gptoss_tune.chat.server as module
+
+def noisy(name):
+    whole = getattr(module.ServedModel, name)
+    def call(*arguments, **more):
+        print("NOISE by print")
+        print("NOISE by print", file=sys.stderr)
+        warnings.warn("NOISE of Python", UserWarning)
+        logging.getLogger("transformers").error("NOISE of a logger")
+        os.write(1, b"NOISE of descriptor 1\\n")
+        os.write(2, b"NOISE of descriptor 2\\n")
+        ctypes.CDLL(None).puts(b"NOISE that C has buffered")
+        return whole(*arguments, **more)
+    setattr(module.ServedModel, name, call)
+
+noisy("open")
+"""
+MAIN = "from gptoss_tune.cli import main; main()"
+
+
+@pytest.mark.slow
+def test_keys_pastes_and_commands_in_one_conversation(in_terminal, stand_in):
+    def asked():
+        return [body["messages"][-1]["content"] for body in stand_in.asked]
+
+    with in_terminal(stand_in.url, "--max-new-tokens", "40", code=NOISE + MAIN) as terminal:
+        terminal.prompted()
+        terminal.type("helo\x1b[Dl\r")  # an arrow key edits
+        terminal.until("[final] You said: hello")
+        terminal.prompted()
+        terminal.type(PASTE.format("one\rtwo 北京\r\rthree"))
+        terminal.until("three")
+        terminal.type("\r")
+        terminal.until("You said: one")
+        terminal.prompted()
+        terminal.type("by hand\x1b\rand\nCtrl-J\r")
+        terminal.until("You said: by hand")
+        terminal.prompted()
+        terminal.type("\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A\x1b[A!\r")  # up to the first
+        terminal.until("You said: hello!")
+        assert asked() == ["hello", "one\ntwo 北京\n\nthree", "by hand\nand\nCtrl-J", "hello!"]
+        terminal.prompted()
+        terminal.type("/ef\t hi\t\r")
+        terminal.until("reasoning effort high, from the next question on")
+        terminal.prompted()
+        terminal.type("/tokens\r")
+        terminal.until("100 tokens (the server's count)")
+        terminal.prompted()
+        terminal.type("escapes\r")
+        terminal.until("\\x1b]0;owned\\x07 \\u202e北京")
+        terminal.prompted()
+        terminal.resize(20, 30)
+        terminal.type("long\r")
+        terminal.until("[cut after 40 tokens,")
+        terminal.prompted()
+        terminal.type("\x04")
+        assert terminal.ended() == 0
+    assert "NOISE" not in terminal.raw and "WARNING" not in terminal.raw
+    assert "owned\x07" not in terminal.raw
+    assert stand_in.asked[-1]["reasoning_effort"] == "high"
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_session(in_terminal, stand_in):
+    with in_terminal(stand_in.url) as terminal:
+        terminal.prompted()
+        terminal.type("slow\r")
+        terminal.until("word3 ")
+        terminal.type("typed ahead")
+        terminal.type("\x03\x03\x03")  # pressed again and again
+        shown = terminal.until("[stopped by Ctrl-C]")
+        assert "typed ahead" not in shown and "^C" not in shown
+        assert stand_in.left.wait(20)
+        terminal.prompted()
+        terminal.type("given up\x03")
+        terminal.prompted()
+        terminal.type("next\r")
+        terminal.until("You said: next")
+        terminal.prompted()
+        assert [m["content"] for m in stand_in.asked[-1]["messages"]][0] == "slow"
+        assert len(stand_in.asked) == 2, "the line that was cleared is not sent"
+        terminal.type("\x03")
+        terminal.until("Ctrl-C once more, /exit or Ctrl-D leaves")
+        terminal.prompted()
+        terminal.type("\x03")
+        assert terminal.ended() == 0
+
+
+def test_what_is_typed_while_an_answer_comes_is_the_next_message(in_terminal, stand_in):
+    with in_terminal(stand_in.url) as terminal:
+        terminal.prompted()
+        terminal.type("whole\r")
+        terminal.type("one\r" + PASTE.format("two\rlines") + "\r/exit\r")
+        assert terminal.ended() == 0
+    said = [body["messages"][-1]["content"] for body in stand_in.asked]
+    assert said == ["whole", "one", "two\nlines"]
+
+
+@pytest.mark.slow
+def test_history_stays_between_sessions_unless_it_is_not_to(in_terminal, stand_in, tmp_path):
+    with in_terminal(stand_in.url) as terminal:
+        terminal.prompted()
+        terminal.type("remember me\r")
+        terminal.prompted()
+        terminal.type(" a secret\r")
+        terminal.prompted()
+        terminal.type("/exit\r")
+        assert terminal.ended() == 0
+    kept = tmp_path / "cache" / "gptoss-tune" / "chat_history.jsonl"
+    assert kept.read_text() == '"remember me"\n"/exit"\n'
+    with in_terminal(stand_in.url) as terminal:
+        terminal.prompted()
+        terminal.type("\x1b[A\x1b[A\r")
+        terminal.until("You said: remember me")
+    before = kept.read_bytes()
+    for arguments, environment in ((["--no-history"], {}), ([], {"GPTOSS_TUNE_NO_HISTORY": "1"})):
+        with in_terminal(stand_in.url, *arguments, **environment) as terminal:
+            terminal.prompted()
+            terminal.type("forget me\r")
+            terminal.until("You said: forget me")
+            terminal.prompted()
+            terminal.type("\x1b[A\x1b[A\x1b[A!\r")
+            terminal.until("You said: forget me!")
+    assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["dumb", ""])
+def test_a_terminal_that_cannot_move_its_cursor(in_terminal, stand_in, kind):
+    with in_terminal(stand_in.url, TERM=kind) as terminal:
+        terminal.prompted()
+        terminal.type("one\ntwo\n")
+        terminal.until("You said: one")
+        terminal.prompted()
+        terminal.type("slow\n")
+        terminal.until("word3 ")
+        terminal.type("\x03")
+        terminal.until("[stopped by Ctrl-C]")
+        terminal.prompted()
+        terminal.type("/help\n")
+        terminal.until("pasted lines")
+        terminal.prompted()
+        terminal.type("\x03")
+        terminal.until("Ctrl-C once more")
+        terminal.prompted()
+        terminal.type("/exit\n")
+        assert terminal.ended() == 0
+    assert "\x1b" not in terminal.raw
+    assert stand_in.asked[0]["messages"][-1]["content"] == "one\ntwo"
+
+
+def test_no_colour_where_none_is_wanted(in_terminal, stand_in):
+    with in_terminal(stand_in.url, NO_COLOR="1") as terminal:
+        terminal.prompted()
+        terminal.type("long\r")
+        terminal.until("[cut after")
+        terminal.prompted()
+    colours = re.compile(r"\x1b\[[0-9;]*\b(3[0-8]|4[0-8]|9[0-7])[0-9;]*m")
+    assert not colours.search(terminal.raw), colours.search(terminal.raw)
+
+
+def test_a_history_that_cannot_be_kept_is_said_once(in_terminal, stand_in, tmp_path):
+    (tmp_path / "file").write_text("")
+    with in_terminal(stand_in.url, XDG_CACHE_HOME=str(tmp_path / "file")) as terminal:
+        terminal.until("what is typed is not kept")
+        terminal.prompted()
+        terminal.type("Hi\r")
+        terminal.until("You said: Hi")
+        terminal.prompted()
+    assert terminal.text.count("not kept") == 1
+
+
+def test_an_end_from_outside_gives_the_keys_back(in_terminal, stand_in):
+    import termios
+
+    with in_terminal(stand_in.url) as terminal:
+        terminal.prompted()
+        terminal.type("slow\r")
+        terminal.until("word3 ")
+        assert not termios.tcgetattr(terminal.main)[3] & termios.ECHO
+        terminal.process.terminate()
+        assert terminal.process.wait(30) == 143
+        time.sleep(0.1)
+        assert termios.tcgetattr(terminal.main)[3] & termios.ECHO
+
+
+# A model that says what the test gives it, a token at a time; the libraries' words come between.
+SCRIPT = """
+import time
+import gptoss_tune.evaluate.conversation as module
+from gptoss_tune.harmony.vocabulary import load_vocabulary
+
+def stream(model, prompt, sampling, should_stop):
+    encoding = load_vocabulary().encoding
+    asked = encoding.decode(prompt).split("<|message|>")[-1].split("<|end|>")[0]
+    begun = encoding.decode(prompt).rpartition("<|start|>assistant")[2]
+    said = "<|channel|>analysis<|message|>Let me count.<|end|><|start|>assistant"
+    said += "<|channel|>final<|message|>" + "one two three " * 40 + "<|return|>"
+    ids = encoding.encode(said, allowed_special="all")
+    for token in ids[len(encoding.encode(begun, allowed_special="all")):][:sampling.max_new_tokens]:
+        noise()
+        time.sleep(0.05)
+        yield token
+
+module.stream_tokens = stream
+"""
+NOISE_OF_LIBRARIES = """
+import ctypes, logging, os, sys, warnings
+
+def noise():
+    print("NOISE by print")
+    warnings.warn("NOISE of Python", UserWarning)
+    logging.getLogger("transformers").error("NOISE of a logger")
+    os.write(2, b"NOISE of descriptor 2\\n")
+    ctypes.CDLL(None).puts(b"NOISE that C has buffered")
+"""
+
+
+@pytest.mark.slow
+def test_a_conversation_with_a_model_in_a_terminal(in_terminal, merged):
+    code = NOISE_OF_LIBRARIES + SCRIPT + MAIN
+    with in_terminal(merged, "--max-new-tokens", "20", code=code) as terminal:
+        terminal._until(re.compile("reasoning effort medium, the usual"), 90)
+        terminal.prompted()
+        terminal.type("Count.\r")
+        terminal.until("[analysis] Let me count.")
+        terminal.until("[final] one")
+        terminal.until("[cut after 20 tokens, thoughts included; /continue goes on")
+        terminal.prompted()
+        terminal.type("/max-new-tokens 500\r/continue\r")
+        terminal.until("[final]")
+        terminal.until("three one two three")
+        terminal.type("\x03")
+        terminal.until("[stopped by Ctrl-C; /continue goes on]")
+        terminal.prompted()
+        terminal.type("/tokens\r")
+        whole = terminal.until("below --max-new-tokens 500")
+        assert re.search(r"conversation  \d+ tokens, of 131,072; beside an answer", whole)
+        assert re.search("analysis 4, final [0-9]+, headers and ends [0-9]", terminal.prompted())
+        terminal.type("/reset\r")
+        terminal.until("a new conversation; 1 question is forgotten")
+        terminal.prompted()
+        terminal.type("exit\r")
+        assert terminal.ended() == 0
+    assert "NOISE" not in terminal.raw and "gemm_4bit" not in terminal.raw
+    assert "Warning" not in terminal.raw
