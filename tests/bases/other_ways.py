@@ -47,13 +47,12 @@ def with_file(name, content=b"", *, without=(SINGLE,), kind="bf16"):
     return write
 
 
-def a_file(name, content=b""):
-    """Return a writer of one file, which is named instead of a folder."""
+def gguf(bases, out):
+    """A GGUF of the packed base, as ``merge --format gguf`` writes it."""
+    from gptoss_tune.workflows.finished_run import merge
 
-    def write(bases, out):
-        return with_file(name, content, without=())(bases, out) / name
-
-    return write
+    merge([], out, base=bases["mxfp4"], format="gguf", verified=False)
+    return next(out.glob("*.gguf"))
 
 
 def named_file(bases, out):
@@ -240,8 +239,8 @@ REFUSED = {
     "shards that are missing": missing_shards,
     "the file of the weights": named_file,
     "`metal/` of a release": with_file("model.bin", without=(SINGLE, "config.json")),
-    "a GGUF": a_file("model.gguf", b"GGUF"),
-    "a folder with a GGUF": with_file("model.gguf", b"GGUF", without=(SINGLE, "config.json")),
+    "a GGUF": gguf,
+    "a folder with a GGUF": lambda bases, out: gguf(bases, out).parent,
     "`pytorch_model.bin` alone": with_file("pytorch_model.bin"),
     "`consolidated.safetensors` alone": with_file("consolidated.safetensors"),
     "no `config.json`": lambda bases, out: with_file("x", without=("config.json",))(bases, out),

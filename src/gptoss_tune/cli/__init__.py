@@ -16,7 +16,7 @@ import typer
 
 from gptoss_tune import __version__
 from gptoss_tune.cli import convert
-from gptoss_tune.cli.chat import chat
+from gptoss_tune.cli.chat import command as chat_command
 from gptoss_tune.cli.model import adapter, benchmark, evaluate, export, serve, suites, verify
 from gptoss_tune.cli.recipe import data, init, plan, recipes
 from gptoss_tune.cli.run import demo, launch, report, reproduce, train, ui
@@ -46,7 +46,7 @@ COMMANDS: dict[str, dict[str, Callable[..., Any]]] = {
         "reproduce": reproduce.reproduce,
     },
     "A tuned model": {
-        "chat": chat.chat,
+        "chat": chat_command.chat,
         "evaluate": evaluate.evaluate,
         "benchmark": benchmark.benchmark,
         "suites": suites.suites,

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptoss_tune.errors import CheckpointError
+from gptoss_tune.error_hints import missing_extra
+from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.files.hub_cache import snapshot_of
 from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
 from gptoss_tune.run.record import read_record, record_of_adapter
 from gptoss_tune.weights.adapter_config import read_adapter_config
 from gptoss_tune.weights.config import read_config
+from gptoss_tune.weights.gguf.file import gguf_paths, is_gguf, refuse_gguf
 from gptoss_tune.weights.layouts.foreign import dead_link, file_for_a_folder
 from gptoss_tune.weights.sources import (
     adapter_folder,
@@ -108,6 +110,31 @@ def look_at_model(name: str, revision: str | None = None) -> None:
         read_config(resolve(name, revision))
 
 
+def look_at_merged(place: Path, *, compared: bool, served: bool) -> None:
+    """Refuse what is no merged folder and no GGUF; a folder is opened by the job itself.
+
+    Args:
+        place: The folder, or the file of a GGUF.
+        compared: Whether base and adapters are given, to which it is held.
+        served: Whether a server of it is asked.
+
+    Raises:
+        CheckpointError: It is not there; or it is a GGUF, and a server is to be asked.
+        MachineError: The library that makes the keys of a GGUF is not installed.
+    """
+    if is_gguf(place):
+        gguf_paths(place)
+        if served:
+            raise CheckpointError(
+                f"{place}: is a GGUF; a server is compared with the safetensors folder of the same "
+                "merge (`merge --format mxfp4` or `bf16`), and a GGUF without --served"
+            )
+        if compared and (extra := missing_extra("gguf")) is not None:
+            raise MachineError(f"{place}: {extra}")
+    elif not place.is_dir():
+        look_at_model(str(place))
+
+
 def look_at_either(name: str, base: str | None = None, revision: str | None = None) -> None:
     """Refuse what is neither a whole model nor an adapter; a name on the Hub is left to the job.
 
@@ -117,6 +144,7 @@ def look_at_either(name: str, base: str | None = None, revision: str | None = No
     if is_name_on_hub(name):
         return
     place = snapshot_of(Path(name).expanduser())
+    refuse_gguf(place)
     if place.is_dir() and not (place / "config.json").is_file():
         look_at_adapters([name], base, revision)
     elif place.is_dir():

@@ -28,6 +28,7 @@ from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights.config import QUANTIZATION_CONFIG, check_companions, read_config
 from gptoss_tune.weights.fingerprint import content_hash, unhashed_bytes
+from gptoss_tune.weights.gguf.file import refuse_gguf
 from gptoss_tune.weights.layouts.experts import StackedExperts
 from gptoss_tune.weights.layouts.foreign import without_weights
 from gptoss_tune.weights.layouts.openai_config import is_openais_config
@@ -298,6 +299,7 @@ def _open_files(path: Path, *, openai: bool) -> list[SafetensorsFile]:
         if not (path / SINGLE_NAME).exists():
             names = sorted(file.name for file in path.glob("*.safetensors")) if openai else []
         if not names:
+            refuse_gguf(path)
             raise CheckpointError(without_weights(path, SINGLE_NAME, INDEX_NAME))
         refuse_unread_files(path, names)
         return [SafetensorsFile(_weights_file(path, name, f"{path}: has")) for name in names]

@@ -21,6 +21,7 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG
+from gptoss_tune.weights.gguf.file import refuse_gguf
 from gptoss_tune.weights.layouts.foreign import quantised_otherwise, without_config
 from gptoss_tune.weights.layouts.openai_config import in_transformers_words, is_openais_config
 
@@ -107,6 +108,7 @@ def read_config(path: Path, *, openai: bool = False) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not os.path.lexists(file):
+        refuse_gguf(path)
         raise CheckpointError(without_config(path))
     config = read_object(inside(path, file.name, f"{path}: has"))
     if is_openais_config(config):

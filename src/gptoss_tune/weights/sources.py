@@ -23,6 +23,7 @@ from gptoss_tune.weights.adapter_config import (
     find_adapter,
     read_adapter_config,
 )
+from gptoss_tune.weights.gguf.file import refuse_gguf
 from gptoss_tune.weights.layouts.foreign import (
     dead_link,
     file_for_a_folder,
@@ -49,6 +50,7 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
                 "name a repository on the Hub"
             )
         return snapshot_of(path)
+    refuse_gguf(path)
     if path.exists():
         raise CheckpointError(file_for_a_folder(path))
     if (dead := dead_link(path)) is not None:
@@ -129,6 +131,7 @@ def adapter_folder(path: str | Path) -> Path:
         return folder
     if is_name_on_hub(named):
         return _downloaded(named)
+    refuse_gguf(path)
     if not path.is_dir():
         raise CheckpointError(
             dead_link(path)

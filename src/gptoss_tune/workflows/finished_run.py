@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.gguf.container import GgufFiles
 from gptoss_tune.export.hub.files import collect
 from gptoss_tune.export.hub.name import check_name
 from gptoss_tune.export.hub.push import check_push
 from gptoss_tune.export.hub.push import push as upload
 from gptoss_tune.export.merge.merge import merge as write_merged
-from gptoss_tune.export.merge.options import MergeFormat, MergeOptions, merge_options
+from gptoss_tune.export.merge.options import (
+    MergeFormat,
+    MergeOptions,
+    is_gguf_format,
+    merge_options,
+)
+from gptoss_tune.export.merge.shards import SafetensorsFiles
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.export.verify.verify import verify as inspect_merged
 from gptoss_tune.files.atomic import refuse_existing
@@ -85,10 +92,20 @@ def merge_opened(
     out: Path,
     options: MergeOptions,
     *,
+    gguf: bool = False,
     verified: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Merged:
     """Merge opened adapters, verify the result, and give it its name.
+
+    Args:
+        base: What the adapters were trained on.
+        adapters: What is merged.
+        out: Folder to create.
+        options: How.
+        gguf: Write the file of llama.cpp instead of safetensors.
+        verified: Verify the result before it gets its name.
+        progress: Called with bytes done and bytes in all.
 
     Raises:
         CheckpointError: Too little survives MXFP4, or the verification finds a fault.
@@ -104,7 +121,10 @@ def merge_opened(
             found.append(result)
             result.require()
 
-    report = write_merged(base, adapters, out, options, progress=progress, inspect=inspect)
+    container = GgufFiles if gguf else SafetensorsFiles
+    report = write_merged(
+        base, adapters, out, options, container=container, progress=progress, inspect=inspect
+    )
     return Merged(out, report, found[-1] if found else None)
 
 
@@ -153,7 +173,8 @@ def merge(
         min_survival=strictest_survival(weighted) if min_survival is None else min_survival,
         accept_loss=accept_loss,
     )
-    done = merge_opened(checkpoint, weighted, out, options, verified=verified)
+    gguf = is_gguf_format(format)
+    done = merge_opened(checkpoint, weighted, out, options, gguf=gguf, verified=verified)
     note(adapters, "merge", done.verification, out)
     return done
 

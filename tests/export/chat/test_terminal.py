@@ -1,4 +1,4 @@
-"""``gptoss-tune chat`` in a real terminal: keys, pastes, Ctrl-C, and nothing but the conversation."""
+"""``gptoss-tune chat`` in a real terminal: keys, pastes, Ctrl-C; nothing but the conversation."""
 
 import re
 import time
@@ -87,7 +87,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(in_terminal, stand_in):
         terminal.type("next\r")
         terminal.until("You said: next")
         terminal.prompted()
-        assert [m["content"] for m in stand_in.asked[-1]["messages"]][0] == "slow"
+        assert stand_in.asked[-1]["messages"][0]["content"] == "slow"
         assert len(stand_in.asked) == 2, "the line that was cleared is not sent"
         terminal.type("\x03")
         terminal.until("Ctrl-C once more, /exit or Ctrl-D leaves")
@@ -196,7 +196,7 @@ def test_an_end_from_outside_gives_the_keys_back(in_terminal, stand_in):
 # A model that says what the test gives it, a token at a time; the libraries' words come between.
 SCRIPT = """
 import time
-import gptoss_tune.evaluate.conversation as module
+import gptoss_tune.cli.chat.subjects as subjects
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 
 def stream(model, prompt, sampling, should_stop):
@@ -211,7 +211,15 @@ def stream(model, prompt, sampling, should_stop):
         time.sleep(0.05)
         yield token
 
-module.stream_tokens = stream
+opened = subjects.open_subject
+
+def open_subject(*arguments):  # torch is imported by the command, not before it
+    subject = opened(*arguments)
+    import gptoss_tune.evaluate.conversation as module
+    module.stream_tokens = stream
+    return subject
+
+subjects.open_subject = open_subject
 """
 NOISE_OF_LIBRARIES = """
 import ctypes, logging, os, sys, warnings

@@ -5,14 +5,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from gptoss_tune.export.gguf.file import open_gguf
+from gptoss_tune.export.gguf.container import GgufFiles
 from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter
+from gptoss_tune.weights.gguf.file import open_gguf
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +41,11 @@ def _with_small_tokenizer(folder, out):
     merges = [m if isinstance(m, list) else m.split(" ") for m in model["merges"][:40]]
     model["merges"] = [m for m in merges if all(len(part) == 1 for part in m)]
     merged = {"".join(m) for m in model["merges"]}
-    model["vocab"] = {t: i for t, i in model["vocab"].items() if len(t) == 1 or t in merged}
+    words = [word for word in model["vocab"] if len(word) == 1 or word in merged]
+    # Numbered without a gap, as the library tokenizers numbers what is added to them.
+    model["vocab"] = {word: number for number, word in enumerate(words)}
+    for number, added in enumerate(tokenizer["added_tokens"], len(words)):
+        added["id"] = number
     file.write_text(json.dumps(tokenizer, ensure_ascii=False))
     return out
 
@@ -49,7 +55,7 @@ class Gguf:
 
     @staticmethod
     def options(**options):
-        return MergeOptions(container="gguf", **{"max_shard_size": 45_000_000_000, **options})
+        return MergeOptions(**{"max_shard_size": 45_000_000_000, **options})
 
     def merge(self, base, adapters, out, *, progress=None, inspect=None, **options):
         checkpoint = open_checkpoint(base, translate=True)
@@ -57,7 +63,9 @@ class Gguf:
         opened = [WeightedAdapter(open_adapter(p, checkpoint), w) for p, w in adapters.items()]
         hooks = {"progress": progress, "inspect": inspect}
         hooks = {name: hook for name, hook in hooks.items() if hook is not None}
-        return merge(checkpoint, opened, Path(out), self.options(**options), **hooks)
+        return merge(
+            checkpoint, opened, Path(out), self.options(**options), container=GgufFiles, **hooks
+        )
 
     @staticmethod
     def values(place):
@@ -67,7 +75,7 @@ class Gguf:
 
         model, found = open_gguf(Path(place)), {}
         for name, entry in model.tensors.items():
-            rows = model.read_rows(name, 0, entry.shape[0]).numpy()
+            rows = np.frombuffer(model.read_rows(name, 0, entry.shape[0]), np.uint8)
             kind = GGMLQuantizationType[entry.type]
             data = rows.reshape(*entry.shape[:-1], -1)
             values = data.view("float32") if entry.type == "F32" else dequantize(data, kind)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from gptoss_tune.export.gguf.container import JOURNAL
+from gptoss_tune.export.gguf.container import JOURNAL, GgufFiles
 from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.files.atomic import staging_folder
@@ -27,8 +27,8 @@ from gptoss_tune.weights.adapter import open_adapter
 def run(base, adapter, out, expert_format, size, progress=lambda done, total: None):
     checkpoint = open_checkpoint(base)
     opened = [WeightedAdapter(open_adapter(adapter, checkpoint))]
-    options = MergeOptions(expert_format, "gguf", max_shard_size=size, accept_loss=True)
-    merge(checkpoint, opened, out, options, progress=progress)
+    options = MergeOptions(expert_format, max_shard_size=size, accept_loss=True)
+    merge(checkpoint, opened, out, options, container=GgufFiles, progress=progress)
 
 
 def digest(folder):

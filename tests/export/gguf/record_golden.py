@@ -18,10 +18,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from gptoss_tune.export.gguf.file import open_gguf
 from gptoss_tune.export.merge.merge import MergeOptions, merge
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
+from gptoss_tune.weights.gguf.file import open_gguf
 
 _LONG = 200
 
@@ -110,7 +110,7 @@ def listing(place):
     model = open_gguf(place)
     tensors = {}
     for name, entry in model.tensors.items():
-        data = model.read_rows(name, 0, entry.shape[0]).numpy().tobytes()
+        data = model.read_rows(name, 0, entry.shape[0])
         tensors[name] = [entry.type, list(entry.shape), entry.offset, _short_hash(data)]
     keys = {name: [key.type, _shortened(key.value)] for name, key in model.keys.items()}
     whole = hashlib.sha256(model.files[0].path.read_bytes()).hexdigest()

@@ -79,7 +79,7 @@ def test_what_was_damaged_meanwhile_is_written_again(
     out, staging = stopped
     file, journal = staging / f"tuned-mxfp4.gguf{UNFINISHED}", staging / JOURNAL
     content, wanted = bytearray(file.read_bytes()), set()
-    from gptoss_tune.export.gguf.file import open_gguf
+    from gptoss_tune.weights.gguf.file import open_gguf
 
     tensors = open_gguf(packed_gguf[0]).tensors
     noted = lines(staging)
@@ -89,7 +89,9 @@ def test_what_was_damaged_meanwhile_is_written_again(
     elif damage == "cut":
         entry = tensors["token_embd.weight"]
         del content[entry.offset + entry.nbytes // 2 :]
-        wanted = {"model.embed_tokens.weight"}
+        gone = {name for name, each in tensors.items() if each.offset >= entry.offset}
+        wanted = {line["step"] for line in noted if gone & set(line["hashes"])}
+        assert "model.embed_tokens.weight" in wanted
     elif damage == "torn line":
         journal.write_bytes(journal.read_bytes()[:-20])
         wanted = {noted[-1]["step"]}
@@ -171,7 +173,7 @@ def test_two_at_once_are_not_let_in(light, adapter, gguf, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("expert_format, parts", [("mxfp4", 1), ("bf16", 3)])
+@pytest.mark.parametrize("expert_format, parts", [("mxfp4", 1), ("bf16", 2)])
 def test_ten_kills_give_ten_identical_results(light, adapter, tmp_path, expert_format, parts):
     size = "45000000000" if parts == 1 else "30000000"
     arguments = [str(light), str(adapter), str(tmp_path), expert_format, "10", size]

@@ -7,9 +7,9 @@ import torch
 from gptoss_kernels import dequantize_reference
 
 from gptoss_tune.errors import CheckpointError, MachineError
-from gptoss_tune.export.gguf.file import open_gguf
 from gptoss_tune.export.merge.merge import MergeOptions, TooLittleSurvives, merge
 from gptoss_tune.testing.tiny import tiny_checkpoint
+from gptoss_tune.weights.gguf.file import open_gguf
 
 OUTSIDE = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -148,7 +148,7 @@ def test_large_files_are_divided(light, adapter, gguf, packed_gguf, tmp_path):
     whole, _ = packed_gguf
     options = {"expert_format": "mxfp4", "accept_loss": True, "max_shard_size": 30_000_000}
     gguf.merge(light, adapter, tmp_path / "tuned", **options)
-    names = [f"tuned-mxfp4-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    names = [f"tuned-mxfp4-0000{n}-of-00002.gguf" for n in (1, 2)]
     assert sorted(p.name for p in (tmp_path / "tuned").glob("*.gguf")) == names
     manifest = json.loads((tmp_path / "tuned" / "manifest.json").read_text())
     assert sorted(manifest["files"]) == names
@@ -205,6 +205,20 @@ def test_a_foreign_tokenizer_is_refused(light, gguf, tmp_path):
     tokenizer["pre_tokenizer"]["trim_offsets"] = True
     (base / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(CheckpointError, match="pre_tokenizer is not the one of gpt-oss"):
+        gguf.merge(base, None, tmp_path / "out", expert_format="mxfp4")
+    assert [p.name for p in tmp_path.iterdir()] == ["base"]
+
+
+def test_two_words_for_one_token_are_refused(light, gguf, tmp_path):
+    import shutil
+
+    base = shutil.copytree(light, tmp_path / "base")
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    # The library tokenizers numbers added tokens after the others, whatever the file says.
+    words = tokenizer["model"]["vocab"]
+    words[max(words, key=words.get)] += 1
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="two words for token"):
         gguf.merge(base, None, tmp_path / "out", expert_format="mxfp4")
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 

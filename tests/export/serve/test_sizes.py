@@ -142,3 +142,16 @@ def test_the_command_refuses_before_it_reads_weights(tmp_path, options, refusal)
     arguments = ["serve-config", str(tmp_path / "no"), "--target", "vllm"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out"), *options])
     assert done.exit_code != 0 and refusal in f"{done.output} {done.exception}"
+
+
+def test_all_mistakes_are_said_at_once(bundles):
+    with pytest.raises(CheckpointError) as caught:
+        bundles.large(context=999_999, gpus=3, gpu=card("t4-16gb"), host="a b", image="x:latest")
+    said = str(caught.value).splitlines()
+    assert [line.split(" is ")[0] for line in said] == [
+        "--context",
+        "--gpus",
+        "--gpu",
+        "--host",
+        "--image",
+    ]

@@ -104,7 +104,8 @@ def _reset(session: Session, argument: str) -> None:
     _alone("reset", argument)
     gone, session.refused = session.talk.reset(), None
     kept = " (the instructions stay)" if session.talk.instructions else ""
-    session.say(f"a new conversation; {_turns(gone)} forgotten{kept}", "dim")
+    forgotten = f"; {_turns(gone)} forgotten" if gone else ""
+    session.say(f"a new conversation{forgotten}{kept}", "dim")
 
 
 def _short(text: str) -> str:

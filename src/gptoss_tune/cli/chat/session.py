@@ -160,12 +160,11 @@ class Session:
         typed, most = self.editor is not None, self.talk.sampling.max_new_tokens
         goes_on = typed and self.in_process
         if answer.ended == "length":
-            more = "see --max-new-tokens"
-            if typed:
-                more = "/max-new-tokens NUMBER allows more" + (
-                    ", then /retry" if not goes_on else ""
-                )
-            more = f"/continue goes on, {more}" if goes_on else more
+            more = "/max-new-tokens allows more" if typed else "see --max-new-tokens"
+            if goes_on:
+                more = f"/continue goes on, {more}"
+            elif typed:
+                more = f"{more}, then /retry"
             return f"[cut after {most} tokens, thoughts included; {more}]"
         if answer.ended == "interrupt":
             if not answer.messages:

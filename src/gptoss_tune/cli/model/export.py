@@ -100,7 +100,7 @@ def merge(
         raise MachineError(f"--format {format.value}: {extra}")
     named = [path_and_weight(text) for text in adapters or ()]
     look_at_adapters([path for path, _ in named], base, revision)
-    from gptoss_tune.export.merge.options import merge_options
+    from gptoss_tune.export.merge.options import is_gguf_format, merge_options
     from gptoss_tune.workflows import finished_run
     from gptoss_tune.workflows.calibrate import merge_calibrated
 
@@ -119,7 +119,13 @@ def merge(
 
     def export(weighted: list[WeightedAdapter]) -> Merged:
         return finished_run.merge_opened(
-            checkpoint, weighted, out, options, verified=verified, progress=show_progress
+            checkpoint,
+            weighted,
+            out,
+            options,
+            gguf=is_gguf_format(format.value),
+            verified=verified,
+            progress=show_progress,
         )
 
     if calibration is None:

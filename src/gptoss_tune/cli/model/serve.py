@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -25,13 +26,18 @@ class ServeTarget(StrEnum):
     tensorrt_llm = "tensorrt-llm"
     azure_ml = "azure-ml"
     nim = "nim"
+    ollama = "ollama"
+    lm_studio = "lm-studio"
+    llama_cpp = "llama.cpp"
 
 
 def serve_config(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL_OR_RUN", help="A merged folder, a run, an adapter or its Hub name."
+            metavar="MODEL_OR_RUN",
+            help="A merged folder, a run, an adapter or its Hub name; for ollama, lm-studio and "
+            "llama.cpp a GGUF.",
         ),
     ],
     target: Annotated[ServeTarget, typer.Option(help="Where to serve.")],
@@ -50,10 +56,20 @@ def serve_config(
         str | None,
         typer.Option(help="Container image with tag or digest instead of the pinned one."),
     ] = None,
+    instructions: Annotated[
+        str | None, typer.Option(help="Developer instructions of every conversation, for ollama.")
+    ] = None,
     base: BasePath = None,
     revision: Revision = None,
 ) -> None:
     """Write the commands and files that serve a model."""
+    if target in _OF_GGUF:
+        useless = {"--gpus": gpus != 1, "--gpu": gpu, "--image": image, "--base": base}
+        _refuse_useless(target, {**useless, "--revision": revision})
+        _laptop_bundle(source, target, out, name, context, host, instructions)
+        return
+    _refuse_useless(target, {"--instructions": instructions})
+    _refuse_gguf(source, target)
     from gptoss_tune.export.serve.bundle import notes, write_bundle
     from gptoss_tune.export.serve.served import Served
     from gptoss_tune.export.serve.sizes.memory import stored_bytes
@@ -84,6 +100,76 @@ def serve_config(
     else:
         served, files = _adapter_bundle(source, target, out, options, base, revision)
     for note in notes(served, target.value):
+        typer.echo(note)
+    typer.echo(f"{out}: {', '.join(files)}")
+
+
+_OF_GGUF = (ServeTarget.ollama, ServeTarget.lm_studio, ServeTarget.llama_cpp)
+
+
+def _refuse_useless(target: ServeTarget, given: Mapping[str, object]) -> None:
+    """Refuse options that mean nothing to a target.
+
+    Raises:
+        typer.BadParameter: One was given.
+    """
+    for option, value in given.items():
+        if value:
+            raise typer.BadParameter(f"{target.value} has no use for it", param_hint=option)
+
+
+def _refuse_gguf(source: str, target: ServeTarget) -> None:
+    """Refuse a GGUF for a server that reads safetensors.
+
+    Raises:
+        typer.BadParameter: With the way out.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf" or (
+        path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
+    ):
+        raise typer.BadParameter(
+            f"{source} is a GGUF, which {target.value} is not given here; serve it with --target "
+            "ollama, lm-studio or llama.cpp, or merge for this one: gptoss-tune merge RUN --format "
+            "mxfp4 --out DIR",
+            param_hint="MODEL_OR_RUN",
+        )
+
+
+def _laptop_bundle(
+    source: str,
+    target: ServeTarget,
+    out: Path,
+    name: str,
+    context: int,
+    host: str,
+    instructions: str | None,
+) -> None:
+    """Write a bundle for a GGUF.
+
+    Raises:
+        typer.BadParameter: The source is none, with the way out.
+    """
+    from gptoss_tune.export.serve.laptop.bundle import laptop_notes, write_laptop_bundle
+    from gptoss_tune.export.serve.laptop.model import open_laptop_model
+    from gptoss_tune.files.atomic import refuse_existing
+    from gptoss_tune.run.record import prompts_trained_on
+
+    refuse_existing(out)
+    path = Path(source)
+    whole = (path / "config.json").is_file()
+    if whole or not (path.suffix == ".gguf" or any(path.glob("*.gguf"))):
+        made = "--base" if whole else ""
+        raise typer.BadParameter(
+            f"{source} is no GGUF, which {target.value} runs; make one: "
+            + " ".join(filter(None, ["gptoss-tune merge", made, source]))
+            + " --format gguf --out DIR (gguf-bf16 keeps bf16 experts as they are)",
+            param_hint="MODEL_OR_RUN",
+        )
+    told = prompts_trained_on(path if path.is_dir() else path.parent)
+    model = open_laptop_model(source, told, name, context, host=host, instructions=instructions)
+    files = write_laptop_bundle(model, target.value, out)
+    for note in laptop_notes(model, target.value):
         typer.echo(note)
     typer.echo(f"{out}: {', '.join(files)}")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def verify(
     folder: Annotated[
-        Path | None, typer.Argument(help="A merged checkpoint; none with --bundle.")
+        Path | None, typer.Argument(help="A merged checkpoint or a GGUF; none with --bundle.")
     ] = None,
     adapter: Annotated[
         list[str] | None,
@@ -69,7 +69,7 @@ def verify(
     Exit code 4: it cannot be told whether the server has the tuned model.
     """
     from gptoss_tune.files.atomic import to_json
-    from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
+    from gptoss_tune.preflight.finished import look_at_adapters, look_at_merged
 
     refuse_revision_of_nothing(base, revision)
     for option, value in (("--served-name", served_name), ("--api-key-env", api_key_env)):
@@ -93,8 +93,8 @@ def verify(
         raise typer.BadParameter("name a merged checkpoint, or --bundle", param_hint="FOLDER")
     named = [path_and_weight(text) for text in adapter or ()]
     look_at_adapters([path for path, _ in named], base, revision)
-    if not folder.is_dir():
-        look_at_model(str(folder))
+    compared = bool(named) or base is not None
+    look_at_merged(folder, compared=compared, served=served is not None)
     from gptoss_tune.export.verify.server import ask_server, verify_served
     from gptoss_tune.export.verify.verify import Check
     from gptoss_tune.export.verify.verify import verify as run_verify
@@ -102,7 +102,7 @@ def verify(
     from gptoss_tune.workflows import finished_run
 
     checkpoint, weighted = None, []
-    if named or base is not None:
+    if compared:
         checkpoint, weighted = finished_run.open_adapters(
             named, base, revision, other_base=other_base
         )

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.assets import LICENCES, write_notice
@@ -27,6 +27,7 @@ from gptoss_tune.export.gguf.metadata import (
     require_gguf,
 )
 from gptoss_tune.export.merge.lineage import REPORT
+from gptoss_tune.export.merge.options import MergeOptions
 from gptoss_tune.export.merge.produce import Producer
 from gptoss_tune.export.merge.quantize import Survival
 from gptoss_tune.export.merge.steps import Step
@@ -35,7 +36,6 @@ from gptoss_tune.files.paths import inside
 from gptoss_tune.files.positioned import read_at, write_at
 from gptoss_tune.files.regular import flag
 from gptoss_tune.weights.hashes import hash_of, write_manifest
-from gptoss_tune.weights.names import ExpertFormat
 
 UNFINISHED = ".unfinished"
 """After a file's name until every tensor is in it."""
@@ -43,13 +43,10 @@ JOURNAL = "tensors.jsonl"
 _READ = 16 << 20
 
 
-def stem_of(name: str, expert_format: ExpertFormat) -> str:
-    """Return what the files of a folder called ``name`` are called, without ``.gguf``."""
-    return f"{name}-{expert_format}"
-
-
 class GgufFiles:
     """The GGUF of a merge, in one file or several; a ``Container``."""
+
+    dense_format: ClassVar[str] = "gguf-bf16"
 
     def __init__(
         self,
@@ -58,11 +55,9 @@ class GgufFiles:
         folder: Path,
         name: str,
         completed: Mapping[str, bytes],
-        *,
-        expert_format: ExpertFormat,
-        max_shard_size: int,
+        options: MergeOptions,
     ) -> None:
-        """Plan the files of ``folder``, which will be called ``name``.
+        """Plan the files of ``folder``, which will be called ``name``; see ``ContainerOpener``.
 
         Raises:
             CheckpointError: A GGUF cannot hold this base, or llama.cpp not read its tokenizer.
@@ -74,12 +69,12 @@ class GgufFiles:
         self._steps = plan_tensors(steps)
         self._files = headers(
             producer.base,
-            expert_format,
+            options.expert_format,
             name,
             list(by_name(self._steps).values()),
             completed,
-            stem=stem_of(name, expert_format),
-            max_shard_size=max_shard_size,
+            stem=f"{name}-{options.expert_format}",
+            max_shard_size=options.max_shard_size,
         )
         self._place = {
             tensor: (number, offset)
@@ -87,6 +82,7 @@ class GgufFiles:
             for tensor, offset in header.offsets.items()
         }
         self.nbytes = sum(header.nbytes for header in self._files)
+        self.identity: Mapping[str, Any] = {"container": "gguf", "name": name}
         self._journal = folder / JOURNAL
         self._done: dict[str, dict[str, Any]] = {}
 

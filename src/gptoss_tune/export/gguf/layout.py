@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.export.merge.steps import Step
+from gptoss_tune.weights.gguf.file import BLOCK_BYTES
 from gptoss_tune.weights.names import MXFP4_BLOCK, layer_of
 from gptoss_tune.weights.write import MAX_SHARD_SIZE, plan_shards
 
 GgufType = Literal["MXFP4", "BF16", "F32"]
 Half = Literal["whole", "gate", "up"]
 
-BLOCK_BYTES = {"MXFP4": (MXFP4_BLOCK, 17), "BF16": (1, 2), "F32": (1, 4)}
-"""Values of a block, and its bytes."""
 _WITHIN_LAYER = {
     "input_layernorm.weight": "attn_norm.weight",
     "post_attention_layernorm.weight": "post_attention_norm.weight",

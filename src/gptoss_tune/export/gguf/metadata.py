@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,11 +283,18 @@ def _tokens(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int]]:
         size: Rows of the embedding; what the tokenizer has no token for is padding.
 
     Raises:
-        CheckpointError: It has more tokens.
+        CheckpointError: It has more tokens, or two words for one.
     """
     from gguf import TokenType
 
-    texts = {place: text for text, place in tokenizer.get_vocab(with_added_tokens=True).items()}
+    listed = tokenizer.get_vocab(with_added_tokens=True)
+    texts = {place: text for text, place in listed.items()}
+    if len(texts) < len(listed):
+        twice = sorted(place for place, count in Counter(listed.values()).items() if count > 1)
+        raise CheckpointError(
+            f"tokenizer.json has two words for token {twice[0]}, a GGUF holds one; take it "
+            "from where the base came from"
+        )
     if texts and max(texts) >= size:
         raise CheckpointError(
             f"tokenizer.json has the token {max(texts)}, the model has {size:,} rows; take it from "

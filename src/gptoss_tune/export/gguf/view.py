@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.gguf.file import GgufModel
-from gptoss_tune.export.gguf.layout import BLOCK_BYTES, GgufStep, GgufTensor, released_blocks
+from gptoss_tune.export.gguf.layout import GgufStep, GgufTensor, released_blocks
 from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.gguf.file import BLOCK_BYTES, GgufModel
 from gptoss_tune.weights.names import ExpertFormat
 from gptoss_tune.weights.safetensors_file import TensorSpec
 from gptoss_tune.weights.write import natural_order
@@ -81,10 +81,7 @@ class GgufCheckpoint(Checkpoint):
         """Return rows of a tensor, or experts of a stack."""
         spec = self.spec(name)
         step, number = self._of[name]
-        halves = [
-            stored_rows(tensor, self._model.read_rows(tensor.name, start, stop))
-            for tensor in step.tensors
-        ]
+        halves = [stored_rows(tensor, self._model, start, stop) for tensor in step.tensors]
         if len(step.step.outputs) == 2:
             halves = [released_blocks(half)[number] for half in halves]
         # Gate and up lie in the release row by row in turn.
@@ -101,15 +98,18 @@ class GgufCheckpoint(Checkpoint):
         self._model.close()
 
 
-def stored_rows(tensor: GgufTensor, data: Tensor) -> Tensor:
+def stored_rows(tensor: GgufTensor, model: GgufModel, start: int, stop: int) -> Tensor:
     """Return rows as they lie in the file: values, or of MXFP4 the bytes ``[..., out, n * 17]``.
 
     Args:
         tensor: Whose rows they are.
-        data: ``[rows, bytes]`` uint8.
+        model: The opened files.
+        start: The first of them.
+        stop: The one after the last.
     """
-    shape = (len(data), *tensor.shape[1:])
+    data = torch.frombuffer(model.read_rows(tensor.name, start, stop), dtype=torch.uint8)
+    shape = (stop - start, *tensor.shape[1:])
     if tensor.type == "MXFP4":
         values, size = BLOCK_BYTES["MXFP4"]
         return data.view(*shape[:-1], shape[-1] // values * size)
-    return data.view(-1).view(_DTYPES[tensor.type]).view(shape)
+    return data.view(_DTYPES[tensor.type]).view(shape)

@@ -21,7 +21,7 @@ import torch
 
 from gptoss_tune.export.assets import completed_companions
 from gptoss_tune.export.device import compute_device
-from gptoss_tune.export.merge.container import Container
+from gptoss_tune.export.merge.container import ContainerOpener
 from gptoss_tune.export.merge.lineage import lineage_report, refuse_unsound_sum
 from gptoss_tune.export.merge.options import MergeOptions, TooLittleSurvives
 from gptoss_tune.export.merge.produce import Producer
@@ -47,6 +47,7 @@ def merge(
     out: Path,
     options: MergeOptions,
     *,
+    container: ContainerOpener = SafetensorsFiles,
     progress: Callable[[int, int], None] = lambda done, total: None,
     inspect: Callable[[Path], None] = lambda folder: None,
 ) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def merge(
         adapters: What is added; nothing: the base is written in another format, or as it is.
         out: Folder to create. A merge that was stopped is continued from the folder
             ``.OUT.incomplete`` beside it.
-        options: Format, container, shard size, device, and what loss to accept.
+        options: Format, shard size, device, and what loss to accept.
+        container: What is written: safetensors files, or ``export.gguf.container.GgufFiles``.
         progress: Called with bytes done and bytes in all.
         inspect: Called with the complete folder before it gets its name; an error it raises keeps
             the name from appearing.
@@ -79,10 +81,9 @@ def merge(
     completed = completed_companions(base)
     producer = Producer(base, adapters, device)
     folder = staging_folder(out)
-    files = _files(producer, folder, out.absolute().name, options, completed)
-    identity = _identity(producer, options)
-    if options.container == "gguf":
-        identity |= {"container": "gguf", "name": out.absolute().name}
+    steps = plan_steps(producer.source, adapters, options.expert_format)
+    files = container(producer, steps, folder, out.absolute().name, completed, options)
+    identity = {**_identity(producer, options), **files.identity}
     with staging(folder, identity, files.holds_anything):
         files.prepare()
         check_room(folder, files.missing_bytes())
@@ -92,7 +93,7 @@ def merge(
             report["prompts_trained_on"] = asked
         if completed:
             report["completed"] = sorted(completed)
-        refuse_loss(report["survival"], options, folder)
+        refuse_loss(report["survival"], options, folder, files.dense_format)
         files.finish(report, completed)
         inspect(folder)
         files.remove_notes()
@@ -101,36 +102,6 @@ def merge(
         with disk_errors(out):
             publish(folder, out)
     return report
-
-
-def _files(
-    producer: Producer,
-    folder: Path,
-    name: str,
-    options: MergeOptions,
-    completed: dict[str, bytes],
-) -> Container:
-    """Return the files that ``options`` ask for."""
-    steps = plan_steps(producer.source, producer.adapters, options.expert_format)
-    if options.container == "safetensors":
-        return SafetensorsFiles(
-            producer,
-            steps,
-            folder,
-            expert_format=options.expert_format,
-            max_shard_size=options.max_shard_size,
-        )
-    from gptoss_tune.export.gguf.container import GgufFiles
-
-    return GgufFiles(
-        producer,
-        steps,
-        folder,
-        name,
-        completed,
-        expert_format=options.expert_format,
-        max_shard_size=options.max_shard_size,
-    )
 
 
 def _read_as(base: Checkpoint) -> dict[str, Any]:

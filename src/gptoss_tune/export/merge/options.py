@@ -9,7 +9,6 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.weights.names import ExpertFormat
 from gptoss_tune.weights.write import MAX_SHARD_SIZE
 
-Container = Literal["safetensors", "gguf"]
 MergeFormat = Literal["bf16", "mxfp4", "gguf", "gguf-bf16"]
 """What a user asks for: the experts' layout, in safetensors or in a GGUF."""
 GGUF_MAX_SHARD_SIZE = 45_000_000_000
@@ -35,7 +34,6 @@ class MergeOptions:
 
     Attributes:
         expert_format: ``"bf16"``: dense; ``"mxfp4"``: as released.
-        container: ``"safetensors"``: transformers' folder; ``"gguf"``: the file of llama.cpp.
         max_shard_size: Bytes of one file at most.
         device: Where the arithmetic runs.
         min_survival: Stop when less than this share of the change of the experts survives MXFP4.
@@ -43,7 +41,6 @@ class MergeOptions:
     """
 
     expert_format: ExpertFormat = "bf16"
-    container: Container = "safetensors"
     max_shard_size: int = MAX_SHARD_SIZE
     device: str = "cpu"
     min_survival: float = 0.9
@@ -58,14 +55,17 @@ def merge_options(
     min_survival: float,
     accept_loss: bool,
 ) -> MergeOptions:
-    """Return the options of a merge to ``format``; no size: the container's usual one."""
-    gguf = format in ("gguf", "gguf-bf16")
-    usual = GGUF_MAX_SHARD_SIZE if gguf else MAX_SHARD_SIZE
+    """Return the options of a merge to ``format``; no size: the usual one of its files."""
+    usual = GGUF_MAX_SHARD_SIZE if is_gguf_format(format) else MAX_SHARD_SIZE
     return MergeOptions(
         expert_format="mxfp4" if format in ("gguf", "mxfp4") else "bf16",
-        container="gguf" if gguf else "safetensors",
         max_shard_size=usual if max_shard_size is None else max_shard_size,
         device=device,
         min_survival=min_survival,
         accept_loss=accept_loss,
     )
+
+
+def is_gguf_format(format: MergeFormat) -> bool:
+    """Return whether a format is the file of llama.cpp."""
+    return format in ("gguf", "gguf-bf16")

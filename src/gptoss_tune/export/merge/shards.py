@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.assets import copy_companions, deciding_companions
 from gptoss_tune.export.merge.lineage import REPORT
+from gptoss_tune.export.merge.options import MergeOptions
 from gptoss_tune.export.merge.produce import Producer
 from gptoss_tune.export.merge.quantize import Survival
 from gptoss_tune.export.merge.steps import Step, merged_config
@@ -30,19 +31,23 @@ _NOTE = ".note.json"
 class SafetensorsFiles:
     """The shards of a merge and what lies beside them; a ``Container``."""
 
+    dense_format: ClassVar[str] = "bf16"
+
     def __init__(
         self,
         producer: Producer,
         steps: Sequence[Step],
         folder: Path,
-        *,
-        expert_format: ExpertFormat,
-        max_shard_size: int,
+        name: str,
+        completed: Mapping[str, bytes],
+        options: MergeOptions,
     ) -> None:
-        """Divide the outputs of ``steps`` over files of ``folder``."""
+        """Divide the outputs of ``steps`` over files of ``folder``; see ``ContainerOpener``."""
         self._producer, self._steps, self._folder = producer, steps, folder
-        self._format: ExpertFormat = expert_format
-        self._shards = plan_shards((s for step in steps for s in step.outputs), max_shard_size)
+        self._format: ExpertFormat = options.expert_format
+        outputs = (spec for step in steps for spec in step.outputs)
+        self._shards = plan_shards(outputs, options.max_shard_size)
+        self.identity: Mapping[str, Any] = {}
         self.nbytes = sum(shard.nbytes for shard in self._shards)
 
     def prepare(self) -> None:

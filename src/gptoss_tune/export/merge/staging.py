@@ -93,8 +93,16 @@ def survival_report(survivals: Sequence[Survival]) -> dict[str, Any]:
     }
 
 
-def refuse_loss(survival: dict[str, Any], options: MergeOptions, folder: Path) -> None:
+def refuse_loss(
+    survival: dict[str, Any], options: MergeOptions, folder: Path, dense_format: str
+) -> None:
     """Stop when the result would be the base in disguise.
+
+    Args:
+        survival: ``survival_report``.
+        options: What is wanted.
+        folder: Where what was computed is kept.
+        dense_format: What loses nothing, as ``merge --format`` calls it.
 
     Raises:
         TooLittleSurvives: Less of the change survives than ``options`` wants.
@@ -102,12 +110,11 @@ def refuse_loss(survival: dict[str, Any], options: MergeOptions, folder: Path) -
     if not survival["stacks"] or options.accept_loss or survival["total"] >= options.min_survival:
         return
     worst = min(survival["stacks"], key=lambda stack: stack["survived"])
-    dense = "gguf-bf16" if options.container == "gguf" else "bf16"
     raise TooLittleSurvives(
         f"only {survival['total']:.1%} of the experts' change survives MXFP4 (least: "
         f"{worst['survived']:.1%} in {worst['module']}), {options.min_survival:.0%} is wanted; the "
         "result would act like the base. Recover it with --calibrate FILE, train with "
-        f"lora.merge_aware=true, export with --format {dense}, or take it as it is with "
+        f"lora.merge_aware=true, export with --format {dense_format}, or take it as it is with "
         f"--accept-loss. What was computed is kept in {folder}",
         survival["total"],
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,60 +97,63 @@ class Served:
         return math.ceil(self.weights / 2**30) + 16 + 16 * self.gpus
 
     def __post_init__(self) -> None:
-        """Refuse a name that a target would refuse, and what the model or the GPU cannot do."""
-        _refuse_sizes(self)
-        _refuse_gpu(self)
-        if not re.fullmatch(r"[\w.:-]+", self.host, re.ASCII):
-            raise CheckpointError(f"--host is '{self.host}'; expected an address such as 0.0.0.0")
-        if not _SAFE_NAME.fullmatch(self.name):
-            raise CheckpointError(
-                f"--name is '{self.name}'; expected 3 to 32 letters, digits and dashes, a letter "
-                "first: endpoints and model repositories use it"
-            )
-        if self.image is not None and (
-            not _IMAGE.fullmatch(self.image) or self.image.endswith(":latest")
-        ):
-            raise CheckpointError(
-                f"--image is '{self.image}'; expected a tag or a digest that names one release, "
-                "such as vllm/vllm-openai:v0.31.0 or NAME@sha256:DIGEST"
-            )
+        """Refuse what a target, the model or the GPU would refuse, all of it at once."""
+        mistakes = [*_size_mistakes(self), *_gpu_mistakes(self), *_word_mistakes(self)]
+        if mistakes:
+            raise CheckpointError("\n".join(mistakes))
 
 
-def _refuse_sizes(served: Served) -> None:
-    """Refuse a context and a number of GPUs that the model does not allow.
+def _word_mistakes(served: Served) -> Iterator[str]:
+    """Yield what is wrong with the address, the name and the image."""
+    if not re.fullmatch(r"[\w.:-]+", served.host, re.ASCII):
+        yield f"--host is '{served.host}'; expected an address such as 0.0.0.0"
+    if not _SAFE_NAME.fullmatch(served.name):
+        yield (
+            f"--name is '{served.name}'; expected 3 to 32 letters, digits and dashes, a letter "
+            "first: endpoints and model repositories use it"
+        )
+    image = served.image
+    if image is not None and (not _IMAGE.fullmatch(image) or image.endswith(":latest")):
+        yield (
+            f"--image is '{image}'; expected a tag or a digest that names one release, such as "
+            "vllm/vllm-openai:v0.31.0 or NAME@sha256:DIGEST"
+        )
+
+
+def _size_mistakes(served: Served) -> Iterator[str]:
+    """Yield why the model does not allow the context or the number of GPUs.
 
     vLLM gives each GPU ``key-value heads // GPUs`` of them, so more GPUs than key-value heads leave
     none (vLLM 0.33.0, ``gpt_oss.py``); experts need no such rule, their blocks are rounded up.
     """
     longest = served.config.get("max_position_embeddings", _CONTEXT)
     if served.context > longest:
-        raise CheckpointError(
-            f"--context is {served.context}; the model reads at most {longest} tokens"
-        )
+        yield f"--context is {served.context}; the model reads at most {longest} tokens"
     heads = served.config.get("num_attention_heads", 64)
     shared = served.config.get("num_key_value_heads", 8)
     fitting = [n for n in range(1, MOST_GPUS + 1) if heads % n == 0 and shared % n == 0]
     if served.gpus not in fitting:
-        raise CheckpointError(
+        yield (
             f"--gpus is {served.gpus}; the GPUs are of one machine, and each takes the same number "
             f"of the model's {heads} attention heads and {shared} key-value heads: expected one of "
             f"{', '.join(map(str, fitting))}"
         )
 
 
-def _refuse_gpu(served: Served) -> None:
-    """Refuse a GPU that the servers do not run on, or that does not hold the model."""
+def _gpu_mistakes(served: Served) -> Iterator[str]:
+    """Yield why the servers do not run on the GPU, or why it does not hold the model."""
     gpu = served.gpu
     if gpu is None:
         return
     if not gpu.has_bf16 or gpu.model == "mi300x":
         reason = "has no bf16" if not gpu.has_bf16 else "is no NVIDIA GPU, which the images are for"
-        raise CheckpointError(f"--gpu is {gpu.name}, which {reason}; choose another")
+        yield f"--gpu is {gpu.name}, which {reason}; choose another"
+        return
     needed = served.needed
     if needed is None or needed.fits(gpu.memory_bytes):
         return
     enough = [one.name for one in GPUS if one.has_bf16 and needed.fits(one.memory_bytes)]
-    raise CheckpointError(
+    yield (
         f"--gpu is {gpu.name} with {gib(gpu.memory_bytes)}, of which a server takes "
         f"{USED_FRACTION:.0%}; each of {served.gpus} needs {gib(needed.weights)} for weights and "
         f"{gib(needed.request)} for one request of {served.context} tokens: choose more --gpus, a "

@@ -20,7 +20,6 @@ from torch import Tensor
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.assets import completed_companions
 from gptoss_tune.export.device import compute_device
-from gptoss_tune.export.gguf.file import GgufKey, GgufModel, open_gguf, read_header
 from gptoss_tune.export.gguf.layout import (
     GgufStep,
     GgufTensor,
@@ -47,6 +46,7 @@ from gptoss_tune.export.verify.verify import (
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights import Checkpoint
+from gptoss_tune.weights.gguf.file import GgufKey, GgufModel, open_gguf, read_header
 from gptoss_tune.weights.names import ExpertFormat
 
 _NAMED_AFTER_FOLDER = {
@@ -230,8 +230,8 @@ def _check_values(
         for row, parts in producer.tensors(step.step, Survival(step.step.source)):
             for tensor in step.tensors:
                 count = len(parts[0])
-                data = model.read_rows(tensor.name, row, row + count)
-                same, furthest = _compare(tensor, data, rows_of(tensor, parts))
+                found = stored_rows(tensor, model, row, row + count)
+                same, furthest = _compare(tensor, found, rows_of(tensor, parts))
                 worst[tensor.name] = max(worst[tensor.name], furthest)
                 if not same and tensor.name not in wrong:
                     unit = "expert" if "_exps." in tensor.name else "row"
@@ -253,30 +253,29 @@ def _check_values(
     return Check("values", not faults, said(faults) or detail, figures)
 
 
-def _compare(tensor: GgufTensor, data: Tensor, parts: Sequence[Tensor]) -> tuple[bool, float]:
+def _compare(tensor: GgufTensor, found: Tensor, parts: Sequence[Tensor]) -> tuple[bool, float]:
     """Return whether rows in the file hold the values of ``parts``, and the largest difference.
 
     Args:
         tensor: Whose rows they are.
-        data: ``[rows, bytes]`` uint8, as they lie in the file.
+        found: Them as ``stored_rows`` gives them.
         parts: The same rows as ``rows_of`` gives them.
     """
     if tensor.type != "MXFP4":
-        wanted, found = parts[0].contiguous(), stored_rows(tensor, data)
-        wanted = wanted.to(found.dtype)
+        wanted = parts[0].contiguous().to(found.dtype)
         if torch.equal(wanted.view(torch.uint8), found.view(torch.uint8)):
             return True, 0.0
         return False, (wanted.float() - found.float()).abs().max().item()
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize as decode
 
-    bands = stored_rows(tensor, data).flatten(0, 1).split(_BAND)
+    bands = found.flatten(0, 1).split(_BAND)
     blocks, scales = (part.flatten(0, 1).split(_BAND) for part in parts)
     same, furthest = True, 0.0
     for band, block, scale in zip(bands, blocks, scales, strict=True):
-        found = torch.from_numpy(decode(band.numpy(), GGMLQuantizationType.MXFP4))
+        values = torch.from_numpy(decode(band.numpy(), GGMLQuantizationType.MXFP4))
         wanted = dequantize(block.contiguous(), scale.contiguous(), dtype=torch.float32)
-        if not torch.equal(found, wanted):
+        if not torch.equal(values, wanted):
             same = False
-            furthest = max(furthest, (found - wanted).abs().max().item())
+            furthest = max(furthest, (values - wanted).abs().max().item())
     return same, furthest

@@ -17,7 +17,6 @@ from transformers import GptOssConfig
 from gptoss_tune.errors import CheckpointError, UndecidedError
 from gptoss_tune.export.assets import missing_companions
 from gptoss_tune.export.device import compute_device
-from gptoss_tune.export.gguf.file import is_gguf
 from gptoss_tune.export.merge.steps import WeightedAdapter, is_merge_aware
 from gptoss_tune.export.verify.logits import check_logits
 from gptoss_tune.export.verify.raw_changes import inspect_whole
@@ -29,6 +28,7 @@ from gptoss_tune.export.verify.weights import (
 )
 from gptoss_tune.run.checkpoints import MANIFEST
 from gptoss_tune.weights import Checkpoint, open_checkpoint
+from gptoss_tune.weights.gguf.file import is_gguf
 from gptoss_tune.weights.hashes import damaged_files
 
 _MAY_DIFFER = {"quantization_config", "torch_dtype", "dtype", "transformers_version", "use_cache"}

@@ -49,7 +49,7 @@ def quantised_otherwise(method: str, section: Any) -> str:
 
 def holds_a_model(path: Path) -> bool:
     """Return whether a folder without ``config.json`` holds the weights of a whole model."""
-    patterns = ("model*.safetensors", "consolidated*.safetensors", "*.gguf", "model.bin")
+    patterns = ("model*.safetensors", "consolidated*.safetensors", "model.bin")
     return any(any(path.glob(pattern)) for pattern in patterns)
 
 
@@ -62,8 +62,6 @@ def without_config(path: Path) -> str:
             f"{path}: is metal/ of a release, made for Apple's GPUs by OpenAI's own code; use "
             f"{use}, which holds the same weights as safetensors with config.json"
         )
-    if any(path.glob("*.gguf")):
-        return gguf(next(iter(sorted(path.glob("*.gguf")))))
     if any(path.glob("*.safetensors")):
         return (
             f"{path / 'config.json'}: no such file; the weights beside it cannot be told apart "
@@ -81,9 +79,6 @@ def without_weights(path: Path, single: str, index: str) -> str:
             "expected safetensors. If you trust its source, load it with transformers "
             "(from_pretrained) and save it again with save_pretrained, which writes safetensors"
         )
-    ggufs = sorted(path.glob("*.gguf"))
-    if ggufs:
-        return gguf(ggufs[0])
     others = sorted(file.name for file in path.glob("*.safetensors"))
     if others:
         return (
@@ -94,19 +89,8 @@ def without_weights(path: Path, single: str, index: str) -> str:
     return f"{path}: holds neither {single} nor {index}; expected safetensors weights"
 
 
-def gguf(file: Path) -> str:
-    """Return why a GGUF is no base."""
-    return (
-        f"{file}: is a GGUF, which llama.cpp runs; its tensors may be rounded to other formats, "
-        "and it holds neither config.json nor the tokenizer's files. Expected safetensors: start "
-        "from the checkpoint that it was made of, or from the release"
-    )
-
-
 def file_for_a_folder(path: Path) -> str:
     """Return what to name instead of a file."""
-    if path.suffix == ".gguf":
-        return gguf(path)
     folder = path.parent
     if path.suffix in (".safetensors", ".json") and (folder / "config.json").is_file():
         return f"{path}: is one file of a checkpoint; name its folder, {folder}"

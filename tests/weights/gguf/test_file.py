@@ -7,7 +7,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.gguf.file import is_gguf, open_gguf
+from gptoss_tune.weights.gguf.file import is_gguf, open_gguf
 
 
 def write(path, *, tensors=3, split=0):
@@ -55,8 +55,8 @@ def test_keys_and_tensors_are_those_that_the_library_reads(file):
         assert entry.shape == tuple(reversed(tensor.shape.tolist()))
         assert (entry.type, entry.offset) == (tensor.tensor_type.name, tensor.data_offset)
         assert entry.nbytes == tensor.n_bytes
-        data = ours.read_rows(tensor.name, 1, 2).numpy()
-        assert np.array_equal(data[0], tensor.data.view(np.uint8).reshape(len(tensor.data), -1)[1])
+        rows = tensor.data.view(np.uint8).reshape(len(tensor.data), -1)
+        assert ours.read_rows(tensor.name, 1, 2) == rows[1].tobytes()
 
 
 def edited(file, old, new):
@@ -109,7 +109,7 @@ def test_several_files_are_one_model(tmp_path):
     assert list(whole.tensors) == ["t0", "t1", "t2", "packed"]
     assert "split.no" not in whole.keys
     assert open_gguf(tmp_path / names[1]).keys == whole.keys
-    assert whole.read_rows("packed", 1, 2)[0, 0] == 34
+    assert whole.read_rows("packed", 1, 2)[0] == 34
 
 
 def test_a_missing_or_a_foreign_part_is_named(tmp_path):

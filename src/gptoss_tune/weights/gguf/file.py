@@ -20,15 +20,13 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.gguf.layout import BLOCK_BYTES
 from gptoss_tune.files.positioned import read_at
 from gptoss_tune.files.regular import flag
 
+BLOCK_BYTES = {"MXFP4": (32, 17), "BF16": (1, 2), "F16": (1, 2), "F32": (1, 4)}
+"""Values of a block, and its bytes."""
 PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """The name of one file of several."""
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
@@ -108,16 +106,16 @@ class GgufFile:
                     f"{entry.offset + entry.nbytes} are needed); copy or write it again"
                 )
 
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Return the bytes of rows ``start`` to ``stop`` of a tensor, ``[rows, bytes]`` uint8.
+    def read_rows(self, name: str, start: int, stop: int) -> bytearray:
+        """Return the bytes of rows ``start`` to ``stop`` of a tensor.
 
         Raises:
             CheckpointError: The file was cut since it was opened.
         """
         entry = self.tensors[name]
         row = entry.nbytes // entry.shape[0]
-        found = torch.empty((stop - start, row), dtype=torch.uint8)
-        view, done = found.view(-1).numpy().data, 0
+        found = bytearray((stop - start) * row)
+        view, done = memoryview(found), 0
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY | flag("O_BINARY"))
         while done < len(view):
@@ -153,8 +151,8 @@ class GgufModel:
     keys: Mapping[str, GgufKey]
     tensors: Mapping[str, GgufEntry]
 
-    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Return rows of a tensor as ``GgufFile.read_rows`` does."""
+    def read_rows(self, name: str, start: int, stop: int) -> bytearray:
+        """Return the bytes of rows of a tensor, as ``GgufFile.read_rows`` does."""
         file = next(file for file in self.files if name in file.tensors)
         return file.read_rows(name, start, stop)
 
@@ -200,6 +198,8 @@ def gguf_paths(place: Path) -> list[Path]:
     listed = sorted(place.glob("*.gguf")) if place.is_dir() else [place]
     if not listed:
         raise CheckpointError(f"{place}: holds no .gguf file")
+    if not place.exists():
+        raise CheckpointError(f"{place}: no such file; expected a GGUF")
     match = PART.fullmatch(listed[0].name)
     if match is None:
         if len(listed) > 1:
@@ -228,6 +228,20 @@ def is_gguf(place: Path) -> bool:
     if place.is_dir():
         return not (place / "config.json").is_file() and any(place.glob("*.gguf"))
     return place.suffix == ".gguf"
+
+
+def refuse_gguf(place: Path) -> None:
+    """Refuse a GGUF where the folder of a checkpoint is expected.
+
+    Raises:
+        CheckpointError: ``place`` is one; says what reads it.
+    """
+    if is_gguf(place) and place.exists():
+        raise CheckpointError(
+            f"{place}: is a GGUF, the file of llama.cpp; expected a folder with config.json and "
+            "safetensors. `chat`, `verify` and `push --merged` read a GGUF; `merge --format bf16` "
+            "or `mxfp4` writes the same weights for everything else"
+        )
 
 
 def read_header(start: bytes) -> tuple[dict[str, GgufKey], dict[str, GgufEntry]]:

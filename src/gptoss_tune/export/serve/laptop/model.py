@@ -1,0 +1,94 @@
+"""A GGUF to run, and what its files must agree on; checked by the header alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.gguf.file import open_gguf
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_ARCHITECTURE = "gpt-oss"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]")
+
+
+@dataclass(frozen=True)
+class LaptopModel:
+    """A GGUF to run.
+
+    Attributes:
+        name: The name under which it is asked for.
+        files: Absolute paths of its files, in order.
+        context: Longest prompt and answer together, in tokens.
+        host: Address that a server listens on.
+        instructions: Developer instructions of every conversation, if any.
+        effort: Reasoning effort that a request gets unless it says another.
+        trained: Whether a record beside the file says that its run was trained at it.
+        longest: Tokens that the model reads at most.
+        nbytes: Bytes of the files.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    context: int
+    host: str = LOOPBACK[0]
+    instructions: str | None = None
+    effort: str = "medium"
+    trained: bool = False
+    longest: int = 131_072
+    nbytes: int = 0
+
+    @property
+    def open_to_others(self) -> bool:
+        """Whether others than this machine can reach a server of it."""
+        return self.host not in LOOPBACK
+
+
+def open_laptop_model(
+    source: str, prompts: Mapping[str, str], name: str, context: int, **options: Any
+) -> LaptopModel:
+    """Return the GGUF that ``source`` means: a file, or a folder with one.
+
+    Args:
+        source: As it was given.
+        prompts: How its run rendered its data, from ``prompts_trained_on``.
+        name: The name under which it is asked for.
+        context: Longest prompt and answer together, in tokens.
+        options: Further attributes of ``LaptopModel``.
+
+    Raises:
+        CheckpointError: No GGUF, a damaged one, one of another architecture or of factors alone, or
+            a name, context or address that cannot be.
+    """
+    opened = open_gguf(Path(source))
+    keys = {name: key.value for name, key in opened.keys.items()}
+    architecture, kind = keys.get("general.architecture"), keys.get("general.type", "model")
+    if architecture != _ARCHITECTURE or kind != "model":
+        raise CheckpointError(
+            f"{source}: is a GGUF {kind!a} of {architecture!a}; expected a model of "
+            f"'{_ARCHITECTURE}', which gptoss-tune merge RUN --format gguf --out DIR writes"
+        )
+    longest = keys.get(f"{_ARCHITECTURE}.context_length", LaptopModel.longest)
+    if context > longest:
+        raise CheckpointError(f"--context is {context}; the model reads at most {longest} tokens")
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(
+            f"--name is '{name}'; expected 3 to 32 letters, digits and dashes, a letter first"
+        )
+    model = LaptopModel(
+        name,
+        tuple(file.path.resolve() for file in opened.files),
+        context,
+        effort=prompts.get("reasoning_effort", LaptopModel.effort),
+        trained="reasoning_effort" in prompts,
+        longest=longest,
+        nbytes=sum(file.path.stat().st_size for file in opened.files),
+        **options,
+    )
+    if not re.fullmatch(r"[\w.:-]+", model.host, re.ASCII):
+        raise CheckpointError(f"--host is '{model.host}'; expected an address such as 0.0.0.0")
+    return model
