@@ -38,7 +38,7 @@ COMMANDS = {
     "plan": "plan {recipe}",
     "train": "train {recipe}",
     "evaluate": "evaluate {base} --recipe {recipe} --device cpu",
-    "chat": "chat {base} --prompt Hello --max-new-tokens 2 --device cpu --seed 1",
+    "chat": "chat {base} --prompt Hello --max-new-tokens 2 --seed 1",
     "merge": "merge {adapter} --base {base} --out {out}",
     "verify": "verify {alone} --base {base} --no-logits",
     "adapter": "adapter {adapter} --base {base} --out {out}",
@@ -92,7 +92,10 @@ class Lab:
         error = result.exception
         known = result.exit_code == 0 or hasattr(error, "exit_code") or result.exit_code == 2
         assert known, (command, base, result.output, error)
-        return result.exit_code, str(error) if hasattr(error, "exit_code") else result.output
+        if hasattr(error, "exit_code"):
+            return result.exit_code, str(error)
+        boxed = result.output.partition(" Error ")[2]
+        return result.exit_code, " ".join(re.sub("[\u2500-\u257f]", " ", boxed).split())
 
     def outcomes(self, way, write, commands):
         """Return what each command does with a way: a word, and a message where it refuses."""

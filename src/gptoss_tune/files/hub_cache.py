@@ -41,3 +41,14 @@ def snapshot_of(path: Path) -> Path:
         f"{path}: is a repository in the Hub's cache with {len(found)} snapshots and no branch "
         f"main; name one of them, such as {found[-1]}"
     )
+
+
+def name_of_snapshot(name: str) -> str:
+    """Return a name as it is, and of a repository's folder in the cache its snapshot's.
+
+    Raises:
+        CheckpointError: There is none, or which of several is meant cannot be told.
+    """
+    named = Path(name)
+    meant = snapshot_of(named)
+    return name if meant == named else str(meant)

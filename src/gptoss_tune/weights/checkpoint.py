@@ -294,9 +294,9 @@ def _open_files(path: Path, *, openai: bool) -> list[SafetensorsFile]:
         openai: It is OpenAI's own layout, whose code reads every file that is there.
     """
     index = path / INDEX_NAME
-    if not index.exists():
+    if not os.path.lexists(index):
         names = [SINGLE_NAME]
-        if not (path / SINGLE_NAME).exists():
+        if not os.path.lexists(path / SINGLE_NAME):
             names = sorted(file.name for file in path.glob("*.safetensors")) if openai else []
         if not names:
             refuse_gguf(path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptoss_tune.cli.arguments import BasePath, Revision, refuse_revision_of_nothing
+from gptoss_tune.files.hub_cache import name_of_snapshot
 
 if TYPE_CHECKING:
     from gptoss_tune.export.serve.served import Served
@@ -70,6 +71,7 @@ def serve_config(
         return
     _refuse_useless(target, {"--instructions": instructions})
     _refuse_gguf(source, target)
+    source = name_of_snapshot(source)
     from gptoss_tune.export.serve.bundle import notes, write_bundle
     from gptoss_tune.export.serve.served import Served
     from gptoss_tune.export.serve.sizes.memory import stored_bytes
