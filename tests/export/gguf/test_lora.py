@@ -4,6 +4,7 @@ That llama.cpp applies them so is shown in tests/evaluate/llama_cpp/test_greedy.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,12 +110,14 @@ def test_experts_that_were_not_chosen_have_zeros(base, lab, adapter_copy, tmp_pa
     assert [bool(size) for size in sizes] == [n in chosen for n in range(experts)]
 
 
-@pytest.mark.parametrize("option", ["use_dora", "modules_to_save"])
-def test_what_is_no_factor_is_refused_with_the_way_out(opened, option, tmp_path, monkeypatch):
-    monkeypatch.setitem(opened.config, option, ["lm_head"])
-    with pytest.raises(
-        CheckpointError, match=r"applies to no LoRA; merge instead: .*--format gguf"
-    ):
+@pytest.mark.parametrize("kind", ["dora", "whole", "embedding"])
+def test_what_is_no_factor_is_refused_with_the_way_out(opened, kind, tmp_path, monkeypatch):
+    if kind == "whole":
+        monkeypatch.setattr(opened, "whole", {"lm_head.weight": None})
+    else:
+        (name, target), *_ = opened.targets.items()
+        monkeypatch.setitem(opened.targets, name, replace(target, **{kind: True}))
+    with pytest.raises(CheckpointError, match=r"; merge instead: .*--format gguf"):
         write_lora(opened, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
