@@ -11,6 +11,7 @@ import torch
 from openai_harmony import Conversation, Message, RenderConversationConfig, Role
 from typer.testing import CliRunner
 
+from gptoss_tune.chat.server import open_served
 from gptoss_tune.chat.talk import Talk
 from gptoss_tune.cli import app
 from gptoss_tune.evaluate.channels import RAW, ChannelReader
@@ -141,6 +142,11 @@ def test_a_served_model_until_ctrl_c(merged):
             base_url=f"http://127.0.0.1:{address[1]}/v1", api_key="any", max_retries=0
         )
         model = client.models.list().data[0].id
+        served = open_served(f"http://127.0.0.1:{address[1]}", None, None)
+        talk = Talk(served, Sampling(4, 0.0))
+        answer = talk.ask("Hi", lambda delta: None)
+        assert answer.ended == "length" and answer.stream.usage["completion_tokens"] == 4
+        assert (served.name, served.context) == (model, 131_072)
         ask = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
         next(iter(client.chat.completions.create(**ask, max_tokens=5000)))
         process.send_signal(signal.SIGINT)

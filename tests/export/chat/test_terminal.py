@@ -261,3 +261,44 @@ def test_a_conversation_with_a_model_in_a_terminal(in_terminal, merged):
         assert terminal.ended() == 0
     assert "NOISE" not in terminal.raw and "gemm_4bit" not in terminal.raw
     assert "Warning" not in terminal.raw
+
+
+@pytest.fixture(scope="session")
+def gguf(base, adapter, tmp_path_factory):
+    pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp")
+    from gptoss_tune.workflows.finished_run import merge
+
+    out = tmp_path_factory.mktemp("chat") / "gguf"
+    return merge([adapter], out, format="gguf", base=base, accept_loss=True).folder
+
+
+@pytest.mark.slow
+def test_a_conversation_with_a_gguf_file_in_a_terminal(in_terminal, gguf):
+    options = ["--temperature", "0", "--max-new-tokens", "6"]
+    with in_terminal(gguf, *options) as terminal:
+        terminal._until(re.compile(r"llama\.cpp, .* context 8,192 tokens; reasoning"), 90)
+        terminal.prompted()
+        terminal.type("Hi\r")
+        terminal.until("[cut after 6 tokens, thoughts included; /continue goes on")
+        terminal.prompted()
+        terminal.type("/max-new-tokens 6000\r")
+        terminal.prompted()
+        terminal.type("/continue\r")
+        terminal.until("/continue")
+        time.sleep(2)
+        terminal.type("\x03")
+        terminal.until("[stopped by Ctrl-C; /continue goes on]")
+        terminal.prompted()
+        terminal.type("/tokens\r")
+        terminal.until("of 8,192; beside an answer")
+        terminal.prompted()
+        terminal.type("/retry\r")
+        terminal.until("/retry")
+        time.sleep(2)
+        terminal.type("\x03")
+        terminal.until("[stopped by Ctrl-C")
+        terminal.prompted()
+        terminal.type("\x04")
+        assert terminal.ended() == 0
+    assert "llama_" not in terminal.raw and "ggml" not in terminal.raw

@@ -136,6 +136,7 @@ def _retry(session: Session, argument: str) -> None:
     finally:
         if len(talk.turns) < len(before):  # no other answer came
             talk.turns = before
+            session.say("the answer that was there stays", "dim")
 
 
 def _continue(session: Session, argument: str) -> None:

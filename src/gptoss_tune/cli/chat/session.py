@@ -167,7 +167,8 @@ class Session:
                 more = f"{more}, then /retry"
             return f"[cut after {most} tokens, thoughts included; {more}]"
         if answer.ended == "interrupt":
-            if not answer.messages:
+            turns = self.talk.turns
+            if not (turns and turns[-1].answer is answer):
                 return "[stopped by Ctrl-C; the question is taken back]"
             return "[stopped by Ctrl-C" + ("; /continue goes on]" if goes_on else "]")
         if answer.ended == "call" and typed:

@@ -82,6 +82,7 @@ def serve(
         instructions: Developer instructions of requests without any.
     """
     server = ModelServer(answerer, usual, settings, instructions=instructions)
+    bound.listen()  # who asks as soon as the address is said waits instead of being refused
     say(welcome(served_name(answerer.name), settings, bound))
     with contextlib.suppress(KeyboardInterrupt):
         server.run([bound])
