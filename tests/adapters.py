@@ -41,7 +41,7 @@ INTRODUCTION = """\
 
 What PEFT {version} and other programs write as an adapter of gpt-oss, and what the commands make of
 it. Every row was run on a tiny base: adapters that PEFT can write are written by PEFT, the others
-are laid out by hand in the form of the program. `verify` is part of `merge`.
+are laid out by hand in the form of the program. `verify` compared every weight.
 
 - **yes**: it works.
 - **by merge**: refused, with the `gptoss-tune merge` that makes a folder that works.
@@ -281,6 +281,11 @@ def command(*words):
         raise done.exception
 
 
+def merged_and_verified(source, base, out):
+    command("merge", source, *base, "--out", out, "--no-verify")
+    command("verify", out, "--adapter", source, *base, "--no-logits")
+
+
 def tried(shop, way, trainable):
     """Return the cells of one adapter, and what is said of it."""
     work = Path(tempfile.mkdtemp(dir=shop.folder))
@@ -288,7 +293,7 @@ def tried(shop, way, trainable):
     way.make(shop, source)
     base = ("--base", shop.base)
     errors = [
-        attempt(lambda: command("merge", source, *base, "--out", work / "merged")),
+        attempt(lambda: merged_and_verified(source, base, work / "merged")),
         attempt(lambda: command("adapter", source, *base, "--out", work / "peft")),
         attempt(lambda: command("adapter", source, *base, "--for", "vllm", "--out", work / "vllm")),
         attempt(lambda: open_evaluated_model(str(source), base=str(shop.base))),

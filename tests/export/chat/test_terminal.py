@@ -264,12 +264,13 @@ def test_a_conversation_with_a_model_in_a_terminal(in_terminal, merged):
 
 
 @pytest.fixture(scope="session")
-def gguf(base, adapter, tmp_path_factory, lab):
+def gguf(base, adapter, tmp_path_factory):
     pytest.importorskip("gguf")
     pytest.importorskip("xllamacpp")
+    from gptoss_tune.workflows.finished_run import merge
+
     out = tmp_path_factory.mktemp("chat") / "gguf"
-    lab.merge(base, adapter, out, expert_format="mxfp4", container="gguf", accept_loss=True)
-    return out
+    return merge([adapter], out, format="gguf", base=base, accept_loss=True).folder
 
 
 @pytest.mark.slow
