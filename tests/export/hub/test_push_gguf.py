@@ -9,6 +9,7 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.workflows.finished_run import merge
 
 REPO = "someone/tuned-gguf"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
