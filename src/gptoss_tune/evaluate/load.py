@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-from gptoss_tune.errors import MachineError
+from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.expert_weight import ExpertWeight
 from gptoss_tune.model.experts import ExpertSettings, set_expert_settings
@@ -78,7 +78,13 @@ def open_evaluated_model(
     if base is None:
         base, revision = base_name([name])
     checkpoint = open_checkpoint(base, revision)
-    return EvaluatedModel(name, checkpoint, open_adapter(name, checkpoint, other_base=other_base))
+    adapter = open_adapter(name, checkpoint, other_base=other_base)
+    if adapter.only_merged is not None:
+        raise CheckpointError(
+            f"{adapter.path}: has {adapter.only_merged}, which no adapter beside a base has here; "
+            f"merge it with `gptoss-tune merge {adapter.path} --base {base} --out DIR` and name DIR"
+        )
+    return EvaluatedModel(name, checkpoint, adapter)
 
 
 def load_evaluated_model(

@@ -11,6 +11,7 @@ The rejected alternative is to ship the training's files and a list of caveats.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -243,18 +244,7 @@ def _config(adapter: Adapter, rank: int | None, *, compact: bool) -> dict[str, A
         config["init_lora_weights"] = True
         config.pop("eva_config", None)
     if adapter.single:
-        # Their layers are none of the base's: each target by its name, as PEFT finds it.
-        targets = adapter.targets
-        config.update(
-            target_modules=[module for module, target in targets.items() if not target.experts],
-            target_parameters=[module for module, target in targets.items() if target.experts],
-            exclude_modules=None,
-            layers_to_transform=None,
-            layers_pattern=None,
-            use_rslora=False,
-            rank_pattern={module: target.rank for module, target in targets.items()},
-            alpha_pattern={m: target.scaling * target.rank for m, target in targets.items()},
-        )
+        config.update(_stated_anew(adapter))
     if not compact:
         config.pop(CHOSEN_EXPERTS, None)  # those without factors are zeros now
     if adapter.swapped:
@@ -263,3 +253,45 @@ def _config(adapter: Adapter, rank: int | None, *, compact: bool) -> dict[str, A
         config.update(r=rank, lora_alpha=rank, rank_pattern={}, alpha_pattern={}, use_rslora=False)
         config.setdefault("target_modules", [])  # vLLM wants the key; it reads the file's names
     return config
+
+
+def _stated_anew(adapter: Adapter) -> dict[str, Any]:
+    """Return targets, ranks and alphas of what ``adapter`` changes, as a recipe states them.
+
+    Its own configuration is of layers that the base does not have. Where layers differ from one
+    another, each target stands there by its whole name.
+    """
+    groups: dict[str, list[Target]] = {}
+    for module, target in adapter.targets.items():
+        name = re.sub(r"^model\.layers\.\d+\.(self_attn\.)?", "", module)
+        groups.setdefault(name, []).append(target)
+    acts = {name: {(t.rank, t.scaling) for t in group} for name, group in groups.items()}
+    in_all = (len(group) == adapter.layers for name, group in groups.items() if name != "lm_head")
+    alike = all(in_all) and all(len(found) == 1 for found in acts.values())
+    experts = [name for name, group in groups.items() if group[0].experts]
+    linear = [name for name in groups if name not in experts]
+    plain = {act for name in linear or experts for act in acts[name]}
+    stated: dict[str, Any] = {
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "use_rslora": False,
+    }
+    if not alike or len(plain) > 1:
+        targets = adapter.targets
+        return stated | {
+            "target_modules": [module for module, target in targets.items() if not target.experts],
+            "target_parameters": [module for module, target in targets.items() if target.experts],
+            "rank_pattern": {module: target.rank for module, target in targets.items()},
+            "alpha_pattern": {m: target.scaling * target.rank for m, target in targets.items()},
+        }
+    ((rank, scaling),) = plain
+    others = {name: act for name in experts for act in acts[name] if act != (rank, scaling)}
+    return stated | {
+        "r": rank,
+        "lora_alpha": scaling * rank,
+        "target_modules": linear,
+        "target_parameters": experts,
+        "rank_pattern": {name: act[0] for name, act in others.items()},
+        "alpha_pattern": {name: act[0] * act[1] for name, act in others.items()},
+    }

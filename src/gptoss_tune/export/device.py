@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 
 import torch
@@ -28,3 +29,15 @@ def compute_device(name: str) -> torch.device:
         if int(match[1] or 0) >= count:
             raise MachineError(f"device {name}: this machine has {count} CUDA GPUs; use cpu")
     return torch.device(name)
+
+
+def arithmetic_of(device: torch.device) -> str:
+    """Return what decides the order of sums on ``device``: where it differs, last bits may.
+
+    A change that is added to a weight may then round to the neighbour of what it rounds to here.
+    """
+    if device.type == "cuda":
+        kind = torch.cuda.get_device_name(device)
+    else:
+        kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"torch {torch.__version__} on {kind}"

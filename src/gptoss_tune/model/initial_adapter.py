@@ -26,7 +26,10 @@ from gptoss_tune.weights.adapter_config import (
     find_adapter,
     saved_by_swapping_peft,
 )
+from gptoss_tune.weights.adapter_keys import pefts_names
+from gptoss_tune.weights.adapters.kinds import refuse_other_kinds
 from gptoss_tune.weights.hashes import refuse_damaged
+from gptoss_tune.weights.layouts import ONE_BY_ONE
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 
 # What decides how a factor acts, beside its shape; every one must be as the recipe has it.
@@ -110,6 +113,7 @@ def _check_config(folder: Path, model: PeftModel) -> None:
             f"repaired copy with `gptoss-tune adapter {folder} --for peft --repair --out DIR` and "
             "start from that"
         )
+    _refuse_more_than_factors(file, folder, found)
     wanted = model.peft_config[ADAPTER_NAME].to_dict()
     differences = [
         f"{key}: got {found.get(key)!r}, expected {wanted[key]!r}"
@@ -125,10 +129,38 @@ def _check_config(folder: Path, model: PeftModel) -> None:
         )
 
 
+def _refuse_more_than_factors(file: Path, folder: Path, found: dict[str, Any]) -> None:
+    """Refuse what a run trains no more of, and what factors need another base for."""
+    try:
+        refuse_other_kinds(file, found)
+    except CheckpointError as error:
+        raise CheckpointError(f"lora.init_from: {error}") from None
+    told = [
+        option
+        for option in ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias")
+        if found.get(option)
+    ]
+    if told:
+        raise CheckpointError(
+            f"lora.init_from: {file}: {told[0]} is {ascii(found[told[0]])[:60]}, and a run trains "
+            f"factors alone; merge it with `gptoss-tune merge {folder} --out DIR`, name DIR as "
+            "model.name_or_path and leave lora.init_from out"
+        )
+
+
 def _check_entries(file: SafetensorsFile, factors: dict[str, torch.Tensor]) -> None:
     """Refuse a file with other factors, or factors of other shapes, than the model has."""
     missing = sorted(factors.keys() - file.entries.keys())
     unread = sorted(file.entries.keys() - factors.keys())
+    if pefts_names(file.path, unread) != {name: name for name in unread} or any(
+        ONE_BY_ONE.search(name) for name in unread
+    ):
+        folder = file.path.parent
+        raise CheckpointError(
+            f"lora.init_from: {file.path}: has factors under other names than PEFT saves, first "
+            f"'{unread[0]}'; write a copy with `gptoss-tune adapter {folder} --for peft --out DIR` "
+            "and name that"
+        )
     if missing or unread:
         first = f"missing '{missing[0]}'" if missing else f"superfluous '{unread[0]}'"
         raise CheckpointError(

@@ -60,6 +60,7 @@ class Adapter:
         targets: What it changes, by module.
         whole: What it does to tensors of the base other than by factors, by their names.
         renamed: Whether the file has other names for the factors than PEFT saves.
+        layers: Of the base.
         single: Whether it has factors of single experts, for which PEFT finds no module.
         lacking: Experts that have no factors in a layer of which others have, counted over layers.
     """
@@ -76,6 +77,7 @@ class Adapter:
             self.file.rename(names)
         singles = single_expert_modules(n.removeprefix(PREFIX) for n in self.file.entries)
         self.targets = targets_of(self.config, base, str(path / ADAPTER_CONFIG), singles)
+        self.layers: int = base.config["num_hidden_layers"]
         self.single = any(target.singles for target in self.targets.values())
         scalings = {m: t.scaling for m, t in self.targets.items() if not t.experts}
         self.whole: Mapping[str, Whole] = {}
@@ -94,10 +96,10 @@ class Adapter:
     def only_merged(self) -> str | None:
         """What nothing here holds beside a base, so that only a merge has it; ``None``: nothing."""
         if any(target.dora for target in self.targets.values()):
-            return "rows rescaled by DoRA"
+            return "rows that DoRA rescales"
         if self.whole:
-            return f"{len(self.whole)} tensors beside its factors, first {min(self.whole)}"
-        linear = [m for m, target in self.targets.items() if not target.experts]
+            return f"{len(self.whole)} tensors beside its factors (first {min(self.whole)})"
+        linear = [module for module, target in self.targets.items() if not target.experts]
         others = [m for m in linear if ".self_attn." not in m and m != "lm_head"]
         return f"factors of {others[0]}" if others else None
 

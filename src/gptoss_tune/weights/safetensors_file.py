@@ -167,6 +167,10 @@ class SafetensorsFile:
             done += count
 
 
+class _UnknownDtype(Exception):
+    """A header names a dtype beyond ``DTYPES``."""
+
+
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     """Return a file's metadata and its tensors by name, after checking that the file is whole.
 
@@ -201,6 +205,11 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
         header = parse(raw)
         metadata = _metadata(header.pop(_METADATA, {}))
         entries = dict(_entries(header, _LENGTH_BYTES + length))
+    except _UnknownDtype as error:
+        raise CheckpointError(
+            f"{path}: {error}, a dtype that no gpt-oss checkpoint or adapter has here; expected "
+            f"one of {', '.join(DTYPES)}: save it again in bf16"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its safetensors header cannot be read ({error}); copy or download it again"
@@ -235,7 +244,7 @@ def _entries(header: dict[str, dict], base: int) -> Iterable[tuple[str, TensorEn
         if not name.isprintable() or len(name) > _LONGEST_NAME:
             raise ValueError(f"the name {name[:60]!a} is no name of a tensor")
         if item["dtype"] not in DTYPES:
-            raise ValueError(f"{name} has dtype {item['dtype']!r}, known are {', '.join(DTYPES)}")
+            raise _UnknownDtype(f"'{name}' is {str(item['dtype'])[:20]!a}")
         shape = tuple(_whole(size, f"a size of {name}") for size in item["shape"])
         if len(shape) > _MOST_AXES:
             raise ValueError(f"{name} has {len(shape)} axes")

@@ -56,7 +56,8 @@ def test_the_same_tokens(answerer, name):
 def test_words_with_combining_marks_are_split_otherwise(answerer, name):
     """The text is whole, its tokens are not those that gpt-oss was trained on.
 
-    o200k keeps a letter and its marks together; llama.cpp's pattern of the same name cuts at marks. The day this fails docs/serving.md has a limit too many.
+    o200k keeps a letter and its marks together; llama.cpp's pattern of the same name cuts at
+    marks. The day this fails docs/serving.md has a limit too many.
     """
     theirs, ours = ids_of(answerer, MARKS[name])
     assert theirs != ours

@@ -50,7 +50,7 @@ class Foreign:
         save_file(
             {n: t.contiguous() for n, t in weights.items()}, out / "adapter_model.safetensors"
         )
-        told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **config}
+        told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", **config}
         (out / "adapter_config.json").write_text(json.dumps(told))
         return out
 

@@ -68,7 +68,7 @@ def without(report, *keys):
     return {key: value for key, value in report.items() if key not in keys}
 
 
-CONTAINER = ("container", "name", "bytes", "max_shard_size")
+CONTAINER = ("container", "name", "computed_by", "bytes", "max_shard_size")
 
 
 @pytest.mark.parametrize("expert_format", ["mxfp4", "bf16"])

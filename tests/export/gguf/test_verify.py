@@ -168,7 +168,7 @@ def test_other_keys_and_missing_tensors_are_named(copy, light, adapter, lab):
     assert checks["values"].passed is None
 
 
-def test_another_base_is_red(packed_gguf, adapter, lab, gguf, light, tmp_path):
+def test_another_base_is_red(packed_gguf, lab, light, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", layers=2, experts=4, seed=9)
     shutil.copyfile(light / "tokenizer.json", other / "tokenizer.json")
     checkpoint, opened = lab.open(other)
@@ -181,13 +181,7 @@ def test_another_base_is_red(packed_gguf, adapter, lab, gguf, light, tmp_path):
 def test_without_the_adapter_its_changes_are_red(packed_gguf, light, lab):
     checks = checks_of(lab, packed_gguf[0], light)
     assert not checks["values"].passed
-    assert (
-        "blk.0.attn_q.weight"
-        in checks["untouched tensors"].detail.replace(
-            "model.layers.0.self_attn.q_proj", "blk.0.attn_q"
-        )
-        or not checks["untouched tensors"].passed
-    )
+    assert "differs from the base, and no adapter targets it" in checks["untouched tensors"].detail
 
 
 def test_hashes_and_the_file_alone(packed_gguf, light, tmp_path):
@@ -205,15 +199,10 @@ def test_hashes_and_the_file_alone(packed_gguf, light, tmp_path):
     file.write_bytes(content[:-100_000])
     (only,) = verify(folder).checks
     assert (only.name, only.passed) == ("files", False)
-    assert "ends inside the data of 'output_norm.weight'" in only.detail or "ends inside" in (
-        only.detail
-    )
+    assert "ends inside the data of" in only.detail
 
 
-def test_a_file_of_another_program_may_round_a_change_otherwise(
-    copy, light, adapter, lab, gguf, tmp_path
-):
-    # bf16 that was rounded to nearest by another order of sums: one step off is right as well.
+def test_a_file_of_another_program_is_held_to_the_changes(light, adapter, lab, gguf, tmp_path):
     out = tmp_path / "dense"
     gguf.merge(light, adapter, out, expert_format="bf16")
     for name in ("merge_report.json", "manifest.json"):
@@ -223,6 +212,26 @@ def test_a_file_of_another_program_may_round_a_change_otherwise(
     assert "not those that are made from the folder's name" in checks["keys"].detail
     edit(out, "blk.0.attn_norm.weight", flip(2, 1))  # no adapter changes a norm
     assert checks_of(lab, out, light, adapter)["values"].passed is False
+
+
+def test_a_change_that_another_machine_rounded_is_held_to_the_changes(copy, light, adapter, lab):
+    edit(copy, "blk.0.ffn_up_exps.weight", flip(3 * BLOCK + 5, 0x01))  # half a step of one value
+    assert checks_of(lab, copy, light, adapter)["values"].passed is False
+    lab.edit_json(copy / "merge_report.json", computed_by="torch 1.0 on abacus")
+    values = checks_of(lab, copy, light, adapter)["values"]
+    assert values.passed is True
+    assert "1 that an adapter changes are rounded otherwise, see changes" in values.detail
+    edit(copy, "blk.0.ffn_up_exps.weight", flip(3 * BLOCK, 0x08))  # a scale of 2^8 more or less
+    assert checks_of(lab, copy, light, adapter)["changes"].passed is False
+
+
+def test_a_file_beside_another_merges_is_not_held_to_its_hashes(packed_gguf, tmp_path):
+    folder = Path(shutil.copytree(packed_gguf[0], tmp_path / "tuned"))
+    (file,) = folder.glob("*.gguf")
+    other = Path(shutil.copyfile(file, folder / "other.gguf"))
+    checks = {check.name: check for check in verify(other).checks}
+    assert checks["hashes"].passed is None
+    assert "names other.gguf" in checks["hashes"].detail
 
 
 def test_a_merge_is_verified_before_it_gets_its_name(light, adapter, tmp_path, monkeypatch):
@@ -251,7 +260,7 @@ def test_a_merge_is_verified_before_it_gets_its_name(light, adapter, tmp_path, m
 
 
 def test_other_readers_end_in_one_error(packed_gguf):
-    with pytest.raises(CheckpointError, match="is a GGUF, the file of llama.cpp"):
+    with pytest.raises(CheckpointError, match="is a GGUF, the file of"):
         open_checkpoint(packed_gguf[0])
-    with pytest.raises(CheckpointError, match="is a GGUF, the file of llama.cpp"):
+    with pytest.raises(CheckpointError, match="is a GGUF, the file of"):
         open_checkpoint(packed_gguf[0] / "tuned-mxfp4.gguf")

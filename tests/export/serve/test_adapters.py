@@ -193,10 +193,21 @@ def test_fewer_slots_than_adapters(base, several, tmp_path):
         (("A", "B", "--for", "sglang", "--bundle", "P"), "--for is sglang"),
         (("A", "--for", "vllm"), "name the folder to create"),
         (("A", "--for", "vllm", "--out", "O", "--max-loras", "2"), "is of a --bundle"),
+        (("A", "--for", "vllm", "--out", "O", "--gpus", "2"), "--gpus: is of a --bundle"),
         (("A", "B", "--for", "vllm", "--bundle", "P", "--max-loras", "3"), "of 2 adapters"),
         (("A", "B", "--for", "vllm", "--bundle", "P", "--compact"), "factors of all experts"),
     ],
-    ids=["no-bundle", "both", "peft", "sglang", "neither", "slots", "too-many-slots", "compact"],
+    ids=[
+        "no-bundle",
+        "both",
+        "peft",
+        "sglang",
+        "neither",
+        "slots",
+        "gpus",
+        "too-many-slots",
+        "compact",
+    ],
 )
 def test_what_does_not_go_together(arguments, message):
     result = run(*arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import typer
@@ -69,9 +70,9 @@ def kind_of(model: str) -> Kind:
     """Return what a name means."""
     if model.lower().startswith(("http://", "https://")):
         return "server"
-    from gptoss_tune.evaluate.llama_cpp.files import is_gguf
+    from gptoss_tune.weights.gguf.file import is_gguf
 
-    return "gguf" if is_gguf(model) else "folder"
+    return "gguf" if is_gguf(Path(os.path.expanduser(model))) else "folder"
 
 
 def look_at(wanted: Wanted, kind: Kind) -> None:
@@ -85,9 +86,9 @@ def look_at(wanted: Wanted, kind: Kind) -> None:
 
         look_at_either(wanted.model, wanted.base, wanted.revision)
     elif kind == "gguf":
-        from gptoss_tune.evaluate.llama_cpp.files import gguf_files
+        from gptoss_tune.weights.gguf.file import open_gguf
 
-        gguf_files(wanted.model)
+        open_gguf(Path(os.path.expanduser(wanted.model)))
 
 
 def open_subject(wanted: Wanted, kind: Kind, screen: Screen) -> Subject:

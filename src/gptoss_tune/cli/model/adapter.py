@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,13 +46,16 @@ def adapter(
         int | None,
         typer.Option(min=1, help="Adapters of the bundle on a GPU at a time; default: all."),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the bundle's base.")] = 1,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs that share the bundle's base; default: 1.")
+    ] = None,
     context: Annotated[
-        int, typer.Option(min=1, help="Longest context of the bundle in tokens.")
-    ] = 32_768,
+        int | None, typer.Option(min=1, help="Longest context of the bundle; default: 32768.")
+    ] = None,
     host: Annotated[
-        str, typer.Option(help="Address the bundle listens on; another than this machine's: a key.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(help="Address the bundle listens on, with a key; default: this machine's."),
+    ] = None,
     base: BasePath = None,
     revision: Revision = None,
     other_base: OtherBase = False,
@@ -73,8 +77,9 @@ def adapter(
     With --bundle: several beside one base, for a server that gives each its name.
     """
     refuse_revision_of_nothing(base, revision)
+    server = {"--max-loras": max_loras, "--gpus": gpus, "--context": context, "--host": host}
     if bundle is None:
-        one = _the_one(sources, out, max_loras)
+        one = _the_one(sources, out, server)
         _write_one(
             one,
             reader,
@@ -105,15 +110,16 @@ def adapter(
     _write_bundle(
         sources,
         bundle,
-        max_loras,
-        (gpus, context, host),
+        {option: value for option, value in server.items() if value is not None},
         (base, revision),
         other_base=other_base,
         repair=repair,
     )
 
 
-def _the_one(sources: list[str], out: Path | None, max_loras: int | None) -> tuple[str, Path]:
+def _the_one(
+    sources: list[str], out: Path | None, server: Mapping[str, int | str | None]
+) -> tuple[str, Path]:
     """Return the one adapter and its folder, or refuse what only a bundle can be."""
     if len(sources) > 1:
         raise typer.BadParameter(
@@ -123,8 +129,9 @@ def _the_one(sources: list[str], out: Path | None, max_loras: int | None) -> tup
         )
     if out is None:
         raise typer.BadParameter("name the folder to create", param_hint="--out")
-    if max_loras is not None:
-        raise typer.BadParameter("is of a --bundle; leave it out", param_hint="--max-loras")
+    for option, value in server.items():
+        if value is not None:
+            raise typer.BadParameter("is of a --bundle; leave it out", param_hint=option)
     return sources[0], out
 
 
@@ -179,8 +186,7 @@ def _write_one(
 def _write_bundle(
     sources: list[str],
     out: Path,
-    max_loras: int | None,
-    server: tuple[int, int, str],
+    server: Mapping[str, Any],
     base: tuple[str | None, str | None],
     *,
     other_base: bool,
@@ -193,16 +199,22 @@ def _write_bundle(
 
     refuse_existing(out)
     names = adapter_names([name_and_path(text) for text in sources])
-    if max_loras is not None and max_loras > len(names):
+    slots = server.get("--max-loras", len(names))
+    if slots > len(names):
         raise typer.BadParameter(
-            f"is {max_loras}, of {len(names)} adapters; expected at most as many",
+            f"is {slots}, of {len(names)} adapters; expected at most as many",
             param_hint="--max-loras",
         )
     from gptoss_tune.export.serve.served import Served
 
-    gpus, context, host = server
     found, revision = look_at_adapters_of_one_base(names, *base, other_base=other_base)
-    options = Served(served_base_name(found, list(names)), found, context, gpus, host=host)
+    options = Served(
+        served_base_name(found, list(names)),
+        found,
+        server.get("--context", Served.context),
+        server.get("--gpus", Served.gpus),
+        host=server.get("--host", Served.host),
+    )
     from gptoss_tune.export.serve.adapters.bundle import (
         adapter_notes,
         beside,
@@ -214,7 +226,7 @@ def _write_bundle(
 
     checkpoint = open_checkpoint(found, revision)
     adapters = open_adapters(names, checkpoint, other_base=other_base, repair=repair)
-    served = beside(options, checkpoint, adapters, slots=max_loras, revision=revision)
+    served = beside(options, checkpoint, adapters, slots=slots, revision=revision)
     files = write_adapters(served, checkpoint, adapters, out)
     for note in [*adapter_notes(served, adapters), *notes(served, "vllm")]:
         typer.echo(visible(note))

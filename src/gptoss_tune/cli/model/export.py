@@ -151,13 +151,14 @@ def _print_merged(done: Merged, format: MergeFormat, merged: list[str]) -> None:
     if done.verification is not None:
         print_checks(done.verification)
     typer.echo(f"{done.folder}: {format.value}, {done.report['bytes'] / 1e9:.2f} GB")
-    for line in next_commands(_after_merging(str(done.folder), merged)):
+    target = "vllm" if format in (MergeFormat.bf16, MergeFormat.mxfp4) else "llama.cpp"
+    for line in next_commands(_after_merging(str(done.folder), merged, target)):
         typer.echo(visible(line))
 
 
-def _after_merging(folder: str, merged: list[str]) -> list[tuple[list[str], str]]:
+def _after_merging(folder: str, merged: list[str], target: str) -> list[tuple[list[str], str]]:
     """Return what most people do with a merged folder; the run it came of is pushed with it."""
-    served = ["--target", "vllm", "--out", f"{folder}-vllm"]
+    served = ["--target", target, "--out", f"{folder}-{target}"]
     commands = [
         (["gptoss-tune", "chat", folder], "talk to it"),
         (["gptoss-tune", "serve-config", folder, *served], "serve it"),

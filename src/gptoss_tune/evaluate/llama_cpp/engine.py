@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gptoss_tune.errors import CheckpointError, DataError, MachineError
-from gptoss_tune.evaluate.llama_cpp.files import gguf_files
 from gptoss_tune.evaluate.parse import STOP_IDS
+from gptoss_tune.weights.gguf.file import open_gguf
 
 if TYPE_CHECKING:
     from gptoss_tune.evaluate.generate import Sampling
@@ -69,9 +69,9 @@ class LlamaCpp:
             MachineError: ``xllamacpp`` is not installed.
         """
         refuse_without_llama_cpp()
-        self.files, self.context = gguf_files(name), context
+        self.files, self.context = _files_of(name), context
         self._key = secrets.token_hex(32)
-        loras = [path for adapter in adapters for path in gguf_files(adapter)]
+        loras = [path for adapter in adapters for path in _files_of(adapter)]
         self._server = _load(self.files[0], loras, context, threads, self._key)
         address = self._server.listening_address.removeprefix("http://")
         self._connection = http.client.HTTPConnection(address)
@@ -173,6 +173,14 @@ def refuse_without_llama_cpp() -> None:
             "a GGUF file is run by llama.cpp, which is not installed here; "
             "pip install 'gptoss-tune[llama-cpp]'"
         )
+
+
+def _files_of(name: str | Path) -> list[Path]:
+    """Return the files of the model that ``name`` means, each with a whole header.
+
+    llama.cpp is given the first and finds the others beside it.
+    """
+    return [file.path for file in open_gguf(Path(os.path.expanduser(name))).files]
 
 
 def _request(ids: list[int], wanted: int, sampling: Sampling) -> dict[str, Any]:

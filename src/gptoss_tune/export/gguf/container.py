@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.assets import LICENCES, write_notice
+from gptoss_tune.export.device import arithmetic_of
 from gptoss_tune.export.gguf.layout import GgufStep, GgufTensor, by_name, encode, plan_tensors
 from gptoss_tune.export.gguf.metadata import (
     Header,
@@ -82,7 +83,9 @@ class GgufFiles:
             for tensor, offset in header.offsets.items()
         }
         self.nbytes = sum(header.nbytes for header in self._files)
-        self.identity: Mapping[str, Any] = {"container": "gguf", "name": name}
+        computed_by = arithmetic_of(producer.device)
+        told = {"container": "gguf", "name": name, "computed_by": computed_by}
+        self.identity: Mapping[str, Any] = told
         self._journal = folder / JOURNAL
         self._done: dict[str, dict[str, Any]] = {}
 

@@ -32,7 +32,10 @@ from gptoss_tune.run.record import record_of_adapter
 from gptoss_tune.weights import Checkpoint, open_checkpoint
 from gptoss_tune.weights.adapter import Adapter
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gptoss_tune.weights.gguf.file import is_gguf, open_gguf
 from gptoss_tune.weights.names import INDEX_NAME
+
+GGUF_SUFFIX = ".gguf"
 
 _MERGE_WRITES = {"config.json", "merge_report.json", INDEX_NAME, MANIFEST, NOTICE, CARD}
 
@@ -78,13 +81,14 @@ def collect(
         result.require()
         files = dict(_merged_files(merged))
         said = _verification_text(result)
-        expert_format = open_checkpoint(merged).expert_format
+        expert_format = _expert_format(merged)
     shape = "passed. It has" if compared else "not done. The Hub did not tell"
     said += f"\n- name of the base: {shape} the shape of {public_base}."
     facts = Facts(
         repo=repo,
         base=public_base,
         merged=expert_format,
+        gguf=tuple(sorted(name for name in files if name.endswith(GGUF_SUFFIX))),
         targets=sorted({module.rpartition(".")[2] for module in adapter.targets}),
         record=record,
         metrics=read_metrics(adapter.path),
@@ -127,11 +131,17 @@ def _merged_files(merged: Path) -> Mapping[str, Path]:
     Raises:
         CheckpointError: The folder holds something else, which nobody asked to publish.
     """
+    if not merged.is_dir():
+        raise CheckpointError(
+            f"{merged}: is a file; expected the folder that the merge wrote, whose licence and "
+            "report go with it"
+        )
     files = {path.relative_to(merged).as_posix(): path for path in companions(merged)}
+    weights = (GGUF_SUFFIX,) if is_gguf(merged) else (".safetensors", ".jinja")
     listed = [path.name for path in merged.iterdir() if path.name != TEMPLATES]
     listed += [f"{TEMPLATES}/{path.name}" for path in (merged / TEMPLATES).glob("*")]
     for name in sorted(listed):
-        if name in _MERGE_WRITES or name.endswith((".safetensors", ".jinja")):
+        if name in _MERGE_WRITES or name.endswith(weights):
             files[name] = inside(merged, name, f"{merged}: has")
         elif name not in files:
             raise CheckpointError(
@@ -139,6 +149,14 @@ def _merged_files(merged: Path) -> Mapping[str, Path]:
                 "uploaded, move it elsewhere or upload it yourself"
             )
     return files
+
+
+def _expert_format(merged: Path) -> str:
+    """Return the layout of the experts in a merged folder."""
+    if not is_gguf(merged):
+        return open_checkpoint(merged).expert_format
+    packed = any(entry.type == "MXFP4" for entry in open_gguf(merged).tensors.values())
+    return "mxfp4" if packed else "bf16"
 
 
 def _explaining_files(facts: Facts, local_card: Path | None) -> Mapping[str, bytes]:

@@ -20,6 +20,7 @@ from huggingface_hub import ModelCardData
 from gptoss_tune import __version__
 from gptoss_tune.display import one_line
 from gptoss_tune.export.hub.base_name import is_public
+from gptoss_tune.export.hub.card_gguf import gguf_usage
 from gptoss_tune.export.hub.card_results import (
     WON,
     chosen_words,
@@ -60,6 +61,7 @@ class Facts:
         metrics: Lines of ``metrics.jsonl``.
         verification: Sentence on what was verified before the upload.
         licence: The base's terms.
+        gguf: Names of the GGUF files, where the merged model is one.
     """
 
     repo: str
@@ -70,6 +72,7 @@ class Facts:
     metrics: Sequence[Mapping[str, Any]]
     verification: str
     licence: Licence
+    gguf: Sequence[str] = ()
 
 
 def read_metrics(adapter: Path) -> list[dict[str, Any]]:
@@ -89,6 +92,7 @@ def read_metrics(adapter: Path) -> list[dict[str, Any]]:
 def model_card(facts: Facts) -> str:
     """Return ``README.md`` of the repository: metadata for the Hub, then prose."""
     kind = f"merged model ({facts.merged})" if facts.merged else "LoRA adapter"
+    kind = f"GGUF ({facts.merged} experts) of a merged model" if facts.gguf else kind
     parts = [
         f"A {kind} of [{facts.base}](https://huggingface.co/{facts.base}), {_how(facts)} with "
         f"gptoss-tune {__version__}. Changed weights: {', '.join(facts.targets)}.",
@@ -122,10 +126,11 @@ def metadata(facts: Facts) -> dict[str, Any]:
     results = evaluation_results(facts.record)
     card = ModelCardData(
         base_model=facts.base,
-        library_name="transformers" if facts.merged else "peft",
+        library_name="gguf" if facts.gguf else "transformers" if facts.merged else "peft",
         pipeline_tag="text-generation",
         tags=[
             *("gpt-oss", TAG, "lora"),
+            *(["gguf"] if facts.gguf else []),
             *([method.name] if method.preferences else []),
             *(["safeguard"] if _is_classifier(facts) else []),
         ],
@@ -211,6 +216,8 @@ def loss_plot(facts: Facts) -> str | None:
 
 def _usage(facts: Facts) -> str:
     """Return snippets that load the repository."""
+    if facts.gguf:
+        return gguf_usage(facts.repo, facts.gguf, prompts_of(facts.record))
     if facts.merged:
         python = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.assets import completed_companions
-from gptoss_tune.export.device import compute_device
+from gptoss_tune.export.device import arithmetic_of, compute_device
 from gptoss_tune.export.gguf.layout import (
     GgufStep,
     GgufTensor,
@@ -45,6 +45,7 @@ from gptoss_tune.export.verify.verify import (
 )
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
+from gptoss_tune.run.checkpoints import MANIFEST
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.gguf.file import GgufKey, GgufModel, open_gguf, read_header
 from gptoss_tune.weights.names import ExpertFormat
@@ -111,9 +112,12 @@ def verify_gguf(
         return Verification(str(place), (Check("files", False, str(error)),))
     folder = place if place.is_dir() else place.parent
     names = tuple(file.path.name for file in model.files)
+    ours = _is_of_a_merge(folder, names)
     checks = [
         Check("files", True, f"{len(model.files)} files whole, {len(model.tensors)} tensors"),
-        check_hashes(folder, () if place.is_dir() else names),
+        check_hashes(folder, () if place.is_dir() else names)
+        if ours or place.is_dir()
+        else Check("hashes", None, f"not checked: no {MANIFEST} beside it names {names[0]}"),
     ]
     if base is None:
         missing = [f"{key} is missing" for key in _WANTED_KEYS if key not in model.keys]
@@ -127,7 +131,7 @@ def verify_gguf(
     expert_format: ExpertFormat = "mxfp4" if packed else "bf16"
     source = changed_base(base, adapters)
     steps = plan_tensors(plan_steps(source, adapters, expert_format))
-    report = _report(folder)
+    report = _report(folder) if ours or not (folder / MANIFEST).is_file() else {}
     checks.append(_check_keys(model, base, expert_format, steps, report.get("name")))
     tensors = _check_tensors(model, by_name(steps))
     checks.append(tensors)
@@ -137,7 +141,7 @@ def verify_gguf(
         return Verification(str(place), (*checks, *(Check(n, None, reason) for n in asked)))
     producer = Producer(base, adapters, compute_device(device))
     # In another order of sums, or by another program, the same merge may round otherwise.
-    exactly = report.get("device") == producer.device.type
+    exactly = report.get("computed_by") == arithmetic_of(producer.device)
     checks.append(_check_values(model, producer, steps, exactly=exactly))
     config = merged_config(base, expert_format)
     view = GgufCheckpoint(place, model, steps, config, expert_format)
@@ -147,6 +151,14 @@ def verify_gguf(
     )
     model.close()
     return Verification(str(place), (*checks, *compared), tuple(targets))
+
+
+def _is_of_a_merge(folder: Path, names: Sequence[str]) -> bool:
+    """Return whether the manifest of ``folder`` names the files, as a merge's does."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    files = read_object(inside(folder, MANIFEST, f"{folder}: has")).get("files")
+    return isinstance(files, dict) and set(names) <= files.keys()
 
 
 def _report(folder: Path) -> dict[str, Any]:

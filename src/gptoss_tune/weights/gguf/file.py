@@ -239,8 +239,8 @@ def refuse_gguf(place: Path) -> None:
     if is_gguf(place) and place.exists():
         raise CheckpointError(
             f"{place}: is a GGUF, the file of llama.cpp; expected a folder with config.json and "
-            "safetensors. `chat`, `verify` and `push --merged` read a GGUF; `merge --format bf16` "
-            "or `mxfp4` writes the same weights for everything else"
+            "safetensors. `chat`, `verify`, `push --merged` and `serve-config --target llama.cpp` "
+            "read a GGUF; `merge --format bf16` or `mxfp4` writes the same weights for all else"
         )
 
 

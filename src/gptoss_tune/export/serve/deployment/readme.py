@@ -218,7 +218,7 @@ def _verify(bundle: Described) -> list[str]:
             "Asks the server for each name and judges whether the base answers with that adapter, "
             "and under its own name with none:",
             "",
-            _code(f"gptoss-tune verify --bundle . --served {url}{named}"),
+            _code(f"gptoss-tune verify --bundle . --served {url}"),
         ]
     subject = bundle.model
     return [

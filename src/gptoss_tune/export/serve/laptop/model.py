@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.gguf.file import open_gguf
+from gptoss_tune.weights.gguf.file import open_gguf
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ARCHITECTURE = "gpt-oss"
