@@ -76,6 +76,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(in_terminal, stand_in):
         terminal.prompted()
         terminal.type("slow\r")
         terminal.until("word3 ")
+        marked = terminal.raw.rfind("\x1b[?2004h") > terminal.raw.rfind("\x1b[?2004l")
+        assert marked, "the terminal is to say what is pasted into an answer"
         terminal.type("typed ahead")
         terminal.type("\x03\x03\x03")  # pressed again and again
         shown = terminal.until("[stopped by Ctrl-C]")
