@@ -101,11 +101,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(in_terminal, stand_in):
 def test_what_is_typed_while_an_answer_comes_is_the_next_message(in_terminal, stand_in):
     with in_terminal(stand_in.url) as terminal:
         terminal.prompted()
-        terminal.type("whole\r")
+        terminal.type("pause\r")
+        terminal.until("Thinking of it.")
         terminal.type("one\r" + PASTE.format("two\rlines") + "\r/exit\r")
         assert terminal.ended() == 0
     said = [body["messages"][-1]["content"] for body in stand_in.asked]
-    assert said == ["whole", "one", "two\nlines"]
+    assert said == ["pause", "one", "two\nlines"]
 
 
 @pytest.mark.slow
