@@ -30,7 +30,7 @@ def loading(what: str, stream: TextIO | None = None) -> Iterator[None]:
         stream: Where it is drawn; ``None``: standard error.
     """
     stream = stream or sys.stderr
-    if not (stream.isatty() and speaks()):
+    if stream is None or not (stream.isatty() and speaks()):
         yield
         return
     from rich.console import Console  # a tenth of a second, which most commands need not pay

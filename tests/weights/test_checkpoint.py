@@ -221,11 +221,11 @@ DAMAGES = {
     damage_header_json: "header cannot be read",
     damage_offsets: "claims 8 bytes, its shape needs 16",
     damage_architecture: "expected \\['GptOssForCausalLM'\\]",
-    damage_config_missing: "expected the folder of a gpt-oss checkpoint",
+    damage_config_missing: "no such file; the weights beside it cannot be told apart",
     damage_config_json: "cannot be read as JSON",
     damage_config_size: "hidden_size is None; expected a whole number",
     damage_other_shape: "config and weights are of different models",
-    damage_quantisation: "quant_method is 'bitsandbytes'; expected 'mxfp4'",
+    damage_quantisation: "'bitsandbytes': quantised by .*expected 'mxfp4'",
     damage_stale_config: "holds MXFP4 experts, but config.json has no quantization_config",
     damage_more_layers: "19 of 41 tensors are missing",
     damage_index_json: "expected a JSON object",
@@ -283,7 +283,7 @@ def test_a_tensor_that_is_not_there_and_a_file_cut_while_open(base):
     ("name", "revision", "message"),
     [
         ("nowhere/at/all", None, "no such folder"),
-        ("FILE", None, "is a file"),
+        ("FILE", None, "is one file of a checkpoint; name its folder"),
         ("FOLDER", "main", "has no revision 'main'"),
     ],
 )

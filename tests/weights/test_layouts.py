@@ -86,7 +86,7 @@ RENAMINGS = {
 @pytest.mark.parametrize("renaming", RENAMINGS)
 def test_a_renaming_is_read_and_not_handed_on(saved, dense, renaming):
     folder = saved(RENAMINGS[renaming])
-    with pytest.raises(CheckpointError, match=r"gptoss-tune merge --base .* --format bf16 --out"):
+    with pytest.raises(CheckpointError, match=r"gptoss-tune convert .* --out DIR"):
         open_checkpoint(folder)
     found, expected = open_checkpoint(folder, translate=True), open_checkpoint(dense)
     assert found.renamed and not expected.renamed and found.names() == expected.names()
@@ -107,7 +107,7 @@ def one_by_one(weights):
     out = {n: t for n, t in weights.items() if ".experts." not in n}
     for name in ("gate_up_proj", "down_proj"):
         for expert, values in enumerate(weights[f"{LAYER}mlp.experts.{name}"]):
-            out[f"{LAYER}mlp.experts.{name}s.{expert}.weight"] = values.T.contiguous()
+            out[f"{LAYER}mlp.experts.{expert}.{name}.weight"] = values.T.contiguous()
     return out
 
 
@@ -129,7 +129,10 @@ def twice(weights):
 
 
 OTHERS = {
-    "one by one": (one_by_one, "experts are stored one by one .*save_pretrained_merged"),
+    "one by one, gate and up in one": (
+        one_by_one,
+        "one by one .*order of gate and up is",
+    ),
     "a layer more": (second_layer, "config.json says 1 layers, the files hold 2"),
     "factors left over": (
         with_tensor(f"{LAYER}self_attn.q_proj.lora_A.default.weight"),
@@ -142,7 +145,7 @@ OTHERS = {
         },
         "factors of an adapter",
     ),
-    "OpenAI's names": (openai_names, "layout of original/"),
+    "OpenAI's names": (openai_names, "named as in OpenAI's own code and have no place"),
     "a buffer": (with_tensor("model.rotary_emb.inv_freq"), "1 are there that config.json does not"),
     "two models": (twice, "are both 'lm_head.weight'"),
     "without a head": (
@@ -229,7 +232,7 @@ def test_other_parts_of_the_release_name_the_folder_to_use(dense, tmp_path, layo
         (part / "config.json").write_text(json.dumps(config))
     else:
         (part / "model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=f"is {layout}/ of a release.*use the folder above"):
+    with pytest.raises(CheckpointError, match=f"{layout}/ of a release.*use the folder above"):
         open_checkpoint(part)
     open_checkpoint(release)
 

@@ -15,9 +15,10 @@ from typing import Annotated, Any
 import typer
 
 from gptoss_tune import __version__
+from gptoss_tune.cli import convert
 from gptoss_tune.cli.chat import command as chat_command
 from gptoss_tune.cli.model import adapter, benchmark, evaluate, export, serve, suites, verify
-from gptoss_tune.cli.recipe import convert, data, init, plan, recipes
+from gptoss_tune.cli.recipe import data, init, plan, recipes
 from gptoss_tune.cli.run import demo, launch, report, reproduce, train, ui
 from gptoss_tune.errors import run_command
 

@@ -74,10 +74,10 @@ def open_evaluated_model(
         CheckpointError, HubError: It cannot be found, or is damaged.
     """
     if not is_adapter(name):
-        return EvaluatedModel(name, open_checkpoint(name, revision), None)
+        return EvaluatedModel(name, open_checkpoint(name, revision, translate=True), None)
     if base is None:
         base, revision = base_name([name])
-    checkpoint = open_checkpoint(base, revision)
+    checkpoint = open_checkpoint(base, revision, translate=True)
     adapter = open_adapter(name, checkpoint, other_base=other_base)
     if adapter.only_merged is not None:
         raise CheckpointError(

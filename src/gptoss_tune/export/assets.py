@@ -110,12 +110,12 @@ def completed_companions(base: Checkpoint) -> dict[str, bytes]:
     Raises:
         CheckpointError: It lacks files of the tokenizer, which only its source has.
     """
-    missing = missing_companions(base.path)
+    missing = missing_companions(base.companions)
     tokenizer = [name for name in missing if name in _OF_THE_TOKENIZER]
     if tokenizer:
         raise CheckpointError(
-            f"{base.path}: has no {' and no '.join(tokenizer)}, without which nobody can use the "
-            "result; copy the tokenizer's files into the folder from where the base came from "
+            f"{base.companions}: has no {' and no '.join(tokenizer)}, without which nobody can use "
+            "the result; copy the tokenizer's files into the folder from where the base came from "
             "(the release: `hf download openai/gpt-oss-20b --include 'tokenizer*' --local-dir DIR`)"
         )
     made = {
@@ -134,8 +134,8 @@ def copy_companions(
         MachineError: The disk is full or cannot be written.
     """
     with disk_errors(out):
-        for file in companions(base.path):
-            copy = out / file.relative_to(base.path)
+        for file in companions(base.companions):
+            copy = out / file.relative_to(base.companions)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
         for name, content in completed.items():
@@ -150,7 +150,7 @@ def write_notice(base: Checkpoint, adapters: Sequence[Adapter], out: Path) -> No
     Raises:
         MachineError: The disk is full or cannot be written.
     """
-    text = notice_of(base.path)
+    text = notice_of(base.companions)
     names = (a.config.get("base_model_name_or_path") for a in adapters)
     name = next((name for name in names if name), None) or base.name
     # A local folder is named by its last part: the path of this machine is nobody's business.

@@ -32,13 +32,20 @@ def inside(folder: Path, name: str, where: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in pure.parts[0]:
         raise CheckpointError(f"{where} '{shown}', which leaves the folder; refused")
     file = folder / name
+    if os.path.islink(os.path.realpath(file)):
+        raise CheckpointError(
+            f"{where} '{shown}', a link that leads round to itself; copy the file into the folder"
+        )
     if not stays_inside(folder, file):
         raise CheckpointError(
             f"{where} '{shown}', a link to {one_line(os.path.realpath(file))} outside the folder; "
             "refused, copy the file into the folder"
         )
     if not file.exists():
-        raise CheckpointError(f"{where} '{shown}', which is missing; copy or download it again")
+        there = (
+            f"a link to {one_line(os.path.realpath(file))}, which" if file.is_symlink() else "which"
+        )
+        raise CheckpointError(f"{where} '{shown}', {there} is missing; copy or download it again")
     return file
 
 

@@ -71,6 +71,7 @@ def load_base(
         for key, value, usual in (
             ("head_precision", section.head_precision, "bf16"),
             ("head", section.head, "gpu"),
+            ("embeddings", section.embeddings, "gpu"),
         ):
             if value != usual:
                 raise RecipeError(
@@ -91,6 +92,8 @@ def load_base(
             _assign(model, name, tensor)
         else:
             _assign_packed(model, name, tensor, precision)
+    if checkpoint.config.get("tie_word_embeddings"):
+        model.lm_head.weight = model.model.embed_tokens.weight
     # The rotary frequencies are computed, not stored, and were computed without storage above.
     model.model.rotary_emb = GptOssRotaryEmbedding(model.config).to(device)
     model.generation_config.pad_token_id = model.config.pad_token_id

@@ -9,11 +9,13 @@ recipe cannot.
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gptoss_tune.errors import CheckpointError, RecipeError
+from gptoss_tune.files.hub_cache import snapshot_of
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.recipe.schema.value_types import is_hub_name
 
@@ -133,9 +135,11 @@ def architecture_of(name_or_path: str) -> Architecture:
     """
     folder = Path(os.path.expanduser(name_or_path))
     if folder.is_dir():
-        return read_architecture(folder / "config.json")
+        return read_architecture(snapshot_of(folder) / "config.json")
     if name_or_path in RELEASED:
         return RELEASED[name_or_path]
+    if folder.exists():
+        raise CheckpointError(f"{folder}: is a file; name the folder that holds config.json")
     if is_hub_name(name_or_path):
         raise RecipeError(
             f"model.name_or_path: {name_or_path!r} is not one of {', '.join(RELEASED)}, and a plan "
@@ -157,6 +161,12 @@ def read_architecture(path: Path) -> Architecture:
         config = read_object(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: {error.strerror}; name a checkpoint's folder") from error
+    if "num_experts" in config and "architectures" not in config:
+        convert = f"gptoss-tune convert {shlex.quote(str(path.parent))} --out DIR"
+        raise CheckpointError(
+            f"{path}: is in OpenAI's own layout (original/ of a release); write it in "
+            f"transformers' with `{convert}` and use that"
+        )
     if config.get("model_type") != "gpt_oss":
         raise CheckpointError(f"{path}: not the configuration of a gpt-oss model; name such a base")
     kinds = config.get("layer_types")

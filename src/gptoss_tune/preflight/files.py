@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from gptoss_tune.weights.adapter_config import (
     find_adapter,
 )
 from gptoss_tune.weights.config import read_config
+from gptoss_tune.weights.layouts.foreign import without_weights
 from gptoss_tune.weights.names import INDEX_NAME, SINGLE_NAME
 from gptoss_tune.weights.sources import download, is_on_hub, resolve
 
@@ -46,11 +48,8 @@ def look_at_base(model: ModelSection, obstacles: Obstacles) -> Path | None:
             return None
         folder = resolve(name)
         read_config(folder)
-        if not any((folder / file).exists() for file in (INDEX_NAME, SINGLE_NAME)):
-            raise CheckpointError(
-                f"{folder}: holds neither {SINGLE_NAME} nor {INDEX_NAME}; expected a checkpoint "
-                "with its weights, copy it again"
-            )
+        if not any(os.path.lexists(folder / file) for file in (INDEX_NAME, SINGLE_NAME)):
+            raise CheckpointError(without_weights(folder, SINGLE_NAME, INDEX_NAME))
         return folder
     return None
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from gptoss_tune.error_hints import missing_extra
 from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.files.hub_cache import snapshot_of
 from gptoss_tune.run.folder import RECIPE, RECORD, RunFolder
 from gptoss_tune.run.record import read_record, record_of_adapter
 from gptoss_tune.weights.adapter_config import read_adapter_config
 from gptoss_tune.weights.config import read_config
 from gptoss_tune.weights.gguf.file import gguf_paths, is_gguf, refuse_gguf
+from gptoss_tune.weights.layouts.foreign import dead_link, file_for_a_folder
 from gptoss_tune.weights.sources import (
     adapter_folder,
     base_name,
@@ -141,16 +143,19 @@ def look_at_either(name: str, base: str | None = None, revision: str | None = No
     """
     if is_name_on_hub(name):
         return
-    place = Path(name).expanduser()
+    place = snapshot_of(Path(name).expanduser())
     refuse_gguf(place)
     if place.is_dir() and not (place / "config.json").is_file():
         look_at_adapters([name], base, revision)
     elif place.is_dir():
         look_at_model(name)
     else:
-        got = "is a file" if place.exists() else "no such folder"
+        if place.exists():
+            raise CheckpointError(file_for_a_folder(place))
+        if (dead := dead_link(place)) is not None:
+            raise CheckpointError(dead)
         raise CheckpointError(
-            f"{place}: {got}; expected a run, an adapter, a folder with config.json or a "
+            f"{place}: no such folder; expected a run, an adapter, a folder with config.json or a "
             "name on the Hub such as openai/gpt-oss-20b"
         )
 

@@ -43,7 +43,7 @@ from gptoss_tune.weights.adapter_whole import (
 from gptoss_tune.weights.adapters.low_rank import LowRank
 from gptoss_tune.weights.adapters.single_experts import single_expert_modules, stacked
 from gptoss_tune.weights.hashes import refuse_damaged
-from gptoss_tune.weights.layouts import ONE_BY_ONE
+from gptoss_tune.weights.layouts.names import ONE_BY_ONE
 from gptoss_tune.weights.names import layer_of
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 from gptoss_tune.weights.sources import adapter_folder

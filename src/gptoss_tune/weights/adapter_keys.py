@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.weights.layouts import without_wrappers
+from gptoss_tune.weights.layouts.names import without_wrappers
 
 PREFIX = "base_model.model."
 """What PEFT puts before the name of a module."""

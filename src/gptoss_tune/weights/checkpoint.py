@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,23 @@ from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
-from gptoss_tune.weights.config import check_companions, read_config
+from gptoss_tune.weights.config import QUANTIZATION_CONFIG, check_companions, read_config
 from gptoss_tune.weights.fingerprint import content_hash, unhashed_bytes
-from gptoss_tune.weights.layouts import (
+from gptoss_tune.weights.gguf.file import refuse_gguf
+from gptoss_tune.weights.layouts.experts import StackedExperts
+from gptoss_tune.weights.layouts.foreign import without_weights
+from gptoss_tune.weights.layouts.openai_config import is_openais_config
+from gptoss_tune.weights.layouts.translation import translated
+from gptoss_tune.weights.names import INDEX_NAME, SINGLE_NAME, ExpertFormat, expected_shapes
+from gptoss_tune.weights.refusals import (
     refuse_other_tensors,
     refuse_unread_files,
-    released_names,
+    wrong_shape,
 )
-from gptoss_tune.weights.names import INDEX_NAME, SINGLE_NAME, ExpertFormat, expected_shapes
 from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
-from gptoss_tune.weights.sources import resolve
+from gptoss_tune.weights.sources import called, resolve
 from gptoss_tune.weights.write import natural_order
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FINGERPRINT_BYTES = 4096  # of each tensor, in the fingerprint of earlier versions
 
 
@@ -50,18 +55,36 @@ class Checkpoint:
         config: ``config.json`` as a dictionary.
         expert_format: ``"mxfp4"`` when the experts are packed (``_blocks``, ``_scales``), else
             ``"bf16"`` (dense, in transformers' layout ``[E, in, out]``).
-        renamed: Whether its files have other names for the tensors than the release (``layouts``).
+        renamed: Whether its files have other names or another order of the tensors than the release
+            (``layouts``), which are translated here and which no other program translates.
+        read_as: In which ways its tensors were stored.
+        companions: The folder of the tokenizer and the licence: its own, or where they lie instead.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        """Open the folder ``path``; see ``open_checkpoint`` for what is refused."""
+    def __init__(self, path: Path, name: str | None = None, *, openai: bool = False) -> None:
+        """Open the folder ``path``; see ``open_checkpoint`` for what is refused.
+
+        Args:
+            path: Its folder.
+            name: What the user called it.
+            openai: Take OpenAI's own layout too.
+        """
         self.path = path
         self.name = name or str(path)
-        self.config = read_config(path)
+        self.config = read_config(path, openai=openai)
         check_companions(path)
-        self.files = _open_files(path)
-        self.renamed = released_names(path, self.files)
-        self._file_of = {name: file for file in self.files for name in file.entries}
+        of_openai = openai and is_openais_config(read_object(path / "config.json"))
+        self.files = _open_files(path, openai=of_openai)
+        translation = translated(path, self.config, self.files)
+        self.renamed, self.read_as = translation.other_names, translation.read_as
+        self._file_of: dict[str, SafetensorsFile | StackedExperts] = {
+            name: file for file in self.files for name in file.entries
+        }
+        if translation.stacks is not None:
+            self._file_of |= dict.fromkeys(translation.stacks.entries, translation.stacks)
+        if of_openai and any(name.endswith("_blocks") for name in self._file_of):
+            self.config["quantization_config"] = dict(QUANTIZATION_CONFIG)
+        self.companions = _release_above(path) if of_openai else path
         self.expert_format: ExpertFormat = _expert_format(path, self.config, self._file_of)
         self._hashed: str | None = None
         self._check_tensors()
@@ -104,9 +127,19 @@ class Checkpoint:
         """Return ``tensor[start:stop]`` along the first axis (for an expert stack: experts)."""
         return self._file(name).read_rows(name, start, stop)
 
+    def is_stored(self, name: str) -> bool:
+        """Return whether a file holds the bytes of ``name`` as they are read."""
+        return isinstance(self._file(name), SafetensorsFile)
+
+    def source_of(self, name: str) -> SafetensorsFile | StackedExperts:
+        """Return what ``name`` is read from: a file, or stacks that are made while read."""
+        return self._file(name)
+
     def file_of(self, name: str) -> SafetensorsFile:
         """Return the file that holds ``name``, to copy its bytes as they are."""
-        return self._file(name)
+        file = self._file(name)
+        assert isinstance(file, SafetensorsFile), f"{name} is made while it is read"
+        return file
 
     def prefetch(self, name: str) -> None:
         """Let the kernel read ``name`` ahead of its use."""
@@ -161,8 +194,13 @@ class Checkpoint:
             digest.update(file.first_bytes(name, _FINGERPRINT_BYTES))
         return digest.hexdigest()
 
-    def _in_files(self) -> list[tuple[str, SafetensorsFile]]:
+    def _in_files(self) -> list[tuple[str, SafetensorsFile | StackedExperts]]:
         return [(name, self._file_of[name]) for name in self.names()]
+
+    @property
+    def convert_command(self) -> str:
+        """The command that writes these weights as every program reads them."""
+        return f"gptoss-tune convert {shlex.quote(str(self.path))} --out DIR"
 
     def require_released_names(self) -> None:
         """Refuse names that are translated here, for who hands the folder to another program.
@@ -171,12 +209,11 @@ class Checkpoint:
             CheckpointError: transformers and servers would find tensors missing, and draw them.
         """
         if self.renamed:
-            out = f"{self.path.name}-released-names"
+            how = next(each.stored_as for each in self.read_as if each.otherwise)
             raise CheckpointError(
-                f"{self.path}: its tensors have other names than the release's, which transformers "
-                "and servers do not find; write a copy in the release's layout with `gptoss-tune "
-                f"merge --base {shlex.quote(str(self.path))} --format "
-                f"{self.expert_format} --out {shlex.quote(out)}` and use that"
+                f"{self.path}: its tensors lie otherwise than in the release ({how}), where "
+                "transformers and servers do not find them; write a copy in the released layout "
+                f"with `{self.convert_command}` and use that"
             )
 
     def close(self) -> None:
@@ -184,7 +221,7 @@ class Checkpoint:
         for file in self.files:
             file.close()
 
-    def _file(self, name: str) -> SafetensorsFile:
+    def _file(self, name: str) -> SafetensorsFile | StackedExperts:
         if name not in self._file_of:
             raise CheckpointError(
                 f"{self.path}: has no tensor '{name}'; its experts are in {self.expert_format} "
@@ -201,8 +238,7 @@ class Checkpoint:
             spec = self.spec(name)
             if spec.shape != shape:
                 raise CheckpointError(
-                    f"{self._file(name).path}: '{name}' has shape {list(spec.shape)}, config.json "
-                    f"says {list(shape)}; config and weights are of different models"
+                    f"{self._file(name).path}: {wrong_shape(self.config, name, spec.shape, shape)}"
                 )
             packed = name.endswith(("_blocks", "_scales"))
             if packed != (spec.dtype == torch.uint8) or not (
@@ -231,20 +267,42 @@ def open_checkpoint(
             files instead of safetensors.
         HubError: The Hub cannot be reached, or refuses.
     """
-    checkpoint = Checkpoint(resolve(name_or_path, revision), str(name_or_path))
+    folder = resolve(name_or_path, revision)
+    checkpoint = Checkpoint(folder, called(name_or_path, folder))
     if not translate:
         checkpoint.require_released_names()
     return checkpoint
 
 
-def _open_files(path: Path) -> list[SafetensorsFile]:
-    """Open the safetensors files that the index, or the lone file, names."""
+def open_any_layout(name_or_path: str | Path, revision: str | None = None) -> Checkpoint:
+    """Open a gpt-oss checkpoint in any layout that is understood, OpenAI's own among them.
+
+    For who writes it anew: nobody else may hand such a folder on.
+
+    Raises:
+        CheckpointError, HubError: As ``open_checkpoint``.
+    """
+    folder = resolve(name_or_path, revision)
+    return Checkpoint(folder, called(name_or_path, folder), openai=True)
+
+
+def _open_files(path: Path, *, openai: bool) -> list[SafetensorsFile]:
+    """Open the safetensors files that the index, or the lone file, names.
+
+    Args:
+        path: Their folder.
+        openai: It is OpenAI's own layout, whose code reads every file that is there.
+    """
     index = path / INDEX_NAME
-    if not index.exists():
-        if not (path / SINGLE_NAME).exists():
-            raise CheckpointError(_no_weights(path))
-        refuse_unread_files(path, [SINGLE_NAME])
-        return [SafetensorsFile(_weights_file(path, SINGLE_NAME, f"{path}: has"))]
+    if not os.path.lexists(index):
+        names = [SINGLE_NAME]
+        if not os.path.lexists(path / SINGLE_NAME):
+            names = sorted(file.name for file in path.glob("*.safetensors")) if openai else []
+        if not names:
+            refuse_gguf(path)
+            raise CheckpointError(without_weights(path, SINGLE_NAME, INDEX_NAME))
+        refuse_unread_files(path, names)
+        return [SafetensorsFile(_weights_file(path, name, f"{path}: has")) for name in names]
     try:
         weight_map = read_object(inside(path, INDEX_NAME, f"{path}: has"))["weight_map"]
         names = sorted(set(weight_map.values()))
@@ -252,6 +310,12 @@ def _open_files(path: Path) -> list[SafetensorsFile]:
             raise TypeError(f"weight_map names {names[0]!r} as a file")
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: cannot be read ({error!r}); copy it again") from None
+    missing = [one_line(name) for name in names if not os.path.lexists(path / name)]
+    if len(missing) > 1:
+        raise CheckpointError(
+            f"{index}: names {len(names)} files, of which {len(missing)} are missing: "
+            f"{', '.join(missing[:3])}{' and others' * (len(missing) > 3)}; copy or download them"
+        )
     files = {name: SafetensorsFile(_weights_file(path, name, f"{index}: names")) for name in names}
     for tensor, name in weight_map.items():
         if tensor not in files[name].entries:
@@ -275,17 +339,6 @@ def _open_files(path: Path) -> list[SafetensorsFile]:
     return list(files.values())
 
 
-def _no_weights(path: Path) -> str:
-    """Return why a folder without safetensors cannot be used."""
-    pickles = sorted(p.name for pattern in _PICKLES for p in path.glob(pattern))
-    if pickles:
-        return (
-            f"{path}: holds pickle files ({pickles[0]}), which can run code when they are read; "
-            "expected safetensors, convert the checkpoint first"
-        )
-    return f"{path}: holds neither {SINGLE_NAME} nor {INDEX_NAME}; expected safetensors weights"
-
-
 def _weights_file(path: Path, name: str, where: str) -> Path:
     """Return a weights file of the folder ``path``, by the name that an index gives it."""
     if not name.endswith(".safetensors"):
@@ -293,9 +346,7 @@ def _weights_file(path: Path, name: str, where: str) -> Path:
     return inside(path, name, where)
 
 
-def _expert_format(
-    path: Path, config: dict[str, Any], names: dict[str, SafetensorsFile]
-) -> ExpertFormat:
+def _expert_format(path: Path, config: dict[str, Any], names: Collection[str]) -> ExpertFormat:
     """Return the experts' layout, which config and tensors must agree on."""
     packed = any(name.endswith(("_blocks", "_scales")) for name in names)
     declared = config.get("quantization_config") is not None
@@ -310,3 +361,9 @@ def _expert_format(
             "quantization_config from config.json"
         )
     return "mxfp4" if packed else "bf16"
+
+
+def _release_above(path: Path) -> Path:
+    """Return the folder above ``original/``, where the release has its tokenizer and licence."""
+    above = path.absolute().parent
+    return above if (above / "tokenizer.json").exists() else path

@@ -11,7 +11,9 @@ transformers has another key.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.weights.adapter_config import ADAPTER_CONFIG
 from gptoss_tune.weights.gguf.file import refuse_gguf
+from gptoss_tune.weights.layouts.foreign import quantised_otherwise, without_config
+from gptoss_tune.weights.layouts.openai_config import in_transformers_words, is_openais_config
 
 ARCHITECTURE = "GptOssForCausalLM"
 MODEL_TYPE = "gpt_oss"
@@ -90,8 +94,12 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _LAYER_TYPES = ("sliding_attention", "full_attention")
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, *, openai: bool = False) -> dict[str, Any]:
     """Return ``config.json`` of the checkpoint folder ``path``.
+
+    Args:
+        path: The folder.
+        openai: Take OpenAI's own layout too, said in transformers' words.
 
     Raises:
         CheckpointError: Missing, not strict JSON, another architecture, a size missing or absurd, a
@@ -99,13 +107,22 @@ def read_config(path: Path) -> dict[str, Any]:
             other than MXFP4.
     """
     file = path / "config.json"
-    if not file.exists():
-        _refuse_layout(path, (path / "model.bin").exists(), "metal/")
+    if not os.path.lexists(file):
         refuse_gguf(path)
-        raise CheckpointError(f"{file}: no such file; expected the folder of a gpt-oss checkpoint")
+        raise CheckpointError(without_config(path))
     config = read_object(inside(path, file.name, f"{path}: has"))
+    if is_openais_config(config):
+        if not openai:
+            raise CheckpointError(_openais_layout(path))
+        config = in_transformers_words(file, config)
     found = config.get("architectures")
-    _refuse_layout(path, found is None and "num_experts" in config, "original/")
+    inner = config.get("text_config")
+    if isinstance(inner, dict) and inner.get("model_type") == MODEL_TYPE:
+        raise CheckpointError(
+            f"{file}: describes {_short(found)} with a gpt-oss inside it (text_config); expected "
+            f"['{ARCHITECTURE}'] alone, save its language model by itself (transformers: "
+            "model.language_model.save_pretrained) and use that"
+        )
     if found != [ARCHITECTURE]:
         raise CheckpointError(
             f"{file}: architectures is {_short(found)}; expected ['{ARCHITECTURE}']"
@@ -126,15 +143,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_layout(path: Path, recognised: bool, layout: str) -> None:
-    """Refuse a part of the release that is written for another program."""
-    if recognised:
-        above = path.absolute().parent
-        use = f"the folder above it, {above}" if (above / "config.json").is_file() else "the rest"
-        raise CheckpointError(
-            f"{path}: is {layout} of a release, written for another program than transformers; "
-            f"use {use}, which holds the same weights as safetensors with config.json"
-        )
+def _openais_layout(path: Path) -> str:
+    """Return what to do with a folder of OpenAI's own layout."""
+    text = (
+        f"{path}: is in OpenAI's own layout (original/ of a release); write it in transformers' "
+        f"with `gptoss-tune convert {shlex.quote(str(path))} --out DIR` and use that"
+    )
+    above = path.absolute().parent
+    if (above / "config.json").is_file():
+        text += f", or use the folder above it, {above}, which holds the same weights"
+    return text
 
 
 def check_companions(path: Path) -> None:
@@ -274,10 +292,7 @@ def _check_quantization(file: Path, quantization: Any) -> None:
         return
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
     if not isinstance(quantization, dict) or method != "mxfp4":
-        raise CheckpointError(
-            f"{file}: quant_method is {_short(method)}; expected 'mxfp4' (as "
-            "released) or no quantization_config (bf16); start from one of these"
-        )
+        raise CheckpointError(f"{file}: {quantised_otherwise(_short(method), quantization)}")
     unknown = sorted(quantization.keys() - _QUANTIZATION_KEYS)
     if unknown:
         raise CheckpointError(

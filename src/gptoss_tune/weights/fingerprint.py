@@ -28,7 +28,10 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.positioned import read_at
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.harmony.dataset.cache import cache_folder
+from gptoss_tune.weights.layouts.experts import StackedExperts
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
+
+Source = SafetensorsFile | StackedExperts
 
 _PIECE = 4 << 20
 _MOST_THREADS = 8
@@ -36,7 +39,7 @@ _YOUNG_NS = 1_000_000_000
 """A file that changed so lately may change again without another time of its last change."""
 
 
-def content_hash(tensors: Sequence[tuple[str, SafetensorsFile]]) -> str:
+def content_hash(tensors: Sequence[tuple[str, Source]]) -> str:
     """Return the sha256 over name, dtype, shape and bytes of all tensors.
 
     Args:
@@ -54,18 +57,24 @@ def content_hash(tensors: Sequence[tuple[str, SafetensorsFile]]) -> str:
     return digest.hexdigest()
 
 
-def unhashed_bytes(tensors: Sequence[tuple[str, SafetensorsFile]]) -> int:
+def unhashed_bytes(tensors: Sequence[tuple[str, Source]]) -> int:
     """Return how many bytes ``content_hash`` would have to read."""
-    new = [file for file in _files(tensors) if _remembered(file, _state(file)) is None]
+    new = [
+        file
+        for file in _files(tensors)
+        if isinstance(file, StackedExperts) or _remembered(file, _state(file)) is None
+    ]
     return sum(entry.spec.nbytes for file in new for entry in file.entries.values())
 
 
-def _files(tensors: Sequence[tuple[str, SafetensorsFile]]) -> list[SafetensorsFile]:
+def _files(tensors: Sequence[tuple[str, Source]]) -> list[Source]:
     return list({file.path: file for _, file in tensors}.values())
 
 
-def _digests(file: SafetensorsFile) -> dict[str, str]:
-    """Return the sha256 of each tensor's bytes by its name."""
+def _digests(file: Source) -> dict[str, str]:
+    """Return the sha256 of each tensor's bytes by its name; stacks are made for it each time."""
+    if isinstance(file, StackedExperts):
+        return {name: _stack_hash(file, name) for name in file.entries}
     before = _state(file)
     found = _remembered(file, before)
     if found is not None:
@@ -77,6 +86,13 @@ def _digests(file: SafetensorsFile) -> dict[str, str]:
     if _state(file) == before and time.time_ns() - changed > _YOUNG_NS:
         _remember(file, {**before, "tensors": found})
     return found
+
+
+def _stack_hash(stacks: StackedExperts, name: str) -> str:
+    digest = hashlib.sha256()
+    for piece in stacks.pieces(name):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _tensor_hash(file: SafetensorsFile, name: str) -> str:

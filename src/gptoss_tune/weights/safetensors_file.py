@@ -18,8 +18,6 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 import torch
@@ -29,6 +27,7 @@ from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.positioned import read_at
 from gptoss_tune.files.regular import flag
 from gptoss_tune.files.strict_json import parse
+from gptoss_tune.weights.layouts.tensors import TensorEntry, TensorSpec
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -52,33 +51,6 @@ _MOST_AXES = 8
 _METADATA = "__metadata__"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """What a header says of one tensor: ``TensorSpec("lm_head.weight", bf16, (201088, 64))``."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor's data."""
-        return prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """A tensor inside a file.
-
-    Attributes:
-        spec: Name, dtype and shape.
-        offset: Where its data begins, in bytes from the start of the file.
-    """
-
-    spec: TensorSpec
-    offset: int
-
-
 class SafetensorsFile:
     """A safetensors file opened for reading; refuses a damaged one when it is opened."""
 
@@ -95,8 +67,7 @@ class SafetensorsFile:
     def rename(self, names: Mapping[str, str]) -> None:
         """Let the tensors be read under other names: ``{name in the file: name}``."""
         self.entries = {
-            names[stored]: replace(entry, spec=replace(entry.spec, name=names[stored]))
-            for stored, entry in self.entries.items()
+            names[stored]: entry.named(names[stored]) for stored, entry in self.entries.items()
         }
 
     def read(self, name: str) -> Tensor:
@@ -105,19 +76,17 @@ class SafetensorsFile:
         Raises:
             CheckpointError: The file ends before the tensor does (it was cut while open).
         """
-        entry = self.entries[name]
+        return self.read_entry(self.entries[name])
+
+    def read_entry(self, entry: TensorEntry) -> Tensor:
+        """Return a tensor, or a part of one, by its place in this file."""
         tensor = torch.empty(entry.spec.shape, dtype=entry.spec.dtype)
         self._fill(tensor, entry.offset)
         return tensor
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return ``tensor[start:stop]`` along the first axis, reading those bytes alone."""
-        entry = self.entries[name]
-        spec = entry.spec
-        row = prod(spec.shape[1:]) * spec.dtype.itemsize
-        tensor = torch.empty((stop - start, *spec.shape[1:]), dtype=spec.dtype)
-        self._fill(tensor, entry.offset + start * row)
-        return tensor
+        return self.read_entry(self.entries[name].rows(name, start, stop))
 
     def first_bytes(self, name: str, count: int) -> bytes:
         """Return at most ``count`` bytes from the start of the tensor's data."""
@@ -127,8 +96,11 @@ class SafetensorsFile:
 
     def prefetch(self, name: str) -> None:
         """Ask the kernel to read ``name`` ahead of its use; returns at once."""
+        self.prefetch_entry(self.entries[name])
+
+    def prefetch_entry(self, entry: TensorEntry) -> None:
+        """Ask the kernel to read a tensor, or a part of one, by its place in this file."""
         if hasattr(os, "posix_fadvise"):
-            entry = self.entries[name]
             os.posix_fadvise(
                 self.descriptor, entry.offset, entry.spec.nbytes, os.POSIX_FADV_WILLNEED
             )
@@ -208,7 +180,8 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     except _UnknownDtype as error:
         raise CheckpointError(
             f"{path}: {error}, a dtype that no gpt-oss checkpoint or adapter has here; expected "
-            f"one of {', '.join(DTYPES)}: save it again in bf16"
+            f"one of {', '.join(DTYPES)}: save it again in bf16, or "
+            "where it is quantised start from what it was made of, or from the release"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gptoss_tune.errors import CheckpointError, HubError
+from gptoss_tune.files.hub_cache import snapshot_of
 from gptoss_tune.run.checkpoints import published
 from gptoss_tune.run.folder import ADAPTER, RUN_CARD
 from gptoss_tune.run.record import record_of_adapter
@@ -23,6 +24,12 @@ from gptoss_tune.weights.adapter_config import (
     read_adapter_config,
 )
 from gptoss_tune.weights.gguf.file import refuse_gguf
+from gptoss_tune.weights.layouts.foreign import (
+    dead_link,
+    file_for_a_folder,
+    holds_a_model,
+    without_config,
+)
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_FILES = (
@@ -42,16 +49,28 @@ def resolve(name_or_path: str | Path, revision: str | None = None) -> Path:
                 f"{path} is a folder, which has no revision '{revision}'; remove the revision or "
                 "name a repository on the Hub"
             )
-        return path
+        return snapshot_of(path)
     refuse_gguf(path)
     if path.exists():
-        raise CheckpointError(f"{path}: is a file; expected the folder that holds config.json")
+        raise CheckpointError(file_for_a_folder(path))
+    if (dead := dead_link(path)) is not None:
+        raise CheckpointError(dead)
     if not HUB_NAME.fullmatch(str(name_or_path)):
         raise CheckpointError(
             f"{path}: no such folder; expected a folder with config.json or a name on the Hub "
             "such as openai/gpt-oss-20b"
         )
     return download(str(name_or_path), revision, _HUB_FILES)
+
+
+def called(name_or_path: str | Path, folder: Path) -> str:
+    """Return the name by which others find a checkpoint that ``resolve`` found in ``folder``.
+
+    It is what the user called it, but for a repository in the Hub's cache, whose snapshot no other
+    program looks for.
+    """
+    named = Path(os.path.expanduser(name_or_path))
+    return str(folder) if named.is_dir() and snapshot_of(named) != named else str(name_or_path)
 
 
 def is_on_hub(name: str) -> bool:
@@ -114,13 +133,19 @@ def adapter_folder(path: str | Path) -> Path:
         return _downloaded(named)
     refuse_gguf(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; expected a run or an adapter")
+        raise CheckpointError(
+            dead_link(path)
+            or (file_for_a_folder(path) if path.exists() else None)
+            or f"{path}: no such folder; expected a run or an adapter"
+        )
     checkpoints = published(path)
     if checkpoints:
         raise CheckpointError(
             f"{path}: the run has not finished and has no adapter yet; resume it, or name its "
             f"newest checkpoint {checkpoints[0]}"
         )
+    if holds_a_model(path):
+        raise CheckpointError(without_config(path))
     raise CheckpointError(
         f"{path}: holds no {ADAPTER_CONFIG}, nor does its folder {ADAPTER}/; expected a run of "
         "gptoss-tune or a PEFT adapter"
@@ -142,7 +167,7 @@ def is_adapter(path: str | Path) -> bool:
     Raises:
         HubError: No such repository, no access, or no answer.
     """
-    place = Path(os.path.expanduser(path))
+    place = snapshot_of(Path(os.path.expanduser(path)))
     if is_name_on_hub(path):
         place = download(str(path), None, _ADAPTER_FILES)
         return (place / ADAPTER_CONFIG).is_file() and not (place / "config.json").is_file()

@@ -252,7 +252,8 @@ def push(
     if base is None:
         base, revision = recorded_base([run])
     check_push(repo, public=public)
-    checkpoint = open_checkpoint(base, revision)
+    # An adapter is loaded beside its base by others; a merged folder needs it no more.
+    checkpoint = open_checkpoint(base, revision, translate=merged is not None)
     adapter = open_adapter(run, checkpoint)
     folder = None if merged is None else Path(merged)
     kind = "adapter" if merged is None else "merged model"

@@ -109,6 +109,8 @@ class StandIn:
             for number in range(3000):
                 send({"content": f"word{number} "})
                 time.sleep(0.02)
+        if said == "pause":
+            time.sleep(2)
         if said == "break":
             send({"content": "half"})
             event(json.dumps({"error": {"message": "the engine died"}}))

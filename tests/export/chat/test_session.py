@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import stat
 from contextlib import nullcontext
 
@@ -13,6 +14,7 @@ from gptoss_tune.cli.chat.commands import COMMANDS, command_in, message_in
 from gptoss_tune.cli.chat.history import KeptHistory, history_file
 from gptoss_tune.cli.chat.screen import Screen
 from gptoss_tune.cli.chat.session import Session
+from gptoss_tune.cli.chat.terminal import one_interrupt
 from gptoss_tune.evaluate.answering.sampling import Sampling
 from gptoss_tune.harmony.formats.openai_chat import read_chat
 
@@ -190,6 +192,7 @@ def test_history_is_its_users_alone_and_bounded(tmp_path, monkeypatch):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(KeptHistory(path).load_history_strings()) == ["北京", "two\nlines", "one"]
     path.chmod(0o644)
+    assert KeptHistory(path).trouble is None and stat.S_IMODE(path.stat().st_mode) == 0o600
     with path.open("a") as file:
         file.write("damaged\n3\n" + '"x"\n' * 2500)
     kept = list(KeptHistory(path).load_history_strings())
@@ -203,3 +206,12 @@ def test_history_that_cannot_be_written_is_said_and_kept_in_memory(tmp_path):
     history.append_string("one")
     assert history.get_strings() == ["one"]
     assert KeptHistory(None).trouble is None
+
+
+def test_one_ctrl_c_of_many_ends_an_answer():
+    with one_interrupt():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

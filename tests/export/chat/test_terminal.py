@@ -76,6 +76,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(in_terminal, stand_in):
         terminal.prompted()
         terminal.type("slow\r")
         terminal.until("word3 ")
+        marked = terminal.raw.rfind("\x1b[?2004h") > terminal.raw.rfind("\x1b[?2004l")
+        assert marked, "the terminal is to say what is pasted into an answer"
         terminal.type("typed ahead")
         terminal.type("\x03\x03\x03")  # pressed again and again
         shown = terminal.until("[stopped by Ctrl-C]")
@@ -99,11 +101,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(in_terminal, stand_in):
 def test_what_is_typed_while_an_answer_comes_is_the_next_message(in_terminal, stand_in):
     with in_terminal(stand_in.url) as terminal:
         terminal.prompted()
-        terminal.type("whole\r")
+        terminal.type("pause\r")
+        terminal.until("Thinking of it.")
         terminal.type("one\r" + PASTE.format("two\rlines") + "\r/exit\r")
         assert terminal.ended() == 0
     said = [body["messages"][-1]["content"] for body in stand_in.asked]
-    assert said == ["whole", "one", "two\nlines"]
+    assert said == ["pause", "one", "two\nlines"]
 
 
 @pytest.mark.slow
@@ -264,12 +267,13 @@ def test_a_conversation_with_a_model_in_a_terminal(in_terminal, merged):
 
 
 @pytest.fixture(scope="session")
-def gguf(base, adapter, tmp_path_factory, lab):
+def gguf(base, adapter, tmp_path_factory):
     pytest.importorskip("gguf")
     pytest.importorskip("xllamacpp")
+    from gptoss_tune.workflows.finished_run import merge
+
     out = tmp_path_factory.mktemp("chat") / "gguf"
-    lab.merge(base, adapter, out, expert_format="mxfp4", container="gguf", accept_loss=True)
-    return out
+    return merge([adapter], out, format="gguf", base=base, accept_loss=True).folder
 
 
 @pytest.mark.slow

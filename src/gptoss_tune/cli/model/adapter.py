@@ -181,6 +181,8 @@ def _write_one(
         return
     for line in command.splitlines():
         typer.echo(visible(line))
+    if checkpoint.renamed:
+        typer.echo(visible(f"other programs need a copy of the base: {checkpoint.convert_command}"))
 
 
 def _write_bundle(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptoss_tune.cli.arguments import BasePath, Revision, refuse_revision_of_nothing
+from gptoss_tune.files.hub_cache import name_of_snapshot
 
 if TYPE_CHECKING:
     from gptoss_tune.export.serve.served import Served
@@ -70,6 +71,7 @@ def serve_config(
         return
     _refuse_useless(target, {"--instructions": instructions})
     _refuse_gguf(source, target)
+    source = name_of_snapshot(source)
     from gptoss_tune.export.serve.bundle import notes, write_bundle
     from gptoss_tune.export.serve.served import Served
     from gptoss_tune.export.serve.sizes.memory import stored_bytes
@@ -124,10 +126,9 @@ def _refuse_gguf(source: str, target: ServeTarget) -> None:
     Raises:
         typer.BadParameter: With the way out.
     """
-    path = Path(source)
-    if path.suffix == ".gguf" or (
-        path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
-    ):
+    from gptoss_tune.weights.gguf.file import is_gguf
+
+    if is_gguf(Path(source)):
         raise typer.BadParameter(
             f"{source} is a GGUF, which {target.value} is not given here; serve it with --target "
             "ollama, lm-studio or llama.cpp, or merge for this one: gptoss-tune merge RUN --format "
@@ -154,11 +155,12 @@ def _laptop_bundle(
     from gptoss_tune.export.serve.laptop.model import open_laptop_model
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.run.record import prompts_trained_on
+    from gptoss_tune.weights.gguf.file import is_gguf
 
     refuse_existing(out)
     path = Path(source)
     whole = (path / "config.json").is_file()
-    if whole or not (path.suffix == ".gguf" or any(path.glob("*.gguf"))):
+    if not is_gguf(path):
         made = "--base" if whole else ""
         raise typer.BadParameter(
             f"{source} is no GGUF, which {target.value} runs; make one: "
@@ -236,12 +238,15 @@ def push(
     The repository then holds exactly what was verified; files that do not matter to it stay.
     """
     from gptoss_tune.export.hub.name import check_login, check_name
-    from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
+    from gptoss_tune.preflight.finished import look_at_adapters, look_at_merged, look_at_model
+    from gptoss_tune.weights.gguf.file import is_gguf
 
     refuse_revision_of_nothing(base, revision)
     check_name(repo)
     look_at_adapters([source], base, revision)
-    if merged is not None:
+    if merged is not None and is_gguf(merged):
+        look_at_merged(merged, compared=True, served=False)
+    elif merged is not None:
         look_at_model(str(merged))
     check_login(repo)
     from gptoss_tune.export.hub.repository import listed

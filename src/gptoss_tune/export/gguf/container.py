@@ -142,8 +142,8 @@ class GgufFiles:
         base = self._producer.base
         with disk_errors(self._folder):
             for pattern in LICENCES:
-                for file in sorted(base.path.glob(pattern)):
-                    source = inside(base.path, file.name, f"{base.path}: has")
+                for file in sorted(base.companions.glob(pattern)):
+                    source = inside(base.companions, file.name, f"{base.companions}: has")
                     shutil.copyfile(source, self._folder / file.name)
         write_notice(base, [each.adapter for each in self._producer.adapters], self._folder)
         write_text(self._folder / REPORT, to_json(report))

@@ -66,14 +66,14 @@ def refuse_unwritable(adapter: Adapter) -> None:
     targets = adapter.targets.values()
     what = None
     if any(target.dora for target in targets):
-        what = "DoRA rescales each row of the weight"
+        what = "DoRA rescales each row of the weight, which llama.cpp applies to no LoRA"
     elif adapter.whole:
-        what = f"values of {min(adapter.whole)} lie beside its factors"
+        what = f"values of {min(adapter.whole)} lie beside its factors, where a LoRA has no place"
     elif any(target.embedding for target in targets):
-        what = "factors of the embedding are rows of a table"
+        what = "it has factors of the embedding, which are not laid out for llama.cpp here"
     if what is not None:
         raise CheckpointError(
-            f"{adapter.path}: {what}, which llama.cpp applies to no LoRA; merge instead: "
+            f"{adapter.path}: {what}; merge instead: "
             f"gptoss-tune merge {shlex.quote(str(adapter.path))} --format gguf --out DIR"
         )
     if importlib.util.find_spec("gguf") is None:

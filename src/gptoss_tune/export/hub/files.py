@@ -131,6 +131,11 @@ def _merged_files(merged: Path) -> Mapping[str, Path]:
     Raises:
         CheckpointError: The folder holds something else, which nobody asked to publish.
     """
+    if not merged.is_dir():
+        raise CheckpointError(
+            f"{merged}: is a file; expected the folder that the merge wrote, whose licence and "
+            "report go with it"
+        )
     files = {path.relative_to(merged).as_posix(): path for path in companions(merged)}
     weights = (GGUF_SUFFIX,) if is_gguf(merged) else (".safetensors", ".jinja")
     listed = [path.name for path in merged.iterdir() if path.name != TEMPLATES]

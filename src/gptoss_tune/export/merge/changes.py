@@ -20,6 +20,7 @@ from gptoss_tune.export.merge.steps import WeightedAdapter
 from gptoss_tune.files.paths import inside
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS
+from gptoss_tune.weights.layouts.experts import StackedExperts
 from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorEntry, TensorSpec
 
 
@@ -37,7 +38,7 @@ def changed_base(base: Checkpoint, adapters: Sequence[WeightedAdapter]) -> Check
     files: dict[str, SafetensorsFile] = {}
     for each in adapters:
         for name, whole in each.adapter.whole.items():
-            before = files.get(name) or base.file_of(name)
+            before = files.get(name) or base.source_of(name)
             if whole.kind == "replace":
                 files[name] = _named(each, whole.stored, name)
             elif whole.kind == "rows":
@@ -132,7 +133,10 @@ class _Computed(SafetensorsFile):
     """
 
     def __init__(
-        self, before: SafetensorsFile, name: str, change: Callable[[Tensor, int], Tensor]
+        self,
+        before: SafetensorsFile | StackedExperts,
+        name: str,
+        change: Callable[[Tensor, int], Tensor],
     ) -> None:
         self.path, self._before, self._change = before.path, before, change
         self._descriptor = None

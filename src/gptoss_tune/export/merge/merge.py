@@ -13,6 +13,7 @@ in memory in bf16, adds bf16 to bf16, and cannot write MXFP4.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,18 @@ def merge(
     return report
 
 
+def _read_as(base: Checkpoint) -> dict[str, Any]:
+    """Return how the base's tensors were stored, where that was not as in the release."""
+    return {"read_as": [asdict(each) for each in base.read_as]} if base.renamed else {}
+
+
 def _identity(producer: Producer, options: MergeOptions) -> dict[str, Any]:
     """Return everything the resulting bytes depend on."""
     return {
         "base": {
             "fingerprint": producer.base.fingerprint(),
             "format": producer.base.expert_format,
+            **_read_as(producer.base),
             **lineage_report(producer.base),
         },
         "adapters": [

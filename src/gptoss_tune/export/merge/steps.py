@@ -88,7 +88,7 @@ def plan_steps(
         if name.endswith(".weight") and module in changed:
             steps.append(Step("add", name, (_in_bf16(base.spec(name)),), module))
         else:
-            steps.append(_unchanged(base.spec(name)))
+            steps.append(_unchanged(base, name))
     reached = {step.module for step in steps if step.module}
     assert reached == changed, f"targets that no step merges: {sorted(changed - reached)}"
     return steps
@@ -107,7 +107,7 @@ def _expert_steps(
     module = key if changed else None
     if expert_format == base.expert_format and not changed:
         for name in names:
-            yield _unchanged(base.spec(name))
+            yield _unchanged(base, name)
     elif expert_format == "mxfp4":
         if into % MXFP4_BLOCK:
             raise CheckpointError(f"{key}: {into} inputs; MXFP4 needs a multiple of {MXFP4_BLOCK}")
@@ -126,10 +126,12 @@ def _in_bf16(spec: TensorSpec) -> TensorSpec:
     return replace(spec, dtype=torch.bfloat16) if spec.dtype.is_floating_point else spec
 
 
-def _unchanged(spec: TensorSpec) -> Step:
+def _unchanged(base: Checkpoint, name: str) -> Step:
     """Return the step of a tensor that no adapter changes."""
+    spec = base.spec(name)
     written = _in_bf16(spec)
-    return Step("copy" if written == spec else "add", spec.name, (written,))
+    as_it_is = written == spec and base.is_stored(name)
+    return Step("copy" if as_it_is else "add", name, (written,))
 
 
 def merged_config(base: Checkpoint, expert_format: ExpertFormat) -> dict[str, Any]:

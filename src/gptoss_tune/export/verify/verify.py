@@ -226,7 +226,7 @@ def check_hashes(folder: Path, among: tuple[str, ...] = ()) -> Check:
 
 
 def _check_companions(folder: Path, base: Checkpoint | None) -> Check:
-    missing = missing_companions(folder, None if base is None else base.path)
+    missing = missing_companions(folder, None if base is None else base.companions)
     missing = [f"{name} is missing" for name in missing]
     return Check("companions", not missing, said(missing) or "tokenizer and chat template present")
 

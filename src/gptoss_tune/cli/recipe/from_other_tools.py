@@ -1,10 +1,10 @@
-"""``gptoss-tune convert``: a recipe from a configuration of Axolotl, LLaMA-Factory or TRL."""
+"""``gptoss-tune convert`` of a file: a recipe from one of Axolotl, LLaMA-Factory or TRL."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -20,32 +20,19 @@ _FATES = (
 )
 
 
-def convert(
-    source: Annotated[
-        Path, typer.Argument(help="axolotl.yml, llamafactory.yaml or a file of TRL's scripts.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The recipe to write; default: print it.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Train this instead: a short name as of init, or a folder."),
-    ] = None,
-    gpus: Annotated[
-        int, typer.Option("--gpus", min=1, max=1024, help="GPUs that would be launched.")
-    ] = 1,
-    dataset_info: Annotated[
-        Path | None,
-        typer.Option("--dataset-info", help="LLaMA-Factory's dataset_info.json, if elsewhere."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a recipe of that name.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object: recipe and keys.")
-    ] = False,
+def convert_recipe(
+    source: Path,
+    out: Path | None,
+    model: str | None,
+    gpus: int,
+    dataset_info: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Write a recipe from another tool's file, and tell what became of each of its keys.
 
-    Without --out the recipe is printed, and the rest goes to stderr.
+    Without ``out`` the recipe is printed, and the rest goes to stderr.
     """
     from rich.console import Console
 

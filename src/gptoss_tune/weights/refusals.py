@@ -1,85 +1,24 @@
-"""Checkpoints whose tensors carry other names than the release's: read, or called what they are.
-
-Programs that save a model leave their wrappers in the names (``_orig_mod.``, ``module.``,
-``language_model.``), leave the ``model.`` out, or keep the name of a packed tensor for a dense one:
-transformers 5.5.2 and later, after ``Mxfp4Config(dequantize=True)``, write bf16 values
-``[E, in, out]`` as ``gate_up_proj_blocks``. Where the values are the release's and only names
-differ, the names are translated when the file is opened. Where experts lie one by one, or in the
-order of OpenAI's own code, that would be a conversion: it is said what the layout is and what to
-use instead.
-
-A program that loads the folder by itself does not translate. Who hands a folder on to one asks
-``Checkpoint.require_released_names`` first.
-"""
+"""What no translation explains in a checkpoint's files: refused with its cause and the way out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.weights.layouts.names import ONE_BY_ONE
+from gptoss_tune.weights.layouts.openai import is_openais
 from gptoss_tune.weights.names import layer_of
-from gptoss_tune.weights.safetensors_file import SafetensorsFile, TensorSpec
 
-_WRAPPERS = {
-    "_orig_mod",
-    "module",
-    "base_model",
-    "language_model",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-}
-_INSIDE_MODEL = {"layers", "embed_tokens", "norm"}
-_PACKED_NAME = re.compile(r"(.*\.experts\.(?:gate_up_proj|down_proj))_blocks")
-ONE_BY_ONE = re.compile(r"\.experts\.(?:\d+\.|(?:gate_up_projs|down_projs|gate_projs|up_projs)\.)")
-_OPENAI = re.compile(r"(?:block\.\d+\.|embedding\.|unembedding\.)")
 _FACTOR = re.compile(r"\.lora_(?:[AB]|embedding_[AB]|magnitude_vector)\b")
+_QUANTISED = re.compile(
+    r"\.(?:absmax|nested_absmax|quant_map|quant_state\.[\w.]+|qweight|qzeros|g_idx|weight_packed"
+    r"|weight_scale(?:_2|_inv)?|input_scale|input_global_scale|weight_global_scale|SCB)$"
+)
+_ROWS_OF_TOKENS = ("model.embed_tokens.weight", "lm_head.weight")
 _LISTED = 3
-
-
-def released_names(path: Path, files: Iterable[SafetensorsFile]) -> bool:
-    """Give the tensors of ``files`` the release's names; return whether any had another.
-
-    Raises:
-        CheckpointError: Two tensors mean the same one.
-    """
-    seen: dict[str, str] = {}
-    renamed = False
-    for file in files:
-        names = {name: released_name(entry.spec) for name, entry in file.entries.items()}
-        for stored, name in names.items():
-            if name in seen:
-                raise CheckpointError(
-                    f"{path}: '{seen[name]}' and '{stored}' are both '{name}'; the folder holds "
-                    "two models, keep the files of one"
-                )
-            seen[name] = stored
-        if any(stored != name for stored, name in names.items()):
-            file.rename(names)
-            renamed = True
-    return renamed
-
-
-def released_name(spec: TensorSpec) -> str:
-    """Return the release's name of a tensor, by its stored name and dtype."""
-    name = without_wrappers(spec.name).replace(".mlp.router.linear.", ".mlp.router.")
-    packed = _PACKED_NAME.fullmatch(name)
-    return packed[1] if packed and spec.dtype.is_floating_point else name
-
-
-def without_wrappers(name: str) -> str:
-    """Return a tensor's or module's name without the wrappers of the program that saved it.
-
-    ``module._orig_mod.layers.0.mlp`` is ``model.layers.0.mlp``, and so is PEFT's
-    ``base_model.model.model.layers.0.mlp``.
-    """
-    parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    while parts[:1] == ["model"]:
-        del parts[0]
-    if parts and parts[0] in _INSIDE_MODEL:
-        parts.insert(0, "model")
-    return ".".join(parts)
 
 
 def refuse_other_tensors(
@@ -114,19 +53,25 @@ def _why_other(path: Path, layers: int, missing: list[str], extra: list[str]) ->
     """Return the cause of tensors that the configuration does not explain, and the way out."""
     shown = ", ".join(f"'{name[:90]}'" for name in extra[:_LISTED])
     shown += f" and {len(extra) - _LISTED} more" if len(extra) > _LISTED else ""
+    quantised = [name for name in extra if _QUANTISED.search(name)]
+    if quantised:
+        return (
+            f"its weights are quantised ('{quantised[0][:90]}' is among {len(quantised)} tensors "
+            "of a quantiser), which config.json does not say; the values from before are not in "
+            "it. Start from the checkpoint that was quantised, or from the release"
+        )
     one_by_one = [name for name in extra if ONE_BY_ONE.search(f".{name}")]
     if one_by_one and missing:
         return (
-            f"its experts are stored one by one ('{one_by_one[0][:90]}'), as Unsloth's 4-bit "
-            "loading lays them out; expected one stack for each projection. Save it stacked "
-            "(Unsloth: save_pretrained_merged with save_method='merged_16bit'), or start from the "
-            "release"
+            f"its experts are stored one by one under names whose order of gate and up is not "
+            f"known here ('{one_by_one[0][:90]}'); known are gate_up_projs.N, down_projs.N and "
+            "experts.N.gate_proj, up_proj, down_proj. Save it with one stack for each projection "
+            "(transformers' save_pretrained), or start from the release"
         )
-    if any(_OPENAI.match(name) for name in extra):
+    if any(is_openais(name) for name in extra):
         return (
-            f"its tensors are named as in OpenAI's own code ({shown}), the layout of original/ in "
-            "the release; use the release's folder itself, which has the same weights in "
-            "transformers' layout"
+            f"some of its tensors are named as in OpenAI's own code and have no place in the model "
+            f"of config.json ({shown}); take config.json and weights from one release"
         )
     factors = [name for name in extra if _FACTOR.search(name)]
     if factors:
@@ -134,6 +79,12 @@ def _why_other(path: Path, layers: int, missing: list[str], extra: list[str]) ->
             f"holds {len(factors)} factors of an adapter beside the weights, first "
             f"'{factors[0][:90]}', which programs apply or drop as they like; merge them with PEFT "
             "(merge_and_unload) and save again, or remove them from the file"
+        )
+    if extra == ["lm_head.weight"] and not missing:
+        return (
+            "config.json says tie_word_embeddings, and the files hold 'lm_head.weight' beside the "
+            "embeddings; if the two are equal remove it from the file, if they are not set "
+            "tie_word_embeddings to false in config.json"
         )
     deepest = max((layer_of(name) or 0 for name in extra), default=0)
     if deepest >= layers and not missing:
@@ -169,3 +120,22 @@ def refuse_unread_files(path: Path, read: Collection[str]) -> None:
             f"{unread[0]}{' and others' * (len(unread) > 1)}, of which programs load one or the "
             "other; keep the files of one model and remove the rest"
         )
+
+
+def wrong_shape(config: Mapping[str, Any], name: str, found: tuple[int, ...], wanted: Any) -> str:
+    """Return why a tensor's shape is not the one of the configuration, and the way out."""
+    got = f"'{name}' has shape {list(found)}, config.json says {list(wanted)}"
+    if name in _ROWS_OF_TOKENS and found[1:] == wanted[1:]:
+        vocabulary = config["vocab_size"]
+        return (
+            f"{got}: it has rows for {found[0]:,} tokens, vocab_size is {vocabulary:,}, as a "
+            "program leaves them that pads or cuts the vocabulary; if embed_tokens and lm_head "
+            f"have as many, set vocab_size to {found[0]} in config.json"
+        )
+    if len(found) == 3 and found == (wanted[0], wanted[2], wanted[1]):
+        return (
+            f"{got}: it is stored as [E, out, in]. Where a matrix is square, as down_proj of the "
+            "release, nothing tells the order, so none is guessed; transpose the last two axes of "
+            "both projections and save them again"
+        )
+    return f"{got}; config and weights are of different models"
