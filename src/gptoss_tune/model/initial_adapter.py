@@ -29,7 +29,7 @@ from gptoss_tune.weights.adapter_config import (
 from gptoss_tune.weights.adapter_keys import pefts_names
 from gptoss_tune.weights.adapters.kinds import refuse_other_kinds
 from gptoss_tune.weights.hashes import refuse_damaged
-from gptoss_tune.weights.layouts import ONE_BY_ONE
+from gptoss_tune.weights.layouts.names import ONE_BY_ONE
 from gptoss_tune.weights.safetensors_file import SafetensorsFile
 
 # What decides how a factor acts, beside its shape; every one must be as the recipe has it.
