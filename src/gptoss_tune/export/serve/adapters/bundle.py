@@ -81,7 +81,7 @@ def adapter_notes(served: Served, adapters: Mapping[str, Adapter]) -> list[str]:
         return []
     found = [
         f"--max-loras {told.slots} of rank {told.rank} takes {told.bytes_on_gpu / 1e9:.2f} GB on "
-        f"each of {served.gpus} GPUs"
+        f"{'the GPU' if served.gpus == 1 else f'each of {served.gpus} GPUs'}"
     ]
     largest = [name for name, rank in told.ranks.items() if vllm_rank([rank]) == told.rank]
     rest = [rank for name, rank in told.ranks.items() if name not in largest]
