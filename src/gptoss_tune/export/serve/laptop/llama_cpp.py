@@ -9,8 +9,10 @@ from __future__ import annotations
 import shlex
 from typing import Any, Final
 
+from gptoss_tune.export.serve.deployment.addresses import published
+from gptoss_tune.export.serve.deployment.mounts import mounted
 from gptoss_tune.export.serve.deployment.yaml_text import yaml_text
-from gptoss_tune.export.serve.laptop.model import LOOPBACK, LaptopModel
+from gptoss_tune.export.serve.laptop.model import LaptopModel
 
 KEY: Final = "LLAMA_API_KEY"
 """The variable that llama-server reads its key from: in no list of processes."""
@@ -48,16 +50,14 @@ def server_arguments(model: LaptopModel, file: str, host: str) -> list[str]:
 
 
 def _compose(model: LaptopModel) -> dict[str, Any]:
-    host = LOOPBACK[0] if model.host == "localhost" else model.host
-    host = f"[{host}]" if ":" in host else host
     gpu = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     service = {
         "image": IMAGE,
         "restart": "unless-stopped",
-        "ports": [f"{host}:{PORT}:{PORT}"],
+        "ports": [published(model.host, PORT)],
         "environment": {KEY: f"${{{KEY}:?the key that clients must send}}"},
         "command": server_arguments(model, f"{_MOUNT}/{model.files[0].name}", "0.0.0.0"),
-        "volumes": [f"{file}:{_MOUNT}/{file.name}:ro" for file in model.files],
+        "volumes": [mounted(str(file), f"{_MOUNT}/{file.name}") for file in model.files],
         "security_opt": ["no-new-privileges:true"],
         "deploy": {"resources": {"reservations": {"devices": [gpu]}}},
     }
