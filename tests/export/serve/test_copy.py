@@ -24,26 +24,35 @@ exec {program} "$@"
 """
 
 
-@pytest.fixture
-def copy(bundles, served, tmp_path):
+class Copy:
     """Runs the script for a model's folder; the pod's disk stays from one run to the next."""
-    fake = tmp_path / "fake"
-    fake.mkdir()
-    (fake / "kubectl").write_text(KUBECTL)
-    (fake / "kubectl").chmod(0o755)
-    count = iter(range(9))
 
-    def run(source, damage=""):
-        out = tmp_path / f"out{next(count)}"
-        bundles.write(replace(served, path=str(source)), "vllm", out)
-        environment = {"PATH": f"{fake}:{os.environ['PATH']}", "FAKE": str(fake), "DAMAGE": damage}
-        (fake / "log").write_text("")
+    def __init__(self, bundles, served, folder):
+        self.bundles, self.served, self.folder = bundles, served, folder
+        self.pod, self.log = folder / "models", folder / "log"
+        folder.mkdir()
+        (folder / "kubectl").write_text(KUBECTL)
+        (folder / "kubectl").chmod(0o755)
+        self.count = 0
+
+    def __call__(self, source, damage="", name="my-model"):
+        self.count += 1
+        out = self.folder / f"out{self.count}"
+        self.bundles.write(replace(self.served, path=str(source), name=name), "vllm", out)
+        environment = {
+            "PATH": f"{self.folder}:{os.environ['PATH']}",
+            "FAKE": str(self.folder),
+            "DAMAGE": damage,
+        }
+        self.log.write_text("")
         return subprocess.run(
             [out / "kubernetes/copy-model.sh"], env=environment, capture_output=True, text=True
         )
 
-    run.pod, run.log = fake / "models", fake / "log"
-    return run
+
+@pytest.fixture
+def copy(bundles, served, tmp_path):
+    return Copy(bundles, served, tmp_path / "fake")
 
 
 def tree(folder):
@@ -54,9 +63,14 @@ def test_the_model_is_copied_and_compared(copy, merged):
     done = copy(merged)
     assert done.returncode == 0, done.stderr
     assert tree(copy.pod / "my-model") == tree(merged)
-    assert sorted(p.name for p in copy.pod.iterdir()) == ["my-model", "vocabulary"]
-    assert (copy.pod / "vocabulary/o200k_base.tiktoken").is_file()
+    assert sorted(p.name for p in copy.pod.iterdir()) == [".vocabulary", "my-model"]
+    assert (copy.pod / ".vocabulary/o200k_base.tiktoken").is_file()
     assert copy.log.read_text().splitlines()[-1] == "delete pod my-model-copy"
+
+
+def test_no_name_of_a_model_is_that_of_the_vocabulary(copy, merged):
+    assert copy(merged, name="vocabulary").returncode == 0
+    assert tree(copy.pod / "vocabulary") == tree(merged)
 
 
 def test_nothing_of_an_earlier_model_stays(copy, merged, tmp_path):

@@ -42,7 +42,8 @@ def test_a_signal_reaches_the_server(bundles, served, tmp_path, programs):
         process.terminate()
         assert process.wait(timeout=10) == -signal.SIGTERM
     finally:
-        process.poll() is None and os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("target", ["vllm", "sglang"])

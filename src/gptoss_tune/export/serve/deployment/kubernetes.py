@@ -39,6 +39,8 @@ VOLUME = "kubernetes/volume.yaml"
 COPY = "kubernetes/copy-model.sh"
 _TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 _CPUS_OF_GPU = 4
+_VOCABULARY_PLACE = f"{MODEL_MOUNT}/.{VOCABULARY}"
+"""Beside the model, under a name that no model can have."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _environment(workload: Workload) -> list[dict[str, Any]]:
         secret = {"name": f"{workload.object_name}-key", "key": "api-key"}
         found.append({"name": workload.key, "valueFrom": {"secretKeyRef": secret}})
     if workload.vocabulary:
-        found.append({"name": VOCABULARY_VARIABLE, "value": f"{MODEL_MOUNT}/{VOCABULARY}"})
+        found.append({"name": VOCABULARY_VARIABLE, "value": _VOCABULARY_PLACE})
     if any(path.endswith(".py") for path in workload.small_files):
         found.append({"name": "PYTHONPATH", "value": workload.small_files_mount})
     return found
@@ -298,7 +300,7 @@ def _copy_script(workload: Workload) -> str:
     pod = f"{workload.object_name}-copy"
     copied = [(shlex.quote(workload.source), f"{MODEL_MOUNT}/{workload.name}")]
     if workload.vocabulary:
-        copied.append((f'"$HERE/../{VOCABULARY}"', f"{MODEL_MOUNT}/{VOCABULARY}"))
+        copied.append((f'"$HERE/../{VOCABULARY}"', _VOCABULARY_PLACE))
     lines = [
         "#!/bin/sh",
         "set -e",
@@ -324,8 +326,8 @@ def _copy_script(workload: Workload) -> str:
             f"  cd {part}",
             "  sha256sum --quiet -c -",
             "  found=$(find . ! -type d -exec echo x \\; | wc -l)",
-            f"  [ $found -eq '$COUNT{n}' ] || {{",
-            f"    echo \"{part} holds $found files, expected\" '$COUNT{n}' >&2; exit 1; }}",
+            f"  [ $found -eq '\"$COUNT{n}\"' ] || {{",
+            f'    echo "{part} holds $found files, expected" \'"$COUNT{n}"\' >&2; exit 1; }}',
             f"  mv {part} {place}",
             f'\' < "$TEMP/sums{n}"',
         ]

@@ -129,7 +129,8 @@ def _kubernetes(bundle: Described) -> list[str]:
     ]
     return [
         "On Kubernetes, with GPU nodes and a default storage class. The script makes the volume of "
-        f"`{VOLUME}`, copies the model into it and compares every byte:",
+        f"`{VOLUME}`, removes what it held of this name, copies the model into it and compares "
+        "every byte:",
         "",
         _code(
             f"./{COPY}",
