@@ -292,6 +292,38 @@ def test_names():
     assert served_base_name("/models/7", []) == "base"
 
 
+@pytest.mark.parametrize(
+    "base, taken, wanted",
+    [
+        ("gpt-oss-20b-tuned-in-german", 1, "gpt-oss-20b-tuned-in-german-base"),
+        ("gpt-oss-20b-tuned-in-german", 2, "gpt-oss-20b-tuned-in-germ-base-2"),
+        ("gpt-oss-20b-tuned-in-german", 12, "gpt-oss-20b-tuned-in-ger-base-12"),
+        ("gpt-oss-20b-tuned-in-Dutch--with-more", 2, "gpt-oss-20b-tuned-in-Dutc-base-2"),
+        ("7", 3, "base-base-3"),
+    ],
+)
+def test_the_base_has_a_name_of_its_own_however_many_are_taken(base, taken, wanted):
+    names = []
+    for _ in range(taken + 1):
+        # One that is told twice is not new: the search ends, and with another.
+        names.append(served_base_name(f"/x/{base}", [name.upper() for name in names]))
+    assert names[-1] == wanted
+    assert len({name.lower() for name in names}) == taken + 1
+    for name in names:
+        assert Served(name, base).name == name
+
+
+def test_serve_config_tells_base_and_adapter_apart(base, several, tmp_path):
+    name = "x" * 27 + "-base"
+    arguments = ["serve-config", several["tone"], "--target", "vllm", "--base", base]
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, [*map(str, arguments), "--name", name, "--out", str(out)])
+    assert result.exit_code == 0, result.exception
+    read = read_bundle(out)
+    assert read.base_name == "base" and list(read.adapters) == [name]
+    assert "--served-model-name base" in (out / "serve.sh").read_text()
+
+
 def test_memory_of_a_slot():
     """Sums of the buffers' shapes in vLLM's layers, written out for the two releases.
 
