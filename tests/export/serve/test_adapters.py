@@ -17,6 +17,7 @@ from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
 from gptoss_tune.export.serve.served import Served
 from gptoss_tune.export.serve.sizes.lora import slot_bytes
 from gptoss_tune.export.serve.vllm import vllm_arguments
+from gptoss_tune.weights.hashes import hash_of
 
 PROMPT = [[200006, 1428, 200008, 40, 41, 42, 200007]]
 OF_20B = {
@@ -165,6 +166,10 @@ def test_what_the_bundle_tells(bundle, base, several):
     ranks = {name: each["rank"] for name, each in told["adapters"].items()}
     assert ranks == {"sql": 9, "support": 4, "tone": 2, "chosen": 4}
     assert told["base"]["fingerprint"]["content"]
+    for name, each in told["adapters"].items():
+        written = {p.name: p for p in (out / "adapters" / name).iterdir()}
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= each["files"].keys()
+        assert each["files"] == {n: hash_of(path) for n, path in written.items()}
     page = (out / "README.md").read_text()
     for name in ("base", *several):
         assert f"| `{name}` |" in page
