@@ -325,8 +325,8 @@ def test_serve_config_tells_base_and_adapter_apart(base, several, tmp_path):
     result = CliRunner().invoke(app, [*map(str, arguments), "--name", name, "--out", str(out)])
     assert result.exit_code == 0, result.exception
     read = read_bundle(out)
-    assert read.base_name == "base" and list(read.adapters) == [name]
-    assert "--served-model-name base" in (out / "serve.sh").read_text()
+    assert read.base_name == "x" * 25 + "-base-2" and list(read.adapters) == [name]
+    assert f"--served-model-name {read.base_name} " in (out / "serve.sh").read_text()
 
 
 def test_memory_of_a_slot():
