@@ -45,7 +45,8 @@ class _Models(ChatServer):
     """The list of a server's models."""
 
     endpoint: ClassVar[str] = "models"
-    gives: ClassVar[str] = "list"
+    gives: ClassVar[str] = "list of models"
+    of_model: ClassVar[bool] = False
 
     def listed(self) -> dict[str, int | None]:
         """Return the names that it serves, each with its context where that is told.

@@ -41,6 +41,7 @@ class OpenAIServer:
     Attributes:
         endpoint: Path of the question below ``/v1/``.
         gives: What it answers with, for messages.
+        of_model: Whether the question is about one model.
         option: Where its address was given.
         name_option: How another name of the model is given.
         url: Its address, with or without ``/v1``.
@@ -52,6 +53,7 @@ class OpenAIServer:
 
     endpoint: ClassVar[str]
     gives: ClassVar[str]
+    of_model: ClassVar[bool] = True
     option: ClassVar[str]
     name_option: ClassVar[str]
 
@@ -119,9 +121,10 @@ class OpenAIServer:
         advice = {
             401: "; name the variable that holds its key with --api-key-env NAME",
             403: "; its key is named with --api-key-env NAME",
-            404: f"; the name it serves the model under is given with {self.name_option}",
             503: f"; it was still loading after {_LOADING_S:g} s",
         }
+        if self.of_model:
+            advice[404] = f"; the name it serves the model under is given with {self.name_option}"
         return self.no_answer(said_with(error, self.key) + advice.get(error.code, ""))
 
     def odd(self, expected: str, answer: Any) -> MachineError:
@@ -133,10 +136,10 @@ class OpenAIServer:
 
     def no_answer(self, reason: str) -> MachineError:
         """Return the error of a server that did not answer, without its key or a password."""
+        asked = f" for model '{self.model}'" if self.of_model else ""
         text = (
-            f"{self.address}: gave no {self.gives} for model '{self.model}' ({reason}); expected a "
-            f"running server with the OpenAI {self.endpoint.replace('/', ' ')} API, see "
-            "`gptoss-tune serve-config`"
+            f"{self.address}: gave no {self.gives}{asked} ({reason}); expected a running server "
+            f"with the OpenAI {self.endpoint.replace('/', ' ')} API, see `gptoss-tune serve-config`"
         )
         if self.key:
             text = text.replace(self.key, HIDDEN)
@@ -148,7 +151,8 @@ class ModelList(OpenAIServer):
     """The list of a server's models."""
 
     endpoint: ClassVar[str] = "models"
-    gives: ClassVar[str] = "list"
+    gives: ClassVar[str] = "list of models"
+    of_model: ClassVar[bool] = False
     option: ClassVar[str] = "--served"
     name_option: ClassVar[str] = "--served-name"
 

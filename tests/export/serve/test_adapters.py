@@ -19,6 +19,7 @@ from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT, TO_SCRIPT
 from gptoss_tune.export.serve.served import Served
 from gptoss_tune.export.serve.sizes.lora import slot_bytes
 from gptoss_tune.export.serve.vllm import vllm_arguments
+from gptoss_tune.weights.hashes import hash_of
 
 PROMPT = [[200006, 1428, 200008, 40, 41, 42, 200007]]
 OF_20B = {
@@ -168,6 +169,10 @@ def test_what_the_bundle_tells(bundle, base, several):
     ranks = {name: each["rank"] for name, each in told["adapters"].items()}
     assert ranks == {"sql": 9, "support": 4, "tone": 2, "chosen": 4}
     assert told["base"]["fingerprint"]["content"]
+    for name, each in told["adapters"].items():
+        written = {p.name: p for p in (out / "adapters" / name).iterdir()}
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= each["files"].keys()
+        assert each["files"] == {n: hash_of(path) for n, path in written.items()}
     page = (out / "README.md").read_text()
     for name in ("base", *several):
         assert f"| `{name}` |" in page
@@ -293,6 +298,38 @@ def test_names():
     assert served_base_name("openai/gpt-oss-20b", ["a"]) == "gpt-oss-20b"
     assert served_base_name("/models/Base", ["base"]) == "Base-base"
     assert served_base_name("/models/7", []) == "base"
+
+
+@pytest.mark.parametrize(
+    "base, taken, wanted",
+    [
+        ("gpt-oss-20b-tuned-in-german", 1, "gpt-oss-20b-tuned-in-german-base"),
+        ("gpt-oss-20b-tuned-in-german", 2, "gpt-oss-20b-tuned-in-germ-base-2"),
+        ("gpt-oss-20b-tuned-in-german", 12, "gpt-oss-20b-tuned-in-ger-base-12"),
+        ("gpt-oss-20b-tuned-in-Dutch--with-more", 2, "gpt-oss-20b-tuned-in-Dutc-base-2"),
+        ("7", 3, "base-base-3"),
+    ],
+)
+def test_the_base_has_a_name_of_its_own_however_many_are_taken(base, taken, wanted):
+    names = []
+    for _ in range(taken + 1):
+        # One that is told twice is not new: the search ends, and with another.
+        names.append(served_base_name(f"/x/{base}", [name.upper() for name in names]))
+    assert names[-1] == wanted
+    assert len({name.lower() for name in names}) == taken + 1
+    for name in names:
+        assert Served(name, base).name == name
+
+
+def test_serve_config_tells_base_and_adapter_apart(base, several, tmp_path):
+    name = "x" * 27 + "-base"
+    arguments = ["serve-config", several["tone"], "--target", "vllm", "--base", base]
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, [*map(str, arguments), "--name", name, "--out", str(out)])
+    assert result.exit_code == 0, result.exception
+    read = read_bundle(out)
+    assert read.base_name == "x" * 25 + "-base-2" and list(read.adapters) == [name]
+    assert f"--served-model-name {read.base_name} " in (out / "serve.sh").read_text()
 
 
 def test_memory_of_a_slot():

@@ -18,8 +18,10 @@ from gptoss_tune.export.verify.completions import CompletionsServer
 from gptoss_tune.export.verify.layerwise import LayerwiseModel, last_logits_of_each
 from gptoss_tune.export.verify.served_adapters import ask_each, local_answers, verify_each
 from gptoss_tune.export.verify.server import SERVED_PROMPTS
-from gptoss_tune.export.verify.verify import Verification
+from gptoss_tune.export.verify.verify import Check, Verification
 from gptoss_tune.weights import open_checkpoint
+
+NOWHERE = "http://127.0.0.1:1"
 
 
 def answers_of(base, model):
@@ -60,9 +62,10 @@ class Names:
         models: What each name answers to a prompt.
         logprobs: Whether log-probabilities are told.
         listing: What ``/v1/models`` answers instead of the names.
+        status: With which status it does.
     """
 
-    def __init__(self, models, *, logprobs=True, listing=None):
+    def __init__(self, models, *, logprobs=True, listing=None, status=200):
         listing = listing or {"object": "list", "data": [{"id": name} for name in models]}
 
         class Handler(BaseHTTPRequestHandler):
@@ -70,7 +73,7 @@ class Names:
                 pass
 
             def do_GET(self):
-                self._answer(200, listing)
+                self._answer(status, listing)
 
             def do_POST(self):
                 wanted = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -242,6 +245,92 @@ def test_an_odd_list_of_models(bundle, known, listing):
     assert "expected data, a list of models" in str(raised)
 
 
+def asked_at(bundle, url, *options):
+    arguments = ["verify", "--bundle", str(bundle), "--served", url, *map(str, options)]
+    return CliRunner().invoke(app, arguments).exception
+
+
+def test_no_server_or_one_that_lists_nothing_gives_no_list_of_models(bundle):
+    for status in (None, 401, 404):
+        with Names({}, status=status or 200) as server:
+            url = server.url if status else NOWHERE
+            raised = str(asked_at(bundle, url))
+        assert raised.startswith(f"{url}/v1/models: gave no list of models (")
+        assert "model ''" not in raised and "--served-name" not in raised
+        assert {None: "refused", 401: "--api-key-env", 404: "HTTP 404"}[status] in raised
+
+
+def test_a_red_server_is_blamed_for_what_the_bundle_holds(local, known, bundle):
+    with Names(served(known, sql="support")) as server:
+        answers = ask_each(CompletionsServer(server.url, "base"), list(local.names))
+    checks = tuple(verify_each(answers, local))
+    with pytest.raises(CheckpointError) as raised:
+        Verification("ab", checks, server="http://me:secret@host:8000").require()
+    first, line = str(raised.value).splitlines()
+    assert first == "the server at http://[hidden]@host:8000 does not serve what ab holds:"
+    assert line.startswith("  served sql: ")
+    torn = (*checks, Check("files", False, "torn"))
+    with pytest.raises(CheckpointError, match=r"^ab does not hold what was trained:"):
+        Verification("ab", torn, server="http://host").require()
+
+
+@pytest.fixture
+def copied(bundle, tmp_path):
+    return shutil.copytree(bundle, tmp_path / "copied")
+
+
+def test_adapters_that_were_swapped_on_disk(copied):
+    adapters = copied / "adapters"
+    (adapters / "sql").rename(adapters / "kept")
+    (adapters / "support").rename(adapters / "sql")
+    (adapters / "kept").rename(adapters / "support")
+    raised = asked_at(copied, NOWHERE)
+    assert isinstance(raised, CheckpointError) and raised.exit_code == 2
+    for name in ("sql", "support"):
+        assert f"'{name}': adapter_model.safetensors is not the file" in str(raised)
+    assert "tone" not in str(raised)
+
+
+def test_files_that_are_changed_or_gone_are_all_named(copied):
+    with (copied / "adapters/sql/adapter_config.json").open("a") as file:
+        file.write(" ")
+    (copied / "adapters/tone/adapter_model.safetensors").unlink()
+    shutil.rmtree(copied / "adapters/support")
+    with pytest.raises(CheckpointError) as raised:
+        read_bundle(copied)
+    told = str(raised.value)
+    assert "'sql': adapter_config.json is not the file" in told
+    assert "'tone': names.json names 'adapter_model.safetensors', which is missing" in told
+    assert "names 'adapters/support', which is missing" in told
+
+
+def test_a_base_of_other_weights_than_the_bundles(copied, base, tmp_path, lab):
+    other = shutil.copytree(base, tmp_path / "other")
+    shard = min(other.glob("*.safetensors"))
+    with shard.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    raised = asked_at(copied, NOWHERE, "--base", other)
+    assert isinstance(raised, CheckpointError)
+    assert "was written for a base whose weights differ" in str(raised)
+    accepted = asked_at(copied, NOWHERE, "--base", other, "--other-base")
+    assert isinstance(accepted, MachineError), "the server is asked"
+
+
+def test_a_base_that_lies_elsewhere_is_given_with_base(copied, base, tmp_path):
+    told = json.loads((copied / "names.json").read_text())
+    told["base"]["path"] = "/gone/base"
+    (copied / "names.json").write_text(json.dumps(told))
+    raised = asked_at(copied, NOWHERE)
+    assert isinstance(raised, CheckpointError)
+    assert "/gone/base: no such folder" in str(raised) and "with --base" in str(raised)
+    assert isinstance(asked_at(copied, NOWHERE, "--base", base), MachineError)
+    lost = str(asked_at(copied, NOWHERE, "--base", tmp_path / "lost"))
+    assert "lost: no such folder" in lost and "names.json" not in lost
+
+
 def test_models_side_by_side_are_the_models_alone(base, several, lab):
     checkpoint, adapters = lab.open(base, several["support"], several["tone"])
     prompts = [[200006, 1428, 200008, 40, 41], [200006, 77]]
@@ -273,12 +362,12 @@ def test_a_folder_that_is_no_bundle(tmp_path):
     assert "holds no names.json" in str(result.exception)
     (tmp_path / "names.json").write_text('{"base": {"name": "b"}, "adapters": {}}')
     result = CliRunner().invoke(app, arguments)
-    assert "expected base (name, path, revision)" in str(result.exception)
+    assert "expected base (name, path, revision, fingerprint)" in str(result.exception)
     (tmp_path / "names.json").write_text(
         json.dumps(
             {
-                "base": {"name": "b", "path": "p", "revision": None},
-                "adapters": {"a": {"folder": "../a"}},
+                "base": {"name": "b", "path": "p", "revision": None, "fingerprint": {}},
+                "adapters": {"a": {"folder": "../a", "files": {"x": {}}}},
             }
         )
     )

@@ -191,6 +191,7 @@ def _adapter_bundle(
         open_adapters,
         write_adapters,
     )
+    from gptoss_tune.export.serve.adapters.names import served_base_name
     from gptoss_tune.export.serve.bundle import bundle_files
     from gptoss_tune.weights import open_checkpoint
     from gptoss_tune.weights.sources import base_name
@@ -199,7 +200,9 @@ def _adapter_bundle(
         base, revision = base_name([source])
     checkpoint = open_checkpoint(base, revision)
     adapters = open_adapters({options.name: source}, checkpoint)
-    named = replace(options, path=base, name=f"{options.name[:27]}-base")
+    own = options.name[:27].rstrip("-")
+    # With ``own`` taken as well it is NAME-base, or the next that is free.
+    named = replace(options, path=base, name=served_base_name(own, [options.name, own]))
     served = beside(named, checkpoint, adapters, revision=revision)
     if target is not ServeTarget.vllm:
         bundle_files(served, target.value)  # says that it serves no adapter

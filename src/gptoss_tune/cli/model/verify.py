@@ -20,6 +20,7 @@ from gptoss_tune.cli.arguments import (
     refuse_revision_of_nothing,
 )
 from gptoss_tune.display import visible
+from gptoss_tune.errors import CheckpointError
 from gptoss_tune.terminal import WORST_SHOWN
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def verify(
     result = run_verify(folder, checkpoint, weighted, logits=logits, device=device)
     if answers is not None and checkpoint is not None and result.passed:
         check = verify_served(answers, open_checkpoint(folder), checkpoint, device=device)
-        result = replace(result, checks=(*result.checks, check))
+        result = replace(result, checks=(*result.checks, check), server=served)
     elif answers is not None:
         check = Check("served", None, "not compared: the folder itself does not hold")
         result = replace(result, checks=(*result.checks, check))
@@ -161,23 +162,30 @@ def _verify_bundle(
             "--served URL",
             param_hint="--bundle",
         )
-    from gptoss_tune.export.serve.adapters.bundle import open_adapters, read_bundle
+    from gptoss_tune.export.serve.adapters.bundle import NAMES, open_bundled, read_bundle
     from gptoss_tune.export.verify.served_adapters import ask_each, local_answers, verify_each
     from gptoss_tune.export.verify.verify import Verification
     from gptoss_tune.weights import open_checkpoint
 
     told = read_bundle(folder)
     base, revision = (told.base, told.revision) if other[0] is None else (other[0], other[1])
-    look_at_model(base, revision)
+    try:
+        look_at_model(base, revision)
+    except CheckpointError as error:
+        if other[0] is not None:
+            raise
+        raise CheckpointError(
+            f"{error}\n{folder / NAMES} names it as the base; where that lies elsewhere on this "
+            "machine, give its folder with --base"
+        ) from None
     checkpoint = open_checkpoint(base, revision)
-    places = {name: str(place) for name, place in told.adapters.items()}
-    adapters = open_adapters(places, checkpoint, other_base=other_base)
+    adapters = open_bundled(told, checkpoint, other_base=other_base)
     # The server first: one that is not there is known before the weights are read.
     answers = ask_each(_server(url, told.base_name, api_key_env), [told.base_name, *adapters])
     checks = verify_each(
         answers, local_answers(checkpoint, told.base_name, adapters, device=device)
     )
-    result = Verification(str(folder), tuple(checks))
+    result = Verification(str(folder), tuple(checks), server=url)
     if as_json:
         sys.stdout.write(to_json(result.as_dict()))
     else:

@@ -120,7 +120,7 @@ def verify_each(answers: Mapping[str, Answers | None], local: LocalAnswers) -> l
         what = "the base alone" if name == local.base_name else f"the base with '{name}'"
         if told is None:
             missing = f"the server lists no model '{name}'; expected {what}"
-            checks.append(Check(f"served {name}", False, missing, required=True))
+            checks.append(Check(f"served {name}", False, missing, required=True, of_server=True))
         else:
             checks.append(_judged(name, what, told, local))
     return checks
@@ -145,7 +145,7 @@ def _judged(name: str, what: str, told: Answers, local: LocalAnswers) -> Check:
     read = [i for i, token in enumerate(tokens) if token is not None]
     if len(read) < len(tokens) / 2:
         detail = f"cannot tell: only {len(read)} of {len(tokens)} answers are the text of one token"
-        return Check(check, None, detail, required=True)
+        return Check(check, None, detail, required=True, of_server=True)
     exact = {each: rows[read] for each, rows in local.exact.items()}
     if not all(math.isfinite(rows.logsumexp(-1).sum()) for rows in exact.values()):
         return Check(check, False, "the local model computes NaN or infinity", required=True)
@@ -177,12 +177,12 @@ def _judged(name: str, what: str, told: Answers, local: LocalAnswers) -> Check:
         as_near = judges.get(nearest, judge).near
         known = f"those of {nearest}" if off[nearest] <= as_near else "those of none that is known"
         detail += f"; they are {known}, {nearest} is {off[nearest]:.4f} away"
-        return Check(check, False, detail, figures, required=True)
+        return Check(check, False, detail, figures, required=True, of_server=True)
     if alike:
         detail = f"cannot tell it from {', '.join(alike)}: {detail}"
-        return Check(check, None, detail, figures, required=True)
+        return Check(check, None, detail, figures, required=True, of_server=True)
     detail += f", {off[nearest]:.4f} from the nearest other, {nearest}"
-    return Check(check, True, detail, figures, required=True)
+    return Check(check, True, detail, figures, required=True, of_server=True)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def verify_served(
     read = [i for i, token in enumerate(tokens) if token is not None]
     if len(read) < len(tokens) / 2:
         detail = f"cannot tell: only {len(read)} of {len(tokens)} answers are the text of one token"
-        return Check("served", None, detail, required=True)
+        return Check("served", None, detail, required=True, of_server=True)
     exact = _last_log_probabilities(tuned, prompts, device, torch.float32)[read]
     rounded = _last_log_probabilities(tuned, prompts, device, torch.bfloat16)[read]
     bare = _last_log_probabilities(base, prompts, device, torch.float32)[read]
@@ -110,8 +110,8 @@ def _judged(figures: dict[str, Any]) -> Check:
         told_apart = told_apart or figures["distance_if_base"] > 2 * near
     if right and not told_apart:
         detail = f"cannot tell tuned model and base apart: {detail}"
-        return Check("served", None, detail, figures, required=True)
-    return Check("served", right, detail, figures, required=True)
+        return Check("served", None, detail, figures, required=True, of_server=True)
+    return Check("served", right, detail, figures, required=True, of_server=True)
 
 
 def gap(log_probabilities: torch.Tensor, tokens: torch.Tensor) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import GptOssConfig
 
+from gptoss_tune.display import without_credentials
 from gptoss_tune.errors import CheckpointError, UndecidedError
 from gptoss_tune.export.assets import missing_companions
 from gptoss_tune.export.device import compute_device
@@ -45,6 +46,7 @@ class Check:
         detail: The answer in one sentence.
         figures: Numbers behind it.
         required: Whether it was asked for by name, so that no answer is no success.
+        of_server: Whether a server was asked, and not the folder.
     """
 
     name: str
@@ -52,10 +54,12 @@ class Check:
     detail: str
     figures: dict[str, Any] = field(default_factory=dict)
     required: bool = False
+    of_server: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the answer as plain JSON values."""
-        return {key: value for key, value in asdict(self).items() if key != "required"}
+        told = ("name", "passed", "detail", "figures")
+        return {key: value for key, value in asdict(self).items() if key in told}
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,13 @@ class Verification:
         folder: What was verified.
         checks: The answers.
         targets: What the file holds of every target's change.
+        server: Address of the server that was asked, if one was.
     """
 
     folder: str
     checks: tuple[Check, ...]
     targets: tuple[TargetReport, ...] = ()
+    server: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -95,11 +101,14 @@ class Verification:
             CheckpointError: Lists every red check.
             UndecidedError: None is red, and what was asked for by name could not be told.
         """
-        red = [f"{check.name}: {check.detail}" for check in self.checks if check.passed is False]
+        red = [check for check in self.checks if check.passed is False]
         if red:
-            raise CheckpointError(
-                f"{self.folder} does not hold what was trained:\n  " + "\n  ".join(red)
-            )
+            said = f"{self.folder} does not hold what was trained"
+            if all(check.of_server for check in red):
+                at = "" if self.server is None else f" at {without_credentials(self.server)}"
+                said = f"the server{at} does not serve what {self.folder} holds"
+            listed = [f"{check.name}: {check.detail}" for check in red]
+            raise CheckpointError(f"{said}:\n  " + "\n  ".join(listed))
         open_ = [f"{c.name}: {c.detail}" for c in self.checks if c.passed is None and c.required]
         if open_:
             raise UndecidedError("nothing was proved:\n  " + "\n  ".join(open_))

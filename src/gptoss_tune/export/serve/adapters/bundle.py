@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gptoss_tune.display import one_line
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.adapter_formats import (
     largest_rank,
@@ -36,6 +37,7 @@ from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.run.record import trained_merge_aware
 from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import Adapter, open_adapter
+from gptoss_tune.weights.hashes import hash_of
 
 NAMES = "names.json"
 _COSTLY = 2  # times the memory, from which on padding is worth a word
@@ -169,11 +171,11 @@ def write_adapters(
     """
     assert served.adapters is not None  # ``beside`` made it
     files = bundle_files(served, "vllm")
-    files[NAMES] = to_json(_names(served, served.adapters, base, adapters))
     with staged(out) as folder:
         for name, adapter in adapters.items():
             place = folder / ADAPTERS / name
             write_adapter(adapter, place, "vllm", rank=served.adapters.rank)
+        files[NAMES] = to_json(_names(served, served.adapters, base, adapters, folder))
         write_files(files, folder)
     return [f"{ADAPTERS}/", *sorted(files)]
 
@@ -185,21 +187,24 @@ class Bundle:
     Attributes:
         base: Name or folder of the base, as it was given; ``revision`` is its own on the Hub.
         revision: See ``base``.
+        fingerprint: Of the base's weights.
         base_name: The name that the base is served under.
         adapters: Folders of the adapters, by the names they are served under.
     """
 
     base: str
     revision: str | None
+    fingerprint: dict[str, Any]
     base_name: str
     adapters: Mapping[str, Path]
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Return what ``write_adapters`` wrote.
+    """Return what ``write_adapters`` wrote, once every file of its adapters is seen to be that.
 
     Raises:
-        CheckpointError: No such folder, or its names are damaged.
+        CheckpointError: No such folder, or its names are damaged; or files of adapters are missing
+            or not those that were written, with all of them.
     """
     file = folder / NAMES
     if not file.is_file():
@@ -214,29 +219,95 @@ def read_bundle(folder: Path) -> Bundle:
         and isinstance(base.get("path"), str)
         and isinstance(base.get("name"), str)
         and isinstance(base.get("revision"), str | None)
+        and isinstance(base.get("fingerprint"), dict)
         and isinstance(adapters, dict)
         and adapters
-        and all(isinstance(a, dict) and isinstance(a.get("folder"), str) for a in adapters.values())
+        and all(
+            isinstance(a, dict)
+            and isinstance(a.get("folder"), str)
+            and isinstance(a.get("files"), dict)
+            and a["files"]
+            for a in adapters.values()
+        )
     )
     if not right or not isinstance(base, dict) or not isinstance(adapters, dict):
         raise CheckpointError(
-            f"{file}: expected base (name, path, revision) and adapters, each with its folder; "
-            "write the bundle again"
+            f"{file}: expected base (name, path, revision, fingerprint) and adapters, each with "
+            "its folder and files; write the bundle again"
         )
-    folders = {name: inside(folder, a["folder"], f"{file}: names") for name, a in adapters.items()}
-    return Bundle(base["path"], base.get("revision"), base["name"], folders)
+    folders, faults = {}, []
+    for name, one in adapters.items():
+        try:
+            place = inside(folder, one["folder"], f"'{name}': {NAMES} names")
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        folders[name] = place
+        faults += _other_files(name, place, one["files"])
+    if faults:
+        raise CheckpointError(
+            f"{folder}: holds other adapters than were written:\n  "
+            + "\n  ".join(faults)
+            + "\ncopy it again from where it was written, or write it again"
+        )
+    return Bundle(base["path"], base["revision"], base["fingerprint"], base["name"], folders)
+
+
+def open_bundled(
+    bundle: Bundle, base: Checkpoint, *, other_base: bool = False
+) -> dict[str, Adapter]:
+    """Open the adapters of a bundle beside its base.
+
+    Args:
+        bundle: From ``read_bundle``.
+        base: The base, wherever it lies here.
+        other_base: Accept another than the bundle was written for.
+
+    Raises:
+        CheckpointError: It is another, or an adapter cannot be served beside it.
+    """
+    if not other_base and not base.is_base_of(bundle.fingerprint):
+        raise CheckpointError(
+            f"the bundle was written for a base whose weights differ from those in {base.path}; "
+            "give that one with --base, or accept this one with --other-base"
+        )
+    places = {name: str(place) for name, place in bundle.adapters.items()}
+    return open_adapters(places, base, other_base=other_base)
+
+
+def _other_files(name: str, place: Path, written: Mapping[str, Any]) -> list[str]:
+    """Return which files of an adapter are missing, or not those that were written."""
+    faults = []
+    for each, entry in written.items():
+        try:
+            file = inside(place, each, f"'{name}': {NAMES} names")
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        if not file.is_file() or hash_of(file) != entry:
+            faults.append(
+                f"'{name}': {one_line(each)} is not the file that was written: its sha256 or size "
+                f"is not that in {NAMES}"
+            )
+    return faults
 
 
 def _names(
-    served: Served, told: Adapters, base: Checkpoint, adapters: Mapping[str, Adapter]
+    served: Served,
+    told: Adapters,
+    base: Checkpoint,
+    adapters: Mapping[str, Adapter],
+    folder: Path,
 ) -> dict[str, Any]:
-    """Return what the bundle holds and under which names."""
+    """Return what the bundle holds and under which names; ``folder`` has its adapters."""
     listed = {
         name: {
             "folder": f"{ADAPTERS}/{name}",
             "source": str(adapter.path),
             "rank": told.ranks[name],
-            "weights_sha256": adapter.weights_digest,
+            "files": {
+                file.name: hash_of(file) for file in sorted((folder / ADAPTERS / name).iterdir())
+            },
         }
         for name, adapter in adapters.items()
     }

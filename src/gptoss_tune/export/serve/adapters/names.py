@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from gptoss_tune.errors import CheckpointError
@@ -16,6 +17,8 @@ from gptoss_tune.run.folder import ADAPTER
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _BASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]", re.ASCII)
+_LONGEST_BASE_NAME = 32
+_LONGEST_STEM = _LONGEST_BASE_NAME - len("-base")
 
 
 def adapter_names(given: Sequence[tuple[str | None, str]]) -> dict[str, str]:
@@ -60,12 +63,19 @@ def adapter_names(given: Sequence[tuple[str | None, str]]) -> dict[str, str]:
 
 
 def served_base_name(base: str, taken: Sequence[str]) -> str:
-    """Return the name of the base itself beside adapters of the names ``taken``."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(base).name).strip("-")[:27].strip("-")
-    name = name if _BASE_NAME.fullmatch(name) else "base"
-    lower = {each.lower() for each in taken}
-    while name.lower() in lower:
-        name = f"{name[:27]}-base"
+    """Return the name of the base itself beside adapters of the names ``taken``.
+
+    Its folder's, cut where ``Served`` wants it shorter; where an adapter has that name, with
+    ``-base`` behind it, then ``-base-2`` and so on.
+    """
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(base).name).strip("-")[:_LONGEST_STEM].strip("-")
+    stem = stem if _BASE_NAME.fullmatch(stem) else "base"
+    lower, name = {each.lower() for each in taken}, stem
+    for n in count(1):
+        if name.lower() not in lower:
+            break
+        ending = "-base" if n == 1 else f"-base-{n}"
+        name = stem[: _LONGEST_BASE_NAME - len(ending)].rstrip("-") + ending
     return name
 
 
