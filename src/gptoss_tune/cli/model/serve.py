@@ -156,10 +156,16 @@ def _laptop_bundle(
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.run.record import prompts_trained_on
     from gptoss_tune.weights.gguf.file import is_gguf
+    from gptoss_tune.weights.sources import is_name_on_hub
 
     refuse_existing(out)
     path = Path(source)
     whole = (path / "config.json").is_file()
+    if not path.exists() and not is_name_on_hub(source):
+        raise typer.BadParameter(
+            f"nothing is there: {source}; expected a GGUF or a folder with one",
+            param_hint="MODEL_OR_RUN",
+        )
     if not is_gguf(path):
         made = "--base" if whole else ""
         raise typer.BadParameter(

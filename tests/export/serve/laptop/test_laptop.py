@@ -15,6 +15,7 @@ import gguf
 import numpy as np
 import pytest
 import yaml
+from gguf import GGUFValueType as Type
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
@@ -30,12 +31,12 @@ HERE = Path(__file__).parent
 TOLD = {"reasoning_effort": "low"}
 
 
-def write_gguf(path, architecture="gpt-oss", kind=None, context=4096):
+def write_gguf(path, architecture="gpt-oss", kind=None, context=(4096, Type.UINT32)):
     """A file with a header and one small tensor, which is all that a bundle reads."""
     writer = gguf.GGUFWriter(path, architecture)
     if kind:
         writer.add_type(kind)
-    writer.add_context_length(context)
+    writer.add_key_value("gpt-oss.context_length", *context)
     writer.add_tensor("output_norm.weight", np.ones(32, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -290,6 +291,34 @@ def test_what_is_no_model_of_gpt_oss_is_refused(file, tmp_path):
             odd = open_laptop_model(str(file), {}, "my-model", 2048, **options)
             write_laptop_bundle(odd, target, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        ("131072", Type.STRING),
+        ([4096, 4096], Type.ARRAY, Type.INT32),
+        (float("nan"), Type.FLOAT32),
+        (4096.0, Type.FLOAT32),
+        (True, Type.BOOL),
+        (0, Type.UINT32),
+        (-1, Type.INT32),
+    ],
+)
+def test_a_context_that_is_no_number_of_tokens_is_refused(context, tmp_path):
+    path = write_gguf(tmp_path / "odd.gguf", context=context)
+    with pytest.raises(CheckpointError, match=r"odd\.gguf: .*context_length is .*positive integer"):
+        open_laptop_model(str(path), {}, "my-model", 2048)
+
+
+@pytest.mark.parametrize("target", LAPTOP_TARGETS)
+def test_where_nothing_is_the_command_says_so(target, tmp_path):
+    for name in ("nosuch", "nosuch.gguf"):
+        words = ["serve-config", str(tmp_path / name), "--target", target]
+        refused = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "no")])
+        told = " ".join(f"{refused.output} {refused.exception}".replace("│", " ").split())
+        assert "nothing is there" in told or "no such file" in told
+        assert "gptoss-tune merge" not in told
 
 
 @pytest.mark.parametrize("target", LAPTOP_TARGETS)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.weights.gguf.file import open_gguf
+from gptoss_tune.weights.gguf.file import ARCHITECTURE, open_gguf, refuse_no_model
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_ARCHITECTURE = "gpt-oss"
+_LONGEST = f"{ARCHITECTURE}.context_length"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]")
 
 
@@ -65,14 +65,14 @@ def open_laptop_model(
             a name, context or address that cannot be.
     """
     opened = open_gguf(Path(source))
-    keys = {name: key.value for name, key in opened.keys.items()}
-    architecture, kind = keys.get("general.architecture"), keys.get("general.type", "model")
-    if architecture != _ARCHITECTURE or kind != "model":
+    refuse_no_model(source, opened)
+    told = opened.keys.get(_LONGEST)
+    longest = LaptopModel.longest if told is None else told.value
+    if type(longest) is not int or longest < 1:
         raise CheckpointError(
-            f"{source}: is a GGUF {kind!a} of {architecture!a}; expected a model of "
-            f"'{_ARCHITECTURE}', which gptoss-tune merge RUN --format gguf --out DIR writes"
+            f"{source}: {_LONGEST} is {ascii(longest)[:60]}, expected a positive integer; write "
+            "the file again: gptoss-tune merge RUN --format gguf --out DIR"
         )
-    longest = keys.get(f"{_ARCHITECTURE}.context_length", LaptopModel.longest)
     if context > longest:
         raise CheckpointError(f"--context is {context}; the model reads at most {longest} tokens")
     if not _NAME.fullmatch(name):
