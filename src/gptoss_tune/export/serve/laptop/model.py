@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.serve.deployment.images import image_mistake
 from gptoss_tune.weights.gguf.file import ARCHITECTURE, open_gguf, refuse_no_model
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -28,6 +29,7 @@ class LaptopModel:
         instructions: Developer instructions of every conversation, if any.
         effort: Reasoning effort that a request gets unless it says another.
         trained: Whether a record beside the file says that its run was trained at it.
+        image: Image with tag or digest that replaces the pinned one of a container, or None.
         longest: Tokens that the model reads at most.
         nbytes: Bytes of the files.
     """
@@ -39,6 +41,7 @@ class LaptopModel:
     instructions: str | None = None
     effort: str = "medium"
     trained: bool = False
+    image: str | None = None
     longest: int = 131_072
     nbytes: int = 0
 
@@ -91,4 +94,6 @@ def open_laptop_model(
     )
     if not re.fullmatch(r"[\w.:-]+", model.host, re.ASCII):
         raise CheckpointError(f"--host is '{model.host}'; expected an address such as 0.0.0.0")
+    if model.image is not None and (said := image_mistake(model.image)):
+        raise CheckpointError(said)
     return model
