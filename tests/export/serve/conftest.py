@@ -39,8 +39,10 @@ class Bundles:
         """The commands of a script as the shell would split them, without what prepares them."""
         lines = script.replace("\\\n", " ").splitlines()
         assert lines[:2] == ["#!/bin/sh", "set -e"]
-        prepares = (": ", "HERE=", "export ", "cd ", "python3 -c ")
-        return [shlex.split(line) for line in lines[2:] if not line.startswith(prepares)]
+        prepares = (": ", "HERE=", "export ", "CDPATH='' cd ", "python3 -c ")
+        commands = [line for line in lines[2:] if not line.startswith(prepares)]
+        assert commands[-1].startswith("exec "), "a signal would not reach the server"
+        return [shlex.split(line.removeprefix("exec ")) for line in commands]
 
     @staticmethod
     def option(command, name):
@@ -52,6 +54,11 @@ class Bundles:
         """The one service of a compose file."""
         (service,) = yaml.safe_load(files["compose.yaml"])["services"].values()
         return service
+
+    @staticmethod
+    def mounts(files):
+        """Sources of the mounts of a compose file by their targets."""
+        return {v["target"]: v["source"] for v in Bundles.service(files)["volumes"]}
 
     @staticmethod
     def objects(files):

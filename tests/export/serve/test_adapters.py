@@ -1,6 +1,7 @@
 """Bundles of several adapters beside one base: what is written, what is refused, what it takes."""
 
 import json
+import math
 import re
 
 import peft
@@ -13,7 +14,8 @@ from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.serve.adapters.bundle import beside, read_bundle
 from gptoss_tune.export.serve.adapters.names import adapter_names, served_base_name
-from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
+from gptoss_tune.export.serve.deployment.adapters import Adapters
+from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT, TO_SCRIPT
 from gptoss_tune.export.serve.served import Served
 from gptoss_tune.export.serve.sizes.lora import slot_bytes
 from gptoss_tune.export.serve.vllm import vllm_arguments
@@ -137,7 +139,7 @@ def values(words, name):
 def test_flags_of_the_server(bundle, bundles, listings, base, several):
     files = {name: (bundle[0] / name).read_text() for name in ("serve.sh", "compose.yaml")}
     assert (bundle[0] / "serve.sh").stat().st_mode & 0o111
-    assert 'cd "$(dirname "$0")"' in files["serve.sh"].splitlines()
+    assert TO_SCRIPT in files["serve.sh"].splitlines()
     (words,) = bundles.words(files["serve.sh"])
     service = bundles.service(files)
     for command, folder in ((words, "adapters"), (service["command"], f"{BUNDLE_MOUNT}/adapters")):
@@ -153,8 +155,9 @@ def test_flags_of_the_server(bundle, bundles, listings, base, several):
         for version in ("vllm-0.33.0", "vllm-0.31.0"):
             assert bundles.flag_mistakes(command, listings[version]) == []
     assert words[:3] == ["vllm", "serve", str(base)]
-    assert f"{base}:/models/base:ro" in service["volumes"]
-    assert f"./adapters:{BUNDLE_MOUNT}/adapters:ro" in service["volumes"]
+    mounts = bundles.mounts(files)
+    assert mounts["/models/base"] == str(base)
+    assert mounts[f"{BUNDLE_MOUNT}/adapters"] == "./adapters"
     assert service["environment"]["HF_HUB_OFFLINE"] == "1"
 
 
@@ -309,6 +312,26 @@ def test_memory_of_a_slot():
     assert slot_bytes(OF_20B, 8, 2, packed=True) == 24 * halves * 16
     spread = 8 * 14_976 + (8640 + 1024 + 256) + (1024 + 2880) + 2912
     assert slot_bytes(OF_20B, 8, 4, packed=True, by_expert=True) == 24 * spread * 16
+
+
+def test_memory_of_the_machine_holds_the_adapters_that_wait(bundles):
+    """20 of rank 64 beside 120b are 167 GiB in the process of each GPU, which cuts them later."""
+    large = bundles.large(gpus=2)
+    assert large.host_memory_gib == 61 + 16 + 32
+    whole = slot_bytes(OF_120B, 64, packed=True)
+    told = Adapters({f"a{n}": 64 for n in range(20)}, 64, 1, whole // 2, whole_bytes=whole)
+    assert bundles.large(gpus=2, adapters=told).host_memory_gib == 16 + 32 + 394
+    assert math.ceil((large.weights + 2 * 20 * whole) / 2**30) == 394
+
+
+def test_an_adapter_waits_whole_whatever_a_gpu_holds(base, lab):
+    checkpoint, opened = lab.open(base, lab.adapter(base, base.parent / "waiting", seed=9))
+    told = [
+        beside(Served("the-base", str(base), 4096, gpus), checkpoint, {"a": opened[0].adapter})
+        for gpus in (1, 2)
+    ]
+    one, two = (each.adapters for each in told)
+    assert one.bytes_on_host == two.bytes_on_host == one.bytes_on_gpu > two.bytes_on_gpu
 
 
 def test_whole_experts_are_divided_where_rows_would_be_cut_differently(base, dense_base, lab):

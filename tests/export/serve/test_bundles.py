@@ -87,6 +87,31 @@ def test_a_server_without_keys_is_not_opened_to_others(served, target, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_an_address_means_nothing_to_an_endpoint(served, tmp_path):
+    for host in ("0.0.0.0", "::1", "localhost"):
+        with pytest.raises(CheckpointError, match=f"--host is {host}; azure-ml .*leave it out"):
+            write_bundle(replace(served, host=host), "azure-ml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_address_of_this_machine_alone_is_one(bundles, served, tmp_path):
+    for host in ("127.0.0.1", "127.0.0.2", "127.255.255.254", "::1", "localhost"):
+        assert not replace(served, host=host).open_to_others
+    for host in ("0.0.0.0", "::", "10.0.0.5", "128.0.0.1", "fe80::1"):
+        assert replace(served, host=host).open_to_others
+    files = bundles.write(replace(served, host="127.0.0.2"), "vllm", tmp_path / "out")
+    assert "VLLM_API_KEY" not in files["serve.sh"]
+    assert bundles.service(files)["ports"] == ["127.0.0.2:8000:8000"]
+
+
+@pytest.mark.parametrize(
+    "host", ["my_host:9000", "10.0.0.5:9000", "my-host", "1.2.3", "256.0.0.1", "", "::1%$(x)", "a"]
+)
+def test_what_is_no_address_is_refused(host):
+    with pytest.raises(CheckpointError, match="expected an address such as"):
+        Served("my-model", "model", host=host)
+
+
 def test_nim_takes_what_nim_2_reads(bundles, served, tmp_path):
     text = bundles.write(served, "nim", tmp_path / "out")["compose.yaml"]
     service = yaml.safe_load(text)["services"]["model"]
@@ -188,7 +213,8 @@ def test_adapters_go_to_vllm_alone(bundles, merged, tmp_path):
     assert module["name"] == "my-model" and module["path"] == "adapters/my-model"
     service = bundles.service(files)
     assert service["environment"]["HF_HUB_OFFLINE"] == "0"  # the base is looked up in the cache
-    assert service["volumes"][0].startswith("${HF_HOME:-") and "openai" not in service["volumes"][0]
+    cache = bundles.mounts(files)["/root/.cache/huggingface"]
+    assert cache.startswith("${HF_HOME:-") and "/models/the-base" not in bundles.mounts(files)
     with pytest.raises(CheckpointError, match=r"my-model: sglang is not known .*; merge first"):
         write_bundle(adapter, "sglang", tmp_path / "other")
 

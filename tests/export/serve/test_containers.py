@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import jsonschema
 import pytest
@@ -61,8 +63,9 @@ def test_compose_files_follow_the_specification(
     files = bundles.write(replace(served, host=host), target, tmp_path / "out")
     compose_schema.validate(yaml.safe_load(files["compose.yaml"]))
     service = bundles.service(files)
-    assert f"{merged}:/models/my-model:ro" in service["volumes"]
-    assert all(volume.endswith(":ro") for volume in service["volumes"])
+    assert bundles.mounts(files)["/models/my-model"] == str(merged)
+    for volume in service["volumes"]:
+        assert volume["read_only"] and not volume["bind"]["create_host_path"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 2, "capabilities": ["gpu"]}
     assert service["deploy"]["resources"]["limits"]["memory"].endswith("g")
@@ -193,42 +196,42 @@ def test_the_probe_fails_where_nothing_answers(free_tcp_port):
     assert done.returncode != 0 and b"refused" in done.stderr
 
 
-FAKE_KUBECTL = """#!/bin/sh
-echo "$*" >> "$FAKE/log"
-[ "$1" = exec ] || exit 0
-shift; [ "$1" = -i ] && shift; shift 2
-if [ "$1" = chmod ]; then shift 3; exec chmod -R a+rX "$FAKE$1"; fi
-if [ "$1" = mkdir ]; then exec mkdir -p "$FAKE$3"; fi
-if [ "$1" = tar ]; then shift; [ "$1" = -C ] && shift; d=$1; shift; exec tar -C "$FAKE$d" "$@"; fi
-exec sh -c "$(echo "$3" | sed "s#cd /#cd $FAKE/#")"
-"""
+@pytest.fixture
+def guarded():
+    """The port of a server that wants a key below ``/v1``, as vLLM does."""
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.headers.get("Authorization") == "Bearer k y"
+            self.send_response(401 if self.path.startswith("/v1") and not known else 200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
 
 
-@pytest.mark.parametrize("damage", [False, True])
-def test_the_model_is_copied_and_compared(bundles, served, tmp_path, damage):
-    """The script runs against a kubectl whose pod is a folder of this machine."""
-    bundles.write(served, "vllm", tmp_path / "out")
-    fake = tmp_path / "fake"
-    fake.mkdir()
-    program = fake / "kubectl"
-    program.write_text(
-        FAKE_KUBECTL.replace("exec sh -c", 'rm "$FAKE/models/my-model/config.json"\nexec sh -c')
-        if damage
-        else FAKE_KUBECTL
+@pytest.mark.parametrize("target", CONTAINERS)
+def test_the_probe_of_a_container_knows_its_key(bundles, served, target, guarded, tmp_path):
+    """As Docker runs it, in the container's environment; no proxy is between."""
+    files = bundles.write(served, target, tmp_path / "out")
+    service = bundles.service(files)
+    program, *arguments = service["healthcheck"]["test"][1:]
+    variables = {name: "k y" for name in service["environment"] if name.endswith("_API_KEY")}
+    proxies = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [program, *(one.replace(":8000", f":{guarded}") for one in arguments)],
+        env={"PATH": os.environ["PATH"], **variables, **proxies},
+        capture_output=True,
+        text=True,
     )
-    program.chmod(0o755)
-    environment = {"PATH": f"{fake}:{os.environ['PATH']}", "FAKE": str(fake)}
-    script = tmp_path / "out/kubernetes/copy-model.sh"
-    done = subprocess.run([script], env=environment, capture_output=True, text=True)
-    if damage:
-        assert done.returncode != 0 and "config.json" in done.stderr + done.stdout
-        assert "delete pod" not in (fake / "log").read_text()
-        return
     assert done.returncode == 0, done.stderr
-    copied = {path.name for path in (fake / "models/my-model").iterdir()}
-    assert copied == {path.name for path in Path(served.path).iterdir()}
-    assert (fake / "models/vocabulary/o200k_base.tiktoken").is_file()
-    assert (fake / "log").read_text().splitlines()[-1] == "delete pod my-model-copy"
+    assert "k y" not in json.dumps(service) and "$" not in json.dumps(arguments)
 
 
 def asked(path, kind="http"):

@@ -43,6 +43,7 @@ def azure_ml(served: Served) -> dict[str, str]:
                 *("az", "ml", "online-deployment", "create", "--all-traffic"),
                 *("--file", "deployment.yaml"),
             ],
+            in_folder=True,
         ),
     }
 

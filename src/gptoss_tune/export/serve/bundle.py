@@ -25,7 +25,7 @@ from gptoss_tune.export.serve.deployment.images import (
 )
 from gptoss_tune.export.serve.deployment.readme import Described, readme
 from gptoss_tune.export.serve.nim import nim
-from gptoss_tune.export.serve.served import KEYS, Served, local
+from gptoss_tune.export.serve.served import KEYS, LOOPBACK, Served, local
 from gptoss_tune.export.serve.sglang import sglang
 from gptoss_tune.export.serve.sizes.azure import instance_for
 from gptoss_tune.export.serve.sizes.memory import USED_FRACTION, gib
@@ -108,7 +108,11 @@ def bundle_files(served: Served, target: str) -> dict[str, str]:
             f"{', '.join(served.adapters.ranks)}: {target} is not known to serve expert adapters "
             "of gpt-oss; merge first: gptoss-tune merge RUN --format mxfp4 --out DIR"
         )
-    if served.open_to_others and target not in KEYS and target != "azure-ml":
+    if target == "azure-ml" and served.host != LOOPBACK:
+        raise CheckpointError(
+            f"--host is {served.host}; {target} gives the endpoint its address itself, leave it out"
+        )
+    if served.open_to_others and target not in KEYS:
         raise CheckpointError(
             f"--host {served.host} lets others reach a server that asks nobody for a key: {target} "
             "has none; leave --host out and put a proxy that checks keys before it"
@@ -167,6 +171,7 @@ def _described(served: Served, target: str, files: Mapping[str, str]) -> Describ
         gpus=served.gpus,
         key=KEYS.get(target),
         open_to_others=served.open_to_others,
+        url=served.url,
         image=served.image,
         pinned=IMAGES.get(target),
         loading_s=loading_s(served.weights),

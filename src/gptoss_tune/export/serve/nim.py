@@ -1,7 +1,7 @@
 """NVIDIA NIM 2: a compose file for the model-free container.
 
 Its probes are those of NVIDIA's API reference of NIM LLM 2: ``/v1/health/ready`` answers once the
-model is loaded.
+model is loaded. vLLM's key may guard it, as all below ``/v1``, so the probe sends the key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gptoss_tune.export.serve.deployment.files import (
 )
 from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
 from gptoss_tune.export.serve.served import KEYS, MODEL_MOUNT, Served
-from gptoss_tune.export.serve.texts import compose_value, required, yaml_text
+from gptoss_tune.export.serve.texts import compose_value, mounted, required, yaml_text
 from gptoss_tune.export.serve.vllm import vllm_arguments
 
 
@@ -26,16 +26,17 @@ def nim(served: Served) -> dict[str, str]:
     image = served.image or images.NIM.reference
     model = f"{MODEL_MOUNT}/{served.name}"
     command = vllm_arguments(served, model)[1:]  # the model's path is a variable here
-    command += ["--api-key", required(KEYS["nim"])]
     compose = compose_value(
         served,
         image,
         command,
         environment={
+            KEYS["nim"]: required(KEYS["nim"]),
             "NIM_MODEL_PATH": model,
             VOCABULARY_VARIABLE: f"{BUNDLE_MOUNT}/{VOCABULARY}",
         },
-        volumes=[f"./{VOCABULARY}:{BUNDLE_MOUNT}/{VOCABULARY}:ro"],
+        volumes=[mounted(f"./{VOCABULARY}", f"{BUNDLE_MOUNT}/{VOCABULARY}")],
         health="/v1/health/ready",
+        health_key=KEYS["nim"],
     )
     return {"compose.yaml": yaml_text(compose)}

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.serve.deployment import images, places
+from gptoss_tune.export.serve.deployment import addresses, images, places
 from gptoss_tune.export.serve.deployment.adapters import Adapters
 from gptoss_tune.export.serve.sizes.memory import USED_FRACTION, Need, gib, need
 from gptoss_tune.plan.gpus import GPUS, Gpu
 
 MODEL_MOUNT = places.MODEL_MOUNT
 """Where a container finds the model."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = addresses.LOOPBACK
 EVERYWHERE = "0.0.0.0"  # inside a container, whose port is published where ``host`` says
 PORT = places.PORT
 KEYS = {"vllm": "VLLM_API_KEY", "sglang": "SGLANG_API_KEY", "nim": "VLLM_API_KEY"}
@@ -57,7 +57,7 @@ class Served:
     context: int = 32_768
     gpus: int = 1
     adapters: Adapters | None = None
-    host: str = LOOPBACK[0]
+    host: str = LOOPBACK
     config: Mapping[str, Any] = field(default_factory=dict)
     weights: int = 0
     expert_weights: int = 0
@@ -67,7 +67,12 @@ class Served:
     @property
     def open_to_others(self) -> bool:
         """Whether others than this machine can reach the server."""
-        return self.host not in LOOPBACK
+        return not addresses.is_loopback(self.host)
+
+    @property
+    def url(self) -> str:
+        """Where it is asked from this machine."""
+        return addresses.url_of(self.host, PORT)
 
     @property
     def needed(self) -> Need | None:
@@ -89,9 +94,11 @@ class Served:
         """Memory of the machine that a container may use, in GiB.
 
         The weights once, as a server may read them before it moves them to the GPUs, 16 GiB of
-        shared memory, and 16 for each GPU's process: no measurement, a bound against a leak.
+        shared memory, and 16 for each GPU's process, which also holds every adapter: no
+        measurement, a bound against a leak.
         """
-        return math.ceil(self.weights / 2**30) + 16 + 16 * self.gpus
+        waiting = 0 if self.adapters is None else self.adapters.bytes_on_host * self.gpus
+        return math.ceil((self.weights + waiting) / 2**30) + 16 + 16 * self.gpus
 
     def __post_init__(self) -> None:
         """Refuse what a target, the model or the GPU would refuse, all of it at once."""
@@ -102,8 +109,8 @@ class Served:
 
 def _word_mistakes(served: Served) -> Iterator[str]:
     """Yield what is wrong with the address, the name and the image."""
-    if not re.fullmatch(r"[\w.:-]+", served.host, re.ASCII):
-        yield f"--host is '{served.host}'; expected an address such as 0.0.0.0"
+    if not addresses.is_address(served.host):
+        yield f"--host is '{served.host}'; expected an address such as 0.0.0.0 or ::1, or localhost"
     if not _SAFE_NAME.fullmatch(served.name):
         yield (
             f"--name is '{served.name}'; expected 3 to 32 letters, digits and dashes, a letter "

@@ -14,7 +14,14 @@ from gptoss_tune.export.serve.deployment.files import (
 )
 from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
 from gptoss_tune.export.serve.served import EVERYWHERE, KEYS, MODEL_MOUNT, PORT, Served, local
-from gptoss_tune.export.serve.texts import compose_value, required, script, workload, yaml_text
+from gptoss_tune.export.serve.texts import (
+    compose_value,
+    mounted,
+    required,
+    script,
+    workload,
+    yaml_text,
+)
 
 KEY = KEYS["sglang"]
 
@@ -46,7 +53,7 @@ def sglang(served: Served) -> dict[str, str]:
         image,
         sglang_arguments(served, model, EVERYWHERE, required(KEY)),
         environment={VOCABULARY_VARIABLE: f"{BUNDLE_MOUNT}/{VOCABULARY}"},
-        volumes=[f"./{VOCABULARY}:{BUNDLE_MOUNT}/{VOCABULARY}:ro"],
+        volumes=[mounted(f"./{VOCABULARY}", f"{BUNDLE_MOUNT}/{VOCABULARY}")],
     )
     arguments = sglang_arguments(served, model, EVERYWHERE, f"$({KEY})")
     return {

@@ -14,7 +14,7 @@ from gptoss_tune.export.serve.deployment.files import (
 )
 from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
 from gptoss_tune.export.serve.served import LOOPBACK, MODEL_MOUNT, PORT, Served
-from gptoss_tune.export.serve.texts import compose_value, workload, yaml_text
+from gptoss_tune.export.serve.texts import compose_value, mounted, workload, yaml_text
 
 
 def tensorrt_llm(served: Served) -> dict[str, str]:
@@ -22,7 +22,7 @@ def tensorrt_llm(served: Served) -> dict[str, str]:
     command = [
         *("trtllm-serve", f"{MODEL_MOUNT}/{served.name}", "--backend", "pytorch"),
         *("--tp_size", str(served.gpus), "--max_seq_len", str(served.context)),
-        *("--host", LOOPBACK[0], "--port", str(PORT)),
+        *("--host", LOOPBACK, "--port", str(PORT)),
     ]
     image = served.image or images.TENSORRT_LLM.reference
     compose = compose_value(
@@ -30,7 +30,7 @@ def tensorrt_llm(served: Served) -> dict[str, str]:
         image,
         command,
         environment={VOCABULARY_VARIABLE: f"{BUNDLE_MOUNT}/{VOCABULARY}"},
-        volumes=[f"./{VOCABULARY}:{BUNDLE_MOUNT}/{VOCABULARY}:ro"],
+        volumes=[mounted(f"./{VOCABULARY}", f"{BUNDLE_MOUNT}/{VOCABULARY}")],
         keyed=False,
     )
     return {

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gptoss_tune.export.serve.deployment.addresses import published
 from gptoss_tune.export.serve.deployment.health import (
     FAILURES,
     LIVE_PERIOD_S,
@@ -13,23 +14,17 @@ from gptoss_tune.export.serve.deployment.health import (
     probe_command,
 )
 from gptoss_tune.export.serve.deployment.kubernetes import Workload, kubernetes_files
-from gptoss_tune.export.serve.deployment.places import SHARED_MEMORY_GB
+from gptoss_tune.export.serve.deployment.mounts import model_mounts, mounted
+from gptoss_tune.export.serve.deployment.places import SHARED_MEMORY_GB, TO_SCRIPT
 from gptoss_tune.export.serve.deployment.yaml_text import yaml_text
-from gptoss_tune.export.serve.served import LOOPBACK, MODEL_MOUNT, PORT, Served, local
+from gptoss_tune.export.serve.served import MODEL_MOUNT, PORT, Served, local
 
-__all__ = ["compose_value", "published", "required", "script", "workload", "yaml_text"]
+__all__ = ["compose_value", "mounted", "required", "script", "workload", "yaml_text"]
 
 
 def required(name: str, what: str = "the key that clients must send") -> str:
     """Return a variable of a compose file without which nothing starts."""
     return f"${{{name}:?{what}}}"
-
-
-def published(served: Served, port: int) -> str:
-    """Return the port of a container as compose publishes it: on this machine, or on ``host``."""
-    host = f"[{served.host}]" if ":" in served.host else served.host
-    host = LOOPBACK[0] if host == "localhost" else host
-    return f"{host}:{port}:{port}"
 
 
 def compose_value(
@@ -39,8 +34,9 @@ def compose_value(
     *,
     entrypoint: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
-    volumes: Sequence[str] = (),
+    volumes: Sequence[Mapping[str, Any]] = (),
     health: str = "/health",
+    health_key: str | None = None,
     keyed: bool = True,
 ) -> dict[str, Any]:
     """Return a compose file with one service on all GPUs, the model mounted read-only.
@@ -51,15 +47,16 @@ def compose_value(
         command: Arguments of the image's entry point, or of ``entrypoint``.
         entrypoint: Replaces the image's.
         environment: Variables besides the one that forbids the Hub.
-        volumes: Mounts besides the model's.
+        volumes: Mounts besides the model's, as ``mounted`` returns them.
         health: Path that answers once the model is loaded.
+        health_key: The variable of the key that ``health`` wants, or None where it is open.
         keyed: Whether the server asks for a key. One that does not shares the host's network, where
             its command must make it listen on the loopback address: a published port would need it
             open inside the container.
     """
     service: dict[str, Any] = {"image": image, "restart": "unless-stopped"}
     if keyed:
-        service["ports"] = [published(served, PORT)]
+        service["ports"] = [published(served.host, PORT)]
     else:
         service["network_mode"] = "host"
     if entrypoint:
@@ -67,13 +64,13 @@ def compose_value(
     service |= {
         "command": command,
         "environment": {"HF_HUB_OFFLINE": "1", **(environment or {})},
-        "volumes": [f"{local(served)}:{MODEL_MOUNT}/{served.name}:ro", *volumes],
+        "volumes": [*model_mounts(local(served), f"{MODEL_MOUNT}/{served.name}"), *volumes],
         "shm_size": f"{SHARED_MEMORY_GB}gb",
         "ulimits": {"memlock": -1, "stack": 67_108_864},
         "security_opt": ["no-new-privileges:true"],
         "stop_grace_period": "60s",
         "healthcheck": {
-            "test": ["CMD", *probe_command(PORT, health)],
+            "test": ["CMD", *probe_command(PORT, health, health_key)],
             "interval": f"{LIVE_PERIOD_S}s",
             "timeout": "10s",
             "retries": FAILURES,
@@ -129,19 +126,25 @@ def script(
     """
     lines = " \\\n".join
     values = (exports or {}).values()
-    version = f"import importlib.metadata as m; print('{package}', m.version('{package}'))"
+    # No version() of a package that python3 lacks: it may be installed for another Python.
+    version = (
+        f"import importlib.metadata as m; found = [d.version for d in "
+        f"m.distributions(name='{package}')]; print('{package}', *found[:1] or "
+        "['is no package of python3: version not known'])"
+    )
     return (
         "#!/bin/sh\nset -e\n"
         + (f': "${{{needed}:?the key that clients must send}}"\n' if needed else "")
-        + ('HERE=$(cd "$(dirname "$0")" && pwd)\n' if "$HERE" in "".join(values) else "")
+        + (f"HERE=$({TO_SCRIPT} && pwd)\n" if "$HERE" in "".join(values) else "")
         + "".join(f'export {name}="{value}"\n' for name, value in (exports or {}).items())
-        + ('cd "$(dirname "$0")"\n' if in_folder else "")
+        + (f"{TO_SCRIPT}\n" if in_folder else "")
         + (f'python3 -c "{version}" >&2 || true\n' if package else "")
-        + "\n".join(
-            lines([shlex.join(command[:3]), *("  " + part for part in _pairs(command[3:]))])
+        + "".join(
+            ("exec " if command is commands[-1] else "")  # a signal reaches the server itself
+            + lines([shlex.join(command[:3]), *("  " + part for part in _pairs(command[3:]))])
+            + "\n"
             for command in commands
         )
-        + "\n"
     )
 
 

@@ -11,7 +11,7 @@ import json
 
 from gptoss_tune.export.serve.deployment import images
 from gptoss_tune.export.serve.served import LOOPBACK, MODEL_MOUNT, Served
-from gptoss_tune.export.serve.texts import compose_value, workload, yaml_text
+from gptoss_tune.export.serve.texts import compose_value, mounted, workload, yaml_text
 
 REPOSITORY = "/repository"
 READY = "/v2/health/ready"
@@ -37,13 +37,13 @@ def triton_server(served: Served) -> dict[str, str]:
         f"{served.name}/config.pbtxt": config,
     }
     command = ["tritonserver", f"--model-repository={REPOSITORY}"]
-    command += [f"--{part}-address={LOOPBACK[0]}" for part in ("http", "grpc", "metrics")]
+    command += [f"--{part}-address={LOOPBACK}" for part in ("http", "grpc", "metrics")]
     image = served.image or images.TRITON.reference
     compose = compose_value(
         served,
         image,
         command,
-        volumes=[f"./model_repository:{REPOSITORY}:ro"],
+        volumes=[mounted("./model_repository", REPOSITORY)],
         health=READY,
         keyed=False,
     )

@@ -18,14 +18,22 @@ from gptoss_tune.export.serve.deployment.files import (
     VOCABULARY_VARIABLE,
     middleware_text,
 )
+from gptoss_tune.export.serve.deployment.mounts import mounted_as_told
 from gptoss_tune.export.serve.deployment.places import BUNDLE_MOUNT
 from gptoss_tune.export.serve.served import EVERYWHERE, KEYS, MODEL_MOUNT, PORT, Served, local
-from gptoss_tune.export.serve.texts import compose_value, required, script, workload, yaml_text
+from gptoss_tune.export.serve.texts import (
+    compose_value,
+    mounted,
+    required,
+    script,
+    workload,
+    yaml_text,
+)
 
 KEY = KEYS["vllm"]
 ADAPTERS = "adapters"
 """Folder of the adapters in a bundle."""
-_HUB_CACHE = "${HF_HOME:-~/.cache/huggingface}:/root/.cache/huggingface"
+_HUB_CACHE = ("${HF_HOME:-~/.cache/huggingface}", "/root/.cache/huggingface")
 
 
 def vllm_arguments(served: Served, model: str, adapters: str = ADAPTERS) -> list[str]:
@@ -86,10 +94,11 @@ def vllm(served: Served) -> dict[str, str]:
 def _containers(served: Served) -> dict[str, str]:
     """Return a compose file, and for a merged model Kubernetes objects."""
     here = Path(served.path).is_dir()
-    mounted = f"{MODEL_MOUNT}/{served.name}" if here or not served.adapters else served.path
+    model = f"{MODEL_MOUNT}/{served.name}" if here or not served.adapters else served.path
     image = served.image or images.VLLM.reference
+    adapters = f"{BUNDLE_MOUNT}/{ADAPTERS}"
     arguments = [
-        *vllm_arguments(served, mounted, f"{BUNDLE_MOUNT}/{ADAPTERS}"),
+        *vllm_arguments(served, model, adapters),
         *("--middleware", MIDDLEWARE, "--host", EVERYWHERE, "--port", str(PORT)),
     ]
     compose = compose_value(
@@ -104,14 +113,16 @@ def _containers(served: Served) -> dict[str, str]:
             **({} if here or not served.adapters else {"HF_HUB_OFFLINE": "0"}),
         },
         volumes=[
-            f"./{VOCABULARY}:{BUNDLE_MOUNT}/{VOCABULARY}:ro",
-            f"./{ONLY_V1}:{BUNDLE_MOUNT}/{ONLY_V1}:ro",
-            *([f"./{ADAPTERS}:{BUNDLE_MOUNT}/{ADAPTERS}:ro"] if served.adapters else []),
+            mounted(f"./{VOCABULARY}", f"{BUNDLE_MOUNT}/{VOCABULARY}"),
+            mounted(f"./{ONLY_V1}", f"{BUNDLE_MOUNT}/{ONLY_V1}"),
+            *([mounted(f"./{ADAPTERS}", adapters)] if served.adapters else []),
         ],
     )
     if served.adapters:
         if not here:  # a base on the Hub lies in its cache, under names that link to others
-            compose["services"]["model"]["volumes"][0] = _HUB_CACHE
+            compose["services"]["model"]["volumes"][0] = mounted_as_told(
+                *_HUB_CACHE, read_only=False
+            )
         return {"compose.yaml": yaml_text(compose)}
     objects = workload(
         served,

@@ -64,13 +64,14 @@ def beside(
     by_expert = on_experts and not cut_alike(options.gpus, packed=packed)
     rank = vllm_rank(ranks.values())
     size = slot_bytes(config, rank, options.gpus, packed=packed, by_expert=by_expert)
+    whole = slot_bytes(config, rank, packed=packed)
     weights, experts = stored_bytes(base)
     return replace(
         options,
         config=config,
         weights=weights,
         expert_weights=experts,
-        adapters=Adapters(ranks, rank, slots or len(ranks), size, by_expert, revision),
+        adapters=Adapters(ranks, rank, slots or len(ranks), size, by_expert, revision, whole),
     )
 
 

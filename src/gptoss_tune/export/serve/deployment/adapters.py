@@ -21,6 +21,7 @@ class Adapters:
         by_expert: Whether GPUs share whole experts, because the base's and an adapter's rows would
             be cut at other places.
         revision: The base's own on the Hub, or None.
+        whole_bytes: Of one adapter in the machine's memory, where no GPU's share is cut off yet.
     """
 
     ranks: Mapping[str, int]
@@ -29,6 +30,7 @@ class Adapters:
     slot_bytes: int
     by_expert: bool = False
     revision: str | None = None
+    whole_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a number of slots that means nothing."""
@@ -42,6 +44,11 @@ class Adapters:
     def bytes_on_gpu(self) -> int:
         """Of all slots, on each GPU."""
         return self.slots * self.slot_bytes
+
+    @property
+    def bytes_on_host(self) -> int:
+        """Of all adapters in the memory of each GPU's process: ``--max-cpu-loras`` is all."""
+        return len(self.ranks) * self.whole_bytes
 
     def arguments(self, base_name: str, folder: str) -> list[str]:
         """Return the arguments of ``vllm serve`` that load the adapters in ``folder``.

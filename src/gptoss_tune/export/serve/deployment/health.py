@@ -14,13 +14,23 @@ _BYTES_PER_S = 200e6  # of a network disk, the slowest that a model is usually r
 _START_S = 600  # compiling kernels and recording CUDA graphs
 
 
-def probe_command(port: int, path: str) -> list[str]:
-    """Return the command that succeeds when ``path`` answers with a status below 400."""
-    url = f"http://127.0.0.1:{port}{path}"
+def probe_command(port: int, path: str, key: str | None = None) -> list[str]:
+    """Return the command that succeeds when ``path`` answers with a status below 400.
+
+    No proxy is asked, whatever ``http_proxy`` says.
+
+    Args:
+        port: Where the server listens on the loopback address.
+        path: What is asked for.
+        key: The variable of the key, for a path that answers with one alone.
+    """
+    url = f"'http://127.0.0.1:{port}{path}'"
+    asked = f"{url}, headers={{'Authorization': 'Bearer ' + os.environ['{key}']}}" if key else url
     return [
         "python3",
         "-c",
-        f"import urllib.request; urllib.request.urlopen('{url}', timeout=5)",
+        f"import os, urllib.request as u; u.build_opener(u.ProxyHandler({{}})).open("
+        f"u.Request({asked}), timeout=5)",
     ]
 
 

@@ -30,6 +30,7 @@ from gptoss_tune.export.serve.deployment.places import (
     MODEL_MOUNT,
     PORT,
     SHARED_MEMORY_GB,
+    TO_SCRIPT,
 )
 from gptoss_tune.export.serve.deployment.yaml_text import yaml_text
 
@@ -287,7 +288,13 @@ def _copy_pod(workload: Workload) -> dict[str, Any]:
 
 
 def _copy_script(workload: Workload) -> str:
-    """Return a script that copies the model into the volume and compares every byte."""
+    """Return a script that copies the model into the volume and compares every byte.
+
+    What the volume held under the same names is removed first: a server would take shards of an
+    earlier model for its own. A copy gets its name once it is known to be whole, so a script that
+    was stopped leaves nothing that a server loads. ``sh`` forgets the status of a pipe's left side:
+    checksums go to a file before anything is changed, and ``tar`` leaves a file where it fails.
+    """
     pod = f"{workload.object_name}-copy"
     copied = [(shlex.quote(workload.source), f"{MODEL_MOUNT}/{workload.name}")]
     if workload.vocabulary:
@@ -295,17 +302,32 @@ def _copy_script(workload: Workload) -> str:
     lines = [
         "#!/bin/sh",
         "set -e",
-        'HERE=$(cd "$(dirname "$0")" && pwd)',
+        f"HERE=$({TO_SCRIPT} && pwd)",
+        "TEMP=$(mktemp -d)",
+        "trap 'rm -rf \"$TEMP\"' EXIT",
+    ]
+    for n, (source, _) in enumerate(copied):
+        summed = f"cd {source} && find -L . -type f -exec sha256sum {{}} +"
+        lines += [f'({summed}) > "$TEMP/sums{n}"', f'COUNT{n}=$(wc -l < "$TEMP/sums{n}")']
+    lines += [
         'kubectl apply -f "$HERE/volume.yaml"',
         f"kubectl wait --for=condition=Ready pod/{pod} --timeout=30m",
     ]
-    for source, place in copied:
+    for n, (source, place) in enumerate(copied):
+        part = f"{place}.part"
         lines += [
-            f"kubectl exec {pod} -- mkdir -p {place}",
-            f"tar -C {source} -chf - . |",
-            f"  kubectl exec -i {pod} -- tar -C {place} --no-same-owner -xf -",
-            f"(cd {source} && find -L . -type f -exec sha256sum {{}} +) |",
-            f"  kubectl exec -i {pod} -- sh -c 'cd {place} && sha256sum --quiet -c -'",
+            f"kubectl exec {pod} -- sh -ec 'rm -rf {place} {part}; mkdir -p {part}'",
+            f'{{ tar -C {source} -chf - . || : > "$TEMP/failed"; }} |',
+            f"  kubectl exec -i {pod} -- tar -C {part} --no-same-owner -xf -",
+            '[ ! -e "$TEMP/failed" ]',
+            f"kubectl exec -i {pod} -- sh -ec '",
+            f"  cd {part}",
+            "  sha256sum --quiet -c -",
+            "  found=$(find . ! -type d -exec echo x \\; | wc -l)",
+            f"  [ $found -eq '$COUNT{n}' ] || {{",
+            f"    echo \"{part} holds $found files, expected\" '$COUNT{n}' >&2; exit 1; }}",
+            f"  mv {part} {place}",
+            f'\' < "$TEMP/sums{n}"',
         ]
     lines += [
         f"kubectl exec {pod} -- chmod -R a+rX {MODEL_MOUNT}",

@@ -27,6 +27,7 @@ class Described:
         gpus: GPUs that share the model.
         key: The variable of the key, or None for a server that knows none.
         open_to_others: Whether ``serve.sh`` listens for others too.
+        url: Where it is asked from this machine.
         image: The image asked for instead of the pinned one, or None.
         pinned: The pinned image, or None where there is none.
         loading_s: Seconds that a probe waits for the model.
@@ -43,6 +44,7 @@ class Described:
     gpus: int
     key: str | None
     open_to_others: bool
+    url: str
     image: str | None
     pinned: Image | None
     loading_s: int
@@ -121,7 +123,10 @@ def _start(bundle: Described) -> list[str]:
 def _kubernetes(bundle: Described) -> list[str]:
     name = bundle.name.lower()
     key = bundle.key
-    secret = [f'kubectl create secret generic {name}-key --from-literal=api-key="${key}"']
+    secret = [  # printf is the shell's own: no list of processes shows the key
+        f'printf %s "${key}" | kubectl create secret generic {name}-key \\',
+        "  --from-file=api-key=/dev/stdin",
+    ]
     return [
         "On Kubernetes, with GPU nodes and a default storage class. The script makes the volume of "
         f"`{VOLUME}`, copies the model into it and compares every byte:",
@@ -133,6 +138,9 @@ def _kubernetes(bundle: Described) -> list[str]:
             f"kubectl rollout status deployment/{name} --timeout=1h",
             f"kubectl port-forward {'service' if key else 'deployment'}/{name} {PORT}:{PORT}",
         ),
+        "",
+        f"The port-forward answers at `http://localhost:{PORT}`. After another copy, "
+        f"`kubectl rollout restart deployment/{name}` makes the server read it.",
         "",
         (
             "Pods of the namespace reach it at "
@@ -169,7 +177,7 @@ def _ask(bundle: Described) -> list[str]:
             ),
         ]
     key = bundle.key
-    return [_code(*_curl(bundle.asked_as, f"http://localhost:{PORT}", key)), *_names(bundle)]
+    return [_code(*_curl(bundle.asked_as, bundle.url, key)), *_names(bundle)]
 
 
 def _names(bundle: Described) -> list[str]:
@@ -195,10 +203,11 @@ def _names(bundle: Described) -> list[str]:
 
 
 def _curl(model: str, url: str, key: str | None) -> list[str]:
-    header = [f'  -H "Authorization: Bearer ${key}" \\'] if key else []
+    header = ["  -H @- \\"] if key else []  # an argument would show the key in lists of processes
+    sent = f"printf 'Authorization: Bearer %s' \"${key}\" | " if key else ""
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     return [
-        f"curl {url}/v1/chat/completions \\",
+        f"{sent}curl {url}/v1/chat/completions \\",
         *header,
         "  -H 'Content-Type: application/json' \\",
         f"  -d '{body}'",
@@ -209,10 +218,9 @@ def _verify(bundle: Described) -> list[str]:
     if bundle.target == NO_API:
         return ["`gptoss-tune verify --served` asks the OpenAI API, which this backend has not."]
     if bundle.target == "azure-ml":
-        url, named = '"${URL%/}"', " --api-key-env KEY"
+        url, key = '"${URL%/}"', "KEY"
     else:
-        key = bundle.key
-        url, named = f"http://localhost:{PORT}", f" --api-key-env {key}" if key else ""
+        url, key = bundle.url, bundle.key
     if bundle.adapters:
         return [
             "Asks the server for each name and judges whether the base answers with that adapter, "
@@ -221,14 +229,18 @@ def _verify(bundle: Described) -> list[str]:
             _code(f"gptoss-tune verify --bundle . --served {url}"),
         ]
     subject = bundle.model
+    asked = (
+        f"gptoss-tune verify {shlex.quote(subject)} --adapter RUN --served {url} "
+        f"--served-name {shlex.quote(bundle.asked_as)}"
+    )
+    commands = [f"{asked} --api-key-env {key}" if key else asked]
+    if key and "serve.sh" in bundle.files and not bundle.open_to_others:
+        commands = ["# serve.sh, which asks for no key:", asked, "# a container or pod:", *commands]
     return [
         "Asks the server 24 questions and judges its answers by the model's own; RUN is the run "
         "that was merged:",
         "",
-        _code(
-            f"gptoss-tune verify {shlex.quote(subject)} --adapter RUN --served {url} "
-            f"--served-name {shlex.quote(bundle.asked_as)}{named}"
-        ),
+        _code(*commands),
     ]
 
 
@@ -266,6 +278,11 @@ def _checked(bundle: Described) -> list[str]:
                 if bundle.target == "vllm"
                 else "Let only a proxy reach this server."
             )
+        )
+    if bundle.target == "sglang":
+        lines.append(
+            "- SGLang takes its key as an argument alone, no variable: whoever may list the "
+            "processes of the machine, or look at the container or pod, sees it."
         )
     if image and image.as_root:
         lines.append("- The image runs as root inside its container; no other user was tried.")

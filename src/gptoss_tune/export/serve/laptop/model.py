@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.serve.deployment.addresses import LOOPBACK, is_address, is_loopback
 from gptoss_tune.export.serve.deployment.images import image_mistake
 from gptoss_tune.weights.gguf.file import ARCHITECTURE, open_gguf, refuse_no_model
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LONGEST = f"{ARCHITECTURE}.context_length"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]")
 
@@ -37,7 +37,7 @@ class LaptopModel:
     name: str
     files: tuple[Path, ...]
     context: int
-    host: str = LOOPBACK[0]
+    host: str = LOOPBACK
     instructions: str | None = None
     effort: str = "medium"
     trained: bool = False
@@ -48,7 +48,7 @@ class LaptopModel:
     @property
     def open_to_others(self) -> bool:
         """Whether others than this machine can reach a server of it."""
-        return self.host not in LOOPBACK
+        return not is_loopback(self.host)
 
 
 def open_laptop_model(
@@ -92,8 +92,10 @@ def open_laptop_model(
         nbytes=sum(file.path.stat().st_size for file in opened.files),
         **options,
     )
-    if not re.fullmatch(r"[\w.:-]+", model.host, re.ASCII):
-        raise CheckpointError(f"--host is '{model.host}'; expected an address such as 0.0.0.0")
+    if not is_address(model.host):
+        raise CheckpointError(
+            f"--host is '{model.host}'; expected an address such as 0.0.0.0 or ::1, or localhost"
+        )
     if model.image is not None and (said := image_mistake(model.image)):
         raise CheckpointError(said)
     return model

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.serve.deployment.places import TO_SCRIPT
 from gptoss_tune.export.serve.laptop.model import LaptopModel
 from gptoss_tune.export.serve.laptop.readme import Told, code, laptop_readme
 
@@ -96,7 +97,7 @@ def ollama(model: LaptopModel) -> dict[str, str]:
     # Ollama's own samplers leave tokens out; gpt-oss is sampled from all of them.
     parameters = {"num_ctx": model.context, "temperature": 1, "top_p": 1, "top_k": 0, "min_p": 0}
     lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
-    create = f'#!/bin/sh\nset -e\ncd "$(dirname "$0")"\nollama create {model.name} -f Modelfile\n'
+    create = f"#!/bin/sh\nset -e\n{TO_SCRIPT}\nollama create {model.name} -f Modelfile\n"
     return {
         "Modelfile": "\n".join(lines) + "\n",
         "create.sh": create + f"echo 'ollama run {model.name}'\n",
