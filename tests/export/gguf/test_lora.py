@@ -5,6 +5,7 @@ That llama.cpp applies them so is shown in tests/evaluate/llama_cpp/test_greedy.
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.gguf.lora import write_lora
+from gptoss_tune.export.gguf.lora import serve_lora_command, write_lora
 from gptoss_tune.weights import open_checkpoint
 from gptoss_tune.weights.adapter import open_adapter
 from gptoss_tune.weights.gguf.file import open_gguf
@@ -130,7 +131,18 @@ def test_the_command_prints_what_serves_it(adapter, base, tmp_path):
     (file,) = out.glob("*.gguf")
     assert file.name == "mine-lora.gguf"
     told = " ".join(done.output.split())
-    assert "--format gguf" in told and "llama-server" in told and "--lora" in told
+    assert "--format gguf" in told and "--lora" in told
+    # The very file that merge writes to such a folder (test_resume.py).
+    folder = f"{base.name}-gguf"
+    assert f"llama-server --model {folder}/{folder}-mxfp4.gguf --lora" in told
     for option in ("--uniform", "--compact"):
         refused = CliRunner().invoke(app, [*words, option, "--out", str(tmp_path / "no")])
         assert refused.exit_code == 2 and option in refused.output
+
+
+def test_of_a_base_in_several_files_llama_server_is_given_the_first(opened, base, monkeypatch):
+    """A shell makes several arguments of ``*.gguf``, and llama-server takes one."""
+    monkeypatch.setattr("gptoss_tune.export.gguf.lora.GGUF_MAX_SHARD_SIZE", 1_000_000)
+    told = serve_lora_command(Path("mine-lora.gguf"), opened, open_checkpoint(base))
+    name = Path(opened.config["base_model_name_or_path"]).name
+    assert f"--model {name}-gguf/{name}-gguf-mxfp4-00001-of-*.gguf --lora" in told

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from gptoss_tune.errors import MachineError
 from gptoss_tune.export.gguf.container import JOURNAL, UNFINISHED
 from gptoss_tune.export.merge.produce import Producer
+from gptoss_tune.export.merge.staging import check_room
 from gptoss_tune.files.atomic import staging_folder
 
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
@@ -156,9 +158,20 @@ def test_a_link_in_the_staging_folder_is_not_written_through(
 def test_a_full_disk_is_known_before(light, gguf, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=50_000_000))
-    with pytest.raises(MachineError, match=r"needs 0\.1 GB more, the disk has 0\.1 GB free"):
+    with pytest.raises(MachineError, match="GB more, the disk has") as refused:
         gguf.merge(light, None, tmp_path / "out", expert_format="mxfp4")
+    needed, free = re.findall(r"[\d.]+(?= GB)", str(refused.value))
+    assert float(needed) > float(free) and abs(float(free) - 0.05) < 0.051
     assert not any(tmp_path.iterdir())
+
+
+def test_so_many_digits_are_shown_as_tell_two_sizes_apart(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=59_999_999))
+    for needed, said in ((60_000_000, "0.060000000 GB more"), (80_000_000, "0.08 GB more")):
+        with pytest.raises(MachineError, match=said):
+            check_room(tmp_path, needed)
+    check_room(tmp_path, 59_999_999)
 
 
 def test_two_at_once_are_not_let_in(light, adapter, gguf, tmp_path):

@@ -8,6 +8,7 @@ from gptoss_kernels import dequantize_reference
 
 from gptoss_tune.errors import CheckpointError, MachineError
 from gptoss_tune.export.merge.merge import MergeOptions, TooLittleSurvives, merge
+from gptoss_tune.export.verify.verify import verify
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights.gguf.file import open_gguf
 
@@ -230,3 +231,23 @@ def test_without_the_library_it_says_what_to_install(light, gguf, tmp_path, monk
     with pytest.raises(MachineError, match=r"pip install \"gptoss-tune\[gguf\]\""):
         gguf.merge(light, None, tmp_path / "out", expert_format="mxfp4")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_head_that_was_trained_whole_lies_in_an_mxfp4_gguf(light, gguf, lab, tmp_path):
+    """Beside factors of the experts, which are packed again."""
+    adapter = lab.adapter(light, tmp_path / "adapter", modules_to_save=["lm_head"])
+
+    def moved(weights):
+        head = "base_model.model.lm_head.weight"
+        return {**weights, head: weights[head] + 0.05 * torch.randn_like(weights[head])}
+
+    lab.edit_weights(adapter, moved)
+    options = {"expert_format": "mxfp4", "accept_loss": True}
+    lab.merge(light, adapter, tmp_path / "folder", **options)
+    gguf.merge(light, adapter, tmp_path / "gguf", **options)
+    weights, stored = lab.weights(tmp_path / "folder"), lab.weights(light)
+    assert not torch.equal(weights["lm_head.weight"], stored["lm_head.weight"])
+    assert_same_values(gguf, tmp_path / "gguf", weights)
+    checkpoint, opened = lab.open(light, adapter)
+    checks = verify(tmp_path / "gguf", checkpoint, opened, logits=False).checks
+    assert all(check.passed is not False for check in checks), checks

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
 from gptoss_tune.errors import CheckpointError
+from gptoss_tune.export.gguf.lora import write_lora
+from gptoss_tune.export.verify.gguf import _differing
 from gptoss_tune.export.verify.verify import verify
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
-from gptoss_tune.weights.gguf.file import open_gguf
+from gptoss_tune.weights.gguf.file import GgufKey, open_gguf
 from gptoss_tune.workflows import finished_run
 
 BLOCK = 17
@@ -166,6 +169,49 @@ def test_other_keys_and_missing_tensors_are_named(copy, light, adapter, lab):
     assert checks["tensors"].passed is False
     assert checks["tensors"].detail == "blk.1.attn_sinks.weight is missing"
     assert checks["values"].passed is None
+
+
+def test_of_a_long_value_the_first_place_that_differs_is_shown(copy, light, adapter, lab):
+    (file,) = copy.glob("*.gguf")
+    keys = open_gguf(copy).keys
+    template = keys["tokenizer.chat_template"].value
+    token = keys["tokenizer.ggml.tokens"].value[65]
+    piece = template[2000:2100].encode()
+    content = file.read_bytes()
+    entry = struct.pack("<Q", len(token.encode())) + token.encode()
+    start = content.index(b"tokenizer.ggml.tokens")
+    place = content.index(entry, start) + 8
+    content = content[:place] + b"?" * len(token.encode()) + content[place + len(token.encode()) :]
+    assert content.count(piece) == 1 and len(content) == file.stat().st_size
+    file.write_bytes(content.replace(piece, b"~" + piece[1:]))
+    detail = checks_of(lab, copy, light, adapter)["keys"].detail
+    assert f"tokenizer.ggml.tokens at index 65 is '?', expected {token!a}" in detail
+    assert "tokenizer.chat_template at character 2000 is '~" in detail
+    assert f"expected {template[2000:2010]!a}"[:-1] in detail
+
+
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        ("ab" * 100, "k at character 200 is its end, expected 'cd' (length 200, expected 202)"),
+        ("ab" * 100 + "cde", "k at character 202 is 'e', expected its end (length 203, expected"),
+        ("short", "k at character 0 is 'short', expected 'abab"),
+    ],
+)
+def test_a_value_that_is_longer_or_shorter_is_told_by_its_length(found, said):
+    wanted = "ab" * 100 + "cd"
+    told = _differing("k", GgufKey("STRING", found), GgufKey("STRING", wanted))
+    assert told.startswith(said)
+    assert _differing("k", None, GgufKey("STRING", "x")) == "k is missing, expected STRING 'x'"
+
+
+def test_factors_alone_are_no_model(light, adapter, lab, tmp_path):
+    checkpoint, (opened, *_) = lab.open(light, adapter)
+    file = write_lora(opened.adapter, tmp_path / "mine-lora")
+    for given in ((), (checkpoint, [opened])):
+        (only,) = verify(file, *given).checks
+        assert (only.name, only.passed) == ("files", False)
+        assert "is a GGUF 'adapter' of 'gpt-oss'" in only.detail and "--lora" in only.detail
 
 
 def test_another_base_is_red(packed_gguf, lab, light, tmp_path):

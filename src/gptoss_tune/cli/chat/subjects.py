@@ -86,9 +86,10 @@ def look_at(wanted: Wanted, kind: Kind) -> None:
 
         look_at_either(wanted.model, wanted.base, wanted.revision)
     elif kind == "gguf":
-        from gptoss_tune.weights.gguf.file import open_gguf
+        from gptoss_tune.weights.gguf.file import open_gguf, refuse_no_model
 
-        open_gguf(Path(os.path.expanduser(wanted.model)))
+        place = Path(os.path.expanduser(wanted.model))
+        refuse_no_model(place, open_gguf(place))
 
 
 def open_subject(wanted: Wanted, kind: Kind, screen: Screen) -> Subject:

@@ -168,7 +168,7 @@ def _write_one(
     if reader is Reader.llama_cpp:
         from gptoss_tune.export.gguf.lora import serve_lora_command, write_lora
 
-        command = serve_lora_command(write_lora(opened, out), opened, checkpoint.expert_format)
+        command = serve_lora_command(write_lora(opened, out), opened, checkpoint)
     else:
         write_adapter(opened, out, reader.value, uniform=uniform, compact=compact)
         command = serve_command(opened, out, reader.value, checkpoint.expert_format)

@@ -62,7 +62,9 @@ def evaluate(
     Its safety is compared with the base: the one of a run or adapter, or for a merged model --base.
     """
     from gptoss_tune.preflight.finished import look_at_either
+    from gptoss_tune.weights.gguf.file import refuse_gguf
 
+    refuse_gguf(Path(model).expanduser())  # no recipe could ask it anything
     resolved = _recipe(model, recipe, overrides or [])
     look_at_either(model, base, revision)
     from rich.console import Console

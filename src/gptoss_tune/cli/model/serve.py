@@ -65,9 +65,10 @@ def serve_config(
 ) -> None:
     """Write the commands and files that serve a model."""
     if target in _OF_GGUF:
-        useless = {"--gpus": gpus != 1, "--gpu": gpu, "--image": image, "--base": base}
+        useless = {"--gpus": gpus != 1, "--gpu": gpu, "--base": base}
         _refuse_useless(target, {**useless, "--revision": revision})
-        _laptop_bundle(source, target, out, name, context, host, instructions)
+        options = {"host": host, "image": image, "instructions": instructions}
+        _laptop_bundle(source, target, out, name, context, options)
         return
     _refuse_useless(target, {"--instructions": instructions})
     _refuse_gguf(source, target)
@@ -143,10 +144,9 @@ def _laptop_bundle(
     out: Path,
     name: str,
     context: int,
-    host: str,
-    instructions: str | None,
+    options: Mapping[str, str | None],
 ) -> None:
-    """Write a bundle for a GGUF.
+    """Write a bundle for a GGUF; ``options`` are further attributes of ``LaptopModel``.
 
     Raises:
         typer.BadParameter: The source is none, with the way out.
@@ -156,10 +156,16 @@ def _laptop_bundle(
     from gptoss_tune.files.atomic import refuse_existing
     from gptoss_tune.run.record import prompts_trained_on
     from gptoss_tune.weights.gguf.file import is_gguf
+    from gptoss_tune.weights.sources import is_name_on_hub
 
     refuse_existing(out)
     path = Path(source)
     whole = (path / "config.json").is_file()
+    if not path.exists() and not is_name_on_hub(source):
+        raise typer.BadParameter(
+            f"nothing is there: {source}; expected a GGUF or a folder with one",
+            param_hint="MODEL_OR_RUN",
+        )
     if not is_gguf(path):
         made = "--base" if whole else ""
         raise typer.BadParameter(
@@ -169,7 +175,7 @@ def _laptop_bundle(
             param_hint="MODEL_OR_RUN",
         )
     told = prompts_trained_on(path if path.is_dir() else path.parent)
-    model = open_laptop_model(source, told, name, context, host=host, instructions=instructions)
+    model = open_laptop_model(source, told, name, context, **options)
     files = write_laptop_bundle(model, target.value, out)
     for note in laptop_notes(model, target.value):
         typer.echo(note)

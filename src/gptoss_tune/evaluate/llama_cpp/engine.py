@@ -11,6 +11,7 @@ The weights, the cache and the arithmetic are llama.cpp's; nothing of it is writ
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import http.client
 import importlib.util
@@ -19,6 +20,7 @@ import os
 import secrets
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gptoss_tune.errors import CheckpointError, DataError, MachineError
 from gptoss_tune.evaluate.parse import STOP_IDS
-from gptoss_tune.weights.gguf.file import open_gguf
+from gptoss_tune.weights.gguf.file import GgufModel, open_gguf, refuse_no_model
 
 if TYPE_CHECKING:
     from gptoss_tune.evaluate.generate import Sampling
@@ -38,6 +40,8 @@ _TOKENS_PER_REQUEST: Final = 8192
 holds the whole conversation, and reading it takes time too."""
 _SILENT, _ERRORS = -1, 1  # verbosity of llama.cpp
 _SHOWN_LINES: Final = 3
+_LOGGER_S: Final = 0.5
+"""Seconds that the logger is given where it cannot be asked whether it is done."""
 
 
 class LlamaCpp:
@@ -65,13 +69,15 @@ class LlamaCpp:
             threads: Of the CPU; ``None``: llama.cpp's choice.
 
         Raises:
-            CheckpointError: No model is there, or llama.cpp does not read it.
+            CheckpointError: No model of gpt-oss is there, or llama.cpp does not read it.
             MachineError: ``xllamacpp`` is not installed.
         """
         refuse_without_llama_cpp()
-        self.files, self.context = _files_of(name), context
+        model = _opened(name)
+        refuse_no_model(name, model)
+        self.files, self.context = [file.path for file in model.files], context
         self._key = secrets.token_hex(32)
-        loras = [path for adapter in adapters for path in _files_of(adapter)]
+        loras = [file.path for adapter in adapters for file in _opened(adapter).files]
         self._server = _load(self.files[0], loras, context, threads, self._key)
         address = self._server.listening_address.removeprefix("http://")
         self._connection = http.client.HTTPConnection(address)
@@ -175,12 +181,12 @@ def refuse_without_llama_cpp() -> None:
         )
 
 
-def _files_of(name: str | Path) -> list[Path]:
-    """Return the files of the model that ``name`` means, each with a whole header.
+def _opened(name: str | Path) -> GgufModel:
+    """Return what ``name`` means, each file with a whole header.
 
-    llama.cpp is given the first and finds the others beside it.
+    llama.cpp is given the first file and finds the others beside it.
     """
-    return [file.path for file in open_gguf(Path(os.path.expanduser(name))).files]
+    return open_gguf(Path(os.path.expanduser(name)))
 
 
 def _request(ids: list[int], wanted: int, sampling: Sampling) -> dict[str, Any]:
@@ -234,9 +240,26 @@ def _load(path: Path, adapters: Sequence[Path], context: int, threads: int | Non
         with _captured_errors() as said:
             with suppress(RuntimeError):
                 library.Server(wanted)
+            _drain(library.xllamacpp.__file__)
             reason = said()
         named = ", ".join(str(file) for file in (path, *adapters))
         raise CheckpointError(f"{named}: llama.cpp cannot load it: {reason or error}") from error
+
+
+def _drain(file: str) -> None:
+    """Wait until llama.cpp's logger, a thread that writes when it likes, has written everything.
+
+    Args:
+        file: The library, whose logger can be asked to by two functions of C++.
+    """
+    library = ctypes.CDLL(file)
+    try:
+        logger, flush = library._Z15common_log_mainv, library._Z16common_log_flushP10common_log
+    except AttributeError:  # a compiler that names them otherwise, as on Windows
+        time.sleep(_LOGGER_S)
+        return
+    logger.restype, flush.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    flush(logger())
 
 
 @contextmanager

@@ -27,12 +27,16 @@ import numpy as np
 from torch import Tensor
 
 from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.export.gguf.layout import by_name, plan_tensors
+from gptoss_tune.export.merge.options import GGUF_MAX_SHARD_SIZE
+from gptoss_tune.export.merge.steps import plan_steps
 from gptoss_tune.files.atomic import staged, to_json
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import record_of_adapter
+from gptoss_tune.weights import Checkpoint
 from gptoss_tune.weights.adapter import Adapter
 from gptoss_tune.weights.adapter_targets import Target
-from gptoss_tune.weights.names import ExpertFormat, layer_of
+from gptoss_tune.weights.names import layer_of
 
 _HALVES = {"gate_up_proj": {"gate_proj": slice(0, None, 2), "up_proj": slice(1, None, 2)}}
 """Rows of B of the projections that are several tensors in llama.cpp."""
@@ -83,21 +87,27 @@ def refuse_unwritable(adapter: Adapter) -> None:
         )
 
 
-def serve_lora_command(file: Path, adapter: Adapter, expert_format: ExpertFormat) -> str:
-    """Return the commands that make the base a GGUF file and serve it with the factors in ``file``.
+def serve_lora_command(file: Path, adapter: Adapter, checkpoint: Checkpoint) -> str:
+    """Return the commands that make the base a GGUF and serve it with the factors in ``file``.
+
+    llama.cpp is given one file; where the base's GGUF is in several, the first.
 
     Args:
         file: What ``write_lora`` wrote.
         adapter: What it was written of.
-        expert_format: The base's, whose values the base's GGUF file keeps.
+        checkpoint: The base, the values of whose experts its GGUF keeps.
     """
     base = adapter.config.get("base_model_name_or_path") or "BASE"
-    folder = f"{Path(base).name}-gguf"
+    folder, expert_format = f"{Path(base).name}-gguf", checkpoint.expert_format
     layout = "gguf" if expert_format == "mxfp4" else "gguf-bf16"
+    tensors = by_name(plan_tensors(plan_steps(checkpoint, [], expert_format))).values()
+    splits = sum(tensor.nbytes for tensor in tensors) > GGUF_MAX_SHARD_SIZE
+    model = shlex.quote(f"{folder}/{folder}-{expert_format}")
+    model += "-00001-of-*.gguf" if splits else ".gguf"
     return (
         f"gptoss-tune merge --base {shlex.quote(base)} --format {layout} "
         f"--out {shlex.quote(folder)}\n"
-        f"llama-server --model {shlex.quote(folder)}/*.gguf --lora {shlex.quote(str(file))} --jinja"
+        f"llama-server --model {model} --lora {shlex.quote(str(file))} --jinja"
     )
 
 

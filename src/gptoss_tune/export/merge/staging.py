@@ -79,9 +79,12 @@ def check_room(folder: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
+        # As many digits as tell the two apart, of which nine are single bytes.
+        told = [(f"{needed / 1e9:.{n}f}", f"{free / 1e9:.{n}f}") for n in range(1, 10)]
+        lacking, there = next(pair for pair in told if pair[0] != pair[1])
         raise MachineError(
-            f"{folder.parent}: the merge needs {needed / 1e9:.1f} GB more, the disk has "
-            f"{free / 1e9:.1f} GB free; free space or choose a folder on another disk"
+            f"{folder.parent}: the merge needs {lacking} GB more, the disk has {there} GB free; "
+            "free space or choose a folder on another disk"
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.serve.deployment import addresses, places
+from gptoss_tune.export.serve.deployment import addresses, images, places
 from gptoss_tune.export.serve.deployment.adapters import Adapters
 from gptoss_tune.export.serve.sizes.memory import USED_FRACTION, Need, gib, need
 from gptoss_tune.plan.gpus import GPUS, Gpu
@@ -32,9 +32,6 @@ MOST_GPUS = 8
 
 _CONTEXT = 131_072  # of gpt-oss where a configuration does not say
 _SAFE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]")  # Azure's rule, the strictest
-_IMAGE = re.compile(
-    r"[a-z0-9][a-z0-9._:/-]*(?::[A-Za-z0-9_][\w.-]*|@sha256:[0-9a-f]{64})", re.ASCII
-)
 
 
 @dataclass(frozen=True)
@@ -119,12 +116,8 @@ def _word_mistakes(served: Served) -> Iterator[str]:
             f"--name is '{served.name}'; expected 3 to 32 letters, digits and dashes, a letter "
             "first: endpoints and model repositories use it"
         )
-    image = served.image
-    if image is not None and (not _IMAGE.fullmatch(image) or image.endswith(":latest")):
-        yield (
-            f"--image is '{image}'; expected a tag or a digest that names one release, such as "
-            "vllm/vllm-openai:v0.31.0 or NAME@sha256:DIGEST"
-        )
+    if served.image is not None and (said := images.image_mistake(served.image)):
+        yield said
 
 
 def _size_mistakes(served: Served) -> Iterator[str]:

@@ -47,7 +47,13 @@ from gptoss_tune.files.paths import inside
 from gptoss_tune.files.strict_json import read_object
 from gptoss_tune.run.checkpoints import MANIFEST
 from gptoss_tune.weights import Checkpoint
-from gptoss_tune.weights.gguf.file import GgufKey, GgufModel, open_gguf, read_header
+from gptoss_tune.weights.gguf.file import (
+    GgufKey,
+    GgufModel,
+    open_gguf,
+    read_header,
+    refuse_no_model,
+)
 from gptoss_tune.weights.names import ExpertFormat
 
 _NAMED_AFTER_FOLDER = {
@@ -108,6 +114,7 @@ def verify_gguf(
     """
     try:
         model = open_gguf(place)
+        refuse_no_model(place, model)
     except CheckpointError as error:
         return Verification(str(place), (Check("files", False, str(error)),))
     folder = place if place.is_dir() else place.parent
@@ -189,7 +196,7 @@ def _check_keys(
     wanted = read_header(header.start)[0]
     passed_over = set() if name else _NAMED_AFTER_FOLDER
     faults = [
-        f"{key} is {_shown(model.keys.get(key))}, expected {_shown(wanted.get(key))}"
+        _differing(key, model.keys.get(key), wanted.get(key))
         for key in sorted((set(wanted) | set(model.keys)) - passed_over)
         if model.keys.get(key) != wanted.get(key)
     ]
@@ -199,12 +206,37 @@ def _check_keys(
     return Check("keys", not faults, said(faults) or compared)
 
 
+def _differing(name: str, found: GgufKey | None, wanted: GgufKey | None) -> str:
+    """Return in what a key differs; of long texts and arrays the first place that does."""
+    if found is None or wanted is None or found.type != wanted.type:
+        return f"{name} is {_shown(found)}, expected {_shown(wanted)}"
+    one, other = found.value, wanted.value
+    if max(len(ascii(one)), len(ascii(other))) <= _SHOWN or not isinstance(one, str | list):
+        return f"{name} is {_shown(found)}, expected {_shown(wanted)}"
+    pairs = enumerate(zip(one, other, strict=False))
+    place = next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+    unit = "character" if isinstance(one, str) else "index"
+    lengths = "" if len(one) == len(other) else f" (length {len(one)}, expected {len(other)})"
+    return f"{name} at {unit} {place} is {_piece(one, place)}, expected {_piece(other, place)}" + (
+        lengths
+    )
+
+
+def _piece(value: str | list[Any], place: int) -> str:
+    """Return what a text or an array has from ``place`` on."""
+    if place >= len(value):
+        return "its end"
+    return _cut(value[place : place + _SHOWN] if isinstance(value, str) else value[place])
+
+
 def _shown(key: GgufKey | None) -> str:
     """Return a key's type and value, cut."""
-    if key is None:
-        return "missing"
-    text = ascii(key.value)
-    return f"{key.type} {text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'}"
+    return "missing" if key is None else f"{key.type} {_cut(key.value)}"
+
+
+def _cut(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _check_tensors(model: GgufModel, wanted: dict[str, GgufTensor]) -> Check:

@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """The name of one file of several."""
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 """What each of several files says of itself."""
+ARCHITECTURE = "gpt-oss"
+_WHAT_IT_IS = ("general.architecture", "general.type")
 _MAGIC, _VERSION = b"GGUF", 3
 _ALIGNMENT = 32
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -239,9 +242,32 @@ def refuse_gguf(place: Path) -> None:
     if is_gguf(place) and place.exists():
         raise CheckpointError(
             f"{place}: is a GGUF, the file of llama.cpp; expected a folder with config.json and "
-            "safetensors. `chat`, `verify`, `push --merged` and `serve-config --target llama.cpp` "
-            "read a GGUF; `merge --format bf16` or `mxfp4` writes the same weights for all else"
+            "safetensors. `chat`, `verify`, `push --merged` and `serve-config --target ollama`, "
+            "`lm-studio` or `llama.cpp` read a GGUF; `merge --format bf16` or `mxfp4` writes the "
+            "same weights for all else"
         )
+
+
+def refuse_no_model(place: Path | str, model: GgufModel) -> None:
+    """Refuse a GGUF of factors alone, or of another architecture; asked of its header.
+
+    Raises:
+        CheckpointError: Says what it is, and what is wanted.
+    """
+    told = [model.keys[key].value if key in model.keys else None for key in _WHAT_IT_IS]
+    architecture, kind = told[0], "model" if told[1] is None else told[1]
+    if architecture == ARCHITECTURE and kind == "model":
+        return
+    way = "gptoss-tune merge RUN --format gguf --out DIR writes one"
+    if kind == "adapter":
+        way = (
+            f"its factors are applied beside their base's: llama-server --model BASE.gguf --lora "
+            f"{shlex.quote(str(model.files[0].path))}; or {way} with them inside"
+        )
+    raise CheckpointError(
+        f"{place}: is a GGUF {kind!a:.60} of {architecture!a:.60}; expected a model of "
+        f"'{ARCHITECTURE}'; {way}"
+    )
 
 
 def read_header(start: bytes) -> tuple[dict[str, GgufKey], dict[str, GgufEntry]]:

@@ -6,15 +6,18 @@ shell, the flags are those that llama.cpp's source lists.
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import gguf
+import jsonschema
 import numpy as np
 import pytest
 import yaml
+from gguf import GGUFValueType as Type
 from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
@@ -30,18 +33,24 @@ HERE = Path(__file__).parent
 TOLD = {"reasoning_effort": "low"}
 
 
-def write_gguf(path, architecture="gpt-oss", kind=None, context=4096):
+def write_gguf(path, architecture="gpt-oss", kind=None, context=(4096, Type.UINT32)):
     """A file with a header and one small tensor, which is all that a bundle reads."""
     writer = gguf.GGUFWriter(path, architecture)
     if kind:
         writer.add_type(kind)
-    writer.add_context_length(context)
+    writer.add_key_value("gpt-oss.context_length", *context)
     writer.add_tensor("output_norm.weight", np.ones(32, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.fixture(scope="module")
+def compose_schema():
+    schema = json.loads((HERE.parent / "schemas" / "compose.json").read_text())
+    return jsonschema.validators.validator_for(schema)(schema)
 
 
 @pytest.fixture
@@ -121,6 +130,64 @@ def test_a_server_that_others_reach_wants_a_key_which_no_list_of_processes_shows
     assert compose["ports"] == ["0.0.0.0:8080:8080"]
     assert ":?" in compose["environment"]["LLAMA_API_KEY"]
     assert any("0.0.0.0" in note for note in laptop_notes(model, "llama.cpp"))
+
+
+@pytest.mark.parametrize("name", ["a$HOME b", "a:b:ro", "${X:?no}", "$$"])
+def test_compose_mounts_files_with_any_name(name, tmp_path, compose_schema):
+    folder = tmp_path / name
+    folder.mkdir()
+    file = write_gguf(folder / f"{name}.gguf")
+    model = open_laptop_model(str(file), TOLD, "my-model", 2048)
+    value = yaml.safe_load(bundle(model, "llama.cpp", tmp_path / "out")["compose.yaml"])
+    compose_schema.validate(value)
+    service = value["services"]["model"]
+    (volume,) = service["volumes"]
+    told = [volume["source"], volume["target"], service["command"][1]]
+    # What compose makes of them: two dollars are one, and one alone is a variable's.
+    assert all(re.fullmatch(r"([^$]|\$\$)*", text) for text in told)
+    read = [text.replace("$$", "$") for text in told]
+    assert read == [str(file), f"/models/{file.name}", f"/models/{file.name}"]
+    assert volume["type"] == "bind" and volume["read_only"] is True
+
+
+def test_a_container_of_llama_cpp_is_probed_bounded_and_of_the_image_asked_for(file, tmp_path):
+    image = "registry.local/llama.cpp:server-b1"
+    words = ["serve-config", str(file), "--target", "llama.cpp", "--image", image]
+    words += ["--context", "2048"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert f"image {image}, as asked; its flags were not checked" in done.output
+    service = yaml.safe_load((tmp_path / "out" / "compose.yaml").read_text())["services"]["model"]
+    assert service["image"] == image
+    assert service["healthcheck"]["test"] == ["CMD", "curl", "-fsS", "http://127.0.0.1:8080/health"]
+    assert int(service["healthcheck"]["start_period"].removesuffix("s")) >= 600
+    assert service["deploy"]["resources"]["limits"]["memory"] == "17g"  # a small file, and 16
+    assert image in (tmp_path / "out" / "README.md").read_text()
+    for target, asked in (("llama.cpp", "a/b:latest"), ("ollama", image), ("lm-studio", image)):
+        words[3], words[5] = target, asked
+        refused = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "no")])
+        assert isinstance(refused.exception, CheckpointError) and "--image" in str(
+            refused.exception
+        )
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("target", LAPTOP_TARGETS)
+def test_a_readme_says_what_to_set_how_to_start_to_ask_and_to_verify(target, file, tmp_path):
+    model = open_laptop_model(str(file), TOLD, "my-model", 2048)
+    files = bundle(model, target, tmp_path / "out")
+    text = files["README.md"]
+    titles = ["Set", "Start", "Ask", "Verify", "Checked"]
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == titles
+    shell = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    assert subprocess.run(["sh", "-n"], input=shell, text=True).returncode == 0
+    for started in re.findall(r"^\./(\S+)$", shell, re.MULTILINE):
+        assert started in files
+    assert f"gptoss-tune verify {shlex.quote(str(file))} --adapter RUN" in shell
+    (asked,) = re.findall(r"-d '(.*)'", shell)
+    assert json.loads(asked)["model"] == "my-model"
+    assert ("LLAMA_API_KEY" in text) == (target == "llama.cpp") == ("--served-name" in shell)
+    assert "was trained" in text and "`low`" in text
 
 
 def test_lm_studio_finds_the_file_where_it_looks(model, file, tmp_path):
@@ -290,6 +357,34 @@ def test_what_is_no_model_of_gpt_oss_is_refused(file, tmp_path):
             odd = open_laptop_model(str(file), {}, "my-model", 2048, **options)
             write_laptop_bundle(odd, target, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        ("131072", Type.STRING),
+        ([4096, 4096], Type.ARRAY, Type.INT32),
+        (float("nan"), Type.FLOAT32),
+        (4096.0, Type.FLOAT32),
+        (True, Type.BOOL),
+        (0, Type.UINT32),
+        (-1, Type.INT32),
+    ],
+)
+def test_a_context_that_is_no_number_of_tokens_is_refused(context, tmp_path):
+    path = write_gguf(tmp_path / "odd.gguf", context=context)
+    with pytest.raises(CheckpointError, match=r"odd\.gguf: .*context_length is .*positive integer"):
+        open_laptop_model(str(path), {}, "my-model", 2048)
+
+
+@pytest.mark.parametrize("target", LAPTOP_TARGETS)
+def test_where_nothing_is_the_command_says_so(target, tmp_path):
+    for name in ("nosuch", "nosuch.gguf"):
+        words = ["serve-config", str(tmp_path / name), "--target", target]
+        refused = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "no")])
+        told = " ".join(f"{refused.output} {refused.exception}".replace("│", " ").split())
+        assert "nothing is there" in told or "no such file" in told
+        assert "gptoss-tune merge" not in told
 
 
 @pytest.mark.parametrize("target", LAPTOP_TARGETS)

@@ -8,6 +8,7 @@ flags of a bundle are checked against both the image's version and the newest.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -30,6 +31,21 @@ class Image:
     flags: str
     driver: str = ""
     as_root: bool = True
+
+
+_RELEASE = re.compile(
+    r"[a-z0-9][a-z0-9._:/-]*(?::[A-Za-z0-9_][\w.-]*|@sha256:[0-9a-f]{64})", re.ASCII
+)
+
+
+def image_mistake(image: str) -> str | None:
+    """Return what is wrong with the image that a user asks for, or None."""
+    if _RELEASE.fullmatch(image) and not image.endswith(":latest"):
+        return None
+    return (
+        f"--image is '{image}'; expected a tag or a digest that names one release, such as "
+        "vllm/vllm-openai:v0.31.0 or NAME@sha256:DIGEST"
+    )
 
 
 _CUDA_13 = "It is built for CUDA 13: NVIDIA driver 580 or newer"

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gptoss_tune.errors import CheckpointError
-from gptoss_tune.export.serve.laptop.llama_cpp import IMAGE, KEY, PORT, llama_cpp
+from gptoss_tune.export.serve.laptop.llama_cpp import CHECKED, IMAGE, KEY, PORT, llama_cpp
+from gptoss_tune.export.serve.laptop.lm_studio import NOT_RUN as NOT_RUN_LM_STUDIO
 from gptoss_tune.export.serve.laptop.lm_studio import PUBLISHER, lm_studio
 from gptoss_tune.export.serve.laptop.model import LaptopModel
-from gptoss_tune.export.serve.laptop.ollama import ollama
+from gptoss_tune.export.serve.laptop.ollama import NOT_RUN as NOT_RUN_OLLAMA
+from gptoss_tune.export.serve.laptop.ollama import TOOLS, ollama
 from gptoss_tune.files.atomic import staged
 
 LAPTOP_TARGETS: Mapping[str, Callable[[LaptopModel], dict[str, str]]] = {
@@ -28,17 +30,19 @@ def laptop_notes(model: LaptopModel, target: str) -> list[str]:
     if target == "ollama":
         return [
             f"create.sh copies {model.nbytes / 1e9:.1f} GB into Ollama's store; {asked}",
-            "not run with Ollama; types of nested tool parameters are told as 'object' and 'array'",
+            f"{NOT_RUN_OLLAMA}; {TOOLS}",
         ]
     if target == "lm-studio":
         return [
             f"place.sh links the model to models/{PUBLISHER}/{model.name}; set the context of "
             f"{model.context} tokens in the app",
-            "not run with LM Studio",
+            NOT_RUN_LM_STUDIO,
         ]
     found = [
         f"serve.sh listens on {model.host}:{PORT}; {asked}",
-        f"image {IMAGE}; its flags were checked in the source of llama-cpp-python 0.3.36's copy",
+        f"image {model.image}, as asked; its flags were not checked"
+        if model.image
+        else f"image {IMAGE}; {CHECKED}",
         f"the container needs a key for clients in {KEY}",
     ]
     if model.open_to_others:
@@ -56,6 +60,8 @@ def write_laptop_bundle(model: LaptopModel, target: str, out: Path) -> list[str]
         raise CheckpointError(
             f"--host is {model.host}; {target} chooses its address itself, leave it out"
         )
+    if model.image is not None and target != "llama.cpp":
+        raise CheckpointError(f"--image is {model.image}; {target} runs in none, leave it out")
     if model.instructions is not None and target != "ollama":
         raise CheckpointError(
             f"--instructions: {target} has no file for them; send them with each conversation"

@@ -10,9 +10,10 @@ from typing import Any
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.serve.deployment.addresses import LOOPBACK, is_address, is_loopback
-from gptoss_tune.weights.gguf.file import open_gguf
+from gptoss_tune.export.serve.deployment.images import image_mistake
+from gptoss_tune.weights.gguf.file import ARCHITECTURE, open_gguf, refuse_no_model
 
-_ARCHITECTURE = "gpt-oss"
+_LONGEST = f"{ARCHITECTURE}.context_length"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}[A-Za-z0-9]")
 
 
@@ -28,6 +29,7 @@ class LaptopModel:
         instructions: Developer instructions of every conversation, if any.
         effort: Reasoning effort that a request gets unless it says another.
         trained: Whether a record beside the file says that its run was trained at it.
+        image: Image with tag or digest that replaces the pinned one of a container, or None.
         longest: Tokens that the model reads at most.
         nbytes: Bytes of the files.
     """
@@ -39,6 +41,7 @@ class LaptopModel:
     instructions: str | None = None
     effort: str = "medium"
     trained: bool = False
+    image: str | None = None
     longest: int = 131_072
     nbytes: int = 0
 
@@ -65,14 +68,14 @@ def open_laptop_model(
             a name, context or address that cannot be.
     """
     opened = open_gguf(Path(source))
-    keys = {name: key.value for name, key in opened.keys.items()}
-    architecture, kind = keys.get("general.architecture"), keys.get("general.type", "model")
-    if architecture != _ARCHITECTURE or kind != "model":
+    refuse_no_model(source, opened)
+    told = opened.keys.get(_LONGEST)
+    longest = LaptopModel.longest if told is None else told.value
+    if type(longest) is not int or longest < 1:
         raise CheckpointError(
-            f"{source}: is a GGUF {kind!a} of {architecture!a}; expected a model of "
-            f"'{_ARCHITECTURE}', which gptoss-tune merge RUN --format gguf --out DIR writes"
+            f"{source}: {_LONGEST} is {ascii(longest)[:60]}, expected a positive integer; write "
+            "the file again: gptoss-tune merge RUN --format gguf --out DIR"
         )
-    longest = keys.get(f"{_ARCHITECTURE}.context_length", LaptopModel.longest)
     if context > longest:
         raise CheckpointError(f"--context is {context}; the model reads at most {longest} tokens")
     if not _NAME.fullmatch(name):
@@ -93,4 +96,6 @@ def open_laptop_model(
         raise CheckpointError(
             f"--host is '{model.host}'; expected an address such as 0.0.0.0 or ::1, or localhost"
         )
+    if model.image is not None and (said := image_mistake(model.image)):
+        raise CheckpointError(said)
     return model

@@ -15,6 +15,7 @@ from typing import Final
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.export.serve.deployment.places import TO_SCRIPT
 from gptoss_tune.export.serve.laptop.model import LaptopModel
+from gptoss_tune.export.serve.laptop.readme import Told, code, laptop_readme
 
 _PIECES: Final = (
     "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n",
@@ -67,6 +68,8 @@ _PIECES: Final = (
     "{{ end }} to=assistant<|channel|>commentary<|message|>{{ $message.Content }}<|end|>{{ end }}",
     "{{ end }}<|start|>assistant",
 )
+NOT_RUN: Final = "not run with Ollama"
+TOOLS: Final = "types of nested tool parameters are told as 'object' and 'array'"
 _QUOTES: Final = '"""'
 
 
@@ -76,7 +79,7 @@ def template_text(effort: str) -> str:
 
 
 def ollama(model: LaptopModel) -> dict[str, str]:
-    """Return ``Modelfile`` and ``create.sh``.
+    """Return ``Modelfile``, ``create.sh`` and ``README.md``.
 
     Raises:
         CheckpointError: A path or the instructions hold what a Modelfile cannot.
@@ -98,4 +101,24 @@ def ollama(model: LaptopModel) -> dict[str, str]:
     return {
         "Modelfile": "\n".join(lines) + "\n",
         "create.sh": create + f"echo 'ollama run {model.name}'\n",
+        "README.md": _readme(model),
     }
+
+
+def _readme(model: LaptopModel) -> str:
+    return laptop_readme(
+        model,
+        Told(
+            "Ollama",
+            [
+                "context, samplers and instructions stand in `Modelfile`; after a change run "
+                "`create.sh` again",
+                f"`create.sh` copies {model.nbytes / 1e9:.1f} GB into Ollama's store",
+            ],
+            ["With Ollama running:", "", code("./create.sh", f"ollama run {model.name}")],
+            "http://localhost:11434",
+            model.name,
+            None,
+            [NOT_RUN, TOOLS],
+        ),
+    )
