@@ -10,6 +10,7 @@ come with this package; a tokenizer belongs to the base and is asked for.
 
 from __future__ import annotations
 
+import shlex
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,9 @@ def completed_companions(base: Checkpoint) -> dict[str, bytes]:
         raise CheckpointError(
             f"{base.companions}: has no {' and no '.join(tokenizer)}, without which nobody can use "
             "the result; copy the tokenizer's files into the folder from where the base came from "
-            "(the release: `hf download openai/gpt-oss-20b --include 'tokenizer*' --local-dir DIR`)"
+            "(the release: `hf download openai/gpt-oss-20b --include 'tokenizer*' --local-dir DIR`); "
+            "where another program wrote the weights, `gptoss-tune convert "
+            f"{shlex.quote(str(base.companions))} --tokenizer DIR --out NEW` puts them there"
         )
     made = {
         TEMPLATE: lambda: (shipped("data") / "tiny_checkpoint" / TEMPLATE).read_bytes(),

@@ -9,9 +9,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.evaluate.load import open_evaluated_model
+from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.initial_adapter import init_from
 from gptoss_tune.model.lora import ADAPTER_NAME
 from gptoss_tune.weights import open_checkpoint
