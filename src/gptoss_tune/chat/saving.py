@@ -123,7 +123,7 @@ def save_conversation(talk: Talk, path: Path, usual: Effort | None) -> Saved:
 
 def _rows(turns: list[Turn], usual: Effort | None) -> list[dict[str, Any]]:
     """Return a row for each form that an answer was given in, in the order of their first."""
-    forms = [(turn.effort or usual, turn.instructions) for turn in turns]
+    forms: list[_Form] = [(turn.effort or usual, turn.instructions) for turn in turns]
     last = {form: n for n, form in enumerate(forms) if _is_answered(turns[n])}
     kept = [form for form in dict.fromkeys(forms) if form in last]
     return [_row(turns[: last[form] + 1], forms, form) for form in kept]

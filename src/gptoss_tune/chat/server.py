@@ -14,7 +14,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from gptoss_tune.chat.events import LARGEST_EVENT, Ends, OddEvent, ServedReader, is_done, read_events
+from gptoss_tune.chat.events import (
+    LARGEST_EVENT,
+    Ends,
+    OddEvent,
+    ServedReader,
+    is_done,
+    read_events,
+)
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.evaluate.answering.sampling import Sampling

@@ -14,11 +14,11 @@ A checkpoint whose tokenizer gives other ids would be trained on noise; ``check_
 
 from __future__ import annotations
 
-import shlex
 import base64
 import hashlib
 import json
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

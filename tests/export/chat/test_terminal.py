@@ -171,7 +171,7 @@ def test_a_busy_server_is_waited_for_aloud_and_ctrl_c_takes_the_question_back(
         stand_in.busy, stand_in.after = 1, "50"
         terminal.type("Hi\r")
         terminal.until("waiting: the server answers HTTP 503; it is asked again every 50 s")
-        terminal.until("Ctrl-C gives up")
+        terminal.until("minutes; Ctrl-C")
         terminal.type("\x03")
         terminal.until("[stopped by Ctrl-C; the question is taken back]")
         terminal.prompted()

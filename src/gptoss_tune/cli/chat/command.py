@@ -174,7 +174,7 @@ def _talk(
     from gptoss_tune.chat.talk import Talk
     from gptoss_tune.cli.chat.screen import alone
 
-    if sys.stdin is None and not prompts:  # pyright: ignore[reportUnnecessaryComparison]
+    if sys.stdin is None and not prompts:
         raise MachineError(
             "the standard input is closed, so there is nothing to read messages from; give them "
             "with --prompt, by a pipe, or type them in a terminal"
@@ -187,7 +187,7 @@ def _talk(
         # In process the prompt's own settings have it; of a server it is asked with each question.
         effort = asked_effort(wanted) if kind == "server" else None
         talk = Talk(subject.answerer, sampling, instructions, effort)
-        if prompts or not sys.stdin.isatty():
+        if prompts or sys.stdin is None or not sys.stdin.isatty():
             Session(talk, screen, subject.usual_effort).read_all(prompts or _piped())
             return
         editor = _editor(screen, is_kept=is_kept)

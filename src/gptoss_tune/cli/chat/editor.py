@@ -1,7 +1,7 @@
 """Where a message is typed: a line with editing and history, or the plain line of a dumb terminal.
 
-Both give a message, pasted lines as one (a plain line without its Enter is the next), raise ``EOFError`` at Ctrl-D and
-``KeyboardInterrupt`` at Ctrl-C on an empty line.
+Both give a message, pasted lines as one (of a dumb terminal those that end with Enter), raise
+``EOFError`` at Ctrl-D and ``KeyboardInterrupt`` at Ctrl-C on an empty line.
 """
 
 from __future__ import annotations
