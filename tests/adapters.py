@@ -201,6 +201,8 @@ WAYS = [
     by_peft("`modules_to_save`: experts", modules_to_save=["mlp"], **NO_EXPERTS),
     by_peft("`trainable_token_indices`", trainable_token_indices=[5, 200010]),
     by_peft("`lora_bias`", lora_bias=True, **NO_EXPERTS),
+    by_peft('`bias="all"`', bias="all", **NO_EXPERTS),
+    by_peft('`bias="lora_only"`', bias="lora_only", **NO_EXPERTS),
     edited(
         "resized embedding",
         modules_to_save=["embed_tokens"],

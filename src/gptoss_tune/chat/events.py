@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from gptoss_tune.evaluate.channels import Delta, Ended
 from gptoss_tune.harmony.conversation import Header, Message
@@ -17,7 +17,10 @@ from gptoss_tune.harmony.conversation import Header, Message
 LARGEST_EVENT: Final = 1 << 20  # bytes
 _MOST_TEXT: Final = 1 << 24  # characters of one answer
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
-_ENDS: Final[dict[str, Ended]] = {
+Ends = Ended | Literal["other"]
+"""Why an answer ended; ``other``: a server ended it, and says so in a word of its own."""
+_REFUSAL: Final = "refusal"
+_ENDS: Final[dict[str, Ends]] = {
     "stop": "stop",
     "tool_calls": "call",
     "function_call": "call",
@@ -51,7 +54,7 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Any]:
         text = line.strip()
         if text.startswith(b"data:"):
             data = text.removeprefix(b"data:").strip()
-            if data == b"[DONE]":
+            if is_done(line):
                 return
             if data:
                 yield json.loads(data)
@@ -63,17 +66,24 @@ def read_events(lines: Iterable[bytes]) -> Iterator[Any]:
         yield json.loads(whole)
 
 
+def is_done(line: bytes) -> bool:
+    """Return whether a line of a stream says that nothing more comes."""
+    return line.strip().removeprefix(b"data:").strip() == b"[DONE]"
+
+
 class ServedReader:
     """Reads the events of one answer.
 
     Attributes:
         finished: Why the server ended it; ``None`` so far.
+        reason: The server's own word for it; ``None`` so far.
         usage: What it counted, as it says it.
     """
 
     def __init__(self) -> None:
         """Nothing was said yet."""
-        self.finished: Ended | None = None
+        self.finished: Ends | None = None
+        self.reason: str | None = None
         self.usage: dict[str, Any] = {}
         self._said: list[tuple[str, str | None, str]] = []
         self._calls: dict[int, int] = {}
@@ -105,7 +115,8 @@ class ServedReader:
         yield from self._take(said, event)
         finish = choice.get("finish_reason")
         if finish:
-            self.finished = _ENDS.get(finish, "stop") if isinstance(finish, str) else "stop"
+            self.reason = finish if isinstance(finish, str) else json.dumps(finish)
+            self.finished = _ENDS.get(self.reason, "other")
 
     def _take(self, said: dict[str, Any], event: Any) -> Iterator[Delta]:
         thoughts = (_text(said, key, event) for key in _REASONING)
@@ -113,6 +124,8 @@ class ServedReader:
             yield self._add("analysis", None, thought, event)
         if content := _text(said, "content", event):
             yield self._add("final", None, content, event)
+        if refusal := _text(said, _REFUSAL, event):
+            yield self._add(_REFUSAL, None, refusal, event)
         calls = said.get("tool_calls") or ()
         if not isinstance(calls, list | tuple):
             raise OddEvent("tool_calls, a list", event)
@@ -156,10 +169,14 @@ class ServedReader:
         return Delta(channel, recipient, text, at)
 
     def messages(self) -> list[Message]:
-        """Return what was said so far, for the conversation to go on with."""
+        """Return what was said so far, for the conversation to go on with.
+
+        A refusal, which no channel of harmony is for, is said to the user as an answer is.
+        """
         found = []
         for channel, recipient, text in self._said:
             kind = "<|constrain|>json" if recipient else None
+            channel = "final" if channel == _REFUSAL else channel
             found.append(Message(Header("assistant", None, recipient, channel, kind), text))
         return found
 

@@ -1,19 +1,27 @@
-"""A conversation as a row that training reads, added to a file of JSON lines."""
+"""A conversation as rows that training reads, added to a file of JSON lines.
+
+A row has one reasoning effort and one text of instructions. Where they were changed on the way,
+each form gets a row of its own: all that was said up to its last answer, of which the answers that
+were given in another form have weight 0, so that none is trained in a form it was not given in.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from gptoss_tune.chat.talk import Talk
+from gptoss_tune.chat.talk import SOURCE, Talk, Turn
 from gptoss_tune.errors import DataError
 from gptoss_tune.files.atomic import disk_errors
 from gptoss_tune.harmony.chat_fields import chat_fields
+from gptoss_tune.harmony.conversation import CHANNELS, Conversation
 from gptoss_tune.harmony.fields import Effort
 
 _SUFFIX: Final = ".jsonl"
+_Form = tuple[Effort | None, str | None]
+"""Reasoning effort and instructions that a question was asked with."""
 
 
 @dataclass(frozen=True)
@@ -22,35 +30,52 @@ class Saved:
 
     Attributes:
         path: The file.
-        row: Number of the row in it, from 1.
-        messages: How many messages the row has.
+        row: Number of the first row in it, from 1.
+        messages: How many messages each row has.
         left_out: Thoughts that no answer followed, which a row has no place for.
+        lost: Answers that left the format, in whole or in part; what is no harmony is left out.
+        dropped: Questions at the end without an answer that a row can hold, left out with it.
         cut: Answers in it that were cut off.
     """
 
     path: Path
     row: int
-    messages: int
+    messages: tuple[int, ...]
     left_out: int
+    lost: int
+    dropped: int
     cut: int
 
     def describe(self) -> str:
         """Return it as a sentence, with what has to be looked at before training."""
-        text = f"saved as row {self.row} of {self.path}: {self.messages} messages"
+        number = len(self.messages)
+        if number == 1:
+            text = f"saved as row {self.row} of {self.path}: {self.messages[0]} messages"
+        else:
+            listed = ", ".join(map(str, self.messages))
+            text = (
+                f"saved as rows {self.row} to {self.row + number - 1} of {self.path}: {listed} "
+                "messages; one row for each effort and instructions that were asked with, the "
+                "answers of the others have weight 0 in it"
+            )
         if self.left_out:
             text += f"; {self.left_out} thoughts without an answer are left out"
+        if self.lost:
+            text += f"; {self.lost} answers left the format, what is no harmony is left out"
+        if self.dropped:
+            text += f"; {self.dropped} questions at the end, without an answer, are left out"
         if self.cut:
             text += f"; {self.cut} answers were cut off, look at them before you train on it"
         return text
 
 
-def save_conversation(talk: Talk, path: Path, effort: Effort | None) -> Saved:
-    """Add a conversation to a file as a row of ``messages``.
+def save_conversation(talk: Talk, path: Path, usual: Effort | None) -> Saved:
+    """Add a conversation to a file as rows of ``messages``: one, unless its form changed.
 
     Args:
         talk: What was said.
         path: A new file, or one of JSON lines that is there.
-        effort: At which it was answered, if known.
+        usual: Effort of what was asked at none of its own, if known.
 
     Raises:
         DataError: Nothing was said, or the file is another kind of file.
@@ -58,16 +83,20 @@ def save_conversation(talk: Talk, path: Path, effort: Effort | None) -> Saved:
     """
     if not talk.turns:
         raise DataError("nothing was said yet, so there is nothing to save")
-    path = path.expanduser()
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise DataError(f"{path}: there is no such user's home; name the whole path") from None
     if path.exists() and (path.suffix != _SUFFIX or not path.is_file()):
         raise DataError(
             f"{path}: is there already and no {_SUFFIX} file; name a new file, or one of rows"
         )
-    row = chat_fields(talk.conversation())
-    if effort is not None:
-        row["reasoning_effort"] = effort
-    for message in row["messages"]:
-        message.pop("reasoning_content", None)  # the same as its thinking
+    turns = list(talk.turns)
+    while turns and not _is_answered(turns[-1]):
+        turns.pop()
+    if not turns:
+        raise DataError("no answer so far is one that a row can hold, so there is nothing to save")
+    rows = _rows(turns, usual)
     before = b""
     try:
         with disk_errors(path):
@@ -75,23 +104,67 @@ def save_conversation(talk: Talk, path: Path, effort: Effort | None) -> Saved:
             if path.exists():
                 before = path.read_bytes()
             start = b"\n" if before and not before.endswith(b"\n") else b""
-            line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")
+            lines = [json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") for row in rows]
             with path.open("ab") as file:
-                file.write(start + line + b"\n")
+                file.write(start + b"".join(line + b"\n" for line in lines))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); name another") from None
-    rows = sum(1 for one in before.splitlines() if one.strip())
-    thoughts = sum(
-        _lost_thoughts([m.header.channel for m in t.answer.messages]) for t in talk.turns
+    there = sum(1 for one in before.splitlines() if one.strip())
+    return Saved(
+        path,
+        there + 1,
+        tuple(len(row["messages"]) for row in rows),
+        sum(map(_lost_thoughts, talk.turns)),
+        sum(map(_left_the_format, talk.turns)),
+        len(talk.turns) - len(turns),
+        sum(turn.answer.ended in ("length", "interrupt", "other") for turn in turns),
     )
-    cut = sum(turn.answer.ended in ("length", "interrupt") for turn in talk.turns)
-    return Saved(path, rows + 1, len(row["messages"]), thoughts, cut)
 
 
-def _lost_thoughts(channels: list[str | None]) -> int:
+def _rows(turns: list[Turn], usual: Effort | None) -> list[dict[str, Any]]:
+    """Return a row for each form that an answer was given in, in the order of their first."""
+    forms: list[_Form] = [(turn.effort or usual, turn.instructions) for turn in turns]
+    last = {form: n for n, form in enumerate(forms) if _is_answered(turns[n])}
+    kept = [form for form in dict.fromkeys(forms) if form in last]
+    return [_row(turns[: last[form] + 1], forms, form) for form in kept]
+
+
+def _row(turns: list[Turn], forms: list[_Form], form: _Form) -> dict[str, Any]:
+    said = [message for turn in turns for message in turn.messages]
+    conversation = Conversation(SOURCE, said)
+    effort, conversation.instructions = form
+    row = chat_fields(conversation)
+    if effort is not None:
+        row["reasoning_effort"] = effort
+    asked = -1
+    for message in row["messages"]:
+        message.pop("reasoning_content", None)  # the same as its thinking
+        asked += message["role"] == "user"
+        if message["role"] == "assistant" and forms[asked] != form:
+            message["weight"] = 0
+    return row
+
+
+def _is_answered(turn: Turn) -> bool:
+    """Return whether a row can hold anything of the answer: a thought alone has no place in it."""
+    said = [(m.header, m.text) for m in turn.answer.messages]
+    return any(h.recipient or (h.channel != "analysis" and text) for h, text in said)
+
+
+def _left_the_format(turn: Turn) -> bool:
+    """Return whether something of the answer is in no message of it."""
+    by_channel = getattr(turn.answer.stream, "by_channel", None)
+    if by_channel is None:
+        return False  # a server has told its channels apart
+    others = any(n for channel, n in by_channel.items() if channel not in CHANNELS)
+    return others or not turn.answer.messages
+
+
+def _lost_thoughts(turn: Turn) -> int:
     """Return the thoughts at the end of a turn, which no answer and no call follows."""
     count = 0
-    while channels and channels[-1] == "analysis":
-        channels.pop()
+    for message in reversed(turn.answer.messages):
+        if message.header.channel != "analysis" or message.header.recipient:
+            break
         count += 1
     return count

@@ -14,11 +14,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from gptoss_tune.chat.events import LARGEST_EVENT, OddEvent, ServedReader, read_events
+from gptoss_tune.chat.events import (
+    LARGEST_EVENT,
+    Ends,
+    OddEvent,
+    ServedReader,
+    is_done,
+    read_events,
+)
 from gptoss_tune.display import one_line
 from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.evaluate.answering.sampling import Sampling
-from gptoss_tune.evaluate.channels import Delta, Ended
+from gptoss_tune.evaluate.channels import Delta
 from gptoss_tune.export.openai_server import OpenAIServer, opened
 from gptoss_tune.harmony.chat_fields import chat_fields
 from gptoss_tune.harmony.conversation import Conversation, Message
@@ -28,6 +35,7 @@ _SILENCE_S: Final = 600.0
 _OPTIONAL: Final = ("chat_template_kwargs", "stream_options")
 """Fields that some servers refuse, and without which an answer is the same."""
 _MOST_NAMES: Final = 12
+_LONGEST_QUOTE: Final = 80
 
 
 @dataclass
@@ -77,19 +85,25 @@ def _context(model: Mapping[str, Any]) -> int | None:
     return found[0] if found else None
 
 
-def open_served(url: str, name: str | None, key: str | None) -> ServedModel:
+def open_served(
+    url: str,
+    name: str | None,
+    key: str | None,
+    say: Callable[[str], None] = lambda text: None,
+) -> ServedModel:
     """Return the model of a server that is talked to.
 
     Args:
         url: Address, with or without ``/v1``.
         name: The one it serves it under; ``None``: the only one that it lists.
         key: Bearer token, if it wants one.
+        say: Called with a sentence where a server that is busy or loading is waited for.
 
     Raises:
         MachineError: It does not answer, serves none or several, or none of that name.
         CheckpointError: The address is none.
     """
-    models = _Models(url, name or "", key)
+    models = _Models(url, name or "", key, say=say)
     listed = models.listed()
     shown = ", ".join(one_line(one) for one in list(listed)[:_MOST_NAMES]) or "no model"
     if len(listed) > _MOST_NAMES:
@@ -101,7 +115,8 @@ def open_served(url: str, name: str | None, key: str | None) -> ServedModel:
     chosen = next(iter(listed)) if name is None else name
     if chosen not in listed:
         raise MachineError(f"{url}: serves {shown}; expected '{one_line(chosen)}' among them")
-    return ServedModel(ChatServer(url, chosen, key, timeout_s=_SILENCE_S), listed[chosen])
+    server = ChatServer(url, chosen, key, timeout_s=_SILENCE_S, say=say)
+    return ServedModel(server, listed[chosen])
 
 
 class ServedModel:
@@ -198,6 +213,7 @@ class ServedAnswer:
         self._server, self._response, self._should_stop = server, response, should_stop
         self._reader = ServedReader()
         self._stopped = False
+        self._begins, self._last, self._seen = b"", b"", False
 
     def __iter__(self) -> Iterator[Delta]:
         """Yield new text as it comes; the connection is closed at the end, whatever ends it.
@@ -209,6 +225,7 @@ class ServedAnswer:
         with closing(self._response):
             try:
                 for event in read_events(self._lines()):
+                    self._seen = True
                     yield from self._reader.take(event)
                     if self._should_stop():
                         self._stopped = True
@@ -223,13 +240,26 @@ class ServedAnswer:
                 said = str(error) or type(error).__name__
                 raise server.no_answer(f"the connection broke: {said}") from None
         if self._reader.finished is None:
-            raise server.no_answer("the connection ended in the middle of the answer")
+            if not (self._seen and is_done(self._last)):
+                raise server.no_answer(self._why_none())
+            self._reader.finished = "stop"  # it says that this is all, if not why
 
     def _lines(self) -> Iterator[bytes]:
         while line := self._response.readline(LARGEST_EVENT + 1):
             if len(line) > LARGEST_EVENT:
                 raise ValueError(f"an event of more than {LARGEST_EVENT} bytes")
+            self._begins, self._last = self._begins or line.strip(), line
             yield line
+
+    def _why_none(self) -> str:
+        """Return what came instead of a whole answer."""
+        if self._seen:
+            return "the connection ended in the middle of the answer"
+        if not self._begins:
+            return "the connection ended before anything of the answer came"
+        kind = one_line(self._response.headers.get("content-type") or "not told")
+        begins = one_line(self._begins.decode("utf-8", "replace"))[:_LONGEST_QUOTE]
+        return f"neither a stream of events nor JSON; its type is {kind}, it begins with {begins!r}"
 
     def cut(self) -> list[Delta]:
         """End the answer here: the connection is closed, which ends it on the server."""
@@ -248,7 +278,12 @@ class ServedAnswer:
         return self._reader.messages()
 
     @property
-    def ended(self) -> Ended:
+    def reason(self) -> str | None:
+        """Why the server ended it, in its own word."""
+        return self._reader.reason
+
+    @property
+    def ended(self) -> Ends:
         """Why it ended: as the server says, or ``interrupt``."""
         if self._stopped or self._reader.finished is None:
             return "interrupt"

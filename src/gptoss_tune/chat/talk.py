@@ -10,12 +10,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from gptoss_tune.chat.events import Ends
 from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.answering.sampling import Sampling
-from gptoss_tune.evaluate.channels import Delta, Ended
+from gptoss_tune.evaluate.channels import Delta
 from gptoss_tune.harmony.conversation import Conversation, Header, Message
 from gptoss_tune.harmony.fields import Effort
 
@@ -39,7 +40,7 @@ class Stream(Protocol):
         ...
 
     @property
-    def ended(self) -> Ended:
+    def ended(self) -> Ends:
         """Why it ended."""
         ...
 
@@ -105,21 +106,31 @@ class Answer:
     Attributes:
         messages: The messages that were harmony; the last one may be cut.
         ended: ``stop`` by the model itself, ``call`` by it too, for a tool; ``length`` by
-            ``max_new_tokens``, ``interrupt`` by Ctrl-C or whoever asked to stop.
+            ``max_new_tokens``, ``interrupt`` by Ctrl-C or whoever asked to stop, ``other`` by a
+            server for a reason of its own, such as a filter.
         stream: Where it was read from; it knows what it counted.
     """
 
     messages: list[Message]
-    ended: Ended
+    ended: Ends
     stream: Any = None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer."""
+    """A question and its answer.
+
+    Attributes:
+        question: What the user said.
+        answer: What the model said.
+        effort: At which it was asked; ``None``: the answerer's.
+        instructions: With which it was asked, if any.
+    """
 
     question: Message
     answer: Answer
+    effort: Effort | None = None
+    instructions: str | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -179,10 +190,13 @@ class Talk:
         """
         question = Message(Header("user"), text, 0.0)
         conversation = self.conversation([question])
-        stream = self.answers.open(conversation, self.sampling, should_stop)
+        try:
+            stream = self.answers.open(conversation, self.sampling, should_stop)
+        except KeyboardInterrupt:
+            return Answer([], "interrupt")
         answer = _answered(stream, show)
         if answer.messages or answer.ended != "interrupt":
-            self.turns.append(Turn(question, answer))
+            self.turns.append(Turn(question, answer, self.effort, self.instructions))
         return answer
 
     def go_on(
@@ -206,7 +220,7 @@ class Talk:
             self.conversation(), self.sampling, should_stop, last.answer.stream
         )
         answer = _answered(stream, show)
-        self.turns[-1] = Turn(last.question, answer)
+        self.turns[-1] = replace(last, answer=answer)
         return answer
 
     def undo(self) -> str:
@@ -227,7 +241,7 @@ class Talk:
 
 def _answered(stream: Stream, show: Callable[[Delta], None]) -> Answer:
     """Return the whole of an answer, shown as it comes, up to Ctrl-C."""
-    ended: Ended | None = None
+    ended: Ends | None = None
     try:
         for delta in stream:
             show(delta)

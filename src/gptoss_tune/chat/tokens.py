@@ -38,6 +38,11 @@ def describe_tokens(talk: Talk) -> list[str]:
     return lines
 
 
+def completion_tokens(answer: Answer) -> int | None:
+    """Return how many tokens a server says that its answer has; ``None``: it does not say."""
+    return _count(answer.stream.usage, "completion_tokens")
+
+
 def _of_answer(answer: Answer, longest: int) -> list[str]:
     """Return the tokens of an answer as lines."""
     stream = answer.stream

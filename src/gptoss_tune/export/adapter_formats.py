@@ -136,7 +136,11 @@ def _refuse_for_vllm(adapter: Adapter) -> None:
     elif any(whole.kind == "add" for whole in adapter.whole.values()):
         what = "has biases on B (lora_bias), which vLLM refuses"
     elif adapter.whole:
-        what = f"holds trained values of {min(adapter.whole)}; vLLM refuses modules_to_save"
+        first = min(adapter.whole)
+        why = "refuses modules_to_save"
+        if adapter.whole[first].kind == "rows":
+            why = "reads no single rows (trainable_token_indices)"
+        what = f"holds trained values of {first}; vLLM {why}"
     else:
         linear = [module for module, target in adapter.targets.items() if not target.experts]
         other = [module for module in linear if ".self_attn." not in module]

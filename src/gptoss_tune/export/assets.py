@@ -11,6 +11,7 @@ come with this package; a tokenizer belongs to the base and is asked for.
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -117,6 +118,8 @@ def completed_companions(base: Checkpoint) -> dict[str, bytes]:
             f"{base.companions}: has no {' and no '.join(tokenizer)}, without which nobody can use "
             "the result; copy the tokenizer's files into the folder from where the base came from "
             "(the release: `hf download openai/gpt-oss-20b --include 'tokenizer*' --local-dir DIR`)"
+            "; where another program wrote the weights, `gptoss-tune convert "
+            f"{shlex.quote(str(base.companions))} --tokenizer DIR --out NEW` puts them there"
         )
     made = {
         TEMPLATE: lambda: (shipped("data") / "tiny_checkpoint" / TEMPLATE).read_bytes(),

@@ -49,6 +49,7 @@ class OpenAIServer:
         key: What it wants as bearer token; None sends none.
         timeout_s: For one answer.
         wait: Called with seconds where the server is loading.
+        say: Called with a sentence that says that it is waited for, and why.
     """
 
     endpoint: ClassVar[str]
@@ -62,6 +63,7 @@ class OpenAIServer:
     key: str | None = field(default=None, repr=False)
     timeout_s: float = _TIMEOUT_S
     wait: Callable[[float], None] = time.sleep
+    say: Callable[[str], None] = lambda text: None
     _waited_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +102,7 @@ class OpenAIServer:
             urllib.error.HTTPError: It answers with another status than 200.
             MachineError: It does not answer, or with something that is no JSON.
         """
+        told = ""
         while True:
             try:
                 return ask()
@@ -108,6 +111,11 @@ class OpenAIServer:
                 if error.code not in _LOADING or self._waited_s + pause > _LOADING_S:
                     raise
                 self._waited_s += pause
+                if told != (told := said_with(error, self.key)):
+                    self.say(
+                        f"waiting: the server answers {told}; it is asked again every {pause:g} s, "
+                        f"for up to {_LOADING_S / 60:g} minutes; Ctrl-C gives up"
+                    )
                 self.wait(pause)
             except TimeoutError:
                 raise self.no_answer(f"no whole answer within {self.timeout_s:g} s") from None

@@ -18,6 +18,7 @@ import base64
 import hashlib
 import json
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -178,7 +179,8 @@ def load_vocabulary(checkpoint: str | Path | None = None) -> Vocabulary:
     if tokenizer_json is not None and not tokenizer_json.is_file():
         raise DataError(
             f"{tokenizer_json}: not there; a checkpoint folder with its tokenizer.json is needed "
-            "to compare token ids"
+            "to compare token ids: put it beside the weights (where another program wrote them, "
+            f"`gptoss-tune convert {shlex.quote(str(checkpoint))} --tokenizer DIR --out NEW` does)"
         )
     vocabulary = _load(str(_ranks_file(tokenizer_json)))
     if tokenizer_json is not None:

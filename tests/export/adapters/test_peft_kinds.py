@@ -106,7 +106,7 @@ REFUSED = {
     "DoRA with rsLoRA": "DoRA, which vLLM refuses",
     "saved embedding": "vLLM refuses modules_to_save",
     "saved head, norms and router": "vLLM refuses modules_to_save",
-    "token rows": "vLLM refuses modules_to_save",
+    "token rows": r"vLLM reads no single rows \(trainable_token_indices\)",
     "bias on B": "lora_bias.*vLLM refuses",
     "router's weight": "router, which vLLM does not adapt",
     "embedding and head": "embed_tokens, which vLLM does not adapt",

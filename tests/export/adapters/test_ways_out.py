@@ -9,9 +9,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.evaluate.load import open_evaluated_model
+from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.model.initial_adapter import init_from
 from gptoss_tune.model.lora import ADAPTER_NAME
 from gptoss_tune.weights import open_checkpoint
@@ -159,9 +161,9 @@ def test_what_peft_alone_can_merge_becomes_a_base_as_the_refusal_says(foreign, l
     dense = lab.plain_model(base)
     merged = peft.PeftModel.from_pretrained(dense, tmp_path / "loha").merge_and_unload()
     merged.save_pretrained(tmp_path / "out")
-    for file in base.iterdir():
-        if not file.name.startswith(("config", "model", "generation")):
-            (tmp_path / "out" / file.name).write_bytes(file.read_bytes())
+    assert "AutoTokenizer.from_pretrained(BASE).save_pretrained(OUT)" in str(result.exception)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "out")
+    load_vocabulary(tmp_path / "out")
     out = ("--format", "bf16", "--out", tmp_path / "base2")
     done = foreign.run("merge", "--base", tmp_path / "out", *out)
     assert done.exit_code == 0, (done.output, done.exception)

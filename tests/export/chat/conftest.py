@@ -31,12 +31,15 @@ class StandIn:
         refused: A field that is answered with status 400, if any.
         models: What is listed.
         busy: How many requests are first answered with 503.
+        after: The seconds after which these may ask again.
+        came: The count of tokens in an answer; ``None``: 30.
     """
 
     def __init__(self):
         self.asked, self.keys = [], []
         self.left = threading.Event()
         self.refused, self.busy, self.counts = None, 0, True
+        self.after, self.came = "0", None
         self.models = [{"id": "tuned", "max_model_len": 4096}]
         stand_in = self
 
@@ -69,7 +72,7 @@ class StandIn:
         if self.busy:
             self.busy -= 1
             to.send_response(503)
-            to.send_header("retry-after", "0")
+            to.send_header("retry-after", self.after)
             to.end_headers()
             return
         if self.refused in body:
@@ -79,6 +82,14 @@ class StandIn:
         said = body["messages"][-1]["content"]
         if said == "refuse":
             to.json(400, {"error": {"message": "the answer is\x1b[2J no"}})
+            return
+        if said == "page":
+            raw = b"<!doctype html>\n<title>Sign in</title>\n"
+            to.send_response(200)
+            to.send_header("content-type", "text/html")
+            to.send_header("content-length", str(len(raw)))
+            to.end_headers()
+            to.wfile.write(raw)
             return
         if said == "whole":
             message = {"role": "assistant", "content": "in one", "reasoning": "no stream"}
@@ -118,6 +129,18 @@ class StandIn:
         if said == "drop":
             send({"content": "half"})
             return
+        if said == "unsaid":
+            send({"content": "all of it"})
+            event("[DONE]")
+            return
+        if said == "filtered":
+            send({"content": "half"})
+            send({}, "content_filter")
+            return
+        if said == "declined":
+            send({"refusal": "I will "})
+            send({"refusal": "not."}, "stop")
+            return
         if said == "garbage":
             event("{no json")
             return
@@ -133,7 +156,8 @@ class StandIn:
             send({"content": text[4:]})
             send({}, "length" if said == "long" else "stop")
         if self.counts and body.get("stream_options", {}).get("include_usage"):
-            usage = {"prompt_tokens": 70, "completion_tokens": 30, "total_tokens": 100}
+            came = self.came or 30
+            usage = {"prompt_tokens": 70, "completion_tokens": came, "total_tokens": 70 + came}
             event(json.dumps({"choices": [], "usage": usage}))
         event("[DONE]")
 

@@ -82,6 +82,7 @@ def test_a_server_that_answers_whole_or_says_it_is_cut(talk):
         ("refuse", 'HTTP 400, it says: "the answer is'),
         ("break", 'it says: "the engine died"'),
         ("drop", "the connection ended in the middle of the answer"),
+        ("page", "its type is text/html, it begins with '<!doctype html>'"),
         ("garbage", "a part of the answer is no JSON"),
     ],
 )
@@ -111,9 +112,29 @@ def test_stopping_closes_the_connection(talk, stand_in):
     assert answer.ended == "interrupt" and stand_in.left.wait(20)
 
 
-def test_a_server_that_is_still_loading_is_waited_for(talk, stand_in):
+def test_a_server_that_is_still_loading_is_waited_for_and_it_is_said(stand_in):
+    said = []
+    talk = Talk(open_served(stand_in.url, None, None, said.append))
     stand_in.busy = 2
     assert asked(talk, "Hi")[0].ended == "stop"
+    assert said == [
+        "waiting: the server answers HTTP 503; it is asked again every 0 s, for up to 10 minutes; "
+        "Ctrl-C gives up"
+    ]
+
+
+def test_an_answer_whose_end_has_no_reason_is_whole(talk):
+    answer, shown = asked(talk, "unsaid")
+    assert answer.ended == "stop" and shown["final"] == "all of it"
+
+
+def test_an_answer_that_the_server_ended_is_no_whole_one_and_a_refusal_is_shown(talk, stand_in):
+    answer, _ = asked(talk, "filtered")
+    assert answer.ended == "other" and answer.stream.reason == "content_filter"
+    _, shown = asked(talk, "declined")
+    assert shown["refusal"] == "I will not."
+    asked(talk, "So?")
+    assert stand_in.asked[-1]["messages"][-2]["content"] == "I will not."
 
 
 def test_one_of_several_models_has_to_be_named(stand_in):

@@ -4,10 +4,11 @@ import io
 import json
 import signal
 import stat
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
+from gptoss_tune.chat.saving import save_conversation
 from gptoss_tune.chat.server import open_served
 from gptoss_tune.chat.talk import Talk
 from gptoss_tune.cli.chat.commands import COMMANDS, command_in, message_in
@@ -15,8 +16,11 @@ from gptoss_tune.cli.chat.history import KeptHistory, history_file
 from gptoss_tune.cli.chat.screen import Screen
 from gptoss_tune.cli.chat.session import Session
 from gptoss_tune.cli.chat.terminal import one_interrupt
+from gptoss_tune.errors import DataError
 from gptoss_tune.evaluate.answering.sampling import Sampling
+from gptoss_tune.evaluate.channels import ChannelReader
 from gptoss_tune.harmony.formats.openai_chat import read_chat
+from gptoss_tune.harmony.vocabulary import load_vocabulary
 
 
 class Typist:
@@ -148,12 +152,114 @@ def test_effort_instructions_and_length_hold_from_the_next_question_on(typed, st
     assert "no developer instructions" in shown and "'0' is no length; expected a number" in shown
 
 
-def test_how_an_answer_ended(typed):
-    _, shown = typed("long", "/continue", "tool", "/tokens x")
+def test_how_an_answer_ended(typed, stand_in):
+    stand_in.came = 40
+    _, shown = typed("long", "/continue", "tool", "/tokens x", "filtered")
+    assert "[ended by the server: content_filter; the answer may not be whole]" in shown
     assert "[cut after 40 tokens, thoughts included; /max-new-tokens allows more, then" in shown
     assert "error: a server's chat API cannot continue an answer" in shown
     assert "[a call of a tool, which nothing here runs; /undo takes it back]" in shown
     assert "/tokens takes nothing behind it; got 'x'" in shown
+
+
+def test_an_answer_that_the_server_cut_shorter_than_it_might_be(typed, stand_in):
+    stand_in.came = 2
+    _, shown = typed("long")
+    assert "[cut by the server after 2 tokens, 40 were allowed: its own limit, or" in shown
+    stand_in.counts = False
+    _, shown = typed("long")
+    assert "[cut by the server; where that is before 40 tokens, by its limit]" in shown
+
+
+def test_a_command_runs_while_keys_wait(typed, stand_in, monkeypatch):
+    waits = []
+
+    @contextmanager
+    def waiting(_):
+        waits.append("begins")
+        yield
+        waits.append("ends")
+
+    monkeypatch.setattr(Typist, "waiting", waiting)
+    typed("/tokens")
+    assert waits == ["begins", "ends"]
+
+
+def test_each_form_of_a_conversation_is_a_row_of_its_own(typed, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    _, shown = typed(
+        *("/effort high", "one", "/effort low", "/system Be brief.", "two", "/effort high"),
+        *("/system none", "three", "/effort medium", f"/save {path}"),
+    )
+    assert "saved as rows 1 to 2 of" in shown and "6, 5 messages; one row for each" in shown
+    first, second = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert (first["reasoning_effort"], second["reasoning_effort"]) == ("high", "low")
+
+    def weights(row, place):
+        read = read_chat(row, f"rows.jsonl:{place}")
+        found = [(m.text, m.weight) for m in read.messages if m.header.channel == "final"]
+        return read.instructions, found
+
+    one, two, three = (f"You said: {word}" for word in ("one", "two", "three"))
+    assert weights(first, 1) == (None, [(one, 1.0), (two, 0.0), (three, 1.0)])
+    assert weights(second, 2) == ("Be brief.", [(one, 0.0), (two, 1.0)])
+
+
+class Scripted:
+    """An answerer in process whose answers are tokens of the test."""
+
+    name, context = "scripted", 4096
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def render(self, conversation):
+        return []
+
+    def stream(self, prompt, sampling, should_stop, begun=()):
+        encoding = load_vocabulary().encoding
+        ids = encoding.encode(self.answers.pop(0), allowed_special="all")
+        return Tokens(ChannelReader(encoding), ids)
+
+
+class Tokens:
+    """The answer that some tokens are."""
+
+    def __init__(self, reader, ids):
+        self.reader, self.ids = reader, ids
+
+    def __iter__(self):
+        for token in self.ids:
+            yield from self.reader.take(token)
+        yield from self.reader.end()
+
+    by_channel = property(lambda self: self.reader.by_channel)
+    messages = property(lambda self: self.reader.messages())
+    ended = property(lambda self: self.reader.ended())
+
+
+def test_what_no_row_can_hold_is_left_out_and_counted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    said = "<|channel|>final<|message|>Yes.<|return|>"
+    thought = "<|channel|>analysis<|message|>Hm"
+    talk = Talk(Scripted("no harmony at all", said, "nor this<|return|>", thought))
+    talk.ask("lost", print)
+    with pytest.raises(DataError, match="no answer so far is one that a row can hold"):
+        save_conversation(talk, path, "low")
+    assert not path.exists()
+    for question in ("kept", "lost too", "thought of"):
+        talk.ask(question, print)
+    told = save_conversation(talk, path, "low").describe()
+    assert "row 1 of" in told and "3 messages; 1 thoughts without" in told
+    assert "2 answers left the format" in told and "2 questions at the end" in told
+    row = json.loads(path.read_text())
+    assert [m["content"] for m in row["messages"]] == ["lost", "kept", "Yes."]
+    assert read_chat(row, "rows.jsonl:1").effort == "low"
+
+
+def test_a_file_of_a_user_that_is_not_there_ends_no_session(typed):
+    talk, shown = typed("one", "/save ~nobody-of-this-name/x.jsonl", "two")
+    assert "there is no such user's home" in shown and questions(talk) == ["one", "two"]
 
 
 def test_a_saved_conversation_is_a_row_that_training_reads(typed, stand_in, tmp_path):
@@ -165,9 +271,9 @@ def test_a_saved_conversation_is_a_row_that_training_reads(typed, stand_in, tmp_
     )
     assert "nothing was said yet, so there is nothing to save" in shown
     assert f"saved as row 1 of {path}: 3 messages\n" in shown
-    assert "row 2 of" in shown and "1 answers were cut off, look at them before" in shown
-    first, second = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    read = read_chat(second, "rows.jsonl:2")
+    assert "rows 2 to 3 of" in shown and "1 answers were cut off, look at them before" in shown
+    first, _, last = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    read = read_chat(last, "rows.jsonl:3")
     assert read.effort == "low" and read.instructions == "Be brief."
     said = [(m.header.role, m.header.channel, m.text) for m in read.messages]
     assert said[:3] == [

@@ -1,6 +1,11 @@
 """``gptoss-tune chat`` in a real terminal: keys, pastes, Ctrl-C; nothing but the conversation."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import termios
 import time
 
 import pytest
@@ -137,6 +142,66 @@ def test_history_stays_between_sessions_unless_it_is_not_to(in_terminal, stand_i
     assert kept.read_bytes() == before
 
 
+def test_what_is_typed_before_ctrl_c_and_after_ctrl_z_is_kept_and_unseen(in_terminal, stand_in):
+    with in_terminal(stand_in.url) as terminal:
+        terminal.prompted()
+        terminal.type("slow\r")
+        terminal.until("word3 ")
+        shell = termios.tcgetattr(terminal.main)
+        terminal.process.send_signal(signal.SIGSTOP)
+        shell[3] |= termios.ECHO | termios.ICANON  # as a shell sets it
+        termios.tcsetattr(terminal.main, termios.TCSANOW, shell)
+        terminal.process.send_signal(signal.SIGCONT)
+        terminal.until("word20 ")
+        assert not termios.tcgetattr(terminal.main)[3] & termios.ECHO
+        terminal.type("typed ahead")
+        terminal.until("word40 ")
+        terminal.type("\x03")
+        assert "typed" not in terminal.until("[stopped by Ctrl-C]")
+        terminal.prompted()
+        terminal.type("!\r")
+        terminal.until("You said: typed ahead!")
+
+
+def test_a_busy_server_is_waited_for_aloud_and_ctrl_c_takes_the_question_back(
+    in_terminal, stand_in
+):
+    with in_terminal(stand_in.url) as terminal:
+        terminal.prompted()
+        stand_in.busy, stand_in.after = 1, "50"
+        terminal.type("Hi\r")
+        terminal.until("waiting: the server answers HTTP 503; it is asked again every 50 s")
+        terminal.until("minutes; Ctrl-C")
+        terminal.type("\x03")
+        terminal.until("[stopped by Ctrl-C; the question is taken back]")
+        terminal.prompted()
+        terminal.type("/retry\r")
+        terminal.until("You said: Hi")
+
+
+def chat_with(stand_in, words, **more):
+    command = [sys.executable, "-c", MAIN, "chat", stand_in.url, *words]
+    return subprocess.run(command, capture_output=True, timeout=60, **more)
+
+
+def test_a_line_of_a_pipe_that_is_no_utf_8_is_refused_with_its_number(stand_in):
+    done = chat_with(stand_in, [], input=b"one\n\ncaf\xe9\n")
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    assert b"line 3 of the standard input is no UTF-8 (byte 0xe9 at 4)" in done.stderr
+    assert [body["messages"][-1]["content"] for body in stand_in.asked] == ["one"]
+
+
+def test_a_closed_standard_input_is_one_sentence(stand_in):
+    def close():
+        os.close(0)
+
+    done = chat_with(stand_in, [], preexec_fn=close)
+    assert done.returncode == 3 and b"Traceback" not in done.stderr
+    assert b"the standard input is closed" in done.stderr
+    done = chat_with(stand_in, ["--prompt", "Hi"], preexec_fn=close)
+    assert done.returncode == 0 and b"You said: Hi" in done.stdout
+
+
 @pytest.mark.parametrize("kind", ["dumb", ""])
 def test_a_terminal_that_cannot_move_its_cursor(in_terminal, stand_in, kind):
     with in_terminal(stand_in.url, TERM=kind) as terminal:
@@ -150,7 +215,13 @@ def test_a_terminal_that_cannot_move_its_cursor(in_terminal, stand_in, kind):
         terminal.until("[stopped by Ctrl-C]")
         terminal.prompted()
         terminal.type("/help\n")
-        terminal.until("pasted lines")
+        terminal.until("a last one without Enter is the next")
+        terminal.prompted()
+        terminal.type("three\nfour")  # a paste that ends in the middle of a line
+        terminal.until("You said: three")
+        terminal.prompted()
+        terminal.type("\n")
+        terminal.until("You said: four")
         terminal.prompted()
         terminal.type("\x03")
         terminal.until("Ctrl-C once more")
@@ -183,8 +254,6 @@ def test_a_history_that_cannot_be_kept_is_said_once(in_terminal, stand_in, tmp_p
 
 
 def test_an_end_from_outside_gives_the_keys_back(in_terminal, stand_in):
-    import termios
-
     with in_terminal(stand_in.url) as terminal:
         terminal.prompted()
         terminal.type("slow\r")

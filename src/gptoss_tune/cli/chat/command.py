@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptoss_tune.cli.arguments import BasePath, Effort, OtherBase, Revision, known_device
+from gptoss_tune.errors import DataError, MachineError
 
 if TYPE_CHECKING:
     from gptoss_tune.cli.chat.editor import Editor
@@ -172,6 +173,12 @@ def _talk(
     """Talk in the terminal, or put given messages or lines of a pipe."""
     from gptoss_tune.chat.talk import Talk
     from gptoss_tune.cli.chat.screen import alone
+
+    if sys.stdin is None and not prompts:
+        raise MachineError(
+            "the standard input is closed, so there is nothing to read messages from; give them "
+            "with --prompt, by a pipe, or type them in a terminal"
+        )
     from gptoss_tune.cli.chat.session import Session
     from gptoss_tune.cli.chat.subjects import asked_effort, open_subject
 
@@ -180,7 +187,7 @@ def _talk(
         # In process the prompt's own settings have it; of a server it is asked with each question.
         effort = asked_effort(wanted) if kind == "server" else None
         talk = Talk(subject.answerer, sampling, instructions, effort)
-        if prompts or not sys.stdin.isatty():
+        if prompts or sys.stdin is None or not sys.stdin.isatty():
             Session(talk, screen, subject.usual_effort).read_all(prompts or _piped())
             return
         editor = _editor(screen, is_kept=is_kept)
@@ -188,8 +195,21 @@ def _talk(
 
 
 def _piped() -> Iterator[str]:
-    """Yield the lines of the standard input that say something."""
-    return (line.strip() for line in sys.stdin if line.strip())
+    """Yield the lines of the standard input that say something.
+
+    Raises:
+        DataError: A line is no UTF-8.
+    """
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"line {number} of the standard input is no UTF-8 (byte 0x{line[error.start]:02x} "
+                f"at {error.start + 1}); expected UTF-8, convert it first, for example with iconv"
+            ) from None
+        if text:
+            yield text
 
 
 def _editor(screen: Screen, *, is_kept: bool) -> Editor:

@@ -187,10 +187,9 @@ def _instructions(session: Session, argument: str) -> None:
 def _save(session: Session, argument: str) -> None:
     if not argument:
         raise DataError("/save needs a file: /save rows.jsonl")
-    talk = session.talk
     known: dict[str, Effort] = {effort: effort for effort in EFFORTS}
-    effort = talk.effort or known.get(session.usual_effort or "")
-    session.say(save_conversation(talk, Path(argument), effort).describe())
+    usual = known.get(session.usual_effort or "")
+    session.say(save_conversation(session.talk, Path(argument), usual).describe())
 
 
 COMMANDS: Final[dict[str, Command]] = {

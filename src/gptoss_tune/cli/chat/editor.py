@@ -1,7 +1,7 @@
 """Where a message is typed: a line with editing and history, or the plain line of a dumb terminal.
 
-Both give a whole message, pasted lines as one, raise ``EOFError`` at Ctrl-D and
-``KeyboardInterrupt`` at Ctrl-C on an empty line.
+Both give a message, pasted lines as one (of a dumb terminal those that end with Enter), raise
+``EOFError`` at Ctrl-D and ``KeyboardInterrupt`` at Ctrl-C on an empty line.
 """
 
 from __future__ import annotations
@@ -146,7 +146,11 @@ class _Commands(Completer):
 class PlainLines:
     """Lines of a terminal that cannot move its cursor; the system edits them as it can."""
 
-    keys = (("pasted lines", "are one message, which Enter sends"),)
+    # The system hands over whole lines only: what a paste has behind its last Enter is not seen.
+    keys = (
+        ("Enter", "sends the line"),
+        ("pasted lines", "are sent at once, as one message; a last one without Enter is the next"),
+    )
 
     def __init__(self, out: TextIO, pasted: Callable[[], bool] | None = None) -> None:
         """Prompt on ``out``; ``pasted`` tells whether more lines are there already."""

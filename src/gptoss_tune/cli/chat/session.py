@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 
 from gptoss_tune.chat.talk import Answer, InProcess, Talk
+from gptoss_tune.chat.tokens import completion_tokens
 from gptoss_tune.cli.chat.commands import COMMANDS, Leave, command_in, message_in, unknown
 from gptoss_tune.cli.chat.editor import Editor
 from gptoss_tune.cli.chat.screen import Display, Screen, fitted
 from gptoss_tune.cli.chat.terminal import one_interrupt, shows_escapes
-from gptoss_tune.display import shown_safely
+from gptoss_tune.display import one_line, shown_safely
 from gptoss_tune.error_hints import cause_of
 from gptoss_tune.errors import GptossTuneError
 from gptoss_tune.evaluate.channels import Delta
@@ -80,10 +81,7 @@ class Session:
             GptossTuneError: There is none.
         """
         display = Display(self._console)
-        waiting: AbstractContextManager[None] = nullcontext()
-        if self.editor is not None:
-            waiting = self.editor.waiting()
-        with waiting:
+        with self._keys_wait():
             try:
                 with one_interrupt():
                     answer = ask(display)
@@ -93,6 +91,12 @@ class Session:
         if ended := self._why_it_ended(answer, display):
             self.say(ended, "yellow")
         return answer
+
+    @contextmanager
+    def _keys_wait(self) -> Iterator[None]:
+        """Keep keys unseen for the next line."""
+        with nullcontext() if self.editor is None else self.editor.waiting():
+            yield
 
     def read_all(self, texts: Iterable[str]) -> None:
         """Ask messages that nobody types: each is one, and no word is a command.
@@ -151,7 +155,8 @@ class Session:
         if found is None:
             self.ask(message_in(text))
         elif found[0] in COMMANDS:
-            COMMANDS[found[0]].run(self, found[1])
+            with self._keys_wait(), one_interrupt():
+                COMMANDS[found[0]].run(self, found[1])
         else:
             self.say(unknown(found[0]), "yellow")
 
@@ -161,6 +166,15 @@ class Session:
         goes_on = typed and self.in_process
         if answer.ended == "length":
             more = "/max-new-tokens allows more" if typed else "see --max-new-tokens"
+            if not self.in_process:
+                came = completion_tokens(answer)
+                if came is None:
+                    return f"[cut by the server; where that is before {most} tokens, by its limit]"
+                if came < most:
+                    return (
+                        f"[cut by the server after {came} tokens, {most} were allowed: its own "
+                        "limit, or its context is full]"
+                    )
             if goes_on:
                 more = f"/continue goes on, {more}"
             elif typed:
@@ -171,6 +185,9 @@ class Session:
             if not (turns and turns[-1].answer is answer):
                 return "[stopped by Ctrl-C; the question is taken back]"
             return "[stopped by Ctrl-C" + ("; /continue goes on]" if goes_on else "]")
+        if answer.ended == "other":
+            reason = one_line(answer.stream.reason or "no reason")
+            return f"[ended by the server: {reason}; the answer may not be whole]"
         if answer.ended == "call" and typed:
             return "[a call of a tool, which nothing here runs; /undo takes it back]"
         return None if display.written else "[an empty answer]"

@@ -114,7 +114,7 @@ def _server(wanted: Wanted, screen: Screen) -> Subject:
             "key",
             param_hint="--api-key-env",
         )
-    served = open_served(wanted.model, wanted.served_name, key or None)
+    served = open_served(wanted.model, wanted.served_name, key or None, screen.say)
     effort = f"reasoning effort {wanted.effort or 'as the server has it'}"
     context = f"context {served.context:,} tokens" if served.context else "context not told"
     screen.say(f"{served.name} at {served.url}: {context}; {effort}")

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
@@ -43,13 +43,40 @@ def keys_wait(out: TextIO) -> Iterator[None]:
     quiet = termios.tcgetattr(descriptor)
     quiet[0] &= ~termios.ICRNL
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
-    out.write(_BRACKETED)
-    out.flush()
+    quiet[3] |= termios.NOFLSH  # Ctrl-C and Ctrl-Z throw nothing away that was typed
+
+    def hide() -> None:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+        out.write(_BRACKETED)
+        out.flush()
+
+    hide()
+    try:
+        with _when_continued(descriptor, hide):
+            yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def _when_continued(descriptor: int, hide: Callable[[], None]) -> Iterator[None]:
+    """Call ``hide`` where the process goes on after Ctrl-Z: the shell has set the terminal anew.
+
+    In the background the terminal is another's, and to set it would stop the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def again(number: int, frame: FrameType | None) -> None:
+        if os.tcgetpgrp(descriptor) == os.getpgrp():
+            hide()
+
+    before = signal.signal(signal.SIGCONT, again)
     try:
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGCONT, before)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from gptoss_tune.errors import CheckpointError
 
 MERGE_WITH_PEFT = (
     "merge it with PEFT instead: load the base dense (transformers, Mxfp4Config(dequantize=True)), "
-    "then PeftModel.from_pretrained(model, DIR).merge_and_unload().save_pretrained(OUT), and use "
-    "OUT as a base"
+    "then PeftModel.from_pretrained(model, DIR).merge_and_unload().save_pretrained(OUT), put its "
+    "tokenizer beside it, AutoTokenizer.from_pretrained(BASE).save_pretrained(OUT), and use OUT as "
+    "a base"
 )
 _PROMPT_KINDS = {
     "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
