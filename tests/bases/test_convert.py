@@ -205,12 +205,14 @@ def test_an_expert_that_is_missing_is_named(written, tmp_path):
 def test_options_of_the_other_kind_are_refused(written, tmp_path):
     source, _ = written("`_orig_mod.`")
     result = convert(source, "--out", tmp_path / "out", "--gpus", "2", "--force")
-    assert result.exit_code == 2 and "--gpus and --force are for a recipe" in result.output
+    said = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and "--gpus and --force are for a recipe" in said
     recipe = tmp_path / "axolotl.yml"
     recipe.write_text("base_model: openai/gpt-oss-20b\n")
     result = convert(recipe, "--tokenizer", source, "--revision", "main")
     assert result.exit_code == 2
-    assert "--revision and --tokenizer are for a checkpoint" in " ".join(result.output.split())
+    said = " ".join(result.output.replace("│", " ").split())
+    assert "--revision and --tokenizer are for a checkpoint" in said
     assert convert(source).exit_code == 2  # without --out
     shutil.rmtree(source)
     assert "no such folder" in str(convert(source, "--out", tmp_path / "out").exception)
