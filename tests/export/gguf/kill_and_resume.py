@@ -34,25 +34,25 @@ def digest(folder):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
-def kill_one(generator, steps, base, adapter, out, expert_format, size):
-    """Start a merge that the kernel kills a moment after a random step.
+def kill_one(generator, steps, base, adapter, out, expert_format, size, *, between):
+    """Start a merge that is killed after a random step: at once, or a random moment later.
 
-    The moment is one of the merge's own processor time, so that it falls into the merge however
-    busy the machine is. Of SIGPROF nobody hears either: it ends a process at once, as SIGKILL does.
+    It kills itself, or has the kernel do so: a signal of another process comes late on a busy
+    machine. Of SIGALRM nobody hears either: it ends a process at once, as SIGKILL does.
     """
-    wanted, moment = generator.randrange(0, steps), generator.uniform(0.001, 0.03)
+    wanted, moment = generator.randrange(1, steps - 1), generator.uniform(0.0001, 0.03)
     child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         done = []
 
         def tell(bytes_done, total):
             done.append(bytes_done)
-            if len(done) == wanted:
-                signal.setitimer(signal.ITIMER_PROF, moment)
+            if len(done) == wanted and between:
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif len(done) == wanted:
+                signal.setitimer(signal.ITIMER_REAL, moment)
 
-        if wanted == 0:
-            signal.setitimer(signal.ITIMER_PROF, moment)
         run(base, adapter, out, expert_format, size, tell)
         os._exit(0)
     os.waitpid(child, 0)
@@ -68,7 +68,7 @@ def main(base, adapter, work, expert_format, kills, size):
     identical, interrupted, inside = 0, 0, 0
     for i in range(int(kills)):
         out = work / f"out{i}" / "tuned"
-        kill_one(generator, len(told), base, adapter, out, expert_format, size)
+        kill_one(generator, len(told), base, adapter, out, expert_format, size, between=i % 2 == 0)
         interrupted += not out.exists()
         journal = staging_folder(out) / JOURNAL
         inside += journal.exists() and 0 < len(journal.read_text().splitlines()) < len(told) - 1
