@@ -112,7 +112,7 @@ class Lab:
             if code == 0:
                 found[command] = ("written" if command == "convert" else "read"), ""
             else:
-                found[command] = self.kind(message), self.shown(message, base)
+                found[command] = self.kind(command, message), self.shown(message, base)
         return found
 
     def alone(self, base, kind):
@@ -127,9 +127,9 @@ class Lab:
             return self.bases[kind]
 
     @staticmethod
-    def kind(message):
-        """Return what kind of refusal a message is."""
-        if "gptoss-tune convert" in message:
+    def kind(command, message):
+        """Return what kind of refusal a message is; `convert` names itself for another option."""
+        if "gptoss-tune convert" in message and command != "convert":
             return "`convert`"
         return "not needed" if "in the released layout already" in message else "refused"
 
