@@ -74,7 +74,7 @@ SHARDS = {
         weights(b'{"a":%b,"a":%b}' % ((json.dumps(entry([1], [0, 4])).encode(),) * 2), b"0" * 4),
         "the key 'a' is there twice",
     ),
-    "dtype unknown": (weights({"a": entry([1], [0, 4], "EVAL")}, b"0" * 4), "dtype 'EVAL'"),
+    "dtype unknown": (weights({"a": entry([1], [0, 4], "EVAL")}, b"0" * 4), "'EVAL', a dtype"),
     "dtype no text": (weights({"a": entry([1], [0, 4], ["F32"])}, b"0" * 4), "cannot be read"),
     "dtype lies about its size": (
         weights({"a": entry([1], [0, 4], "F64")}, b"0" * 4),

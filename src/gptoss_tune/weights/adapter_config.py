@@ -73,7 +73,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _WITHOUT_EFFECT = {
     "peft_type", "task_type", "r", "lora_alpha", "bias", "auto_mapping", "inference_mode",
     "lora_dropout", "qalora_group_size", "megatron_core", "ensure_weight_tying",
-    "init_lora_weights", "lora_ga_config", "loftq_config",
+    "init_lora_weights", "loftq_config",
 }  # fmt: skip
 _NAME = re.compile(r"\w{1,100}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)

@@ -282,5 +282,5 @@ def test_a_pushed_adapter_is_used_by_its_name(hub, run, base, tmp_path, monkeypa
     ):
         done = CliRunner().invoke(app, [*command, "--base", str(base)])
         assert done.exit_code == 0, (command, done.output, done.exception)
-    assert (tmp_path / "bundle" / "adapter" / "adapter_model.safetensors").is_file()
+    assert list((tmp_path / "bundle" / "adapters").glob("*/adapter_model.safetensors"))
     assert (tmp_path / "merged" / "model.safetensors").is_file()
