@@ -67,7 +67,7 @@ def test_keys_pastes_and_commands_in_one_conversation(in_terminal, stand_in):
         terminal.prompted()
         terminal.resize(20, 30)
         terminal.type("long\r")
-        terminal.until("[cut after 40 tokens,")
+        terminal.until("[cut by the server after 30")
         terminal.prompted()
         terminal.type("\x04")
         assert terminal.ended() == 0
