@@ -236,7 +236,7 @@ def test_no_colour_where_none_is_wanted(in_terminal, stand_in):
     with in_terminal(stand_in.url, NO_COLOR="1") as terminal:
         terminal.prompted()
         terminal.type("long\r")
-        terminal.until("[cut after")
+        terminal.until("[cut by the server after 30")
         terminal.prompted()
     colours = re.compile(r"\x1b\[[0-9;]*\b(3[0-8]|4[0-8]|9[0-7])[0-9;]*m")
     assert not colours.search(terminal.raw), colours.search(terminal.raw)

@@ -47,9 +47,10 @@ def keys_wait(out: TextIO) -> Iterator[None]:
 
     def hide() -> None:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
-        out.write(_BRACKETED)
-        out.flush()
+        # Past the stream's buffer: a signal may come while the answer is being written into it.
+        os.write(out.fileno(), _BRACKETED.encode())
 
+    out.flush()
     hide()
     try:
         with _when_continued(descriptor, hide):
