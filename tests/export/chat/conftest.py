@@ -188,7 +188,7 @@ class Terminal:
     def text(self):
         return ESCAPES.sub("", self.raw)
 
-    def until(self, words, timeout=25):
+    def until(self, words, timeout=90):
         """Read on until ``words`` stand behind what was found before; return what was before."""
         return self._until(re.compile(re.escape(words)), timeout)
 
