@@ -122,7 +122,7 @@ class OpenAIServer:
             except ValueError as error:
                 raise self.no_answer(f"the answer is no JSON: {error}") from None
             except (OSError, http.client.HTTPException) as error:
-                raise self.no_answer(str(error) or type(error).__name__) from None
+                raise self.no_answer(_cause(error)) from None
 
     def refused(self, error: urllib.error.HTTPError) -> MachineError:
         """Return the error of another status than 200, with the server's own words."""
@@ -277,6 +277,13 @@ def _within(seconds: float, ask: Callable[[], bytes]) -> bytes:
     if error is not None:
         raise error
     return answer
+
+
+def _cause(error: Exception) -> str:
+    """Return what happened, without the brackets and numbers that Python puts around it."""
+    inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    said = inner.strerror if isinstance(inner, OSError) else None
+    return said or str(inner) or type(inner).__name__
 
 
 def _pause(error: urllib.error.HTTPError) -> float:

@@ -1,6 +1,7 @@
 """A conversation with a server: what it is asked, what it may answer, and how it may fail."""
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -246,3 +247,11 @@ def test_an_answer_in_a_pipe_cannot_write_to_the_terminal(stand_in):
     assert done.exit_code == 0 and "北京" in done.stdout
     assert not set("\x1b\x07\u202e") & set(done.stdout)
     assert json.dumps(stand_in.asked[1]["messages"][-1]) == '{"role": "user", "content": "/exit"}'
+
+
+def test_a_closed_port_is_called_by_its_cause_alone():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(MachineError, match=r"gave no list of models \(Connection refused\)"):
+        open_served(url, None, None)
