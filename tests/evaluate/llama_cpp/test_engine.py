@@ -164,6 +164,25 @@ def test_without_the_library_one_sentence_says_what_to_install(monkeypatch, tmp_
         LlamaCpp(tmp_path / "x.gguf")
 
 
+@pytest.mark.parametrize("variable, asked, taken", [("3", None, 3), ("3", 1, 1), ("", None, None)])
+def test_the_threads_are_those_asked_for_else_of_the_variable(
+    monkeypatch, random_gguf, variable, asked, taken
+):
+    library = pytest.importorskip("xllamacpp")
+    usual = library.CommonParams().cpuparams.n_threads
+    seen = []
+
+    def server(wanted):
+        seen.append((wanted.cpuparams.n_threads, wanted.cpuparams_batch.n_threads))
+        raise RuntimeError
+
+    monkeypatch.setattr(library, "Server", server)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    with pytest.raises(CheckpointError):
+        LlamaCpp(random_gguf, threads=asked)
+    assert seen[0] == ((usual if taken is None else taken,) * 2)
+
+
 def test_nothing_of_llama_cpp_is_written(random_gguf):
     """In a process of its own: its logs go past Python, to the descriptors themselves."""
     code = (

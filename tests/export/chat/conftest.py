@@ -210,7 +210,7 @@ class Terminal:
 
     def prompted(self):
         """Wait for the next prompt, and until the terminal is the editor's."""
-        found = self._until(re.compile("\n>[ \b]"), 25)
+        found = self._until(re.compile("\n>[ \b]"), 90)
         time.sleep(0.3)
         return found
 

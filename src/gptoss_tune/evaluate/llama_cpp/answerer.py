@@ -75,7 +75,7 @@ def open_gguf_answerer(
         trained_as: How it is asked, from ``gguf_trained_as``.
         context: Longest conversation, answers included, in tokens.
         adapters: GGUF files of LoRA factors to apply.
-        threads: Of the CPU; ``None``: llama.cpp's choice.
+        threads: Of the CPU; ``None``: ``OMP_NUM_THREADS``, else llama.cpp's choice.
 
     Raises:
         CheckpointError: No model is there, or llama.cpp does not read it.

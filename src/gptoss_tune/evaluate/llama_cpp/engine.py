@@ -66,7 +66,7 @@ class LlamaCpp:
             name: A GGUF file, or a folder with one.
             context: Longest prompt and answer together, in tokens; memory is taken for it at once.
             adapters: GGUF files of LoRA factors, all applied at their own scale.
-            threads: Of the CPU; ``None``: llama.cpp's choice.
+            threads: Of the CPU; ``None``: ``OMP_NUM_THREADS``, else llama.cpp's choice.
 
         Raises:
             CheckpointError: No model of gpt-oss is there, or llama.cpp does not read it.
@@ -230,6 +230,11 @@ def _load(path: Path, adapters: Sequence[Path], context: int, threads: int | Non
     wanted.swa_full, wanted.n_ctx_checkpoints, wanted.cache_ram_mib = True, 0, 0
     wanted.warmup = False
     wanted.api_keys, wanted.ui, wanted.endpoint_slots = [key], False, False
+    # llama.cpp's threads spin: more of them than free cores are many times slower, and it does not
+    # read the variable by which a shared machine says how many may be taken.
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if threads is None and given.isdecimal() and int(given):
+        threads = int(given)
     if threads is not None:
         wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
     wanted.verbosity = _SILENT
