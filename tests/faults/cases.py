@@ -113,22 +113,25 @@ def kill_in_a_save(bench: Bench, run: Path, chance: random.Random) -> list[Outco
 
 def crash_images(bench: Bench, run: Path, chance: random.Random, most: int = 12) -> list[Outcome]:
     """Copies of the folder at every change that is seen in a save, each one resumed."""
-    group = bench.start(run)
-    wait_until(lambda: (run / "checkpoint-2").is_dir() and not bench.stack.saving(run), group)
     images: list[Path] = []
     seen: set[tuple] = set()
-    while not images and not group.poll():  # a save can be over before its first copy
-        wait_until(lambda: bench.stack.saving(run), group)
-        while bench.stack.saving(run) and not group.poll():
-            _pause(group)
-            state = tuple(sorted((str(p), p.stat().st_size) for p in run.rglob("*") if p.is_file()))
-            if state not in seen:
-                seen.add(state)
-                images.append(run.with_name(f"{run.name}-image-{len(images)}"))
-                shutil.copytree(run, images[-1])
-            group.signal(signal.SIGCONT)
-            time.sleep(0.0003)
-    group.kill()
+    while not images:  # a save, and a whole run, can be over before its first copy
+        shutil.rmtree(run, ignore_errors=True)
+        group = bench.start(run)
+        wait_until(lambda: (run / "checkpoint-2").is_dir() and not bench.stack.saving(run), group)
+        while not images and not group.poll():
+            wait_until(lambda: bench.stack.saving(run), group)
+            while bench.stack.saving(run) and not group.poll():
+                _pause(group)
+                files = sorted(path for path in run.rglob("*") if path.is_file())
+                state = tuple((str(path), path.stat().st_size) for path in files)
+                if state not in seen:
+                    seen.add(state)
+                    images.append(run.with_name(f"{run.name}-image-{len(images)}"))
+                    shutil.copytree(run, images[-1])
+                group.signal(signal.SIGCONT)
+                time.sleep(0.0003)
+        group.kill()
     taken = sorted(chance.sample(range(len(images)), min(most, len(images))))
     outcomes = []
     for number in taken:

@@ -26,7 +26,6 @@ FOLDERS = {
 }
 FILES = set(PATHS.values()) - FOLDERS
 ELSEWHERE = {
-    ("cli/model/serve.py", "adapter"): "in the folder that a server is given, which is no run",
     ("cli/run/launch.py", "recipe.yaml"): "the recipe that a job carries",
     ("workflows/cluster/job.py", "recipe.yaml"): "the recipe that a job carries",
     ("workflows/cluster/kubernetes.py", "recipe.yaml"): "the recipe that a job carries",

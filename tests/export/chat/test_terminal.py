@@ -309,7 +309,7 @@ def noise():
 def test_a_conversation_with_a_model_in_a_terminal(in_terminal, merged):
     code = NOISE_OF_LIBRARIES + SCRIPT + MAIN
     with in_terminal(merged, "--max-new-tokens", "20", code=code) as terminal:
-        terminal._until(re.compile("reasoning effort medium, the usual"), 90)
+        terminal._until(re.compile(r"reasoning\s+effort\s+medium,\s+the\s+usual"), 90)
         terminal.prompted()
         terminal.type("Count.\r")
         terminal.until("[analysis] Let me count.")
@@ -349,7 +349,7 @@ def gguf(base, adapter, tmp_path_factory):
 def test_a_conversation_with_a_gguf_file_in_a_terminal(in_terminal, gguf):
     options = ["--temperature", "0", "--max-new-tokens", "6"]
     with in_terminal(gguf, *options) as terminal:
-        terminal._until(re.compile(r"llama\.cpp, .* context 8,192 tokens; reasoning"), 90)
+        terminal._until(re.compile(r"llama\.cpp,\s[^;]*context\s+8,192\s+tokens;\s+reasoning"), 90)
         terminal.prompted()
         terminal.type("Hi\r")
         terminal.until("[cut after 6 tokens, thoughts included; /continue goes on")
