@@ -71,7 +71,7 @@ def server():
             self.send(200, {**about, "choices": [choice], "usage": usage})
 
     served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread = threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{served.server_port}/v1", got
     served.shutdown()

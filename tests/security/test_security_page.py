@@ -48,7 +48,7 @@ def test_a_server_cannot_send_the_prompts_elsewhere():
         do_GET = do_POST
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         with pytest.raises(MachineError, match="gave no completion"):
             CompletionsServer(f"http://127.0.0.1:{server.server_port}", "m").first_token("hello")
         server.shutdown()

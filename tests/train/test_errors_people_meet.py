@@ -109,7 +109,7 @@ def answers(base, rows, tmp_path_factory):
         "no GPU for paged": ["train.optim=paged_adamw_8bit"],
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         cases = {name: words(name, *more) for name, more in overrides.items()}
         url = f"http://127.0.0.1:{server.server_port}"

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 WEATHER = {
     "type": "function",
     "function": {
@@ -112,7 +114,6 @@ def test_a_response_format_is_in_no_message_of_its_template(answerer):
     assert "# Response Formats" in answerer._vocabulary.decode(answerer.prompt(row))
 
 
-@pytest.mark.slow
 def test_a_trained_answer_comes_with_its_channels_apart(trained, opened, questions):
     """Through /v1/chat/completions, its template and parser: thought and answer of the rows."""
     import json

@@ -13,6 +13,7 @@ from gptoss_tune.errors import CheckpointError, DataError, MachineError
 from gptoss_tune.evaluate.generate import Sampling
 from gptoss_tune.evaluate.llama_cpp.engine import LlamaCpp
 
+pytestmark = pytest.mark.slow
 GREEDY = Sampling(12, 0.0)
 DRAWN = Sampling(12, 1.0, 0.9, seed=7)
 

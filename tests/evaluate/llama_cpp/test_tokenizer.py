@@ -8,6 +8,8 @@ import unicodedata
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SAME = {
     "english": "Hello, world! It's 12345.678 o'clock; we'll see. DON'T",
     "numbers": "1 12 123 1234 12345 1234567890 3.14159 1e-5 0xFF ١٢٣ ½ ²",

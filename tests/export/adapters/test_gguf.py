@@ -14,6 +14,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 def test_a_gguf_holds_what_the_folder_does(foreign, base, lab, tmp_path):
     adapter = foreign.by_peft(
         tmp_path / "adapter",

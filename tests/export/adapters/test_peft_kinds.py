@@ -29,10 +29,14 @@ KINDS = {
     "embedding and head": {"target_modules": ["embed_tokens", "lm_head"]},
     "orthogonal start": {"init_lora_weights": "orthogonal", "target_modules": ATTENTION},
 }
+QUICK = ("DoRA", "saved head, norms and router")
 PROMPTS = [[200006, 1428, 200008, 3, 7, 42, 200007, 200012]]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(k, marks=[pytest.mark.slow] * (k not in QUICK)) for k in KINDS],
+)
 def kind(request, foreign, lab, tmp_path_factory):
     """An adapter of one kind, what PEFT merges of it, and our merge."""
     folder = tmp_path_factory.mktemp("kind")

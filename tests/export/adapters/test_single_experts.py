@@ -129,7 +129,9 @@ def made(foreign, out, base_weights, form, *, without=()):
     return foreign.by_hand(out, weights, **config), expected
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(f, marks=[pytest.mark.slow] * bool(n)) for n, f in enumerate(FORMS)]
+)
 def test_the_merge_is_the_dense_sum_of_each_expert(foreign, base_weights, tmp_path, form):
     adapter, expected = made(foreign, tmp_path / "adapter", base_weights, form)
     merged, _ = foreign.merged(adapter, tmp_path / "out")

@@ -40,7 +40,9 @@ def told(error, foreign, out):
     assert done.exit_code == 0, (command, done.output, done.exception)
 
 
-@pytest.mark.parametrize("kind", MERGED)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "DoRA")) for k in MERGED]
+)
 def test_what_only_a_merge_holds_is_merged_as_evaluate_and_chat_say(foreign, base, tmp_path, kind):
     adapter = foreign.by_peft(tmp_path / "adapter", **MERGED[kind])
     with pytest.raises(CheckpointError, match="merge it with `gptoss-tune merge") as error:
@@ -103,6 +105,7 @@ def test_a_run_does_not_start_from_dora_and_says_what_to_do(foreign, base, train
     open_checkpoint(tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_pissa_is_refused_until_peft_has_converted_it(foreign, lab, base, tmp_path):
     """PEFT's conversion has twice the rank and says that it is plain LoRA."""
     config = peft.LoraConfig(
@@ -151,6 +154,7 @@ def test_a_pickle_is_converted_by_the_line_that_the_refusal_shows(adapter_copy, 
     open_adapter(adapter_copy, open_checkpoint(base))
 
 
+@pytest.mark.slow
 def test_what_peft_alone_can_merge_becomes_a_base_as_the_refusal_says(foreign, lab, base, tmp_path):
     config = peft.LoHaConfig(r=2, alpha=4, target_modules=ATTENTION, task_type="CAUSAL_LM")
     model = peft.get_peft_model(lab.plain_model(base), config)
@@ -181,7 +185,13 @@ def test_factors_that_are_no_numbers_are_refused(foreign, base, lab, adapter_cop
         lab.edit_weights(adapter_copy, lambda w: {**w, name: torch.ones(4, 64)})
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float16,
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (torch.bfloat16, torch.float64)),
+    ],
+)
 def test_factors_of_other_dtypes_are_merged_at_their_values(foreign, lab, base, tmp_path, dtype):
     adapter = foreign.by_peft(tmp_path / "adapter", target_modules=ATTENTION)
     lab.edit_weights(adapter, lambda weights: {n: t.to(dtype) for n, t in weights.items()})

@@ -74,7 +74,12 @@ def test_finished_tensors_are_kept(stopped, light, adapter, gguf, packed_gguf, l
     assert [p.name for p in out.parent.iterdir()] == ["tuned"]
 
 
-@pytest.mark.parametrize("damage", ["a bit", "cut", "torn line", "no journal", "between", "header"])
+DAMAGES = ("a bit", "cut", "torn line", "no journal", "between", "header")
+
+
+@pytest.mark.parametrize(
+    "damage", [pytest.param(d, marks=[pytest.mark.slow] * (d != "a bit")) for d in DAMAGES]
+)
 def test_what_was_damaged_meanwhile_is_written_again(
     stopped, light, adapter, gguf, packed_gguf, lab, monkeypatch, damage
 ):

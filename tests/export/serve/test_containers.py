@@ -210,7 +210,7 @@ def guarded():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server.server_address[1]
     server.shutdown()
     server.server_close()

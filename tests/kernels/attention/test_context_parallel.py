@@ -96,7 +96,7 @@ def whole(parts, ranks):
     return [out[:, place], *(grad[:, :, place] for grad in grads)]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_a_spread_row_equals_float64_autograd(name, ranks, found):
     case = problem(*CASES[name])

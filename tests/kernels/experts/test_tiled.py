@@ -58,7 +58,7 @@ MODES = [
     pytest.param({"lora": (False, False)}, {}, id="no-lora"),
     pytest.param({"kind": "ends"}, {}, id="experts-without-rows"),
 ]
-QUICK = ("plain", "merge-aware-selective")
+QUICK = ("plain",)
 ENGINES = [
     pytest.param({}, {"engine": "packed"}, id="decode-in-the-loop"),
     pytest.param({}, {"scratch_bytes": 20_000}, id="groups-of-experts"),

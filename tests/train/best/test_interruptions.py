@@ -18,7 +18,7 @@ KILLS = (
     "before the adapter",
     "after the adapter",
 )
-FAST = ("after the best save", "a signal in the best evaluation")
+FAST = ("a signal in the best evaluation",)
 
 
 @pytest.fixture(scope="module")

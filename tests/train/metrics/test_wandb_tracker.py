@@ -86,7 +86,7 @@ def test_a_key_that_is_not_taken_is_said_and_metrics_are_kept(track, monkeypatch
         do_GET = do_PUT = do_POST
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         assert len(track(f"http://127.0.0.1:{server.server_port}")) == 1
         server.shutdown()
     said = capsys.readouterr().err
