@@ -144,6 +144,14 @@ def test_the_command_refuses_before_it_reads_weights(tmp_path, options, refusal)
     assert done.exit_code != 0 and refusal in f"{done.output} {done.exception}"
 
 
+def test_a_card_that_is_not_known_hides_no_other_mistake(tmp_path):
+    options = ["--gpu", "toaster", "--gpus", "3", "--context", "999999", "--name", "a b"]
+    arguments = ["serve-config", str(tmp_path / "no"), "--target", "vllm", *options]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    said = str(done.exception).splitlines()
+    assert [line.split()[0] for line in said] == ["--gpu:", "--context", "--gpus", "--name"]
+
+
 def test_all_mistakes_are_said_at_once(bundles):
     with pytest.raises(CheckpointError) as caught:
         bundles.large(context=999_999, gpus=3, gpu=card("t4-16gb"), host="a b", image="x:latest")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptoss_tune.cli.arguments import BasePath, Revision, refuse_revision_of_nothing
+from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.files.hub_cache import name_of_snapshot
 
 if TYPE_CHECKING:
     from gptoss_tune.export.serve.served import Served
+    from gptoss_tune.plan.gpus import Gpu
 
 
 class ServeTarget(StrEnum):
@@ -77,14 +79,18 @@ def serve_config(
     from gptoss_tune.export.serve.served import Served
     from gptoss_tune.export.serve.sizes.memory import stored_bytes
     from gptoss_tune.files.atomic import refuse_existing
-    from gptoss_tune.plan.gpus import card
     from gptoss_tune.preflight.finished import look_at_adapters, look_at_model
 
     refuse_revision_of_nothing(base, revision)
     refuse_existing(out)
     # What needs no weights is refused before torch is imported.
-    kind = card(gpu) if gpu else None
-    options = Served(name, source, context, gpus, host=host, gpu=kind, image=image)
+    kind, unknown = _card(gpu)
+    try:
+        options = Served(name, source, context, gpus, host=host, gpu=kind, image=image)
+    except CheckpointError as others:
+        raise CheckpointError("\n".join(filter(None, (unknown, str(others))))) from None
+    if unknown:
+        raise CheckpointError(unknown)
     if (Path(source) / "config.json").is_file():
         look_at_model(source)
     else:
@@ -105,6 +111,16 @@ def serve_config(
     for note in notes(served, target.value):
         typer.echo(note)
     typer.echo(f"{out}: {', '.join(files)}")
+
+
+def _card(name: str | None) -> tuple[Gpu | None, str | None]:
+    """Return the card of ``--gpu``, or what is wrong with it: the other mistakes go beside that."""
+    from gptoss_tune.plan.gpus import card
+
+    try:
+        return card(name) if name else None, None
+    except RecipeError as unknown:
+        return None, str(unknown)
 
 
 _OF_GGUF = (ServeTarget.ollama, ServeTarget.lm_studio, ServeTarget.llama_cpp)
