@@ -92,6 +92,13 @@ def test_every_room_stands_on_a_floor():
     assert {room_of(name) for name in MODULES} <= set(FLOOR_OF)
 
 
+def test_every_room_has_its_row_on_the_page_of_the_structure():
+    table = (ROOT / "docs/structure.md").read_text(encoding="utf-8").split("\n## ")[1]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = [name.strip("`") for row in rows for name in row.split()]
+    assert sorted(named) == sorted(FLOOR_OF.keys() - {"__main__"})
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_down(name):
     # Also what is imported for its types alone: a reader follows it like any other.
