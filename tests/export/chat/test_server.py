@@ -236,10 +236,12 @@ def test_options_that_a_server_cannot_honour_are_refused(stand_in, options, word
     assert not stand_in.asked
 
 
-def test_options_of_a_server_are_refused_for_a_folder():
-    done = CliRunner().invoke(app, ["chat", "nowhere", "--served-name", "x", "--api-key-env", "Y"])
+def test_options_of_a_server_and_of_a_gguf_are_refused_for_a_folder():
+    options = ["--served-name", "x", "--api-key-env", "Y", "--context", "512"]
+    done = CliRunner().invoke(app, ["chat", "nowhere", *options])
     said = " ".join(done.output.replace("│", " ").split())
     assert done.exit_code == 2 and "--served-name, --api-key-env: is for the URL" in said
+    assert "--context: is for a GGUF" in said
 
 
 def test_an_answer_in_a_pipe_cannot_write_to_the_terminal(stand_in):

@@ -347,9 +347,9 @@ def gguf(base, adapter, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_conversation_with_a_gguf_file_in_a_terminal(in_terminal, gguf):
-    options = ["--temperature", "0", "--max-new-tokens", "6"]
+    options = ["--temperature", "0", "--max-new-tokens", "6", "--context", "9000"]
     with in_terminal(gguf, *options) as terminal:
-        terminal._until(re.compile(r"llama\.cpp,\s[^;]*context\s+8,192\s+tokens;\s+reasoning"), 90)
+        terminal._until(re.compile(r"llama\.cpp,\s[^;]*context\s+9,000\s+tokens;\s+reasoning"), 90)
         terminal.prompted()
         terminal.type("Hi\r")
         terminal.until("[cut after 6 tokens, thoughts included; /continue goes on")
@@ -363,7 +363,7 @@ def test_a_conversation_with_a_gguf_file_in_a_terminal(in_terminal, gguf):
         terminal.until("[stopped by Ctrl-C; /continue goes on]")
         terminal.prompted()
         terminal.type("/tokens\r")
-        terminal.until("of 8,192; beside an answer")
+        terminal.until("of 9,000; beside an answer")
         terminal.prompted()
         terminal.type("/retry\r")
         terminal.until("/retry")

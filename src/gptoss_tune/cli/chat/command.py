@@ -51,7 +51,7 @@ def _day(text: str | None) -> str | None:
 
 
 def chat(
-    context: typer.Context,
+    typed: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -76,6 +76,15 @@ def chat(
         int | None,
         typer.Option(
             min=1, help="Longest answer, thoughts included; default: 512, or 4096 with --serve."
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=256,
+            max=131_072,
+            help="Of a GGUF: longest conversation in tokens, for which memory is taken at once; "
+            "default: 8192.",
         ),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest.")] = 1.0,
@@ -130,7 +139,7 @@ def chat(
     from gptoss_tune.cli.chat.subjects import Wanted, kind_of, look_at
 
     kind = kind_of(model)
-    _refuse_useless_options(context, kind, serve=serve)
+    _refuse_useless_options(typed, kind, serve=serve)
     settings = _server_settings(host, port, api_key, allow_origin or []) if serve else None
     bound = None if settings is None else settings.bind()
     wanted = Wanted(
@@ -145,6 +154,7 @@ def chat(
         dtype=None if dtype is None else dtype.value,
         served_name=served_name,
         api_key_env=api_key_env,
+        context=context,
     )
     look_at(wanted, kind)
     from gptoss_tune.evaluate.answering.sampling import Sampling
@@ -228,7 +238,7 @@ def _editor(screen: Screen, *, is_kept: bool) -> Editor:
     return LineEditor(place, history, completions())
 
 
-def _refuse_useless_options(context: typer.Context, kind: Kind, *, serve: bool) -> None:
+def _refuse_useless_options(typed: typer.Context, kind: Kind, *, serve: bool) -> None:
     """Refuse options that would have no effect, all at once.
 
     Raises:
@@ -248,12 +258,14 @@ def _refuse_useless_options(context: typer.Context, kind: Kind, *, serve: bool) 
         reasons.append((foreign, "a server has loaded its model and writes its own prompt"))
     else:
         reasons.append((subjects.OF_A_SERVER, "is for the URL of a server"))
-    if kind == "gguf":
+    if kind != "gguf":
+        reasons.append((("context",), "is for a GGUF, whose memory is taken at once"))
+    else:
         foreign = (*subjects.OF_AN_ADAPTER, *subjects.OF_A_LOADER)
         reasons.append((foreign, "a GGUF file is whole, and llama.cpp computes it as it was built"))
     said, hints = [], []
     for names, reason in reasons:
-        given = [name for name in names if _is_given(context, name)]
+        given = [name for name in names if _is_given(typed, name)]
         if given:
             options = [f"--{name.replace('_', '-')}" for name in given]
             hints += options
@@ -263,9 +275,9 @@ def _refuse_useless_options(context: typer.Context, kind: Kind, *, serve: bool) 
         raise typer.BadParameter(". ".join(said), param_hint=", ".join(hints))
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def _is_given(typed: typer.Context, name: str) -> bool:
     """Return whether an option stands in the command line."""
-    source = context.get_parameter_source(name)
+    source = typed.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 

@@ -38,6 +38,7 @@ class Wanted:
         effort, date: In the system message.
         device, dtype: To compute.
         served_name, api_key_env: Of a server.
+        context: Of a GGUF, in tokens; ``None``: as much as is usual.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Wanted:
     dtype: str | None = None
     served_name: str | None = None
     api_key_env: str | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,10 @@ def _server(wanted: Wanted, screen: Screen) -> Subject:
 def _gguf(wanted: Wanted, screen: Screen) -> Subject:
     with loading("the model", screen.err):
         from gptoss_tune.evaluate.llama_cpp.answerer import gguf_trained_as, open_gguf_answerer
+        from gptoss_tune.evaluate.llama_cpp.engine import CONTEXT
 
         asked = gguf_trained_as(wanted.model).told(effort=asked_effort(wanted), date=wanted.date)
-        answerer = open_gguf_answerer(wanted.model, asked)
+        answerer = open_gguf_answerer(wanted.model, asked, context=wanted.context or CONTEXT)
     screen.say(f"{wanted.model}: {answerer.describe()}; {asked.describe()}")
     return Subject(answerer, asked.effort)
 

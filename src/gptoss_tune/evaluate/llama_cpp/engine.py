@@ -127,8 +127,8 @@ class LlamaCpp:
         if prompt + answer > self.context:
             raise DataError(
                 f"the conversation has {prompt:,} tokens; with an answer of up to {answer:,} that "
-                f"is over the {self.context:,} that memory was taken for: begin anew, or allow a "
-                "shorter answer"
+                f"is over the {self.context:,} that memory was taken for: begin anew, allow a "
+                "shorter answer, or take a larger context"
             )
 
     def tokenize(self, text: str) -> list[int]:
