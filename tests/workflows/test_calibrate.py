@@ -156,6 +156,15 @@ def test_a_change_that_mxfp4_drops_is_recovered(weak, base, rows, tmp_path):
         assert digest(out) == whole
 
     shutil.rmtree(out)
+    packed = merge(run, out, *calibrate, "--format", "gguf")
+    assert packed.exit_code == 0, packed.exception
+    assert "step 6/6" not in packed.stderr, "the training does not depend on the file"
+    written = json.loads(packed.stdout)
+    assert [path.suffix for path in out.glob("*.gguf")] == [".gguf"]
+    assert written["survival"]["total"] == 1.0 and written["verification"]["passed"]
+    assert written["calibration"] == report["calibration"]
+
+    shutil.rmtree(out)
     other = {"adapter": "0" * 64, "survival_before": 0.1}
     edit_record(tmp_path / "out.calibration", calibration=other)
     stale = merge(run, out, *calibrate)
