@@ -93,9 +93,12 @@ for name in $PARTS; do
     [ $left -lt "$limit" ] && limit=$left
     started=$SECONDS
     echo "## $name" >> "$OUT/log.txt"
+    # A child of this script, not of timeout, which makes a process group of its own: where the
+    # script's group has no terminal, an end across two groups would hang up whoever is stopped.
+    exec 3> >(head -c $LOG_BYTES >> "$OUT/log.txt"; cat > /dev/null)
     # In the background: a signal to this script is answered at once.
-    timeout -k 3 "$limit" "$PYTHON" kernels/bench/lease/part.py "$name" > >(
-        head -c $LOG_BYTES >> "$OUT/log.txt"; cat > /dev/null) 2>&1 &
+    timeout -k 3 "$limit" "$PYTHON" kernels/bench/lease/part.py "$name" >&3 2>&1 3>&- &
+    exec 3>&-
     wait $!
     code=$?
     [ "$name" = correct ] && correct=$code

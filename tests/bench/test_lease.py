@@ -169,6 +169,25 @@ def test_a_relative_folder_is_the_callers(tmp_path):
     assert read(tmp_path) == [{"part": "env"}] and not (REPOSITORY / "out").exists()
 
 
+def test_whoever_is_stopped_beside_it_without_a_terminal_is_not_hung_up(tmp_path):
+    """A group whose end is another group's is sent SIGHUP where one of it is stopped."""
+    part = tmp_path / "part.sh"
+    part.write_text("#!/bin/bash\n")
+    part.chmod(0o755)
+    script = (
+        'sleep 60 & kill -STOP $!; bash "$0" env loss > /dev/null; code=$?; kill -9 $!; exit $code'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, str(LEASE)],
+        env=os.environ | {"DRY": "1", "OUT": "out", "PYTHON": str(part)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_named_parts_add_and_a_whole_run_keeps_what_was_there(tmp_path):
     quick(tmp_path, "env")
     with (tmp_path / "out" / "lines.jsonl").open("a") as half:
