@@ -211,7 +211,7 @@ class Terminal:
     def prompted(self):
         """Wait for the next prompt, and until the terminal is the editor's."""
         found = self._until(re.compile("\n>[ \b]"), 90)
-        time.sleep(0.3)
+        time.sleep(0.5)
         return found
 
     def resize(self, rows, columns):
