@@ -26,6 +26,8 @@ LIMIT_S = 400
 """A run that takes longer has hung; one takes seconds, but the machine may be shared."""
 TO_END_S = 90
 """What is left of a run after a fault must end within this, beside its own timeout."""
+ATTEMPTS = 20
+"""Runs that are started for one moment between two saves; more have no such moment."""
 _FINISHED = 2
 Stack = Ours | PlainTrl
 
@@ -115,7 +117,9 @@ def crash_images(bench: Bench, run: Path, chance: random.Random, most: int = 12)
     """Copies of the folder at every change that is seen in a save, each one resumed."""
     images: list[Path] = []
     seen: set[tuple] = set()
-    while not images:  # a save, and a whole run, can be over before its first copy
+    for _ in range(ATTEMPTS):
+        if images:  # a save, and a whole run, can be over before its first copy
+            break
         shutil.rmtree(run, ignore_errors=True)
         group = bench.start(run)
         wait_until(lambda: (run / "checkpoint-2").is_dir() and not bench.stack.saving(run), group)

@@ -15,7 +15,17 @@ from pathlib import Path
 
 import processes
 import stacks
-from cases import LIMIT_S, TO_END_S, Bench, Outcome, flip_bit, last_line, put_back, wait_until
+from cases import (
+    ATTEMPTS,
+    LIMIT_S,
+    TO_END_S,
+    Bench,
+    Outcome,
+    flip_bit,
+    last_line,
+    put_back,
+    wait_until,
+)
 
 AFTER = 4
 """The step of the checkpoint that a run goes on from."""
@@ -160,7 +170,7 @@ def _half(bench: Bench, run: Path, **options: Path) -> Path:
 
     Two steps take hundredths of a second: a run that saved again before the kill is run anew.
     """
-    while True:
+    for _ in range(ATTEMPTS):
         group = bench.start(run, **options)
         wait_until(
             lambda: (run / f"checkpoint-{AFTER}").is_dir() and not bench.stack.saving(run), group
@@ -169,6 +179,7 @@ def _half(bench: Bench, run: Path, **options: Path) -> Path:
         if not (run / f"checkpoint-{stacks.STEPS}").is_dir():
             return run.rename(run.with_name(f"{run.name}-half"))
         shutil.rmtree(run)
+    raise RuntimeError(f"of {ATTEMPTS} runs none was killed before its last save")
 
 
 def _until_step(raw: bytes, step: int) -> bytes:

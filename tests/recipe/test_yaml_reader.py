@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from gptoss_tune.errors import RecipeError
+from gptoss_tune.recipe import load_recipe
 from gptoss_tune.recipe.yaml_reader import scalar
 
 
@@ -129,6 +131,18 @@ def test_a_tag_on_a_list_runs_nothing(mistakes, sound, tmp_path):
     text = sound + f"  seed: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n"
     assert "got the tag" in mistakes(text)[0]
     assert not (tmp_path / "made").exists()
+
+
+def test_rows_that_are_given_for_a_recipe_are_called_so(tmp_path):
+    rows = tmp_path / "d.jsonl"
+    rows.write_text('{"messages": []}\n{"messages": []}\n')
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(rows)
+    assert str(caught.value).endswith(
+        f"name a recipe, and this file as its rows: data.train={rows}"
+    )
+    advice = f"data.train={rows}"
+    assert load_recipe("tiny/qlora", [advice]).data.train[0].path == str(rows)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from gptoss_tune.recipe.schema.value_types import LONGEST_NUMBER, NUMBER
 LARGEST_FILE = 65_536  # bytes; a long recipe has 3,000
 _DEEPEST = 12
 
+_OF_ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -302,7 +303,9 @@ def _broken_syntax(error: yaml.MarkedYAMLError, place: Callable[[int, int], Plac
     where = place(mark.line + 1, mark.column + 1) if mark else place(1, 1)
     problem = " ".join((error.problem or "an unfinished text").split())
     todo = "check the indentation, brackets and quotes here and in the line before"
-    if "'\\t'" in problem:
+    if not where.override and where.origin.lower().endswith(_OF_ROWS):
+        todo = "name a recipe, and this file as its rows: data.train=" + where.origin
+    elif "'\\t'" in problem:
         todo = "indent with spaces, not tabs"
     elif problem == "mapping values are not allowed here":
         todo = "one 'key: value' per line; put a text that holds ': ' in quotes"

@@ -42,6 +42,12 @@ def test_broken_json_in_line_17_of_a_gz(tmp_path, vocabulary):
     )
 
 
+def test_a_line_that_ends_too_early_is_named_with_its_column(tmp_path, vocabulary):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(LINE + b'{"messages": [\r\n' + LINE)
+    assert f"{path}:2: column 15 is not JSON" in message_of(path, vocabulary)
+
+
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".json.gz", ".parquet.gz"])
 def test_a_cut_off_compressed_file(suffix, tmp_path, vocabulary):
     path = tmp_path / f"d{suffix}"

@@ -230,8 +230,8 @@ def _load(path: Path, adapters: Sequence[Path], context: int, threads: int | Non
     wanted.swa_full, wanted.n_ctx_checkpoints, wanted.cache_ram_mib = True, 0, 0
     wanted.warmup = False
     wanted.api_keys, wanted.ui, wanted.endpoint_slots = [key], False, False
-    # llama.cpp's threads spin: more of them than free cores are many times slower, and it does not
-    # read the variable by which a shared machine says how many may be taken.
+    # llama.cpp's threads spin: two of them on two cores, one of which is busy, gave a third of the
+    # tokens of one (docs/serving.md). It does not read the variable that says how many are free.
     given = os.environ.get("OMP_NUM_THREADS", "")
     if threads is None and given.isdecimal() and int(given):
         threads = int(given)

@@ -37,7 +37,8 @@ def parse_json(raw: bytes, at: str) -> Any:
         DataError: It is not UTF-8, not JSON, nested too deeply, or says a key twice.
     """
     try:
-        return DECODER.decode(raw.decode("utf-8"))
+        # What ends too early ends in this line, not in the next one.
+        return DECODER.decode(raw.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         raise DataError(
             f"{at}: byte {error.start + 1} is not UTF-8 (0x{raw[error.start]:02x}); save the file "
