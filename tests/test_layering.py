@@ -21,6 +21,8 @@ FLOORS = (
     {"harmony", "run"},
     # A verdict on an answer needs no model.
     {"grading"},
+    # What a model acts in needs none either.
+    {"environments"},
     {"distributed", "weights"},
     # What a job needs is looked at with the readers of the rooms below, before it is begun.
     {"model", "preflight", "report"},
@@ -28,7 +30,7 @@ FLOORS = (
     {"evaluate", "export", "testing"},
     # Subjects side by side, in process or served, and a conversation with either; what they do
     # unsafely is asked the same way.
-    {"benchmark", "chat"},
+    {"benchmark", "chat", "rollout"},
     {"safety"},
     {"train"},
     {"workflows"},

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from gptoss_tune.recipe.schema.best import EarlyStopping, Goal, KeepBest
 from gptoss_tune.recipe.schema.distributed import DistributedSection, Parallelism
+from gptoss_tune.recipe.schema.grpo import GrpoSection
 from gptoss_tune.recipe.schema.guard import ExportSection, GuardSection
 from gptoss_tune.recipe.schema.lora import (
     ChosenExperts,
@@ -52,6 +53,7 @@ __all__ = [
     "Experts",
     "ExportSection",
     "Goal",
+    "GrpoSection",
     "GuardSection",
     "IpoSection",
     "KeepBest",

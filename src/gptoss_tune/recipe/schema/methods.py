@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from gptoss_tune.recipe.schema.grpo import GrpoSection
 from gptoss_tune.recipe.schema.lora import LoraSection
 from gptoss_tune.recipe.schema.value_types import FromText, Section
 
@@ -113,6 +114,7 @@ METHODS: dict[str, type[Section]] = {
     "simpo": SimpoSection,
     "orpo": OrpoSection,
     "kto": KtoSection,
+    "grpo": GrpoSection,
 }
 """The section of every method by its name."""
 
@@ -134,7 +136,8 @@ MethodSection = Annotated[
     | Annotated[IpoSection, Tag("ipo")]
     | Annotated[SimpoSection, Tag("simpo")]
     | Annotated[OrpoSection, Tag("orpo")]
-    | Annotated[KtoSection, Tag("kto")],
+    | Annotated[KtoSection, Tag("kto")]
+    | Annotated[GrpoSection, Tag("grpo")],
     Discriminator(method_name),
 ]
 """How the rows become a loss; a recipe without the section means ``sft``."""
@@ -143,5 +146,7 @@ MethodSection = Annotated[
 def reference_of(method: MethodSection, lora: LoraSection) -> Reference:
     """Return what ``method`` measures against; ``none`` for one that has no reference."""
     if isinstance(method, SftSection | SimpoSection | OrpoSection):
+        return "none"
+    if isinstance(method, GrpoSection) and not method.kl_weight:
         return "none"
     return method.reference or ("base" if lora.init_from is None else "init_adapter")

@@ -1,0 +1,84 @@
+"""The recipe's ``method`` section of ``grpo``: reinforcement learning with groups of rollouts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gptoss_tune.recipe.schema.train import Count
+from gptoss_tune.recipe.schema.value_types import FromText, Section
+
+_Positive = Annotated[float, Field(gt=0, le=1_000_000), FromText]
+_Clip = Annotated[float, Field(gt=0, lt=1), FromText]
+_Weight = Annotated[float, Field(ge=-1000, le=1000), FromText]
+
+
+class GrpoSection(Section):
+    """Group relative policy optimisation: answers to one prompt are compared with each other."""
+
+    name: Literal["grpo"]
+    """The method: grpo learns from rewards of answers that the model itself samples."""
+    # What is sampled.
+    prompts_per_step: Count = 8
+    """Prompts of an optimizer step, over all processes."""
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 8
+    """Episodes sampled for each prompt; their rewards are compared with each other."""
+    updates: Annotated[int, Field(ge=1, le=64)] = 1
+    """Optimizer steps on each batch of episodes; 1 is on policy."""
+    temperature: Annotated[float, Field(gt=0, le=10), FromText] = 1.0
+    """Temperature of the drawn tokens, and of the log-probabilities that are trained."""
+    max_new_tokens: Count = 1024
+    """Longest answer between two results of tools."""
+    max_turns: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Most answers of an episode: each call of a tool ends one."""
+    tool_seconds: _Positive = 10.0
+    """Longest one call of a tool may take; a longer one gets an error as its result."""
+    episode_seconds: _Positive | None = None
+    """Longest an episode may take, from its first answer on; null: no limit."""
+    environment: Literal["rows", "python"] = "rows"
+    """What answers: rows has the tools of the row; python adds code in the sandbox. A class of your
+    own is named on the command line, --environment."""
+    rewards: dict[str, _Weight] = {"answer": 1.0}
+    """Weights of the rewards' components: answer, format, calls, length, or your own class's."""
+    # Who samples.
+    sampler: Literal["own", "batched", "server"] = "own"
+    """own: our loop; batched: continuous batching in process; server: an OpenAI-compatible one."""
+    rollout_batch: Count = 16
+    """Episodes that own samples at a time, and most sequences that batched holds at a time."""
+    server_url: str | None = None
+    """Address of the server, up to and including /v1; with sampler server alone."""
+    server_folder: str | None = None
+    """Folder that the server reads too, in which adapters or weights are handed to it."""
+    replay_routing: bool = True
+    """Train with the experts that the sampler chose, where it tells them."""
+    # What is learnt.
+    scale_by_std: bool = True
+    """Divide advantages by their group's standard deviation; Dr. GRPO does not."""
+    average: Literal["token", "sequence", "constant"] = "token"
+    """token: over the step's tokens (DAPO); sequence: over each answer first (GRPO); constant: by
+    max_new_tokens, whatever the length (Dr. GRPO)."""
+    objective: Literal["clip", "cispo"] = "clip"
+    """clip: PPO's bound of the ratio; cispo: a bounded ratio as a constant weight."""
+    clip_low: _Clip = 0.2
+    """How far below 1 the ratio of a token counts."""
+    clip_high: Annotated[float, Field(gt=0, le=1000), FromText] = 0.2
+    """How far above 1 the ratio of a token counts; DAPO takes 0.28."""
+    importance: Literal["truncate", "mask", "none"] = "truncate"
+    """Weights for what sampler and trainer compute differently: truncated, or masked beyond it."""
+    importance_cap: Annotated[float, Field(ge=1, le=1000), FromText] = 2.0
+    """Largest importance weight; a mask leaves out what is below its inverse too."""
+    mismatch_kl_limit: _Positive | None = 0.05
+    """Mean KL of the sampler's to the trainer's log-probabilities that stops the run; null: none."""
+    kl_weight: Annotated[float, Field(ge=0, le=1000), FromText] = 0.0
+    """Weight of the KL to the reference; 0 needs none."""
+    reference: Literal["base", "init_adapter"] | None = None
+    """What kl_weight holds to; null: init_adapter with lora.init_from, else base."""
+    dynamic_sampling: bool = False
+    """Sample further prompts in the place of groups whose rewards are all the same (DAPO)."""
+    max_resampling: Annotated[int, Field(ge=1, le=100)] = 4
+    """With dynamic_sampling: prompts tried for one that is trained, at most."""
+    overlong: Literal["masked", "counted", "shaped"] = "masked"
+    """Answers cut at a limit: not trained, trained as rewarded, or with a penalty that grows."""
+    overlong_buffer: Count = 256
+    """With overlong shaped: tokens before the limit over which the penalty grows to 1."""
