@@ -69,7 +69,7 @@ class GrpoSection(Section):
     importance_cap: Annotated[float, Field(ge=1, le=1000), FromText] = 2.0
     """Largest importance weight; a mask leaves out what is below its inverse too."""
     mismatch_kl_limit: _Positive | None = 0.05
-    """Mean KL of the sampler's to the trainer's log-probabilities that stops the run; null: none."""
+    """Mean KL of sampler and trainer on the drawn tokens that stops the run; null: none."""
     kl_weight: Annotated[float, Field(ge=0, le=1000), FromText] = 0.0
     """Weight of the KL to the reference; 0 needs none."""
     reference: Literal["base", "init_adapter"] | None = None
