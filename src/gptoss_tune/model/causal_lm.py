@@ -22,6 +22,7 @@ from transformers import GptOssForCausalLM
 from transformers.utils.generic import ModelOutput
 
 from gptoss_tune.model.packed.layers import head_weight
+from gptoss_tune.model.routing import replaying
 
 
 @dataclass
@@ -57,6 +58,7 @@ class GptOssForTuning(GptOssForCausalLM):
         states_at: Tensor | None = None,
         diverged_from: Tensor | None = None,
         reweigh: Callable[[Tensor], Tensor] | None = None,
+        choices: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return losses for ``loss_weights``, states or divergences for ``states_at``, else logits.
@@ -76,19 +78,21 @@ class GptOssForTuning(GptOssForCausalLM):
             reweigh: From the losses ``[B, S]`` of the tokens with a weight, of a pass through the
                 head without gradient, to the weights of the one with a gradient, of any sign; a
                 token without a weight must keep none. Losses are then those of the first.
+            choices: ``[B, S, L, K]`` uint8, experts to compute with; see ``model.routing``.
             kwargs: As in ``GptOssForCausalLM.forward``.
         """
         if states_at is not None:
-            hidden = self.model(input_ids, *args, **kwargs).last_hidden_state
+            hidden = self._hidden(input_ids, *args, choices=choices, **kwargs)
             states = hidden.flatten(0, 1)[states_at]
             if diverged_from is None:
                 return states
             return divergence(diverged_from, states, head_weight(self.lm_head))
         if loss_weights is None:
-            return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+            with replaying(self, choices):
+                return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
         if shift_labels is None:
             raise ValueError("loss_weights came without shift_labels; pass both or neither")
-        hidden = self.model(input_ids, *args, **kwargs).last_hidden_state.flatten(0, 1)
+        hidden = self._hidden(input_ids, *args, choices=choices, **kwargs).flatten(0, 1)
         labels, known = shift_labels.flatten(), None
         if reweigh is not None:
             with torch.no_grad():
@@ -97,6 +101,10 @@ class GptOssForTuning(GptOssForCausalLM):
         loss_sum, losses = self._losses(hidden, labels, loss_weights.flatten(), selected_rows)
         token_losses = losses if known is None else known
         return TokenLossOutput(loss_sum=loss_sum, token_losses=token_losses.view_as(loss_weights))
+
+    def _hidden(self, *args: Any, choices: Tensor | None, **kwargs: Any) -> Tensor:
+        with replaying(self, choices):
+            return self.model(*args, **kwargs).last_hidden_state
 
     def _losses(
         self, hidden: Tensor, labels: Tensor, weights: Tensor, selected_rows: int | None
