@@ -78,7 +78,7 @@ def answering(model: nn.Module, *, record: bool) -> Iterator[Recorded | None]:
         model: As ``unwrapped`` returns it.
         record: Whether the routers' choices are wanted; else ``None`` is yielded.
     """
-    narrow = config_of(model).dtype == torch.bfloat16
+    narrow = base_of(model).config.dtype == torch.bfloat16
     # As in training: factors and fp32 values multiply in bf16.
     autocast = torch.autocast(device_of(model).type, dtype=torch.bfloat16, enabled=narrow)
     with torch.no_grad(), evaluating(model), autocast:
@@ -94,9 +94,9 @@ def unwrapped(model: nn.Module) -> Any:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def config_of(model: Any) -> Any:
-    """Return the configuration of a model, adapted or bare."""
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).config
+def base_of(model: Any) -> Any:
+    """Return the ``GptOssForTuning`` of a model, adapted or bare."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def device_of(model: nn.Module) -> torch.device:

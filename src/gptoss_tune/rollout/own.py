@@ -31,8 +31,8 @@ from gptoss_tune.model.routing import Recorded
 from gptoss_tune.rollout.answering import (
     Answering,
     answering,
+    base_of,
     begin,
-    config_of,
     device_of,
     unwrapped,
 )
@@ -112,7 +112,8 @@ class OwnSampler:
         device = device_of(self._model)
         input_ids, mask = _left_padded([row.request.prompt for row in rows], device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=config_of(self._model))
+        base = base_of(self._model)
+        cache = DynamicCache(config=base.config)
         lengths = [len(row.request.prompt) for row in rows]
         while True:
             _meet(together, should_stop, device, working=True)
@@ -128,7 +129,9 @@ class OwnSampler:
                 choices = recorded.take().unflatten(0, tuple(input_ids.shape))
                 for row, length, chosen in zip(rows, lengths, choices, strict=True):
                     row.choices.append(chosen[-length:])
-            tokens, logps = choose(logits, temperature, [row.draws for row in rows])
+            tokens, logps = choose(
+                logits, temperature, [row.draws for row in rows], base.loss_backend
+            )
             for row, token, logp in zip(rows, tokens.tolist(), logps, strict=True):
                 row.token_ids.append(token)
                 row.logps.append(logp)

@@ -49,8 +49,8 @@ from gptoss_tune.model.routing import Recorded
 from gptoss_tune.rollout.answering import (
     Answering,
     answering,
+    base_of,
     begin,
-    config_of,
     device_of,
     unwrapped,
 )
@@ -145,8 +145,12 @@ class BatchedSampler:
         logits = self._model(**inputs, use_cache=False).logits[0]
         if recorded is not None:
             passes.record(recorded.take())
-        draws = [row.draws for row in drawing]
-        tokens, logps = choose(logits[: len(drawing)], temperature, draws)
+        tokens, logps = choose(
+            logits[: len(drawing)],
+            temperature,
+            [row.draws for row in drawing],
+            base_of(self._model).loss_backend,
+        )
         passes.tell(tokens, logps)
 
 
@@ -302,7 +306,7 @@ def _processor(model: Any, longest: int, batch: int, pass_tokens: int) -> _Proce
     Raises:
         MachineError: Not even one of them fits into memory.
     """
-    config, device = config_of(model), device_of(model)
+    config, device = base_of(model).config, device_of(model)
     dtype, helper = config.dtype, _OneProcess()
     while True:
         asked = ContinuousBatchingConfig(
