@@ -16,6 +16,7 @@ from gptoss_tune.errors import RecipeError
 from gptoss_tune.recipe.contradictions.best import best_rules
 from gptoss_tune.recipe.contradictions.contradiction import Contradiction, contradiction_error
 from gptoss_tune.recipe.contradictions.distributed import distributed_rules
+from gptoss_tune.recipe.contradictions.rewards import reward_rules
 from gptoss_tune.recipe.contradictions.safety import safety_rules
 from gptoss_tune.recipe.contradictions.schedule import schedule_rules
 from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
@@ -89,6 +90,7 @@ class Recipe(Section):
             *lora_rules(self.lora, self.model),
             *chosen_rules(self.lora),
             *method_rules(self.method, self.lora, self.data),
+            *reward_rules(self.method),
             *data_rules(self.data),
             *train_rules(self.train, self.data),
             *schedule_rules(self.train),
