@@ -30,7 +30,7 @@ from gptoss_tune.recipe.schema import (
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.collator import Collator
 from gptoss_tune.train.grpo.collator import GrpoCollator
-from gptoss_tune.train.grpo.loss import GrpoLoss
+from gptoss_tune.train.grpo.loss import GRPO_KEYS, GrpoLoss
 from gptoss_tune.train.grpo.setup import Playing
 from gptoss_tune.train.grpo.tasks import Tasks
 from gptoss_tune.train.grpo.trainer import GrpoTrainer
@@ -168,7 +168,10 @@ def _grpo(section: GrpoSection, lora: LoraSection) -> Method:
 
     def collator(pad_token_id: int, *, packed: bool) -> GrpoCollator:
         # A row holds samples of several episodes, whether it is packed or not.
-        return GrpoCollator(pad_token_id)
+        later = {"old_logps": section.updates > 1, "reference_logps": section.kl_weight > 0}
+        return GrpoCollator(
+            pad_token_id, columns=tuple(name for name in GRPO_KEYS if later.get(name, True))
+        )
 
     def prepare(
         context: RunContext, model: PeftModel, train_set: Dataset, eval_set: Dataset | None

@@ -12,30 +12,36 @@ from torch import Tensor
 
 from gptoss_tune.model.routing import NO_CHOICE
 from gptoss_tune.train.data.collator import Collator
+from gptoss_tune.train.grpo.loss import GRPO_KEYS
 
-OF_TOKENS = ("advantages", "sampler_logps", "old_logps", "reference_logps")
-"""What a row says of predicting each token, beside the weight of its loss."""
 
 
 @dataclass(frozen=True)
 class GrpoCollator(Collator):
-    """Batches of ``train.grpo.rows``; a batch of no rows is a filler, which trains nothing."""
+    """Batches of ``train.grpo.rows``; a batch of no rows is a filler, which trains nothing.
+
+    Attributes:
+        columns: What a row says of predicting each token, beside the weight of its loss.
+    """
 
     packed: bool = True
+    columns: tuple[str, ...] = GRPO_KEYS
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch of ``rows``.
 
         Returns:
-            What ``Collator`` returns, with ``position_ids``; ``[B, S]`` fp32 of ``OF_TOKENS`` what
+            What ``Collator`` returns, with ``position_ids``; of ``columns`` ``[B, S]`` fp32 what
             the rows have, for the token after each position; and ``choices [B, S, L, K]`` uint8 of
             each position where the rows have them. ``rows`` are numbers of tasks.
         """
         given = [_as_data(row) for row in rows] or [_FILLER]
         batch = super().__call__(given)
         length = batch["input_ids"].shape[1]
-        for name in OF_TOKENS:
-            if rows and name in rows[0]:
+        for name in self.columns:
+            if not rows:
+                batch[name] = torch.zeros(1, length)
+            elif name in rows[0]:
                 values = self._stack(rows, name, length, 0.0)
                 batch[name] = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), dim=1)
         if rows and "choices" in rows[0]:

@@ -66,7 +66,7 @@ def step_rows(
         for episode, advantage in zip(group.episodes, advantages[group.place], strict=True)
     ]
     weights = token_weights(
-        [tokens for _, _, tokens in found], section.average, section.max_new_tokens
+        [tokens for _, _, tokens in found], section.average, longest=section.max_new_tokens
     )
     samples = [
         row

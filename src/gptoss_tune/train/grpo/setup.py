@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.environments.load import built_in, load_environment
 from gptoss_tune.environments.rewards.reward import RewardFunction
+from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.recipe.schema import GrpoSection, reference_of
@@ -155,7 +156,8 @@ def environment_of(context: RunContext) -> Callable[[], Environment]:
     if context.environment is not None:
         return load_environment(context.environment)
     section = _section(context)
-    return built_in(section.environment, tool_seconds=section.tool_seconds)
+    reading = sample_settings(context.recipe.data).reading
+    return built_in(section.environment, reading=reading, tool_seconds=section.tool_seconds)
 
 
 def sampler_of(context: RunContext, model: Any, save: Callable[[Path], None]) -> Sampler:

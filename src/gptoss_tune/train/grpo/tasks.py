@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 
 from gptoss_tune.display import visible
-from gptoss_tune.errors import DataError
+from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.rollout.tasks import read_tasks
 
@@ -46,8 +46,15 @@ class Tasks:
 
         Raises:
             DataError: A row or file cannot be read, or there is no row to train on.
+            RecipeError: The processes share the model.
         """
         recipe = context.recipe
+        if context.parallelism == "fsdp2":
+            raise RecipeError(
+                "method.name: grpo cannot be spread by FSDP2: each process plays episodes of its "
+                "own, and such a model answers only where all ask at the same time; launch with "
+                "recipes/accelerate/ddp.yaml"
+            )
 
         def tell(line: str) -> None:
             told.append(line)

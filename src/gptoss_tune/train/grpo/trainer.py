@@ -77,7 +77,9 @@ class GrpoTrainer(MethodTrainer):
         self._max_length = context.recipe.data.max_length
         self._coming: dict[int, list[Row]] = {}
         device = self.accelerator.device
-        self._meter, self._of_step = GrpoMeter(device), GrpoMeter(device)
+        self._meter, self._of_step = (
+            GrpoMeter(device, reference=section.kl_weight > 0) for _ in range(2)
+        )
         playing.save = lambda folder: self.save_model(str(folder))
 
     def _get_dataloader(
