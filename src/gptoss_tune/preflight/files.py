@@ -38,6 +38,7 @@ FIRST_ROWS = 4
 """Rows of each source that are read as the method reads them."""
 _READ_WHOLE = 1 << 24
 """Bytes up to which a file is read that has to be read whole for its first row."""
+_TEMPLATES = "Name what stands in for them under data.train.columns"
 
 
 def look_at_base(model: ModelSection, obstacles: Obstacles) -> Path | None:
@@ -198,6 +199,14 @@ def _reader(kind: SampleKind) -> Callable[[dict[str, Any], str, ReadSettings], o
         from gptoss_tune.harmony.formats.labelled import read_labelled
 
         return lambda row, at, reading: read_labelled(row, at, reading=reading)
+    if kind.rows == "prompt":
+        from gptoss_tune.grading.rows import read_grader
+        from gptoss_tune.harmony.formats.registry import read_unanswered
+
+        def read(row: dict[str, Any], at: str, reading: ReadSettings) -> object:
+            return read_unanswered(row, at, reading, other_columns=_TEMPLATES), read_grader(row, at)
+
+        return read
     from gptoss_tune.harmony.formats.registry import read_row
 
     return read_row

@@ -21,10 +21,11 @@ from gptoss_tune.benchmark.suites.read import read_suite_file
 from gptoss_tune.benchmark.suites.schema import GraderKey, SuiteFile, TaskSource
 from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.errors import DataError, RecipeError
-from gptoss_tune.evaluate.prompts import Question, questions_of, read_located, read_unanswered
+from gptoss_tune.evaluate.prompts import Question, questions_of, read_located
 from gptoss_tune.grading.rows import read_grader
 from gptoss_tune.harmony.conversation import Conversation
 from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.formats.registry import read_unanswered
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.sources.columns import ColumnTemplates
