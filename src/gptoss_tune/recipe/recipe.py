@@ -18,7 +18,8 @@ from gptoss_tune.recipe.contradictions.contradiction import Contradiction, contr
 from gptoss_tune.recipe.contradictions.distributed import distributed_rules
 from gptoss_tune.recipe.contradictions.safety import safety_rules
 from gptoss_tune.recipe.contradictions.schedule import schedule_rules
-from gptoss_tune.recipe.data_schema import ChannelWeights, DataSection
+from gptoss_tune.recipe.contradictions.task_columns import task_column_rules
+from gptoss_tune.recipe.data_schema import TASK_KEYS, ChannelWeights, DataSection
 from gptoss_tune.recipe.evaluation_schema import (
     DriftSection,
     EvaluationSection,
@@ -90,6 +91,7 @@ class Recipe(Section):
             *chosen_rules(self.lora),
             *method_rules(self.method, self.lora, self.data),
             *data_rules(self.data),
+            *task_column_rules(self.method, self.data, TASK_KEYS),
             *train_rules(self.train, self.data),
             *schedule_rules(self.train),
             *best_rules(self.train, self.method, self.data, self.evaluation),
