@@ -23,6 +23,7 @@ from transformers import GptOssForCausalLM
 from transformers.utils.generic import ModelOutput
 
 from gptoss_tune.model.packed.layers import head_weight
+from gptoss_tune.model.routing import replaying
 
 
 @dataclass
@@ -75,6 +76,7 @@ class GptOssForTuning(GptOssForCausalLM):
         row_weights: RowWeights | None = None,
         temperature: float = 1.0,
         with_entropies: bool = False,
+        choices: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return losses for ``loss_weights``, states or divergences for ``states_at``, else logits.
@@ -100,19 +102,21 @@ class GptOssForTuning(GptOssForCausalLM):
                 on its own loss alone.
             temperature: Divides the logits of the losses.
             with_entropies: Return entropies, too.
+            choices: ``[B, S, L, K]`` uint8, experts to compute with; see ``model.routing``.
             kwargs: As in ``GptOssForCausalLM.forward``.
         """
         if states_at is not None:
-            hidden = self.model(input_ids, *args, **kwargs).last_hidden_state
+            hidden = self._hidden(input_ids, *args, choices=choices, **kwargs)
             states = hidden.flatten(0, 1)[states_at]
             if diverged_from is None:
                 return states
             return divergence(diverged_from, states, head_weight(self.lm_head))
         if loss_weights is None:
-            return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+            with replaying(self, choices):
+                return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
         if shift_labels is None:
             raise ValueError("loss_weights came without shift_labels; pass both or neither")
-        hidden = self.model(input_ids, *args, **kwargs).last_hidden_state.flatten(0, 1)
+        hidden = self._hidden(input_ids, *args, choices=choices, **kwargs).flatten(0, 1)
         targets = _Targets(shift_labels, loss_weights, selected_rows, temperature, with_entropies)
         if reweigh is None:
             return self._losses(hidden, targets, row_weights)
@@ -120,6 +124,10 @@ class GptOssForTuning(GptOssForCausalLM):
             known: Any = self._losses(hidden, targets).token_losses
         targets = replace(targets, loss_weights=reweigh(known))
         return replace(self._losses(hidden, targets), token_losses=known)
+
+    def _hidden(self, *args: Any, choices: Tensor | None, **kwargs: Any) -> Tensor:
+        with replaying(self, choices):
+            return self.model(*args, **kwargs).last_hidden_state
 
     def _losses(
         self, hidden: Tensor, targets: _Targets, row_weights: RowWeights | None = None
