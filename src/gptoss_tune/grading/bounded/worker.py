@@ -83,6 +83,10 @@ class Worker:
                 raise OutOfTime from None
             except OSError:
                 reply = None
+            except BaseException:
+                # A reply to this job, still to come, would be taken for the next one's.
+                self._kill()
+                raise
             if reply is None:
                 self._kill()
                 raise JobDied

@@ -41,6 +41,10 @@ class GrpoSection(Section):
     own is named on the command line, --environment."""
     rewards: dict[str, _Weight] = {"answer": 1.0}
     """Weights of the rewards' components: answer, format, calls, length, or your own class's."""
+    reward_seconds: _Positive = 60.0
+    """Longest one reward of an episode may take; one that takes longer counts 0."""
+    length_target: Count | None = None
+    """Tokens of an answer up to which the reward length is 1; null: half of max_new_tokens."""
     # Who samples.
     sampler: Literal["own", "batched", "server"] = "own"
     """own: our loop; batched: continuous batching in process; server: an OpenAI-compatible one."""
