@@ -123,6 +123,8 @@ class GrpoTrainer(MethodTrainer):
                 return [], weight
         each, groups = self.args.per_device_train_batch_size, self.groups
         rows = self._coming.pop(step)
+        kl = self._section.kl_weight > 0
+        self.teaches = kl or any(bool(row["advantages"].any()) for row in rows)
         batches = micro_batches(rows, each, groups.data_ranks, groups.data_rank)
         return [{"micro_batches": batches}], weight
 
