@@ -15,7 +15,7 @@ from gptoss_tune.harmony.sources.files import format_suffix, read_file, refuse_u
 from gptoss_tune.harmony.sources.folders import find_files
 from gptoss_tune.harmony.sources.padding import clean_row
 from gptoss_tune.preflight.obstacles import Obstacles
-from gptoss_tune.recipe.data_schema import DataSection, DataSource
+from gptoss_tune.recipe.data_schema import TASK_KEYS, DataSection, DataSource
 from gptoss_tune.recipe.evaluation_schema import EvaluationSection
 from gptoss_tune.recipe.recipe import chosen_count
 from gptoss_tune.recipe.schema import LoraSection, ModelSection, TrainSection
@@ -148,7 +148,7 @@ def _look_at_source(source: DataSource, data: DataSection, kind: SampleKind) -> 
     if source.columns is not None:
         from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
-        templates = ColumnTemplates(dict(source.columns.items()))
+        templates = ColumnTemplates(dict(source.columns.items()), structured=TASK_KEYS)
     files = find_files(source.path, name=source.name, split=source.split)
     if files is None:  # on the Hub, which is asked when it is read
         return
