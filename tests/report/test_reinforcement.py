@@ -112,10 +112,12 @@ def test_best_middle_and_worst_of_the_first_and_the_last_phase(make_rewarded_run
         assert f">{final}</div>" not in shown
     assert shown.index("early 4") < shown.index("early 2") < shown.index("early 0")
     assert "best: reward 1.00" in shown and "worst: reward 0" in shown
-    assert shown.count("<details open>") == 1, "the last phase of training is open"
-    assert shown.index("<details open>") > shown.index("early 0")
+    open_at = shown.index("late 4")
+    assert shown.rindex("</details>", 0, open_at) > shown.rindex("<details>", 0, open_at)
+    assert shown.index("<details>") < shown.index("early 4") < shown.index("</details>")
+    assert shown.count("<summary>best, middle, worst</summary>") == 1, "the last phase is open"
     assert "step 20: 5 episodes sampled in training, mean reward 0.750" in shown
-    assert "step 20: 1 episodes held out, the likeliest tokens, mean reward 0.950" in shown
+    assert "step 20: 1 episode held out, the likeliest tokens, mean reward 0.950" in shown
     assert "answer <b>1.00</b>, format <b>1.00</b>" in shown
 
 

@@ -56,9 +56,11 @@ def _phase(phase: Phase, words: str, is_open: bool) -> str:
     shown = "".join(_article(name, episode) for name, episode in chosen)
     totals = [value for one in phase.episodes if (value := _total(one)) is not None]
     mean = f", mean reward {figure(sum(totals) / len(totals), 3)}" if totals else ""
-    heading = f"step {phase.step:,}: {len(phase.episodes):,} episodes {words}{mean}"
-    state = " open" if is_open else ""
-    return f"<details{state}><summary>{text(heading)}</summary>{shown}</details>"
+    heading = f"step {phase.step:,}: {_many(len(phase.episodes), 'episode')} {words}{mean}"
+    if not is_open:
+        names = ", ".join(name for name, _ in chosen)
+        shown = f"<details><summary>{names}</summary>{shown}</details>"
+    return f"<h3>{text(heading)}</h3>{shown}"
 
 
 def _chosen(found: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -79,7 +81,7 @@ def _article(name: str, episode: dict[str, Any]) -> str:
     source = text(episode.get("source", ""), 300)
     reward = figure(_total(episode), 3)
     listed = "".join(f"<li>{line}</li>" for line in _amiss(episode))
-    problems = f'<ul class="lines bad">{listed}</ul>' if listed else ""
+    problems = f'<ul class="lines bad about">{listed}</ul>' if listed else ""
     said = "".join(_said(listing(episode.get("messages"))))
     nothing = '<p class="note">(no readable message)</p>'
     return (
@@ -102,13 +104,17 @@ def _components(episode: dict[str, Any]) -> str:
 def _facts(episode: dict[str, Any]) -> str:
     ended = episode.get("ended")
     facts = [_ENDS.get(ended, "") if isinstance(ended, str) else ""]
-    facts.append(f"{count(number(episode.get('tokens')))} tokens written")
+    facts.append(f"{_many(number(episode.get('tokens')), 'token')} written")
     if calls := number(episode.get("tool_calls")):
         failed = number(episode.get("failed_calls"))
-        facts.append(f"{count(calls)} calls" + (f", {count(failed)} failed" if failed else ""))
+        facts.append(_many(calls, "call") + (f", {count(failed)} failed" if failed else ""))
     if (advantage := number(episode.get("advantage"))) is not None:
         facts.append(f"advantage {figure(advantage, 3)}")
     return ", ".join(fact for fact in facts if fact)
+
+
+def _many(value: float | None, noun: str) -> str:
+    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
 def _amiss(episode: dict[str, Any]) -> list[str]:
