@@ -16,9 +16,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Literal, cast
 
+from gptoss_tune.environments.bounded import reason
 from gptoss_tune.environments.environment import Environment
 from gptoss_tune.environments.rows import RowTools
-from gptoss_tune.environments.tools import reason
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 

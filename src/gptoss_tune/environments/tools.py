@@ -1,24 +1,22 @@
 """Tools as they are called: arguments checked against their schema, calls ended at their time.
 
 What a model writes may be anything and what a tool does may take for ever, so a call never raises:
-it has a result, and says whose mistake it was. A tool runs in a thread of its own; Python cannot
-end a thread, so one that is late is left behind, and does not keep the process from ending. A
-process for each call was the alternative: a tool could not change what its environment holds.
+it has a result, and says whose mistake it was. A tool runs in a thread of its own (``bounded``),
+and one that is late does not keep the run from its end. A process for each call was the
+alternative: a tool could not change what its environment holds.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import queue
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from functools import partial
+from typing import Any, Final
 
 from gptoss_tune.display import one_line
+from gptoss_tune.environments.bounded import Bounded, Call, Failure, reason
 from gptoss_tune.environments.environment import Tool
 from gptoss_tune.errors import DataError
 from gptoss_tune.files import strict_json
@@ -33,26 +31,21 @@ LONGEST_RESULT: Final = 100_000
 LONGEST_ARGUMENTS: Final = 100_000
 """Characters of a call's arguments."""
 _SECONDS_TO_CHECK: Final = 2.0
-_LONGEST_REASON: Final = 400
-_OFTEN: Final = 0.2
-"""Seconds after which somebody who waits asks whether it still should."""
-
-_Got = TypeVar("_Got")
 
 
 @dataclass(frozen=True)
-class Result(Generic[_Got]):
+class Result:
     """What came of one piece of work.
 
     Attributes:
         value: What it returned.
-        error: What it raised.
-        late: It was not over in time, and goes on unheard.
+        failure: Why there is none: it raised, or took too long; ``None``: there is one.
+        error: What it raised, where that is known.
     """
 
-    value: _Got | None = None
-    error: BaseException | None = None
-    late: bool = False
+    value: Any = None
+    failure: str | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -71,64 +64,29 @@ class Checked:
 
 
 def run_bounded(
-    work: Sequence[Callable[[], _Got]],
-    seconds: Sequence[float],
-    *,
-    poll: Callable[[], None] = lambda: None,
-    parallel: int = PARALLEL,
-) -> list[Result[_Got]]:
+    bounded: Bounded,
+    work: Sequence[Callable[[], Any]],
+    seconds: float,
+    waiting: Callable[[], None] = lambda: None,
+) -> list[Result]:
     """Do pieces of work in threads, each within its seconds, and return what came of them.
 
     Args:
+        bounded: Remembers what never ended.
         work: Functions without arguments.
         seconds: For each, from its start.
-        poll: Called while they run; what it raises ends the waiting.
-        parallel: How many run at a time; one that is late no longer counts.
+        waiting: Called while they run; what it raises ends the waiting.
     """
-    results: list[Result[_Got]] = [Result(late=True)] * len(work)
-    done: queue.SimpleQueue[tuple[int, Result[_Got]]] = queue.SimpleQueue()
-    waiting = deque(range(len(work)))
-    until: dict[int, float] = {}
-    while waiting or until:
-        poll()
-        while waiting and len(until) < parallel:
-            number = waiting.popleft()
-            arguments = (work[number], number, done)
-            thread = threading.Thread(target=_run, args=arguments, daemon=True, name="tool")
-            try:
-                thread.start()
-            except RuntimeError as error:  # no thread is left: too many never came back
-                results[number] = Result(error=error)
-            else:
-                until[number] = time.monotonic() + seconds[number]
-        if not until:
-            continue
-        left = min(until.values()) - time.monotonic()
-        try:
-            number, result = done.get(timeout=max(0.0, min(left, _OFTEN)))
-        except queue.Empty:
-            now = time.monotonic()
-            until = {number: end for number, end in until.items() if end > now}
-            continue
-        if until.pop(number, None) is not None:
-            results[number] = result
-    return results
+    calls = [Call(partial(_caught, each), seconds) for each in work]
+    found = bounded.run(calls, PARALLEL, waiting)
+    return [Result(failure=one.reason) if isinstance(one, Failure) else one for one in found]
 
 
-def _run(
-    work: Callable[[], _Got], number: int, done: queue.SimpleQueue[tuple[int, Result[_Got]]]
-) -> None:
+def _caught(work: Callable[[], Any]) -> Result:
     try:
-        done.put((number, Result(value=work())))
-    except BaseException as error:  # a tool's sys.exit() ends its call alone
-        done.put((number, Result(error=error)))
-
-
-def reason(error: BaseException) -> str:
-    """Return what an error of someone's code says, in one line of a bounded length."""
-    said = one_line(str(error))
-    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 4]} ..."
+        return Result(value=work())
+    except Exception as error:
+        return Result(error=error, failure=reason(error))
 
 
 def check_schema(parameters: Mapping[str, Any] | None, at: str, name: str) -> None:

@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from gptoss_tune.environments.environment import Tool, ToolUse
 from gptoss_tune.environments.rows import UnknownCall
-from gptoss_tune.environments.tools import Result, as_text, check_arguments, reason
+from gptoss_tune.environments.tools import Result, as_text, check_arguments
 from gptoss_tune.evaluate.parse import Said
 from gptoss_tune.grading.answer import Call
-from gptoss_tune.harmony.conversation import BUILTIN_TOOLS, Header, Message
+from gptoss_tune.harmony.conversation import Header, Message
 
 CODE: Final = "python"
 """The built-in tool whose argument is code, not JSON."""
@@ -63,26 +63,22 @@ class Asked:
     by_model: bool = True
     answers: bool = False
 
-    def use(self, result: Result[Any] | None, seconds: float) -> ToolUse:
+    def use(self, result: Result | None) -> ToolUse:
         """Return the call with what came of it.
 
         Args:
-            result: Of ``work``.
-            seconds: That it had.
+            result: Of ``work``, where that was called.
         """
         mistake, by_model = self.mistake, self.by_model
-        if mistake is None and result is not None:
-            if result.late:
-                mistake, by_model = f"the tool took longer than {seconds:.3g} seconds", False
-            elif result.error is not None:
-                by_model = isinstance(result.error, UnknownCall)
-                said = str(result.error) if by_model else reason(result.error)
-                mistake = said if by_model else f"the tool failed: {said}"
-            else:
-                try:
-                    return ToolUse(self.call, as_text(result.value))
-                except ValueError as error:
-                    mistake, by_model = f"the tool failed: {error}", False
+        if result is not None and isinstance(result.error, UnknownCall):
+            mistake, by_model = str(result.error), True
+        elif result is not None and result.failure is not None:
+            mistake, by_model = f"the tool failed: {result.failure}", False
+        elif result is not None:
+            try:
+                return ToolUse(self.call, as_text(result.value))
+            except ValueError as error:
+                mistake, by_model = f"the tool failed: {error}", False
         if mistake is None:
             return ToolUse(self.call, "")
         return ToolUse(self.call, f"Error: {mistake}", mistake, by_model)
@@ -93,20 +89,17 @@ class Asked:
         return Message(header, use.result, 0.0)
 
 
-def fault_of_call(said: Said) -> str | None:
-    """Return why a call cannot be answered in the format; ``None``: it can."""
-    if not _RECIPIENT.fullmatch(said.recipient or ""):
-        return f"calls {said.recipient!r:.80}, which is no name of a tool"
-    if said.channel not in ("analysis", "commentary"):
-        return f"a call in channel {said.channel!r:.40}; calls belong in 'commentary'"
-    return None
+def can_be_answered(said: Said) -> bool:
+    """Whether a call has a header that a tool's message can answer, whatever it calls."""
+    recipient = _RECIPIENT.fullmatch(said.recipient or "")
+    return recipient is not None and said.channel in ("analysis", "commentary")
 
 
 def read_call(said: Said, offered: Mapping[str, Offered]) -> Asked:
     """Return what a call asks for.
 
     Args:
-        said: The message, which ``fault_of_call`` has nothing against.
+        said: The message, which ``can_be_answered``.
         offered: Tools by recipient, ``functions.price`` or ``python``.
     """
     recipient, channel = said.recipient or "", said.channel or "commentary"
@@ -126,11 +119,3 @@ def read_call(said: Said, offered: Mapping[str, Offered]) -> Asked:
         return Asked(*known, answers=answers)
     work = None if found.tool is None else partial(found.tool.run, **checked.arguments)
     return Asked(call, recipient, channel, work, answers=answers)
-
-
-def remark_of_call(said: Said) -> str | None:
-    """Return what a server would take but the format does not say; ``None``: nothing."""
-    builtin = (said.recipient or "").split(".")[0] in BUILTIN_TOOLS
-    if said.channel != "commentary" and not builtin:
-        return f"a call in channel {said.channel!r:.40}; calls belong in 'commentary'"
-    return None

@@ -20,6 +20,7 @@ from gptoss_tune.environments.environment import (
     ToolUse,
 )
 from gptoss_tune.errors import DataError
+from gptoss_tune.evaluate.format_checks import format_faults
 from gptoss_tune.evaluate.parse import Answer, read_answer
 from gptoss_tune.grading.answer import Call, Given
 from gptoss_tune.harmony.conversation import CHANNELS, Conversation, Header, Message
@@ -27,7 +28,7 @@ from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.reading import Notes
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.vocabulary import END, RETURN
-from gptoss_tune.rollout.calls import Asked, Offered, fault_of_call, read_call, remark_of_call
+from gptoss_tune.rollout.calls import Asked, Offered, can_be_answered, read_call
 from gptoss_tune.rollout.episode import EpisodeSample
 from gptoss_tune.rollout.sampler import Request, Sampled
 from gptoss_tune.rollout.samples import (
@@ -127,18 +128,13 @@ class EpisodeInProgress:
             self._pieces.append((channel_of(ids, vocabulary), whole))
         for said in answer.messages:
             self._tell("assistant", said.channel, said.recipient, said.content)
-        self._faults += answer.faults
-        fault = _fault(answer)
+        self._faults += format_faults(answer, frozenset(self._offered))
         if answer.ended == "length":
             self.ended = "tokens" if len(sampled.token_ids) >= self._room else "length"
-        elif fault is not None or answer.faults:
-            self._faults += [fault] if fault is not None else []
+        elif answer.faults or not _is_whole(answer):
             self.ended = "format"
         elif answer.ended == "call":
-            said = answer.messages[-1]
-            remark = remark_of_call(said)
-            self._faults += [] if remark is None else [remark]
-            self.call = read_call(said, self._offered)
+            self.call = read_call(answer.messages[-1], self._offered)
         else:
             self.final = answer.given()
 
@@ -229,30 +225,17 @@ class EpisodeInProgress:
         self.messages.append(told)
 
 
-def _fault(answer: Answer) -> str | None:
-    """Return why an answer neither ends a turn nor calls a tool as a server would read it."""
+def _is_whole(answer: Answer) -> bool:
+    """Whether an answer ends a turn or calls a tool as a server would read it."""
     said = answer.messages
-    if not said:
-        return "says nothing"
+    if not said or any(one.channel not in CHANNELS for one in said):
+        return False
+    if any(one.recipient is not None or one.channel == "final" for one in said[:-1]):
+        return False
     last = said[-1]
-    unknown = next((s.channel for s in said if s.channel not in CHANNELS), None)
-    if unknown is not None:
-        return f"unknown channel {unknown[:40]!r}"
-    if any(s.recipient is not None for s in said[:-1]):
-        return "goes on after a call instead of waiting for its result"
-    if any(s.channel == "final" for s in said[:-1]):
-        return "goes on after its final answer"
-    if answer.ended == "endoftext":
-        return "ends in <|endoftext|> instead of <|return|> or <|call|>"
     if answer.ended == "call":
-        return (
-            fault_of_call(last)
-            if last.recipient is not None
-            else ("ends in <|call|> without a recipient")
-        )
-    if last.recipient is not None:
-        return "a call that does not end in <|call|>"
-    return None if last.channel == "final" else f"ends in <|return|> in channel {last.channel!r}"
+        return can_be_answered(last)
+    return answer.ended == "return" and last.recipient is None and last.channel == "final"
 
 
 def conversation_of(

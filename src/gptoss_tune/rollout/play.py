@@ -14,20 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from gptoss_tune.environments.environment import (
-    Environment,
-    Outcome,
-    Rewards,
-    Task,
-    Tool,
-)
-from gptoss_tune.environments.tools import (
-    Result,
-    check_schema,
-    mistake_of_tool,
-    reason,
-    run_bounded,
-)
+from gptoss_tune.environments.bounded import Bounded
+from gptoss_tune.environments.environment import Environment, Outcome, Rewards, Task, Tool
+from gptoss_tune.environments.tools import Result, check_schema, mistake_of_tool, run_bounded
 from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.harmony.conversation import BUILTIN_TOOLS, Conversation, add_builtin_tools
 from gptoss_tune.harmony.render import Renderer
@@ -100,6 +89,7 @@ class Player:
         self._make = make
         self._judge = judge
         self._limits = limits
+        self._bounded = Bounded()
         self._sound: set[str] = set()
 
     def play(
@@ -148,7 +138,7 @@ class Player:
             return asked, list(play.environment.tools())
 
         work = [lambda play=play: begun(play) for play in plays]
-        results = run_bounded(work, [RESET_SECONDS] * len(plays), poll=poll)
+        results = run_bounded(self._bounded, work, RESET_SECONDS, poll)
         for play, result in zip(plays, results, strict=True):
             if (why := _failed(result, "reset() or tools()")) is not None:
                 play.fail(why)
@@ -239,9 +229,9 @@ class Player:
                 waiting.append((play, play.call))
         seconds = min(self._limits.tool_seconds, self._left(started))
         work = [asked.work for _, asked in waiting if asked.work is not None]
-        results = iter(run_bounded(work, [seconds] * len(work), poll=poll))
+        results = iter(run_bounded(self._bounded, work, seconds, poll))
         for play, asked in waiting:
-            use = asked.use(next(results) if asked.work is not None else None, seconds)
+            use = asked.use(next(results) if asked.work is not None else None)
             play.answer_call(use, goes_on=play.turns < self._limits.max_turns)
 
     def _reply(self, plays: Sequence[EpisodeInProgress], poll: Callable[[], None]) -> None:
@@ -256,7 +246,7 @@ class Player:
             else:
                 waiting.append((play, lambda reply=reply, given=play.final: reply(given)))
         work = [work for _, work in waiting]
-        results = run_bounded(work, [RESET_SECONDS] * len(work), poll=poll)
+        results = run_bounded(self._bounded, work, RESET_SECONDS, poll)
         for (play, _), result in zip(waiting, results, strict=True):
             if (why := _failed(result, "reply()")) is not None:
                 play.fail(why)
@@ -307,13 +297,11 @@ def _declare(conversation: Conversation, tool: Tool) -> None:
     add_tools(conversation, [declared], "tools()")
 
 
-def _failed(result: Result[Any], what: str) -> str | None:
+def _failed(result: Result, what: str) -> str | None:
     """Return why an environment gave nothing; ``None``: it did."""
     if isinstance(result.error, MachineError):
         raise result.error
-    if result.late:
-        return f"{what} took longer than {RESET_SECONDS:g} seconds"
-    return None if result.error is None else f"{what} raised {reason(result.error)}"
+    return None if result.failure is None else f"{what}: {result.failure}"
 
 
 def _unanswered(*_: object, **__: object) -> str:

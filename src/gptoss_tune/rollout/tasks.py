@@ -22,13 +22,12 @@ from gptoss_tune.environments.environment import Task
 from gptoss_tune.environments.rows import read_script
 from gptoss_tune.environments.tools import check_schema
 from gptoss_tune.errors import DataError
-from gptoss_tune.evaluate.prompts import read_unanswered
 from gptoss_tune.grading.rows import read_grader
 from gptoss_tune.harmony.conversation import Conversation
 from gptoss_tune.harmony.dataset.load import effort_of, sample_settings, split_sources
 from gptoss_tune.harmony.dataset.selection import Split
 from gptoss_tune.harmony.formats.detect import format_of
-from gptoss_tune.harmony.formats.registry import read_as
+from gptoss_tune.harmony.formats.registry import read_as, read_unanswered
 from gptoss_tune.harmony.reading import ReadSettings
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.sources.open import open_source
