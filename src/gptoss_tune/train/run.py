@@ -239,11 +239,7 @@ def _refuse_uneven_experts(context: RunContext) -> None:
 
 
 def _refuse_idle_environment(context: RunContext) -> None:
-    """Refuse an environment beside a method that plays no episodes.
-
-    Raises:
-        RecipeError: There is one.
-    """
+    """Refuse an environment beside a method that plays no episodes, with a ``RecipeError``."""
     name = context.recipe.method.name
     if context.environment is not None and name != "grpo":
         raise RecipeError(
