@@ -92,9 +92,7 @@ class Recipe(Section):
             *lora_rules(self.lora, self.model),
             *chosen_rules(self.lora),
             *method_rules(self.method, self.lora, self.data),
-            *reinforcement_rules(
-                self.method, self.lora, self.data, self.train, self.distributed
-            ),
+            *reinforcement_rules(self.method, self.lora, self.data, self.train, self.distributed),
             *reward_rules(self.method),
             *data_rules(self.data),
             *task_column_rules(self.method, self.data, TASK_KEYS),
