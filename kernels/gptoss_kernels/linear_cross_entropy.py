@@ -12,6 +12,10 @@ needs a denominator of the whole optimizer step, which one micro-batch does not 
 factor can still be applied to the sum afterwards. And nothing is recomputed: two matrix products
 with a frozen head, as many as the unfused loss.
 
+A weight that depends on the row's own loss, as that of a clipped objective does, is asked for
+between a chunk's losses and its gradient (``row_weights``), so it costs no further product. Nor do
+entropies, which are summed over the same tiles.
+
 Rejected: recomputing the logits in the backward (a third product over the whole vocabulary for a
 buffer that has to exist a moment later anyway); ``torch.nn.functional.linear_cross_entropy`` (torch
 2.13: no weights per token, and rows without loss go through the head); selecting rows with a
@@ -31,18 +35,15 @@ from torch.autograd.function import once_differentiable
 
 from gptoss_kernels.backend import (
     Backend,
-    launch,
     on_device,
     require_backend,
     require_triton,
     without_autocast,
 )
+from gptoss_kernels.cross_entropy_rows import TILE_COLUMNS, RowWeights, row_losses_
 from gptoss_kernels.packed_linear import PackedWeight, sum_of_products, write_products
 
-__all__ = ["linear_cross_entropy", "linear_cross_entropy_reference"]
-
-_TILE_COLUMNS = 8192
-"""Columns of the vocabulary that are widened to fp32 at a time: 32 MiB at 1,024 rows."""
+__all__ = ["RowWeights", "linear_cross_entropy", "linear_cross_entropy_reference"]
 
 
 def linear_cross_entropy(
@@ -54,15 +55,18 @@ def linear_cross_entropy(
     chunk_rows: int = 1024,
     ignore_index: int = -100,
     z_loss: float = 0.0,
+    temperature: float = 1.0,
+    row_weights: RowWeights | None = None,
+    entropies: Tensor | None = None,
     selected_rows: int | None = None,
     backend: Backend = "torch",
 ) -> tuple[Tensor, Tensor]:
-    """Return ``sum_i w_i * (lse_i - logit_i[label_i] + z * lse_i^2)`` and every cross-entropy.
+    """Return ``sum_i w_i * (lse_i - x_i[label_i] + z * lse_i^2)`` and every cross-entropy.
 
-    ``logits = hidden @ weight.T`` and ``lse`` is their log-sum-exp; only rows whose weight is not 0
-    and whose label is not ``ignore_index`` are computed. It is a *sum*: divide it by the weight of
-    the whole optimizer step (all micro-batches, all ranks), never of the micro-batch. ``labels[i]``
-    is the token that row ``i`` predicts: the shift by one is the caller's.
+    ``x = hidden @ weight.T / temperature`` and ``lse`` is its log-sum-exp; only rows whose weight
+    is not 0 and whose label is not ``ignore_index`` are computed. It is a *sum*: divide it by the
+    weight of the whole optimizer step (all micro-batches, all ranks), never of the micro-batch.
+    ``labels[i]`` is the token that row ``i`` predicts: the shift by one is the caller's.
 
     Logits are rounded to the dtype of ``hidden``, as the unfused head does; everything after them
     is fp32 (fp64 for fp64 inputs). The gradient is ready after the forward pass and handed over
@@ -78,6 +82,14 @@ def linear_cross_entropy(
         chunk_rows: Rows of logits that exist at a time.
         ignore_index: Label of a token without loss.
         z_loss: Factor of ``lse^2``; 0 leaves it out.
+        temperature: Divides the logits, in fp32.
+        row_weights: From the cross-entropies ``[C]`` of some rows, without graph, and their numbers
+            ``[C]`` int64 to their ``w``, of any sign, in the place of ``loss_weights``, which then
+            say no more than which rows are computed. They are constants of the gradient. It is
+            called once for each chunk, under ``no_grad``; what it returns for a row that carries
+            no loss counts 0.
+        entropies: ``[N]``, dtype of the results; filled with ``-sum_v p log p`` of ``p =
+            softmax(x)`` in nats where there is loss, 0 elsewhere.
         selected_rows: How many rows carry loss, where the caller knows it on the host (a collator
             does). ``None``: on the CPU they are counted; on a GPU counting would stall it, so every
             row goes through the head, with the same result.
@@ -88,13 +100,15 @@ def linear_cross_entropy(
         in the same dtype, detached, without weight and without z-loss, 0 where there is no loss.
 
     Raises:
-        ValueError: Shapes or dtypes do not fit, ``loss_weights`` requires a gradient, a count is
-            not positive, or ``selected_rows`` is smaller than the rows that carry loss (on a GPU
-            that is a device-side assertion, as the host does not look).
+        ValueError: Shapes or dtypes do not fit, ``loss_weights`` requires a gradient, a count or
+            the temperature is not positive, or ``selected_rows`` is smaller than the rows that
+            carry loss (on a GPU that is a device-side assertion, as the host does not look).
 
     See ``linear_cross_entropy_reference``; Wijmans et al., Cut Your Losses, arXiv 2411.09009.
     """
     _validate(hidden, weight, labels, loss_weights, chunk_rows, selected_rows)
+    accumulator = _accumulator_dtype(hidden)
+    _validate_rows(hidden, temperature, entropies, accumulator)
     require_backend(backend)
     if backend == "triton":
         dense = weight if isinstance(weight, Tensor) else None
@@ -103,12 +117,14 @@ def linear_cross_entropy(
     plan = _Plan(
         chunk_rows=chunk_rows,
         z_loss=z_loss,
+        temperature=temperature,
+        row_weights=row_weights,
+        entropies=entropies,
         rows=_row_count(selected, selected_rows),
         backend=backend,
         hidden_grad=torch.is_grad_enabled() and hidden.requires_grad,
         weight_grad=torch.is_grad_enabled() and getattr(weight, "requires_grad", False),
     )
-    accumulator = _accumulator_dtype(hidden)
     scales = torch.where(selected, loss_weights.detach().to(accumulator), 0.0)
     targets = torch.where(selected, labels, 0)
     return _LinearCrossEntropy.apply(hidden, weight, targets, scales, selected, plan)
@@ -122,17 +138,25 @@ def linear_cross_entropy_reference(
     *,
     ignore_index: int = -100,
     z_loss: float = 0.0,
+    temperature: float = 1.0,
+    row_weights: RowWeights | None = None,
+    entropies: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what ``linear_cross_entropy`` returns, through the whole logits and plain autograd.
 
     Args, returns: as ``linear_cross_entropy``; the logits are computed in the dtype given.
     """
-    logits = hidden @ weight.T
+    logits = hidden @ weight.T / temperature
     selected = (labels != ignore_index) & (loss_weights != 0)
     lse = torch.logsumexp(logits, dim=-1)
     label_logits = logits.gather(1, labels.where(selected, 0).unsqueeze(1)).squeeze(1)
     losses = (lse - label_logits).where(selected, 0.0)
     penalty = z_loss * lse.where(selected, 0.0).square()
+    if row_weights is not None:
+        loss_weights = row_weights(losses.detach(), torch.arange(len(losses), device=losses.device))
+    if entropies is not None:
+        each = torch.special.entr(logits.detach().softmax(-1)).sum(-1)
+        entropies.copy_(each.where(selected, 0.0))
     total = ((losses + penalty) * loss_weights.to(losses.dtype).where(selected, 0.0)).sum()
     return total, losses.detach()
 
@@ -143,6 +167,9 @@ class _Plan:
 
     chunk_rows: int
     z_loss: float
+    temperature: float
+    row_weights: RowWeights | None
+    entropies: Tensor | None
     rows: int
     backend: Backend
     hidden_grad: bool
@@ -189,6 +216,22 @@ def _validate(
             f"chunk_rows must be positive and selected_rows not negative, got {chunk_rows} and "
             f"{selected_rows}"
         )
+
+
+def _validate_rows(
+    hidden: Tensor, temperature: float, entropies: Tensor | None, dtype: torch.dtype
+) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if entropies is None:
+        return
+    if tuple(entropies.shape) != (hidden.shape[0],) or entropies.dtype != dtype:
+        raise ValueError(
+            f"entropies must be {(hidden.shape[0],)} of {dtype}, got {tuple(entropies.shape)} of "
+            f"{entropies.dtype}"
+        )
+    if entropies.requires_grad:
+        raise ValueError("entropies have no gradient; give a tensor that asks for none")
 
 
 def _row_count(selected: Tensor, selected_rows: int | None) -> int:
@@ -265,6 +308,8 @@ def _run_chunks(
     """Return the weighted sum, the losses ``[N]`` and the gradients that the plan wants."""
     loss = scales.new_zeros(())
     losses = torch.zeros_like(scales)
+    if plan.entropies is not None:
+        plan.entropies.zero_()
     grad_hidden = torch.zeros_like(hidden) if plan.hidden_grad else None
     grad_weight = None
     if plan.weight_grad:
@@ -279,11 +324,22 @@ def _run_chunks(
             torch.mm(chunk_hidden, weight.T, out=logits)
         else:
             write_products(chunk_hidden, weight, logits)
-        chunk_losses, lse = _losses_and_grad_(
-            logits, targets[chunk], scales[chunk], plan.z_loss, plan.any_grad, plan.backend
+        found, weights = row_losses_(
+            logits,
+            targets[chunk],
+            scales[chunk],
+            chunk,
+            plan.row_weights,
+            temperature=plan.temperature,
+            z_loss=plan.z_loss,
+            with_entropies=plan.entropies is not None,
+            with_grad=plan.any_grad,
+            backend=plan.backend,
         )
-        loss += ((chunk_losses + plan.z_loss * lse.square()) * scales[chunk]).sum()
-        losses.index_copy_(0, chunk, chunk_losses)
+        loss += ((found.losses + plan.z_loss * found.lse.square()) * weights).sum()
+        losses.index_copy_(0, chunk, found.losses)
+        if plan.entropies is not None and found.entropies is not None:
+            plan.entropies.index_copy_(0, chunk, found.entropies)
         if grad_hidden is not None:
             dense = isinstance(weight, Tensor)
             back = torch.mm(logits, weight) if dense else sum_of_products(logits, weight)
@@ -295,78 +351,9 @@ def _run_chunks(
     return loss, losses, grad_hidden, grad_weight
 
 
-def _losses_and_grad_(
-    logits: Tensor,
-    targets: Tensor,
-    scales: Tensor,
-    z_loss: float,
-    with_grad: bool,
-    backend: Backend,
-) -> tuple[Tensor, Tensor]:
-    """Return losses and log-sum-exps ``[C]``; overwrite the logits by their gradient if wanted.
-
-    Rows with scale 0 are padding of the gather: loss, log-sum-exp and gradient are 0 whatever their
-    logits hold, so that NaN in a row without loss cannot reach the sum.
-    """
-    if backend == "triton":
-        return _losses_and_grad_triton_(logits, targets, scales, z_loss, with_grad)
-    return _losses_and_grad_torch_(logits, targets, scales, z_loss, with_grad)
-
-
-def _losses_and_grad_torch_(
-    logits: Tensor, targets: Tensor, scales: Tensor, z_loss: float, with_grad: bool
-) -> tuple[Tensor, Tensor]:
-    dead = scales == 0
-    columns = targets.unsqueeze(1)
-    largest = logits.amax(dim=1).to(scales.dtype)
-    total = torch.zeros_like(largest)
-    for tile in logits.split(_TILE_COLUMNS, dim=1):
-        total += tile.to(scales.dtype, copy=True).sub_(largest.unsqueeze(1)).exp_().sum(dim=1)
-    lse = largest + total.log()
-    losses = lse - logits.gather(1, columns).squeeze(1).to(scales.dtype)
-    if with_grad:
-        factor = scales * (1 + 2 * z_loss * lse)
-        # The label's entry is made apart: p - 1 after rounding p to bf16 would lose what is left of
-        # the gradient where the model is sure.
-        at_label = factor * torch.exp(-losses) - scales
-        for tile in logits.split(_TILE_COLUMNS, dim=1):
-            gradient = tile.to(scales.dtype, copy=True).sub_(lse.unsqueeze(1)).exp_()
-            gradient.mul_(factor.unsqueeze(1))
-            tile.copy_(gradient.masked_fill_(dead.unsqueeze(1), 0.0))
-        at_label = at_label.masked_fill(dead, 0.0)
-        logits.scatter_(1, columns, at_label.to(logits.dtype).unsqueeze(1))
-    return losses.masked_fill(dead, 0.0), lse.masked_fill(dead, 0.0)
-
-
-def _losses_and_grad_triton_(
-    logits: Tensor, targets: Tensor, scales: Tensor, z_loss: float, with_grad: bool
-) -> tuple[Tensor, Tensor]:
-    from gptoss_kernels._triton._cross_entropy import _cross_entropy_kernel
-
-    losses = torch.empty_like(scales)
-    lse = torch.empty_like(scales)
-    rows, columns = logits.shape
-    launch(
-        _cross_entropy_kernel,
-        (rows,),
-        logits,
-        targets,
-        scales,
-        losses,
-        lse,
-        logits.stride(0),
-        columns,
-        z_loss,
-        WITH_GRAD=with_grad,
-        BLOCK_V=min(_TILE_COLUMNS, 1 << (columns - 1).bit_length()),
-        num_warps=8,
-    )
-    return losses, lse
-
-
 def _add_weight_grad(grad_weight: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
     """Add ``grad_logits.T @ hidden`` in the accumulator's dtype, by tiles of the vocabulary."""
     wide = hidden.to(grad_weight.dtype)
-    for start in range(0, grad_weight.shape[0], _TILE_COLUMNS):
-        tile = slice(start, start + _TILE_COLUMNS)
+    for start in range(0, grad_weight.shape[0], TILE_COLUMNS):
+        tile = slice(start, start + TILE_COLUMNS)
         grad_weight[tile].addmm_(grad_logits[:, tile].T.to(grad_weight.dtype), wide)

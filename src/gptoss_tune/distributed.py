@@ -1,4 +1,4 @@
-"""Collectives: sums and gathers over all ranks; a single process answers itself."""
+"""Collectives: sums, maxima and gathers over all ranks; a single process answers itself."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def max_over_ranks(values: Tensor) -> Tensor:
+    """Return the largest of ``values`` over all ranks, each for itself, in a tensor of its own."""
+    most = values.clone()
+    if world_size() > 1:
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return most
 
 
 def gather_over_ranks(value: Any) -> list[Any]:

@@ -34,7 +34,7 @@ def rows(path, row, count=50):
 def test_operations_of_a_step(recipe, name):
     """The head once more for every preference; for KTO a forward pass of other answers too."""
     sft, made = plan(recipe("sft"), H100).work, plan(recipe(name), H100).work
-    more = {"sft": 0, "kto": HEAD + sft.flops.forward}.get(name, HEAD)
+    more = {"sft": 0, "grpo": 0, "kto": HEAD + sft.flops.forward}.get(name, HEAD)
     assert made.flops.total == sft.flops.total + more
     assert made.flops.as_json().get("added", 0) == more
     assert made.tokens_per_second == pytest.approx(989e12 * 0.35 / made.flops.total)

@@ -1,9 +1,8 @@
 """Prompt files of a recipe -> questions: the ids a server would send, and how to grade the answer.
 
-A row is any row that training reads, or one that ends where the assistant is to answer. A row that
-holds the answer already is cut back to its last question, so that held-out conversations serve as
-prompts too; beside the row's own keys ``answer`` (a text, or a list of accepted ones) or
-``pattern`` (a regular expression) grade the final channel.
+A row is any row that training reads, or one that ends where the assistant is to answer; a row that
+holds the answer already is cut back to its last question. Beside it the row's own keys ``answer``
+(a text, or a list of accepted ones) or ``pattern`` (a regular expression) grade the final channel.
 
 All files are read before a gigabyte of weights is, and every mistake in them is in one message.
 Templates of columns and datasets on the Hub were left out on purpose: a set of prompts is small,
@@ -20,12 +19,9 @@ from typing import Any, Final, TypeVar
 from gptoss_tune.errors import DataError
 from gptoss_tune.grading.grader import Grader
 from gptoss_tune.grading.rows import read_grader
-from gptoss_tune.harmony.conversation import Conversation, Message
-from gptoss_tune.harmony.fields import Effort, shown, take_listed
-from gptoss_tune.harmony.formats.detect import format_of
-from gptoss_tune.harmony.formats.prompt import read_prompt
-from gptoss_tune.harmony.formats.registry import read_as
-from gptoss_tune.harmony.formats.sharegpt import is_of_assistant
+from gptoss_tune.harmony.conversation import Conversation
+from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.formats.registry import read_unanswered
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.sources.files import read_file
@@ -36,11 +32,6 @@ from gptoss_tune.harmony.sources.rows import Located
 LONGEST_CONTEXT: Final = 131_072
 """Positions that gpt-oss was made for."""
 _MOST_SHOWN: Final = 20
-_NO_TEMPLATES: Final = (
-    "Files of prompts have no templates: write the question under the key prompt, and an answer to "
-    "grade by under answer"
-)
-_KNOWN_COLUMNS: Final = frozenset({"messages", "conversations", "prompt", "chosen", "rejected"})
 
 _Read = TypeVar("_Read")
 
@@ -145,58 +136,6 @@ def read_located(
             )
         )
     return found
-
-
-def read_unanswered(
-    row: dict[str, Any],
-    source: str,
-    reading: ReadSettings = AS_IT_STANDS,
-    *,
-    other_columns: str = _NO_TEMPLATES,
-) -> Conversation:
-    """Return the conversation of a row up to where the assistant is to answer.
-
-    Args:
-        row: As its file has it.
-        source: Its place, for messages.
-        reading: How rows are read.
-        other_columns: What to do about a row that has none of the known columns.
-
-    Raises:
-        DataError: The row is in no known format, or asks nothing.
-    """
-    if not row.keys() & _KNOWN_COLUMNS:
-        columns = ", ".join(shown(key) for key in list(row)[:8]) or "none"
-        raise DataError(
-            f"{source}: no known columns (got {columns}); expected messages, conversations or "
-            f"prompt. {other_columns}"
-        )
-    name = format_of(row, source, templates=False)
-    messages = take_listed(row.get("messages"), source, "messages")
-    if name == "prompt" or (isinstance(messages, list) and not _is_answered(messages, reading)):
-        return read_prompt(row, source, reading=reading)
-    conversation = read_as(name, row, source, reading)
-    conversation.messages = _without_answer(conversation.messages)
-    if not conversation.messages:
-        raise DataError(f"{source}: the row asks nothing; a prompt needs a message of the user")
-    return conversation
-
-
-def _is_answered(messages: list[Any], reading: ReadSettings) -> bool:
-    """Whether the assistant has the last word, by whatever name the recipe has it."""
-    last = messages[-1] if messages else None
-    if not isinstance(last, dict):
-        return False
-    author = last.get("author")
-    holder = author if isinstance(author, dict) else last
-    said = holder.get("from") if holder.get("role") is None else holder["role"]
-    return is_of_assistant(reading.role(said))
-
-
-def _without_answer(messages: list[Message]) -> list[Message]:
-    """Drop what follows the last message of the user: calls and results belong to the answer."""
-    asked = [n for n, message in enumerate(messages) if message.header.role == "user"]
-    return messages[: asked[-1] + 1] if asked else []
 
 
 def questions_of(

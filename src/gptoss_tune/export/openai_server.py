@@ -303,13 +303,18 @@ def said_with(error: urllib.error.HTTPError, key: str | None = None) -> str:
         raw = _within(_LOADING_PAUSE_S, lambda: error.read(LARGEST_ANSWER))
     except (OSError, http.client.HTTPException, ValueError):
         raw = b""
+    return said(error.code, raw, key)
+
+
+def said(status: int, raw: bytes, key: str | None = None) -> str:
+    """Return a status with the words of the answer that came with it, without the ``key``."""
     if key:
         raw = raw.replace(key.encode(), HIDDEN.encode())  # before it is cut short
     try:
         words = words_in(parse(raw))
     except ValueError:
         words = one_line(" ".join(raw.decode("utf-8", "replace").split()))[:_LONGEST_WORDS]
-    return f'HTTP {error.code}, it says: "{words}"' if words else f"HTTP {error.code}"
+    return f'HTTP {status}, it says: "{words}"' if words else f"HTTP {status}"
 
 
 def words_in(answer: Any) -> str:

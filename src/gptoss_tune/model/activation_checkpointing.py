@@ -39,6 +39,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from gptoss_tune.model.experts import ExpertSettings
+from gptoss_tune.model.routing import RouterChoice, keep_choice
 from gptoss_tune.plan.experts.at_work import SCRATCH_BYTES
 from gptoss_tune.plan.training_setup import KEEP_ATTENTION_FROM
 
@@ -69,7 +70,7 @@ def set_checkpointing(model: nn.Module, mode: Checkpointing) -> None:
         (experts,) = (m for m in layer.modules() if type(m).__name__ == "GptOssExperts")
         run = partial(_run_again, layer, experts, offloader=offloader)
         layer._gradient_checkpointing_func = run if again else None
-        _set_router(layer.mlp.router, replayed=again)
+        keep_choice(layer.mlp.router, kept=again)
         settings = getattr(experts, "expert_settings", ExpertSettings())
         experts.expert_settings = replace(
             settings,
@@ -139,17 +140,6 @@ def _share_input(module: Any, args: tuple[Any, ...]) -> None:
     module.cast_input_dtype_enabled = not torch.is_autocast_enabled(args[0].device.type)
 
 
-@dataclass
-class RouterChoice:
-    """The experts of one layer's tokens in one step, from the forward to the backward pass.
-
-    Attributes:
-        indices: ``[T, K]`` int64; ``None`` until the router has chosen.
-    """
-
-    indices: Tensor | None = None
-
-
 @contextmanager
 def _same_choices(
     layer: Any,
@@ -167,33 +157,6 @@ def _same_choices(
         yield
     finally:
         layer.mlp.router.choice = layer.self_attn.attention_kept = experts.experts_kept = None
-
-
-def _set_router(router: Any, *, replayed: bool) -> None:
-    """Add or remove the hook that keeps the router's choice."""
-    handle = getattr(router, "choice_handle", None)
-    if handle is not None:
-        handle.remove()
-    router.choice = None
-    router.choice_handle = router.register_forward_hook(_use_choice) if replayed else None
-
-
-def _use_choice(
-    router: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Replace the router's choice by the kept one, or keep it where there is none yet.
-
-    The weights are gathered and normalised here in the first pass too: checkpointing pairs what the
-    two passes save by order.
-    """
-    if router.choice is None:
-        return None
-    logits, _, indices = output
-    if router.choice.indices is None:
-        router.choice.indices = indices
-    chosen = logits.gather(1, router.choice.indices)
-    scores = torch.softmax(chosen, dim=1, dtype=chosen.dtype)
-    return logits, scores, router.choice.indices
 
 
 class InputOffloader:

@@ -11,17 +11,19 @@ generation and evaluation of logits are untouched.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from gptoss_kernels import PackedWeight, linear_cross_entropy, packed_linear
+from gptoss_kernels.cross_entropy_rows import RowWeights
 from torch import Tensor
 from torch.nn import functional
 from transformers import GptOssForCausalLM
 from transformers.utils.generic import ModelOutput
 
 from gptoss_tune.model.packed.layers import head_weight
+from gptoss_tune.model.routing import replaying
 
 
 @dataclass
@@ -32,10 +34,24 @@ class TokenLossOutput(ModelOutput):
         loss_sum: Scalar fp32, the sum of ``loss_weights * token_losses`` over the micro-batch; the
             caller divides by the weight of the whole optimizer step.
         token_losses: ``[B, S]`` fp32 without gradient, 0 where the weight is 0.
+        entropies: ``[B, S]`` fp32 of the next-token distributions, in nats, 0 where the weight is
+            0; ``None`` unless asked for.
     """
 
     loss_sum: Tensor | None = None
     token_losses: Tensor | None = None
+    entropies: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What of ``GptOssForTuning.forward`` the losses are computed from, with its names."""
+
+    shift_labels: Tensor
+    loss_weights: Tensor
+    selected_rows: int | None
+    temperature: float
+    with_entropies: bool
 
 
 class GptOssForTuning(GptOssForCausalLM):
@@ -57,6 +73,10 @@ class GptOssForTuning(GptOssForCausalLM):
         states_at: Tensor | None = None,
         diverged_from: Tensor | None = None,
         reweigh: Callable[[Tensor], Tensor] | None = None,
+        row_weights: RowWeights | None = None,
+        temperature: float = 1.0,
+        with_entropies: bool = False,
+        choices: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Return losses for ``loss_weights``, states or divergences for ``states_at``, else logits.
@@ -76,40 +96,63 @@ class GptOssForTuning(GptOssForCausalLM):
             reweigh: From the losses ``[B, S]`` of the tokens with a weight, of a pass through the
                 head without gradient, to the weights of the one with a gradient, of any sign; a
                 token without a weight must keep none. Losses are then those of the first.
+            row_weights: From the losses ``[C]`` of some tokens with a weight and their numbers
+                ``[C]`` in the flattened batch to the weights of the gradient, of any sign: called
+                in the one pass through the head, chunk by chunk, where each token's weight depends
+                on its own loss alone.
+            temperature: Divides the logits of the losses.
+            with_entropies: Return entropies, too.
+            choices: ``[B, S, L, K]`` uint8, experts to compute with; see ``model.routing``.
             kwargs: As in ``GptOssForCausalLM.forward``.
         """
         if states_at is not None:
-            hidden = self.model(input_ids, *args, **kwargs).last_hidden_state
+            hidden = self._hidden(input_ids, *args, choices=choices, **kwargs)
             states = hidden.flatten(0, 1)[states_at]
             if diverged_from is None:
                 return states
             return divergence(diverged_from, states, head_weight(self.lm_head))
         if loss_weights is None:
-            return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+            with replaying(self, choices):
+                return super().forward(input_ids, *args, **kwargs)  # pyright: ignore[reportArgumentType]
         if shift_labels is None:
             raise ValueError("loss_weights came without shift_labels; pass both or neither")
-        hidden = self.model(input_ids, *args, **kwargs).last_hidden_state.flatten(0, 1)
-        labels, known = shift_labels.flatten(), None
-        if reweigh is not None:
-            with torch.no_grad():
-                _, known = self._losses(hidden, labels, loss_weights.flatten(), selected_rows)
-            loss_weights = reweigh(known.view_as(loss_weights))
-        loss_sum, losses = self._losses(hidden, labels, loss_weights.flatten(), selected_rows)
-        token_losses = losses if known is None else known
-        return TokenLossOutput(loss_sum=loss_sum, token_losses=token_losses.view_as(loss_weights))
+        hidden = self._hidden(input_ids, *args, choices=choices, **kwargs).flatten(0, 1)
+        targets = _Targets(shift_labels, loss_weights, selected_rows, temperature, with_entropies)
+        if reweigh is None:
+            return self._losses(hidden, targets, row_weights)
+        with torch.no_grad():
+            known: Any = self._losses(hidden, targets).token_losses
+        targets = replace(targets, loss_weights=reweigh(known))
+        return replace(self._losses(hidden, targets), token_losses=known)
+
+    def _hidden(self, *args: Any, choices: Tensor | None, **kwargs: Any) -> Tensor:
+        with replaying(self, choices):
+            return self.model(*args, **kwargs).last_hidden_state
 
     def _losses(
-        self, hidden: Tensor, labels: Tensor, weights: Tensor, selected_rows: int | None
-    ) -> tuple[Tensor, Tensor]:
-        weight = head_weight(self.lm_head)
-        return linear_cross_entropy(
+        self, hidden: Tensor, targets: _Targets, row_weights: RowWeights | None = None
+    ) -> TokenLossOutput:
+        weight, shape = head_weight(self.lm_head), targets.loss_weights.shape
+        entropies = None
+        if targets.with_entropies:
+            exact = torch.promote_types(hidden.dtype, torch.float32)
+            entropies = torch.empty(len(hidden), dtype=exact, device=hidden.device)
+        loss_sum, losses = linear_cross_entropy(
             hidden,
             weight,
-            labels,
-            weights,
+            targets.shift_labels.flatten(),
+            targets.loss_weights.flatten(),
             chunk_rows=CHUNK_ROWS if isinstance(weight, Tensor) else PACKED_CHUNK_ROWS,
-            selected_rows=selected_rows,
+            temperature=targets.temperature,
+            row_weights=row_weights,
+            entropies=entropies,
+            selected_rows=targets.selected_rows,
             backend=self.loss_backend,
+        )
+        return TokenLossOutput(
+            loss_sum=loss_sum,
+            token_losses=losses.view(shape),
+            entropies=None if entropies is None else entropies.view(shape),
         )
 
 

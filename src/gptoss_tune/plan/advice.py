@@ -269,11 +269,16 @@ def _changes(setup: TrainingSetup) -> Iterator[_Change]:
         yield _Change({"model.experts_precision": "mxfp4"}, "the same values, decoded when used")
     batch, steps = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if batch > 1:
-        fewer = {
-            "train.per_device_train_batch_size": 1,
-            "train.gradient_accumulation_steps": batch * steps,
-        }
+        fewer = {"train.per_device_train_batch_size": 1}
+        if setup.method.name != "grpo":  # whose steps take as many micro-batches as they need
+            fewer["train.gradient_accumulation_steps"] = batch * steps
         yield _Change(fewer, "the same optimizer steps, in smaller pieces")
+    if setup.method.name == "grpo":
+        together = setup.method.rollout_batch // 2
+        while together:
+            cost = "fewer episodes are sampled together, which takes longer"
+            yield _Change({"method.rollout_batch": together}, cost)
+            together //= 2
     modes = ("none", "selective", "full", "offload")
     costs = {
         "selective": "one product of each layer is computed again",

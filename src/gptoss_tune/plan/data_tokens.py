@@ -67,6 +67,31 @@ def tokens_in_files(sources: list[DataSource], *, branches: int = 1) -> DataToke
     return DataTokens(int(total), origin)
 
 
+def prompts_in_files(sources: list[DataSource]) -> int | None:
+    """Return the rows of data, as often as they are used; ``None`` unless all are lines of JSON."""
+    total = 0.0
+    for source in sources:
+        path = Path(source.path)
+        if path.suffix.lower() not in _LINES or not path.is_file() or source.limit:
+            return None
+        with path.open("rb") as stream:
+            total += source.weight * sum(bool(line.strip()) for line in stream)
+    return int(total)
+
+
+def prompt_tokens(data: DataSection, most: int) -> tuple[int, str]:
+    """Return the tokens of a prompt on average, and where the number comes from, in words.
+
+    Args:
+        data: Whose training rows are counted; their answers and graders count as well.
+        most: Tokens that there is room for: taken where the rows cannot be counted.
+    """
+    tokens, rows = tokens_in_files(data.train), prompts_in_files(data.train)
+    if tokens is None or not rows:
+        return most, "the most possible"
+    return min(most, max(1, tokens.count // rows)), f"row bytes / {BYTES_PER_TOKEN:g}"
+
+
 def held_out_tokens(data: DataSection, *, branches: int = 1) -> int | None:
     """Return the tokens of one pass over the held-out data, by the files' sizes."""
     found = tokens_in_files(data.train if data.eval is None else data.eval, branches=branches)

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss_tune.plan.architecture import Architecture
-from gptoss_tune.plan.data_tokens import held_out_tokens
+from gptoss_tune.plan.data_tokens import held_out_tokens, prompt_tokens, prompts_in_files
 from gptoss_tune.plan.flops import Work
 from gptoss_tune.plan.gpus import Gpu
+from gptoss_tune.plan.rollout.cost import playing_seconds
+from gptoss_tune.plan.rollout.phase import phase_of
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import base_bytes, compute_bytes, expert_parameters
 from gptoss_tune.recipe.data_schema import DataSection
@@ -88,7 +90,7 @@ def evaluation_time(
     drift, safety = evaluation.drift, evaluation.safety
     data, processes = setup.data, setup.num_processes
     forward_rate = card.tflops * 1e12 * work.efficiency / work.flops.forward  # tokens/s of a card
-    token_seconds = _bytes_read(setup.architecture, setup.model) / (
+    token_seconds = bytes_read(setup.architecture, setup.model) / (
         card.memory_tb_per_s * 1e12 * work.efficiency
     )
 
@@ -110,12 +112,10 @@ def evaluation_time(
     unsafe = again + _rows(safety.requests, safety.max_requests)
     compared = probes + (questions if prompts_to_base else 0) + unsafe
     starts_as_base = evaluation.at_start and setup.lora.init_from is None
-    tokens, passes = held_out_tokens(data, branches=setup.added.branches), 1
-    passes += setup.added.forward_passes
     return EvaluationTime(
         held_out=Repeated(
             _held_out_passes(data, setup.train.eval_steps, work.steps),
-            None if tokens is None else passes * tokens / (forward_rate * processes),
+            _held_out_seconds(setup, card, work),
         ),
         asked=Repeated(
             _evaluations(evaluation, work.steps), answering(questions + probes + unsafe) + comparing
@@ -125,7 +125,25 @@ def evaluation_time(
     )
 
 
-def _bytes_read(architecture: Architecture, model: ModelSection) -> int:
+def _held_out_seconds(setup: TrainingSetup, card: Gpu, work: Work) -> float | None:
+    """Return the seconds of one look at held-out data: forward passes, or an episode a prompt."""
+    data, phase = setup.data, phase_of(setup)
+    if phase is None:
+        tokens = held_out_tokens(data, branches=setup.added.branches)
+        rate = card.tflops * 1e12 * work.efficiency / work.flops.forward * setup.num_processes
+        passes = 1 + setup.added.forward_passes
+        return None if tokens is None else passes * tokens / rate
+    rows = prompts_in_files(data.train if data.eval is None else data.eval)
+    if rows is None or setup.method.name != "grpo" or setup.method.sampler == "server":
+        return None
+    if data.eval is None:
+        rows = int(rows * (data.eval_fraction or 0))
+    share = -(-rows // setup.num_processes)
+    read, prompt = bytes_read(setup.architecture, setup.model), prompt_tokens(data, phase.prompt)[0]
+    return playing_seconds(setup, card, work, read, episodes=share, prompt_tokens=prompt)
+
+
+def bytes_read(architecture: Architecture, model: ModelSection) -> int:
     """Return the bytes that one token of an answer moves through a GPU's memory."""
     held = base_bytes(architecture, model)
     # Of the two tables of the vocabulary only the head is read whole.

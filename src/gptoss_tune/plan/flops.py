@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from gptoss_tune.plan.architecture import Architecture, AttentionKind
-from gptoss_tune.plan.data_tokens import tokens_in_files
+from gptoss_tune.plan.data_tokens import prompt_tokens, prompts_in_files, tokens_in_files
+from gptoss_tune.plan.rollout.phase import phase_of
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import Factors
 
@@ -138,6 +139,8 @@ def work(
     train, data = setup.train, setup.data
     flops = flops_per_token(setup)
     rate = setup.num_processes * tflops * 1e12 * efficiency / flops.total
+    if setup.method.name == "grpo":
+        return _of_episodes(setup, flops, rate, efficiency)
     origin = "rows of data.max_length, which shorter rows do not fill"
     if train.max_steps is not None:
         tokens, steps = train.max_steps * setup.step_tokens, train.max_steps
@@ -155,4 +158,23 @@ def work(
         return Work(flops, None, "not known before the data is read", None, rate, efficiency)
     tokens = int(epoch_tokens * train.num_train_epochs)
     steps = max(1, round(tokens / setup.step_tokens)) if data.packing else None
+    return Work(flops, tokens, origin, steps, rate, efficiency)
+
+
+def _of_episodes(setup: TrainingSetup, flops: Flops, rate: float, efficiency: float) -> Work:
+    """Return the work of a training on episodes, each with one answer of full length."""
+    train, data, method, phase = setup.train, setup.data, setup.method, phase_of(setup)
+    assert phase is not None and method.name == "grpo"
+    steps = train.max_steps
+    if steps is None:
+        assert train.num_train_epochs is not None  # the recipe's rules demand one of both
+        rows = prompts_in_files(data.train)
+        if rows is None:
+            return Work(flops, None, "not known before the data is read", None, rate, efficiency)
+        rows = int(rows * (1 - (data.eval_fraction or 0)))
+        phases = -(-int(rows * train.num_train_epochs) // method.prompts_per_step)
+        steps = max(1, phases) * method.updates
+    episode = min(prompt_tokens(data, phase.prompt)[0] + phase.answer, phase.longest)
+    tokens = steps * method.prompts_per_step * method.group_size * episode
+    origin = f"episodes of {episode:,} at most"
     return Work(flops, tokens, origin, steps, rate, efficiency)

@@ -24,6 +24,7 @@ from gptoss_tune.plan.experts.at_work import (
     tiles,
 )
 from gptoss_tune.plan.parallel.context import attention_moment
+from gptoss_tune.plan.rollout.phase import playing_bytes
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import (
     FP32_BYTES,
@@ -31,9 +32,7 @@ from gptoss_tune.plan.weights import (
     Factors,
     adapter_parameters,
     base_bytes,
-    head_bytes,
     int8_bytes,
-    layer_bytes,
     optimizer_bytes,
 )
 
@@ -44,6 +43,7 @@ FRAGMENTATION = 0.03
 """Share of the peak that the allocator cannot use: an allowance, not a measurement."""
 
 _INDEX_BYTES, _LONG_INDEX_BYTES = 4, 8
+_WEIGHTS = ("experts", "attention", "embeddings", "other weights", "adapters")
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def moments(setup: TrainingSetup) -> Moments:
     if setup.strategy == "fsdp2":
         # The layer at work, the buffer that receives the next, and lm_head, which stays together
         # from the forward to the backward pass; one layer's gradients, whole, and their sums.
-        gathered = _gathered(setup)
+        gathered = setup.gathered_bytes
         gathered += 4 * FP32_BYTES * adapter_parameters(lowest)
         step = -(-step // setup.shards)
     return Moments(rerun, working, scratch(setup), loss, step, gathered)
@@ -219,13 +219,6 @@ def _attention_backward(setup: TrainingSetup, factors: list[Factors]) -> int:
     parts = 3 * a.query_size * any(f.target == "o_proj" for f in factors)
     heads = 2 * a.query_size + 2 * a.key_size
     return setup.tokens * max(parts, heads) * setup.value_bytes
-
-
-def _gathered(setup: TrainingSetup) -> int:
-    """Return the bytes of two layers' frozen weights, and of ``lm_head``, put together."""
-    a, model = setup.architecture, setup.model
-    head = 0 if model.head == "cpu" else head_bytes(a, model)
-    return 2 * sum(layer_bytes(a, model).values()) + head
 
 
 def _loss_chunk(setup: TrainingSetup, *, backward: bool) -> int:
@@ -251,7 +244,7 @@ def forward_peak(setup: TrainingSetup) -> int:
     They lie below the peak of a step in every mode: nothing is kept for a backward pass, and what
     one layer works on is less than what its backward pass does.
     """
-    base = sum(base_bytes(setup.architecture, setup.model).values()) - _on_host(setup)
+    base = sum(base_bytes(setup.architecture, setup.model).values()) - setup.host_weight_bytes
     held = base + FP32_BYTES * adapter_parameters(setup.factors)
     held = -(-held // setup.shards) + forward_moment(setup)
     return held + CONTEXT_BYTES + int(FRAGMENTATION * held)
@@ -269,7 +262,7 @@ def forward_moment(setup: TrainingSetup) -> int:
     loss = _loss_chunk(setup, backward=False) + tokens * a.hidden * value
     gathered = 0
     if setup.strategy == "fsdp2":
-        gathered = _gathered(setup)
+        gathered = setup.gathered_bytes
     tables = tokens * a.head_dim * value  # cosines and sines
     return max(attention, experts + scratch(setup, backward=False), loss) + tables + gathered
 
@@ -292,23 +285,38 @@ class Memory:
     @property
     def resident(self) -> int:
         """Bytes of the base and the adapters, which a loaded model holds."""
-        names = ("experts", "attention", "embeddings", "other weights", "adapters")
-        return sum(self.kinds[name] for name in names)
+        return sum(self.kinds[name] for name in _WEIGHTS)
 
 
 def memory(setup: TrainingSetup) -> Memory:
-    """Return the peak of one GPU, by kind.
+    """Return the peak of one GPU, by kind: of a step, or of playing episodes, if that is more.
 
     Rows are taken at ``data.max_length``: shorter ones need less. With several GPUs ``ddp`` holds
     everything on each, ``fsdp2`` a share of it.
     """
+    step = step_memory(setup)
+    return max(step, playing_memory(setup, step) or step, key=lambda one: one.peak)
+
+
+def playing_memory(setup: TrainingSetup, step: Memory) -> Memory | None:
+    """Return the peak while episodes are played, beside what a step leaves; else ``None``."""
+    if not (playing := playing_bytes(setup)):
+        return None
+    kinds = {name: step.kinds[name] for name in (*_WEIGHTS, "optimizer")} | playing
+    if setup.strategy == "fsdp2":
+        kinds["gathered weights"] = setup.gathered_bytes
+    return _with_headroom(kinds)
+
+
+def step_memory(setup: TrainingSetup) -> Memory:
+    """Return the peak of a training step on one GPU, by kind."""
     optim, shards = setup.train.optim, setup.shards
     trained = adapter_parameters(setup.factors)
     base = base_bytes(setup.architecture, setup.model)
     kinds = {
         "experts": -(-base["experts"] // shards),
         "attention": -(-base["attention"] // shards),
-        "embeddings": -(-(base["embeddings"] - _on_host(setup)) // shards),
+        "embeddings": -(-(base["embeddings"] - setup.host_weight_bytes) // shards),
         "other weights": -(-base["other"] // shards),
         "adapters": -(-FP32_BYTES * trained // shards),
         "gradients": -(-FP32_BYTES * trained // shards),
@@ -324,8 +332,11 @@ def memory(setup: TrainingSetup) -> Memory:
     if added:
         kinds[setup.method.name] = added
     kinds |= _largest_moment(moments(setup))
-    kinds["headroom"] = CONTEXT_BYTES + int(FRAGMENTATION * sum(kinds.values()))
-    return Memory(kinds)
+    return _with_headroom(kinds)
+
+
+def _with_headroom(kinds: dict[str, int]) -> Memory:
+    return Memory(kinds | {"headroom": CONTEXT_BYTES + int(FRAGMENTATION * sum(kinds.values()))})
 
 
 def fitted(setup: TrainingSetup, memory_bytes: int) -> TrainingSetup:
@@ -373,16 +384,9 @@ def _largest_moment(passing: Moments) -> dict[str, int]:
     return kinds
 
 
-def _on_host(setup: TrainingSetup) -> int:
-    """Return the bytes of the token embeddings and of ``lm_head`` where they are moved."""
-    a, model = setup.architecture, setup.model
-    held = a.vocabulary * a.hidden * setup.value_bytes if model.embeddings == "cpu" else 0
-    return held + (head_bytes(a, model) if model.head == "cpu" else 0)
-
-
 def host_bytes(setup: TrainingSetup) -> int:
     """Return the pinned or paged host memory of one process: inputs, moments, embeddings."""
-    held = _on_host(setup)
+    held = setup.host_weight_bytes
     if setup.train.activation_checkpointing == "offload":
         layers = setup.architecture.layers - setup.lowest_layer
         held += layers * setup.tokens * setup.architecture.hidden * setup.value_bytes

@@ -12,6 +12,10 @@ A preference is trained in one forward and backward pass, as a conversation is. 
   log-probabilities of all its tokens;
 - for ``kto`` the answers of other prompts, about as many tokens again, which are not trained: a
   forward pass over them in each step and each evaluation, and in the reference's pass too.
+
+Reinforcement trains what the model itself has sampled: ``plan/rollout/`` says what playing costs.
+A step adds a forward pass where a reference holds the model, and one where a batch of episodes is
+trained on more than once, since ratios are taken to the weights that it began with.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ _OF_ANSWERS = 2 * 8 + 3 * 4
 # Of a token that only KTO's KL term reads: id, target, position and the same two numbers (int64),
 # and in fp32 its weight, the reference's log-probability and its loss.
 _MISMATCHED = 5 * 8 + 3 * 4
+# Of a token of an episode, in fp32: its advantage, the sampler's log-probability, its entropy.
+_OF_EPISODES = 3 * 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class Added:
     one fp32 probability of it: ``Added(forward_passes=1, base_copies=1, bytes_per_token=4)``.
 
     Attributes:
-        forward_passes: Over as many tokens as are trained, with no gradient; in an evaluation too.
+        forward_passes: Over as many tokens as are trained, with no gradient; in an evaluation too;
+            a part of one where several steps share it.
         head_passes: Further products with the head for each trained token, with no gradient.
         reference_passes: Over the training and the held-out data, with no gradient, once for the
             run.
@@ -46,7 +53,7 @@ class Added:
         branches: Answers of a row of the data, each of which is read after its prompt.
     """
 
-    forward_passes: int = 0
+    forward_passes: float = 0
     head_passes: int = 0
     reference_passes: int = 0
     base_copies: int = 0
@@ -70,18 +77,29 @@ METHODS = {
         bytes_per_token=_OF_ANSWERS + _MISMATCHED,
         branches=1,
     ),
+    "grpo": Added(bytes_per_token=_OF_EPISODES),
 }
 """Every method by its name in a recipe, with the reference that it has by default."""
 
 
-def added(method: MethodSection, lora: LoraSection) -> Added:
+def added(method: MethodSection, lora: LoraSection, choices: int = 0) -> Added:
     """Return what ``method`` adds with its settings.
 
     Args:
         method: How rows become a loss.
         lora: Says what the reference is, where the method does not.
+        choices: Experts that a token chooses, over all layers: a byte each where they are replayed.
     """
     found = METHODS[method.name]
+    if method.name == "grpo":
+        # Both are computed once for a batch of episodes, and kept as an fp32 value of each token.
+        passes = (reference_of(method, lora) != "none") + (method.updates > 1)
+        kept = 4 * passes + (choices if method.replay_routing else 0)
+        return replace(
+            found,
+            forward_passes=passes / method.updates,
+            bytes_per_token=found.bytes_per_token + kept,
+        )
     if reference_of(method, lora) == "none":
         return replace(found, reference_passes=0)
     return found

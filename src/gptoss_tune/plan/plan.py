@@ -5,9 +5,9 @@ takes a moment and no GPU. The parts: ``architecture`` knows the sizes of the ba
 ``training_setup`` what is trained on it and how, ``methods`` what each method adds, ``weights``
 what is always held, ``memory`` the rest of the peak, ``experts`` their layer at work and the tile
 of tokens that goes through it, ``disk`` the files, ``flops`` the operations,
-``data_tokens`` how much data there is, ``reference_pass`` and ``evaluation_time`` what comes beside
-the training, and ``advice`` what to change. Bytes are counted from shapes and checked against
-loaded models and autograd; hours rest on an assumed efficiency, which a plan always names.
+``data_tokens`` how much data there is, ``reference_pass``, ``evaluation_time`` and ``rollout`` what
+comes beside the training, and ``advice`` what to change. Bytes are counted from shapes and checked
+against loaded models and autograd; hours rest on an assumed efficiency, which a plan always names.
 """
 
 from __future__ import annotations
@@ -18,14 +18,24 @@ from typing import Any
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.plan.advice import Advice, Elsewhere, advice, together, ways_out
 from gptoss_tune.plan.architecture import Architecture, architecture_of
+from gptoss_tune.plan.data_tokens import prompt_tokens
 from gptoss_tune.plan.disk import Disk, disk, run_files
-from gptoss_tune.plan.evaluation_time import EvaluationTime, evaluation_time
+from gptoss_tune.plan.evaluation_time import EvaluationTime, bytes_read, evaluation_time
 from gptoss_tune.plan.experts.at_work import decoding_traffic, tiles
 from gptoss_tune.plan.flops import DEFAULT_EFFICIENCY, Work, work
 from gptoss_tune.plan.gpus import Gpu, smallest_with
-from gptoss_tune.plan.memory import Memory, fitted, host_bytes, memory
+from gptoss_tune.plan.memory import (
+    Memory,
+    fitted,
+    host_bytes,
+    memory,
+    playing_memory,
+    step_memory,
+)
 from gptoss_tune.plan.parallel.context import SharedRows, shared_rows
 from gptoss_tune.plan.reference_pass import ReferencePass, choosing_pass, reference_pass
+from gptoss_tune.plan.rollout.cost import Rollouts, rollouts_of
+from gptoss_tune.plan.rollout.phase import phase_of
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.plan.weights import Factors, adapter_parameters, parameters
 from gptoss_tune.recipe.recipe import Recipe, chosen_count, fsdp2_obstacle, uneven_experts
@@ -55,6 +65,7 @@ class Plan:
         elsewhere: What else is enough, when all the advice is not, or cuts rows.
         shared: What sharing each row costs a GPU; ``None`` where each has rows of its own.
         larger: The smallest known card that fits, when this one does not.
+        rollouts: What the episodes cost; ``None`` for a method that plays none.
     """
 
     recipe: Recipe
@@ -75,6 +86,7 @@ class Plan:
     elsewhere: list[Elsewhere]
     larger: Gpu | None
     shared: SharedRows | None = None
+    rollouts: Rollouts | None = None
 
     @property
     def fits(self) -> bool:
@@ -96,7 +108,11 @@ class Plan:
     @property
     def hours_by_kind(self) -> dict[str, float | None]:
         """Hours of training, evaluation and, where there are any, of the passes before."""
-        passes = {"reference": self.reference, "choosing experts": self.choosing}
+        passes = {
+            "reference": self.reference,
+            "choosing experts": self.choosing,
+            "rollouts": self.rollouts,
+        }
         return {
             "training": self.work.hours,
             "evaluation": self.evaluation.hours,
@@ -155,6 +171,7 @@ class Plan:
             "hours": self.hours,
             "hours_by_kind": self.hours_by_kind,
             **({} if self.reference is None else {"reference": asdict(self.reference)}),
+            **({} if self.rollouts is None else {"rollouts": self.rollouts.as_json()}),
             **({} if self.shared is None else {"shared_rows": asdict(self.shared)}),
             **({} if self.choosing is None else {"choosing_experts": asdict(self.choosing)}),
             "advice": [asdict(entry) for entry in self.advice],
@@ -242,7 +259,20 @@ def plan(
         elsewhere=[] if fits else ways_out(setup, card, changes),
         shared=shared_rows(setup),
         larger=None if fits else smallest_with(needed.peak),
+        rollouts=_rollouts(tiled, card, training),
     )
+
+
+def _rollouts(setup: TrainingSetup, card: Gpu, training: Work) -> Rollouts | None:
+    """Return what the episodes cost, where some are played."""
+    if (phase := phase_of(setup)) is None:
+        return None
+    step = step_memory(setup)
+    playing = playing_memory(setup, step)
+    read = bytes_read(setup.architecture, setup.model)
+    peaks = (None if playing is None else playing.peak, step.peak)
+    prompt = prompt_tokens(setup.data, phase.prompt)
+    return rollouts_of(setup, card, training, read, prompt, peaks)
 
 
 def _gpus_a_row(asked: int, processes: int) -> int:

@@ -13,7 +13,13 @@ from typing import Any
 
 from gptoss_tune.plan.architecture import Architecture
 from gptoss_tune.plan.methods import Added, added
-from gptoss_tune.plan.weights import Factors, adapter_factors, compute_bytes
+from gptoss_tune.plan.weights import (
+    Factors,
+    adapter_factors,
+    compute_bytes,
+    gathered_bytes,
+    host_weight_bytes,
+)
 from gptoss_tune.recipe.data_schema import DataSection
 from gptoss_tune.recipe.schema import (
     LoraSection,
@@ -114,7 +120,18 @@ class TrainingSetup:
     @property
     def added(self) -> Added:
         """What the method adds to a step of supervised fine-tuning."""
-        return added(self.method, self.lora)
+        a = self.architecture
+        return added(self.method, self.lora, a.layers * a.experts_per_token)
+
+    @property
+    def host_weight_bytes(self) -> int:
+        """Bytes of the token embeddings and of ``lm_head`` where they are in host memory."""
+        return host_weight_bytes(self.architecture, self.model)
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of two layers' frozen weights, and of ``lm_head``, put together from shards."""
+        return gathered_bytes(self.architecture, self.model)
 
     @cached_property
     def factors(self) -> list[Factors]:

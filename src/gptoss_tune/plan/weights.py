@@ -183,6 +183,19 @@ def base_bytes(architecture: Architecture, model: ModelSection) -> dict[str, int
     return kinds
 
 
+def gathered_bytes(architecture: Architecture, model: ModelSection) -> int:
+    """Return the bytes of two layers' frozen weights, and of ``lm_head``, put together."""
+    head = 0 if model.head == "cpu" else head_bytes(architecture, model)
+    return 2 * sum(layer_bytes(architecture, model).values()) + head
+
+
+def host_weight_bytes(architecture: Architecture, model: ModelSection) -> int:
+    """Return the bytes of the token embeddings and of ``lm_head`` where they are moved."""
+    a = architecture
+    held = a.vocabulary * a.hidden * compute_bytes(model) if model.embeddings == "cpu" else 0
+    return held + (head_bytes(a, model) if model.head == "cpu" else 0)
+
+
 def parameters(architecture: Architecture) -> int:
     """Return all parameters of the base."""
     a = architecture

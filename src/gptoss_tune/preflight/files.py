@@ -15,7 +15,7 @@ from gptoss_tune.harmony.sources.files import format_suffix, read_file, refuse_u
 from gptoss_tune.harmony.sources.folders import find_files
 from gptoss_tune.harmony.sources.padding import clean_row
 from gptoss_tune.preflight.obstacles import Obstacles
-from gptoss_tune.recipe.data_schema import DataSection, DataSource
+from gptoss_tune.recipe.data_schema import TASK_KEYS, DataSection, DataSource
 from gptoss_tune.recipe.evaluation_schema import EvaluationSection
 from gptoss_tune.recipe.recipe import chosen_count
 from gptoss_tune.recipe.schema import LoraSection, ModelSection, TrainSection
@@ -38,6 +38,7 @@ FIRST_ROWS = 4
 """Rows of each source that are read as the method reads them."""
 _READ_WHOLE = 1 << 24
 """Bytes up to which a file is read that has to be read whole for its first row."""
+_TEMPLATES = "Name what stands in for them under data.train.columns"
 
 
 def look_at_base(model: ModelSection, obstacles: Obstacles) -> Path | None:
@@ -147,7 +148,7 @@ def _look_at_source(source: DataSource, data: DataSection, kind: SampleKind) -> 
     if source.columns is not None:
         from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
-        templates = ColumnTemplates(dict(source.columns.items()))
+        templates = ColumnTemplates(dict(source.columns.items()), structured=TASK_KEYS)
     files = find_files(source.path, name=source.name, split=source.split)
     if files is None:  # on the Hub, which is asked when it is read
         return
@@ -198,6 +199,14 @@ def _reader(kind: SampleKind) -> Callable[[dict[str, Any], str, ReadSettings], o
         from gptoss_tune.harmony.formats.labelled import read_labelled
 
         return lambda row, at, reading: read_labelled(row, at, reading=reading)
+    if kind.rows == "prompt":
+        from gptoss_tune.grading.rows import read_grader
+        from gptoss_tune.harmony.formats.registry import read_unanswered
+
+        def read(row: dict[str, Any], at: str, reading: ReadSettings) -> object:
+            return read_unanswered(row, at, reading, other_columns=_TEMPLATES), read_grader(row, at)
+
+        return read
     from gptoss_tune.harmony.formats.registry import read_row
 
     return read_row

@@ -16,7 +16,7 @@ from gptoss_tune.preflight.unusual import unusual_settings
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.mistakes import KeyPath, Place
 from gptoss_tune.recipe.recipe import fsdp2_obstacle, uneven_experts
-from gptoss_tune.recipe.schema import DistributedSection, ModelSection, TrainSection
+from gptoss_tune.recipe.schema import DistributedSection, MethodSection, ModelSection, TrainSection
 
 
 def look_before_training(
@@ -27,6 +27,7 @@ def look_before_training(
     allow_change: Sequence[str] = (),
     launched: bool = False,
     on_cpu: bool = False,
+    environment: str | None = None,
 ) -> list[str]:
     """Refuse a run that would end with an error later; return what is unusual about it.
 
@@ -37,6 +38,7 @@ def look_before_training(
         allow_change: As given to ``train``.
         launched: By a launcher, which counts processes and GPUs itself.
         on_cpu: Days on a CPU are meant.
+        environment: ``module:Class`` that is to play episodes; ``None``: none was named.
 
     Raises:
         GptossTuneError: With every obstacle; see ``Obstacles.refuse``.
@@ -48,6 +50,8 @@ def look_before_training(
     architecture = _architecture(base, recipe.model.name_or_path)
     fitting = files.look_at_experts(recipe.lora, architecture, obstacles)
     files.look_at_start(recipe.lora, fitting, obstacles)
+    with obstacles.looking("method.name"):
+        _look_at_environment(environment, recipe.method)
     files.look_at_data(recipe.data, kind_of(recipe.method), obstacles)
     files.look_at_questions(recipe.evaluation, obstacles)
     files.look_at_folder(recipe.train, recipe.lora, fitting, obstacles)
@@ -76,6 +80,24 @@ def look_before_training(
                     machine.look_at_time(work, None, obstacles)
     obstacles.refuse()
     return unusual_settings(recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train)
+
+
+def _look_at_environment(environment: str | None, method: MethodSection) -> None:
+    """Look whether the class can be imported, and whether anything would use it.
+
+    Raises:
+        RecipeError: It cannot, or nothing would.
+    """
+    if environment is None:
+        return
+    if method.name != "grpo":
+        raise RecipeError(
+            f"--environment: got {environment!r} with method.name {method.name}, which plays no "
+            "episodes; remove it, or set method.name to grpo"
+        )
+    from gptoss_tune.environments.load import load_environment
+
+    load_environment(environment)
 
 
 def _architecture(base: Path | None, name_or_path: str) -> Architecture | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -34,7 +34,34 @@ ColumnName = Literal[
     "reasoning_effort",
     "weight",
 ]
-"""A field that a template of a source can write."""
+"""A field of a conversation that a template can write."""
+
+GraderKey = Literal[
+    "answer",
+    "pattern",
+    "grader",
+    "choices",
+    "rules",
+    "calls",
+    "schema",
+    "equals",
+    "test",
+    "test_list",
+    "test_setup_code",
+    "test_imports",
+    "stdio_cases",
+    "function_cases",
+    "entry_point",
+    "code_prefix",
+]
+"""A key of a row that graders read, and that a template can write."""
+
+GRADER_KEYS: Final[tuple[str, ...]] = get_args(GraderKey)
+
+TaskKey = Literal[GraderKey, "tool_results"]
+"""A key of a row that says how an episode is graded, or what its tools answer."""
+
+TASK_KEYS: Final[tuple[str, ...]] = get_args(TaskKey)
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function_call"]
@@ -60,7 +87,7 @@ class DataSource(Section):
     """Times each sample is used in an epoch: 2 is twice, 0.5 is a drawn half of them."""
     reasoning_effort: Literal["low", "medium", "high"] | None = None
     """Effort of rows of this source that name none; null: data.reasoning_effort."""
-    columns: Annotated[dict[ColumnName, Template], Field(min_length=1)] | None = None
+    columns: Annotated[dict[Literal[ColumnName, TaskKey], Template], Field(min_length=1)] | None = None
     """Fields of a row, written from the columns by Jinja templates; null: the columns are known."""
 
 

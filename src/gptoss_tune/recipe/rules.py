@@ -102,7 +102,7 @@ def method_rules(
             "an adapter to start from, which is then the reference",
             "set lora.init_from, or method.reference to base",
         )
-    if method.name == "sft":
+    if method.name in ("sft", "grpo"):  # what grpo does not use: contradictions.reinforcement
         return
     name = method.name
     for channel, weight in data.channel_weights.model_dump().items():

@@ -31,12 +31,15 @@ PAIRS = "pairs.json"
 _EVALUATIONS = "evaluation"
 _BENCHMARKS = "benchmarks"
 _NONFINITE = "nonfinite"
+_ROLLOUTS, LEDGER = "rollouts", ".rollouts"
 WANDB, _TRACKIO, _TENSORBOARD = "wandb", "trackio", "tensorboard"
 LOCK, STAGING = ".lock", ".staging"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 """The name of a published checkpoint, as Transformers' trainer gives it, with its step."""
 EVALUATION = re.compile(r"step-(\d{1,15})\.json")
 """The name of one evaluation, with its step."""
+ROLLOUT = re.compile(r"step-(\d{1,15})\.jsonl")
+"""The name of the episodes of one step, with it."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ class RunFolder:
           checkpoint-N/      complete or absent (checkpoint)
           evaluation/        step-N.json, one file an evaluation (evaluations)
           benchmarks/        NAME.json, one file a benchmark (benchmarks)
+          rollouts/          step-N.jsonl, the episodes that step N learns from (rollouts)
           nonfinite/         what the guard left out (nonfinite)
           report.html        the run on one page (report)
           safety.html        the page that a reviewer of its safety signs (safety_page)
           wandb/ trackio/ tensorboard/
                              what trackers keep here (wandb, trackio, tensorboard)
           .lock .staging/    while a process writes (lock, staging)
+          .rollouts/         episodes of a phase that is not trained yet (ledger)
 
     Attributes:
         path: The folder, ``train.output_dir`` of its recipe.
@@ -125,6 +130,16 @@ class RunFolder:
         return self.path / _BENCHMARKS
 
     @property
+    def rollouts(self) -> Path:
+        """The folder of the episodes that were learnt from, and of those held out."""
+        return self.path / _ROLLOUTS
+
+    @property
+    def ledger(self) -> Path:
+        """The folder of the episodes of a phase that is not trained yet."""
+        return self.path / LEDGER
+
+    @property
     def nonfinite(self) -> Path:
         """The folder of what the guard left out of a step."""
         return self.path / _NONFINITE
@@ -161,6 +176,10 @@ class RunFolder:
     def evaluation(self, step: int) -> Path:
         """Return the file of the evaluation at ``step``; ``EVALUATION`` matches its name."""
         return self.evaluations / f"step-{step}.json"
+
+    def rollout(self, step: int) -> Path:
+        """Return the file of the episodes of ``step``; ``ROLLOUT`` matches its name."""
+        return self.rollouts / f"step-{step}.jsonl"
 
     def benchmark(self, name: str) -> Path:
         """Return the file of the benchmark ``name``."""

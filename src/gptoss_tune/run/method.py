@@ -19,6 +19,7 @@ _WORDS = {
     "simpo": "simple preference optimisation (SimPO)",
     "orpo": "odds ratio preference optimisation (ORPO)",
     "kto": "Kahneman-Tversky optimisation (KTO)",
+    "grpo": "group relative policy optimisation (GRPO)",
 }
 _WITH_TEXT = "supervised fine-tuning and continued pretraining on raw text"
 _TEXT_ALONE = "continued pretraining on raw text"
@@ -48,16 +49,23 @@ class Method:
     @property
     def preferences(self) -> bool:
         """Whether it learns from preferences."""
-        return self.name not in ("", "sft")
+        return self.name not in ("", "sft", "grpo")
+
+    @property
+    def reinforcement(self) -> bool:
+        """Whether it learns from rewards of what the model itself samples."""
+        return self.name == "grpo"
 
     @property
     def is_told(self) -> bool:
         """Whether its words say more than that a model was fine-tuned on answers."""
-        return self.preferences or self.words in (_WITH_TEXT, _TEXT_ALONE)
+        return self.name not in ("", "sft") or self.words in (_WITH_TEXT, _TEXT_ALONE)
 
     @property
     def sample(self) -> str:
-        """What a row of its data is: a pair, an answer with a label, a conversation."""
+        """What a row of its data is: a pair, a labelled answer, a prompt, a conversation."""
+        if self.reinforcement:
+            return "prompt"
         return "answer" if self.name == "kto" else "pair" if self.preferences else "conversation"
 
     @property
@@ -70,6 +78,8 @@ class Method:
         """What the loss is a mean over."""
         if self.preferences:
             return f"mean per {self.sample}"
+        if self.reinforcement:
+            return "objective, mean of a step"
         return "nats per token" if self.name else "mean"
 
     @property

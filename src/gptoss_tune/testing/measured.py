@@ -22,7 +22,6 @@ from gptoss_kernels.experts.records import KeptExperts
 from torch import Tensor, nn
 from transformers import GptOssConfig
 
-from gptoss_tune.model.activation_checkpointing import RouterChoice
 from gptoss_tune.model.attention import set_attention
 from gptoss_tune.model.causal_lm import GptOssForTuning
 from gptoss_tune.model.expert_weight import ExpertWeight
@@ -30,6 +29,7 @@ from gptoss_tune.model.experts import EXPERTS_IMPLEMENTATION
 from gptoss_tune.model.footprint import footprint
 from gptoss_tune.model.lora import add_adapters
 from gptoss_tune.model.norms import set_norms
+from gptoss_tune.model.routing import RouterChoice
 from gptoss_tune.plan.architecture import RELEASED
 from gptoss_tune.recipe.schema import LoraSection
 from gptoss_tune.weights.names import EXPERT_PROJECTIONS, MXFP4_BLOCK

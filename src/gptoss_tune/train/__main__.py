@@ -1,4 +1,4 @@
-"""``accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-change NAME ...]``."""
+"""``accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [options]``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from gptoss_tune.recipe.load import places
 from gptoss_tune.train.distributed.start_processes import CHECKED
 from gptoss_tune.train.entrypoint import starting
 
-_USAGE = "accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-change NAME ...]"
+_USAGE = (
+    "accelerate launch -m gptoss_tune.train RECIPE [key=value ...] [--allow-change NAME ...] "
+    "[--environment MODULE:CLASS]"
+)
 
 
 def main() -> None:
@@ -23,6 +26,8 @@ def main() -> None:
 
 def _train(arguments: list[str]) -> None:
     arguments, allow_change = _without_changes(arguments)
+    arguments, environments = _without(arguments, "--environment")
+    environment = environments[-1] if environments else None
     on_cpu = "--on-cpu" in arguments
     arguments = [argument for argument in arguments if argument != "--on-cpu"]
     if not arguments:
@@ -36,6 +41,7 @@ def _train(arguments: list[str]) -> None:
             allow_change=allow_change,
             launched="WORLD_SIZE" in os.environ,
             on_cpu=on_cpu,
+            environment=environment,
         )
         if os.environ.get("RANK", "0") == "0":
             for line in unusual:
@@ -43,22 +49,27 @@ def _train(arguments: list[str]) -> None:
     with starting():
         from gptoss_tune.train.run import train
 
-    train(recipe, arguments, allow_change=allow_change)
+    train(recipe, arguments, allow_change=allow_change, environment=environment)
 
 
 def _without_changes(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return the arguments without ``--allow-change NAME`` (or ``=NAME``), and the names."""
+    if any(argument.partition("=")[0] == "--allow-drift" for argument in arguments):
+        raise RecipeError("--allow-drift: was renamed; write --allow-change")
+    return _without(arguments, "--allow-change")
+
+
+def _without(arguments: list[str], wanted: str) -> tuple[list[str], list[str]]:
+    """Return the arguments without an option, and what was given with it."""
     rest, names, waiting = [], [], iter(arguments)
     for argument in waiting:
         option, equals, name = argument.partition("=")
-        if option == "--allow-drift":
-            raise RecipeError("--allow-drift: was renamed; write --allow-change")
-        if option != "--allow-change":
+        if option != wanted:
             rest.append(argument)
             continue
         name = name if equals else next(waiting, "")
         if not name:
-            raise RecipeError(f"--allow-change: no name follows; usage: {_USAGE}")
+            raise RecipeError(f"{wanted}: no name follows; usage: {_USAGE}")
         names.append(name)
     return rest, names
 

@@ -37,6 +37,7 @@ class RunContext:
         started: Monotonic seconds at which this process began.
         loss: The caller's own; ``None``: the method's.
         expert_tile: Tokens that go through the experts at a time; ``None``: a whole micro-batch.
+        environment: ``module:Class`` of the command line that plays episodes; ``None``: built in.
         steadied: Whether one thread was chosen to compute on, as nobody said another number.
     """
 
@@ -54,6 +55,7 @@ class RunContext:
     loss: LossFunction | None = None
     expert_tile: int | None = None
     steadied: bool = False
+    environment: str | None = None
 
     @property
     def run(self) -> Path:

@@ -25,6 +25,7 @@ from gptoss_tune.run.checkpoints import disk_full
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import update_record
 from gptoss_tune.terminal import next_commands
+from gptoss_tune.train.best.selection import HELD_OUT
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
 from gptoss_tune.train.guard.guard import Guard
@@ -144,8 +145,8 @@ def _last_evaluations(
     step = trainer.state.global_step
     if trainer.selection is not None and trainer.selection.over:
         for row in reversed(trainer.state.log_history):
-            if row.get("step") == step and "eval_loss" in row:
-                return row["eval_loss"]
+            if row.get("step") == step and HELD_OUT & row.keys():
+                return row.get("eval_loss")
     return last_evaluation(trainer, context.console)
 
 
@@ -239,7 +240,7 @@ def publish_adapter(trainer: MethodTrainer, run: Path) -> None:
 def last_evaluation(trainer: MethodTrainer, console: Console) -> float | None:
     """Return the loss on the held-out rows; ``None`` where a signal left it out."""
     try:
-        return trainer.evaluate()["eval_loss"]
+        return trainer.evaluate().get("eval_loss")
     except EvaluationLeftOut:
         console.print("a signal came after the last step: the last evaluation is left out")
         return None

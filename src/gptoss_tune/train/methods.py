@@ -9,8 +9,8 @@ has them yet.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,20 @@ from gptoss_tune.display import visible
 from gptoss_tune.harmony.dataset.kinds import kind_of
 from gptoss_tune.harmony.dataset.load import load_dataset
 from gptoss_tune.harmony.vocabulary import load_vocabulary
-from gptoss_tune.recipe.schema import KtoSection, LoraSection, MethodSection, reference_of
+from gptoss_tune.recipe.schema import (
+    GrpoSection,
+    KtoSection,
+    LoraSection,
+    MethodSection,
+    reference_of,
+)
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.collator import Collator
+from gptoss_tune.train.grpo.collator import GrpoCollator
+from gptoss_tune.train.grpo.loss import GRPO_KEYS, GrpoLoss
+from gptoss_tune.train.grpo.setup import Playing
+from gptoss_tune.train.grpo.tasks import Tasks
+from gptoss_tune.train.grpo.trainer import GrpoTrainer
 from gptoss_tune.train.loss import LossFunction, weighted_token_loss
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.preference.collator import KtoCollator, PreferenceCollator
@@ -47,6 +58,8 @@ class Prepared:
     train_set: Dataset
     eval_set: Dataset | None
     observers: Sequence[StepObserver] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    """What the trainer takes besides."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,8 @@ class Method:
         collator: From the padding token and ``data.packing`` to what makes batches of rows.
         loss: Of a micro-batch, unless the caller of ``train`` brings one.
         prepare: What the rows need of the model before the first step; every rank calls it.
+        rows: The data as they are trained on; every rank calls it.
+        sources: From numbers of such rows to ``file:line``; ``None``: of rendered rows.
     """
 
     trainer: Callable[..., MethodTrainer]
@@ -66,6 +81,8 @@ class Method:
     collator: Callable[..., Callable[[Any], dict[str, Any]]]
     loss: LossFunction
     prepare: Callable[[RunContext, PeftModel, Dataset, Dataset | None], Prepared]
+    rows: Callable[[RunContext, list[str], Counter[str]], tuple[Dataset, Dataset | None]]
+    sources: Callable[[list[int]], list[str]] | None = None
 
 
 def rendered_rows(
@@ -108,7 +125,8 @@ def _as_rendered(
 
 
 def _supervised(section: MethodSection, lora: LoraSection) -> Method:
-    return Method(WeightedSftTrainer, sft_config, Collator, weighted_token_loss, _as_rendered)
+    loss, rows = weighted_token_loss, rendered_rows
+    return Method(WeightedSftTrainer, sft_config, Collator, loss, _as_rendered, rows)
 
 
 def _preference(section: Any, lora: LoraSection) -> Method:
@@ -140,6 +158,36 @@ def _preference(section: Any, lora: LoraSection) -> Method:
         collator=collator,
         loss=PreferenceLoss(section),
         prepare=prepare,
+        rows=rendered_rows,
+    )
+
+
+def _grpo(section: GrpoSection, lora: LoraSection) -> Method:
+    """Return the method whose rows are prompts, and whose answers are played on the way."""
+    tasks = Tasks()
+
+    def collator(pad_token_id: int, *, packed: bool) -> GrpoCollator:
+        # A row holds samples of several episodes, whether it is packed or not.
+        later = {"old_logps": section.updates > 1, "reference_logps": section.kl_weight > 0}
+        return GrpoCollator(
+            pad_token_id, columns=tuple(name for name in GRPO_KEYS if later.get(name, True))
+        )
+
+    def prepare(
+        context: RunContext, model: PeftModel, train_set: Dataset, eval_set: Dataset | None
+    ) -> Prepared:
+        playing = Playing(context, model, tasks)
+        keywords = {"playing": playing, "context": context}
+        return Prepared(train_set, eval_set, [playing.observer], keywords)
+
+    return Method(
+        trainer=partial(GrpoTrainer, section=section),
+        arguments=_plain_arguments,
+        collator=collator,
+        loss=GrpoLoss(section),
+        prepare=prepare,
+        rows=tasks.read,
+        sources=tasks.sources,
     )
 
 
@@ -150,5 +198,6 @@ def _plain_arguments(train: TrainSection, *, held_out: bool, dtype: str) -> Trai
 METHODS: dict[str, Callable[[Any, LoraSection], Method]] = {
     "sft": _supervised,
     **dict.fromkeys(("dpo", "ipo", "simpo", "orpo", "kto"), _preference),
+    "grpo": _grpo,
 }
 """Every method by its name in a recipe: from its section, and ``lora``, to what trains."""

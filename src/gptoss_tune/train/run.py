@@ -20,7 +20,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from gptoss_tune.display import visible
-from gptoss_tune.errors import GptossTuneError, GuardError, MachineError
+from gptoss_tune.errors import GptossTuneError, GuardError, MachineError, RecipeError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.harmony.dataset.kinds import kind_of
 from gptoss_tune.harmony.dataset.load import row_sources
@@ -53,9 +53,10 @@ from gptoss_tune.train.distributed.device import refuse_unusable_gpu, steady_thr
 from gptoss_tune.train.distributed.launcher import launched_parallelism, launched_processes
 from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.evaluation import Evaluation
+from gptoss_tune.train.grpo.episodes_file import forget_episodes
 from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossFunction
-from gptoss_tune.train.methods import METHODS, Method, Prepared, rendered_rows
+from gptoss_tune.train.methods import METHODS, Method, Prepared
 from gptoss_tune.train.metrics.by_source import HeldOut
 from gptoss_tune.train.metrics.console import run_console
 from gptoss_tune.train.metrics.installed import refuse_missing_tracker
@@ -91,6 +92,7 @@ def train(
     allow_change: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
     loss: LossFunction | None = None,
+    environment: str | None = None,
 ) -> finish.RunSummary:
     """Train what ``recipe`` asks for and return how it went.
 
@@ -105,6 +107,7 @@ def train(
         callbacks: Asked besides the run's own, after them. A ``StepObserver`` also sees batches
             and gradients, adds figures to the metrics, and is kept in checkpoints.
         loss: Of a micro-batch, in the place of the method's; a continuation has to bring the same.
+        environment: ``module:Class`` that plays the episodes of a method that has them.
 
     Raises:
         RecipeError: The recipe cannot be run, or its folder holds something else.
@@ -153,6 +156,7 @@ def train(
                 started=started,
                 loss=loss,
                 steadied=steadied,
+                environment=environment,
             )
             tile = _on_main(state, lambda: settled_tile(context))
             return _train(replace(context, expert_tile=tile), allow_change, callbacks)
@@ -163,10 +167,11 @@ def _train(
 ) -> finish.RunSummary:
     recipe, console, state = context.recipe, context.console, context.state
     _refuse_uneven_experts(context)
+    _refuse_idle_environment(context)
     method = METHODS[recipe.method.name](recipe.method, recipe.lora)
     told: list[str] = []
     efforts: Counter[str] = Counter()
-    train_set, eval_set = rendered_rows(context, told, efforts)
+    train_set, eval_set = method.rows(context, told, efforts)
     evaluator = None
     if recipe.evaluation.wanted:
         vocabulary = load_vocabulary(context.base.path)
@@ -186,7 +191,7 @@ def _train(
     # The record keeps the recipe as it was asked for.
     fits = replace(context, recipe=fitted.recipe)
     rows = method.prepare(fits, model, train_set, eval_set)
-    metrics, guard = StepMetrics(context.run, recipe.data.train, context.device), _guard(context)
+    metrics, guard = StepMetrics(context.run, recipe.data.train, context.device), _guard(context, method)
     # The metrics first: they measure gradients that the guard may drop.
     own = [callback for callback in callbacks if isinstance(callback, StepObserver)]
     kept = [] if chosen is None else [ChoiceObserver(context.run, chosen)]
@@ -232,12 +237,27 @@ def _refuse_uneven_experts(context: RunContext) -> None:
         raise MachineError(reason)
 
 
+def _refuse_idle_environment(context: RunContext) -> None:
+    """Refuse an environment beside a method that plays no episodes.
+
+    Raises:
+        RecipeError: There is one.
+    """
+    name = context.recipe.method.name
+    if context.environment is not None and name != "grpo":
+        raise RecipeError(
+            f"environment: got {context.environment!r} with method.name {name}, which plays no "
+            "episodes; remove it, or set method.name to grpo"
+        )
+
+
 def _footing(context: RunContext) -> str:
     """Return the line that says what a step is made of, and what computes it."""
     processes, threads = context.state.num_processes, torch.get_num_threads()
     groups = context.groups
-    rows = batch(context.recipe.train, groups.data_ranks)
-    line = f"on {_count(processes, 'process', 'es')}, {_count(rows, 'row')} a step"
+    rows = batch(context.recipe.train, context.recipe.method, groups.data_ranks)
+    unit = "prompt" if context.recipe.method.name == "grpo" else "row"
+    line = f"on {_count(processes, 'process', 'es')}, {_count(rows, unit)} a step"
     if groups.context_ranks > 1:
         line += f", each shared by {groups.context_ranks} processes"
     if context.device.type == "cpu":
@@ -335,10 +355,11 @@ def _trainer(
         held_out=HeldOut(tuple(sources), each),
         selection=selection,
         loss=context.loss or method.loss,
+        **rows.keywords,
     )
 
 
-def _guard(context: RunContext) -> Guard:
+def _guard(context: RunContext, method: Method) -> Guard:
     recipe = context.recipe
 
     def sources(rows: list[int]) -> list[str]:
@@ -346,7 +367,7 @@ def _guard(context: RunContext) -> Guard:
         seed, kind = recipe.train.seed, kind_of(recipe.method)
         return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=seed, kind=kind)
 
-    return Guard(recipe.guard, context.run, context.console, sources)
+    return Guard(recipe.guard, context.run, context.console, method.sources or sources)
 
 
 def _open_record(context: RunContext, identity: Identity) -> None:
@@ -356,6 +377,7 @@ def _open_record(context: RunContext, identity: Identity) -> None:
     # Another run's checkpoint brings no lines along.
     if checkpoint is None or checkpoint.resolve().parent == run.resolve():
         _say(context.console, cut_back(RunFolder(run), step))
+        forget_episodes(RunFolder(run), step)
     # The record comes first: a folder with files and no record is taken for somebody else's.
     update_record(run, **identity.record(), status="running")
     update_record(

@@ -19,8 +19,8 @@ from typing import Final
 
 from gptoss_tune.benchmark.suites.schema import Needles
 from gptoss_tune.errors import DataError
-from gptoss_tune.evaluate.prompts import read_unanswered
 from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.formats.registry import read_unanswered
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.sources.rows import Located
 

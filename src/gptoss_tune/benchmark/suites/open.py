@@ -18,21 +18,22 @@ from gptoss_tune.benchmark.suites.listing import nearest, suite_path
 from gptoss_tune.benchmark.suites.needles import needle_rows
 from gptoss_tune.benchmark.suites.packages import PREFIX, package_file
 from gptoss_tune.benchmark.suites.read import read_suite_file
-from gptoss_tune.benchmark.suites.schema import GraderKey, SuiteFile, TaskSource
+from gptoss_tune.benchmark.suites.schema import SuiteFile, TaskSource
 from gptoss_tune.benchmark.suites.suite import Suite
 from gptoss_tune.errors import DataError, RecipeError
-from gptoss_tune.evaluate.prompts import Question, questions_of, read_located, read_unanswered
+from gptoss_tune.evaluate.prompts import Question, questions_of, read_located
 from gptoss_tune.grading.rows import read_grader
 from gptoss_tune.harmony.conversation import Conversation
 from gptoss_tune.harmony.fields import Effort
+from gptoss_tune.harmony.formats.registry import read_unanswered
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.sources.columns import ColumnTemplates
 from gptoss_tune.harmony.sources.files import READERS, format_suffix, read_file
 from gptoss_tune.harmony.sources.folders import find_files
 from gptoss_tune.harmony.sources.rows import Located
+from gptoss_tune.recipe.data_schema import GRADER_KEYS
 
-GRADER_KEYS: Final = GraderKey.__args__  # pyright: ignore[reportAttributeAccessIssue]
 _YAML: Final = (".yaml", ".yml")
 _OTHER_COLUMNS: Final = (
     "Write these keys, or in a suite file 'columns' beside the path of the tasks, which makes them "

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from gptoss_tune.grading.rows import READERS
-from gptoss_tune.recipe.data_schema import ColumnName
+from gptoss_tune.recipe.data_schema import ColumnName, GraderKey
 from gptoss_tune.recipe.evaluation_schema import Efforts
 from gptoss_tune.recipe.schema.value_types import (
     Count,
@@ -33,26 +33,6 @@ from gptoss_tune.recipe.schema.value_types import (
     Unique,
     refuse,
 )
-
-GraderKey = Literal[
-    "answer",
-    "pattern",
-    "grader",
-    "choices",
-    "rules",
-    "calls",
-    "schema",
-    "equals",
-    "test",
-    "test_list",
-    "test_setup_code",
-    "test_imports",
-    "stdio_cases",
-    "function_cases",
-    "entry_point",
-    "code_prefix",
-]
-"""A key of a row that graders read, and that a template can write."""
 
 TaskColumn = Literal[ColumnName, GraderKey]
 """A field that a template of a suite can write."""

@@ -22,6 +22,13 @@ def train(
             help="Continue a run although this differs from it, such as train.learning_rate."
         ),
     ] = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:CLASS",
+            help="Class of your own that plays the episodes of method grpo; it is imported.",
+        ),
+    ] = None,
     on_cpu: Annotated[
         bool, typer.Option("--on-cpu", help="Train on this CPU although it takes days.")
     ] = False,
@@ -34,6 +41,7 @@ def train(
 
     Exit code: 0 done, 2 your input, 3 the machine, 75 stopped: the same command goes on.
     """
+    from gptoss_tune.errors import RecipeError
     from gptoss_tune.preflight.training import look_before_training
     from gptoss_tune.recipe import load_recipe
     from gptoss_tune.recipe.load import places
@@ -41,6 +49,11 @@ def train(
 
     runs = sweep_runs(overrides or ())
     if runs:
+        if environment is not None:
+            raise RecipeError(
+                "--environment: got it with a sweep, expected it with one run; start the runs one "
+                "by one"
+            )
         from gptoss_tune.cli.run.sweep import train_sweep
 
         changes = allow_change or []
@@ -52,20 +65,31 @@ def train(
     launched, changes = "WORLD_SIZE" in os.environ, allow_change or []
     where = places(recipe, overrides or ())
     for line in look_before_training(
-        str(recipe), loaded, where, allow_change=changes, launched=launched, on_cpu=on_cpu
+        str(recipe),
+        loaded,
+        where,
+        allow_change=changes,
+        launched=launched,
+        on_cpu=on_cpu,
+        environment=environment,
     ):
         typer.echo(f"warning: {line}", err=True)
     if loaded.distributed.num_processes > 1 and not launched:
-        raise typer.Exit(_launch(typed, loaded.distributed, changes))
+        raise typer.Exit(_launch(typed, loaded.distributed, changes, environment))
     from gptoss_tune.train.entrypoint import starting
 
     with starting():
         from gptoss_tune.train.run import train as run
 
-    run(loaded, typed, allow_change=changes)
+    run(loaded, typed, allow_change=changes, environment=environment)
 
 
-def _launch(typed: list[str], distributed: DistributedSection, allow_change: list[str]) -> int:
+def _launch(
+    typed: list[str],
+    distributed: DistributedSection,
+    allow_change: list[str],
+    environment: str | None,
+) -> int:
     """Start the recipe's processes on this machine and return the exit code of the run."""
     from gptoss_tune.plan.gpus import detected_gpus
     from gptoss_tune.train.distributed.start_processes import (
@@ -80,4 +104,4 @@ def _launch(typed: list[str], distributed: DistributedSection, allow_change: lis
     with starting():
         import accelerate.commands.launch  # noqa: F401 - it takes seconds, and a signal may come
     threads = threads_of_a_process(distributed.num_processes, gpus=len(detected_gpus()))
-    return launch_ranks(accelerate_arguments(typed, distributed, allow_change), threads=threads)
+    return launch_ranks(accelerate_arguments(typed, distributed, allow_change, environment), threads=threads)

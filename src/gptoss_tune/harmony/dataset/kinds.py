@@ -1,4 +1,4 @@
-"""What a row of the data is to a method: a conversation, a pair of answers, or an answer and label.
+"""What a row of the data is to a method: a conversation, a pair, an answer and label, or a prompt.
 
 The kind decides how rows are read and what a sample is; with the recipe's data section it is all
 that the data set depends on, so it is part of the key of every cached rendering.
@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from gptoss_tune.recipe.schema import Analysis, MethodSection
 
-Rows = Literal["conversation", "pair", "label"]
+Rows = Literal["conversation", "pair", "label", "prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class SampleKind:
 
     Attributes:
         rows: ``conversation``: its answers are trained; ``pair``: a chosen and a rejected answer to
-            one prompt; ``label``: an answer that is good or bad.
+            one prompt; ``label``: an answer that is good or bad; ``prompt``: what is asked, which
+            ``rollout/tasks.py`` reads, since nothing of it is rendered before it is played.
         analysis: Whether the chain of thought of such answers counts.
     """
 
@@ -30,10 +31,14 @@ class SampleKind:
 
 CONVERSATIONS: Final = SampleKind()
 """What supervised fine-tuning trains on."""
+PROMPTS: Final = SampleKind("prompt")
+"""What reinforcement learning plays."""
 
 
 def kind_of(method: MethodSection) -> SampleKind:
     """Return what the rows are to a recipe's method."""
     if method.name == "sft":
         return CONVERSATIONS
+    if method.name == "grpo":
+        return PROMPTS
     return SampleKind("label" if method.name == "kto" else "pair", method.analysis)

@@ -1,19 +1,30 @@
-"""Every format that can be trained on by its name: a row in, a conversation or a document out."""
+"""Every format that can be trained on by its name: a row in, a conversation or a document out.
+
+Beside what is trained stands what is asked: a row's conversation up to where the assistant answers.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from gptoss_tune.errors import DataError
-from gptoss_tune.harmony.conversation import Conversation
+from gptoss_tune.harmony.conversation import Conversation, Message
 from gptoss_tune.harmony.document import Document
+from gptoss_tune.harmony.fields import shown, take_listed
 from gptoss_tune.harmony.formats.detect import PAIRS, format_of
 from gptoss_tune.harmony.formats.harmony import read_native
 from gptoss_tune.harmony.formats.openai_chat import read_chat
 from gptoss_tune.harmony.formats.plain.instruct import as_messages
 from gptoss_tune.harmony.formats.plain.text import read_text
-from gptoss_tune.harmony.formats.prompt import read_completion
+from gptoss_tune.harmony.formats.prompt import read_completion, read_prompt
+from gptoss_tune.harmony.formats.sharegpt import is_of_assistant
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
+
+_NO_TEMPLATES: Final = (
+    "Files of prompts have no templates: write the question under the key prompt, and an answer to "
+    "grade by under answer"
+)
+_KNOWN_COLUMNS: Final = frozenset({"messages", "conversations", "prompt", "chosen", "rejected"})
 
 
 def read_row(
@@ -64,6 +75,61 @@ def read_as(
             f"{source}: the row is a prompt without an answer; add a 'completion', or 'messages'"
         )
     return _READERS[name](row, source, reading=reading)
+
+
+def read_unanswered(
+    row: dict[str, Any],
+    source: str,
+    reading: ReadSettings = AS_IT_STANDS,
+    *,
+    other_columns: str = _NO_TEMPLATES,
+) -> Conversation:
+    """Return the conversation of a row up to where the assistant is to answer.
+
+    It is any row that training reads, or one that ends there already. One that holds the answer is
+    cut back to its last question, so that conversations serve as prompts too.
+
+    Args:
+        row: As its file has it.
+        source: Its place, for messages.
+        reading: How rows are read.
+        other_columns: What to do about a row that has none of the known columns.
+
+    Raises:
+        DataError: The row is in no known format, or asks nothing.
+    """
+    if not row.keys() & _KNOWN_COLUMNS:
+        columns = ", ".join(shown(key) for key in list(row)[:8]) or "none"
+        raise DataError(
+            f"{source}: no known columns (got {columns}); expected messages, conversations or "
+            f"prompt. {other_columns}"
+        )
+    name = format_of(row, source, templates=False)
+    messages = take_listed(row.get("messages"), source, "messages")
+    if name == "prompt" or (isinstance(messages, list) and not _is_answered(messages, reading)):
+        return read_prompt(row, source, reading=reading)
+    conversation = read_as(name, row, source, reading)
+    conversation.messages = _without_answer(conversation.messages)
+    if not conversation.messages:
+        raise DataError(f"{source}: the row asks nothing; a prompt needs a message of the user")
+    return conversation
+
+
+def _is_answered(messages: list[Any], reading: ReadSettings) -> bool:
+    """Whether the assistant has the last word, by whatever name the recipe has it."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, dict):
+        return False
+    author = last.get("author")
+    holder = author if isinstance(author, dict) else last
+    said = holder.get("from") if holder.get("role") is None else holder["role"]
+    return is_of_assistant(reading.role(said))
+
+
+def _without_answer(messages: list[Message]) -> list[Message]:
+    """Drop what follows the last message of the user: calls and results belong to the answer."""
+    asked = [n for n, message in enumerate(messages) if message.header.role == "user"]
+    return messages[: asked[-1] + 1] if asked else []
 
 
 def _read_instruct(

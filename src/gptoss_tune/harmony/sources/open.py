@@ -26,6 +26,7 @@ from gptoss_tune.harmony.sources.files import read_file, refuse_unreadable
 from gptoss_tune.harmony.sources.folders import find_files
 from gptoss_tune.harmony.sources.rows import Located
 from gptoss_tune.harmony.sources.tables import features_plan, without_nulls
+from gptoss_tune.recipe.data_schema import TASK_KEYS
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe import DataSection, DataSource
@@ -65,7 +66,8 @@ def open_source(source: DataSource) -> OpenedSource:
     if source.columns is not None:
         from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
-        ColumnTemplates(dict(source.columns.items()))  # refused before anything is read
+        # Refused before anything is read.
+        ColumnTemplates(dict(source.columns.items()), structured=TASK_KEYS)
     files = _files_of(source)
     if files is None:
         return _limited(source, _open_hub(source))
@@ -107,7 +109,7 @@ def _limited(source: DataSource, opened: OpenedSource) -> OpenedSource:
             return located
         from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
-        return ColumnTemplates(columns).rows(located)
+        return ColumnTemplates(columns, structured=TASK_KEYS).rows(located)
 
     settings = json.dumps([limit, columns], sort_keys=True)
     digest = hashlib.sha256(f"{opened.fingerprint} {settings}".encode()).hexdigest()

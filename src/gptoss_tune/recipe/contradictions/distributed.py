@@ -61,7 +61,14 @@ def _context_parallel_rules(
             "eager",
             "remove model.attention",
         )
-    if method.name != "sft":
+    if method.name == "grpo":
+        yield Contradiction(
+            (key, "method.name"),
+            f"{each} with method.name grpo",
+            "1: each process plays episodes of its own, and trains whole rows",
+            "remove distributed.context_parallel",
+        )
+    elif method.name != "sft":
         yield Contradiction(
             (key, "method.name"),
             f"{each} with method.name {method.name}",

@@ -61,7 +61,7 @@ def evaluation_figures(
     """
     found: dict[str, Figure] = {}
     if data.eval is not None or data.eval_fraction is not None:
-        goals = _sft(data) if method.name == "sft" else _preferences(method, data)
+        goals = _held_out(method, data)
         found |= {f"eval_{name}": Figure(goal, "train.eval_steps") for name, goal in goals.items()}
     answers = _answers(evaluation)
     found |= {f"eval_{name}": Figure(g, "evaluation.eval_steps") for name, g in answers.items()}
@@ -75,6 +75,16 @@ def policy_rate(name: str | None) -> str | None:
     """Return which figure of a policy a name means, such as ``f1``; ``None`` for another figure."""
     matched = _OF_POLICY.fullmatch(name or "")
     return matched[1] if matched else None
+
+
+def _held_out(method: MethodSection, data: DataSection) -> dict[str, Goal | None]:
+    if method.name == "sft":
+        return _sft(data)
+    if method.name != "grpo":
+        return _preferences(method, data)
+    # An environment of the user's own may have more components, and a weight names those it has.
+    rewards: dict[str, Goal | None] = {f"reward_{name}": "max" for name in method.rewards}
+    return {"reward": "max", **rewards, "episode_tokens": None}
 
 
 def _sft(data: DataSection) -> dict[str, Goal | None]:

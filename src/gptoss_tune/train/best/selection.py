@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     _Sections = tuple[MethodSection, DataSection, EvaluationSection]
 
 Owed = Literal["held_out", "answers"]
+HELD_OUT = frozenset(("eval_loss", "eval_reward"))
+"""Figures one of which every evaluation on held-out rows gives, and no other."""
 _FILE = "best.json"
 _TIMES = ("_runtime", "_per_second")
 _NO_NUMBER = ("eval_kl", "eval_f1_", "eval_precision_", "eval_safety_")
@@ -133,7 +135,7 @@ class Selection(StepObserver):
         if not figures or step == 0:
             return
         at, known = self._latest
-        kind = "held_out" if "eval_loss" in figures else "answers"
+        kind = "held_out" if HELD_OUT & figures.keys() else "answers"
         self._latest = (step, (known if at == step else {}) | {kind: figures})
         for setting, part in self.parts.items():
             if (kind == "held_out") != (self._when[setting] == "train.eval_steps"):

@@ -48,7 +48,10 @@ _LOGGERS = (
 
 
 def accelerate_arguments(
-    words: Sequence[str], distributed: DistributedSection, allow_change: Sequence[str] = ()
+    words: Sequence[str],
+    distributed: DistributedSection,
+    allow_change: Sequence[str] = (),
+    environment: str | None = None,
 ) -> list[str]:
     """Return what is said to ``accelerate launch`` to start the processes of a run.
 
@@ -56,9 +59,11 @@ def accelerate_arguments(
         words: The recipe's path and the overrides.
         distributed: How many processes, and how they share the model.
         allow_change: As given to ``train``.
+        environment: As given to ``train``.
     """
     config = shipped("recipes") / "accelerate" / f"{distributed.strategy or 'ddp'}.yaml"
     changes = [word for name in allow_change for word in ("--allow-change", name)]
+    changes += [] if environment is None else ["--environment", environment]
     return [
         *("--config_file", str(config), "--num_processes", str(distributed.num_processes)),
         *("--main_process_port", "0", "-m", "gptoss_tune.train", *words, *changes),

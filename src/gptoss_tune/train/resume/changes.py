@@ -43,6 +43,7 @@ NOTED = {"processes", "strategy", "context_parallel", "device", "expert_tile"}
 _BEFORE_IT_WAS = {
     "train.deterministic": False,
     "method.name": "sft",
+    "environment": None,
     "context_parallel": 1,
     "expert_tile": None,
     "lora.experts": "all",
@@ -268,7 +269,7 @@ def computed_from(
         )
     with context.state.local_main_process_first():  # the others find it in the cache
         base.fingerprint()
-    now = fingerprint(recipe, base, train_set, eval_set, place)
+    now = fingerprint(recipe, base, train_set, eval_set, place, context.environment)
     if context.loss is not None:
         now["loss"] = f"{context.loss.__module__}.{getattr(context.loss, '__qualname__', '')}"
     return now

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import math
 from dataclasses import dataclass
@@ -23,12 +24,13 @@ import numpy as np
 import torch
 
 from gptoss_tune import __version__
+from gptoss_tune.environments.load import load_environment
 from gptoss_tune.files.digest import sha256_of
 from gptoss_tune.model.build import engines
 from gptoss_tune.model.initial_adapter import initial_adapter_folder
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.dump import by_name
-from gptoss_tune.recipe.schema import Parallelism, TrainSection
+from gptoss_tune.recipe.schema import GrpoSection, MethodSection, Parallelism, TrainSection
 from gptoss_tune.recipe.schema.schedule import schedule_arguments
 from gptoss_tune.train.best.compared import EARLY_STOPPING, KEEP_BEST, compared_entries
 from gptoss_tune.weights import Checkpoint
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 TRAINED_COLUMNS = (
     *("input_ids", "loss_weights", "channels", "position_ids", "phase"),
     *("branches", "samples", "kl_input_ids", "kl_loss_weights", "kl_position_ids"),
+    "task",
 )
 """Columns of the data that training reads; others are for counting and reports."""
 _ROWS_AT_ONCE = 1024
@@ -65,6 +68,9 @@ FREE = {
     "train.save_total_limit": "saving computes nothing",
     "train.logging_steps": "logging reads sums that training does not",
     "train.auto_find_batch_size": "a step keeps its rows",
+    "method.server_url": "a server that was moved is the same server",
+    "method.server_folder": "a place for weights on their way",
+    "method.mismatch_kl_limit": "watches; a run beyond it is stopped",
     "train.eval_steps": "evaluation changes no weight, and training draws no random number",
 }
 """Settings that change no weight, with the reason."""
@@ -110,6 +116,7 @@ def fingerprint(
     train_set: Dataset,
     eval_set: Dataset | None,
     place: Place,
+    environment: str | None = None,
 ) -> dict[str, Any]:
     """Return the fingerprint of a run: names to JSON values.
 
@@ -119,6 +126,7 @@ def fingerprint(
         train_set: The rendered rows; all are read, 0.6 to 1.0 GB/s on one core (2026-11-23).
         eval_set: Likewise, if there are any.
         place: Where it runs.
+        environment: ``module:Class`` that plays its episodes; ``None``: a built-in one.
 
     Raises:
         MachineError: An engine was asked for by name and cannot run here.
@@ -146,6 +154,7 @@ def fingerprint(
     model = recipe.model
     in_nf4 = "nf4" in (model.linear_precision, model.head_precision)
     versions = _versions(in_nf4 or recipe.train.optim != "adamw", device)
+    step_rows = batch(recipe.train, recipe.method, place.data_parallel)
     chosen = engines(recipe.model, base, device, deterministic=recipe.train.deterministic)
     return {
         **settings,
@@ -156,8 +165,9 @@ def fingerprint(
         "init_from": start and sha256_of(initial_adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
         "data.train_rows": rows_hash(train_set),
         "data.eval_rows": None if eval_set is None else rows_hash(eval_set),
-        "batch": batch(recipe.train, place.data_parallel),
-        "steps": steps(recipe.train, len(train_set), place.data_parallel),
+        "environment": environment and environment_source(environment),
+        "batch": step_rows,
+        "steps": steps(recipe.train, len(train_set), step_rows),
         **{f"engine.{name}": code for name, code in chosen.items()},
         **{f"versions.{name}": version for name, version in versions.items()},
         "processes": place.processes,
@@ -173,17 +183,32 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def batch(train: TrainSection, data_parallel: int) -> int:
-    """Return the rows of an optimizer step, of so many groups of processes with own rows."""
+def environment_source(spec: str) -> str:
+    """Return ``module:Class`` with the sha256 of the file that has it.
+
+    Raises:
+        RecipeError: It cannot be imported.
+    """
+    file = inspect.getsourcefile(load_environment(spec))  # pyright: ignore[reportArgumentType]
+    return spec if file is None else f"{spec}, sha256 {sha256_of(Path(file))}"
+
+
+def batch(train: TrainSection, method: MethodSection, data_parallel: int) -> int:
+    """Return the rows of an optimizer step, of so many groups of processes with own rows.
+
+    Rows of grpo are prompts, and a step has as many on any number of processes.
+    """
+    if isinstance(method, GrpoSection):
+        return method.prompts_per_step
     return train.per_device_train_batch_size * train.gradient_accumulation_steps * data_parallel
 
 
-def steps(train: TrainSection, rows: int, data_parallel: int) -> int:
+def steps(train: TrainSection, rows: int, step_rows: int) -> int:
     """Return the optimizer steps of the whole run, as the trainer counts them."""
     if train.max_steps is not None:
         return train.max_steps
     assert train.num_train_epochs is not None  # the recipe has one of the two
-    return math.ceil(train.num_train_epochs * max(1, math.ceil(rows / batch(train, data_parallel))))
+    return math.ceil(train.num_train_epochs * max(1, math.ceil(rows / step_rows)))
 
 
 def rows_hash(dataset: Dataset) -> str:

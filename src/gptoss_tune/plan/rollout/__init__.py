@@ -1,0 +1,1 @@
+"""Reinforcement in a plan: what playing episodes holds, takes and writes, beside the training."""

@@ -1,0 +1,83 @@
+"""How samplers draw a token: by the request's own random numbers, whatever else is in the batch.
+
+A token is the first whose cumulative probability exceeds one uniform number of the request's own
+generator on the CPU. The sum over the vocabulary runs in blocks: only the block sums and the chosen
+block leave the device, and no cumulative sum runs on a GPU, where torch has no deterministic one.
+
+B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_TILE_COLUMNS = 8192  # as the training loss sums, so that equal logits have equal log-probabilities
+_BLOCK = 512
+
+
+def generator(seed: int) -> torch.Generator:
+    """Return the draws of one request."""
+    return torch.Generator().manual_seed(seed % 2**63)
+
+
+def choose(
+    logits: Tensor, temperature: float, generators: Sequence[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """Return one token of each row and its log-probability.
+
+    Args:
+        logits: ``[B, V]`` of any dtype.
+        temperature: The distribution is ``softmax(logits / temperature)``; 0 takes the likeliest
+            token and tells its log-probability at temperature 1.
+        generators: One of each row; each gives one number, at temperature 0 none.
+
+    Returns:
+        ``[B]`` int64 and ``[B]`` fp32. A row that is not finite gives its largest entry and NaN:
+        the guard of the training judges such a model, not this.
+    """
+    scaled = logits.float()
+    if temperature not in (0.0, 1.0):
+        scaled = scaled / temperature
+    normaliser = log_normaliser(scaled)
+    chosen = scaled.argmax(-1)
+    if temperature > 0:
+        uniforms = [torch.rand((), generator=g, dtype=torch.float64) for g in generators]
+        drawn = _draw((scaled - normaliser[:, None]).exp_(), torch.stack(uniforms))
+        chosen = torch.where(torch.isfinite(normaliser), drawn, chosen)
+    return chosen, scaled.gather(1, chosen[:, None])[:, 0] - normaliser
+
+
+def log_normaliser(logits: Tensor) -> Tensor:
+    """Return ``log sum exp [B]`` fp32 of ``logits [B, V]``, summed in the order of the loss."""
+    largest = logits.amax(dim=1).float()
+    total = torch.zeros_like(largest)
+    for tile in logits.split(_TILE_COLUMNS, dim=1):
+        total += tile.float().sub(largest[:, None]).exp_().sum(dim=1)
+    return largest + total.log()
+
+
+def _draw(shares: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the token ``[B]`` of each row of ``shares [B, V]`` at ``uniforms [B]`` in [0, 1)."""
+    rows, size = shares.shape
+    blocks = functional.pad(shares, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
+    ends = blocks.sum(-1, dtype=torch.float64).cpu().cumsum(-1)
+    wanted = uniforms * ends[:, -1]
+    block = _first_above(ends, wanted)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    inside = blocks[torch.arange(rows, device=shares.device), block.to(shares.device)]
+    place = _first_above(inside.cpu().double().cumsum(-1), wanted - before)
+    return (block * _BLOCK + place).to(shares.device)
+
+
+def _first_above(ends: Tensor, wanted: Tensor) -> Tensor:
+    """Return the first place ``[B]`` where ``ends [B, n]`` exceeds ``wanted [B]``.
+
+    Where rounding leaves none, the last at which something was added: never one of probability 0.
+    """
+    place = torch.searchsorted(ends, wanted[:, None].contiguous(), right=True)[:, 0]
+    last = torch.searchsorted(ends, ends[:, -1:].contiguous())[:, 0]
+    return torch.minimum(place, last)

@@ -1,0 +1,1 @@
+"""Reinforcement learning with groups of rollouts: phases of episodes, batches, loss, trainer."""
