@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gptoss_tune.environments.rewards.bounded import reason
+from gptoss_tune.environments.bounded import reason
 from gptoss_tune.environments.rewards.reward import LARGEST, RewardFunction
 from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.grading.answer import Call, Given

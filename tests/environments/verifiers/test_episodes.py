@@ -1,13 +1,16 @@
 """Environments of verifiers played as ours: prompts, tools, the user, the rubric."""
 
+import importlib.machinery
 import json
 import math
 import signal
 import sys
+import types
 
 import pytest
 
 from gptoss_tune.environments.environment import Task, ToolUse
+from gptoss_tune.environments.load import load_environment
 from gptoss_tune.environments.rewards.reward import RewardFunction
 from gptoss_tune.environments.verifiers import load, wrap, write_rows
 from gptoss_tune.errors import DataError, MachineError, RecipeError
@@ -172,9 +175,24 @@ def test_loading_leaves_the_handlers_of_signals_alone(vf, own):
     own()
     assert signal.getsignal(signal.SIGTERM) is not mine, "it leaves them alone by itself"
     signal.signal(signal.SIGTERM, mine)
-    played = load("own-environment")
+    played = load_environment("verifiers:own-environment")
     assert signal.getsignal(signal.SIGTERM) is mine
     assert played.components[0] == "right"
+
+
+def test_a_module_of_the_users_own_may_wrap_one(own, tmp_path, monkeypatch):
+    def mine(number, frame):
+        raise AssertionError
+
+    signal.signal(signal.SIGTERM, mine)
+    (tmp_path / "mine_of_verifiers.py").write_text(
+        "import own_environment\n"
+        "from gptoss_tune.environments.verifiers import wrap\n"
+        "Reverse = wrap(own_environment.load_environment(system_prompt='Be brief.'))\n"
+    )
+    monkeypatch.delitem(sys.modules, "mine_of_verifiers", raising=False)
+    assert load_environment("mine_of_verifiers:Reverse").components[0] == "right"
+    assert signal.getsignal(signal.SIGTERM) is mine
 
 
 def test_what_cannot_be_loaded_says_so(vf):
@@ -230,15 +248,12 @@ def test_what_cannot_be_played_is_refused_with_the_reason(vf, own):
 
 
 def test_another_version_and_none_are_refused(monkeypatch):
-    import types
-
     later = types.ModuleType("verifiers")
+    later.__spec__ = importlib.machinery.ModuleSpec("verifiers", None)
     later.__version__ = "0.4.0"
     monkeypatch.setitem(sys.modules, "verifiers", later)
     with pytest.raises(MachineError, match=r"verifiers 0\.4\.0 has no .*expected 0\.2 or 0\.3"):
-        load("any")
+        load_environment("verifiers:any")
     monkeypatch.setitem(sys.modules, "verifiers", None)
-    with pytest.raises(
-        MachineError, match=r"not installed; pip install 'gptoss-tune\[verifiers\]'"
-    ):
+    with pytest.raises(MachineError, match="this needs the extra 'verifiers': pip install"):
         load("any")

@@ -1,8 +1,10 @@
 """A phase of rewards among whose answers are attempts to get out, or to pass without solving.
 
+The same attempts are cells that a model has the tool ``python`` run.
+
 The attempts are those of ``test_sandbox_escapes`` and ``test_sandbox_files``, each shown there to
 work without its defence, the forgeries of ``test_sandbox_forgeries``, and some that aim at a run.
-Here each is an answer that a model was sampled: the reward is 1 where it got what it wanted.
+Here each is an answer of a model: the reward is 1 where it got what it wanted.
 """
 
 import importlib.util
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_tune.environments.environment import Outcome, Task
+from gptoss_tune.environments.python_tool import PythonTool
 from gptoss_tune.environments.rewards.reward import RewardFunction
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.grading.code.pool import mapped
@@ -192,6 +195,14 @@ def test_no_attempt_is_rewarded_and_honest_answers_are(phase):
 def test_no_attempt_costs_the_others_their_verdicts(phase):
     failed = {name: found.failed for name, found in phase.items() if found.failed}
     assert not failed
+
+
+def test_no_attempt_works_from_the_python_tool(attempts, phase):
+    cells = mapped(lambda code: PythonTool(5.0).run(code), attempts.values(), None)
+    shown = dict(zip(attempts, cells, strict=True))
+    assert not [name for name, cell in shown.items() if "ESCAPED" in cell.splitlines()]
+    assert "PermissionError" in shown["reads a file of the user"]
+    assert PythonTool(5.0).run("print('ESCAPED')") == "ESCAPED"
 
 
 def test_nothing_of_the_run_was_touched(phase, run_folder, package, outside):

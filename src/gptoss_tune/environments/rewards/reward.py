@@ -20,8 +20,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from gptoss_tune.environments.bounded import Bounded, Call, Failure, reason
 from gptoss_tune.environments.environment import Environment, Outcome, Rewards, Task
-from gptoss_tune.environments.rewards.bounded import Bounded, Call, Failure, reason
 from gptoss_tune.environments.rewards.components import (
     format_health,
     shortness,

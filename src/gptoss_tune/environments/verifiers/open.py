@@ -1,27 +1,23 @@
 """Loads an environment of ``verifiers``, or its tasks.
 
-Loading one runs its code, and it replaces the handlers of SIGINT and SIGTERM, which a run needs
-itself: they are put back.
+Loading one runs its code. It replaces the handlers of SIGINT and SIGTERM, which are put back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
+from gptoss_tune.environments.handlers import handlers_kept
 from gptoss_tune.environments.verifiers.fit import components, obstacle
 from gptoss_tune.environments.verifiers.played import VerifiersEnvironment, WithUser
+from gptoss_tune.error_hints import missing_extra
 from gptoss_tune.errors import DataError, MachineError, RecipeError
 from gptoss_tune.files.atomic import replacing
 from gptoss_tune.recipe.contradictions.rewards import FLOAT
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _INSTALL: Final = "pip install 'gptoss-tune[verifiers]'"
 
 
@@ -37,7 +33,7 @@ def load(name: str, **settings: Any) -> type[VerifiersEnvironment]:
         RecipeError: The environment cannot be loaded, or not be played here.
     """
     vf = _package()
-    with _signals_kept():
+    with handlers_kept():
         try:
             environment = vf.load_environment(name, **settings)
         except Exception as error:
@@ -96,7 +92,7 @@ def write_rows(name: str, path: str | Path, *, split: str = "train", **settings:
         RecipeError: The environment cannot be loaded.
     """
     vf = _package()
-    with _signals_kept():
+    with handlers_kept():
         try:
             environment = vf.load_environment(name, **settings)
             built = {"train": environment.build_dataset, "eval": environment.build_eval_dataset}
@@ -121,15 +117,12 @@ def _package() -> Any:
         package = importlib.import_module("verifiers")
         for part in ("MultiTurnEnv", "SingleTurnEnv", "ToolEnv", "load_environment"):
             getattr(package, part)
-    except ModuleNotFoundError as error:
-        if error.name != "verifiers":
-            got = f"verifiers {_version()}, without environments of this kind ({error})"
-            raise MachineError(f"{got}; expected 0.2 or 0.3: {_INSTALL}") from None
-        raise MachineError(f"verifiers is not installed; {_INSTALL}") from None
-    except AttributeError as error:
+    except (ModuleNotFoundError, AttributeError) as error:
+        absent = missing_extra("verifiers")
         raise MachineError(
-            f"verifiers {_version()} has no environments of this kind ({error}); expected 0.2 or "
-            f"0.3: {_INSTALL}"
+            absent
+            or f"verifiers {_version()} has no environments of the kind that is known here "
+            f"({error}); expected 0.2 or 0.3: {_INSTALL}"
         ) from None
     return package
 
@@ -140,16 +133,3 @@ def _version() -> str:
 
 async def _no_client(*_: Any, **__: Any) -> Any:
     raise RuntimeError("the run plays the model; an environment cannot ask one here")
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Put back the handlers of signals that loading an environment replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("environments of verifiers are loaded in the main thread")
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

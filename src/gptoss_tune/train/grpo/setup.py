@@ -16,14 +16,14 @@ from gptoss_tune.rollout.own import OwnSampler
 from gptoss_tune.rollout.play import Limits, Player
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import read_record
-from gptoss_tune.train.grpo.groups import Group, PromptOrder
-from gptoss_tune.train.grpo.held_out import held_out_figures, play_held_out
-from gptoss_tune.train.grpo.ledger import Ledger
-from gptoss_tune.train.grpo.observer import RolloutObserver
-from gptoss_tune.train.grpo.phase import Asked, PlaysEpisodes, Rollouts
-from gptoss_tune.train.grpo.played import Played, played
 from gptoss_tune.train.grpo.reference import StartAdapter
-from gptoss_tune.train.grpo.tasks import Tasks
+from gptoss_tune.train.rollouts.groups import Group, PromptOrder
+from gptoss_tune.train.rollouts.held_out import held_out_figures, play_held_out
+from gptoss_tune.train.rollouts.ledger import Ledger
+from gptoss_tune.train.rollouts.observer import RolloutObserver
+from gptoss_tune.train.rollouts.phase import Asked, PlaysEpisodes, Rollouts
+from gptoss_tune.train.rollouts.played import Played, played
+from gptoss_tune.train.rollouts.tasks import Tasks
 
 if TYPE_CHECKING:
     from peft import PeftModel
