@@ -187,7 +187,8 @@ def phase(attempts):
 
 
 def test_no_attempt_is_rewarded_and_honest_answers_are(phase):
-    assert len(ESCAPES) + len(ON_A_RUN) + len(ENDLESS) >= 20
+    # docs/rewards.md says so
+    assert len(ESCAPES) + len(ON_A_RUN) + len(ENDLESS) == 31 and len(FORGERIES) == 7
     rewarded = [name for name, found in phase.items() if found.total != 0.0]
     assert rewarded == ["honest program", "honest function"]
 
