@@ -1,8 +1,8 @@
 """Environments by name: those that come along, and a class of the user's own.
 
 A class is named on the command line, ``--environment shop:Shop``, and imported from the current
-directory or from what is installed. A recipe cannot name one: recipes are exchanged, and importing
-a module runs it.
+directory or from what is installed; ``verifiers:NAME`` is an environment of that library. A recipe
+cannot name one: recipes are exchanged, and importing a module runs it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 _METHODS: Final = {"reset": 2, "tools": 0, "reward": 1}
 """What a class must have, and how many arguments each is called with."""
 _OPTIONAL: Final = {"reply": 1}
-_OF_VERIFIERS: Final = "verifiers:"
+_LIBRARIES: Final = {"verifiers": "gptoss_tune.environments.verifiers.open"}
+"""Libraries of environments, and what opens one of theirs by its name; it needs their extra."""
 _SPEC: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -58,22 +59,20 @@ def load_environment(spec: str) -> Callable[[], Environment]:
 
     Args:
         spec: A module that can be imported, the current directory's before others, and a class; or
-            ``verifiers:`` and the name of an environment of that package.
+            ``verifiers:NAME``.
 
     Raises:
         RecipeError: There is no such module or class, importing it fails, or it is no environment.
-        MachineError: The package verifiers is not installed.
     """
-    if spec.startswith(_OF_VERIFIERS):
-        from gptoss_tune.environments.verifiers.open import load
-
-        return cast(Callable[[], Environment], load(spec.removeprefix(_OF_VERIFIERS)))
+    library, _, name = spec.partition(":")
+    if library in _LIBRARIES:
+        return importlib.import_module(_LIBRARIES[library]).load(name)
     if not _SPEC.fullmatch(spec):
         raise RecipeError(
             f"--environment is {spec[:100]!r}; expected module:Class, such as shop:Shop for the "
-            "class Shop in shop.py, or verifiers:NAME"
+            "class Shop in shop.py"
         )
-    module_name, _, class_name = spec.partition(":")
+    module_name, class_name = library, name
     module = _imported(module_name, spec)
     found = getattr(module, class_name, None)
     if found is None:
