@@ -189,7 +189,7 @@ def _reward_figures(logs: dict[str, Any]) -> list[str]:
         return []
     found = [] if "reward" not in logs else [f"reward {_short(logs['reward'])}"]
     if (tokens := logs.get("episode_tokens")) is not None:
-        found.append(f"{tokens:,.0f} tok")
+        found.append(f"{tokens:.0f} tok")
     if cut := logs.get("cut_off_share"):
         found.append(f"cut {cut:.0%}")
     if (mismatch := logs.get("mismatch_kl")) is not None:
