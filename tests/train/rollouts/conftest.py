@@ -10,7 +10,12 @@ from gptoss_tune.recipe import load_recipe
 from gptoss_tune.train.run import train
 
 SMALL = ["method.updates=1", "method.dynamic_sampling=false", "data.eval=null"]
-SMALL += ["train.eval_steps=null", "train.max_steps=1", "train.save_steps=null"]
+SMALL += [
+    "train.eval_steps=null",
+    "train.keep_best=null",
+    "train.max_steps=1",
+    "train.save_steps=null",
+]
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +56,7 @@ train:
   save_steps: 1
   eval_steps: 2
   save_total_limit: 9
+  keep_best: eval_reward
   learning_rate: 2e-2
   activation_checkpointing: none
 """

@@ -43,9 +43,10 @@ def same(run, whole):
     """See that two runs played, learnt and measured the same."""
     assert episodes(run) == episodes(whole)
     assert lines(run) == lines(whole)
-    mine, other = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (run, whole))
-    assert mine.keys() == other.keys()
-    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    for folder in ("adapter", "checkpoint-4"):
+        mine, other = (load_file(r / folder / "adapter_model.safetensors") for r in (run, whole))
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
     counts = [json.loads((r / "run.json").read_text())["rollouts"] for r in (run, whole)]
     assert counts[0] == counts[1]
 

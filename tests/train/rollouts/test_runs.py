@@ -75,6 +75,19 @@ def test_held_out_prompts_are_played_greedily(whole):
     assert record["rollouts"]["tokens"] == trained * 6
 
 
+def test_the_best_weights_are_chosen_by_the_reward_of_held_out_prompts(whole):
+    rewards = {row["step"]: row["eval_reward"] for row in logged(whole) if "eval_reward" in row}
+    best = json.loads((whole / "run.json").read_text())["best"]
+    assert (best["metric"], best["goal"]) == ("eval_reward", "max")
+    assert best["step"] == min(step for step, r in rewards.items() if r == max(rewards.values()))
+    assert best["value"] == max(rewards.values())
+    mine, chosen = (
+        (whole / folder / "adapter_model.safetensors").read_bytes()
+        for folder in ("adapter", f"checkpoint-{best['step']}")
+    )
+    assert mine == chosen
+
+
 def test_a_mismatch_beyond_its_bound_stops_the_run_without_an_update(small, lucky, monkeypatch):
     original = OwnSampler.sample
 
