@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptoss_tune.errors import CheckpointError
+from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.regular import open_regular, refuse_link_out
 from gptoss_tune.files.strict_json import (
