@@ -36,4 +36,4 @@ class Odd(Luck):
         first = hashlib.sha256(str(self.seed).encode()).digest()[0]
         if first % 5 == 1:
             raise RuntimeError("lost the result")
-        return {"luck": math.inf if first % 5 == 0 else float(first % 2)}
+        return {"luck": math.inf if first % 5 == 0 else float(first % 2 == 0)}

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptoss_tune.environments.environment import Rewards
 from gptoss_tune.errors import GuardError, RecipeError
 from gptoss_tune.rollout.own import OwnSampler
+from gptoss_tune.train.rollouts.played import finite
 from gptoss_tune.train.run import train
 
 
@@ -133,3 +135,12 @@ def test_cut_answers_are_left_out_of_training_and_not_of_the_counts(small, lucky
 def test_an_environment_beside_another_method_is_refused(recipe, lucky):
     with pytest.raises(RecipeError, match="plays no episodes"):
         train(recipe(), environment="lucky:Luck")
+
+
+def test_a_sum_that_is_no_number_counts_as_failed():
+    kept = finite(Rewards(1.0, {"luck": 1.0}))
+    assert kept == Rewards(1.0, {"luck": 1.0})
+    lost = finite(Rewards(math.nan, {"luck": math.nan, "format": 1.0}, {"calls": "hung"}))
+    assert (lost.total, lost.components) == (0.0, {"luck": 0.0, "format": 1.0})
+    assert lost.failed.keys() == {"luck", "calls"}
+    assert finite(Rewards(math.inf, {"luck": 1.0})).failed.keys() == {"total"}
