@@ -165,6 +165,7 @@ EXTRAS = {
     "ui": ("starlette", "uvicorn"),
     "wandb": ("wandb",),
     "trackio": ("trackio",),
+    "verifiers": ("verifiers",),
     "quack": ("quack",),
 }
 """The extras of the package, as in pyproject.toml, and the modules that each of them brings."""
