@@ -180,7 +180,7 @@ def sampler_of(context: RunContext, model: Any, save: Callable[[Path], None]) ->
     if section.sampler == "own":
         return OwnSampler(model, batch=section.rollout_batch, replay=section.replay_routing)
     if section.sampler == "batched":
-        from gptoss_tune.rollout.batched import BatchedSampler
+        from gptoss_tune.rollout.batched.sampler import BatchedSampler
 
         return BatchedSampler(model, batch=section.rollout_batch, replay=section.replay_routing)
     from gptoss_tune.rollout.server.open import open_server_sampler
