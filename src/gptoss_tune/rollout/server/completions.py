@@ -30,6 +30,9 @@ _NEEDS = {
     "unload_lora_adapter": "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment",
 }
 _DEV_MODE = "VLLM_SERVER_DEV_MODE=1 in its environment"
+_KEY: Mapping[int, str] = dict.fromkeys(
+    (401, 403), "; set the variable VLLM_API_KEY to the server's key"
+)
 CONTROL_SECONDS = 3600.0
 """For a call that loads weights: those of gpt-oss-120b from a slow disk."""
 
@@ -114,6 +117,8 @@ class CompletionServer(OpenAIServer):
             told = said_with(error, self.key)
             if error.code in (404, 405) and call != "unload_lora_adapter":
                 told += f"; start the server with {_NEEDS.get(call, _DEV_MODE)}"
+            elif error.code in _KEY:
+                told += _KEY[error.code]
             raise self._not_done(call, told) from None
         except TimeoutError:
             raise self._not_done(call, f"no answer within {CONTROL_SECONDS:g} s") from None
@@ -128,7 +133,7 @@ class CompletionServer(OpenAIServer):
         Raises:
             MachineError: It does not answer.
         """
-        return ModelList(self.url, "", key=self.key).names()
+        return _Served(self.url, "", key=self.key).names()
 
     def logprobs_mode(self) -> str | None:
         """Return which log-probabilities it tells, or None where it does not say.
@@ -151,11 +156,20 @@ class CompletionServer(OpenAIServer):
         return MachineError(without_credentials(text))
 
 
+class _Served(ModelList):
+    """The list of models of the server of a recipe."""
+
+    option: ClassVar[str] = CompletionServer.option
+
+    def refused(self, error: urllib.error.HTTPError) -> MachineError:
+        """Return the error of another status than 200; the key is not named on a command line."""
+        return self.no_answer(said_with(error, self.key) + _KEY.get(error.code, ""))
+
+
 def _advice(status: int) -> str:
-    """Return what helps where the server refuses with this status."""
-    return {
-        401: "; set the variable VLLM_API_KEY to the server's key",
-        403: "; set the variable VLLM_API_KEY to the server's key",
-        404: "; it has not, or no longer, the weights that it was given: with --api-server-count "
-        "above 1 only one of its processes learns of an adapter",
-    }.get(status, "")
+    """Return what helps where the server refuses a completion with this status."""
+    gone = (
+        "; it has not, or no longer, the weights that it was given: with --api-server-count above "
+        "1 only one of its processes learns of an adapter"
+    )
+    return gone if status == 404 else _KEY.get(status, "")
