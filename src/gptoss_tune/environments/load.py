@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, cast
 
 from gptoss_tune.environments.bounded import reason
 from gptoss_tune.environments.environment import Environment
+from gptoss_tune.environments.handlers import handlers_kept
 from gptoss_tune.environments.rows import RowTools
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
@@ -93,7 +94,8 @@ def _imported(name: str, spec: str) -> Any:
         sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        with handlers_kept():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise RecipeError(
