@@ -70,6 +70,7 @@ def scenarios() -> list[Scenario]:
         Scenario("part of a row, full", partial(attend, window=None, before=49157)),
         Scenario("sinks", sinks_of_stock_kernels),
         Scenario("", loss),
+        Scenario("by rows", loss_by_rows),
     ]
 
 
@@ -226,6 +227,24 @@ def loss(architecture: str) -> None:
     weights = torch.empty(2048, device=META)
     total, _ = linear_cross_entropy(
         hidden, weight, targets, weights, selected_rows=2048, backend="triton"
+    )
+    torch.autograd.grad(total, hidden)
+
+
+def loss_by_rows(architecture: str) -> None:
+    """Run the loss with weights that depend on it, a temperature and entropies."""
+    hidden = torch.empty(2048, HIDDEN, dtype=BF16, device=META, requires_grad=True)
+    weight = torch.empty(VOCABULARY, HIDDEN, dtype=BF16, device=META)
+    total, _ = linear_cross_entropy(
+        hidden,
+        weight,
+        torch.empty(2048, dtype=torch.int64, device=META),
+        torch.empty(2048, device=META),
+        temperature=0.7,
+        row_weights=lambda losses, rows: losses.exp(),
+        entropies=torch.empty(2048, device=META),
+        selected_rows=2048,
+        backend="triton",
     )
     torch.autograd.grad(total, hidden)
 

@@ -27,6 +27,49 @@ def preference_figures(step, steps, name):
     return figures
 
 
+def reward_figures(step, steps):
+    """Return a line's metrics of a run that learns from rewards."""
+    done = step / steps
+    return {
+        **{"reward": 0.2 + 0.7 * done, "reward_answer": 0.1 + 0.8 * done, "reward_format": 0.9},
+        **{"reward_std": 0.4 - 0.3 * done, "groups_without_signal": 0.1 + 0.5 * done},
+        **{"episode_tokens": 80 - 30 * done, "cut_off_share": 0.3 * (1 - done)},
+        **{"entropy": 1.2 - done, "mismatch_kl": 2e-5 * (1 + done), "mismatch_max": 0.02},
+        **{"importance_weight_max": 1.02, "clipped_share": 0.0, "importance_capped_share": 0.001},
+        **{
+            "tool_calls": 1.4,
+            "failed_calls": 0.2 * (1 - done),
+            "failed_rewards": 0,
+            "resampled": 0,
+        },
+        **{"rollout_seconds": 3.0, "rollout_tokens_per_second": 900.0, "rollouts_per_second": 11.0},
+    }
+
+
+def episode(reward, *, final="7", split="train", **facts):
+    """Return an episode of ``rollouts/step-N.jsonl`` in which a tool was called."""
+    said = [
+        ("user", None, None, "What does a pear cost?"),
+        ("assistant", "analysis", None, f"I look it up, {reward}."),
+        ("assistant", "commentary", "functions.price", '{"item": "pear"}'),
+        ("functions.price", "commentary", "assistant", "7 euros"),
+        ("assistant", "final", None, final),
+    ]
+    names = ("role", "channel", "recipient", "content")
+    rewards = {"total": reward, "components": {"answer": reward, "format": 1.0}, "failed": {}}
+    usual = {"task": 3, "source": "prompts.jsonl:4", "index": 0, "ended": "answer", "tokens": 41}
+    usual |= {"tool_calls": 1, "failed_calls": 0, "seconds": 0.5, "faults": [], "split": split}
+    messages = [dict(zip(names, one, strict=True)) for one in said]
+    return {**usual, "rewards": rewards, "messages": messages, **facts}
+
+
+def write_episodes(run, step, episodes):
+    """Write the episodes of a step."""
+    (run / "rollouts").mkdir(exist_ok=True)
+    lines = "".join(json.dumps(one) + "\n" for one in episodes)
+    (run / "rollouts" / f"step-{step}.jsonl").write_text(lines)
+
+
 SHARES = {"analysis": 0.3, "commentary": 0.0, "final": 0.7}
 
 
@@ -49,6 +92,13 @@ def write_pairs(run, pairs, *, reference="base", split="eval"):
     """Write the pairs of a run before and after."""
     content = {"reference": reference, "split": split, "pairs": pairs}
     (run / "pairs.json").write_text(json.dumps(content))
+
+
+def figures_of(step, steps, method):
+    """Return the metrics that a method has beside those of supervised fine-tuning."""
+    if method == "grpo":
+        return reward_figures(step, steps)
+    return preference_figures(step, steps, method)
 
 
 def write_run(folder, *, steps=20, layers=3, experts=4, base=None, method="sft", **changes):
@@ -115,10 +165,13 @@ def write_run(folder, *, steps=20, layers=3, experts=4, base=None, method="sft",
             }
             if method != "sft":
                 row = {name: row[name] for name in row if not name.startswith("loss_")}
-                row |= preference_figures(step, steps, method)
+                row |= figures_of(step, steps, method)
             stream.write(json.dumps(row) + "\n")
         held_out = {"loss": 0.75, "loss_final": 0.7}
-        if method != "sft":
+        if method == "grpo":
+            named = ("reward", "reward_answer", "reward_format", "episode_tokens")
+            held_out = {name: figures_of(steps, steps, method)[name] for name in named}
+        elif method != "sft":
             held_out = preference_figures(steps, steps, method)
         last = {f"eval_{name}": value for name, value in held_out.items()}
         stream.write(json.dumps({"step": steps, **last}) + "\n")
@@ -158,6 +211,26 @@ def make_preference_run(tmp_path):
         return run
 
     make.pair, make.pairs = preference_pair, write_pairs
+    return make
+
+
+@pytest.fixture
+def make_rewarded_run(tmp_path):
+    """Return a function that writes a run of grpo with episodes, and what it is made of.
+
+    ``make.episode`` returns a line of a file of episodes, ``make.episodes`` writes one.
+    """
+
+    def make(name="run", **options):
+        run = write_run(tmp_path / name, method="grpo", **options)
+        write_episodes(run, 1, [episode(n / 4, final=f"early {n}") for n in range(5)])
+        held_out = [episode(0.95, final="held out", split="eval")]
+        write_episodes(run, 10, [episode(n / 4, final=f"midway {n}") for n in range(5)])
+        late = [episode(0.5 + n / 8, final=f"late {n}") for n in range(5)]
+        write_episodes(run, 20, [*late, *held_out])
+        return run
+
+    make.episode, make.episodes = episode, write_episodes
     return make
 
 

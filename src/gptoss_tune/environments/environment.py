@@ -39,13 +39,16 @@ class Task:
         number: Of the row in its split.
         source: ``file:line``.
         row: As its file has it, cleaned.
-        conversation: What is asked, with its effort and declared tools.
+        conversation: What is asked, with its effort and declared tools; no messages where an
+            environment alone knows what to ask.
+        dataset: Number of its entry in the recipe's list of data.
     """
 
     number: int
     source: str
     row: Mapping[str, Any]
     conversation: Conversation
+    dataset: int = 0
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,19 @@ def problems(answer: Answer, question: Question, max_analysis_tokens: int | None
         question: What was asked; it says which tools may be called.
         max_analysis_tokens: A longer chain of thought is runaway; ``None``: only a loop is.
     """
+    return format_faults(answer, question.recipients, max_analysis_tokens)
+
+
+def format_faults(
+    answer: Answer, recipients: frozenset[str], max_analysis_tokens: int | None = None
+) -> list[str]:
+    """Return ``problems`` of an answer that may call ``recipients``."""
     return [
         *answer.faults,
         *_structure(answer),
         *_thinking(answer, max_analysis_tokens),
         *_leaks(answer),
-        *_calls(answer, question.recipients),
+        *_calls(answer, recipients),
     ]
 
 

@@ -209,7 +209,7 @@ def read_calls(row: dict[str, Any], settings: Mapping[str, Any], source: str) ->
             f"{source}: calls is {shown(listed)}; grader calls expects a list of at most "
             f'{MOST_CALLS} objects like {{"name": "f", "arguments": {{...}}}}, [] for no call'
         )
-    calls = tuple(_read_call(call, source, f"calls[{n}]") for n, call in enumerate(listed))
+    calls = tuple(read_expected_call(call, source, f"calls[{n}]") for n, call in enumerate(listed))
     some = take_choice(settings, "match", ("all", "any"), source, "grader calls") == "any"
     if some and not calls:
         raise DataError(
@@ -249,7 +249,17 @@ def _expected(name: str, text: str) -> ExpectedCall:
     return ExpectedCall(name, tuple((key, Match((_text(v),))) for key, v in values.items()))
 
 
-def _read_call(call: Any, source: str, what: str) -> ExpectedCall:
+def read_expected_call(call: Any, source: str, what: str) -> ExpectedCall:
+    """Return a call with how its arguments are compared.
+
+    Args:
+        call: ``name``, ``arguments`` and ``match``.
+        source: Place of its row.
+        what: Its own, in the row.
+
+    Raises:
+        DataError: It cannot be compared with.
+    """
     if not isinstance(call, dict):
         raise DataError(f'{source}: {what} is {shown(call)}; expected {{"name": ..., ...}}')
     unknown = sorted(call.keys() - {"name", "arguments", "match"})

@@ -34,6 +34,7 @@ from gptoss_tune.harmony.conversation import (
     TEXT,
     Conversation,
     Header,
+    Message,
     cut_turns,
 )
 from gptoss_tune.harmony.document import Document
@@ -186,6 +187,15 @@ class Renderer:
         Raises:
             DataError: As ``render``.
         """
+        ids = [token for _, ids in self.prompt_messages(conversation) for token in ids]
+        return [*ids, *self.opening]
+
+    def prompt_messages(self, conversation: Conversation) -> list[tuple[str | None, list[int]]]:
+        """Return the messages of ``render_prompt``, each with its channel and its ids.
+
+        Raises:
+            DataError: As ``render``.
+        """
         pieces = self._pieces(conversation)
         turns = cut_turns([piece.header for piece in pieces])
         dropped = {
@@ -195,9 +205,21 @@ class Renderer:
             if pieces[index].header.channel == "analysis"
         }
         kept = [piece for index, piece in enumerate(pieces) if index not in dropped]
-        opening = self._heading(Header("assistant")).ids[:_SERVER_TOKENS]
-        ids = [token for piece in [*self._prefix(conversation), *kept] for token in piece.ids]
-        return [*ids, *opening]
+        return [(p.header.channel, p.ids) for p in [*self._prefix(conversation), *kept]]
+
+    def message_ids(self, message: Message, source: str) -> list[int]:
+        """Return the ids of one message that stands in no conversation yet.
+
+        Raises:
+            DataError: As ``render``; it begins with ``source``.
+        """
+        heading = self._heading(message.header)
+        return [*heading.ids, *self._encode(message.text, source), heading.end]
+
+    @property
+    def opening(self) -> list[int]:
+        """``<|start|>assistant``, after which the model writes."""
+        return self._heading(Header("assistant")).ids[:_SERVER_TOKENS]
 
     def _document(self, document: Document) -> list[Example]:
         weight = document.weight * dict(self.settings.channel_weights)[TEXT]

@@ -24,6 +24,7 @@ import torch
 from gptoss_kernels.attention.attention import Documents, attention, find_documents
 from gptoss_kernels.attention.context_parallel import ContextRows, context_attention
 from gptoss_kernels.attention.engines import EngineChoice, choose_engine
+from gptoss_kernels.backend import without_autocast
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -127,7 +128,7 @@ def attention_forward(
     if context_rows is not None:
         return context_attention(query, key, value, s_aux, rows=context_rows, **settings), None
     if attention_mask is not None and attention_mask.ndim == 4:
-        return _masked_attention(query, key, value, s_aux, attention_mask, scaling), None
+        return masked_attention(query, key, value, s_aux, attention_mask, scaling), None
     if documents is None:
         documents = find_documents(
             query.shape[0],
@@ -175,7 +176,7 @@ def _find_documents_once(
     if tokens is None:
         tokens = kwargs.get("inputs_embeds")
     mask = kwargs.get("attention_mask")
-    if "context_rows" in kwargs:
+    if "context_rows" in kwargs or "paged" in kwargs:
         return None
     # The cache's name up to transformers 5.23, and from 5.24 on.
     cached = any(kwargs.get(name) is not None for name in ("past_key_values", "cache"))
@@ -195,7 +196,7 @@ def _find_documents_once(
     return args, {**kwargs, "documents": documents}
 
 
-def _masked_attention(
+def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, visible: Tensor, scaling: float
 ) -> Tensor:
     """Return attention under an explicit mask: the path of decoding, a few queries at a time.
@@ -203,15 +204,17 @@ def _masked_attention(
     ``visible`` is boolean, or additive as somebody else's 4-d mask may be.
     """
     groups = key.shape[1]
-    part = query.float().unflatten(1, (groups, -1))
-    scores = part @ key.float().unsqueeze(2).mT * scaling
-    if visible.dtype == torch.bool:
-        scores = scores.masked_fill(~visible.unsqueeze(2), float("-inf"))
-    else:
-        scores = scores + visible.unsqueeze(2)
-    sink = sinks.float().view(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
-    weights = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
-    out = weights @ value.float().unsqueeze(2)
+    # Autocast would multiply in bf16 what is widened here.
+    with without_autocast(query.device):
+        part = query.float().unflatten(1, (groups, -1))
+        scores = part @ key.float().unsqueeze(2).mT * scaling
+        if visible.dtype == torch.bool:
+            scores = scores.masked_fill(~visible.unsqueeze(2), float("-inf"))
+        else:
+            scores = scores + visible.unsqueeze(2)
+        sink = sinks.float().view(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
+        out = weights @ value.float().unsqueeze(2)
     return out.flatten(1, 2).transpose(1, 2).to(query.dtype).contiguous()
 
 

@@ -38,6 +38,13 @@ _EVEN, _CHANCE = (0.0, ""), (0.5, "chance")
 _FIGURES = (
     _Figure("Training loss", "loss", _OF_THE_METHOD),
     _Figure("Held-out loss", "eval_loss", _OF_THE_METHOD, held_out=True),
+    _Figure("Reward", "reward", "reward, mean over episodes"),
+    _Figure("Held-out reward", "eval_reward", "reward, mean over episodes", held_out=True),
+    _Figure("Length of an episode", "episode_tokens", "tokens, mean", from_zero=True),
+    _Figure("Cut off at a limit", "cut_off_share", "share of episodes", holds=(0, 1)),
+    _Figure("Groups without signal", "groups_without_signal", "share of groups", holds=(0, 1)),
+    _Figure("Entropy", "entropy", "nats per token", from_zero=True),
+    _Figure("Sampler against trainer", "mismatch_kl", "KL, nats per token", from_zero=True),
     _Figure("Reward margin", "reward_margin", "reward", level=_EVEN),
     _Figure("Held-out reward margin", "eval_reward_margin", "reward", True, level=_EVEN),
     _Figure("Reward accuracy", "reward_accuracy", "share of pairs", level=_CHANCE, holds=(0, 1)),

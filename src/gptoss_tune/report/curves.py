@@ -36,7 +36,12 @@ def losses(run: Run) -> list[str]:
         held_out = run.series(f"eval_loss_{name}", held_out=True)
         by_channel.append(Line(f"{name}, held out", held_out, colour(place), DASHES[1], dots=True))
     method, caption = run.method, "Mean over all trained tokens of a step, by their loss weights"
-    if method.preferences:
+    if method.reinforcement:
+        caption = (
+            "The value of the objective, whose gradient is meant and not its height: it says "
+            "nothing of success"
+        )
+    elif method.preferences:
         caption = f"Mean over all {method.sample}s of a step, by their weights"
     return [
         chart("Loss", mean, unit=method.loss_unit, caption=f"{caption}, on all ranks."),
@@ -121,6 +126,8 @@ def _one(run: Run, metric: str, title: str, place: int, unit: str, caption: str 
 def preferences(run: Run) -> list[str]:
     """Return the figures of a preference run; none of what its metrics do not have."""
     method = run.method
+    if method.reinforcement:  # a component of its rewards may be called as one of these
+        return []
     answers = "answers" if method.sample == "answer" else "pairs"
     at_first = ""
     if _has_reference(run):

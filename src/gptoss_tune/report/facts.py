@@ -47,7 +47,7 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
     rates = [value for _, value in run.series("tokens_per_second") if value]
     unit = run.method.loss_unit if run.method.preferences else "nats"
     found: list[tuple[str, str, bool]] = []
-    if losses:
+    if losses and not run.method.reinforcement:
         found.append(
             (f"{figure(losses[0], 3)} → {figure(losses[-1], 3)}", f"training loss, {unit}", False)
         )
@@ -75,10 +75,12 @@ def tiles(run: Run) -> list[tuple[str, str, bool]]:
 
 
 def _won(run: Run) -> list[tuple[str, str, bool]]:
-    """Return the headline facts of a preference run: value and label, and no bad news."""
+    """Return what preferences or rewards came to: value and label, and no bad news."""
     wanted = [("reward_accuracy", "reward accuracy"), ("reward_margin", "reward margin")]
     if run.method.name == "kto":
         wanted = [("reward_chosen", "reward of good"), ("reward_rejected", "reward of bad")]
+    if run.method.reinforcement:
+        wanted = [("reward", "reward"), ("episode_tokens", "tokens of an episode")]
     found = []
     for metric, label in wanted:
         values, where = _held_out_or_last(run, metric)

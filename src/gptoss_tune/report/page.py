@@ -21,6 +21,8 @@ from gptoss_tune.report.benchmarks import benchmarks
 from gptoss_tune.report.parts.read import Run, read_run
 from gptoss_tune.report.parts.style import html_page
 from gptoss_tune.report.parts.text import text, tiles
+from gptoss_tune.report.reinforcement.curves import rewards
+from gptoss_tune.report.reinforcement.episodes import episodes
 from gptoss_tune.report.safety.section import safety_section
 from gptoss_tune.report.samples import pairs, policies, samples
 from gptoss_tune.run.folder import RECORD, RunFolder
@@ -62,6 +64,8 @@ def run_page(run: Run) -> str:
     """Return the page of one run."""
     base = text(run.fact("base", "name") or run.fact("recipe", "model", "name_or_path") or "", 300)
     sections = [
+        ("rewards", "Rewards", _grid(rewards(run))),
+        ("episodes", "Episodes to read", episodes(run)),
         ("loss", "Loss", _grid(curves.losses(run))),
         ("preferences", "Preferences", _grid(curves.preferences(run))),
         ("pairs", f"{_sample(run)}s before and after", pairs(run)),

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from gptoss_kernels.backend import Backend
+from gptoss_kernels.cross_entropy_rows import row_losses_
 from torch import Tensor
 from torch.nn import functional
 
-_TILE_COLUMNS = 8192  # as the training loss sums, so that equal logits have equal log-probabilities
 _BLOCK = 512
 
 
@@ -25,45 +26,55 @@ def generator(seed: int) -> torch.Generator:
 
 
 def choose(
-    logits: Tensor, temperature: float, generators: Sequence[torch.Generator]
+    logits: Tensor,
+    temperature: float,
+    generators: Sequence[torch.Generator],
+    backend: Backend = "torch",
 ) -> tuple[Tensor, Tensor]:
     """Return one token of each row and its log-probability.
 
     Args:
-        logits: ``[B, V]`` of any dtype.
+        logits: ``[B, V]`` of any floating dtype.
         temperature: The distribution is ``softmax(logits / temperature)``; 0 takes the likeliest
             token and tells its log-probability at temperature 1.
-        generators: One of each row; each gives one number, at temperature 0 none.
+        generators: One of each row, which may be none; each gives one number, at temperature 0
+            none.
+        backend: As ``GptOssForTuning.loss_backend``: equal logits have the log-probability that
+            training computes, to the bit.
 
     Returns:
         ``[B]`` int64 and ``[B]`` fp32. A row that is not finite gives its largest entry and NaN:
         the guard of the training judges such a model, not this.
     """
+    logits = logits.contiguous()
+    chosen = logits.argmax(-1)
+    normaliser = row_losses_(
+        logits,
+        chosen,
+        torch.ones(len(logits), device=logits.device),
+        chosen,
+        None,
+        temperature=temperature or 1.0,
+        z_loss=0.0,
+        with_entropies=False,
+        with_grad=False,
+        backend=backend,
+    )[0].lse
     scaled = logits.float()
     if temperature not in (0.0, 1.0):
         scaled = scaled / temperature
-    normaliser = log_normaliser(scaled)
-    chosen = scaled.argmax(-1)
     if temperature > 0:
-        uniforms = [torch.rand((), generator=g, dtype=torch.float64) for g in generators]
-        drawn = _draw((scaled - normaliser[:, None]).exp_(), torch.stack(uniforms))
+        uniforms = [torch.rand((), generator=g, dtype=torch.float64).item() for g in generators]
+        shares = (scaled - normaliser[:, None]).exp_()
+        drawn = _draw(shares, torch.tensor(uniforms, dtype=torch.float64))
         chosen = torch.where(torch.isfinite(normaliser), drawn, chosen)
     return chosen, scaled.gather(1, chosen[:, None])[:, 0] - normaliser
-
-
-def log_normaliser(logits: Tensor) -> Tensor:
-    """Return ``log sum exp [B]`` fp32 of ``logits [B, V]``, summed in the order of the loss."""
-    largest = logits.amax(dim=1).float()
-    total = torch.zeros_like(largest)
-    for tile in logits.split(_TILE_COLUMNS, dim=1):
-        total += tile.float().sub(largest[:, None]).exp_().sum(dim=1)
-    return largest + total.log()
 
 
 def _draw(shares: Tensor, uniforms: Tensor) -> Tensor:
     """Return the token ``[B]`` of each row of ``shares [B, V]`` at ``uniforms [B]`` in [0, 1)."""
     rows, size = shares.shape
-    blocks = functional.pad(shares, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
+    blocks = functional.pad(shares, (0, -size % _BLOCK)).view(rows, -(-size // _BLOCK), _BLOCK)
     ends = blocks.sum(-1, dtype=torch.float64).cpu().cumsum(-1)
     wanted = uniforms * ends[:, -1]
     block = _first_above(ends, wanted)

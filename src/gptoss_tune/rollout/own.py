@@ -18,51 +18,26 @@ N tokens of a prompt, M sampled, L layers, K experts of a token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import DynamicCache
 
 from gptoss_tune.distributed import Ranks
-from gptoss_tune.evaluate.generate import Stopped, evaluating
-from gptoss_tune.evaluate.parse import STOP_IDS
+from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.harmony.vocabulary import ENDOFTEXT
 from gptoss_tune.model.parallel.sharding import is_sharded
-from gptoss_tune.model.routing import Recorded, recording
-from gptoss_tune.rollout.draws import choose, generator
+from gptoss_tune.model.routing import Recorded
+from gptoss_tune.rollout.answering import (
+    Answering,
+    answering,
+    base_of,
+    begin,
+    device_of,
+    unwrapped,
+)
+from gptoss_tune.rollout.draws import choose
 from gptoss_tune.rollout.sampler import Request, Sampled
-
-
-@dataclass
-class _Row:
-    """One request while it is answered.
-
-    Attributes:
-        number: Of the request.
-        request: It.
-        draws: Its random numbers.
-        token_ids: Sampled so far.
-        logps: Their log-probabilities, scalars on the device.
-        choices: ``[tokens, L, K]`` of every forward pass.
-    """
-
-    number: int
-    request: Request
-    draws: torch.Generator
-    token_ids: list[int] = field(default_factory=list)
-    logps: list[Tensor] = field(default_factory=list)
-    choices: list[Tensor] = field(default_factory=list)
-
-    @property
-    def finished(self) -> bool:
-        """Whether its last token ended it, or it is as long as it may be."""
-        ids = self.token_ids
-        return bool(ids) and (ids[-1] in STOP_IDS or len(ids) >= self.request.max_new_tokens)
 
 
 class OwnSampler:
@@ -85,8 +60,7 @@ class OwnSampler:
             replay: Record the experts of every token.
         """
         self.version = 0
-        wrapped = isinstance(model, DistributedDataParallel)
-        self._model: Any = model.module if wrapped else model
+        self._model = unwrapped(model)
         self._batch, self._replay = batch, replay
 
     def update(self, version: int) -> None:
@@ -96,7 +70,6 @@ class OwnSampler:
     def close(self) -> None:
         """Nothing is held between two calls of ``sample``."""
 
-    @torch.no_grad()
     def sample(
         self,
         requests: Sequence[Request],
@@ -115,58 +88,53 @@ class OwnSampler:
             ValueError: A request has no prompt, or may have no token.
             Stopped: ``should_stop`` was true, where the model is spread on any rank.
         """
-        _check(requests)
+        rows = begin(requests)
         together = Ranks() if is_sharded(self._model) else None
         # Longest first: a batch holds prompts of like length, and too little memory shows at once.
-        order = sorted(range(len(requests)), key=lambda n: -len(requests[n].prompt))
-        done: dict[int, _Row] = {}
-        narrow = self._model_config.dtype == torch.bfloat16
-        with ExitStack() as stack:
-            stack.enter_context(evaluating(self._model))
-            # As in training: factors and fp32 values multiply in bf16.
-            stack.enter_context(
-                torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=narrow)
-            )
-            recorded = stack.enter_context(recording(self._model)) if self._replay else None
-            for start in range(0, len(order), self._batch):
-                rows = [
-                    _Row(n, requests[n], generator(requests[n].seed))
-                    for n in order[start : start + self._batch]
-                ]
-                self._answer(rows, temperature, recorded, together, should_stop)
-                done |= {row.number: row for row in rows}
+        longest_first = sorted(rows, key=lambda row: -len(row.request.prompt))
+        with answering(self._model, record=self._replay) as recorded:
+            for start in range(0, len(rows), self._batch):
+                batch = longest_first[start : start + self._batch]
+                self._answer(batch, temperature, recorded, together, should_stop)
             if together is not None:
                 self._keep_company(together, should_stop)
-        return [self._sampled(done[n]) for n in range(len(requests))]
+        return [row.sampled(self.version) for row in rows]
 
     def _answer(
         self,
-        rows: list[_Row],
+        rows: list[Answering],
         temperature: float,
         recorded: Recorded | None,
         together: Ranks | None,
         should_stop: Callable[[], bool],
     ) -> None:
         """Fill ``rows``, all of one batch, until each is finished."""
-        input_ids, mask = _left_padded([row.request.prompt for row in rows], self._device)
+        device = device_of(self._model)
+        input_ids, mask = _left_padded([row.request.prompt for row in rows], device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self._model_config)
+        base = base_of(self._model)
+        cache = DynamicCache(config=base.config)
         lengths = [len(row.request.prompt) for row in rows]
+        # As an index: a slice would be a view that the head multiplies in another order than the
+        # rows that training gathers.
+        last = torch.tensor([-1], device=device)
         while True:
-            _meet(together, should_stop, self._device, working=True)
+            _meet(together, should_stop, device, working=True)
             logits = self._model(
                 input_ids,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=last,
             ).logits[:, -1]
             if recorded is not None:
                 choices = recorded.take().unflatten(0, tuple(input_ids.shape))
                 for row, length, chosen in zip(rows, lengths, choices, strict=True):
                     row.choices.append(chosen[-length:])
-            tokens, logps = choose(logits, temperature, [row.draws for row in rows])
+            tokens, logps = choose(
+                logits, temperature, [row.draws for row in rows], base.loss_backend
+            )
             for row, token, logp in zip(rows, tokens.tolist(), logps, strict=True):
                 row.token_ids.append(token)
                 row.logps.append(logp)
@@ -174,7 +142,7 @@ class OwnSampler:
             if not going:
                 return
             if len(going) < len(rows):
-                kept = torch.tensor(going, dtype=torch.int64, device=self._device)
+                kept = torch.tensor(going, device=device)
                 rows = [rows[place] for place in going]
                 tokens, mask, positions = tokens[kept], mask[kept], positions[kept]
                 cache.batch_select_indices(kept)
@@ -185,25 +153,10 @@ class OwnSampler:
 
     def _keep_company(self, together: Ranks, should_stop: Callable[[], bool]) -> None:
         """Compute along until all ranks are done: a spread model gathers its weights from all."""
-        token = torch.full((1, 1), ENDOFTEXT, dtype=torch.int64, device=self._device)
-        while _meet(together, should_stop, self._device, working=False):
+        device = device_of(self._model)
+        token = torch.full((1, 1), ENDOFTEXT, dtype=torch.int64, device=device)
+        while _meet(together, should_stop, device, working=False):
             self._model(token, use_cache=False, logits_to_keep=1)
-
-    def _sampled(self, row: _Row) -> Sampled:
-        choices = torch.cat(row.choices).cpu().numpy() if self._replay else None
-        logps = torch.stack(row.logps).float().cpu().numpy()
-        return Sampled(tuple(row.token_ids), logps.astype(np.float32), choices, self.version)
-
-    @property
-    def _model_config(self) -> Any:
-        model = self._model
-        return (model.get_base_model() if hasattr(model, "get_base_model") else model).config
-
-    @property
-    def _device(self) -> torch.device:
-        # The embeddings may wait in host memory, and lm_head as well; the final norm does not.
-        named = self._model.named_parameters()
-        return next(p.device for name, p in named if name.endswith("model.norm.weight"))
 
 
 def _meet(
@@ -224,15 +177,6 @@ def _meet(
     if stopped:
         raise Stopped
     return working
-
-
-def _check(requests: Sequence[Request]) -> None:
-    for number, request in enumerate(requests):
-        if not request.prompt or request.max_new_tokens < 1:
-            raise ValueError(
-                f"request {number} has {len(request.prompt)} tokens of prompt and may have "
-                f"{request.max_new_tokens} sampled; both need to be 1 or more"
-            )
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

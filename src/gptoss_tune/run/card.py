@@ -33,6 +33,11 @@ ReadFile = tuple[str, DataSource, Path | None]
 _MOST_LINES = 200_000
 _PREFERENCES = ("reward_", "logp_", "reference_kl", "kl_estimate")
 """How the metrics begin that a preference run has beside its loss."""
+_REWARDS = (
+    *("reward", "episode_tokens", "cut_off_share", "groups_without_signal", "entropy"),
+    *("mismatch_", "kl_reference", "tool_calls", "failed_"),
+)
+"""How those begin of a run that learns from rewards."""
 
 
 class _Part(BaseModel):
@@ -85,6 +90,17 @@ class Preferences(_Part):
     """Of the last."""
     eval: dict[str, float]
     """Of the last evaluation; empty without one."""
+
+
+class Reinforcement(_Part):
+    """Rewards, lengths, entropy and mismatch of a run of grpo, under their names as metrics."""
+
+    first: dict[str, float]
+    """Of the first logged step."""
+    last: dict[str, float]
+    """Of the last."""
+    eval: dict[str, float]
+    """Of the last evaluation, or of the best one; empty without one."""
 
 
 class Reference(_Part):
@@ -172,6 +188,10 @@ class RunCard(_Part):
     losses: Losses
     preferences: Preferences | None = None
     """Of a preference run alone."""
+    reinforcement: Reinforcement | None = None
+    """Of a run that learns from rewards alone."""
+    rollouts: dict[str, Any] | None = None
+    """Of such a run: what sampled, in which environment, and counts of episodes and calls."""
     reference: Reference | None = None
     """Of a run with a reference alone."""
     chosen_experts: ChosenExperts | None = None
@@ -233,7 +253,7 @@ def opening_facts(
 
 
 def closing_facts(run: Path, published: int | None = None) -> dict[str, Any]:
-    """Return losses, throughput and what a preference run won as ``RUN/metrics.jsonl`` has them.
+    """Return losses, throughput and what a method won, as ``RUN/metrics.jsonl`` has them.
 
     The run is over and its adapter written, so a damaged line is counted and not refused; a line
     without one of the figures counts for the others.
@@ -255,7 +275,7 @@ def closing_facts(run: Path, published: int | None = None) -> dict[str, Any]:
         else:
             damaged.append(number)
     steps = [row for row in rows if "loss" in row]
-    evaluations = [row for row in rows if "eval_loss" in row]
+    evaluations = [row for row in rows if "eval_loss" in row or "eval_reward" in row]
     if published is not None:
         evaluations = [row for row in evaluations if row.get("step") == published]
 
@@ -268,9 +288,10 @@ def closing_facts(run: Path, published: int | None = None) -> dict[str, Any]:
         }
 
     found: dict[str, Any] = {"unread_metrics": len(damaged)} if damaged else {}
-    won = figures(*_PREFERENCES)
+    rewarded = any("reward" in row or "eval_reward" in row for row in rows)
+    won = figures(*(_REWARDS if rewarded else _PREFERENCES))
     if any(won.values()):
-        found["preferences"] = won
+        found["reinforcement" if rewarded else "preferences"] = won
     return found | {"losses": figures("loss"), "tokens_per_second": _throughput(steps)}
 
 

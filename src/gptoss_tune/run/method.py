@@ -57,9 +57,14 @@ class Method:
         return self.name == "grpo"
 
     @property
+    def beyond_sft(self) -> bool:
+        """Whether it is known to be another method than supervised fine-tuning."""
+        return self.name not in ("", "sft")
+
+    @property
     def is_told(self) -> bool:
         """Whether its words say more than that a model was fine-tuned on answers."""
-        return self.name not in ("", "sft") or self.words in (_WITH_TEXT, _TEXT_ALONE)
+        return self.beyond_sft or self.words in (_WITH_TEXT, _TEXT_ALONE)
 
     @property
     def sample(self) -> str:

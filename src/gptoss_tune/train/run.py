@@ -39,7 +39,7 @@ from gptoss_tune.run.lock import FolderLock
 from gptoss_tune.run.record import update_record
 from gptoss_tune.run.start import Start, claim
 from gptoss_tune.safety.evaluator import SafetyEvaluator
-from gptoss_tune.train import find_batch_size, finish, out_of_memory
+from gptoss_tune.train import finish
 from gptoss_tune.train.best.measured import refuse_unmeasured
 from gptoss_tune.train.best.selection import Selection, selection_of
 from gptoss_tune.train.chosen_experts.choice import ChoiceObserver, chosen_by
@@ -53,9 +53,9 @@ from gptoss_tune.train.distributed.device import refuse_unusable_gpu, steady_thr
 from gptoss_tune.train.distributed.launcher import launched_parallelism, launched_processes
 from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.evaluation import Evaluation
-from gptoss_tune.train.grpo.episodes_file import forget_episodes
 from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossFunction
+from gptoss_tune.train.memory import find_batch_size, out_of_memory
 from gptoss_tune.train.methods import METHODS, Method, Prepared
 from gptoss_tune.train.metrics.by_source import HeldOut
 from gptoss_tune.train.metrics.console import run_console
@@ -74,6 +74,7 @@ from gptoss_tune.train.resume.changes import (
 from gptoss_tune.train.resume.expert_tile import settled_tile
 from gptoss_tune.train.resume.fingerprint import batch
 from gptoss_tune.train.resume.trainer_state import check_trainer_state
+from gptoss_tune.train.rollouts.episodes_file import forget_episodes
 from gptoss_tune.train.trainer import MethodTrainer
 from gptoss_tune.train.trl_config import training_tokenizer
 from gptoss_tune.weights import open_checkpoint
@@ -191,7 +192,8 @@ def _train(
     # The record keeps the recipe as it was asked for.
     fits = replace(context, recipe=fitted.recipe)
     rows = method.prepare(fits, model, train_set, eval_set)
-    metrics, guard = StepMetrics(context.run, recipe.data.train, context.device), _guard(context, method)
+    metrics = StepMetrics(context.run, recipe.data.train, context.device)
+    guard = _guard(context, method)
     # The metrics first: they measure gradients that the guard may drop.
     own = [callback for callback in callbacks if isinstance(callback, StepObserver)]
     kept = [] if chosen is None else [ChoiceObserver(context.run, chosen)]
@@ -238,11 +240,7 @@ def _refuse_uneven_experts(context: RunContext) -> None:
 
 
 def _refuse_idle_environment(context: RunContext) -> None:
-    """Refuse an environment beside a method that plays no episodes.
-
-    Raises:
-        RecipeError: There is one.
-    """
+    """Refuse an environment beside a method that plays no episodes, with a ``RecipeError``."""
     name = context.recipe.method.name
     if context.environment is not None and name != "grpo":
         raise RecipeError(

@@ -75,7 +75,10 @@ class MethodTrainer(Trainer):
 
     Attributes:
         left_out: Steps whose evaluation was ended by a signal.
+        teaches: Whether the step at hand has anything to learn from.
     """
+
+    teaches = True
 
     def __init__(
         self,
@@ -193,7 +196,8 @@ class MethodTrainer(Trainer):
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         """Show the step's gradients to the observers, then clip what they left."""
-        self.observers.on_gradients(model, self.state.global_step + 1)
+        step = self.state.global_step + 1
+        self.observers.on_gradients(model, step, teaches=self.teaches)
         return super()._clip_grad_norm(model)
 
     def _get_dataloader(

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gptoss_tune.environments.rewards.bounded import MOST_LEFT, Bounded, Call, Failure
+from gptoss_tune.environments.bounded import MOST_LEFT, Bounded, Call, Failure
 from gptoss_tune.environments.rewards.reward import RewardFunction
 
 LIMIT = 0.5
@@ -148,7 +148,7 @@ def test_whoever_waits_may_end_it():
 def test_a_reward_that_hangs_does_not_hold_up_the_end_of_the_process():
     code = """
 import time
-from gptoss_tune.environments.rewards.bounded import Bounded, Call
+from gptoss_tune.environments.bounded import Bounded, Call
 found = Bounded().run([Call(lambda: time.sleep(3600), 0.2)], 1)
 print(found[0].reason)
 """

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gptoss_tune.environments.rewards.bounded import reason
+from gptoss_tune.environments.bounded import reason
 from gptoss_tune.environments.rewards.reward import LARGEST, RewardFunction
 from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.grading.answer import Call, Given
@@ -156,6 +156,13 @@ def test_one_component_of_several_fails_alone(task, episode):
     found = reward.judge(Own({"a": math.nan, "b": 4}), task({"answer": "7"}), episode("7"))
     assert found.total == 5.0 and list(found.failed) == ["a"]
     assert found.components == {"a": 0.0, "b": 4.0, "answer": 1.0}
+
+
+def test_an_exception_as_a_value_fails_alone(task, episode):
+    found = RewardFunction({"a": 1.0, "b": 1.0}, own=True).judge(
+        Own({"a": ValueError("no price"), "b": 4}), task({}), episode("7")
+    )
+    assert found.total == 4.0 and found.failed == {"a": "ValueError: no price"}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def make_tuned(base, rows, tmp_path_factory):
             f"model: {{name_or_path: {base}, dtype: float32}}\n"
             f"lora: {{rank: 4, expert_rank: 2}}\n"
             f"data: {{train: {rows}, max_length: 256}}\n"
-            f"train: {{output_dir: {folder / 'run'}, max_steps: 4, activation_checkpointing: none}}\n",
+            f"train: {{output_dir: {folder}/run, max_steps: 4, activation_checkpointing: none}}\n",
             encoding="utf-8",
         )
         model = build(load_recipe(path, overrides), open_checkpoint(base), "cpu").model
@@ -59,7 +59,7 @@ def tuned(make_tuned):
 def requests_of():
     """Return a function that makes requests, shorter and longer than the window."""
 
-    def make(max_new_tokens=12, lengths=LENGTHS):
+    def make(max_new_tokens=8, lengths=LENGTHS):
         draws = torch.Generator().manual_seed(2)
         return [
             Request(

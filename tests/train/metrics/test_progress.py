@@ -111,6 +111,52 @@ def test_a_held_out_line_of_a_preference_run_says_what_was_won():
     assert stream.getvalue().strip() == "step 2: eval loss 0.5000  margin 1.250  acc 88%"
 
 
+REWARDS = {
+    **{"reward": -99.996, "reward_answer": 0.5, "reward_margin": 0.5, "reward_accuracy": 1.0},
+    **{"episode_tokens": 12345.6, "cut_off_share": 1.0, "mismatch_kl": 2.345e-5},
+}
+
+
+def test_a_run_on_rewards_shows_them_in_80_columns_and_no_loss():
+    _, figures = last_frame(shown(True, **REWARDS))
+    plain = shown(False, **REWARDS).strip()
+    assert len(figures) <= 80, figures
+    for line in (figures, plain):
+        assert "reward -100.00  12346 tok  cut 100%  kl 2e-5  grad 0.532" in line, line
+        assert "loss" not in line and "margin" not in line and "76.5 GiB" in line, line
+    exact = shown(False, reward=0.25, episode_tokens=41.0, cut_off_share=0.0, mismatch_kl=0.0)
+    assert "reward 0.250  41 tok  kl 0  grad" in exact and "cut" not in exact
+    # The second of two steps on the same episodes has none of its own.
+    second = shown(False, mismatch_kl=0.0)
+    assert "kl 0  grad" in second and "reward" not in second and "loss" not in second
+
+
+def test_the_curve_of_a_run_on_rewards_is_that_of_the_reward():
+    """It rises where the loss falls."""
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    display = ProgressDisplay(console)
+    state = TrainerState(is_world_process_zero=True, global_step=0, max_steps=9)
+    display.on_train_begin(None, state, None)
+    for step in range(8):
+        logs = {**LOGS, "loss": float(8 - step), "reward": float(step)}
+        display.on_log(None, state, None, logs)
+    display.close()
+    _, figures = last_frame(console.file.getvalue())
+    assert figures.endswith("▁▂▃▄▅▆▇█"), figures
+
+
+def test_a_held_out_line_of_rewards_tells_their_components():
+    stream = io.StringIO()
+    display = ProgressDisplay(Console(file=stream, width=200))
+    state = TrainerState(is_world_process_zero=True, global_step=2, max_steps=2)
+    figures = {"eval_reward": 0.75, "eval_reward_answer": 0.5, "eval_episode_tokens": 41.0}
+    display.on_log(None, state, None, figures)
+    display.on_log(None, state, None, figures | {"eval_reward_format": 1.0})
+    first, second = stream.getvalue().splitlines()
+    assert first == "step 2: held-out reward 0.750  41 tok"
+    assert second == "step 2: held-out reward 0.750  answer 0.500  format 1.000  41 tok"
+
+
 @pytest.mark.parametrize("value", [0.0, -9.9999, 99.999, -1234.5, 1e5, -1e300, math.nan, -math.inf])
 def test_a_short_figure_takes_7_columns_at_most(value):
     found = progress._short(value)

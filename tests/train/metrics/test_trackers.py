@@ -113,6 +113,45 @@ def test_wandb_is_told_figures_and_recipe_not_command_code_or_machine(run):
     assert {"history", "config"} & kinds and "environment" not in kinds
 
 
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is an extra")
+def test_rewards_reach_both_trackers_under_their_names_and_no_episode_does(tmp_path, monkeypatch):
+    """Offline. Figures alone leave a run's folder, so what episodes say stays in it."""
+    from transformers import TrainerState
+
+    from gptoss_tune.recipe.schema import TrackingSection
+    from gptoss_tune.train.metrics.trackio_tracker import TrackioTracker
+    from gptoss_tune.train.metrics.wandb_tracker import WandbTracker
+
+    monkeypatch.setenv("TRACKIO_DIR", "")  # is put back, whatever the tracker sets
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "step-1.jsonl").write_text('{"messages": "canary"}\n')
+    trained = {"loss": 0.1, "reward": 0.5, "reward_answer": 0.25, "mismatch_kl": 1e-6}
+    trained |= {"groups_without_signal": 0.5, "episode_tokens": 41.0, "entropy": 0.75}
+    held_out = {"eval_reward": 0.625, "eval_reward_answer": 0.5}
+    tracking = TrackingSection(wandb="offline", trackio="local")
+    for tracker in (
+        WandbTracker(tracking, tmp_path, {"a": 1}, "0123abcd"),
+        TrackioTracker(tracking, tmp_path, {"a": 1}),
+    ):
+        state = TrainerState(is_world_process_zero=True)
+        tracker.on_train_begin(None, state, None)
+        state.global_step = 1
+        tracker.on_log(None, state, None, trained)
+        tracker.on_log(None, state, None, held_out)
+        tracker.close()
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    stored = wandb_run(file)[1][1]
+    assert {k: v for k, v in stored.items() if not k.startswith("_")} == trained | held_out
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(database) as opened:
+        lines = opened.execute("SELECT metrics FROM metrics ORDER BY id").fetchall()
+    assert [json.loads(line) for (line,) in lines] == [trained, held_out]
+    for folder in ("wandb", "trackio"):
+        for path in (tmp_path / folder).rglob("*"):
+            assert b"canary" not in (path.read_bytes() if path.is_file() else b""), path
+
+
 def wandb_run(path):
     """Return id, figures by step and kinds of records of wandb's file, a log of framed messages."""
     from wandb.proto.wandb_internal_pb2 import Record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from gptoss_tune.workflows.sweep import (
     train_command,
     with_folder,
 )
+
+if TYPE_CHECKING:
+    from gptoss_tune.report.parts.read import Run
 
 
 def train_sweep(
@@ -72,7 +75,10 @@ def train_sweep(
 def _print_comparison(
     output_dir: str, folders: dict[Path, SweepRun], codes: dict[Path, int]
 ) -> None:
-    """Print a line for each run, best held-out loss first, and write the page of all."""
+    """Print a line for each run, the best first, and write the page of all.
+
+    Best is the least held-out loss, or the highest held-out reward where runs learn from rewards.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -83,17 +89,19 @@ def _print_comparison(
 
     read = {f: read_run(f) for f in folders if RunFolder(f).record.is_file()}
     # Of what the run published, which keep_best may have chosen among the evaluations.
+    rewarded = any(run.method.reinforcement for run in read.values())
+    name, sign = ("reward", -1) if rewarded else ("loss", 1)
     held_out = {
-        f: _last([run.record] if run.fact("best") else run.held_out, "eval_loss")
+        f: _last([_published(run)] if run.fact("best") else run.held_out, f"eval_{name}")
         for f, run in read.items()
     }
-    trained = {f: _last(run.train, "loss") for f, run in read.items()}
-    by_loss = held_out if any(loss is not None for loss in held_out.values()) else trained
+    trained = {f: _last(run.train, name) for f, run in read.items()}
+    by = held_out if any(value is not None for value in held_out.values()) else trained
     ordered = sorted(
-        folders, key=lambda f: (codes[f] != 0, by_loss.get(f) is None, by_loss.get(f) or 0.0)
+        folders, key=lambda f: (codes[f] != 0, by.get(f) is None, sign * (by.get(f) or 0.0))
     )
     swept = list(next(iter(folders.values())).values)
-    table = Table(*swept, "held-out loss", "training loss", "run")
+    table = Table(*swept, f"held-out {name}", f"training {name}", "run")
     for folder in ordered:
         values = [visible(value) for value in folders[folder].values.values()]
         failed = f" (failed with exit code {codes[folder]})" if codes[folder] else ""
@@ -105,6 +113,12 @@ def _print_comparison(
         page = write_report(compared, Path(f"{output_dir.rstrip('/')}-sweep.html"))
         best = f" (the best {MOST_RUNS})" if len(read) > MOST_RUNS else ""
         typer.echo(f"compared{best}: {page}")
+
+
+def _published(run: Run) -> dict[str, Any]:
+    """Return the figures of the weights that a run published, by name."""
+    figures = run.fact("best", "figures")
+    return {**run.record, **(figures if isinstance(figures, dict) else {})}
 
 
 def _last(rows: list[dict[str, Any]], name: str) -> float | None:

@@ -104,4 +104,6 @@ def _launch(
     with starting():
         import accelerate.commands.launch  # noqa: F401 - it takes seconds, and a signal may come
     threads = threads_of_a_process(distributed.num_processes, gpus=len(detected_gpus()))
-    return launch_ranks(accelerate_arguments(typed, distributed, allow_change, environment), threads=threads)
+    return launch_ranks(
+        accelerate_arguments(typed, distributed, allow_change, environment), threads=threads
+    )

@@ -1,4 +1,4 @@
 """What an episode earned: built-in components, those of an environment, and their weighted sum.
 
-``reward``: all of it. ``components``: the formulas. ``bounded``: calls that may raise or never end.
+``reward``: all of it. ``components``: the formulas.
 """

@@ -15,12 +15,15 @@ from gptoss_tune.display import one_line
 from gptoss_tune.grading.policy_metrics import metric_name
 from gptoss_tune.grading.policy_table import MOST_POLICIES
 from gptoss_tune.report.parts.text import number
+from gptoss_tune.run.method import method_of
 
 WON = {
     "reward_accuracy": "last reward accuracy, of a training step's pairs",
     "reward_margin": "last reward margin, mean of a training step",
     "eval_reward_accuracy": "reward accuracy on held-out pairs",
     "eval_reward_margin": "reward margin on held-out data",
+    "reward": "last reward, mean of a training step's episodes",
+    "eval_reward": "reward on held-out prompts",
 }
 _HELD_OUT = "held-out rows of the run"
 _PROMPTS = "prompts of the run"
@@ -93,10 +96,11 @@ def policies_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def won(record: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return accuracy and margin of a preference run, held out where they were measured so."""
-    told = record.get("preferences", {})
+    """Return accuracy and margin, or reward, of a run; held out where they were measured so."""
+    rewarded = method_of(record).reinforcement
+    told = record.get("reinforcement" if rewarded else "preferences", {})
     found = []
-    for name in ("reward_accuracy", "reward_margin"):
+    for name in ("reward",) if rewarded else ("reward_accuracy", "reward_margin"):
         for where, metric in (("eval", f"eval_{name}"), ("last", name)):
             value = number(told.get(where, {}).get(metric))
             if value is not None:

@@ -131,7 +131,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
         tags=[
             *("gpt-oss", TAG, "lora"),
             *(["gguf"] if facts.gguf else []),
-            *([method.name] if method.preferences else []),
+            *([method.name] if method.beyond_sft else []),
             *(["safeguard"] if _is_classifier(facts) else []),
         ],
         datasets=list(dict.fromkeys(named))[:_MOST_DATASETS] or None,
@@ -158,7 +158,8 @@ def run_card(facts: Facts) -> str:
         if told_of := facts.record.get(part):
             card[part] = {k: told_of[k] for k in names if isinstance(told_of.get(k, ()), plain)}
     if figures := won(facts.record):
-        card["preferences"] = dict(figures)
+        rewarded = method_of(facts.record).reinforcement
+        card["reinforcement" if rewarded else "preferences"] = dict(figures)
     environment["gpus"] = [name for name in told.get("gpus") or [] if _is_text(name)]
     fingerprint = facts.record.get("base", {}).get("fingerprint")
     card.update(
@@ -179,7 +180,7 @@ def _how_trained(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for section, name in exported.items()
         if isinstance(recipe.get(section, {}).get(name), bool | float)
     }
-    if (method := method_of(record)).preferences:
+    if (method := method_of(record)).beyond_sft:
         found["method"] = {"name": method.name}
     if asked := prompts_of(record):
         found["data"] = asked

@@ -14,7 +14,7 @@ from typing import Any
 
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.report.parts.text import number
-from gptoss_tune.run.folder import EVALUATION, RunFolder, refuse_no_run
+from gptoss_tune.run.folder import EVALUATION, ROLLOUT, RunFolder, refuse_no_run
 from gptoss_tune.run.jsonl import read_lines
 from gptoss_tune.run.method import Method, method_of
 from gptoss_tune.run.record import in_new_names, read_unchecked
@@ -23,8 +23,24 @@ _MOST_STEPS = 10**15
 _MOST_EVALUATIONS = 2_000
 _MOST_EVALUATION_BYTES = 256 << 20
 _MOST_BENCHMARK_BYTES = 64 << 20
+_MOST_ROLLOUT_BYTES, _MOST_EPISODES = 64 << 20, 20_000
 
 Point = tuple[int, float | None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Episodes that were played with the same weights.
+
+    Attributes:
+        step: That learnt from them, or after which they were played.
+        split: ``train`` or ``eval``.
+        episodes: As their file has them, unchecked.
+    """
+
+    step: int
+    split: str
+    episodes: list[dict[str, Any]]
 
 
 @dataclass
@@ -40,6 +56,7 @@ class Run:
         evaluations: ``evaluation/step-N.json``, by step.
         pairs: ``pairs.json`` of a preference run.
         benchmarks: ``benchmarks/NAME.json``, by name, the answers left out.
+        rollouts: The first and the last episodes of a run that learns from rewards.
         problems: What could not be read.
     """
 
@@ -51,6 +68,7 @@ class Run:
     evaluations: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     pairs: dict[str, Any] = field(default_factory=dict)
     benchmarks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    rollouts: list[Phase] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -112,7 +130,7 @@ def read_run(folder: Path) -> Run:
     run.record = in_new_names(mapping(_json(files.record, run)))
     by_step: dict[int, dict[str, Any]] = {}
     for row in _lines(files.metrics, run):
-        if "eval_loss" in row:
+        if is_held_out(row):
             by_step[row["step"]] = row  # the last one of a step: there is always one at the end
         elif "loss" in row:
             run.train.append(row)
@@ -124,7 +142,51 @@ def read_run(folder: Path) -> Run:
     run.benchmarks = list(_benchmarks(files.benchmarks, run))
     if os.path.lexists(files.pairs):
         run.pairs = mapping(_json(files.pairs, run))
+    run.rollouts = list(_rollouts(files.rollouts, run))
     return run
+
+
+def is_held_out(row: dict[str, Any]) -> bool:
+    """Whether a line of metrics is of an evaluation: of its loss, or of held-out episodes."""
+    return "eval_loss" in row or "eval_reward" in row
+
+
+def _rollouts(folder: Path, run: Run) -> Iterator[Phase]:
+    """Yield the episodes of the first two and of the last two files, by split."""
+    listed = [(ROLLOUT.fullmatch(path.name), path) for path in _files(folder)]
+    by_step = sorted((int(match[1]), path) for match, path in listed if match)
+    wanted = by_step if len(by_step) <= 4 else [*by_step[:2], *by_step[-2:]]
+    for step, path in wanted:
+        if _size(path) > _MOST_ROLLOUT_BYTES:
+            run.problems.append(f"{folder.name}/{path.name} is too large to show")
+            continue
+        by_split: dict[str, list[dict[str, Any]]] = {}
+        for row in _objects(path, run, f"{folder.name}/{path.name}"):
+            split = "eval" if row.get("split") == "eval" else "train"
+            by_split.setdefault(split, []).append(row)
+        for split, episodes in by_split.items():
+            yield Phase(step, split, episodes)
+
+
+def _objects(path: Path, run: Run, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a file that are JSON objects; the others are counted."""
+    bad: list[int] = []
+    try:
+        for number, row in read_lines(path, lambda n, _: bad.append(n), strict=False):
+            if number > _MOST_EPISODES:
+                run.problems.append(f"{name}: only {_MOST_EPISODES:,} episodes are read")
+                break
+            if isinstance(row, dict):
+                yield row
+            else:
+                bad.append(number)
+    except CheckpointError as error:
+        run.problems.append(str(error))
+    except OSError as error:
+        run.problems.append(f"{name} cannot be read: {error.strerror}")
+    if bad:
+        lines = "1 line is no JSON object" if len(bad) == 1 else f"{len(bad):,} lines are none"
+        run.problems.append(f"{name}: {lines}")
 
 
 def _evaluations(folder: Path, run: Run) -> list[tuple[int, dict[str, Any]]]:

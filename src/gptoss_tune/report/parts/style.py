@@ -92,6 +92,11 @@ article h3 { overflow-wrap: anywhere; margin: .3rem 0 .5rem; }
 .said { border-left: 3px solid var(--line); padding: .05rem 0 .05rem .6rem; margin: .35rem 0; }
 .said.analysis { border-color: var(--c1); } .said.commentary { border-color: var(--c2); }
 .said.final { border-color: var(--c3); }
+.said.call { border-left: 3px double var(--chip); background: var(--ground); }
+.said.call b { color: var(--chip); }
+.said.result { border-left: 3px dotted var(--chip); background: var(--ground);
+  margin-left: 1.4rem; }
+.said.asked { border-color: var(--c0); }
 .said b { font-size: .78rem; color: var(--soft); font-weight: 600; display: block; }
 .words { font: 13px/1.55 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;

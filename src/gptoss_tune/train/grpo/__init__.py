@@ -1,1 +1,1 @@
-"""Reinforcement learning with groups of rollouts: phases of episodes, batches, loss, trainer."""
+"""Group relative policy optimisation: advantages, objective and loss, rows of a step, trainer."""

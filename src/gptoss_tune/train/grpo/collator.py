@@ -15,7 +15,6 @@ from gptoss_tune.train.data.collator import Collator
 from gptoss_tune.train.grpo.loss import GRPO_KEYS
 
 
-
 @dataclass(frozen=True)
 class GrpoCollator(Collator):
     """Batches of ``train.grpo.rows``; a batch of no rows is a filler, which trains nothing.

@@ -75,7 +75,7 @@ class Guard(StepObserver):
         self._optimizer: Any = None
         self._batches: list[tuple[list[int], Tensor]] = []
         self._loss: Tensor | None = None
-        self._in_row = self._updates = 0
+        self._in_row = self._updates = self._without_signal = 0
         self._updates_before = self._checked_before = 0
         self._applied = False
         self._since_log: list[float] = []
@@ -104,10 +104,12 @@ class Guard(StepObserver):
         loss = loss_sum / world_size()
         batches, local_loss = self._batches, float(self._loss) if bad_ranks else loss
         self._batches, self._loss = [], None
-        step.applied = self._applied = not bad_ranks
+        step.applied = not bad_ranks
+        self._applied = step.applied and step.teaches
+        self._without_signal += not step.teaches
         lr = max(group["lr"] for group in self._optimizer.param_groups)
         if self._watch is not None and self._updates < self._section.check_steps:
-            self._watch.observe(updates=step.applied and lr > 0)
+            self._watch.observe(updates=self._applied and lr > 0)
         if bad_ranks:
             self._leave_out(step, trained, batches, local_loss)
             return
@@ -219,6 +221,7 @@ class Guard(StepObserver):
             **self.alarms.state(),
             "updates": self._updates + self._updates_before,
             "steps_left_out_in_a_row": self._in_row,
+            "steps_without_signal": self._without_signal,
         }
 
     def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
@@ -227,6 +230,7 @@ class Guard(StepObserver):
         self.skipped_steps = int(state["skipped_steps"])
         self._in_row = int(state["steps_left_out_in_a_row"])
         self._updates_before = int(state["updates"])
+        self._without_signal = int(state.get("steps_without_signal", 0))
         self._checked_before = int(state["updates_checked"])
 
     def _checked(self) -> int:
@@ -244,6 +248,13 @@ class Guard(StepObserver):
                 f"all {self.skipped_steps} steps of this run were left out, because loss or "
                 f"gradients were not finite: {self.alarms.warnings[-1]}. Nothing was trained; look "
                 "at those rows, and check the base with `gptoss-tune verify`"
+            )
+        if self._without_signal:
+            return (
+                f"in {self._without_signal} of the {steps} steps of this run no group of episodes "
+                "had rewards that differ, and the others made no update. Nothing was trained; read "
+                f"the episodes in {RunFolder(self._run).rollouts}, and take prompts that are "
+                "answered well now and then, or rewards that tell such answers apart"
             )
         return (
             f"none of the {steps} steps of this run had a learning rate above 0. Nothing was "

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gptoss_tune.display import can_show
+from gptoss_tune.display import can_show, visible
 from gptoss_tune.train.metrics.spark import BLOCKS, spark
 
 _NARROWEST_CURVE, _WIDEST_CURVE = 6, 40
@@ -70,7 +70,10 @@ class ProgressDisplay(TrainerCallback):
         """Show the figures of the last logged step."""
         if not logs or not state.is_world_process_zero:
             return
-        if "eval_loss" in logs:
+        if "eval_reward" in logs:
+            won = "  ".join(_held_out_rewards(logs))
+            self._console.print(f"step {state.global_step}: held-out {won}")
+        elif "eval_loss" in logs:
             loss = logs["eval_loss"]
             won = "".join(f"  {part}" for part in _preference_figures(logs, "eval_"))
             self._console.print(f"step {state.global_step}: eval loss {loss:.4f}{won}")
@@ -82,7 +85,8 @@ class ProgressDisplay(TrainerCallback):
                 )
         elif "loss" in logs:
             if self._progress is not None:
-                self._progress.show(step_figures(logs), logs["loss"])
+                curve = logs["reward"] if "reward" in logs else logs["loss"]
+                self._progress.show(step_figures(logs), curve)
             else:
                 left = self._left_s(state)
                 eta = "" if left is None else f"  eta {clock(left)}"
@@ -120,18 +124,18 @@ class ProgressDisplay(TrainerCallback):
 
 
 class _TwoLines(Progress):
-    """A bar, and below it a line of figures that ends in the curve of the loss."""
+    """A bar, and below it a line of figures that ends in the curve of the loss, or the reward."""
 
     def __init__(self, *columns: ProgressColumn, console: Console) -> None:
         """Draw ``columns`` as the bar."""
         self._figures = ""
-        self._losses: list[float] = []
+        self._curve: list[float] = []
         super().__init__(*columns, console=console)
 
-    def show(self, figures: str, loss: float) -> None:
-        """Show the figures of a step; its loss goes on the curve."""
+    def show(self, figures: str, value: float) -> None:
+        """Show the figures of a step; its loss or reward goes on the curve."""
         self._figures = figures
-        self._losses.append(loss)
+        self._curve.append(value)
         self.refresh()
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -142,7 +146,7 @@ class _TwoLines(Progress):
         line = Text(self._figures, no_wrap=True, overflow="crop")
         room = min(self.console.width - len(self._figures) - 3, _WIDEST_CURVE)
         if room >= _NARROWEST_CURVE and can_show(BLOCKS, self.console.encoding):
-            line.append(f"  {spark(self._losses, room)}", style="cyan")
+            line.append(f"  {spark(self._curve, room)}", style="cyan")
         yield line
 
 
@@ -150,12 +154,15 @@ def step_figures(logs: dict[str, Any]) -> str:
     """Return the figures of a step in less than 80 columns.
 
     Loss, learning rate, gradient norm, throughput and memory; of a preference run margin and
-    accuracy in the place of the learning rate.
+    accuracy in the place of the learning rate; of a run that learns from rewards the reward, the
+    length of an episode, what was cut off, and the KL of sampler and trainer, without the loss.
     """
     memory, speed = f"{logs['memory_gib']:.1f} GiB", f"{logs['tokens_per_second']:,.0f} tok/s"
     norm = logs.get("grad_norm")
     grad = [] if norm is None else [f"grad {_short(float(norm))}"]
-    if won := _preference_figures(logs):
+    if rewarded := _reward_figures(logs):
+        parts = [*rewarded, *grad, speed, memory]
+    elif won := _preference_figures(logs):
         parts = [f"loss {_short(logs['loss'])}", *won, *grad, speed, memory]
     else:
         mantissa, _, exponent = f"{logs.get('learning_rate', 0.0):.1e}".partition("e")
@@ -171,6 +178,34 @@ def clock(seconds: float) -> str:
         days, hour = divmod(hours, 24)
         return f"{days}d {hour:02}:{minute:02}"
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _reward_figures(logs: dict[str, Any]) -> list[str]:
+    """Return what a step's episodes earned, and what is to be watched; of any other line, none.
+
+    A step that trains on episodes of an earlier one has no rewards of its own.
+    """
+    if "mismatch_kl" not in logs and "reward" not in logs:
+        return []
+    found = [] if "reward" not in logs else [f"reward {_short(logs['reward'])}"]
+    if (tokens := logs.get("episode_tokens")) is not None:
+        found.append(f"{tokens:.0f} tok")
+    if cut := logs.get("cut_off_share"):
+        found.append(f"cut {cut:.0%}")
+    if (mismatch := logs.get("mismatch_kl")) is not None:
+        found.append(f"kl {mismatch:.0e}".replace("e-0", "e-") if mismatch else "kl 0")
+    return found
+
+
+def _held_out_rewards(logs: dict[str, Any]) -> list[str]:
+    """Return the held-out reward, its components where there are several, and the length."""
+    begin = "eval_reward_"
+    parts = {name.removeprefix(begin): v for name, v in logs.items() if name.startswith(begin)}
+    found = [f"reward {_short(logs['eval_reward'])}"]
+    found += [f"{visible(name)} {_short(value)}" for name, value in parts.items() if len(parts) > 1]
+    if (tokens := logs.get("eval_episode_tokens")) is not None:
+        found.append(f"{tokens:,.0f} tok")
+    return found
 
 
 def _preference_figures(logs: dict[str, Any], prefix: str = "") -> list[str]:

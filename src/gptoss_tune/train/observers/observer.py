@@ -38,12 +38,15 @@ class GradientStep:
         number: Of the step, from 1.
         expert_load: ``[L, E]`` tokens of this rank by layer and expert, not yet summed over ranks.
         applied: Whether the step makes an update; an observer that drops the gradients says no.
+        teaches: Whether there was anything to learn: the rewards of some group differ, where a
+            method has rewards. Without, every gradient is rightly 0.
     """
 
     model: nn.Module
     number: int
     expert_load: Tensor
     applied: bool = True
+    teaches: bool = True
 
 
 @dataclass(frozen=True)

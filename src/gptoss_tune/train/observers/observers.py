@@ -113,13 +113,18 @@ class StepObservers(TrainerCallback):
             observer.after_forward(loss)
         self._begun().of_tokens(None)
 
-    def on_gradients(self, model: nn.Module, step: int) -> None:
+    def on_gradients(self, model: nn.Module, step: int, *, teaches: bool = True) -> None:
         """Show the gradients of a step before they are clipped.
+
+        Args:
+            model: Whose parameters hold them.
+            step: Its number.
+            teaches: As in ``GradientStep``.
 
         Raises:
             GuardError: The run has to end.
         """
-        event = GradientStep(model, step, self._begun().counts)
+        event = GradientStep(model, step, self._begun().counts, teaches=teaches)
         for observer in self.observers:
             observer.on_gradients(event)
         for observer in self.observers:

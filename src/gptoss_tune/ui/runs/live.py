@@ -18,9 +18,10 @@ from typing import Any, Final
 from gptoss_tune.errors import CheckpointError
 from gptoss_tune.files.regular import open_regular
 from gptoss_tune.report import curves, facts
-from gptoss_tune.report.parts.read import Run, mapping
+from gptoss_tune.report.parts.read import Run, is_held_out, mapping
 from gptoss_tune.report.parts.text import duration
 from gptoss_tune.report.parts.text import tiles as boxes
+from gptoss_tune.report.reinforcement.curves import rewards
 from gptoss_tune.report.samples import policies, samples
 from gptoss_tune.run.folder import EVALUATION, RunFolder
 from gptoss_tune.run.jsonl import LARGEST_READ, LONGEST_LINE
@@ -118,6 +119,7 @@ class LiveRuns:
         parts = {
             "tiles": boxes([*_left(left), *facts.tiles(run)]),
             "told": facts.told(run),
+            "rewards": "".join(rewards(run)),
             "loss": "".join(curves.losses(run)),
             "preferences": "".join(_of_a_preference(curves.preferences, run)),
             "optimisation": "".join(curves.optimisation(run)),
@@ -132,11 +134,11 @@ class LiveRuns:
 
 def _run(folder: Path, rows: list[dict[str, Any]]) -> Run:
     """Return the run of its record, its lines, and its first and last evaluation."""
-    by_step = {row["step"]: row for row in rows if "eval_loss" in row}
+    by_step = {row["step"]: row for row in rows if is_held_out(row)}
     return Run(
         folder,
         record=record_of(folder),
-        train=[row for row in rows if "loss" in row and "eval_loss" not in row],
+        train=[row for row in rows if "loss" in row and not is_held_out(row)],
         held_out=[by_step[step] for step in sorted(by_step)],
         evaluations=_first_and_last_evaluation(folder),
     )
@@ -166,9 +168,10 @@ def _left(seconds: float | None) -> list[tuple[str, str, bool]]:
 def _words(run: Run, state: State, step: int, steps: int | None, left: float | None) -> str:
     of = f" of {steps:,}" if steps else ""
     said = [f"{WORDS[state]}, step {step:,}{of}" if step else WORDS[state]]
-    if (loss := run.last("loss")) is not None:
-        said.append(f"loss {loss:.4g}")
-    if (held_out := run.last("eval_loss", held_out=True)) is not None:
+    figure = "reward" if run.method.reinforcement else "loss"
+    if (value := run.last(figure)) is not None:
+        said.append(f"{figure} {value:.4g}")
+    if (held_out := run.last(f"eval_{figure}", held_out=True)) is not None:
         said.append(f"held out {held_out:.4g}")
     if left is not None:
         said.append(f"{duration(left)} left")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -75,7 +75,7 @@ class Tasks:
                 self.eval = read(split="eval", tell=tell)
         if not self.train:
             raise DataError("data.train: no row gives a prompt; expected one at least")
-        efforts.update(task.conversation.reasoning_effort or "" for task in self.train)
+        efforts.update(task.conversation.effort or "" for task in self.train)
         return rows_of(self.train), None if self.eval is None else rows_of(self.eval)
 
     def sources(self, rows: Sequence[int]) -> list[str]:

@@ -99,7 +99,7 @@ class Bounded:
                     results[number] = Failure(f"not called: {MOST_LEFT} earlier ones still run")
                     continue
                 thread = threading.Thread(
-                    target=_called, args=(number, calls[number], done), name="reward", daemon=True
+                    target=_called, args=(number, calls[number], done), name="bounded", daemon=True
                 )
                 running[number] = (thread, time.monotonic() + calls[number].seconds)
                 thread.start()

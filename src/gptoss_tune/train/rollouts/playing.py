@@ -16,14 +16,14 @@ from gptoss_tune.rollout.own import OwnSampler
 from gptoss_tune.rollout.play import Limits, Player
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import read_record
-from gptoss_tune.train.grpo.groups import Group, PromptOrder
-from gptoss_tune.train.grpo.held_out import held_out_figures, play_held_out
-from gptoss_tune.train.grpo.ledger import Ledger
-from gptoss_tune.train.grpo.observer import RolloutObserver
-from gptoss_tune.train.grpo.phase import Asked, PlaysEpisodes, Rollouts
-from gptoss_tune.train.grpo.played import Played, played
 from gptoss_tune.train.grpo.reference import StartAdapter
-from gptoss_tune.train.grpo.tasks import Tasks
+from gptoss_tune.train.rollouts.groups import Group, PromptOrder
+from gptoss_tune.train.rollouts.held_out import held_out_figures, play_held_out
+from gptoss_tune.train.rollouts.ledger import Ledger
+from gptoss_tune.train.rollouts.observer import RolloutObserver
+from gptoss_tune.train.rollouts.phase import Asked, PlaysEpisodes, Rollouts
+from gptoss_tune.train.rollouts.played import Played, played
+from gptoss_tune.train.rollouts.tasks import Tasks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,7 +60,12 @@ class Playing:
         self._context, self._section, self._model, self._tasks = context, section, model, tasks
         self._make = environment_of(context)
         own = context.environment is not None
-        self._reward = RewardFunction(section.rewards, own=own)
+        self._reward = RewardFunction(
+            section.rewards,
+            own=own,
+            seconds=section.reward_seconds,
+            length_target=section.length_target,
+        )
         self._reward.check([*tasks.train, *(tasks.eval or ())], self._make() if own else None)
         self._sampler: Sampler | None = None
         self.save: Callable[[Path], None] | None = None
@@ -175,7 +180,7 @@ def sampler_of(context: RunContext, model: Any, save: Callable[[Path], None]) ->
     if section.sampler == "own":
         return OwnSampler(model, batch=section.rollout_batch, replay=section.replay_routing)
     if section.sampler == "batched":
-        from gptoss_tune.rollout.batched import BatchedSampler
+        from gptoss_tune.rollout.batched.sampler import BatchedSampler
 
         return BatchedSampler(model, batch=section.rollout_batch, replay=section.replay_routing)
     from gptoss_tune.rollout.server.open import open_server_sampler

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptoss_tune.train.data.sampler import EpochSampler
 from gptoss_tune.train.grpo.advantages import group_advantages, has_signal, overlong_penalty
-from gptoss_tune.train.grpo.played import Played
+from gptoss_tune.train.rollouts.played import Played
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

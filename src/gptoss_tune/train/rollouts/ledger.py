@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gptoss_tune.files.atomic import create, disk_errors
-from gptoss_tune.train.grpo.played import Played, from_arrays, to_arrays
+from gptoss_tune.train.rollouts.played import Played, from_arrays, to_arrays
 
 _KEY, _FACTS = "key", "episodes"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gptoss_tune.files.atomic import replacing
 from gptoss_tune.run.folder import ROLLOUT, RunFolder
-from gptoss_tune.train.grpo.groups import Group
+from gptoss_tune.train.rollouts.groups import Group
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,8 +15,8 @@ import numpy as np
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from gptoss_tune.run.record import update_record
-from gptoss_tune.train.grpo.phase import Phase
 from gptoss_tune.train.observers.observer import LogLine, StepObserver
+from gptoss_tune.train.rollouts.phase import Phase
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.schema import GrpoSection

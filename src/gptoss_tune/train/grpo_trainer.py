@@ -1,7 +1,7 @@
 """Group relative policy optimisation on Transformers' ``Trainer``.
 
 A row of the data is a prompt, and what is trained on is played between two steps
-(``train.grpo.phase``). So one optimizer step is one call of ``training_step``, which walks the
+(``train.rollouts.phase``). So one optimizer step is one call of ``training_step``, which walks the
 micro-batches of its own: how many a step needs is known when its episodes are over, and not when a
 recipe is written.
 
@@ -32,18 +32,18 @@ from gptoss_tune.files.digest import digest_of
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
-from gptoss_tune.train.grpo.episodes_file import write_episodes
 from gptoss_tune.train.grpo.meter import GrpoMeter
 from gptoss_tune.train.grpo.reference import log_probabilities, reference_log_probabilities
 from gptoss_tune.train.grpo.rows import Row, from_arrays, micro_batches, step_rows, to_arrays
 from gptoss_tune.train.guard.checksum import checksum
 from gptoss_tune.train.loss import LossFunction
 from gptoss_tune.train.resume.changes import NOTED
+from gptoss_tune.train.rollouts.episodes_file import write_episodes
 from gptoss_tune.train.trainer import MethodTrainer
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.schema import GrpoSection
-    from gptoss_tune.train.grpo.setup import Playing
+    from gptoss_tune.train.rollouts.playing import Playing
 
 PHASE = "phase.safetensors"
 """Of a checkpoint between two updates on one batch of episodes: the rows of the coming ones."""
@@ -123,6 +123,8 @@ class GrpoTrainer(MethodTrainer):
                 return [], weight
         each, groups = self.args.per_device_train_batch_size, self.groups
         rows = self._coming.pop(step)
+        kl = self._section.kl_weight > 0
+        self.teaches = kl or any(bool(row["advantages"].any()) for row in rows)
         batches = micro_batches(rows, each, groups.data_ranks, groups.data_rank)
         return [{"micro_batches": batches}], weight
 
@@ -162,7 +164,7 @@ class GrpoTrainer(MethodTrainer):
         limit = self._section.mismatch_kl_limit
         found = self._figures(self._of_step)
         measured = found.get("mismatch_kl", 0.0)
-        if limit is not None and measured > limit:
+        if limit is not None and not measured <= limit:  # nor is NaN
             raise GuardError(
                 f"step {self.state.global_step + 1}: the KL of sampler and trainer is "
                 f"{measured:.3g} nats a token over {found['trained_tokens']:.0f} drawn tokens, "

@@ -1,4 +1,4 @@
-"""A rollout phase: the prompts of the coming steps are played, until there are groups to learn from.
+"""A rollout phase: the prompts of the coming steps are played before the first of them.
 
 Episodes are played in chunks of whole groups. A chunk holds the same episodes on any number of
 ranks, which take whole chunks in turn, and is what the ledger keeps: a run that was stopped in the
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 from gptoss_tune.distributed import gather_over_ranks, rank, world_size
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.files.digest import digest_of
-from gptoss_tune.train.grpo.groups import Group, PromptOrder
-from gptoss_tune.train.grpo.ledger import Ledger
-from gptoss_tune.train.grpo.played import Played
+from gptoss_tune.train.rollouts.groups import Group, PromptOrder
+from gptoss_tune.train.rollouts.ledger import Ledger
+from gptoss_tune.train.rollouts.played import Played
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.schema import GrpoSection
@@ -110,9 +110,7 @@ class Rollouts:
             chunks += -(-wanted // self._groups_in_chunk)
             place += wanted
             played += wave
-            kept += [
-                one for one in wave if not section.dynamic_sampling or one.has_signal(section)
-            ]
+            kept += [one for one in wave if not section.dynamic_sampling or one.has_signal(section)]
         taken = {one.place for one in kept}
         kept += [one for one in played if one.place not in taken][: prompts - len(kept)]
         return Phase(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from gptoss_tune.distributed import gather_over_ranks, rank, world_size
 from gptoss_tune.evaluate.generate import Stopped
-from gptoss_tune.train.grpo.groups import Group
-from gptoss_tune.train.grpo.phase import PlaysEpisodes
-from gptoss_tune.train.grpo.played import Played
+from gptoss_tune.train.rollouts.groups import Group
+from gptoss_tune.train.rollouts.phase import PlaysEpisodes
+from gptoss_tune.train.rollouts.played import Played
 
 
 def play_held_out(

@@ -1,0 +1,1 @@
+"""A run that learns from rewards, for people: its curves, and its episodes to read."""

@@ -1,0 +1,1 @@
+"""The sampler `batched`: transformers' continuous batching on our attention and experts."""
