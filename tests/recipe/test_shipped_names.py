@@ -80,7 +80,7 @@ def test_an_override_of_a_shipped_recipe_is_relative_to_the_current_folder(tmp_p
         ("gpt-oss-20b/qlor", "gpt-oss-20b/qlora or "),
         ("gptoss-20b/qlora.yaml", "gpt-oss-20b/qlora or "),
         ("recipes/tiny/dpo2.yaml", "tiny/dpo"),
-        ("tiny", "tiny/dpo or tiny/lora or tiny/qlora or tiny/safeguard?"),
+        ("tiny", "tiny/dpo or tiny/grpo or tiny/lora or tiny/qlora or tiny/"),
     ],
 )
 def test_an_unknown_name_lists_the_nearest(written, near, tmp_path, monkeypatch):
@@ -192,9 +192,11 @@ def test_a_shell_completes_names_and_files(tmp_path, monkeypatch):
     assert offered("check", "") == NAMES
     assert offered("train", "tin") == [
         "tiny/dpo",
+        "tiny/grpo",
         "tiny/lora",
         "tiny/qlora",
         "tiny/safeguard",
+        "tiny/tools",
         "tinier/",
     ]
     assert offered("plan", "mi") == ["mine.yaml"]

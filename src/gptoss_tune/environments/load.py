@@ -1,8 +1,8 @@
 """Environments by name: those that come along, and a class of the user's own.
 
 A class is named on the command line, ``--environment shop:Shop``, and imported from the current
-directory or from what is installed. A recipe cannot name one: recipes are exchanged, and importing
-a module runs it.
+directory or from what is installed; ``verifiers:NAME`` is an environment of that library. A recipe
+cannot name one: recipes are exchanged, and importing a module runs it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, cast
 
 from gptoss_tune.environments.bounded import reason
 from gptoss_tune.environments.environment import Environment
+from gptoss_tune.environments.handlers import handlers_kept
 from gptoss_tune.environments.rows import RowTools
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
@@ -25,6 +26,8 @@ from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
 _METHODS: Final = {"reset": 2, "tools": 0, "reward": 1}
 """What a class must have, and how many arguments each is called with."""
 _OPTIONAL: Final = {"reply": 1}
+_LIBRARIES: Final = {"verifiers": "gptoss_tune.environments.verifiers.open"}
+"""Libraries of environments, and what opens one of theirs by its name; it needs their extra."""
 _SPEC: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -55,17 +58,21 @@ def load_environment(spec: str) -> Callable[[], Environment]:
     """Return the class that ``module:Class`` names; it is called for each episode.
 
     Args:
-        spec: A module that can be imported, the current directory's before others, and a class.
+        spec: A module that can be imported, the current directory's before others, and a class; or
+            ``verifiers:NAME``.
 
     Raises:
         RecipeError: There is no such module or class, importing it fails, or it is no environment.
     """
+    library, _, name = spec.partition(":")
+    if library in _LIBRARIES:
+        return importlib.import_module(_LIBRARIES[library]).load(name)
     if not _SPEC.fullmatch(spec):
         raise RecipeError(
             f"--environment is {spec[:100]!r}; expected module:Class, such as shop:Shop for the "
             "class Shop in shop.py"
         )
-    module_name, _, class_name = spec.partition(":")
+    module_name, class_name = library, name
     module = _imported(module_name, spec)
     found = getattr(module, class_name, None)
     if found is None:
@@ -87,7 +94,8 @@ def _imported(name: str, spec: str) -> Any:
         sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        with handlers_kept():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise RecipeError(

@@ -87,7 +87,9 @@ class DataSource(Section):
     """Times each sample is used in an epoch: 2 is twice, 0.5 is a drawn half of them."""
     reasoning_effort: Literal["low", "medium", "high"] | None = None
     """Effort of rows of this source that name none; null: data.reasoning_effort."""
-    columns: Annotated[dict[Literal[ColumnName, TaskKey], Template], Field(min_length=1)] | None = None
+    columns: Annotated[dict[Literal[ColumnName, TaskKey], Template], Field(min_length=1)] | None = (
+        None
+    )
     """Fields of a row, written from the columns by Jinja templates; null: the columns are known."""
 
 

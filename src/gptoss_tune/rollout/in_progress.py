@@ -24,6 +24,7 @@ from gptoss_tune.evaluate.format_checks import format_faults
 from gptoss_tune.evaluate.parse import Answer, read_answer
 from gptoss_tune.grading.answer import Call, Given
 from gptoss_tune.harmony.conversation import CHANNELS, Conversation, Header, Message
+from gptoss_tune.harmony.fields import shown
 from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.reading import Notes
 from gptoss_tune.harmony.render import Renderer
@@ -263,8 +264,13 @@ def conversation_of(
                 "messages, or give the row a prompt"
             )
         return found
-    listed = [dict(message) for message in asked]
-    read = read_prompt({"messages": listed}, conversation.source)
+    listed = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else None
+    if listed is None or not all(isinstance(message, Mapping) for message in listed):
+        raise DataError(
+            f"{conversation.source}: reset() returned {shown(asked)}; expected a list of messages "
+            "with role and content, or None for the row's own"
+        )
+    read = read_prompt({"messages": [dict(m) for m in listed]}, conversation.source)
     found.messages = read.messages
     found.instructions = found.instructions if read.instructions is None else read.instructions
     return found

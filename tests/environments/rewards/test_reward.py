@@ -158,6 +158,13 @@ def test_one_component_of_several_fails_alone(task, episode):
     assert found.components == {"a": 0.0, "b": 4.0, "answer": 1.0}
 
 
+def test_an_exception_as_a_value_fails_alone(task, episode):
+    found = RewardFunction({"a": 1.0, "b": 1.0}, own=True).judge(
+        Own({"a": ValueError("no price"), "b": 4}), task({}), episode("7")
+    )
+    assert found.total == 4.0 and found.failed == {"a": "ValueError: no price"}
+
+
 @pytest.mark.parametrize(
     "error", [ValueError("no\nprice"), SystemExit(3), KeyboardInterrupt(), RecursionError()]
 )

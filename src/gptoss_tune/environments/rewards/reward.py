@@ -11,7 +11,7 @@ and ``length`` (``components``). An environment of the user's own gives a number
 ``environment``, or a mapping of components. One that is named like a built-in takes its place.
 
 A component that raises, takes too long or is not finite counts 0 and is named in ``failed``; the
-others count as ever.
+others count as ever. So does one whose value is an exception, which a mapping may hold.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from gptoss_tune.environments.bounded import Bounded, Call, Failure
+from gptoss_tune.environments.bounded import Bounded, Call, Failure, reason
 from gptoss_tune.environments.environment import Environment, Outcome, Rewards, Task
 from gptoss_tune.environments.rewards.components import (
     format_health,
@@ -268,6 +268,9 @@ class _Sheet:
                 self.fail(FLOAT, f"gave a component {name!r:.80}; expected {why}", ())
                 continue
             named.add(name)
+            if isinstance(value, BaseException):
+                self.fail(name, reason(value), (name,))
+                continue
             number = _number(value)
             if isinstance(number, str):
                 self.fail(name, f"gave {number}; expected a finite number", (name,))

@@ -18,13 +18,13 @@ import numpy as np
 from gptoss_tune.harmony.dataset.packing import pack
 from gptoss_tune.model.routing import NO_CHOICE
 from gptoss_tune.train.grpo.advantages import token_weights
-from gptoss_tune.train.rollouts.groups import Group
-from gptoss_tune.train.rollouts.played import Played
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gptoss_tune.recipe.schema import GrpoSection
+    from gptoss_tune.train.rollouts.groups import Group
+    from gptoss_tune.train.rollouts.played import Played
 
 Row = dict[str, Any]
 """Arrays ``[N]`` by name: ``input_ids``, ``position_ids``, ``channels``; and of predicting token n

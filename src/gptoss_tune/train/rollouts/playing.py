@@ -60,7 +60,12 @@ class Playing:
         self._context, self._section, self._model, self._tasks = context, section, model, tasks
         self._make = environment_of(context)
         own = context.environment is not None
-        self._reward = RewardFunction(section.rewards, own=own)
+        self._reward = RewardFunction(
+            section.rewards,
+            own=own,
+            seconds=section.reward_seconds,
+            length_target=section.length_target,
+        )
         self._reward.check([*tasks.train, *(tasks.eval or ())], self._make() if own else None)
         self._sampler: Sampler | None = None
         self.save: Callable[[Path], None] | None = None
@@ -175,7 +180,7 @@ def sampler_of(context: RunContext, model: Any, save: Callable[[Path], None]) ->
     if section.sampler == "own":
         return OwnSampler(model, batch=section.rollout_batch, replay=section.replay_routing)
     if section.sampler == "batched":
-        from gptoss_tune.rollout.batched import BatchedSampler
+        from gptoss_tune.rollout.batched.sampler import BatchedSampler
 
         return BatchedSampler(model, batch=section.rollout_batch, replay=section.replay_routing)
     from gptoss_tune.rollout.server.open import open_server_sampler
