@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gptoss_tune.recipe.schema.train import Count
-from gptoss_tune.recipe.schema.value_types import FromText, Section
+from gptoss_tune.recipe.schema.value_types import FromText, PathText, Section, ServerUrl
 
 _Positive = Annotated[float, Field(gt=0, le=1_000_000), FromText]
 _Clip = Annotated[float, Field(gt=0, lt=1), FromText]
@@ -49,10 +49,12 @@ class GrpoSection(Section):
     sampler: Literal["own", "batched", "server"] = "own"
     """own: our loop; batched: continuous batching in process; server: an OpenAI-compatible one."""
     rollout_batch: Count = 16
-    """Episodes that own samples at a time, and most sequences that batched holds at a time."""
-    server_url: str | None = None
-    """Address of the server, up to and including /v1; with sampler server alone."""
-    server_folder: str | None = None
+    """Episodes that own samples at a time, sequences that batched holds at a time at most, and
+    requests that a server gets at a time."""
+    server_url: ServerUrl | None = None
+    """Address of the server, with or without /v1; with sampler server alone. Its key is the
+    variable VLLM_API_KEY."""
+    server_folder: PathText | None = None
     """Folder that the server reads too, in which adapters or weights are handed to it."""
     replay_routing: bool = True
     """Train with the experts that the sampler chose, where it tells them."""
