@@ -162,6 +162,18 @@ def test_the_time_of_an_episode_is_limited(play, row):
     assert 0.2 <= episode.seconds < 5
 
 
+def test_no_call_is_made_once_the_time_is_over(renderer, scripted, task_of, row, judge_all):
+    called, sampler = [], scripted([GOOD])
+    whole = sampler.sample
+    sampler.sample = lambda *a, **k: time.sleep(0.3) or whole(*a, **k)
+    make = own(tool=staticmethod(called.append))
+    player = Player(sampler, renderer, make, judge_all, Limits(100, 8, 2000, 5.0, 0.2))
+    (episode,) = player.play([(task_of(row), 0, 0)], temperature=1.0)
+    assert (episode.outcome.ended, called, episode.outcome.uses) == ("time", [], ())
+    assert [c.name for c in episode.outcome.given.calls] == ["price"]
+    assert episode.samples[0].sampled.any()
+
+
 def test_a_tool_that_raises_hangs_or_gives_rubbish_costs_its_own_call(play, row):
     gate = threading.Event()
 
