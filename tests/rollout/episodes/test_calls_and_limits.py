@@ -146,6 +146,9 @@ def test_answers_turns_and_tokens_are_limited(play, row):
     assert (episode.outcome.ended, len(cut.requests)) == ("tokens", 1)
     assert episode.outcome.uses[0].result == "3"
 
+    episode, _ = play(row, "")
+    assert (episode.outcome.ended, episode.outcome.tokens, episode.samples) == ("length", 0, ())
+
     episode, none = play(row, max_length=prompt)
     assert (episode.outcome.ended, episode.samples, none.requests) == ("tokens", (), [])
 
