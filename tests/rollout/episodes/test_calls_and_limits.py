@@ -125,6 +125,14 @@ def test_a_row_without_results_asks_for_the_call_itself(play, row):
     assert (wrong.outcome.ended, wrong.outcome.uses[0].by_model) == ("answer", True)
 
 
+def test_a_declared_tool_that_nothing_runs_is_no_answer_beside_one_that_is(play, row):
+    asked = {**row, "tools": [*row["tools"], {"name": "stock"}]}
+    episode, _ = play(asked, call("{}", "functions.stock"), GOOD, FINAL, make=Own)
+    unanswered, answered = episode.outcome.uses
+    assert "nothing answers this tool here" in unanswered.mistake and not unanswered.by_model
+    assert (answered.result, episode.outcome.ended) == ("3", "answer")
+
+
 def test_answers_turns_and_tokens_are_limited(play, row):
     long = "<|channel|>final<|message|>" + "word " * 50 + "<|return|>"
     episode, _ = play(row, long, max_new_tokens=20)
