@@ -209,7 +209,11 @@ class GrpoTrainer(MethodTrainer):
         each = section.prompts_per_step
         coming = {
             step + n: step_rows(
-                phase.groups[n * each : (n + 1) * each], advantages, section, self._max_length
+                phase.groups[n * each : (n + 1) * each],
+                advantages,
+                section,
+                self._max_length,
+                playing.dataset_of,
             )
             for n in range(updates)
         }

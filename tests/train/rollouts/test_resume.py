@@ -69,7 +69,7 @@ def act_in_call(monkeypatch, number, act):
     original, calls = OwnSampler.sample, []
 
     def sample(self, requests, temperature, should_stop=lambda: False):
-        calls.append([(r.prompt, r.seed) for r in requests])
+        calls.append(temperature)
         if len(calls) == number:
             act()
         return original(self, requests, temperature, should_stop)
@@ -83,7 +83,7 @@ def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
     grpo_recipe, whole, tmp_path, lucky, monkeypatch, phase
 ):
     run = tmp_path / "run"
-    # A call of the sampler is a chunk, and a chunk is a group; two held-out ones between the two.
+    # A call of the sampler is a group; the held-out prompts are one, between the phases.
     groups = {one["group"] for one in episodes(whole)["step-1.jsonl"]}
     at = 2 if phase == 1 else len(groups) + 3
     terminate = functools.partial(os.kill, os.getpid(), signal.SIGTERM)
@@ -91,6 +91,10 @@ def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
     with pytest.raises(RunInterrupted) as stopped:
         continued(grpo_recipe, run)
     assert len(calls) == at
+    # Held-out prompts are played greedily.
+    assert [n for n, drawn in enumerate(calls) if not drawn] == (
+        [] if phase == 1 else [len(groups)]
+    )
     made = sorted(path.name for path in run.glob("checkpoint-*"))
     assert made == ([] if phase == 1 else ["checkpoint-1", "checkpoint-2"])
     assert ("first rollouts" if phase == 1 else "checkpoint-2 is") in str(stopped.value)

@@ -37,8 +37,7 @@ class GrpoSection(Section):
     episode_seconds: _Positive | None = None
     """Longest an episode may take, from its first answer on; null: no limit."""
     environment: Literal["rows", "python"] = "rows"
-    """What answers: rows has the tools of the row; python adds code in the sandbox. A class of your
-    own is named on the command line, --environment."""
+    """Tools: rows has those of the row, python code in a sandbox too; a class: --environment."""
     rewards: dict[str, _Weight] = {"answer": 1.0}
     """Weights of the rewards' components: answer, format, calls, length, or your own class's."""
     reward_seconds: _Positive = 60.0
@@ -62,8 +61,7 @@ class GrpoSection(Section):
     scale_by_std: bool = True
     """Divide advantages by their group's standard deviation; Dr. GRPO does not."""
     average: Literal["token", "sequence", "constant"] = "token"
-    """token: over the step's tokens (DAPO); sequence: over each answer first (GRPO); constant: by
-    max_new_tokens, whatever the length (Dr. GRPO)."""
+    """Mean over tokens (DAPO), over each answer first (GRPO), or by max_new_tokens (Dr. GRPO)."""
     objective: Literal["clip", "cispo"] = "clip"
     """clip: PPO's bound of the ratio; cispo: a bounded ratio as a constant weight."""
     clip_low: _Clip = 0.2

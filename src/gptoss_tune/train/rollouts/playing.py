@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptoss_tune.distributed import gather_over_ranks, rank
 from gptoss_tune.environments.load import built_in, load_environment
 from gptoss_tune.environments.rewards.reward import RewardFunction
 from gptoss_tune.harmony.dataset.load import sample_settings
@@ -125,6 +126,10 @@ class Playing:
         groups = play_held_out(play, len(tasks), batch, seed, self._asked_to_stop)
         return groups, held_out_figures(groups)
 
+    def dataset_of(self, task: int) -> int:
+        """Return the number of the entry of ``data.train`` that a task is from."""
+        return self._tasks.train[task].dataset
+
     def close(self) -> None:
         """Give back what the sampler holds."""
         if self._sampler is not None:
@@ -188,7 +193,7 @@ def sampler_of(context: RunContext, model: Any, save: Callable[[Path], None]) ->
     return open_server_sampler(
         section,
         context.base,
-        read_record(context.run),
+        gather_over_ranks(read_record(context.run) if rank() == 0 else None)[0],
         save=save,
         merge_aware=context.recipe.lora.merge_aware,
         device=str(context.device),
