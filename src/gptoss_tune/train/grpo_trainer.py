@@ -9,8 +9,8 @@ What makes a run one to trust: the prompts of a phase follow from the seed and a
 checkpoint keeps, chunks of episodes that are over are in a ledger, and a checkpoint between two
 updates on one batch of episodes holds the rows that are not trained yet. TRL's ``GRPOTrainer`` was
 the alternative (1.16, read and run): it merges adapters into named parameters to hand them to a
-sampler, which packed experts have none of; corrects for a sampler's other log-probabilities in one
-of its samplers alone; and renders an episode again between its turns, which loses thoughts.
+sampler, which packed experts have none of; corrects for a sampler's other log-probabilities with
+vLLM alone; and its template for gpt-oss loses calls, and the thoughts before them.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class GrpoTrainer(MethodTrainer):
                 return [], weight
         each, groups = self.args.per_device_train_batch_size, self.groups
         rows = self._coming.pop(step)
-        kl = self._section.kl_weight > 0
-        self.teaches = kl or any(bool(row["advantages"].any()) for row in rows)
+        # A KL alone has no gradient where the adapters begin: at the reference itself.
+        self.teaches = any(bool(row["advantages"].any()) for row in rows)
         batches = micro_batches(rows, each, groups.data_ranks, groups.data_rank)
         return [{"micro_batches": batches}], weight
 
