@@ -117,7 +117,7 @@ def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
     assert not (run / ".rollouts").exists()
 
 
-def test_a_chunk_of_other_weights_or_a_damaged_one_is_played_again(tmp_path, whole):
+def test_a_chunk_of_other_weights_or_a_damaged_one_is_played_again(tmp_path):
     ledger = Ledger(tmp_path / "ledger")
     ledger.open("a" * 64)
     ledger.write(0, "key", [])
