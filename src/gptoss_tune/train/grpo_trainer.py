@@ -16,6 +16,7 @@ vLLM alone; and its template for gpt-oss loses calls, and the thoughts before th
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,7 @@ from gptoss_tune.errors import CheckpointError, GuardError, RunInterrupted
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.files.digest import digest_of
 from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.run.jsonl import read_lines
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
 from gptoss_tune.train.grpo.meter import GrpoMeter
@@ -127,6 +129,27 @@ class GrpoTrainer(MethodTrainer):
         self.teaches = any(bool(row["advantages"].any()) for row in rows)
         batches = micro_batches(rows, each, groups.data_ranks, groups.data_rank)
         return [{"micro_batches": batches}], weight
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch; before the first step of a run its held-out prompts are played once.
+
+        Raises:
+            RunInterrupted: A signal came before the first step.
+        """
+        if self.state.global_step == 0 and self.eval_dataset is not None and not self._measured():
+            try:
+                self.evaluate()
+            except EvaluationLeftOut:
+                self._leave(0)
+        super()._run_epoch(*args, **kwargs)
+
+    def _measured(self) -> bool:
+        """Return whether an earlier start of the run has measured the untrained model."""
+        path, found = RunFolder(self._context.run).metrics, False
+        if rank() == 0 and path.is_file():
+            lines = read_lines(path, lambda number, error: None, strict=False)
+            found = any("eval_reward" in row for _, row in islice(lines, 1))
+        return gather_over_ranks(found)[0]
 
     def training_step(
         self,
