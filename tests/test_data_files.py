@@ -29,6 +29,8 @@ POLICIES = [
     *("safeguard/train.jsonl", "safeguard/eval.jsonl"),
     *("tiny/policies.jsonl", "tiny/policies_eval.jsonl"),
 ]
+# What their rows hold is checked in rollout/tiny_task/.
+TOOLS = [f"tiny/tools_{part}.jsonl" for part in ("warmup", "train", "eval")]
 # What their rows hold is checked in test_preference_files.py.
 PREFERENCES = [
     f"{folder}/{kind}{part}.jsonl"
@@ -328,7 +330,7 @@ def test_python_in_answers_does_what_it_says(name):
 def test_readme_table_is_true():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| `([\w/]+\.jsonl)` \| (\d+) \|", readme, re.MULTILINE))
-    files = [*FILES, *PROMPTS, PROBES, *PREFERENCES, *POLICIES, *SUITES]
+    files = [*FILES, *PROMPTS, PROBES, *PREFERENCES, *POLICIES, *TOOLS, *SUITES]
     assert table == {name: str(len(load(name))) for name in files}
 
 
@@ -370,7 +372,7 @@ def test_answers_of_the_reasoning_prompts_are_right():
 def test_readme_example_is_a_real_row():
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     examples = [json.loads(body) for kind, body in FENCE.findall(readme) if kind == "json"]
-    rows = [row for _, row in located(*FILES, *PREFERENCES)]
+    rows = [row for _, row in located(*FILES, *PREFERENCES, *TOOLS)]
     assert examples
     assert all(example in rows for example in examples)
 

@@ -19,9 +19,9 @@ WHOLE = {
     "train/run.py train",
     "workflows/calibrate.py merge_calibrated",
     # What lowers the peak is planned anew from the recipe that did not fit.
-    "train/out_of_memory.py _advice",
-    "train/out_of_memory.py describe",
-    "train/out_of_memory.py explained",
+    "train/memory/out_of_memory.py _advice",
+    "train/memory/out_of_memory.py describe",
+    "train/memory/out_of_memory.py explained",
 }
 
 

@@ -3,8 +3,9 @@
 H = 2880, V = 201,088 (64 and 1,024 with ``--cpu``), bf16, a frozen head, every row with loss,
 forward and backward together. "bare products" is the head's product and that of its gradient with
 nothing between them: the floor. Two more lines show what a prompt costs: a quarter of the rows with
-loss, told to the op or not. The error is the relative RMS of the hidden states' gradient against
-float64 at 128 rows.
+loss, told to the op or not; and two what a weight costs that depends on its row's loss: asked for
+inside the pass, with entropies, or with a pass for the losses before it. The error is the relative
+RMS of the hidden states' gradient against float64 at 128 rows.
 """
 
 # Legend: N rows, H hidden, V vocabulary.
@@ -25,7 +26,7 @@ from gptoss_kernels.testing import relative_rms
 from measure import device_of, measure, no_figure
 from torch import Tensor
 
-TESTS = ["test_linear_cross_entropy.py"]
+TESTS = ["test_linear_cross_entropy.py", "test_row_weights.py"]
 """What must be green before a number is printed."""
 
 HIDDEN, VOCABULARY = 2880, 201_088
@@ -83,6 +84,9 @@ def candidates() -> list[tuple[str, Loss | str]]:
         (FLOOR, bare),
         ("ours, triton", ours("triton") if on_gpu else "it needs a GPU"),
         ("ours, torch", ours("torch")),
+        ("ours, triton, weights by row", by_rows("triton") if on_gpu else "it needs a GPU"),
+        ("ours, torch, weights by row", by_rows("torch")),
+        ("ours, torch, weights in two passes", in_two_passes("torch")),
         ("ours, torch, a quarter with loss", ours("torch", share=4)),
         ("ours, torch, a quarter, told", ours("torch", share=4, told=True)),
         ("unfused, fp32 logits", unfused),
@@ -104,6 +108,34 @@ def ours(backend: str, *, share: int = 1, told: bool = False) -> Loss:
             selected_rows=rows // share if told else None,
             backend=backend,  # pyright: ignore[reportArgumentType]
         )[0]
+
+    return loss
+
+
+def by_rows(backend: str) -> Loss:
+    def loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        ones = torch.ones(labels.shape[0], device=labels.device)
+        return linear_cross_entropy(
+            hidden,
+            weight,
+            labels,
+            ones,
+            row_weights=lambda losses, rows: torch.where(losses > 0, 1.0, losses.exp()),
+            entropies=torch.empty_like(ones),
+            backend=backend,  # pyright: ignore[reportArgumentType]
+        )[0]
+
+    return loss
+
+
+def in_two_passes(backend: str) -> Loss:
+    def loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        ones = torch.ones(labels.shape[0], device=labels.device)
+        options: Any = {"backend": backend}
+        with torch.no_grad():
+            _, losses = linear_cross_entropy(hidden, weight, labels, ones, **options)
+        weights = torch.where(losses > 0, 1.0, losses.exp())
+        return linear_cross_entropy(hidden, weight, labels, weights, **options)[0]
 
     return loss
 

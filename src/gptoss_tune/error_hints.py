@@ -1,10 +1,10 @@
 """Hints for errors of libraries and of the system that surface only at the top.
 
 Where the call is ours the error is translated beside it (the Hub in ``weights.checkpoint``, memory
-in ``train.out_of_memory``). What comes out of a library's depths, on whatever line, is told here by
-type and words, in a table that stays narrow: an error that is not in it keeps its traceback, since
-then the fault may be ours. Nothing heavy is imported to recognise an error: its class's name and
-module are enough.
+in ``train.memory.out_of_memory``). What comes out of a library's depths, on whatever line, is told
+here by type and words, in a table that stays narrow: an error that is not in it keeps its
+traceback, since then the fault may be ours. Nothing heavy is imported to recognise an error: its
+class's name and module are enough.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cases
 import preferences
 import processes
+import reinforcement
 import stacks
 import surroundings
 from rich.console import Console
@@ -31,6 +32,11 @@ from rich.table import Table
 OUTCOMES = ("tried", "exact", "refused", "told", "silent", "human", "hung")
 GOOD = ("exact", "refused", "told")
 TITLES = {"human": "needs a human"}
+METHODS = {
+    "dpo": (preferences, "Preferences"),
+    "grpo": (reinforcement, "Reinforcement"),
+}
+"""Faults of the methods that have their own, and their titles."""
 
 
 def plan(kills: int, peers: int) -> list[tuple[str, str, int, cases.Case]]:
@@ -137,7 +143,8 @@ def run(
     stacks.prepare(work)
     processes.settle()
     pairs = {(stack, ranks) for _, stack, ranks, _ in wanted}
-    kinds = {kind.name: kind for kind in (stacks.Ours, stacks.PlainTrl, preferences.Preferences)}
+    known = (stacks.Ours, stacks.PlainTrl, preferences.Preferences, reinforcement.Reinforcement)
+    kinds = {kind.name: kind for kind in known}
     benches = {(s, r): cases.prepare(kinds[s](work, r)) for s, r in sorted(pairs)}
     numbered = list(enumerate(wanted))
     random.Random(seed).shuffle(numbered)
@@ -205,6 +212,8 @@ def conditions(chosen: argparse.Namespace, cases_run: int, minutes: float) -> st
     compared = "every loss and the adapter are"
     if chosen.method == "dpo":
         compared = "adapter, lines of metrics (but for what is measured) and `pairs.json` are"
+    if chosen.method == "grpo":
+        compared = "adapter, episodes, rewards and lines of metrics (but for what is measured) are"
     return (
         f"`python tests/faults/run_faults.py {method}--kills {chosen.kills} --seed {chosen.seed} "
         f"--jobs {chosen.jobs}` on {os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}: "
@@ -220,7 +229,7 @@ def conditions(chosen: argparse.Namespace, cases_run: int, minutes: float) -> st
 def main() -> None:
     """Read the arguments, run, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", choices=("sft", "dpo"), default="sft", help="of our runs")
+    parser.add_argument("--method", choices=("sft", *METHODS), default="sft", help="of our runs")
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs of our runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
@@ -238,8 +247,9 @@ def main() -> None:
     begun = time.monotonic()
     stacks.TIMEOUT_S = chosen.timeout
     wanted = selection() if chosen.selection else plan(chosen.kills, chosen.peers)
-    if chosen.method == "dpo":
-        wanted = preferences.selection() if chosen.selection else preferences.plan(chosen.kills)
+    if chosen.method in METHODS:
+        of_method = METHODS[chosen.method][0]
+        wanted = of_method.selection() if chosen.selection else of_method.plan(chosen.kills)
     wanted = [case for case in wanted if chosen.only in f"{case[0]} / {case[1]}"]
     rows = run(wanted, chosen.seed, chosen.jobs, chosen.work)
     if chosen.json:
@@ -249,8 +259,9 @@ def main() -> None:
     if chosen.markdown:
         said = conditions(chosen, len(rows), (time.monotonic() - begun) / 60)
         title = "# Faults"
-        if chosen.method == "dpo":
-            title, said = "## Preferences", f"{said} {preferences.met(rows)}"
+        if chosen.method in METHODS:
+            title = f"## {METHODS[chosen.method][1]}"
+            said = f"{said} {preferences.met(rows)}"
         chosen.markdown.write_text(markdown(rows, title, said), encoding="utf-8")
     console = Console()
     console.print(table(rows))

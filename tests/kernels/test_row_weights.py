@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from gptoss_kernels.cross_entropy_rows import row_losses_
 from gptoss_kernels.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
@@ -232,6 +233,30 @@ def test_rows_without_loss_stay_out_whatever_the_function_says(backend, device):
     assert (hidden.grad[3] == 0).all() and losses[3] > 0 and found[3] > 0
     alive = ~dead & (torch.arange(12) != 3)
     assert (hidden.grad[alive] != 0).any(1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_of_the_gather_stays_zero_whatever_the_function_says(backend, device):
+    """A GPU that is not told how many rows carry loss has others in its chunks; a CPU never has."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(6, 40, generator=generator).to(device)
+    logits[4] = float("nan")
+    scales = torch.tensor([0.5, 1.0, 2.0, 1.0, 0.0, 0.0], device=device)
+    found, weights = row_losses_(
+        logits,
+        torch.arange(6, device=device),
+        scales,
+        torch.arange(6, device=device),
+        lambda losses, rows: torch.where(losses == 0, float("nan"), losses),
+        temperature=0.7,
+        z_loss=0.0,
+        with_entropies=True,
+        with_grad=True,
+        backend=backend,
+    )
+    assert torch.equal(weights[:4], found.losses[:4]) and (found.losses[:4] > 0).all()
+    for values in (weights, found.losses, found.lse, found.entropies, logits):
+        assert (values[4:] == 0).all() and (values[:4] != 0).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -27,6 +27,9 @@ from gptoss_tune.shipped import shipped
         ("gpt-oss-20b/dpo.yaml", "rtx4090-24gb"),
         ("gpt-oss-20b/kto.yaml", "rtx4090-24gb"),
         ("gpt-oss-120b/dpo-80gb.yaml", "h100-80gb"),
+        ("gpt-oss-20b/grpo.yaml", "l40s-48gb"),
+        ("gpt-oss-20b/grpo-server.yaml", "rtx4090-24gb"),
+        ("gpt-oss-120b/grpo-80gb.yaml", "h100-80gb"),
     ],
 )
 def test_shipped_recipes_fit_the_cards_they_are_meant_for(name, gpu):

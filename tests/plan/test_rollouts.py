@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from gptoss_tune.errors import RecipeError
 from gptoss_tune.plan.architecture import RELEASED, Architecture
 from gptoss_tune.plan.gpus import card
 from gptoss_tune.plan.methods import METHODS, added
@@ -158,6 +159,14 @@ def test_steps_of_epochs_and_files_of_episodes(recipe):
     unknown = plan(recipe(*epochs, "data.train=owner/prompts"), H100)
     assert unknown.work.tokens is None and unknown.rollouts.hours is None
     assert unknown.rollouts.prompt_tokens == 4096 - 1024
+
+
+def test_fsdp2_is_neither_planned_nor_proposed(recipe):
+    with pytest.raises(RecipeError, match="method grpo plays with a whole model"):
+        plan(recipe(), H100, gpus=4, strategy="fsdp2")
+    large = recipe("model.name_or_path=openai/gpt-oss-120b")
+    ways = plan(large, card("4090")).elsewhere
+    assert ways and not any("fsdp2" in word for way in ways for word in way.overrides)
 
 
 def test_advice_plays_fewer_at_a_time_before_it_rounds_anything(recipe):

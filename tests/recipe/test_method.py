@@ -64,7 +64,7 @@ def test_without_the_section_a_recipe_means_sft(recipe, tmp_path):
 @pytest.mark.parametrize(
     "override, said",
     [
-        ("method.name=ppo", "method.name: got 'ppo', expected sft, dpo, ipo, simpo, orpo or kto"),
+        ("method.name=ppo", "got 'ppo', expected sft, dpo, ipo, simpo, orpo, kto or grpo"),
         (
             "method.beta=1",
             "method.beta: got an unknown key, expected no setting but method.name: sft has none; "
@@ -87,6 +87,7 @@ SETTINGS = {
     "simpo": (["gamma=0.5", "beta=1"], "none"),
     "orpo": (["beta=0.2"], "none"),
     "kto": (["desirable_weight=2", "undesirable_weight=0.5"], "base"),
+    "grpo": (["group_size=4", "kl_weight=0.5", "average=sequence"], "base"),
 }
 
 
@@ -129,7 +130,7 @@ OF_DPO = "analysis, beta, label_smoothing, length_normalized, sft_weight, refere
         ("dpo", "rpo_alpha=1", f"dpo: {OF_DPO}; did you mean method.sft_weight?"),
         ("dpo", "loss_type=ipo", f"dpo: {OF_DPO}; did you mean method.name?"),
         ("orpo", "label_smoothing=0.1", "beta; remove it, or set method.name to dpo or simpo"),
-        ("simpo", "reference=base", "remove it, or set method.name to dpo, ipo or kto"),
+        ("simpo", "reference=base", "remove it, or set method.name to dpo, ipo, kto or grpo"),
         ("dpo", "learning_rate=1", "a setting of 'method'; did you mean train.learning_rate?"),
         ("kto", "token=abc", "a recipe holds no credentials"),
         # What a setting takes, and its default, are those of the method that is set.

@@ -12,6 +12,8 @@ from gptoss_tune.shipped import shipped
 RECIPES = shipped("recipes")
 ACCELERATE = sorted((RECIPES / "accelerate").glob("*.yaml"))
 FILES = sorted(set(RECIPES.rglob("*.yaml")) - set(ACCELERATE))
+PUBLIC = ("agentica-org/DeepScaleR-Preview-Dataset",)
+"""Data that is read from the Hub."""
 
 
 def name_of(path):
@@ -51,7 +53,8 @@ def test_a_recipe_s_data_is_shipped(path):
     recipe = load_recipe(path)
     sources = [source.path for source in [*recipe.data.train, *(recipe.data.eval or [])]]
     for name in [*sources, *(recipe.evaluation.prompts or [])]:
-        assert (shipped("data").parent / name).is_file(), name
+        if name not in PUBLIC:
+            assert (shipped("data").parent / name).is_file(), name
 
 
 def test_the_two_precisions_of_a_size_are_what_their_names_say():

@@ -44,7 +44,8 @@ def test_every_recipe_has_a_name_and_no_accelerate_file_is_one():
 def test_a_recipe_is_the_same_by_name_and_by_path_and_finds_its_data(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(name)
-    assert all(Path(path).is_file() for path in paths_of(recipe))
+    local = [path for path in paths_of(recipe) if not path.startswith("agentica-org/")]
+    assert local and all(Path(path).is_file() for path in local)
     file = shipped("recipes") / f"{name}.yaml"
     same = (f"{name}.yaml", f"recipes/{name}.yaml", f"./recipes/{name}", file, Path(name))
     assert all(load_recipe(other) == recipe for other in same)
@@ -80,7 +81,7 @@ def test_an_override_of_a_shipped_recipe_is_relative_to_the_current_folder(tmp_p
         ("gpt-oss-20b/qlor", "gpt-oss-20b/qlora or "),
         ("gptoss-20b/qlora.yaml", "gpt-oss-20b/qlora or "),
         ("recipes/tiny/dpo2.yaml", "tiny/dpo"),
-        ("tiny", "tiny/dpo or tiny/lora or tiny/qlora or tiny/safeguard?"),
+        ("tiny", "tiny/dpo or tiny/grpo or tiny/lora or tiny/qlora or tiny/"),
     ],
 )
 def test_an_unknown_name_lists_the_nearest(written, near, tmp_path, monkeypatch):
@@ -192,9 +193,11 @@ def test_a_shell_completes_names_and_files(tmp_path, monkeypatch):
     assert offered("check", "") == NAMES
     assert offered("train", "tin") == [
         "tiny/dpo",
+        "tiny/grpo",
         "tiny/lora",
         "tiny/qlora",
         "tiny/safeguard",
+        "tiny/tools",
         "tinier/",
     ]
     assert offered("plan", "mi") == ["mine.yaml"]

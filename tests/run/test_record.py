@@ -11,8 +11,8 @@ from gptoss_tune.files.strict_json import parse
 from gptoss_tune.run.checkpoints import publish, stage
 from gptoss_tune.run.record import note_verification, prompts_of, read_record, update_record
 from gptoss_tune.run.start import Start
-from gptoss_tune.train import find_batch_size
 from gptoss_tune.train.distributed.watchdog import join
+from gptoss_tune.train.memory import find_batch_size
 from gptoss_tune.train.resume.changes import settle
 from gptoss_tune.workflows.reproduce import record_of
 

@@ -14,9 +14,9 @@ from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.run.start import Start
 from gptoss_tune.testing.tiny import tiny_checkpoint
-from gptoss_tune.train import find_batch_size, out_of_memory
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.context_groups import ContextGroups
+from gptoss_tune.train.memory import find_batch_size, out_of_memory
 from gptoss_tune.train.methods import METHODS
 from gptoss_tune.train.run import train
 
@@ -29,7 +29,8 @@ AUTOMATIC = "train.auto_find_batch_size=true"
 LIMITED = """
 import os, resource, sys
 import torch
-from gptoss_tune.train import __main__, find_batch_size
+from gptoss_tune.train import __main__
+from gptoss_tune.train.memory import find_batch_size
 torch.set_num_threads(1)
 real = find_batch_size.fit
 def limited(*arguments):

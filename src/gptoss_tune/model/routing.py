@@ -120,7 +120,8 @@ def replaying(model: nn.Module, choices: Tensor | None) -> Iterator[None]:
         for layer, router in enumerate(routers):
             router.given = choices[:, :, layer].flatten(0, 1)
             if getattr(router, "choice_handle", None) is None:
-                handles.append(router.register_forward_hook(use_choice))
+                # First: whoever looks at the router's choice sees what is computed with.
+                handles.append(router.register_forward_hook(use_choice, prepend=True))
         yield
     finally:
         for handle in handles:

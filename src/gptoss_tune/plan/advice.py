@@ -114,6 +114,7 @@ def elsewhere(setup: TrainingSetup, card: Gpu) -> list[Elsewhere]:
         found.append(Elsewhere(what, larger.name, setup.num_processes, words, peak))
     for count in (2, 4, 8, 16):
         enough = count > setup.shards and count >= setup.num_processes
+        enough = enough and setup.method.name != "grpo"  # which plays with whole models
         if enough and setup.architecture.experts % count == 0:
             sharing = _shareable(setup)
             spread = replace(setup, num_processes=count, strategy="fsdp2").with_settings(sharing)

@@ -213,6 +213,10 @@ def plan(
         )
     if strategy == "fsdp2" and processes == 1:
         raise RecipeError("--strategy fsdp2 shares a model between GPUs; give --gpus 2 or more")
+    if strategy == "fsdp2" and recipe.method.name == "grpo":
+        raise RecipeError(
+            "--strategy fsdp2: method grpo plays with a whole model on each GPU; give ddp"
+        )
     if strategy is None:
         strategy = (recipe.distributed.strategy if processes > 1 else None) or "ddp"
     each = _gpus_a_row(recipe.distributed.context_parallel, processes)

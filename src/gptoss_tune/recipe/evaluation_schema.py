@@ -7,18 +7,17 @@ the held-out loss.
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from gptoss_tune.recipe.schema.value_types import (
     Count,
     FromText,
     PathText,
     Section,
+    ServerUrl,
     Text,
     Unique,
-    refuse,
 )
 
 
@@ -61,25 +60,6 @@ class DriftSection(Section):
         return self.references is not None or self.probes is not None or self.reasoning
 
 
-def _server(value: str) -> str:
-    todo = "write for example http://localhost:8000, and name a key by api_key_env"
-    wrong = refuse("the address of a server, http:// or https://", todo)
-    try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError:  # brackets, or a port that is no number
-        raise wrong from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise wrong
-    if not value.isascii():
-        raise wrong
-    if parts.username is not None or parts.query or parts.fragment:
-        raise refuse("an address without a name, a password, a query or a fragment", todo)
-    return value
-
-
-ServerUrl = Annotated[Text, AfterValidator(_server)]
-"""Address of a server with OpenAI's API, with or without ``/v1``; it holds no secret."""
 EnvName = Annotated[Text, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", examples=["JUDGE_API_KEY"])]
 
 

@@ -20,6 +20,7 @@ from gptoss_tune.recipe.contradictions.reinforcement import reinforcement_rules
 from gptoss_tune.recipe.contradictions.rewards import reward_rules
 from gptoss_tune.recipe.contradictions.safety import safety_rules
 from gptoss_tune.recipe.contradictions.schedule import schedule_rules
+from gptoss_tune.recipe.contradictions.served_sampler import served_sampler_rules
 from gptoss_tune.recipe.contradictions.task_columns import task_column_rules
 from gptoss_tune.recipe.data_schema import TASK_KEYS, ChannelWeights, DataSection
 from gptoss_tune.recipe.evaluation_schema import (
@@ -94,6 +95,7 @@ class Recipe(Section):
             *method_rules(self.method, self.lora, self.data),
             *reinforcement_rules(self.method, self.lora, self.data, self.train, self.distributed),
             *reward_rules(self.method),
+            *served_sampler_rules(self.method, self.lora, self.model),
             *data_rules(self.data),
             *task_column_rules(self.method, self.data, TASK_KEYS),
             *train_rules(self.train, self.data),

@@ -17,7 +17,7 @@ from gptoss_kernels.cross_entropy_rows import row_losses_
 from torch import Tensor
 from torch.nn import functional
 
-_BLOCK = 512
+_BLOCK = 128  # 201,088, the released vocabulary, is a multiple: nothing is copied to be padded
 
 
 def generator(seed: int) -> torch.Generator:
@@ -47,12 +47,11 @@ def choose(
         the guard of the training judges such a model, not this.
     """
     logits = logits.contiguous()
-    chosen = logits.argmax(-1)
     normaliser = row_losses_(
         logits,
-        chosen,
+        torch.zeros(len(logits), dtype=torch.int64, device=logits.device),
         torch.ones(len(logits), device=logits.device),
-        chosen,
+        torch.arange(len(logits), device=logits.device),
         None,
         temperature=temperature or 1.0,
         z_loss=0.0,
@@ -63,18 +62,25 @@ def choose(
     scaled = logits.float()
     if temperature not in (0.0, 1.0):
         scaled = scaled / temperature
+    finite = torch.isfinite(normaliser)
+    if temperature == 0 or not finite.all():
+        chosen = logits.argmax(-1)
+    else:
+        chosen = torch.zeros_like(normaliser, dtype=torch.int64)
     if temperature > 0:
         uniforms = [torch.rand((), generator=g, dtype=torch.float64).item() for g in generators]
         shares = (scaled - normaliser[:, None]).exp_()
         drawn = _draw(shares, torch.tensor(uniforms, dtype=torch.float64))
-        chosen = torch.where(torch.isfinite(normaliser), drawn, chosen)
+        chosen = torch.where(finite, drawn, chosen)
     return chosen, scaled.gather(1, chosen[:, None])[:, 0] - normaliser
 
 
 def _draw(shares: Tensor, uniforms: Tensor) -> Tensor:
     """Return the token ``[B]`` of each row of ``shares [B, V]`` at ``uniforms [B]`` in [0, 1)."""
     rows, size = shares.shape
-    blocks = functional.pad(shares, (0, -size % _BLOCK)).view(rows, -(-size // _BLOCK), _BLOCK)
+    if size % _BLOCK:
+        shares = functional.pad(shares, (0, -size % _BLOCK))
+    blocks = shares.view(rows, -(-size // _BLOCK), _BLOCK)
     ends = blocks.sum(-1, dtype=torch.float64).cpu().cumsum(-1)
     wanted = uniforms * ends[:, -1]
     block = _first_above(ends, wanted)
@@ -91,4 +97,4 @@ def _first_above(ends: Tensor, wanted: Tensor) -> Tensor:
     """
     place = torch.searchsorted(ends, wanted[:, None].contiguous(), right=True)[:, 0]
     last = torch.searchsorted(ends, ends[:, -1:].contiguous())[:, 0]
-    return torch.minimum(place, last)
+    return torch.minimum(place, last).clamp(max=ends.shape[1] - 1)

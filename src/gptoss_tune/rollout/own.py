@@ -115,6 +115,9 @@ class OwnSampler:
         base = base_of(self._model)
         cache = DynamicCache(config=base.config)
         lengths = [len(row.request.prompt) for row in rows]
+        # As an index: a slice would be a view that the head multiplies in another order than the
+        # rows that training gathers.
+        last = torch.tensor([-1], device=device)
         while True:
             _meet(together, should_stop, device, working=True)
             logits = self._model(
@@ -123,7 +126,7 @@ class OwnSampler:
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=last,
             ).logits[:, -1]
             if recorded is not None:
                 choices = recorded.take().unflatten(0, tuple(input_ids.shape))

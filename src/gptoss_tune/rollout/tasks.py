@@ -26,15 +26,16 @@ from gptoss_tune.grading.rows import read_grader
 from gptoss_tune.harmony.conversation import Conversation
 from gptoss_tune.harmony.dataset.load import effort_of, sample_settings, split_sources
 from gptoss_tune.harmony.dataset.selection import Split
-from gptoss_tune.harmony.formats.detect import format_of
+from gptoss_tune.harmony.formats.detect import QUESTIONS, format_of
 from gptoss_tune.harmony.formats.registry import read_as, read_unanswered
-from gptoss_tune.harmony.reading import ReadSettings
+from gptoss_tune.harmony.reading import GRADING, ReadSettings
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.sources.open import open_source
 from gptoss_tune.harmony.sources.padding import clean_row
 from gptoss_tune.harmony.sources.rows import Located
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.recipe import DataSection, DataSource
+from gptoss_tune.recipe.data_schema import TASK_KEYS
 
 SHORTEST_ANSWER: Final = 8
 """Tokens that a prompt must leave: a final answer of one word has six."""
@@ -192,8 +193,14 @@ class _Reader:
         there = {key for key, value in row.items() if value is not None}
         if there & {*_ASKING, "chosen", "rejected"}:
             return read_unanswered(row, at, reading)
+        # What grades is no column of the question: "answer" beside "output" is the right one.
+        bare = {key: value for key, value in row.items() if key not in GRADING}
+        question = _question(bare, at)
+        if question is not None:
+            return read_unanswered(question, at, reading)
         if self._own and not _asks(row, at):
             return Conversation(at, reading=reading)
+        row = bare if _asks(bare, at) else row
         conversation = read_as(format_of(row, at), row, at, reading)
         asked = [n for n, said in enumerate(conversation.messages) if said.header.role == "user"]
         conversation.messages = conversation.messages[: asked[-1] + 1] if asked else []
@@ -206,6 +213,15 @@ class _Reader:
                 if key not in self._sound:
                     check_schema(tool.get("parameters"), conversation.source, tool["name"])
                     self._sound.add(key)
+
+
+def _question(row: dict[str, Any], at: str) -> dict[str, Any] | None:
+    """Return a row with its one column of a question as its prompt; ``None`` without one."""
+    asking = [name for name in QUESTIONS if isinstance(row.get(name), str)]
+    if len(asking) != 1 or _asks(row, at):
+        return None
+    rest = {key: value for key, value in row.items() if key != asking[0]}
+    return {**rest, "prompt": row[asking[0]]}
 
 
 def _asks(row: dict[str, Any], at: str) -> bool:
@@ -227,7 +243,8 @@ def _rows(
     from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
     raws, seen = itertools.tee(located)
-    templates = ColumnTemplates({str(name): text for name, text in source.columns.items()})
+    columns = {str(name): text for name, text in source.columns.items()}
+    templates = ColumnTemplates(columns, structured=TASK_KEYS)
     for (at, raw), (_, made) in zip(raws, templates.rows(seen), strict=True):
         row, written = _cleaned(raw, at), _cleaned(made, at)
         if isinstance(row, dict) and isinstance(written, dict):

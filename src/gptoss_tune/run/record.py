@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptoss_tune.errors import CheckpointError
+from gptoss_tune.errors import CheckpointError, RecipeError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.files.regular import open_regular, refuse_link_out
 from gptoss_tune.files.strict_json import (
@@ -274,3 +274,31 @@ def _plain_prompts(told: Any) -> dict[str, str]:
         for name, pattern in _OF_PROMPTS.items()
         if isinstance(told.get(name), str) and re.fullmatch(pattern, told[name])
     }
+
+
+def refuse_other_environment(record: dict[str, Any], run: Path, environment: str | None) -> None:
+    """See that who reproduces a run names the class that played its episodes, if one did.
+
+    It is imported, so a run folder, which may be a stranger's, does not choose it.
+
+    Args:
+        record: Of the run.
+        run: Its folder.
+        environment: As given to the command.
+
+    Raises:
+        RecipeError: Another one is named, or none.
+    """
+    known = record.get("fingerprint", {}).get("environment")
+    spec = known.partition(",")[0] if isinstance(known, str) else None
+    if environment == spec:
+        return
+    if spec is None:
+        raise RecipeError(
+            f"--environment: got {environment!r}, and no class of a user's own played in {run}; "
+            "remove it"
+        )
+    raise RecipeError(
+        f"{run}: a class {spec!a} played its episodes, got {environment or 'none'}; look at that "
+        f"module, which is imported, and add --environment {spec}"
+    )

@@ -31,14 +31,14 @@ from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.collator import Collator
 from gptoss_tune.train.grpo.collator import GrpoCollator
 from gptoss_tune.train.grpo.loss import GRPO_KEYS, GrpoLoss
-from gptoss_tune.train.grpo.setup import Playing
-from gptoss_tune.train.grpo.trainer import GrpoTrainer
+from gptoss_tune.train.grpo_trainer import GrpoTrainer
 from gptoss_tune.train.loss import LossFunction, weighted_token_loss
 from gptoss_tune.train.observers.observer import StepObserver
 from gptoss_tune.train.preference.collator import KtoCollator, PreferenceCollator
 from gptoss_tune.train.preference.loss import PreferenceLoss
 from gptoss_tune.train.preference.reference import ReferenceObserver, with_reference
 from gptoss_tune.train.preference_trainer import KtoTrainer, PreferenceTrainer
+from gptoss_tune.train.rollouts.playing import Playing
 from gptoss_tune.train.rollouts.tasks import Tasks
 from gptoss_tune.train.sft import WeightedSftTrainer, sft_config
 from gptoss_tune.train.trainer import MethodTrainer

@@ -39,7 +39,7 @@ from gptoss_tune.run.lock import FolderLock
 from gptoss_tune.run.record import update_record
 from gptoss_tune.run.start import Start, claim
 from gptoss_tune.safety.evaluator import SafetyEvaluator
-from gptoss_tune.train import find_batch_size, finish, out_of_memory
+from gptoss_tune.train import finish
 from gptoss_tune.train.best.measured import refuse_unmeasured
 from gptoss_tune.train.best.selection import Selection, selection_of
 from gptoss_tune.train.chosen_experts.choice import ChoiceObserver, chosen_by
@@ -55,6 +55,7 @@ from gptoss_tune.train.distributed.signals import StopOnSignal
 from gptoss_tune.train.evaluation import Evaluation
 from gptoss_tune.train.guard.guard import Guard
 from gptoss_tune.train.loss import LossFunction
+from gptoss_tune.train.memory import find_batch_size, out_of_memory
 from gptoss_tune.train.methods import METHODS, Method, Prepared
 from gptoss_tune.train.metrics.by_source import HeldOut
 from gptoss_tune.train.metrics.console import run_console

@@ -175,7 +175,9 @@ def launch_words(record: dict[str, Any], gpus: int) -> list[str]:
     return [*words, "--num_processes", str(processes), "--main_process_port", "0"]
 
 
-def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
+def run_again(
+    record: dict[str, Any], run: Path, out: Path, environment_class: str | None = None
+) -> int:
     """Make the run once more into ``out`` and return the exit code of its processes.
 
     The current folder may be a stranger's, as the run is: no module is imported from it. What they
@@ -194,6 +196,7 @@ def run_again(record: dict[str, Any], run: Path, out: Path) -> int:
     with _readable_recipe(run) as recipe:
         # A run that was made on a CPU is made there again, however long it took.
         command += ["-m", "gptoss_tune.train", str(recipe), *words, "--on-cpu"]
+        command += [] if environment_class is None else ["--environment", environment_class]
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # a launcher's ranks read it
         return subprocess.run(command, env=environment, stdout=2, check=False).returncode
 

@@ -59,7 +59,7 @@ def tuned(make_tuned):
 def requests_of():
     """Return a function that makes requests, shorter and longer than the window."""
 
-    def make(max_new_tokens=12, lengths=LENGTHS):
+    def make(max_new_tokens=8, lengths=LENGTHS):
         draws = torch.Generator().manual_seed(2)
         return [
             Request(

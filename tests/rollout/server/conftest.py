@@ -278,6 +278,7 @@ def engine(base):
 @pytest.fixture
 def stand_in(engine):
     engine.adapters.clear()
+    engine.shipped = None  # as it was started
     server = StandIn(engine)
     yield server
     server.close()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gptoss_tune.errors import CheckpointError, MachineError
+from gptoss_tune.errors import MachineError
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.rollout.sampler import Request
 
@@ -217,8 +217,3 @@ def test_nothing_of_the_servers_defaults_takes_part(ready, stand_in):
 
 def test_no_requests_are_no_answers(ready, stand_in):
     assert ready.sample([], 1.0) == [] and not stand_in.asked
-
-
-def test_an_address_that_is_none_is_refused(open_sampler):
-    with pytest.raises(CheckpointError, match=r"method\.server_url"):
-        open_sampler(server_url="localhost:8000")

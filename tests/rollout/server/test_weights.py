@@ -94,9 +94,47 @@ def test_a_reload_that_changed_nothing_is_seen_and_serves_nobody(open_sampler, s
     sampler.update(1)
     stand_in.loads = False
     policy.move(6)
-    with pytest.raises(MachineError, match=r"holds the same weights as before; it stays paused"):
+    with pytest.raises(
+        MachineError,
+        match=r"holds the same weights as before in the .* \(4 such parts\); it stays paused",
+    ):
         sampler.update(2)
     assert stand_in.paused and stand_in.label.endswith("-incomplete")
+
+
+@pytest.mark.parametrize("kind", ["experts", "self_attn"])
+def test_a_reload_that_left_a_part_out_is_seen(open_sampler, stand_in, kind):
+    sampler, policy = open_sampler(merge_aware=True)
+    policy.move(5)
+    sampler.update(1)
+    reload = stand_in.collective_rpc
+
+    def in_part(fields):
+        # As vLLM 0.32 did with experts in bf16: old tensors are put back, the answer is 200.
+        old = dict(stand_in.engine.shipped.named_parameters())
+        told = reload(fields)
+        for name, new in stand_in.engine.shipped.named_parameters():
+            if "layers.1." in name and kind in name:
+                new.data.copy_(old[name])
+        return told
+
+    stand_in.collective_rpc = in_part
+    policy.move(6)
+    part = {"experts": "experts", "self_attn": "attention"}[kind]
+    with pytest.raises(MachineError, match=rf"same weights as before in the {part} of layer 1 \(1"):
+        sampler.update(2)
+    assert stand_in.paused
+
+
+def test_weights_that_are_there_are_not_shipped_again(open_sampler, stand_in):
+    for merge_aware in (False, True):
+        sampler, policy = open_sampler(merge_aware=merge_aware)
+        policy.move(7)
+        sampler.update(1)
+        count = len(stand_in.calls)
+        sampler.update(1)  # before an evaluation, and before the next phase
+        assert len(stand_in.calls) == count
+        assert sampler.sample(requests(tokens=1), 1.0)[0].version == 1
 
 
 def test_the_same_weights_again_are_no_mistake(open_sampler, stand_in):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,10 +24,19 @@ if TYPE_CHECKING:
     from gptoss_tune.harmony.places import Overlap
     from gptoss_tune.harmony.render import Example
     from gptoss_tune.harmony.vocabulary import Vocabulary
-    from gptoss_tune.recipe import DataSection
+    from gptoss_tune.recipe import DataSection, Recipe
     from gptoss_tune.recipe.schema import MethodSection
     from gptoss_tune.report.token_view import ShownPreference
 
+EnvironmentClass = Annotated[
+    str | None,
+    typer.Option(
+        "--environment",
+        metavar="MODULE:CLASS",
+        help="With method grpo: a class of your own that asks and rewards.",
+        show_default=False,
+    ),
+]
 _WIDEST_BAR = 40
 _MOST_LISTED = 10
 _BLOCK, _PLAIN_BLOCK = "\u2588", "#"
@@ -45,10 +55,12 @@ def preview(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 2 on warnings, and on rejected rows.")
     ] = False,
+    environment: EnvironmentClass = None,
 ) -> None:
     """Show what a recipe trains, token by token, and what its data amount to.
 
-    Tokens are coloured by loss weight, special tokens visible. Pairs stand side by side.
+    Tokens are coloured by loss weight, special tokens visible. Pairs stand side by side. With
+    method grpo: prompts as they are asked, with their tools, and what grades the answers.
 
     Rows that cannot be trained on are listed, not an error, unless --strict: see check-data.
     """
@@ -68,8 +80,11 @@ def preview(
         raise RecipeError(f"--split is {split!r}; expected train or eval")
     chosen: Literal["train", "eval"] = "eval" if split == "eval" else "train"
     sources = split_sources(resolved.data, chosen)
-    vocabulary = load_vocabulary()
     kind = kind_of(resolved.method)
+    if kind.rows == "prompt":
+        return _preview_prompts(resolved, chosen, n, html, environment, strict=strict)
+    _refuse_environment(environment)
+    vocabulary = load_vocabulary()
     census = _statistics(resolved.data, resolved.method, vocabulary, seed=resolved.train.seed)
     examples: list[Example] = []
     pairs: list[ShownPreference] = []
@@ -104,31 +119,78 @@ def check_data(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail on warnings too: duplicates, leakage, drops.")
     ] = False,
+    environment: EnvironmentClass = None,
 ) -> None:
     """Check every row of a recipe's data; write a JSON report.
 
-    Exit code 0 when all rows can be trained on, 2 when not.
+    Exit code 0 when all rows can be trained on, or played with method grpo, 2 when not.
     """
     from rich.console import Console
 
+    from gptoss_tune.cli.recipe.prompts import print_prompt_data, prompt_data
+    from gptoss_tune.harmony.dataset.kinds import kind_of
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
-    seed = resolved.train.seed
-    census = _statistics(resolved.data, resolved.method, load_vocabulary(), seed=seed)
-    report = {"recipe": str(recipe), **census.to_json()}
+    console = Console(highlight=False, soft_wrap=True)
+    if kind_of(resolved.method).rows == "prompt":
+        prompts = prompt_data(resolved, environment)
+        report, amiss = prompts.to_json(), [*prompts.problems, *prompts.warnings]
+        show = partial(print_prompt_data, console, prompts, strict=strict)
+    else:
+        _refuse_environment(environment)
+        seed = resolved.train.seed
+        census = _statistics(resolved.data, resolved.method, load_vocabulary(), seed=seed)
+        report, amiss = census.to_json(), [*census.problems(), *census.warnings()]
+        show = partial(_print_census, console, census, strict=strict)
+    report = {"recipe": str(recipe), **report}
     if strict:
-        report["ok"] = not (census.problems() or census.warnings())
+        report["ok"] = not amiss
     text = json.dumps(report, indent=2)
     if out is not None:
         _write(out, text + "\n")
     if as_json:
         typer.echo(text)
     else:
-        _print_census(Console(highlight=False, soft_wrap=True), census, strict=strict)
+        show()
     if not report["ok"]:
         raise typer.Exit(2)
+
+
+def _preview_prompts(
+    recipe: Recipe,
+    split: str,
+    count: int,
+    html: Path | None,
+    environment: str | None,
+    *,
+    strict: bool,
+) -> None:
+    """Show the first prompts of a recipe of grpo, and what all amount to."""
+    from rich.console import Console
+
+    from gptoss_tune.cli.recipe.prompts import print_first_prompts, print_prompt_data, prompt_data
+    from gptoss_tune.errors import RecipeError
+
+    if html is not None:
+        raise RecipeError("--html is for samples that are trained; prompts are shown here alone")
+    found = prompt_data(recipe, environment)
+    console = Console(highlight=False, soft_wrap=True)
+    print_first_prompts(console, recipe, found, split, count, environment)
+    print_prompt_data(console, found, strict=strict)
+    if strict and (found.problems or found.warnings):
+        raise typer.Exit(2)
+
+
+def _refuse_environment(environment: str | None) -> None:
+    from gptoss_tune.errors import RecipeError
+
+    if environment is not None:
+        raise RecipeError(
+            f"--environment {environment}: only method grpo plays episodes; leave it out, or set "
+            "method.name to grpo"
+        )
 
 
 def _statistics(

@@ -23,6 +23,12 @@ def reproduce(
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Run although data or base are not as they were.")
     ] = False,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:CLASS", help="Class that played the run's episodes; it is imported."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     _: Annotated[Path | None, renamed_option("--output", "--out")] = None,
 ) -> None:
@@ -40,10 +46,11 @@ def reproduce(
     place = out or run.with_name(f"{run.name}-again")
     refuse_existing(place)
     with starting():
-        from gptoss_tune.run.record import load_run_recipe
+        from gptoss_tune.run.record import load_run_recipe, refuse_other_environment
         from gptoss_tune.workflows.reproduce import compare, differences, record_of, run_again
 
     record = record_of(run)
+    refuse_other_environment(record, run, environment)
     found = differences(record, load_run_recipe(run).model, run)
     if not as_json:
         _print_differences(found)
@@ -53,7 +60,7 @@ def reproduce(
             f"{run}: data, base or recipe are not what the run was made of ({listed}); put them "
             "back, or see what comes of it with --anyway"
         )
-    code = run_again(record, run, place)
+    code = run_again(record, run, place, environment)
     if code:
         raise CheckpointError(f"{place}: the second run ended with exit code {code}; see above")
     result = compare(run, place)

@@ -88,13 +88,6 @@ def _length_rules(method: GrpoSection, data: DataSection) -> Iterator[Contradict
             "lower method.overlong_buffer",
             yields=("method.overlong_buffer",),
         )
-    if not any(method.rewards.values()):
-        yield Contradiction(
-            ("method.rewards",),
-            "no component with a weight" if method.rewards else "no component",
-            "something to learn from",
-            "write for example rewards: {answer: 1}",
-        )
 
 
 def _data_rules(data: DataSection) -> Iterator[Contradiction]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gptoss_tune.recipe.schema.train import Count
-from gptoss_tune.recipe.schema.value_types import FromText, Section
+from gptoss_tune.recipe.schema.value_types import FromText, PathText, Section, ServerUrl
 
 _Positive = Annotated[float, Field(gt=0, le=1_000_000), FromText]
 _Clip = Annotated[float, Field(gt=0, lt=1), FromText]
@@ -37,8 +37,7 @@ class GrpoSection(Section):
     episode_seconds: _Positive | None = None
     """Longest an episode may take, from its first answer on; null: no limit."""
     environment: Literal["rows", "python"] = "rows"
-    """What answers: rows has the tools of the row; python adds code in the sandbox. A class of your
-    own is named on the command line, --environment."""
+    """Tools: rows has those of the row, python code in a sandbox too; a class: --environment."""
     rewards: dict[str, _Weight] = {"answer": 1.0}
     """Weights of the rewards' components: answer, format, calls, length, or your own class's."""
     reward_seconds: _Positive = 60.0
@@ -49,10 +48,12 @@ class GrpoSection(Section):
     sampler: Literal["own", "batched", "server"] = "own"
     """own: our loop; batched: continuous batching in process; server: an OpenAI-compatible one."""
     rollout_batch: Count = 16
-    """Episodes that own samples at a time, and most sequences that batched holds at a time."""
-    server_url: str | None = None
-    """Address of the server, up to and including /v1; with sampler server alone."""
-    server_folder: str | None = None
+    """Episodes that own samples at a time, sequences that batched holds at a time at most, and
+    requests that a server gets at a time."""
+    server_url: ServerUrl | None = None
+    """Address of the server, with or without /v1; with sampler server alone. Its key is the
+    variable VLLM_API_KEY."""
+    server_folder: PathText | None = None
     """Folder that the server reads too, in which adapters or weights are handed to it."""
     replay_routing: bool = True
     """Train with the experts that the sampler chose, where it tells them."""
@@ -60,8 +61,7 @@ class GrpoSection(Section):
     scale_by_std: bool = True
     """Divide advantages by their group's standard deviation; Dr. GRPO does not."""
     average: Literal["token", "sequence", "constant"] = "token"
-    """token: over the step's tokens (DAPO); sequence: over each answer first (GRPO); constant: by
-    max_new_tokens, whatever the length (Dr. GRPO)."""
+    """Mean over tokens (DAPO), over each answer first (GRPO), or by max_new_tokens (Dr. GRPO)."""
     objective: Literal["clip", "cispo"] = "clip"
     """clip: PPO's bound of the ratio; cispo: a bounded ratio as a constant weight."""
     clip_low: _Clip = 0.2

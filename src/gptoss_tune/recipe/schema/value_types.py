@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import re
 from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -136,3 +137,24 @@ class Section(BaseModel):
         # Built inside the recipe, and not once more for itself: half a second of every command.
         defer_build=True,
     )
+
+
+def _server(value: str) -> str:
+    todo = "write for example http://localhost:8000; its key is a variable of the environment"
+    wrong = refuse("the address of a server, http:// or https://", todo)
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:  # brackets, or a port that is no number
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise wrong
+    if not value.isascii():
+        raise wrong
+    if parts.username is not None or parts.query or parts.fragment:
+        raise refuse("an address without a name, a password, a query or a fragment", todo)
+    return value
+
+
+ServerUrl = Annotated[Text, AfterValidator(_server)]
+"""Address of a server with OpenAI's API, with or without ``/v1``; it holds no secret."""

@@ -150,7 +150,7 @@ def _weights(run: Run) -> str:
         unit="share of trained tokens",
         caption="Clipped: the ratio to the weights that sampled has left its bounds. Capped: the "
         "trainer finds the token far likelier, or less likely, than the sampler did.",
-        from_zero=True,
+        holds=(0.0, 0.01),
     )
 
 

@@ -34,6 +34,7 @@ def open_server_sampler(
     save: Callable[[Path], None],
     merge_aware: bool,
     device: str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ServerSampler:
     """Return the sampler of ``section``, of which a server answered that it is there.
 
@@ -45,6 +46,7 @@ def open_server_sampler(
         merge_aware: Whether the rounded weights are trained: they are shipped, else the adapter is
             swapped.
         device: Where a merge is computed.
+        progress: Called with bytes done and bytes in all of a merge.
 
     Raises:
         CheckpointError: The address is none.
@@ -52,14 +54,14 @@ def open_server_sampler(
     """
     assert section.server_url is not None and section.server_folder is not None
     key = os.environ.get(KEY, "").strip() or None
-    server = CompletionServer(section.server_url, "the policy", key)
+    server = CompletionServer(section.server_url, "policy", key)
     if not server.served():
         raise MachineError(f"{section.server_url}: serves no model; expected the base")
     folder = Path(section.server_folder).absolute()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     handover: Handover = (
-        ShippedWeights(server, base, folder, device)
+        ShippedWeights(server, base, folder, device, progress)
         if merge_aware
         else SwappedAdapter(server, base, folder)
     )

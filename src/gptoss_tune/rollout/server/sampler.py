@@ -143,9 +143,10 @@ class ServerSampler:
                     one.cancel()
         found = [one.result() for one in asked]
         if self._wants_choices and any(one.choices is None for one in found):
+            self._wants_choices = False
             say_once(
                 "the server does not tell its experts, so they are not replayed in training; it "
-                "does with --enable-return-routed-experts"
+                "does with --enable-return-routed-experts and VLLM_USE_V2_MODEL_RUNNER=1"
             )
         return found
 

@@ -59,7 +59,8 @@ _FILLER = {
 
 
 def _as_data(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("input_ids", "loss_weights", "channels", "position_ids")}
+    names = ("input_ids", "loss_weights", "channels", "position_ids", "sources")
+    return {name: row[name] for name in names}
 
 
 def _choices(rows: Sequence[dict[str, Any]], length: int) -> Tensor:

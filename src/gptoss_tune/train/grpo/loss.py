@@ -68,7 +68,7 @@ class GrpoLoss:
                 ``kl_weight`` ``reference_logps``.
 
         Raises:
-            ValueError: One of these is missing, or is there for nothing.
+            ValueError: One of these is missing.
         """
         forward, columns = take(inputs)
         facts = self._facts(columns)
@@ -97,20 +97,17 @@ class GrpoLoss:
         return GrpoOutputs(loss_sum, outputs.token_losses, outputs.entropies, figures)
 
     def _facts(self, columns: dict[str, Any]) -> TokenFacts:
-        wanted = {
-            "advantages": True,
-            "sampler_logps": True,
-            "old_logps": self.section.updates > 1,
-            "reference_logps": self.section.kl_weight > 0,
-        }
-        wrong = [name for name, asked in wanted.items() if asked != (name in columns)]
-        if wrong:
+        """Return the flat columns that the method reads; what others there are is left alone."""
+        several, held = self.section.updates > 1, self.section.kl_weight > 0
+        read = ["advantages", "sampler_logps"]
+        read += ["old_logps"] * several + ["reference_logps"] * held
+        missing = [name for name in read if name not in columns]
+        if missing:
             raise ValueError(
                 f"a batch of grpo with updates {self.section.updates} and kl_weight "
-                f"{self.section.kl_weight:g} holds {sorted(columns)}; "
-                f"{', '.join(wrong)} must be there if and only if the loss reads it"
+                f"{self.section.kl_weight:g} lacks {', '.join(missing)}; it has {sorted(columns)}"
             )
-        found = {name: value.flatten() for name, value in columns.items()}
+        found = {name: columns[name].flatten() for name in read}
         return TokenFacts(
             found["advantages"],
             found["sampler_logps"],

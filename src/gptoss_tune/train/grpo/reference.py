@@ -4,8 +4,8 @@ The reference is the base (the model with its adapters left out) or the adapter 
 from, of which a copy is kept and put in the place of the trained one while the reference reads. No
 second model is held, and no state of the model is left changed.
 
-These passes have no gradient and no row function; where the model is spread over ranks all of them
-take part, and ``model.parallel.sharding.gather_nothing`` belongs after them.
+These passes have no gradient and no row function. Where the model is spread over ranks all of them
+take part, and nothing is left gathered: the parameters may be written between two passes.
 
 B rows, S tokens of a row.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gptoss_tune.evaluate.generate import without_adapters
+from gptoss_tune.model.parallel.sharding import gather_nothing, is_sharded
 from gptoss_tune.train.data.collator import BATCH_ONLY
 from gptoss_tune.train.grpo.loss import take
 
@@ -71,6 +72,8 @@ def log_probabilities(model: nn.Module, batch: dict[str, Any], *, temperature: f
         return -model(**forward, use_cache=False, temperature=temperature).token_losses
     finally:
         model.train(training)
+        if is_sharded(model):
+            gather_nothing(model)
 
 
 def reference_log_probabilities(
@@ -80,7 +83,7 @@ def reference_log_probabilities(
     temperature: float,
     start: StartAdapter | None,
 ) -> Tensor:
-    """Return ``log_probabilities`` of the reference.
+    """Return ``log_probabilities`` of the reference, which chooses its experts itself.
 
     Args:
         model: As there.
@@ -88,5 +91,6 @@ def reference_log_probabilities(
         temperature: As there.
         start: The adapter that training starts from; ``None``: the reference is the base.
     """
+    own = {name: value for name, value in batch.items() if name != "choices"}
     with without_adapters(model) if start is None else start.acting():
-        return log_probabilities(model, batch, temperature=temperature)
+        return log_probabilities(model, own, temperature=temperature)

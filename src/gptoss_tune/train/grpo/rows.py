@@ -10,7 +10,7 @@ N tokens of a row, S samples in it, L layers, K experts of a token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,18 +18,19 @@ import numpy as np
 from gptoss_tune.harmony.dataset.packing import pack
 from gptoss_tune.model.routing import NO_CHOICE
 from gptoss_tune.train.grpo.advantages import token_weights
-from gptoss_tune.train.rollouts.groups import Group
-from gptoss_tune.train.rollouts.played import Played
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gptoss_tune.recipe.schema import GrpoSection
+    from gptoss_tune.train.rollouts.groups import Group
+    from gptoss_tune.train.rollouts.played import Played
 
 Row = dict[str, Any]
 """Arrays ``[N]`` by name: ``input_ids``, ``position_ids``, ``channels``; and of predicting token n
 ``loss_weights``, ``advantages``, ``sampler_logps`` and, once known, ``old_logps`` and
-``reference_logps``, 0 where nothing is trained; ``choices [N, L, K]``; ``tasks [S]``."""
+``reference_logps``, 0 where nothing is trained; ``choices [N, L, K]``; of the samples their
+``tasks [S]`` and the entries of ``data.train`` that these are from, ``sources [S]``."""
 _COLUMNS = (
     *("input_ids", "position_ids", "channels"),
     *("loss_weights", "advantages", "sampler_logps"),
@@ -48,6 +49,7 @@ def step_rows(
     advantages: Mapping[int, NDArray[np.float64]],
     section: GrpoSection,
     max_length: int,
+    dataset_of: Callable[[int], int] = lambda task: 0,
 ) -> list[Row]:
     """Return the rows of one step, of all ranks, longest first.
 
@@ -56,6 +58,7 @@ def step_rows(
         advantages: ``[n]`` of the episodes of each group, by its place.
         section: The recipe's method.
         max_length: Tokens of a row, which no sample exceeds.
+        dataset_of: From a task's number to that of its entry in ``data.train``.
 
     Raises:
         ValueError: One does.
@@ -72,7 +75,7 @@ def step_rows(
         row
         for (episode, advantage, tokens), weight in zip(found, weights, strict=True)
         if tokens
-        for row in _samples(episode, float(advantage), float(weight))
+        for row in _samples(episode, float(advantage), float(weight), dataset_of(episode.task))
     ]
     return _packed(samples, max_length)
 
@@ -84,7 +87,7 @@ def _trained_tokens(episode: Played, section: GrpoSection) -> int:
     return sum(int(sample.sampled[1:].sum()) for sample in episode.samples)
 
 
-def _samples(episode: Played, advantage: float, weight: float) -> list[Row]:
+def _samples(episode: Played, advantage: float, weight: float, dataset: int) -> list[Row]:
     rows = []
     for sample in episode.samples:
         drawn = sample.sampled.astype(np.float32)
@@ -97,6 +100,7 @@ def _samples(episode: Played, advantage: float, weight: float) -> list[Row]:
             "advantages": drawn * np.float32(advantage),
             "sampler_logps": sample.logps * drawn,
             "tasks": np.array([episode.task], dtype=np.int64),
+            "sources": np.array([dataset], dtype=np.int64),
         }
         if sample.choices is not None:
             row["choices"] = sample.choices

@@ -175,7 +175,12 @@ def _refuse_names(
 
 
 def _advice(one: Change, now: dict[str, Any], train: TrainSection) -> str:
-    """Return what keeps the rows of a step, where the batch differs."""
+    """Return what keeps the rows of a step, where the batch differs, or the environment."""
+    if one.name == "environment":
+        spec = str(one.was).partition(",")[0]
+        return f" (--environment {spec}, with the file as it was, keeps it)" if one.was else ""
+    if one.name == "batch" and now.get("method.name") == "grpo":
+        return f" (method.prompts_per_step={one.was} keeps it)"
     if one.name != "batch" or not isinstance(one.was, int):
         return ""
     groups = now["processes"] // now.get("context_parallel", 1)

@@ -58,6 +58,7 @@ ACTS_THROUGH = {
     "train.per_device_train_batch_size": "batch",
     "train.gradient_accumulation_steps": "batch",
     "train.expert_tile": "expert_tile",
+    "method.prompts_per_step": "batch",
 }
 """Settings that act only through another entry, which is compared in their place."""
 

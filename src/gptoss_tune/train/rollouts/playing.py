@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptoss_tune.distributed import gather_over_ranks, rank
 from gptoss_tune.environments.load import built_in, load_environment
 from gptoss_tune.environments.rewards.reward import RewardFunction
 from gptoss_tune.harmony.dataset.load import sample_settings
@@ -125,6 +126,10 @@ class Playing:
         groups = play_held_out(play, len(tasks), batch, seed, self._asked_to_stop)
         return groups, held_out_figures(groups)
 
+    def dataset_of(self, task: int) -> int:
+        """Return the number of the entry of ``data.train`` that a task is from."""
+        return self._tasks.train[task].dataset
+
     def close(self) -> None:
         """Give back what the sampler holds."""
         if self._sampler is not None:
@@ -180,7 +185,7 @@ def sampler_of(context: RunContext, model: Any, save: Callable[[Path], None]) ->
     if section.sampler == "own":
         return OwnSampler(model, batch=section.rollout_batch, replay=section.replay_routing)
     if section.sampler == "batched":
-        from gptoss_tune.rollout.batched import BatchedSampler
+        from gptoss_tune.rollout.batched.sampler import BatchedSampler
 
         return BatchedSampler(model, batch=section.rollout_batch, replay=section.replay_routing)
     from gptoss_tune.rollout.server.open import open_server_sampler
@@ -188,7 +193,7 @@ def sampler_of(context: RunContext, model: Any, save: Callable[[Path], None]) ->
     return open_server_sampler(
         section,
         context.base,
-        read_record(context.run),
+        gather_over_ranks(read_record(context.run) if rank() == 0 else None)[0],
         save=save,
         merge_aware=context.recipe.lora.merge_aware,
         device=str(context.device),

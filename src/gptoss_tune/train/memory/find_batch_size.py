@@ -40,12 +40,12 @@ from gptoss_tune.plan.weights import FP32_BYTES, adapter_factors, optimizer_byte
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.run.record import read_record, update_record
 from gptoss_tune.run.start import Start
-from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.data.collator import BATCH_ONLY
+from gptoss_tune.train.memory.out_of_memory import describe
 from gptoss_tune.train.metrics.step_metrics import peak_memory_bytes
-from gptoss_tune.train.out_of_memory import describe
 
 if TYPE_CHECKING:
+    from gptoss_tune.train.context import RunContext
     from gptoss_tune.train.methods import Method
 
 

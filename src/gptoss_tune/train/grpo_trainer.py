@@ -43,7 +43,7 @@ from gptoss_tune.train.trainer import MethodTrainer
 
 if TYPE_CHECKING:
     from gptoss_tune.recipe.schema import GrpoSection
-    from gptoss_tune.train.grpo.setup import Playing
+    from gptoss_tune.train.rollouts.playing import Playing
 
 PHASE = "phase.safetensors"
 """Of a checkpoint between two updates on one batch of episodes: the rows of the coming ones."""
@@ -164,7 +164,7 @@ class GrpoTrainer(MethodTrainer):
         limit = self._section.mismatch_kl_limit
         found = self._figures(self._of_step)
         measured = found.get("mismatch_kl", 0.0)
-        if limit is not None and measured > limit:
+        if limit is not None and not measured <= limit:  # nor is NaN
             raise GuardError(
                 f"step {self.state.global_step + 1}: the KL of sampler and trainer is "
                 f"{measured:.3g} nats a token over {found['trained_tokens']:.0f} drawn tokens, "
@@ -209,7 +209,11 @@ class GrpoTrainer(MethodTrainer):
         each = section.prompts_per_step
         coming = {
             step + n: step_rows(
-                phase.groups[n * each : (n + 1) * each], advantages, section, self._max_length
+                phase.groups[n * each : (n + 1) * each],
+                advantages,
+                section,
+                self._max_length,
+                playing.dataset_of,
             )
             for n in range(updates)
         }
