@@ -164,6 +164,25 @@ def test_coroutines_of_all_episodes_share_a_loop(own, row, episode):
     assert len(set(map(id, loops))) == 1 and not loops[0].is_closed()
 
 
+def test_plain_functions_and_tools_are_called_where_they_are_asked_for(vf, own, row, episode):
+    threads = []
+
+    def plain(completion):
+        threads.append(threading.current_thread())
+        return 1.0
+
+    def tool(a: int) -> int:
+        """Look where it is called."""
+        threads.append(threading.current_thread())
+        return a
+
+    world = wrap(own([plain], [1.0], kind=vf.ToolEnv, tools=[tool]))()
+    world.reset(row, 1)
+    assert world.tools()[0].run(a=3) == "3"
+    assert world.reward(episode(Given("x")))["plain"] == 1.0
+    assert threads == [threading.current_thread()] * 2
+
+
 # A loop that is blocked is left after some seconds, which the others need to be judged.
 @pytest.mark.parametrize(
     ("kind", "seconds"), [("waits", 1.5), ("spins", 1.5), ("spins in the loop", 5.0)]
