@@ -277,4 +277,4 @@ def test_every_method_has_its_kind_of_rows():
         for name, section in METHODS.items()
     }
     pairs = dict.fromkeys(("dpo", "ipo", "simpo", "orpo"), "pair")
-    assert kinds == {"sft": "conversation", "kto": "label", **pairs}
+    assert kinds == {"sft": "conversation", "kto": "label", "grpo": "prompt", **pairs}
