@@ -75,7 +75,7 @@ def test_shipped_weights_are_the_policy(open_sampler, stand_in, tmp_path):
     # A hair: that of attention, and with the same experts.
     shipped = worst(policy, asked, found)
     assert shipped < ATTENTION_IN_BF16
-    assert not stand_in.paused and stand_in.label.startswith("policy-v1-")
+    assert not stand_in.paused and stand_in.label.startswith("weights-v1-")
     policy.move(4)
     assert worst(policy, asked, found) > 4 * ATTENTION_IN_BF16, "or the bound says nothing"
     sampler.update(2)

@@ -48,11 +48,9 @@ class GrpoSection(Section):
     sampler: Literal["own", "batched", "server"] = "own"
     """own: our loop; batched: continuous batching in process; server: an OpenAI-compatible one."""
     rollout_batch: Count = 16
-    """Episodes that own samples at a time, sequences that batched holds at a time at most, and
-    requests that a server gets at a time."""
+    """Episodes at a time with own, sequences with batched at most, requests with server."""
     server_url: ServerUrl | None = None
-    """Address of the server, with or without /v1; with sampler server alone. Its key is the
-    variable VLLM_API_KEY."""
+    """Address of the server, with sampler server alone; its key is the variable VLLM_API_KEY."""
     server_folder: PathText | None = None
     """Folder that the server reads too, in which adapters or weights are handed to it."""
     replay_routing: bool = True

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from gptoss_tune.errors import MachineError, say_once
 from gptoss_tune.export.adapter_formats import write_adapter
@@ -51,9 +51,9 @@ class Handover(Protocol):
         ...
 
 
-def _name(adapter: Adapter, version: int) -> str:
-    """Return the name of these weights: of another adapter's, another."""
-    return f"policy-v{version}-{adapter.weights_digest.removeprefix('sha256:')[:12]}"
+def _name(kind: Literal["policy", "weights"], adapter: Adapter, version: int) -> str:
+    """Return the name of what is handed over of an adapter: of another's, another."""
+    return f"{kind}-v{version}-{adapter.weights_digest.removeprefix('sha256:')[:12]}"
 
 
 @dataclass
@@ -74,7 +74,7 @@ class SwappedAdapter:
     def hand_over(self, adapter: Path, version: int) -> Weights:
         """Load the adapter under a name of its own and unload the one before; see ``Handover``."""
         opened = open_adapter(adapter, self.base)
-        name = _name(opened, version)
+        name = _name("policy", opened, version)
         out = self.folder / name
         if name == self._before:
             return Weights(version, name)
@@ -125,7 +125,7 @@ class ShippedWeights:
     def hand_over(self, adapter: Path, version: int) -> Weights:
         """Merge, and let the server load the result; see ``Handover``."""
         opened = open_adapter(adapter, self.base)
-        name = _name(opened, version)
+        name = _name("weights", opened, version)
         out = self.folder / name
         model = self.server.served()[0]
         if name == self._before:
