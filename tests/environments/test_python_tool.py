@@ -40,14 +40,16 @@ def test_a_cell_that_says_nothing_does_not_parse_ends_or_floods(run):
         "x = 1",
         "def broken(:",
         "import sys; sys.exit(3)",
+        "import os; os._exit(0)",
         f"print('a' * {4 * MOST_SHOWN})",
         "print(x)",
     )
     assert shown[0].startswith("(no output")
     assert "SyntaxError" in shown[1]
-    assert "ended with code 3" in shown[2]
-    assert len(shown[3]) < MOST_SHOWN + 100 and "characters left out" in shown[3]
-    assert shown[4] == "1"
+    assert "SystemExit: 3" in shown[2]
+    assert "ended with code 0; this cell is not kept" in shown[3]
+    assert len(shown[4]) < MOST_SHOWN + 100 and "characters left out" in shown[4]
+    assert shown[5] == "1"
 
 
 def test_a_cell_without_end_costs_its_time_and_is_not_repeated(run):

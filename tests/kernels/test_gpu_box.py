@@ -32,7 +32,10 @@ code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", sys.argv[1] + "/kernel
 print("misplaced:", look.misplaced)
 sys.exit(code)
 """
-FILES = ("test_attention.py", "test_sinks.py", "test_linear_cross_entropy.py")
+FILES = (
+    *("test_attention.py", "test_sinks.py"),
+    *("test_linear_cross_entropy.py", "test_row_weights.py"),
+)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Seen:
     """What a sampler showed: seconds of each round, on the clock and of the CPU, and its answers.
 
     Attributes:
+        passes: Forward passes of a round: what decoding on a GPU costs, nearly whatever is in them.
         peak: Bytes on the GPU above what was held before; 0 without one.
     """
 
@@ -53,6 +55,7 @@ class Seen:
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     answers: list[Sampled] = field(default_factory=list)
+    passes: int = 0
     peak: int = 0
 
 
@@ -83,7 +86,10 @@ def main() -> int:
     seen = [Seen(sampler.name) for sampler in samplers]
     for counted in [False] + [True] * arguments.rounds:
         for sampler, one in zip(samplers, seen, strict=True):
+            one.passes = 0
+            handle = model.register_forward_hook(partial(count, one))
             run(sampler, requests, arguments.temperature, device, one, counted=counted)
+            handle.remove()
     lines, same = table(seen, requests)
     print("\n".join(lines), flush=True)
     return int(not same and arguments.dtype == "float32")
@@ -114,6 +120,11 @@ def made_model(folder: Path, arguments: argparse.Namespace, device: torch.device
         encoding="utf-8",
     )
     return build(load_recipe(recipe, arguments.set), open_checkpoint(base), device).model.train()
+
+
+def count(seen: Seen, *_: Any) -> None:
+    """Note a forward pass."""
+    seen.passes += 1
 
 
 def run(
@@ -163,8 +174,8 @@ def table(seen: Sequence[Seen], requests: Sequence[Request]) -> tuple[list[str],
     lines = [
         "",
         "| sampler | rollouts/s, median (least to most) | rollouts a CPU second | tokens/s "
-        "| peak MiB |",
-        "|---|---:|---:|---:|---:|",
+        "| passes | peak MiB |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for one in seen:
         rates = sorted(len(requests) / seconds for seconds in one.seconds)
@@ -173,7 +184,8 @@ def table(seen: Sequence[Seen], requests: Sequence[Request]) -> tuple[list[str],
         peak = f"{one.peak / MIB:,.0f}" if one.peak else "not measured"
         lines.append(
             f"| `{one.name}` | {statistics.median(rates):.2f} ({rates[0]:.2f} to {rates[-1]:.2f}) "
-            f"| {by_cpu:.2f} | {tokens / statistics.median(one.seconds):,.0f} | {peak} |"
+            f"| {by_cpu:.2f} | {tokens / statistics.median(one.seconds):,.0f} "
+            f"| {one.passes} | {peak} |"
         )
     own, batched = seen
     clock = statistics.median(own.seconds) / statistics.median(batched.seconds)

@@ -13,8 +13,13 @@ A class of the user's own is three methods and no base class::
         def reward(self, outcome):
             return {"answer": float(outcome.final == "3")}
 
-It is called in the process of the run, on the rank that plays the episode, and may do what any
-Python may: it is the user's own code, named on the command line and never by a recipe.
+With a fourth, ``reply(given)``, it speaks for a user: text goes on after a final answer, ``None``
+ends the episode.
+
+It is called in the process of the run, on the rank that plays the episode, in threads: objects of
+several episodes are at work at the same time, and a call that was given up for its time may still
+be. It may do what any Python may: it is the user's own code, named on the command line and never by
+a recipe.
 """
 
 from __future__ import annotations

@@ -30,25 +30,29 @@ for number, source in enumerate(cells[:-1], 1):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             run(number, source, False)
-        except Exception:
+        except BaseException:
             pass
 try:
     run(len(cells), cells[-1], True)
-except Exception as error:
+except BaseException as error:
     sys.stdout.flush()
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename.startswith("<cell ")]
     lines = ["Traceback (most recent call last):\\n"] if own else []
     lines += traceback.format_list(own) + traceback.format_exception_only(error)
     sys.stderr.write("".join(lines))
+sys.exit({reached})
 """
+REACHED: Final = 64
+"""Exit code of a program whose last cell came to its end, by an error too."""
 
 
 def notebook(cells: Sequence[str]) -> str:
     """Return a program that runs cells in one name space and shows what the last one gives.
 
     It prints what the last cell prints, then the value of its last expression unless that is
-    ``None``; an error's traceback goes to standard error. Errors of the cells before are passed
-    over: what they had defined until then is there, as in a notebook.
+    ``None``; an error's traceback, that of ``sys.exit`` too, goes to standard error. Errors of the
+    cells before are passed over: what they had defined until then is there, as in a notebook. It
+    ends with the exit code ``REACHED``, unless a cell ends its process.
     """
-    return _NOTEBOOK.format(cells=json.dumps(list(cells)))
+    return _NOTEBOOK.format(cells=json.dumps(list(cells)), reached=REACHED)

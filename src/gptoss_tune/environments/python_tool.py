@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from gptoss_tune.environments.environment import Tool
-from gptoss_tune.environments.notebook import notebook
+from gptoss_tune.environments.notebook import REACHED, notebook
 from gptoss_tune.environments.rows import RowTools
 from gptoss_tune.grading.code.sandbox import Job, Limits, Outcome, run
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
@@ -45,7 +45,7 @@ class PythonTool:
             return f"Error: the code of this conversation has over {LONGEST_CODE:,} characters"
         limits = Limits(timeout_s=self._seconds, output_kib=256)
         outcome = run(Job(notebook([*self._cells, code]), limits=limits))
-        if outcome.ended == "exited" and outcome.code == 0:
+        if outcome.ended == "exited" and outcome.code == REACHED:
             self._cells.append(code)
         return shown(outcome, self._seconds)
 
@@ -66,7 +66,7 @@ def shown(outcome: Outcome, seconds: float) -> str:
         parts.append(f"Error: not run: {outcome.why}")
     elif outcome.ended != "exited":
         parts.append(f"Error: ended for {outcome.ended}; nothing of this cell is kept")
-    elif outcome.code != 0:
+    elif outcome.code != REACHED:
         parts.append(f"Error: the process ended with code {outcome.code}; this cell is not kept")
     text = "\n".join(parts) or _SILENT
     if len(text) <= MOST_SHOWN:

@@ -21,11 +21,12 @@ from gptoss_tune.environments.environment import Tool
 from gptoss_tune.errors import DataError
 from gptoss_tune.files import strict_json
 from gptoss_tune.grading.bounded.worker import JobDied, OutOfTime, worker
+from gptoss_tune.grading.code.pool import processors
 from gptoss_tune.grading.reading.settings import require
 from gptoss_tune.harmony.fields import MOST_NESTED, nested
 
 PARALLEL: Final = 32
-"""Calls at a time."""
+"""Calls at a time; one for each processor where code of the model is among them."""
 LONGEST_RESULT: Final = 100_000
 """Characters of a result; what is longer is an error of the tool."""
 LONGEST_ARGUMENTS: Final = 100_000
@@ -68,6 +69,8 @@ def run_bounded(
     work: Sequence[Callable[[], Any]],
     seconds: float,
     waiting: Callable[[], None] = lambda: None,
+    *,
+    of_own_end: Sequence[bool] = (),
 ) -> list[Result]:
     """Do pieces of work in threads, each within its seconds, and return what came of them.
 
@@ -76,9 +79,15 @@ def run_bounded(
         work: Functions without arguments.
         seconds: For each, from its start.
         waiting: Called while they run; what it raises ends the waiting.
+        of_own_end: Which of them end by themselves: they hold processes that an exception would
+            leave behind, and need a processor each.
     """
-    calls = [Call(partial(_caught, each), seconds) for each in work]
-    found = bounded.run(calls, PARALLEL, waiting)
+    ends = [*of_own_end] or [False] * len(work)
+    calls = [
+        Call(partial(_caught, each), seconds, interrupt=not own)
+        for each, own in zip(work, ends, strict=True)
+    ]
+    found = bounded.run(calls, processors() if any(ends) else PARALLEL, waiting)
     return [Result(failure=one.reason) if isinstance(one, Failure) else one for one in found]
 
 

@@ -27,7 +27,7 @@ from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import RETURN
 from gptoss_tune.rollout.play import Limits, Player
 from gptoss_tune.rollout.sampler import Request, Sampled
-from gptoss_tune.rollout.tasks import read_tasks
+from gptoss_tune.rollout.tasks import question_key, read_tasks
 
 if TYPE_CHECKING:
     from gptoss_tune.harmony.dataset.selection import Split
@@ -155,9 +155,9 @@ def look_at_prompts(
                 problems.append(f"{line}, and method.rewards weighs answer; {todo}")
             elif not own_environment:
                 warnings.append(f"{line}: form alone is rewarded, not what is said")
-    asked = {_question(task) for task in splits["train"].tasks}
+    asked = {question_key(task) for task in splits["train"].tasks}
     held_out = splits["eval"].tasks if "eval" in splits else []
-    leaked = sum(_question(task) in asked for task in held_out)
+    leaked = sum(question_key(task) in asked for task in held_out)
     if leaked:
         share = f"{leaked:,} of {len(held_out):,} held-out prompts"
         warnings.append(f"eval: {share} are asked in training too")
@@ -199,7 +199,7 @@ def _split(
         found.with_tools += bool(functions["tools"])
         found.with_results += bool(task.row.get(TOOL_RESULTS))
         # A row that its source's weight repeats asks nothing that an earlier one asks.
-        found.repeated += questions.setdefault(_question(task), task.source) != task.source
+        found.repeated += questions.setdefault(question_key(task), task.source) != task.source
     found.tokens.sort()
     return found
 
@@ -213,11 +213,6 @@ def _count_grader(found: PromptSplit, task: Task) -> None:
     found.graders[_NONE if grader is None else grader.kind] += 1
     if grader is None:
         found.ungraded = [*found.ungraded, task.source][:_MOST_LISTED]
-
-
-def _question(task: Task) -> int:
-    """Return a hash of what a task asks."""
-    return task.conversation.keys()[1]
 
 
 @dataclass(frozen=True)

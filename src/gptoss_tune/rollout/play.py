@@ -21,7 +21,7 @@ from gptoss_tune.errors import DataError, MachineError
 from gptoss_tune.harmony.conversation import BUILTIN_TOOLS, Conversation, add_builtin_tools
 from gptoss_tune.harmony.render import Renderer
 from gptoss_tune.harmony.tools import add_tools
-from gptoss_tune.rollout.calls import Offered
+from gptoss_tune.rollout.calls import CODE, Offered
 from gptoss_tune.rollout.episode import Episode
 from gptoss_tune.rollout.in_progress import EpisodeInProgress, conversation_of
 from gptoss_tune.rollout.sampler import Sampler
@@ -228,8 +228,11 @@ class Player:
             elif play.call is not None:
                 waiting.append((play, play.call))
         seconds = min(self._limits.tool_seconds, self._left(started))
-        work = [asked.work for _, asked in waiting if asked.work is not None]
-        results = iter(run_bounded(self._bounded, work, seconds, poll))
+        made = [asked for _, asked in waiting if asked.work is not None]
+        work = [asked.work for asked in made if asked.work is not None]
+        codes = [asked.recipient == CODE for asked in made]
+        found = run_bounded(self._bounded, work, seconds, poll, of_own_end=codes)
+        results = iter(found)
         for play, asked in waiting:
             use = asked.use(next(results) if asked.work is not None else None)
             play.answer_call(use, goes_on=play.turns < self._limits.max_turns)

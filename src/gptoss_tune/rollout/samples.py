@@ -83,7 +83,7 @@ class SampleInProgress:
         self._sampled += [True] * count
         self._logps += map(float, sampled.logps)
         self._channels += channels
-        self.answered = True
+        self.answered = self.answered or count > 0
 
     def add_context(self, ids: Sequence[int]) -> None:
         """Add what the model did not write: a tool's message, and the next opening."""

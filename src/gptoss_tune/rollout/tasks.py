@@ -261,7 +261,7 @@ def _cleaned(raw: Any, at: str) -> dict[str, Any] | DataError:
 
 def _part(read: list[list[Task]], split: Split, fraction: float, seed: int) -> list[list[Task]]:
     """Return the held-out tasks, or the others; those that ask the same never part."""
-    own = [[_key(task) for task in found] for found in read]
+    own = [[question_key(task) for task in found] for found in read]
     keys = np.unique(np.array([key for found in own for key in found], dtype=np.uint64))
     count = max(1, round(len(keys) * fraction))
     generator = np.random.Generator(np.random.PCG64([seed, 1]))
@@ -272,8 +272,8 @@ def _part(read: list[list[Task]], split: Split, fraction: float, seed: int) -> l
     ]
 
 
-def _key(task: Task) -> int:
-    """Return a hash of what a task asks; of the whole row where its environment alone knows."""
+def question_key(task: Task) -> int:
+    """Return a 64-bit hash of what a task asks, of its row where an environment alone knows."""
     if task.conversation.messages:
         return task.conversation.keys()[1]
     told = json.dumps(task.row, sort_keys=True, default=str).encode("utf-8", "surrogatepass")

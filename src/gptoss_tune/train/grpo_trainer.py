@@ -9,13 +9,14 @@ What makes a run one to trust: the prompts of a phase follow from the seed and a
 checkpoint keeps, chunks of episodes that are over are in a ledger, and a checkpoint between two
 updates on one batch of episodes holds the rows that are not trained yet. TRL's ``GRPOTrainer`` was
 the alternative (1.16, read and run): it merges adapters into named parameters to hand them to a
-sampler, which packed experts have none of; corrects for a sampler's other log-probabilities in one
-of its samplers alone; and renders an episode again between its turns, which loses thoughts.
+sampler, which packed experts have none of; corrects for a sampler's other log-probabilities with
+vLLM alone; and its template for gpt-oss loses calls, and the thoughts before them.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,7 @@ from gptoss_tune.errors import CheckpointError, GuardError, RunInterrupted
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.files.digest import digest_of
 from gptoss_tune.run.folder import RunFolder
+from gptoss_tune.run.jsonl import read_lines
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
 from gptoss_tune.train.grpo.meter import GrpoMeter
@@ -123,10 +125,31 @@ class GrpoTrainer(MethodTrainer):
                 return [], weight
         each, groups = self.args.per_device_train_batch_size, self.groups
         rows = self._coming.pop(step)
-        kl = self._section.kl_weight > 0
-        self.teaches = kl or any(bool(row["advantages"].any()) for row in rows)
+        # A KL alone has no gradient where the adapters begin: at the reference itself.
+        self.teaches = any(bool(row["advantages"].any()) for row in rows)
         batches = micro_batches(rows, each, groups.data_ranks, groups.data_rank)
         return [{"micro_batches": batches}], weight
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch; before the first step of a run its held-out prompts are played once.
+
+        Raises:
+            RunInterrupted: A signal came before the first step.
+        """
+        if self.state.global_step == 0 and self.eval_dataset is not None and not self._measured():
+            try:
+                self.evaluate()
+            except EvaluationLeftOut:
+                self._leave(0)
+        super()._run_epoch(*args, **kwargs)
+
+    def _measured(self) -> bool:
+        """Return whether an earlier start of the run has measured the untrained model."""
+        path, found = RunFolder(self._context.run).metrics, False
+        if rank() == 0 and path.is_file():
+            lines = read_lines(path, lambda number, error: None, strict=False)
+            found = any("eval_reward" in row for _, row in islice(lines, 1))
+        return gather_over_ranks(found)[0]
 
     def training_step(
         self,

@@ -125,6 +125,14 @@ def test_a_row_without_results_asks_for_the_call_itself(play, row):
     assert (wrong.outcome.ended, wrong.outcome.uses[0].by_model) == ("answer", True)
 
 
+def test_a_declared_tool_that_nothing_runs_is_no_answer_beside_one_that_is(play, row):
+    asked = {**row, "tools": [*row["tools"], {"name": "stock"}]}
+    episode, _ = play(asked, call("{}", "functions.stock"), GOOD, FINAL, make=Own)
+    unanswered, answered = episode.outcome.uses
+    assert "nothing answers this tool here" in unanswered.mistake and not unanswered.by_model
+    assert (answered.result, episode.outcome.ended) == ("3", "answer")
+
+
 def test_answers_turns_and_tokens_are_limited(play, row):
     long = "<|channel|>final<|message|>" + "word " * 50 + "<|return|>"
     episode, _ = play(row, long, max_new_tokens=20)
@@ -146,6 +154,9 @@ def test_answers_turns_and_tokens_are_limited(play, row):
     assert (episode.outcome.ended, len(cut.requests)) == ("tokens", 1)
     assert episode.outcome.uses[0].result == "3"
 
+    episode, _ = play(row, "")
+    assert (episode.outcome.ended, episode.outcome.tokens, episode.samples) == ("length", 0, ())
+
     episode, none = play(row, max_length=prompt)
     assert (episode.outcome.ended, episode.samples, none.requests) == ("tokens", (), [])
 
@@ -160,6 +171,18 @@ def test_the_time_of_an_episode_is_limited(play, row):
     assert (episode.outcome.ended, len(sampler.requests)) == ("time", 1)
     assert episode.outcome.uses[0].mistake is not None and episode.cut_off
     assert 0.2 <= episode.seconds < 5
+
+
+def test_no_call_is_made_once_the_time_is_over(renderer, scripted, task_of, row, judge_all):
+    called, sampler = [], scripted([GOOD])
+    whole = sampler.sample
+    sampler.sample = lambda *a, **k: time.sleep(0.3) or whole(*a, **k)
+    make = own(tool=staticmethod(called.append))
+    player = Player(sampler, renderer, make, judge_all, Limits(100, 8, 2000, 5.0, 0.2))
+    (episode,) = player.play([(task_of(row), 0, 0)], temperature=1.0)
+    assert (episode.outcome.ended, called, episode.outcome.uses) == ("time", [], ())
+    assert [c.name for c in episode.outcome.given.calls] == ["price"]
+    assert episode.samples[0].sampled.any()
 
 
 def test_a_tool_that_raises_hangs_or_gives_rubbish_costs_its_own_call(play, row):

@@ -164,6 +164,7 @@ def test_preview_asks_an_environment_of_the_users_own(write, tmp_path, monkeypat
     assert "graded by: nothing in the row" in result.stdout
     checked = run("check-data", path, "--environment", "fruit_shop:Shop")
     assert checked.exit_code == 0 and "prompts  2" in checked.stdout
+    assert "0 of them asked before" in checked.stdout, "other rows, though neither has a prompt"
     alone = run("check-data", path)
     assert alone.exit_code == 2, "without the class the rows ask nothing"
 

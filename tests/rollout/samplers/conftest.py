@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gptoss_tune.model.build import build
-from gptoss_tune.recipe import load_recipe
+from gptoss_tune.recipe import load_recipe, recipe_yaml
 from gptoss_tune.rollout.sampler import Request
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
@@ -25,12 +25,12 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def make_tuned(base, rows, tmp_path_factory):
-    """Return a function that builds the model of a recipe with random adapters."""
-    folder = tmp_path_factory.mktemp("tuned")
+def recipe_of(base, rows, tmp_path_factory):
+    """Return a function from overrides to the file of a recipe on the base."""
+    folder = tmp_path_factory.mktemp("recipes")
 
-    def make(*overrides):
-        path = folder / "recipe.yaml"
+    def write(*overrides):
+        path = folder / f"recipe-{len(list(folder.iterdir()))}.yaml"
         path.write_text(
             f"model: {{name_or_path: {base}, dtype: float32}}\n"
             f"lora: {{rank: 4, expert_rank: 2}}\n"
@@ -38,7 +38,19 @@ def make_tuned(base, rows, tmp_path_factory):
             f"train: {{output_dir: {folder}/run, max_steps: 4, activation_checkpointing: none}}\n",
             encoding="utf-8",
         )
-        model = build(load_recipe(path, overrides), open_checkpoint(base), "cpu").model
+        path.write_text(recipe_yaml(load_recipe(path, overrides)), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def make_tuned(base, recipe_of):
+    """Return a function that builds the model of a recipe with random adapters."""
+
+    def make(*overrides):
+        recipe = load_recipe(recipe_of(*overrides))
+        model = build(recipe, open_checkpoint(base), "cpu").model
         draws = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for name, parameter in sorted(model.named_parameters()):

@@ -83,9 +83,9 @@ def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
     grpo_recipe, whole, tmp_path, lucky, monkeypatch, phase
 ):
     run = tmp_path / "run"
-    # A call of the sampler is a group; the held-out prompts are one, between the phases.
+    # A call of the sampler is a group; the held-out prompts are one, before each phase.
     groups = {one["group"] for one in episodes(whole)["step-1.jsonl"]}
-    at = 2 if phase == 1 else len(groups) + 3
+    at = 3 if phase == 1 else len(groups) + 4
     terminate = functools.partial(os.kill, os.getpid(), signal.SIGTERM)
     calls = act_in_call(monkeypatch, at, terminate)
     with pytest.raises(RunInterrupted) as stopped:
@@ -93,7 +93,7 @@ def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
     assert len(calls) == at
     # Held-out prompts are played greedily.
     assert [n for n, drawn in enumerate(calls) if not drawn] == (
-        [] if phase == 1 else [len(groups)]
+        [0] if phase == 1 else [0, 1 + len(groups)]
     )
     made = sorted(path.name for path in run.glob("checkpoint-*"))
     assert made == ([] if phase == 1 else ["checkpoint-1", "checkpoint-2"])
@@ -117,7 +117,7 @@ def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
     assert not (run / ".rollouts").exists()
 
 
-def test_a_chunk_of_other_weights_or_a_damaged_one_is_played_again(tmp_path, whole):
+def test_a_chunk_of_other_weights_or_a_damaged_one_is_played_again(tmp_path):
     ledger = Ledger(tmp_path / "ledger")
     ledger.open("a" * 64)
     ledger.write(0, "key", [])

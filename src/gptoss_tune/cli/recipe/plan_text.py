@@ -118,8 +118,9 @@ def _print_rollouts(made: Plan, console: Console) -> None:
     if found.seconds is None or found.per_second is None:
         console.print("    their time is the server's, which is not known here")
     else:
+        rate = f"{found.per_second:,.0f}" if found.per_second >= 10 else f"{found.per_second:.2g}"
         console.print(
-            f"    {_duration(found.seconds / 3600)} for them, {found.per_second:.2g} a second "
+            f"    {_duration(found.seconds / 3600)} for them, {rate} a second "
             "(estimated, not measured):"
         )
         console.print(

@@ -206,6 +206,11 @@ def launch(
     told = submit.format(file=place)
     shared = loaded.distributed.context_parallel
     _say(loaded.train, job, told, system, context_parallel=shared, kept=kept)
+    if loaded.method.name == "grpo":
+        typer.echo(
+            "episodes: a class of your own is named in that file, after gptoss_tune.train "
+            "(--environment MODULE:CLASS), and its module lies where the job starts"
+        )
 
 
 def _system(flags: dict[str, bool]) -> str:

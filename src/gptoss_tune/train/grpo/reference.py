@@ -4,8 +4,8 @@ The reference is the base (the model with its adapters left out) or the adapter 
 from, of which a copy is kept and put in the place of the trained one while the reference reads. No
 second model is held, and no state of the model is left changed.
 
-These passes have no gradient and no row function. Where the model is spread over ranks all of them
-take part, and nothing is left gathered: the parameters may be written between two passes.
+These passes have no gradient and no row function, and every rank makes its own: the recipe's rules
+refuse a model that is spread over ranks.
 
 B rows, S tokens of a row.
 """
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from gptoss_tune.evaluate.generate import without_adapters
-from gptoss_tune.model.parallel.sharding import gather_nothing, is_sharded
 from gptoss_tune.train.data.collator import BATCH_ONLY
 from gptoss_tune.train.grpo.loss import take
 
@@ -72,8 +71,6 @@ def log_probabilities(model: nn.Module, batch: dict[str, Any], *, temperature: f
         return -model(**forward, use_cache=False, temperature=temperature).token_losses
     finally:
         model.train(training)
-        if is_sharded(model):
-            gather_nothing(model)
 
 
 def reference_log_probabilities(
