@@ -2,7 +2,8 @@
 
 A resumed run has to leave the adapter, the episodes with their rewards, and every line of metrics
 of the run that nothing met. The tiny base says nothing that is harmony, so the reward is a number
-made of what it drew: any other token gives another one.
+made of the episode's seed: groups differ, every step has a gradient, and what was drawn is compared
+as text.
 """
 
 import dataclasses
@@ -26,11 +27,12 @@ _TIMED = ("second", "runtime", "memory")
 GROUPS, EPISODES = 3, 4
 
 
-class Drawn:
-    """An environment that rewards what was drawn, by no rule that anybody could learn."""
+class Seeded:
+    """An environment that rewards by the episode's seed, which nobody could learn."""
 
     def reset(self, row: dict[str, Any], seed: int) -> None:
         """Ask what the row asks."""
+        self._seed = seed
 
     def tools(self) -> list[Any]:
         """Offer none."""
@@ -38,8 +40,7 @@ class Drawn:
 
     def reward(self, outcome: Played) -> float:
         """Return one of five numbers."""
-        said = repr((outcome.faults, outcome.answers, outcome.tokens))
-        return zlib.crc32(said.encode()) % 5 / 4
+        return zlib.crc32(str(self._seed).encode()) % 5 / 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,7 @@ method:
   group_size: {EPISODES}
   rollout_batch: {EPISODES}
   max_new_tokens: 6
+  rewards: {{environment: 1}}
   overlong: counted
   updates: 2
 data: {{train: {work / "prompts.jsonl"}, eval: {work / "held-out.jsonl"}, max_length: 128}}
@@ -104,7 +106,7 @@ train:
         from gptoss_tune.train.run import train
 
         recipe = load_recipe(self.recipe, [f"train.output_dir={run}", *overrides])
-        played_by = f"{__name__}:{Drawn.__name__}"
+        played_by = f"{__name__}:{Seeded.__name__}"
         run_command(lambda: train(recipe, environment=played_by), debug=False)
 
     def result(self, run: Path) -> RolloutResult:
@@ -116,8 +118,8 @@ train:
             file.name: [_unmeasured(row) for row in _rows(file)]
             for file in sorted((run / "rollouts").glob("*.jsonl"))
         }
-        if not any(row["rewards"]["total"] for rows in episodes.values() for row in rows):
-            raise ValueError("no episode was rewarded: this run shows nothing")
+        if len({row["rewards"]["total"] for rows in episodes.values() for row in rows}) < 2:
+            raise ValueError("all episodes have the same reward: this run shows nothing")
         return RolloutResult(
             plain.losses,
             plain.adapter,

@@ -233,6 +233,23 @@ def test_the_process_has_little_memory_no_files_and_no_secrets(monkeypatch):
     assert not process.is_running()
 
 
+def test_an_interrupted_job_leaves_no_reply_for_the_next(monkeypatch):
+    own = Worker("schema")
+    task = {"schema": {"type": "integer"}, "value": "seven"}
+    assert own.ask(task, 20)["wrong"] is not None
+
+    def interrupted(timeout):
+        raise KeyboardInterrupt
+
+    replies = own._replies
+    with monkeypatch.context() as patched:
+        patched.setattr(replies, "get", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            own.ask(task, 20)
+    assert own.ask({"schema": {"type": "integer"}, "value": 7}, 20) == {"wrong": None}
+    own.close()
+
+
 def test_a_factorial_that_fills_all_memory_or_time_ends():
     text = r"(10^{9})!"
     verdict = Maths(("4",)).judge(Given(rf"\boxed{{{text}}}"), 2.0)

@@ -4,7 +4,7 @@
 
     gptoss-tune tiny runs/demo/wide --hidden 192 --layers 2
     gptoss-tune train tiny/tools
-    gptoss-tune merge runs/demo/tools MERGED
+    gptoss-tune merge runs/demo/tools --out MERGED
 
 TRL trains the merged model in plain transformers, on the prompts, results and answers of
 ``recipes/tiny/grpo.yaml``. Its tools need a chat template that TRL knows, so it gets the one that
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl import chat_template_utils as trl_templates
 
@@ -34,7 +34,7 @@ from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.shipped import shipped
 
-_CALL = '<|message|>{"item": "lamp"}<|call|>'
+_CALL = "<|message|>{}<|call|>"
 CALLS = {
     "recipient last": f"<|channel|>commentary to=functions.price <|constrain|>json{_CALL}",
     "recipient first": f" to=functions.price<|channel|>commentary <|constrain|>json{_CALL}",
@@ -51,7 +51,7 @@ EPISODE = [
             {
                 "id": "1",
                 "type": "function",
-                "function": {"name": "price", "arguments": '{"item": "lamp"}'},
+                "function": {"name": "price", "arguments": "{}"},
             }
         ],
     },
@@ -65,30 +65,15 @@ class Shop:
 
     def reset(self, **row: Any) -> None:
         """Begin with a row of the data."""
-        self._results = {entry["name"]: entry for entry in json.loads(row["tool_results"])}
-        self._answer = row["answer"]
+        self._results = {e["name"]: e["result"] for e in json.loads(row["tool_results"])}
 
-    def _result(self, name: str, item: str) -> str:
-        entry = self._results[name]
-        if entry["arguments"] != {"item": item}:
-            raise ValueError("no such item")
-        return entry["result"]
+    def price(self) -> str:
+        """What it costs."""
+        return self._results["price"]
 
-    def price(self, item: str) -> str:
-        """What it costs.
-
-        Args:
-            item: Its name.
-        """
-        return self._result("price", item)
-
-    def stock(self, item: str) -> str:
-        """How many there are.
-
-        Args:
-            item: Its name.
-        """
-        return self._result("stock", item)
+    def stock(self) -> str:
+        """How many there are."""
+        return self._results["stock"]
 
 
 def main() -> None:
@@ -152,7 +137,7 @@ def _episode(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
     """Return a message as TRL's templates take it: arguments as a mapping."""
     calls = [
-        {**call, "function": {**call["function"], "arguments": {"item": "lamp"}}}
+        {**call, "function": {**call["function"], "arguments": {}}}
         for call in message.get("tool_calls", [])
     ]
     plain = {key: value for key, value in message.items() if value is not None}
@@ -174,15 +159,13 @@ def _train(model: str, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
         for row in _rows("tools_train.jsonl")
     ]
     torch.manual_seed(0)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
-    )
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
             output_dir=str(Path(folder)),
             max_steps=steps,
-            per_device_train_batch_size=64,
-            num_generations=8,
+            per_device_train_batch_size=24,
+            num_generations=4,
             max_completion_length=64,
             learning_rate=1e-3,
             chat_template_kwargs={"reasoning_effort": "low"},

@@ -60,8 +60,8 @@ class Failure:
     reason: str
 
 
-class _OutOfTime(SystemExit):
-    """Raised inside of a thread that was given up; ends it without a word."""
+class GivenUp(SystemExit):
+    """Raised inside of a thread that is asked to end."""
 
 
 class Bounded:
@@ -133,7 +133,7 @@ class Bounded:
             call = calls[number]
             results[number] = Failure(f"took longer than {call.seconds:g} s")
             if call.interrupt:
-                _ask_to_end(thread)
+                ask_to_end(thread)
             self._left.append(thread)
 
 
@@ -142,7 +142,7 @@ def _called(number: int, call: Call, done: queue.SimpleQueue[tuple[int, Any]]) -
         result = call.work()
         if inspect.isawaitable(result):
             result = asyncio.run(asyncio.wait_for(_awaited(result), call.seconds))
-    except _OutOfTime:
+    except GivenUp:
         return
     except BaseException as error:  # SystemExit too: it is the code's, not the run's
         result = Failure(reason(error))
@@ -153,11 +153,11 @@ async def _awaited(awaitable: Any) -> Any:
     return await awaitable
 
 
-def _ask_to_end(thread: threading.Thread) -> None:
+def ask_to_end(thread: threading.Thread) -> None:
     """Have Python raise in a thread; without effect on one that has ended."""
     if thread.ident is not None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(_OutOfTime)
+            ctypes.c_ulong(thread.ident), ctypes.py_object(GivenUp)
         )
 
 

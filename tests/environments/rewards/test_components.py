@@ -22,7 +22,7 @@ FORMATS = {
     "one of four with a fault": ([A_CALL, A_CALL, A_CALL, "7"], "answer", 1, 3 / 4),
     "a fault of the one that is not whole either": ([A_CALL, None, "7"], "answer", 1, 2 / 3),
     "more faults than answers": ([A_CALL, "7"], "answer", 5, 0.0),
-    "ends in a call where an answer was said to be": ([A_CALL, A_CALL], "answer", 0, 1 / 2),
+    "a call that is the answer, as of a row whose tools nobody runs": ([A_CALL], "answer", 0, 1.0),
     "cut at its longest, in the final text": ([A_CALL, "It cos"], "length", 0, 1 / 2),
     "cut at its longest, in the arguments": ([A_CALL, A_CALL, A_CALL], "length", 0, 2 / 3),
     "was no harmony": ([A_CALL, "7"], "format", 1, 1 / 2),

@@ -1,10 +1,12 @@
 """Environments of verifiers played as ours: prompts, tools, the user, the rubric."""
 
+import asyncio
 import importlib.machinery
 import json
 import math
 import signal
 import sys
+import threading
 import types
 
 import pytest
@@ -141,6 +143,85 @@ def test_each_episode_has_a_state_of_its_own(own, row, episode):
         world.reset(row, 1)
         assert world.reward(episode(Given("x")))["first"] == 1.0
     assert row["answer"] == "cba"
+
+
+def test_coroutines_of_all_episodes_share_a_loop(own, row, episode):
+    # as a client of an API needs, whose connections live in the loop that it was first used in
+    loops = []
+
+    async def asks(completion):
+        loops.append(asyncio.get_running_loop())
+        return 1.0
+
+    played = wrap(own([asks], [1.0]))
+    reward = RewardFunction({"asks": 1.0}, own=True)
+    task = Task(0, "x.jsonl:1", row, Conversation("x.jsonl:1"))
+    worlds = [played() for _ in range(8)]
+    for world in worlds:
+        world.reset(row, 1)
+    judged = reward.judge_many([(world, task, episode(Given("x"))) for world in worlds])
+    assert [found.total for found in judged] == [1.0] * 8
+    assert len(set(map(id, loops))) == 1 and not loops[0].is_closed()
+
+
+def test_plain_functions_and_tools_are_called_where_they_are_asked_for(vf, own, row, episode):
+    threads = []
+
+    def plain(completion):
+        threads.append(threading.current_thread())
+        return 1.0
+
+    def tool(a: int) -> int:
+        """Look where it is called."""
+        threads.append(threading.current_thread())
+        return a
+
+    world = wrap(own([plain], [1.0], kind=vf.ToolEnv, tools=[tool]))()
+    world.reset(row, 1)
+    assert world.tools()[0].run(a=3) == "3"
+    assert world.reward(episode(Given("x")))["plain"] == 1.0
+    assert threads == [threading.current_thread()] * 2
+
+
+# A loop that is blocked is left after some seconds, which the others need to be judged.
+@pytest.mark.parametrize(
+    ("kind", "seconds"), [("waits", 1.5), ("spins", 1.5), ("spins in the loop", 5.0)]
+)
+def test_a_function_that_hangs_costs_its_own_episode_alone(kind, seconds, own, row, episode):
+    gate = threading.Event()
+
+    def spins(completion, answer):
+        while completion[-1].content == "hang" and not gate.is_set():
+            pass
+        return 1.0
+
+    async def waits(completion, answer):
+        while completion[-1].content == "hang":
+            await asyncio.sleep(3600)
+        return 1.0
+
+    async def spins_in_loop(completion, answer):
+        return spins(completion, answer)
+
+    function = {"waits": waits, "spins": spins, "spins in the loop": spins_in_loop}[kind]
+    function.__name__ = "function"
+    played = wrap(own([function], [1.0]))
+    reward = RewardFunction({"function": 1.0, "format": 0.5}, own=True, seconds=seconds)
+    task = Task(0, "x.jsonl:1", row, Conversation("x.jsonl:1"))
+
+    def judged(texts):
+        worlds = [played() for _ in texts]
+        for world in worlds:
+            world.reset(row, 1)
+        said = [episode(Given(text, analysis="Hm.")) for text in texts]
+        return reward.judge_many([(w, task, o) for w, o in zip(worlds, said, strict=True)])
+
+    found = judged(["a", "hang", "b", "c"])
+    gate.set()
+    assert [one.total for one in found] == [1.5, 0.5, 1.5, 1.5]
+    assert list(found[1].failed) == ["environment"]
+    assert f"longer than {seconds:g} s" in found[1].failed["environment"]
+    assert [one.total for one in judged(["a", "b"])] == [1.5, 1.5]
 
 
 def test_names_that_are_none_get_one(own):

@@ -10,6 +10,7 @@ from gptoss_tune.distributed import Ranks
 from gptoss_tune.evaluate.generate import Generation, Stopped, answer, evaluating
 from gptoss_tune.harmony.vocabulary import ENDOFTEXT
 from gptoss_tune.model.routing import NO_CHOICE
+from gptoss_tune.rollout.batched.sampler import BatchedSampler
 from gptoss_tune.rollout.own import OwnSampler
 
 
@@ -118,3 +119,15 @@ def test_a_stop_and_bad_requests(tuned, requests_of):
     with pytest.raises(Stopped):
         OwnSampler(tuned, batch=4).sample(requests_of(), 1.0, lambda: next(asked))
     assert next(asked, None) is None
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_merge_aware_adapters_and_bf16_sample_as_they_train(make_tuned, requests_of, dtype, bound):
+    """In bf16 a product of another shape may round otherwise; on a CPU the difference was 0."""
+    model = make_tuned("lora.merge_aware=true", f"model.dtype={dtype}")
+    requests = requests_of()[1:3]
+    for sampler in (OwnSampler(model, batch=2), BatchedSampler(model, batch=2)):
+        for request, found in zip(requests, sampler.sample(requests, 1.0), strict=True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                trained = trained_logps(model, request, found)
+            assert np.abs(trained - found.logps).max() < bound

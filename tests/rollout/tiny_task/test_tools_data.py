@@ -20,7 +20,6 @@ WARM_UP, TRAIN, EVAL = (
     ]
     for part in ("warmup", "train", "eval")
 )
-PRICE = ("cost", "price", "pay", "charge", "expensive")
 
 
 def asked(row):
@@ -28,11 +27,11 @@ def asked(row):
 
 
 def right_tool(row):
-    return "price" if any(word in asked(row).lower() for word in PRICE) else "stock"
+    return "price" if "the price of" in asked(row) else "stock"
 
 
 def item(row):
-    return row["tool_results"][0]["arguments"]["item"]
+    return asked(row).rstrip("?.").rsplit(" ", 1)[1]
 
 
 def phrase(row):
@@ -43,9 +42,9 @@ def phrase(row):
 def test_the_answer_is_what_the_right_tool_returns_and_no_other(rows):
     for row in rows:
         results = {entry["name"]: entry["result"] for entry in row["tool_results"]}
-        assert all(entry["arguments"] == {"item": item(row)} for entry in row["tool_results"])
+        assert all(entry["arguments"] == {} for entry in row["tool_results"])
         assert results.keys() == {tool["function"]["name"] for tool in row["tools"]}
-        assert item(row) in asked(row) and results["price"] != results["stock"]
+        assert results["price"] != results["stock"]
         grader = read_grader(row, "row")
         passed = {
             name: grader.judge(Given(text), seconds=5).passed for name, text in results.items()
@@ -58,7 +57,7 @@ def test_the_answer_is_what_the_right_tool_returns_and_no_other(rows):
 def test_held_out_questions_are_new_combinations_of_trained_words():
     trained = {asked(row) for row in TRAIN}
     assert trained == {asked(row) for row in WARM_UP}
-    assert len(trained) == len(TRAIN) == 64 and len({asked(row) for row in EVAL}) == len(EVAL) == 32
+    assert len(trained) == len(TRAIN) == 48 and len({asked(row) for row in EVAL}) == len(EVAL) == 24
     assert not trained & {asked(row) for row in EVAL}
     for part in (phrase, item):
         assert set(map(part, EVAL)) <= set(map(part, TRAIN))
@@ -69,10 +68,10 @@ def test_the_warm_up_tells_nothing_about_the_right_tool():
     for row in WARM_UP:
         _, call, result, final = row["messages"]
         (made,) = call["tool_calls"]
-        assert json.loads(made["function"]["arguments"])["item"] in asked(row)
+        assert json.loads(made["function"]["arguments"]) == {}
         assert final["content"] == result["content"]
         calls[asked(row), made["function"]["name"]] += 1
-    assert set(calls.values()) == {2} and len(calls) == 2 * len(TRAIN)
+    assert set(calls.values()) == {1} and len(calls) == 2 * len(TRAIN)
 
 
 def test_what_the_recipes_read_fits_into_their_rows():

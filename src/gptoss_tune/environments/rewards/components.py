@@ -15,17 +15,14 @@ def format_health(outcome: Outcome) -> float:
     """Return ``min(H, A - F) / A``, at least 0, times 0.5 where nothing was thought.
 
     Of ``A`` answers ``H`` are whole: they call a tool and say nothing final, or say something final
-    and call nothing. The last one is whole if it is final where the episode ended in an answer, and
-    never where it was cut at its longest or was no harmony. ``F`` faults were found in them.
-    An episode without an answer has 0.
+    and call nothing. The last one is not where it was cut at its longest or was no harmony. ``F``
+    faults were found in them. An episode without an answer has 0.
     """
     answers = outcome.answers
     if not answers:
         return 0.0
     whole = sum(map(_whole, answers[:-1]))
-    if outcome.ended == "answer":
-        whole += _final(answers[-1])
-    elif outcome.ended not in ("length", "format"):
+    if outcome.ended not in ("length", "format"):
         whole += _whole(answers[-1])
     healthy = max(0, min(whole, len(answers) - len(outcome.faults)))
     thought = any(given.analysis.strip() for given in answers)
@@ -64,10 +61,8 @@ def shortness(outcome: Outcome, target: int | None) -> float:
     return min(1.0, max(0.0, (longest - used) / (longest - target)))
 
 
-def _final(given: Given) -> bool:
-    return bool((given.final or "").strip()) and not given.calls
-
-
 def _whole(given: Given) -> bool:
     """Return whether an answer does one thing: it calls, or it says something final."""
-    return _final(given) or (bool(given.calls) and given.final is None)
+    if given.calls:
+        return given.final is None
+    return bool((given.final or "").strip())

@@ -306,6 +306,4 @@ def _number(value: Any) -> float | str:
         number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         return f"{type(value).__name__} ({type(error).__name__})"
-    if not math.isfinite(number):
-        return str(number)
     return number if abs(number) <= LARGEST else f"{number:g}"

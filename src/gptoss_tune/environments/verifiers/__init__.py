@@ -10,7 +10,8 @@ What is taken over: the tasks, the system prompt in them, tools, the user's side
 each function of the rubric as a component of its name; ``environment`` is their sum by the rubric's
 own weights. The model is played by the run: no client of an API is ever asked.
 
-``open``: loading and wrapping. ``fit``: what can be wrapped. ``played``: an episode.
+``open``: loading and wrapping. ``fit``: what can be wrapped. ``played``: an episode. ``loop``:
+where its coroutines run.
 """
 
 from gptoss_tune.environments.verifiers.open import load, wrap, write_rows

@@ -6,12 +6,14 @@ Loading one runs its code. It replaces the handlers of SIGINT and SIGTERM, which
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any, Final, cast
 
 from gptoss_tune.environments.handlers import handlers_kept
 from gptoss_tune.environments.verifiers.fit import components, obstacle
+from gptoss_tune.environments.verifiers.loop import SharedLoop
 from gptoss_tune.environments.verifiers.played import VerifiersEnvironment, WithUser
 from gptoss_tune.error_hints import missing_extra
 from gptoss_tune.errors import DataError, MachineError, RecipeError
@@ -72,6 +74,8 @@ def wrap(environment: Any) -> type[VerifiersEnvironment]:
             "_played": environment,
             "_client": client(None),
             "_scored": scored,
+            "_plain_tools": _plain_tools(environment, vf),
+            "_loop": SharedLoop(),
         },
     )
     return cast(type[VerifiersEnvironment], made)
@@ -129,6 +133,16 @@ def _package() -> Any:
 
 def _version() -> str:
     return str(getattr(importlib.import_module("verifiers"), "__version__", "of no known version"))
+
+
+def _plain_tools(environment: Any, vf: Any) -> dict[str, Any]:
+    """Return the tools that are plain functions and are called as such."""
+    if not isinstance(environment, vf.ToolEnv) or (
+        type(environment).call_tool is not vf.ToolEnv.call_tool
+    ):
+        return {}
+    tools = environment.tool_map
+    return {name: tool for name, tool in tools.items() if not inspect.iscoroutinefunction(tool)}
 
 
 async def _no_client(*_: Any, **__: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import importlib
 import inspect
@@ -13,6 +12,7 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from gptoss_tune.environments.environment import Outcome, Tool, ToolUse
+from gptoss_tune.environments.verifiers.loop import SharedLoop
 from gptoss_tune.grading.answer import Given
 from gptoss_tune.recipe.contradictions.rewards import FLOAT
 
@@ -45,6 +45,8 @@ class VerifiersEnvironment:
     _played: ClassVar[Any] = None
     _client: ClassVar[Any] = None
     _scored: ClassVar[tuple[Component, ...]] = ()
+    _plain_tools: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    _loop: ClassVar[SharedLoop] = SharedLoop()
 
     def __init__(self) -> None:
         """Begin nothing yet."""
@@ -66,7 +68,7 @@ class VerifiersEnvironment:
         if isinstance(values["prompt"], str):
             values["prompt"] = [{"role": "user", "content": values["prompt"]}]
         asked = copy.deepcopy(values["prompt"])
-        self._state = _finished(self._begun(values))
+        self._state = self._finished(lambda: self._begun(values))
         now = [_plain(message) for message in self._state["prompt"]]
         return None if now == [_plain(message) for message in asked] else now
 
@@ -87,7 +89,19 @@ class VerifiersEnvironment:
 
         A function that raises has its exception for a value.
         """
-        return _finished(self._judged(outcome))
+        self._finished(lambda: self._over(outcome))
+        found: dict[str, Any] = {}
+        for each in self._scored:
+            try:
+                found[each.name] = float(self._score(each))
+            except Exception as error:
+                found[each.name] = error
+        sound = [each for each in self._scored if _is_sound(found[each.name])]
+        self._finished(lambda: self._played.rubric.cleanup(self._state))
+        return {**found, FLOAT: math.fsum(each.weight * found[each.name] for each in sound)}
+
+    def _finished(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        return self._loop.run(work)
 
     async def _begun(self, values: dict[str, Any]) -> Any:
         state = await self._played.init_state(values, self._client, "", {})
@@ -95,7 +109,11 @@ class VerifiersEnvironment:
         return state if changed is None else changed
 
     def _tool(self, name: str, given: Mapping[str, Any]) -> str:
-        return str(_finished(self._played.call_tool(name, dict(given), "0")).content)
+        function = self._plain_tools.get(name)
+        if function is not None:
+            return str(function(**given))
+        work = self._finished(lambda: self._played.call_tool(name, dict(given), "0"))
+        return str(work.content)
 
     async def _say(self, given: Given, uses: Sequence[ToolUse]) -> None:
         """Add an answer, and the results of its calls, to the state."""
@@ -140,7 +158,8 @@ class VerifiersEnvironment:
             return list(self._state["prompt"])
         return [*steps[-1]["prompt"], *steps[-1]["completion"], *self._results]
 
-    async def _judged(self, outcome: Outcome) -> Mapping[str, Any]:
+    async def _over(self, outcome: Outcome) -> None:
+        """Bring the state to the end of the episode."""
         uses = iter(outcome.uses)
         for number, given in enumerate(outcome.answers):
             made = list(islice(uses, len(given.calls)))
@@ -150,19 +169,17 @@ class VerifiersEnvironment:
         state["is_completed"] = True
         state["is_truncated"] = outcome.ended in ("length", "tokens", "time", "turns")
         await self._played.cleanup(state)
-        found: dict[str, Any] = {}
-        for each in self._scored:
-            try:
-                found[each.name] = float(
-                    await _named(each.function, each.rubric.score_objects(state))
-                )
-            except Exception as error:
-                found[each.name] = error
-        numbers = [
-            each.weight * found[each.name] for each in self._scored if _is_sound(found[each.name])
-        ]
-        await self._played.rubric.cleanup(state)
-        return {**found, FLOAT: math.fsum(numbers)}
+
+    def _score(self, each: Component) -> Any:
+        """Call a function of the rubric; a plain one in this thread, where it holds up no other."""
+        objects = each.rubric.score_objects(self._state)
+        parameters = inspect.signature(each.function).parameters
+        if not any(one.kind == one.VAR_KEYWORD for one in parameters.values()):
+            objects = {name: value for name, value in objects.items() if name in parameters}
+        if inspect.iscoroutinefunction(each.function):
+            return self._finished(lambda: each.function(**objects))
+        found = each.function(**objects)
+        return self._finished(lambda: found) if inspect.isawaitable(found) else found
 
 
 class WithUser(VerifiersEnvironment):
@@ -170,7 +187,7 @@ class WithUser(VerifiersEnvironment):
 
     def reply(self, given: Given) -> str | None:
         """Return what the user says to an answer; ``None``: the episode is over."""
-        return _finished(self._answered(given))
+        return self._finished(lambda: self._answered(given))
 
     async def _answered(self, given: Given) -> str | None:
         await self._say(given, ())
@@ -187,15 +204,6 @@ class WithUser(VerifiersEnvironment):
             raise ValueError(f"env_response gave a message of role {other!r}; expected 'user'")
         self._results = said
         return "\n\n".join(_text(message.content) for message in said)
-
-
-async def _named(function: Callable[..., Any], objects: Mapping[str, Any]) -> Any:
-    """Call a function of a rubric with what it names, and wait for it if it is to be awaited."""
-    parameters = inspect.signature(function).parameters
-    if not any(each.kind == each.VAR_KEYWORD for each in parameters.values()):
-        objects = {name: value for name, value in objects.items() if name in parameters}
-    found = function(**objects)
-    return await found if inspect.isawaitable(found) else found
 
 
 def _is_sound(value: Any) -> bool:
@@ -215,12 +223,3 @@ def _text(content: Any) -> str:
     if any(part.get("type") != "text" for part in parts):
         raise ValueError("a message holds more than text")
     return "".join(str(part["text"]) for part in parts)
-
-
-def _finished(work: Awaitable[Any]) -> Any:
-    """Run to its end, in a loop of its own: one that hangs holds up no other."""
-
-    async def awaited() -> Any:
-        return await work
-
-    return asyncio.run(awaited())

@@ -92,7 +92,7 @@ class BatchedSampler:
         if is_sharded(self._model):
             raise MachineError(
                 "method.sampler batched answers with a whole model on each rank, and this one is "
-                "spread over them with fsdp2; use sampler own, or train.parallelism ddp"
+                "spread over them with fsdp2; use sampler own, or distributed.strategy ddp"
             )
         self.version = 0
         self._batch, self._replay = batch, replay

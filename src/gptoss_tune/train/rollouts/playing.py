@@ -69,6 +69,7 @@ class Playing:
         )
         self._reward.check([*tasks.train, *(tasks.eval or ())], self._make() if own else None)
         self._sampler: Sampler | None = None
+        self._updated: int | None = None
         self.save: Callable[[Path], None] | None = None
         self.reference = section.kl_weight > 0
         of = reference_of(section, recipe.lora)
@@ -111,7 +112,9 @@ class Playing:
             assert self.save is not None  # the trainer set it
             self._sampler = sampler_of(self._context, self._model, self.save)
             self._player = self._player_of(self._sampler)
-        self._sampler.update(version)
+        if self._updated != version:  # an evaluation and a phase may follow the same step
+            self._sampler.update(version)
+            self._updated = version
 
     def held_out(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """Play the held-out prompts greedily with the weights after ``step`` steps.
