@@ -374,6 +374,20 @@ def test_a_filler_trains_nothing(model_of, stepped):
     assert (outputs.figures.sums == 0).all() and (outputs.figures.maxima == 0).all()
 
 
+def test_a_label_that_is_ignored_has_no_part_whatever_its_weight(model_of, stepped):
+    section = section_of()
+    rows, _ = stepped(section)
+    batch = batch_of(rows[:1])
+    at = tuple(batch["loss_weights"].nonzero()[1])
+    batch["shift_labels"][at] = -100
+    found = GrpoLoss(section)(model_of(torch.float32), batch)
+    batch["loss_weights"][at] = 0
+    expected = GrpoLoss(section)(model_of(torch.float32), batch)
+    assert torch.equal(found.loss_sum, expected.loss_sum)
+    assert torch.equal(found.figures.sums, expected.figures.sums)
+    assert found.figures.sums[SUMS.index("tokens")] == LENGTHS[0][1] - 1
+
+
 def test_a_sampler_without_a_number_shows(model_of, stepped):
     for importance in ("truncate", "mask"):
         section = section_of(importance=importance)
