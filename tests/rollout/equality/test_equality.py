@@ -58,7 +58,7 @@ class Noise:
         return []
 
     def reward(self, outcome):
-        return float(len(repr(outcome.given)) % 7)
+        return float(outcome.tokens)
 """
 
 
@@ -78,7 +78,7 @@ def run(data, tmp_path_factory):
     (folder / "a.yaml").write_text(shared % ("", f"{data}/warmup.jsonl", "warmup", 50))
     train(load_recipe(folder / "a.yaml"))
     (folder / "b.yaml").write_text(
-        "method: {name: grpo, prompts_per_step: 2, group_size: 2, max_new_tokens: 24,"
+        "method: {name: grpo, prompts_per_step: 2, group_size: 4, max_new_tokens: 24,"
         " rewards: {environment: 1}}\n"
         + shared
         % (f", init_from: {warmup}", f"{data}/train.jsonl", "grpo", 2)
