@@ -12,6 +12,7 @@ from gptoss_tune.plan.gpus import card
 from gptoss_tune.plan.methods import METHODS, added
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.plan.rollout.phase import (
+    PAGE_TOKENS,
     cache_after_reading,
     cache_bytes,
     paged_cache_bytes,
@@ -46,9 +47,12 @@ def test_the_cache_of_the_released_models():
     assert cache_bytes(LARGE, 2, 131_072, 1) == 2048 * (18 * 131_072 + 18 * 128)
     assert cache_bytes(SMALL, 2, 100, 1) == 2048 * 24 * 100, "shorter than the window"
     assert cache_after_reading(SMALL, 2, 3072, 16) == 16 * 2048 * 24 * 3072 == 2_415_919_104
-    # In pages of 256 tokens, one of which holds a window.
-    assert paged_cache_bytes(SMALL, 2, 4096, 16) == 16 * 2048 * (12 * 4096 + 12 * 256)
-    assert paged_cache_bytes(SMALL, 2, 4097, 1) == 2048 * (12 * 4352 + 12 * 256)
+    # In pages of 128 tokens of all layers, and four more, as the sampler asks for them.
+    from gptoss_tune.rollout.batched import sampler
+
+    assert PAGE_TOKENS == sampler.PAGE_TOKENS
+    assert paged_cache_bytes(SMALL, 2, 4096, 16) == (16 * 4096 + 512) * 24 * 2048
+    assert paged_cache_bytes(SMALL, 2, 4097, 1) == (4224 + 512) * 24 * 2048
 
 
 def test_the_cache_is_as_large_as_the_one_that_a_model_fills(small_model):

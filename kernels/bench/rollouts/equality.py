@@ -48,7 +48,7 @@ from gptoss_tune.rollout.own import OwnSampler
 from gptoss_tune.rollout.play import Limits, Player
 from gptoss_tune.rollout.sampler import Request, Sampled
 
-LIMITS = Limits(max_new_tokens=48, max_turns=4, max_length=512, tool_seconds=10.0)
+LIMITS = Limits(max_new_tokens=24, max_turns=3, max_length=512, tool_seconds=10.0)
 
 
 class PlainSampler:
@@ -91,7 +91,8 @@ class PlainSampler:
         draws = torch.Generator().manual_seed(request.seed)
         for _ in range(request.max_new_tokens):
             self._chosen.clear()
-            told = self._model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+            out = self._model(torch.tensor([ids]), logits_to_keep=1)
+            told = out.logits[0, -1].float().log_softmax(-1)
             drawn = torch.multinomial(told.exp(), 1, generator=draws) if temperature else None
             token = int(told.argmax() if drawn is None else drawn)
             ids.append(token)
@@ -150,9 +151,11 @@ class Policies:
     swapped: PlainSampler
 
 
-def open_policies(run: Path, out: Path, dtype: str = "float32") -> Policies:
+def open_policies(
+    run: Path, out: Path, dtype: str = "float32", base_name: str | None = None
+) -> Policies:
     """Return the policy of ``run`` in its forms; what is exported is written below ``out``."""
-    subject = open_evaluated_model(str(run))
+    subject = open_evaluated_model(str(run), base=base_name)
     base, adapter = subject.checkpoint, subject.adapter
     assert adapter is not None
     section = ModelSection(name_or_path=str(base.path), dtype=dtype)  # pyright: ignore[reportArgumentType]
@@ -231,7 +234,9 @@ def trainer_logps(model: Any, request: Request, one: Sampled, *, replay: bool) -
         assert one.choices is not None
         last = one.choices[-1:]  # nothing follows the last token, whatever its experts
         asked["choices"] = torch.from_numpy(np.concatenate([one.choices, last]))[None]
-    told = model(ids, **asked).logits[0].float().log_softmax(-1)
+    narrow = model.config.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):  # as in training
+        told = model(ids, **asked).logits[0].float().log_softmax(-1)
     rows = torch.arange(len(request.prompt) - 1, ids.shape[1] - 1)
     return told[rows, torch.tensor(one.token_ids)].numpy()
 
@@ -287,10 +292,11 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--base", help="its base, where that has moved since")
     parser.add_argument("--episodes", type=int, default=12)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     asked = parser.parse_args()
-    policies = open_policies(asked.run, asked.out, asked.dtype)
+    policies = open_policies(asked.run, asked.out, asked.dtype, asked.base)
     renderer = Renderer(load_vocabulary(), RenderSettings(date="2025-06-28"))
     print(markdown(table(policies, read_rows(asked.rows, asked.episodes), renderer)))
 

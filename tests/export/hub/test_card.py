@@ -209,6 +209,32 @@ def test_a_card_says_by_which_method_and_against_what_it_was_trained():
     assert "training loss, mean per pair" in loss_plot(facts)
 
 
+def test_a_card_of_a_run_on_rewards_tells_them_and_not_where_it_sampled():
+    method = {"name": "grpo", "sampler": "server", "server_url": "http://gpu7.acme.lan:8000/v1"}
+    method |= {"server_folder": "/srv/acme/weights", "max_new_tokens": 64}
+    record = {
+        "recipe": {**FIELDS, "method": method},
+        "reinforcement": {
+            "first": {"reward": 0.1},
+            "last": {"reward": 0.75, "reward_margin": 0.5},
+            "eval": {"eval_reward": 0.875},
+        },
+        "rollouts": {"environment": "acme_shop:Shop", "episodes": 640},
+    }
+    facts = facts_of(record)
+    card = model_card(facts)
+    assert "trained by group relative policy optimisation (GRPO) with gptoss-tune" in card
+    assert "| reward on held-out prompts | 0.875 |" in card
+    assert "margin" not in card.partition("The recipe, complete")[0]
+    assert head_of(card)["tags"] == ["gpt-oss", "gptoss-tune", "lora", "grpo"]
+    told = json.loads(run_card(facts))
+    assert told["reinforcement"] == {"eval_reward": 0.875} and "preferences" not in told
+    assert told["recipe"]["method"] == {"name": "grpo"}
+    for published in (card, json.dumps(told)):
+        assert "acme" not in published and "/srv" not in published
+    assert "server_url: http://localhost:8000/v1" in card
+
+
 def test_a_card_of_fine_tuning_says_so_and_a_strange_method_is_not_recorded():
     card = model_card(facts_of({"recipe": FIELDS}))
     assert "fine-tuned with" in card and "| method | supervised fine-tuning |" in card

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from gptoss_tune.errors import MachineError
 from gptoss_tune.model.build import build
 from gptoss_tune.recipe import load_recipe, recipe_yaml
+from gptoss_tune.rollout.batched.sampler import require_planner
 from gptoss_tune.rollout.sampler import Request
 from gptoss_tune.testing.tiny import tiny_checkpoint
 from gptoss_tune.weights import open_checkpoint
@@ -65,6 +67,15 @@ def make_tuned(base, recipe_of):
 @pytest.fixture(scope="module")
 def tuned(make_tuned):
     return make_tuned()
+
+
+@pytest.fixture
+def planner():
+    """Skip where transformers is too old for continuous batching as it is asked for."""
+    try:
+        require_planner()
+    except MachineError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

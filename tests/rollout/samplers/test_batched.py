@@ -17,6 +17,8 @@ from gptoss_tune.rollout.batched import sampler as batched
 from gptoss_tune.rollout.batched.sampler import BatchedSampler
 from gptoss_tune.rollout.own import OwnSampler
 
+pytestmark = pytest.mark.usefixtures("planner")
+
 
 def tokens(found):
     return [one.token_ids for one in found]
@@ -146,6 +148,12 @@ def test_an_answer_ends_with_its_stop_token(tuned, requests_of):
 def test_choices_and_refusals(tuned, requests_of, monkeypatch):
     assert BatchedSampler(tuned, batch=4).sample([], 1.0) == []
     (request, *_) = requests_of()
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(MachineError, match=r"5\.23 or later, found"),
+    ):
+        patch.setattr(batched, "__version__", "5.22.2")
+        BatchedSampler(tuned, batch=4)
     sampler = BatchedSampler(tuned, batch=4, replay=False)
     sampler.update(7)
     (found,) = sampler.sample([request], 1.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gptoss_tune.rollout.draws import choose, generator
+from gptoss_tune.rollout.draws import _draw, choose, generator
 
 SIZES = [97, 128, 1000]
 
@@ -46,3 +46,9 @@ def test_greedy_takes_no_number_and_what_is_not_finite_stops_nothing():
     assert logps[0] == pytest.approx(logits[0].log_softmax(-1)[1].item())
     tokens, logps = choose(logits, 1.0, [generator(n) for n in range(3)])
     assert 0 <= tokens[0] < 3 and torch.isnan(logps[1:]).all() and not torch.isnan(logps[0])
+
+
+def test_no_number_falls_on_a_token_of_probability_0():
+    shares = torch.tensor([0.0, 0.5, 0.5, 0.0]).expand(4, 4)
+    numbers = torch.tensor([0.0, 0.5, 0.25, 1 - 2**-53], dtype=torch.float64)
+    assert _draw(shares, numbers).tolist() == [1, 2, 1, 2]

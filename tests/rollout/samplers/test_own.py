@@ -121,6 +121,7 @@ def test_a_stop_and_bad_requests(tuned, requests_of):
     assert next(asked, None) is None
 
 
+@pytest.mark.usefixtures("planner")
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_merge_aware_adapters_and_bf16_sample_as_they_train(make_tuned, requests_of, dtype, bound):
     """In bf16 a product of another shape may round otherwise; on a CPU the difference was 0."""

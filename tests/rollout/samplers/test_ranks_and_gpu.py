@@ -13,6 +13,8 @@ from gptoss_tune.rollout.batched.sampler import BatchedSampler
 from gptoss_tune.rollout.own import OwnSampler
 from gptoss_tune.weights import open_checkpoint
 
+pytestmark = pytest.mark.usefixtures("planner")
+
 
 def trained(model, request, found):
     ids = torch.tensor([[*request.prompt, *found.token_ids]], device=model.device)

@@ -154,13 +154,8 @@ def launch(
     from gptoss_tune.workflows.cluster.inputs import named_files
     from gptoss_tune.workflows.cluster.job import Job, job_name
 
-    flags = {
-        "slurm": slurm,
-        "skypilot": skypilot,
-        "kubernetes": kubernetes,
-        "hf-jobs": hf_jobs,
-        "sagemaker": sagemaker,
-    }
+    flags = {"slurm": slurm, "skypilot": skypilot, "kubernetes": kubernetes}
+    flags |= {"hf-jobs": hf_jobs, "sagemaker": sagemaker}
     system = _system(flags)
     asked = _Asked(time, cpus_per_node, sbatch, gpu, bucket, spot, claim, package, image, secret)
     _refuse_unread(asked, system)

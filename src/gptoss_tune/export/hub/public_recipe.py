@@ -22,6 +22,8 @@ from gptoss_tune.recipe.schema.value_types import PathMark, Section, is_hub_name
 
 _JUDGE: Final = "http://localhost:8000"
 """In the place of a judge's address, which says where somebody's machines are."""
+_SAMPLER: Final = {"server_url": "http://localhost:8000/v1", "server_folder": "shared"}
+"""In the place of a sampler's address, and of the folder that it is handed weights in."""
 
 
 def public_recipe(record: Mapping[str, Any], base: str) -> str | None:
@@ -42,6 +44,8 @@ def public_recipe(record: Mapping[str, Any], base: str) -> str | None:
     for name in ("judge", "second_judge"):
         if (safety.get(name) or {}).get("url") is not None:
             safety[name]["url"] = _JUDGE
+    method = found.get("method") or {}
+    method.update({name: v for name, v in _SAMPLER.items() if method.get(name) is not None})
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
 
 

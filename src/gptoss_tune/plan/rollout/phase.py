@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from gptoss_tune.plan.architecture import Architecture
     from gptoss_tune.plan.training_setup import TrainingSetup
 
-PAGE_TOKENS = 256
-"""Tokens of a page of the ``batched`` sampler's cache, for one layer and one sequence."""
+PAGE_TOKENS, SPARE_PAGES = 128, 4
+"""Of the ``batched`` sampler's cache: tokens of a page, and pages beside those of its sequences."""
 _FP32_BYTES, _INDEX_BYTES, _LONG_INDEX_BYTES = 4, 4, 8
 
 
@@ -90,14 +90,13 @@ def cache_after_reading(
 
 
 def paged_cache_bytes(architecture: Architecture, value_bytes: int, tokens: int, rows: int) -> int:
-    """Return what the paged cache of ``batched`` needs for as many sequences, in whole pages."""
-    pages = -(-tokens // PAGE_TOKENS)
-    window = -(-architecture.window // PAGE_TOKENS)
-    kept = sum(
-        pages if kind == "full_attention" else min(pages, window)
-        for kind in architecture.layer_types
-    )
-    return 2 * rows * kept * PAGE_TOKENS * architecture.key_size * value_bytes
+    """Return what the paged cache of ``batched`` takes for as many sequences, in whole pages.
+
+    Its pages are of all layers and taken at once, so windowed layers save nothing.
+    """
+    pages = rows * -(-tokens // PAGE_TOKENS) + SPARE_PAGES
+    a = architecture
+    return 2 * pages * PAGE_TOKENS * a.layers * a.key_size * value_bytes
 
 
 def playing_bytes(setup: TrainingSetup) -> dict[str, int]:

@@ -24,7 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LogitsProcessorList,
+    __version__,
+)
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
@@ -58,6 +63,8 @@ from gptoss_tune.rollout.batched.paged_attention import PagedPass, Piece, paged
 from gptoss_tune.rollout.draws import choose
 from gptoss_tune.rollout.sampler import Request, Sampled
 
+NEEDED = (5, 23)
+"""The first transformers whose planner is asked for passes as it is here."""
 PAGE_TOKENS = 128
 """Tokens of a page: gpt-oss's window, which fills one."""
 _CHILD = "__child#"
@@ -86,8 +93,10 @@ class BatchedSampler:
             pass_tokens: Tokens of a forward pass at most; a longer prompt comes in pieces.
 
         Raises:
-            MachineError: The model is spread with FSDP2: each rank has its own passes.
+            MachineError: transformers is too old, or the model is spread with FSDP2: each rank has
+                its own passes.
         """
+        require_planner()
         self._model = unwrapped(model)
         if is_sharded(self._model):
             raise MachineError(
@@ -152,6 +161,20 @@ class BatchedSampler:
             base_of(self._model).loss_backend,
         )
         passes.tell(tokens, logps)
+
+
+def require_planner() -> None:
+    """Refuse a transformers whose continuous batching is another one.
+
+    Raises:
+        MachineError: It is older than ``NEEDED``.
+    """
+    if tuple(int(part) for part in __version__.split(".")[:2]) < NEEDED:
+        needed = ".".join(map(str, NEEDED))
+        raise MachineError(
+            f"method.sampler batched needs transformers {needed} or later, found {__version__}; "
+            f"install one (pip install 'transformers>={needed}'), or use sampler own"
+        )
 
 
 class _Passes:

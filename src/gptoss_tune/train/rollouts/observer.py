@@ -101,6 +101,7 @@ class RolloutObserver(StepObserver):
             "failed_rewards": float(sum(len(one.rewards.failed) for one in episodes)),
             "rollout_seconds": seconds,
             "rollout_tokens_per_second": tokens / max(seconds, 1e-9),
+            "rollouts_per_second": count / max(seconds, 1e-9),
         }
 
     def after_log(self, line: LogLine) -> None:
