@@ -110,10 +110,14 @@ def _refusal(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _calls(tokenizer: PreTrainedTokenizerBase, model: str) -> None:
     encoding = load_vocabulary(model).encoding
+    tools = _rows("tools_train.jsonl")[0]["tools"]
+    prompt = tokenizer.apply_chat_template(
+        EPISODE[:1], tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     for name, text in CALLS.items():
         answer = f"<|channel|>analysis<|message|>Look it up.<|end|><|start|>assistant{text}"
         ids = encoding.encode(answer, allowed_special="all")
-        found = trl_templates.parse_response(tokenizer, ids)
+        found = trl_templates.parse_response(tokenizer, ids, prefix=prompt, tools=tools)
         calls = [call["function"]["name"] for call in found.get("tool_calls") or []]
         _say(f"{name}: calls read: {', '.join(calls) or 'none'}")
 
