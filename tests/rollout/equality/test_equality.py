@@ -20,8 +20,8 @@ from gptoss_tune.train.run import train
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-# Measured: at most 9e-5 between programs that hold the same weights. With attention, which an export
-# rounds to bf16, one unlikely token was off by 0.54 and the mean by 6e-5.
+# Measured: at most 9e-5 between programs that hold the same weights. With attention, which an
+# export rounds to bf16, one unlikely token was off by 0.54 and the mean by 6e-5.
 SAME_WEIGHTS, MEAN_WITH_ATTENTION = 5e-4, 5e-3
 
 
