@@ -13,6 +13,7 @@ from gptoss_tune.plan.methods import METHODS, added
 from gptoss_tune.plan.plan import plan
 from gptoss_tune.plan.rollout.phase import (
     PAGE_TOKENS,
+    attention_bytes,
     cache_after_reading,
     cache_bytes,
     paged_cache_bytes,
@@ -53,6 +54,19 @@ def test_the_cache_of_the_released_models():
     assert PAGE_TOKENS == sampler.PAGE_TOKENS
     assert paged_cache_bytes(SMALL, 2, 4096, 16) == (16 * 4096 + 512) * 24 * 2048
     assert paged_cache_bytes(SMALL, 2, 4097, 1) == (4224 + 512) * 24 * 2048
+
+
+def test_attention_at_work_while_tokens_are_drawn(recipe):
+    """8 x 64 keys of a token in fp32, 64 scores and their softmax; from pages also 4 x in bf16."""
+    assert attention_bytes(SMALL, 2, 4096, 16, pages=False) == 16 * 4096 * (512 + 128) * 4
+    assert attention_bytes(SMALL, 2, 4096, 16, pages=True) == 16 * 4096 * (2560 + 4 * 1024)
+    logits = 2 * 16 * 201_088 * 4
+    kinds = plan(recipe("method.sampler=batched", "method.rollout_batch=64"), H100).memory.kinds
+    assert kinds["layer at work"] == 64 * 4096 * (2560 + 4096) + 4 * logits
+    long = recipe("method.max_new_tokens=4000", "method.rollout_batch=64")  # what is read before an answer is little then
+    kinds = plan(long, H100).memory.kinds
+    assert kinds["KV cache"] == cache_bytes(SMALL, 2, 4096, 64)
+    assert kinds["layer at work"] == 64 * 4096 * 640 * 4 + 4 * logits
 
 
 def test_the_cache_is_as_large_as_the_one_that_a_model_fills(small_model):

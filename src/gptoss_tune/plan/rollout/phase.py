@@ -109,6 +109,22 @@ def paged_cache_bytes(architecture: Architecture, value_bytes: int, tokens: int,
     return 2 * pages * PAGE_TOKENS * a.layers * a.key_size * value_bytes
 
 
+def attention_bytes(
+    architecture: Architecture, value_bytes: int, tokens: int, rows: int, *, pages: bool
+) -> int:
+    """Return what the attention of a full layer holds while each of ``rows`` draws a token.
+
+    Its keys, or afterwards its values, in fp32, with the scores and their softmax; ``own`` has let
+    go of the keys before the last token by then, which are no larger. With ``pages``, beside them,
+    keys and values of all requests as read from the pages, and laid out by request.
+    """
+    a = architecture
+    each = (a.key_size + 2 * a.heads) * _FP32_BYTES
+    if pages:
+        each += 2 * 2 * a.key_size * value_bytes
+    return rows * tokens * each
+
+
 def playing_bytes(setup: TrainingSetup) -> dict[str, int]:
     """Return by kind what a GPU holds beside its weights in the largest moment of a phase.
 
@@ -119,16 +135,18 @@ def playing_bytes(setup: TrainingSetup) -> dict[str, int]:
         return {}
     a, value, rows = setup.architecture, setup.value_bytes, phase.most_at_a_time
     logits = 2 * rows * a.vocabulary * _FP32_BYTES
-    if setup.method.sampler == "batched":
+    pages = setup.method.sampler == "batched"
+    attention = attention_bytes(a, value, phase.longest, rows, pages=pages)
+    if pages:
         paged = paged_cache_bytes(a, value, phase.longest, rows)
-        reading, decoding = (paged, _layer_at_work(setup, phase.prompt)), (paged, logits)
+        reading = (paged, _layer_at_work(setup, phase.prompt))
+        decoding = (paged, attention + logits)
     else:
-        grown = rows * phase.longest * a.key_size * value  # a layer's keys, one token longer
         reading = (
             cache_after_reading(a, value, phase.prompt, rows),
             _layer_at_work(setup, rows * phase.prompt) + logits,
         )
-        decoding = (cache_bytes(a, value, phase.longest, rows), grown + logits)
+        decoding = (cache_bytes(a, value, phase.longest, rows), attention + logits)
     cache, working = max(reading, decoding, key=sum)
     return {
         "KV cache": cache,
