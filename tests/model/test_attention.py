@@ -3,8 +3,9 @@
 import pytest
 import torch
 from gptoss_kernels.testing import relative_rms
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptoss_tune.model.attention import ATTENTION_IMPLEMENTATION, set_attention
+from gptoss_tune.model.attention import ATTENTION_IMPLEMENTATION, masked_attention, set_attention
 
 FP32 = 1e-6  # measured 2e-7: the order of summation differs
 
@@ -115,6 +116,37 @@ def test_a_mask_is_made_only_where_keys_and_queries_differ():
         {"q_length": 2, "kv_length": 2, "q_offset": 4},
     ):
         assert attention_mask(**lengths, **settings).ndim == 4
+
+
+@pytest.mark.parametrize("kept", ["in order", "gathered"])
+def test_decoding_copies_keys_and_values_once_at_most(kept):
+    """Four rows of eight heads a group: a copy for each head would be eight times the keys."""
+    draws = torch.Generator().manual_seed(3)
+    query = torch.randn(4, 16, 1, 8, generator=draws)
+    shape = (4, 2, 64, 8) if kept == "in order" else (2, 4, 64, 8)
+    key, value = (torch.randn(shape, generator=draws) for _ in range(2))
+    if kept == "gathered":  # as from pages: heads first
+        key, value = key.transpose(0, 1), value.transpose(0, 1)
+    visible = (
+        torch.arange(64).expand(4, 1, 1, 64) < torch.tensor([64, 9, 31, 1])[:, None, None, None]
+    )
+    sinks = torch.randn(16, generator=draws)
+    made = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and not out._is_view():
+                made.append(out.numel())
+            return out
+
+    with Noting():
+        found = masked_attention(query, key, value, sinks, visible, 0.25)
+    assert made and max(made) < 2 * key.numel()
+    wide = [each.repeat_interleave(8, 1) for each in (key, value)]
+    scores = (query @ wide[0].mT * 0.25).masked_fill(~visible, float("-inf"))
+    scores = torch.cat((scores, sinks.view(1, 16, 1, 1).expand(4, 16, 1, 1)), -1).softmax(-1)
+    assert relative_rms(found.transpose(1, 2), scores[..., :-1] @ wide[1]) < FP32
 
 
 def test_mistakes_are_named(model, tokens):

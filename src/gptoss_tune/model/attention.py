@@ -203,19 +203,26 @@ def masked_attention(
 
     ``visible`` is boolean, or additive as somebody else's 4-d mask may be.
     """
-    groups = key.shape[1]
+    groups, queries = key.shape[1], query.shape[2]
     # Autocast would multiply in bf16 what is widened here.
     with without_autocast(query.device):
         part = query.float().unflatten(1, (groups, -1))
-        scores = part @ key.float().unsqueeze(2).mT * scaling
+        sizes = (part.shape[2], queries)
+        # Heads of a group fold into rows: broadcasting would copy keys and values for each of them.
+        scores = (part.flatten(2, 3) @ _widened(key).mT * scaling).unflatten(2, sizes)
         if visible.dtype == torch.bool:
             scores = scores.masked_fill(~visible.unsqueeze(2), float("-inf"))
         else:
             scores = scores + visible.unsqueeze(2)
         sink = sinks.float().view(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
         weights = torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1]
-        out = weights @ value.float().unsqueeze(2)
+        out = (weights.flatten(2, 3) @ _widened(value)).unflatten(2, sizes)
     return out.flatten(1, 2).transpose(1, 2).to(query.dtype).contiguous()
+
+
+def _widened(values: Tensor) -> Tensor:
+    """Return ``values`` in fp32 and in order, in one copy at most; a product copies the rest."""
+    return values.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def _refuse(dropout: float, kwargs: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.grading.code.pool import processors
 from gptoss_tune.grading.code_grader import Code
 from gptoss_tune.grading.grader import NOT_JUDGED, Grader, Verdict
-from gptoss_tune.grading.rows import read_grader
+from gptoss_tune.grading.rows import require_grader
 from gptoss_tune.recipe.contradictions.rewards import (
     COMPONENTS,
     FLOAT,
@@ -231,14 +231,9 @@ class RewardFunction:
         key = (task.source, task.number)
         if key not in self._graders:
             try:
-                found = read_grader(dict(task.row), task.source)
+                self._graders[key] = require_grader(dict(task.row), task.source)
             except DataError as error:
                 self._graders[key] = str(error)
-            else:
-                self._graders[key] = found or (
-                    f"{task.source}: the row has neither answer, pattern nor grader, and "
-                    "method.rewards weighs answer; add one, or weigh other rewards"
-                )
         return self._graders[key]
 
 

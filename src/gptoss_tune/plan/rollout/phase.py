@@ -9,6 +9,7 @@ larger one of both, and not their sum. An episode is trained in one row, so it h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,14 +29,18 @@ class Phase:
     """Episodes that one GPU plays with the same weights.
 
     Attributes:
-        episodes: Of the GPU that plays most; groups are not split.
-        at_a_time: Of them, those that are sampled together.
+        episodes: Of the GPU that plays most, in whole chunks.
+        chunks: That it plays, one after the other.
+        at_a_time: Of a chunk, those that are sampled together.
+        most_at_a_time: The same, or of held-out prompts, which are no chunks of groups.
         longest: Tokens of one, at most.
         answer: Tokens of one answer, at most.
     """
 
     episodes: int
+    chunks: int
     at_a_time: int
+    most_at_a_time: int
     longest: int
     answer: int
 
@@ -50,11 +55,16 @@ def phase_of(setup: TrainingSetup) -> Phase | None:
     method = setup.method
     if method.name != "grpo":
         return None
-    groups = -(-method.prompts_per_step // setup.num_processes)
-    episodes, longest = groups * method.group_size, setup.data.max_length
+    prompts, data = method.updates * method.prompts_per_step, setup.data
+    size = method.groups_in_chunk(prompts, setup.num_processes)
+    chunks = math.ceil(prompts / (size * setup.num_processes))
+    at_a_time, longest = min(method.rollout_batch, size * method.group_size), data.max_length
+    held_out = data.eval is not None or data.eval_fraction is not None
     return Phase(
-        episodes,
-        min(method.rollout_batch, episodes),
+        min(prompts, chunks * size) * method.group_size,
+        chunks,
+        at_a_time,
+        method.rollout_batch if held_out else at_a_time,
         longest,
         min(method.max_new_tokens, longest),
     )
@@ -99,6 +109,22 @@ def paged_cache_bytes(architecture: Architecture, value_bytes: int, tokens: int,
     return 2 * pages * PAGE_TOKENS * a.layers * a.key_size * value_bytes
 
 
+def attention_bytes(
+    architecture: Architecture, value_bytes: int, tokens: int, rows: int, *, pages: bool
+) -> int:
+    """Return what the attention of a full layer holds while each of ``rows`` draws a token.
+
+    Its keys, or afterwards its values, in fp32, with the scores and their softmax; ``own`` has let
+    go of the keys before the last token by then, which are no larger. With ``pages``, beside them,
+    keys and values of all requests as read from the pages, and laid out by request.
+    """
+    a = architecture
+    each = (a.key_size + 2 * a.heads) * _FP32_BYTES
+    if pages:
+        each += 2 * 2 * a.key_size * value_bytes
+    return rows * tokens * each
+
+
 def playing_bytes(setup: TrainingSetup) -> dict[str, int]:
     """Return by kind what a GPU holds beside its weights in the largest moment of a phase.
 
@@ -107,18 +133,20 @@ def playing_bytes(setup: TrainingSetup) -> dict[str, int]:
     phase = phase_of(setup)
     if phase is None or setup.method.name != "grpo" or setup.method.sampler == "server":
         return {}
-    a, value, rows = setup.architecture, setup.value_bytes, phase.at_a_time
+    a, value, rows = setup.architecture, setup.value_bytes, phase.most_at_a_time
     logits = 2 * rows * a.vocabulary * _FP32_BYTES
-    if setup.method.sampler == "batched":
+    pages = setup.method.sampler == "batched"
+    attention = attention_bytes(a, value, phase.longest, rows, pages=pages)
+    if pages:
         paged = paged_cache_bytes(a, value, phase.longest, rows)
-        reading, decoding = (paged, _layer_at_work(setup, phase.prompt)), (paged, logits)
+        reading = (paged, _layer_at_work(setup, phase.prompt))
+        decoding = (paged, attention + logits)
     else:
-        grown = rows * phase.longest * a.key_size * value  # a layer's keys, one token longer
         reading = (
             cache_after_reading(a, value, phase.prompt, rows),
             _layer_at_work(setup, rows * phase.prompt) + logits,
         )
-        decoding = (cache_bytes(a, value, phase.longest, rows), grown + logits)
+        decoding = (cache_bytes(a, value, phase.longest, rows), attention + logits)
     cache, working = max(reading, decoding, key=sum)
     return {
         "KV cache": cache,
