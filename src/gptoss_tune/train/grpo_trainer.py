@@ -33,6 +33,7 @@ from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.files.digest import digest_of
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines
+from gptoss_tune.run.record import update_record
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
 from gptoss_tune.train.grpo.meter import GrpoMeter
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 PHASE = "phase.safetensors"
 """Of a checkpoint between two updates on one batch of episodes: the rows of the coming ones."""
+_KEPT = "chunks of episodes that are over are kept"
 _MADE_LATER = ("old_logps", "reference_logps")
 
 
@@ -120,10 +122,12 @@ class GrpoTrainer(MethodTrainer):
         _, weight = super().get_batch_samples(epoch_iterator, num_batches, device)
         step = self.state.global_step
         if step not in self._coming:
+            saved = "; a checkpoint is saved first" if step else ""
             try:
-                self._begin(step)
+                with self._context.stop.answering(f"leaving these rollouts, {_KEPT}{saved}"):
+                    self._begin(step)
             except Stopped:
-                self._leave(step)
+                self._leave(step, _KEPT)
                 return [], weight
         each, groups = self.args.per_device_train_batch_size, self.groups
         rows = self._coming.pop(step)
@@ -141,9 +145,10 @@ class GrpoTrainer(MethodTrainer):
         """
         if self.state.global_step == 0 and self.eval_dataset is not None and not self._measured():
             try:
-                self.evaluate()
+                with self._context.stop.answering("leaving the first evaluation; no step was made"):
+                    self.evaluate()
             except EvaluationLeftOut:
-                self._leave(0)
+                self._leave(0, "no episode of training was played yet")
         super()._run_epoch(*args, **kwargs)
 
     def _measured(self) -> bool:
@@ -295,17 +300,22 @@ class GrpoTrainer(MethodTrainer):
                     row[name] = of_row[: len(row["input_ids"])].copy()
                     row[name][1:], row[name][0] = row[name][:-1].copy(), 0
 
-    def _leave(self, step: int) -> None:
-        """End the run between two steps; what was played of the phase is in the ledger.
+    def _leave(self, step: int, kept: str) -> None:
+        """End the run between two steps; what was played of a phase is in the ledger.
+
+        Args:
+            step: Steps made so far.
+            kept: What is, where no step was made.
 
         Raises:
             RunInterrupted: No step was made that a checkpoint could hold.
         """
         run = RunFolder(self._context.run)
         if step == 0:
+            if rank() == 0:
+                update_record(self._context.run, status="stopped", steps=0)
             raise RunInterrupted(
-                "a signal ended the run in its first rollouts; the chunks that were over are kept, "
-                "the same command goes on with the others"
+                f"a signal ended the run before its first step; {kept}, the same command goes on"
             )
         self._context.stop.stopped = True
         self.control.should_training_stop = True

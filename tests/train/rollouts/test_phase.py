@@ -1,5 +1,7 @@
 """Phases without a model: how episodes are dealt over ranks, and what a stopped phase keeps."""
 
+import dataclasses
+import json
 import threading
 
 import pytest
@@ -7,9 +9,12 @@ import pytest
 from gptoss_tune.environments.environment import Rewards
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.recipe.schema import GrpoSection
+from gptoss_tune.run.record import update_record
 from gptoss_tune.train.rollouts import phase as phases
-from gptoss_tune.train.rollouts.groups import PromptOrder
+from gptoss_tune.train.rollouts.groups import Group, PromptOrder
+from gptoss_tune.train.rollouts.held_out import held_out_figures
 from gptoss_tune.train.rollouts.ledger import Ledger
+from gptoss_tune.train.rollouts.observer import RolloutObserver
 from gptoss_tune.train.rollouts.phase import Rollouts
 from gptoss_tune.train.rollouts.played import Played
 
@@ -91,3 +96,26 @@ def test_a_chunk_is_no_larger_than_its_sampler_fills():
     assert batched.groups_in_chunk(100, 1) == 12
     assert batched.groups_in_chunk(100, 50) == 2
     assert own.model_copy(update={"rollout_batch": 2}).groups_in_chunk(100, 1) == 1
+
+
+def test_held_out_figures_tell_what_counts_0_for_no_fault_of_the_model(tmp_path):
+    ends = [("answer", {}), ("answer", {"answer": "hung"}), ("error", {"environment": "raised"})]
+    ends += [("length", {})]
+    groups = []
+    for place, (ended, failed) in enumerate(ends):
+        rewards = Rewards(float(place == 0), {}, failed)
+        one = dataclasses.replace(episode(place, 0, 1), ended=ended, rewards=rewards)
+        groups.append(Group(place, (one,)))
+    figures = held_out_figures(groups)
+    assert figures == {
+        **{"reward": 0.25, "episode_tokens": 1, "cut_off_share": 0.25, "failed_rewards": 2}
+    }
+    update_record(tmp_path, run_id="a", status="running")
+    section = GrpoSection(name="grpo")
+    observer = RolloutObserver(section, tmp_path, {})
+    observer.note_held_out(7, figures, write=True)
+    told = json.loads((tmp_path / "run.json").read_text())["rollouts"]
+    assert told["held_out"] == {"step": 7, "failed_rewards": 2}
+    resumed = RolloutObserver(section, tmp_path, {})
+    resumed.load_state_dict(json.loads(json.dumps(observer.state_dict())), first_rank=True)
+    assert resumed.state_dict() == observer.state_dict()

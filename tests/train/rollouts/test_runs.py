@@ -70,9 +70,11 @@ def test_held_out_prompts_are_played_greedily(whole):
         assert [one["task"] for one in held_out] == [0, 1]
         assert line["eval_reward"] == np.mean([one["rewards"]["total"] for one in held_out])
         assert line["eval_episode_tokens"] == 6
+        assert (line["eval_cut_off_share"], line["eval_failed_rewards"]) == (1, 0)
     record = json.loads((whole / "run.json").read_text())
     assert record["rollouts"]["environment"] == "lucky:Luck"
     assert record["rollouts"]["sampler"] == "own"
+    assert record["rollouts"]["held_out"] == {"step": 4, "failed_rewards": 0}
     assert record["fingerprint"]["environment"].startswith("lucky:Luck, sha256 ")
     trained = sum(len(played(whole, step)) for step in (1, 3))
     assert record["rollouts"]["episodes"] == trained
