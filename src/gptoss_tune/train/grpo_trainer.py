@@ -217,6 +217,7 @@ class GrpoTrainer(MethodTrainer):
 
         Raises:
             Stopped: On all ranks.
+            RecipeError: Likewise; the first phase shows that nothing can be learnt.
         """
         section, playing = self._section, self._playing
         updates = min(section.updates, self.state.max_steps - step)
@@ -229,6 +230,8 @@ class GrpoTrainer(MethodTrainer):
         if rank() == 0:
             path = RunFolder(self._context.run).rollout(step + 1)
             write_episodes(path, "train", phase.played, advantages)
+        if cursor == 0:
+            playing.look_at_first(phase)
         each = section.prompts_per_step
         coming = {
             step + n: step_rows(

@@ -37,3 +37,11 @@ class Odd(Luck):
         if first % 5 == 1:
             raise RuntimeError("lost the result")
         return {"luck": math.inf if first % 5 == 0 else float(first % 2 == 0)}
+
+
+class Closed(Luck):
+    """Never begins."""
+
+    def reset(self, row, seed):
+        """Raise."""
+        raise OSError("the shop is closed")
