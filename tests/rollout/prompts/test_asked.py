@@ -165,6 +165,12 @@ def test_preview_asks_an_environment_of_the_users_own(write, tmp_path, monkeypat
     checked = run("check-data", path, "--environment", "fruit_shop:Shop")
     assert checked.exit_code == 0 and "prompts  2" in checked.stdout
     assert "0 of them asked before" in checked.stdout, "other rows, though neither has a prompt"
+    for command in ("check-data", "preview"):
+        both = ("method.environment=python", "--environment", "fruit_shop:Shop")
+        refused = run(command, path, *both)
+        assert "method.environment python, expected one" in str(refused.exception)
+    misspelt = run("check-data", path, "method.rewards={fromat: 1}")
+    assert "did you mean format?" in str(misspelt.exception)
     alone = run("check-data", path)
     assert alone.exit_code == 2, "without the class the rows ask nothing"
 

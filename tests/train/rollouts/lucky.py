@@ -20,6 +20,12 @@ class Luck:
         return {"luck": float(hashlib.sha256(str(self.seed).encode()).digest()[0] % 3 == 0)}
 
 
+class Named(Luck):
+    """Says what it gives."""
+
+    components = ("luck",)
+
+
 class Same(Luck):
     """Gives every episode the same."""
 

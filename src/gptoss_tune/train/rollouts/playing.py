@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.distributed import gather_over_ranks, rank
-from gptoss_tune.environments.load import built_in, load_environment
+from gptoss_tune.environments.load import built_in
 from gptoss_tune.environments.rewards.reward import RewardFunction
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.dataset.load import sample_settings
@@ -191,10 +191,10 @@ def environment_of(context: RunContext) -> Callable[[], Environment]:
     """Return what makes an environment: the class of the command line, or a built-in one.
 
     Raises:
-        RecipeError: The class cannot be had.
+        MachineError: The built-in one runs code of the model, which nothing here holds back.
     """
-    if context.environment is not None:
-        return load_environment(context.environment)
+    if context.environment_class is not None:
+        return context.environment_class
     section = _section(context)
     reading = sample_settings(context.recipe.data).reading
     return built_in(section.environment, reading=reading, tool_seconds=section.tool_seconds)
