@@ -14,7 +14,8 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from gptoss_tune.environments.bounded import reason
 from gptoss_tune.environments.environment import Environment
@@ -22,12 +23,17 @@ from gptoss_tune.environments.handlers import handlers_kept
 from gptoss_tune.environments.rows import RowTools
 from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
+from gptoss_tune.recipe.contradictions.rewards import require_known
+
+if TYPE_CHECKING:
+    from gptoss_tune.recipe.schema import MethodSection
 
 _METHODS: Final = {"reset": 2, "tools": 0, "reward": 1}
 """What a class must have, and how many arguments each is called with."""
 _OPTIONAL: Final = {"reply": 1}
 _LIBRARIES: Final = {"verifiers": "gptoss_tune.environments.verifiers.open"}
 """Libraries of environments, and what opens one of theirs by its name; it needs their extra."""
+_OURS: Final = Path(__file__).parents[1]
 _SPEC: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -86,6 +92,59 @@ def load_environment(spec: str) -> Callable[[], Environment]:
         )
     _check(found, spec)
     return cast(Callable[[], Environment], found)
+
+
+def environment_for(spec: str | None, method: MethodSection) -> Callable[[], Environment] | None:
+    """Return the class of the command line, where the recipe has a use for it.
+
+    Args:
+        spec: As ``load_environment`` takes it; ``None``: none was named.
+        method: The recipe's.
+
+    Raises:
+        RecipeError: It cannot be had; the method plays no episodes, or names an environment too;
+            or a reward has a weight that nobody is known to give.
+    """
+    if method.name != "grpo":
+        if spec is None:
+            return None
+        raise RecipeError(
+            f"--environment: got {spec!r} with method.name {method.name}, which plays no "
+            "episodes; remove it, or set method.name to grpo"
+        )
+    if spec is not None and method.environment != "rows":
+        raise RecipeError(
+            f"--environment: got {spec!r} with method.environment {method.environment}, expected "
+            "one of them; remove one: a class offers tools of its own, python too where it writes "
+            "it down"
+        )
+    made = None if spec is None else load_environment(spec)
+    named = getattr(made, "components", None)  # an object of the class may know more
+    given = named if isinstance(named, tuple | list | set | frozenset) else None
+    require_known(method.rewards, own=made is not None, given=given)
+    return made
+
+
+def files_of(spec: str, made: Callable[[], Environment]) -> list[Path]:
+    """Return the files whose code an environment is: its module's, its class's, what it wraps.
+
+    Args:
+        spec: As ``load_environment`` takes it.
+        made: What that returned.
+    """
+    module = sys.modules.get(spec.partition(":")[0])
+    named = None if spec.partition(":")[0] in _LIBRARIES else getattr(module, "__file__", None)
+    found = [Path(named)] if named else []
+    try:
+        source = inspect.getsourcefile(made)  # pyright: ignore[reportArgumentType]
+    except TypeError:  # a class of C
+        source = None
+    wrapped = getattr(made, "made_of", ())
+    for path in (*([Path(source)] if source else []), *wrapped):
+        # What wraps one is ours, and known by its version.
+        if path not in found and _OURS not in path.parents:
+            found.append(path)
+    return [path for path in found if path.is_file()]
 
 
 def _imported(name: str, spec: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gptoss_tune.environments.load import environment_for
 from gptoss_tune.error_hints import missing_extra
 from gptoss_tune.errors import MachineError, RecipeError
 from gptoss_tune.harmony.dataset.kinds import kind_of
@@ -17,7 +18,7 @@ from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.contradictions.rewards import needs_graders
 from gptoss_tune.recipe.mistakes import KeyPath, Place
 from gptoss_tune.recipe.recipe import fsdp2_obstacle, uneven_experts
-from gptoss_tune.recipe.schema import DistributedSection, MethodSection, ModelSection, TrainSection
+from gptoss_tune.recipe.schema import DistributedSection, ModelSection, TrainSection
 
 
 def look_before_training(
@@ -52,7 +53,7 @@ def look_before_training(
     fitting = files.look_at_experts(recipe.lora, architecture, obstacles)
     files.look_at_start(recipe.lora, fitting, obstacles)
     with obstacles.looking("method.name"):
-        _look_at_environment(environment, recipe.method)
+        environment_for(environment, recipe.method)
     own = environment is not None
     graded = needs_graders(recipe.method, own=own)
     files.look_at_data(recipe.data, kind_of(recipe.method), obstacles, graded=graded, own=own)
@@ -83,24 +84,6 @@ def look_before_training(
                     machine.look_at_time(work, None, obstacles)
     obstacles.refuse()
     return unusual_settings(recipe.model, recipe.lora, recipe.method, recipe.data, recipe.train)
-
-
-def _look_at_environment(environment: str | None, method: MethodSection) -> None:
-    """Look whether the class can be imported, and whether anything would use it.
-
-    Raises:
-        RecipeError: It cannot, or nothing would.
-    """
-    if environment is None:
-        return
-    if method.name != "grpo":
-        raise RecipeError(
-            f"--environment: got {environment!r} with method.name {method.name}, which plays no "
-            "episodes; remove it, or set method.name to grpo"
-        )
-    from gptoss_tune.environments.load import load_environment
-
-    load_environment(environment)
 
 
 def _architecture(base: Path | None, name_or_path: str) -> Architecture | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
+from gptoss_tune.environments.environment import Environment
 from gptoss_tune.recipe import Recipe
 from gptoss_tune.recipe.schema import Parallelism
 from gptoss_tune.run.start import Start
@@ -38,6 +40,7 @@ class RunContext:
         loss: The caller's own; ``None``: the method's.
         expert_tile: Tokens that go through the experts at a time; ``None``: a whole micro-batch.
         environment: ``module:Class`` of the command line that plays episodes; ``None``: built in.
+        environment_class: What that names; set once the recipe is known to use it.
         steadied: Whether one thread was chosen to compute on, as nobody said another number.
     """
 
@@ -56,6 +59,7 @@ class RunContext:
     expert_tile: int | None = None
     steadied: bool = False
     environment: str | None = None
+    environment_class: Callable[[], Environment] | None = None
 
     @property
     def run(self) -> Path:

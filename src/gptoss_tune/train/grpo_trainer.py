@@ -15,6 +15,7 @@ vLLM alone; and its template for gpt-oss loses calls, and the thoughts before th
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 PHASE = "phase.safetensors"
 """Of a checkpoint between two updates on one batch of episodes: the rows of the coming ones."""
 _KEPT = "chunks of episodes that are over are kept"
+_TRAINS = re.compile(r"(train|engine|versions)\.|data\.eval|steps$")
+"""Entries of a fingerprint that say nothing of how episodes are played and made into rows."""
 _MADE_LATER = ("old_logps", "reference_logps")
 
 
@@ -237,6 +240,7 @@ class GrpoTrainer(MethodTrainer):
 
         Raises:
             Stopped: On all ranks.
+            RecipeError: Likewise; the first phase shows that nothing can be learnt.
         """
         section, playing = self._section, self._playing
         updates = min(section.updates, self.state.max_steps - step)
@@ -249,6 +253,8 @@ class GrpoTrainer(MethodTrainer):
         if rank() == 0:
             path = RunFolder(self._context.run).rollout(step + 1)
             write_episodes(path, "train", phase.played, advantages)
+        if cursor == 0:
+            playing.look_at_first(phase)
         each = section.prompts_per_step
         coming = {
             step + n: step_rows(
@@ -368,6 +374,14 @@ class GrpoTrainer(MethodTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         path = None if checkpoint is None else Path(checkpoint) / PHASE
         if path is None or not path.is_file():
+            return
+        start = self._context.start
+        now = [entry["name"] for entry in self.identity.changes[len(start.changes) :]]
+        if other := [name for name in now if name not in NOTED and not _TRAINS.match(name)]:
+            self._context.console.print(
+                f"{path.parent.name}: its episodes that wait for further updates were played with "
+                f"other settings ({', '.join(other)}); they are left out, and new ones played"
+            )
             return
         try:
             self._coming = from_arrays(load_file(path))

@@ -20,7 +20,8 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from gptoss_tune.display import visible
-from gptoss_tune.errors import GptossTuneError, GuardError, MachineError, RecipeError
+from gptoss_tune.environments.load import environment_for
+from gptoss_tune.errors import GptossTuneError, GuardError, MachineError
 from gptoss_tune.files.atomic import write_text
 from gptoss_tune.harmony.dataset.kinds import kind_of
 from gptoss_tune.harmony.dataset.load import row_sources
@@ -168,7 +169,8 @@ def _train(
 ) -> finish.RunSummary:
     recipe, console, state = context.recipe, context.console, context.state
     _refuse_uneven_experts(context)
-    _refuse_idle_environment(context)
+    played_by = environment_for(context.environment, recipe.method)
+    context = replace(context, environment_class=played_by)
     method = METHODS[recipe.method.name](recipe.method, recipe.lora)
     told: list[str] = []
     efforts: Counter[str] = Counter()
@@ -237,16 +239,6 @@ def _refuse_uneven_experts(context: RunContext) -> None:
     reason = uneven_experts(experts, processes) if context.parallelism == "fsdp2" else None
     if reason is not None:
         raise MachineError(reason)
-
-
-def _refuse_idle_environment(context: RunContext) -> None:
-    """Refuse an environment beside a method that plays no episodes, with a ``RecipeError``."""
-    name = context.recipe.method.name
-    if context.environment is not None and name != "grpo":
-        raise RecipeError(
-            f"environment: got {context.environment!r} with method.name {name}, which plays no "
-            "episodes; remove it, or set method.name to grpo"
-        )
 
 
 def _footing(context: RunContext) -> str:

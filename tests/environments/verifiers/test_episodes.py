@@ -12,7 +12,7 @@ import types
 import pytest
 
 from gptoss_tune.environments.environment import Task, ToolUse
-from gptoss_tune.environments.load import load_environment
+from gptoss_tune.environments.load import files_of, load_environment
 from gptoss_tune.environments.rewards.reward import RewardFunction
 from gptoss_tune.environments.verifiers import load, wrap, write_rows
 from gptoss_tune.errors import DataError, MachineError, RecipeError
@@ -274,6 +274,24 @@ def test_a_module_of_the_users_own_may_wrap_one(own, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "mine_of_verifiers", raising=False)
     assert load_environment("mine_of_verifiers:Reverse").components[0] == "right"
     assert signal.getsignal(signal.SIGTERM) is mine
+
+
+def test_the_files_of_one_are_its_own_and_not_what_wraps_it(own, tmp_path, monkeypatch):
+    """Those that a continuation has to bring unchanged."""
+    spec = "verifiers:own-environment"
+    files = files_of(spec, load_environment(spec))
+    assert tmp_path / "own_environment.py" in files
+    assert "gptoss_tune" not in {path.parent.parent.name for path in files}
+    mine = tmp_path / "mine_of_verifiers.py"
+    mine.write_text(
+        "import own_environment\n"
+        "from gptoss_tune.environments.verifiers import wrap\n"
+        "Reverse = wrap(own_environment.load_environment())\n"
+    )
+    monkeypatch.delitem(sys.modules, "mine_of_verifiers", raising=False)
+    spec = "mine_of_verifiers:Reverse"
+    files = files_of(spec, load_environment(spec))
+    assert files[0] == mine and tmp_path / "own_environment.py" in files
 
 
 def test_what_cannot_be_loaded_says_so(vf):

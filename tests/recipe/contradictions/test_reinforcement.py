@@ -14,6 +14,7 @@ REFUSED = [
     ("method.reference=base", "with method.kl_weight 0.0", ["method.kl_weight=0.1"]),
     ("method.clip_high=0.28", "in the first one no ratio differs from 1", ["method.updates=2"]),
     ("method.clip_low=0.1", "in the first one no ratio differs from 1", ["method.updates=2"]),
+    ("method.objective=cispo", "in the first one no ratio differs from 1", ["method.updates=2"]),
     ("method.max_new_tokens=4096", "prompt, answers and results", ["data.max_length=8192"]),
     ("data.packing=true", "episodes always share rows", ["data.packing=false"]),
     ("data.turns=last", "all that the model draws is trained", ["data.turns=all"]),
@@ -53,6 +54,13 @@ def test_an_importance_cap_wants_importance_weights(mistakes, load, sound):
     (line,) = mistakes(sound, GRPO, "method.importance=none", "method.importance_cap=3")
     assert "3.0 with method.importance none" in line
     load(sound, GRPO, "method.importance=mask", "method.importance_cap=3")
+
+
+def test_cispo_has_no_lower_bound(mistakes, load, sound):
+    cispo = (GRPO, "method.updates=2", "method.objective=cispo")
+    (line,) = mistakes(sound, *cispo, "method.clip_low=0.1")
+    assert "cispo bounds the ratio above alone" in line
+    load(sound, *cispo, "method.clip_high=4")
 
 
 def test_a_buffer_is_no_longer_than_an_answer(mistakes, sound):

@@ -191,6 +191,12 @@ def test_preview_asks_an_environment_of_the_users_own(write, tmp_path, monkeypat
     assert "0 of them asked before" in checked.stdout, "other rows, though neither has a prompt"
     missing = run("check-data", path, "--environment", "fruit_shop:Stall")
     assert isinstance(missing.exception, RecipeError) and "Stall" in str(missing.exception)
+    for command in ("check-data", "preview"):
+        both = ("method.environment=python", "--environment", "fruit_shop:Shop")
+        refused = run(command, path, *both)
+        assert "method.environment python, expected one" in str(refused.exception)
+    misspelt = run("check-data", path, "method.rewards={fromat: 1}")
+    assert "did you mean format?" in str(misspelt.exception)
     alone = run("check-data", path)
     assert alone.exit_code == 2, "without the class the rows ask nothing"
 

@@ -96,7 +96,7 @@ def written(section, logp, row):
     if section.objective == "clip":
         loss = -torch.minimum(r * A, bounded * A)
     else:
-        loss = -bounded.detach() * A * logp
+        loss = -torch.clamp(r, max=1 + section.clip_high).detach() * A * logp
     if section.kl_weight:
         d = torch.as_tensor(row["reference_logps"]) - logp
         loss = loss + section.kl_weight * r * (torch.exp(d) - d - 1)

@@ -1,7 +1,6 @@
 """TRL's own GRPO loss on the same ids and advantages: its code computes, from logits of our model.
 
-Where the two differ on purpose nothing is compared: TRL's KL term has no importance weight, and the
-lower bound of CISPO is not its.
+Where the two differ on purpose nothing is compared: TRL's KL term has no importance weight.
 """
 
 from collections import defaultdict
@@ -28,7 +27,7 @@ TRL = {
     "dapo": {"average": "token"},
     "grpo": {"average": "sequence"},
     "dr_grpo": {"average": "constant"},
-    "cispo": {"average": "token", "objective": "cispo", "clip_low": 0.999},
+    "cispo": {"average": "token", "objective": "cispo"},
 }
 
 

@@ -20,6 +20,12 @@ class Luck:
         return {"luck": float(hashlib.sha256(str(self.seed).encode()).digest()[0] % 3 == 0)}
 
 
+class Named(Luck):
+    """Says what it gives."""
+
+    components = ("luck",)
+
+
 class Same(Luck):
     """Gives every episode the same."""
 
@@ -37,3 +43,11 @@ class Odd(Luck):
         if first % 5 == 1:
             raise RuntimeError("lost the result")
         return {"luck": math.inf if first % 5 == 0 else float(first % 2 == 0)}
+
+
+class Closed(Luck):
+    """Never begins."""
+
+    def reset(self, row, seed):
+        """Raise."""
+        raise OSError("the shop is closed")

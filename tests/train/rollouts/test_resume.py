@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from gptoss_tune.errors import RunInterrupted
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.rollout.own import OwnSampler
+from gptoss_tune.train.grpo.loss import GrpoLoss
 from gptoss_tune.train.rollouts.ledger import Ledger
 from gptoss_tune.train.run import train
 
@@ -76,6 +77,32 @@ def act_in_call(monkeypatch, number, act):
 
     monkeypatch.setattr(OwnSampler, "sample", sample)
     return calls
+
+
+@pytest.mark.parametrize("change", ["method.kl_weight=0.1", "method.updates=1"])
+def test_episodes_that_were_played_with_other_settings_are_not_trained(
+    grpo_recipe, stopped_at, lucky, monkeypatch, capsys, change
+):
+    run, allowed = stopped_at(1), ["steps", "train.keep_best", "data.eval", "data.eval_rows"]
+    batches, original = [], GrpoLoss.__call__
+
+    def noted(self, model, inputs):
+        batches.append(set(inputs))
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(GrpoLoss, "__call__", noted)
+    overrides = [f"train.output_dir={run}", "train.max_steps=2", "data.eval=null"]
+    overrides += ["train.eval_steps=null", "train.keep_best=null", change]
+    allowed.append(change.partition("=")[0])
+    drawn = act_in_call(monkeypatch, 0, lambda: None)
+    recipe = load_recipe(grpo_recipe, overrides)
+    train(recipe, environment="lucky:Luck", allow_change=allowed)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"were played with other settings ({change.partition('=')[0]})" in said
+    assert drawn and (run / "rollouts" / "step-2.jsonl").exists()
+    assert batches
+    assert all(("reference_logps" in one) == bool(recipe.method.kl_weight) for one in batches)
+    assert all(("old_logps" in one) == (recipe.method.updates > 1) for one in batches)
 
 
 @pytest.mark.parametrize("phase", [1, 2])

@@ -22,16 +22,15 @@ def prompt_data(recipe: Recipe, environment: str | None) -> PromptData:
     """Return what the prompts of a recipe amount to.
 
     Raises:
-        RecipeError: The environment's class cannot be had.
+        RecipeError: The class cannot be had, or a reward has a weight that nobody gives.
     """
-    from gptoss_tune.environments.load import load_environment
+    from gptoss_tune.environments.load import environment_for
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe.schema import GrpoSection
     from gptoss_tune.rollout.asked import look_at_prompts
 
     assert isinstance(recipe.method, GrpoSection)  # who calls has looked
-    if environment is not None:
-        load_environment(environment)
+    environment_for(environment, recipe.method)
     return look_at_prompts(
         recipe.data,
         recipe.method,

@@ -16,6 +16,7 @@ others count as ever. So does one whose value is an exception, which a mapping m
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -91,7 +92,6 @@ class RewardFunction:
         self._target = length_target
         self._bounded = Bounded()
         self._graders: dict[tuple[str, int], Grader | str] = {}
-        self._given: set[str] = set()
 
     def check(self, tasks: Iterable[Task], environment: Environment | None = None) -> None:
         """Read the graders of all rows before anything is played.
@@ -136,7 +136,6 @@ class RewardFunction:
             waiting: Called several times a second; what it raises ends this.
 
         Raises:
-            RecipeError: A component has a weight and no environment gives it.
             MachineError: A reward found that the machine does not work, such as its sandbox.
         """
         sheets = [_Sheet() for _ in asked]
@@ -149,41 +148,24 @@ class RewardFunction:
     def _ask_environments(
         self, asked: Sequence[Asked], sheets: Sequence[_Sheet], waiting: Callable[[], None]
     ) -> None:
-        """Have the environments judge."""
+        """Have the environments judge; what they give is read where it may raise or hang too."""
         pairs = [
             (sheet, environment, outcome)
             for sheet, (environment, _, outcome) in zip(sheets, asked, strict=True)
             if environment is not None
         ]
+        wanted = [name for name in self.weights if name not in COMPONENTS] if self._own else []
         calls = [
-            Call(lambda own=own, outcome=outcome: own.reward(outcome), self._seconds)
+            Call(lambda own=own, outcome=outcome: _judged(own, outcome, wanted), self._seconds)
             for _, own, outcome in pairs
         ]
-        wanted = [name for name in self.weights if name not in COMPONENTS] if self._own else []
-        answered = False
         results = _sound(self._bounded.run(calls, AT_A_TIME, waiting))
         for (sheet, _, _), found in zip(pairs, results, strict=True):
             if isinstance(found, Failure):
                 sheet.fail(FLOAT, found.reason, wanted)
-                continue
-            answered = True
-            self._given |= sheet.take(found, wanted)
-        if answered:
-            self._require_given(wanted)
-
-    def _require_given(self, wanted: Sequence[str]) -> None:
-        """Refuse a weight of what no environment has given yet, once one has said what it gives."""
-        missing = [name for name in wanted if name not in self._given]
-        if missing:
-            got = ", ".join(sorted(self._given)) or "none"
-            raise RecipeError(
-                "\n".join(
-                    f"method.rewards.{name}: got {name!r}, which no episode was given; expected a "
-                    f"component of the environment ({got}) or one of {', '.join(COMPONENTS)}; "
-                    "rename it, or have reward() give it in every episode"
-                    for name in missing
-                )
-            )
+            else:
+                sheet.components |= found.components
+                sheet.failed |= found.failed
 
     def _look_at(self, outcome: Outcome, sheet: _Sheet) -> None:
         """Compute what needs the episode alone."""
@@ -257,13 +239,13 @@ class _Sheet:
         for each in zero:
             self.components.setdefault(each, 0.0)
 
-    def take(self, found: Any, wanted: Sequence[str]) -> set[str]:
-        """Take what an environment's reward gave; return the names of its components."""
+    def take(self, found: Any, wanted: Sequence[str]) -> None:
+        """Take what an environment's reward gave."""
         given = found if isinstance(found, Mapping) else {FLOAT: found}
         if len(given) > MOST_COMPONENTS:
             got = f"gave {len(given):,} components"
             self.fail(FLOAT, f"{got}; expected at most {MOST_COMPONENTS}", wanted)
-            return set()
+            return
         named: set[str] = set()
         for name, value in given.items():
             if why := wrong_name(name):
@@ -281,7 +263,6 @@ class _Sheet:
         for name in wanted:
             if name not in named:
                 self.fail(name, "reward() did not give it", (name,))
-        return named
 
     def take_verdict(self, found: Verdict | Failure) -> None:
         """Take what the row's grader said."""
@@ -300,12 +281,27 @@ class _Sheet:
         return Rewards(total, dict(self.components), dict(self.failed))
 
 
+def _judged(own: Environment, outcome: Outcome, wanted: Sequence[str]) -> Any:
+    """Return a sheet of what an environment gives, or what becomes one when it is awaited."""
+
+    def taken(found: Any) -> _Sheet:
+        sheet = _Sheet()
+        sheet.take(found, wanted)
+        return sheet
+
+    async def later(awaitable: Any) -> _Sheet:
+        return taken(await awaitable)
+
+    found = own.reward(outcome)
+    return later(found) if inspect.isawaitable(found) else taken(found)
+
+
 def _number(value: Any) -> float | str:
     """Return a component as a number, or what it is instead."""
-    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        return type(value).__name__
     try:
+        if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+            return type(value).__name__
         number = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+    except Exception as error:  # whatever the user's class raises
         return f"{type(value).__name__} ({type(error).__name__})"
     return number if abs(number) <= LARGEST else f"{number:g}"

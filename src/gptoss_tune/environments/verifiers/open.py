@@ -5,9 +5,11 @@ Loading one runs its code. It replaces the handlers of SIGINT and SIGTERM, which
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -44,7 +46,11 @@ def load(name: str, **settings: Any) -> type[VerifiersEnvironment]:
                 f"({type(error).__name__}: {error}); install its package, and see that its module "
                 "has load_environment()"
             ) from error
-    return wrap(environment)
+    made = wrap(environment)
+    # As the package names the module of an environment.
+    module = sys.modules.get(name.rpartition("/")[2].replace("-", "_"))
+    made.made_of = (*made.made_of, *_files(module))
+    return made
 
 
 def wrap(environment: Any) -> type[VerifiersEnvironment]:
@@ -70,6 +76,7 @@ def wrap(environment: Any) -> type[VerifiersEnvironment]:
         (WithUser if with_user else VerifiersEnvironment,),
         {
             "__doc__": f"An episode of {type(environment).__name__} of verifiers.",
+            "made_of": _files(type(environment), *(each.function for each in scored)),
             "components": (*(each.name for each in scored), FLOAT),
             "_played": environment,
             "_client": client(None),
@@ -133,6 +140,16 @@ def _package() -> Any:
 
 def _version() -> str:
     return str(getattr(importlib.import_module("verifiers"), "__version__", "of no known version"))
+
+
+def _files(*objects: Any) -> tuple[Path, ...]:
+    """Return the files of classes, functions and modules that have one, each once."""
+    found: dict[Path, None] = {}
+    for each in objects:
+        with contextlib.suppress(TypeError):  # built in, or of no kind that has a file
+            if (file := inspect.getsourcefile(inspect.unwrap(each))) is not None:
+                found[Path(file)] = None
+    return tuple(found)
 
 
 def _plain_tools(environment: Any, vf: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gptoss_tune.environments.environment import Outcome, Tool, ToolUse
@@ -39,9 +40,11 @@ class VerifiersEnvironment:
 
     Attributes:
         components: What its ``reward`` gives.
+        made_of: Files of the environment that it wraps, and of its rubric.
     """
 
     components: ClassVar[tuple[str, ...]] = ()
+    made_of: ClassVar[tuple[Path, ...]] = ()
     _played: ClassVar[Any] = None
     _client: ClassVar[Any] = None
     _scored: ClassVar[tuple[Component, ...]] = ()

@@ -55,16 +55,24 @@ def _idle_rules(method: GrpoSection) -> Iterator[Contradiction]:
             )
     # One update on episodes that the same weights drew: every ratio is 1, and no bound is met.
     if method.updates == 1:
-        for name in ("clip_low", "clip_high"):
+        for name in ("objective", "clip_low", "clip_high"):
             value = getattr(method, name)
             if value != own[name].default:
                 yield Contradiction(
                     (f"method.{name}", "method.updates"),
-                    f"{value:g} with method.updates 1",
+                    f"{value} with method.updates 1",
                     "2 updates or more: in the first one no ratio differs from 1",
                     f"remove method.{name}, or raise method.updates",
                     yields=(f"method.{name}",),
                 )
+    elif method.objective == "cispo" and method.clip_low != own["clip_low"].default:
+        yield Contradiction(
+            ("method.clip_low", "method.objective"),
+            f"{method.clip_low} with method.objective cispo",
+            "clip as method.objective: cispo bounds the ratio above alone",
+            "remove method.clip_low, or set method.objective to clip",
+            yields=("method.clip_low",),
+        )
 
 
 def _spelled(value: object) -> str:

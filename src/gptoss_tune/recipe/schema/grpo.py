@@ -63,9 +63,9 @@ class GrpoSection(Section):
     average: Literal["token", "sequence", "constant"] = "token"
     """Mean over tokens (DAPO), over each answer first (GRPO), or by max_new_tokens (Dr. GRPO)."""
     objective: Literal["clip", "cispo"] = "clip"
-    """clip: PPO's bound of the ratio; cispo: a bounded ratio as a constant weight."""
+    """clip: PPO's bound of the ratio; cispo: the ratio, bounded above, as a constant weight."""
     clip_low: _Clip = 0.2
-    """How far below 1 the ratio of a token counts."""
+    """How far below 1 the ratio of a token counts; cispo has no bound there."""
     clip_high: Annotated[float, Field(gt=0, le=1000), FromText] = 0.2
     """How far above 1 the ratio of a token counts; DAPO takes 0.28."""
     importance: Literal["truncate", "mask", "none"] = "truncate"

@@ -9,9 +9,11 @@ reference's, A the advantage, lo and hi ``clip_low`` and ``clip_high``, sg witho
     c      sg(exp(old - q)), the importance weight, at most ``importance_cap`` (truncate), or 0
            above it and below its inverse (mask), or 1 (none)
     clip   -min(r A, clamp(r, 1 - lo, 1 + hi) A)
-    cispo  -sg(clamp(r, 1 - lo, 1 + hi)) A logp
+    cispo  -sg(min(r, 1 + hi)) A logp
     kl     kl_weight * r * k3,  k3 = exp(ref - logp) - (ref - logp) - 1
     loss   c * (clip or cispo  +  kl)
+
+CISPO has no bound below, in effect: a token that the updates made rare weighs what it still is.
 
 The two ratios are apart on purpose: the clip bounds how far the updates move, and what sampler and
 trainer compute differently is a weight beside it; a ratio to q itself would clip tokens on which
@@ -90,14 +92,15 @@ def token_terms(section: GrpoSection, logps: Tensor, facts: TokenFacts) -> Token
     old = logp if facts.old is None else facts.old.double()
     advantages, ratio = facts.advantages.double(), (logp - old).exp()
     low, high = 1 - section.clip_low, 1 + section.clip_high
-    bounded = ratio.clamp(low, high)
     if section.objective == "clip":
+        bounded = ratio.clamp(low, high)
         # Only where it makes the objective look worse than it is.
         clipped = torch.where(advantages > 0, ratio > high, (ratio < low) & (advantages < 0))
         losses = -torch.where(clipped, bounded, ratio) * advantages
         slopes = -torch.where(clipped, 0.0, ratio) * advantages
     else:
-        clipped = bounded != ratio
+        bounded = ratio.clamp(max=high)
+        clipped = ratio > high
         losses = -bounded * advantages * logp
         slopes = -bounded * advantages
     kl = torch.zeros_like(logp)

@@ -31,7 +31,7 @@ from gptoss_tune.recipe.renamed import entry_in_new_name
 from gptoss_tune.recipe.rules import warmup_rules
 from gptoss_tune.recipe.schema import TrainSection
 from gptoss_tune.run.start import check_disk
-from gptoss_tune.train.resume.fingerprint import Place, fingerprint
+from gptoss_tune.train.resume.fingerprint import Place, environment_source, fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -274,7 +274,9 @@ def computed_from(
         )
     with context.state.local_main_process_first():  # the others find it in the cache
         base.fingerprint()
-    now = fingerprint(recipe, base, train_set, eval_set, place, context.environment)
+    named, made = context.environment, context.environment_class
+    played_by = None if named is None or made is None else environment_source(named, made)
+    now = fingerprint(recipe, base, train_set, eval_set, place, played_by)
     if context.loss is not None:
         now["loss"] = f"{context.loss.__module__}.{getattr(context.loss, '__qualname__', '')}"
     return now

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from gptoss_tune import __version__
-from gptoss_tune.environments.load import load_environment
-from gptoss_tune.files.digest import sha256_of
+from gptoss_tune.environments.load import files_of
+from gptoss_tune.files.digest import digest_of, sha256_of
 from gptoss_tune.model.build import engines
 from gptoss_tune.model.initial_adapter import initial_adapter_folder
 from gptoss_tune.recipe import Recipe
@@ -38,6 +38,8 @@ from gptoss_tune.weights.adapter_config import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from gptoss_tune.environments.environment import Environment
 
 TRAINED_COLUMNS = (
     *("input_ids", "loss_weights", "channels", "position_ids", "phase"),
@@ -127,7 +129,7 @@ def fingerprint(
         train_set: The rendered rows; all are read, 0.6 to 1.0 GB/s on one core (2026-11-23).
         eval_set: Likewise, if there are any.
         place: Where it runs.
-        environment: ``module:Class`` that plays its episodes; ``None``: a built-in one.
+        environment: What plays its episodes, of ``environment_source``; ``None``: a built-in one.
 
     Raises:
         MachineError: An engine was asked for by name and cannot run here.
@@ -166,7 +168,7 @@ def fingerprint(
         "init_from": start and sha256_of(initial_adapter_folder(Path(start)) / ADAPTER_WEIGHTS),
         "data.train_rows": rows_hash(train_set),
         "data.eval_rows": None if eval_set is None else rows_hash(eval_set),
-        "environment": environment and environment_source(environment),
+        "environment": environment,
         "batch": step_rows,
         "steps": steps(recipe.train, len(train_set), step_rows),
         **{f"engine.{name}": code for name, code in chosen.items()},
@@ -184,14 +186,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def environment_source(spec: str) -> str:
-    """Return ``module:Class`` with the sha256 of the file that has it.
+def environment_source(spec: str, made: Callable[[], Environment]) -> str:
+    """Return ``module:Class`` with the sha256 of the files that it is, or of what they have.
 
-    Raises:
-        RecipeError: It cannot be imported.
+    Args:
+        spec: As it was named.
+        made: The class.
     """
-    file = inspect.getsourcefile(load_environment(spec))  # pyright: ignore[reportArgumentType]
-    return spec if file is None else f"{spec}, sha256 {sha256_of(Path(file))}"
+    digests = [sha256_of(path) for path in files_of(spec, made)]
+    if not digests:
+        return spec
+    return f"{spec}, sha256 {digests[0] if len(digests) == 1 else digest_of(digests)}"
 
 
 def batch(train: TrainSection, method: MethodSection, data_parallel: int) -> int:

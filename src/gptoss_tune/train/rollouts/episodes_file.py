@@ -55,4 +55,6 @@ def forget_episodes(run: RunFolder, step: int) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    # Not splitlines: the texts of an episode may hold U+2028 and its like.
+    found = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return [line for line in found if line]

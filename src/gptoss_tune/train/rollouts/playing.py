@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptoss_tune.distributed import gather_over_ranks, rank
-from gptoss_tune.environments.load import built_in, load_environment
+from gptoss_tune.environments.load import built_in
 from gptoss_tune.environments.rewards.reward import RewardFunction
+from gptoss_tune.errors import RecipeError
 from gptoss_tune.harmony.dataset.load import sample_settings
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary
@@ -18,11 +19,12 @@ from gptoss_tune.rollout.play import Limits, Player
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.record import read_record
 from gptoss_tune.train.grpo.reference import StartAdapter
+from gptoss_tune.train.rollouts.first_phase import refuse_failed, refuse_not_given
 from gptoss_tune.train.rollouts.groups import Group, PromptOrder
 from gptoss_tune.train.rollouts.held_out import held_out_figures, play_held_out
 from gptoss_tune.train.rollouts.ledger import Ledger
 from gptoss_tune.train.rollouts.observer import RolloutObserver
-from gptoss_tune.train.rollouts.phase import Asked, PlaysEpisodes, Rollouts
+from gptoss_tune.train.rollouts.phase import Asked, Phase, PlaysEpisodes, Rollouts
 from gptoss_tune.train.rollouts.played import Played, played
 from gptoss_tune.train.rollouts.tasks import Tasks
 
@@ -67,7 +69,9 @@ class Playing:
             seconds=section.reward_seconds,
             length_target=section.length_target,
         )
-        self._reward.check([*tasks.train, *(tasks.eval or ())], self._make() if own else None)
+        first = self._make() if own else None
+        self._reward.check([*tasks.train, *(tasks.eval or ())], first)
+        self._says_what_it_gives = not own or getattr(first, "components", None) is not None
         self._sampler: Sampler | None = None
         self._updated: int | None = None
         self.save: Callable[[Path], None] | None = None
@@ -131,6 +135,29 @@ class Playing:
         self.observer.note_held_out(step, figures, write=rank() == 0)
         return groups, figures
 
+    def look_at_first(self, phase: Phase) -> None:
+        """Refuse to go on after a first phase that nothing can be learnt from; on all ranks.
+
+        Raises:
+            RecipeError: The environment raised in all of its episodes, or gave in none of them
+                what has a weight.
+        """
+        named = self._context.environment
+        spec = (
+            f"method.environment {self._section.environment}"
+            if named is None
+            else f"--environment {named}"
+        )
+        episodes = [one for group in phase.played for one in group.episodes]
+        try:
+            refuse_failed(episodes, spec)
+            if not self._says_what_it_gives:
+                refuse_not_given(episodes, list(self._section.rewards), spec)
+        except RecipeError:
+            # Corrected where no digest of the environment sees it, it is to be played again.
+            self.rollouts.forget()
+            raise
+
     def dataset_of(self, task: int) -> int:
         """Return the number of the entry of ``data.train`` that a task is from."""
         return self._tasks.train[task].dataset
@@ -166,10 +193,10 @@ def environment_of(context: RunContext) -> Callable[[], Environment]:
     """Return what makes an environment: the class of the command line, or a built-in one.
 
     Raises:
-        RecipeError: The class cannot be had.
+        MachineError: The built-in one runs code of the model, which nothing here holds back.
     """
-    if context.environment is not None:
-        return load_environment(context.environment)
+    if context.environment_class is not None:
+        return context.environment_class
     section = _section(context)
     reading = sample_settings(context.recipe.data).reading
     return built_in(section.environment, reading=reading, tool_seconds=section.tool_seconds)
