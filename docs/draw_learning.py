@@ -13,7 +13,7 @@ from pathlib import Path
 from gptoss_tune.report.parts.plot import Line, chart
 from gptoss_tune.report.parts.style import STYLE
 
-_WIDTH, _HEIGHT = 900, 560
+_WIDTH, _HEIGHT = 900, 490
 _TRAINED, _HELD_OUT = "reward", "eval_reward"
 
 

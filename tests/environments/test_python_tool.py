@@ -35,6 +35,14 @@ def test_cells_share_names_and_show_only_their_own_output(run):
     assert shown[4] == "7"
 
 
+def test_cells_before_write_nothing_past_python_and_their_handlers_are_heard(run):
+    shown = run(
+        "import logging, os\nlogging.basicConfig(level='INFO')\nos.write(1, b'once\\n');",
+        "logging.info('told')",
+    )
+    assert "once" in shown[0] and shown[1] == "INFO:root:told"
+
+
 def test_a_cell_that_says_nothing_does_not_parse_ends_or_floods(run):
     shown = run(
         "x = 1",

@@ -122,12 +122,15 @@ def test_the_peak_is_the_larger_one_of_playing_and_of_a_step(recipe):
         ([], 0, 12 + 96),
         (["method.replay_routing=false"], 0, 12),
         (["method.kl_weight=0.1"], 1, 16 + 96),
-        (["method.updates=4"], 1 / 4, 16 + 96),
-        (["method.updates=4", "method.kl_weight=0.1"], 2 / 4, 20 + 96),
+        (["method.updates=4"], 1, 16 + 96),
+        (["method.updates=4", "method.kl_weight=0.1"], 2, 20 + 96),
     ],
 )
 def test_passes_and_bytes_of_a_step(recipe, overrides, passes, each):
-    """A reference, and the ratio's old weights where there are several steps, cost a pass."""
+    """A reference, and the ratio's old weights where there are several steps, cost a pass each.
+
+    Of every step: each of a phase trains on rows of its own.
+    """
     made, usual = recipe(*overrides), plan(recipe(), H100).work.flops
     found = added(made.method, made.lora, choices=96)
     assert (found.forward_passes, found.bytes_per_token) == (passes, each)
@@ -154,14 +157,41 @@ def test_time_of_the_episodes(recipe):
     assert made.rollouts.hours == pytest.approx(10 * made.rollouts.seconds / 3600)
     assert made.hours == pytest.approx(made.work.hours + made.rollouts.hours)
     assert made.work.tokens == 10 * 64 * (100 + 1024)
-    # Whole groups are dealt to the GPUs: two take four prompts each, three take three at most.
+    # Four chunks of two prompts are dealt to the GPUs: of three, one plays two.
     halves = plan(recipe(), H100, gpus=2, efficiency=0.5).rollouts
     assert halves.phase.episodes == 32 and halves.seconds == pytest.approx(
         made.rollouts.seconds / 2
     )
-    assert plan(recipe(), H100, gpus=3).rollouts.phase.episodes == 24
-    twice = plan(recipe("method.updates=2"), H100, efficiency=0.5).rollouts
-    assert twice.hours == pytest.approx(made.rollouts.hours / 2), "two steps share their episodes"
+    assert plan(recipe(), H100, gpus=3).rollouts.phase.episodes == 32
+    assert plan(recipe(), H100, gpus=4).rollouts.phase.episodes == 16
+    twice = plan(recipe("method.updates=2"), H100, efficiency=0.5)
+    assert twice.rollouts.episodes == 128, "a phase plays for two steps, each with its prompts"
+    assert twice.rollouts.hours == pytest.approx(made.rollouts.hours)
+    assert twice.work.tokens == made.work.tokens
+    assert twice.rollouts.waiting == 2 * made.rollouts.waiting
+    assert twice.rollouts.text == made.rollouts.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "each"),
+    [
+        # episodes, chunks, at a time, at most so (with held-out prompts)
+        ([], 1, (128, 4, 32, 32)),
+        (["data.eval_fraction=0.4"], 1, (128, 4, 32, 64)),
+        ([], 2, (64, 2, 32, 32)),
+        ([], 8, (16, 1, 16, 16)),
+        (["method.updates=2"], 1, (256, 4, 64, 64)),
+        (["method.rollout_batch=6"], 1, (128, 6, 6, 6)),
+        (["method.rollout_batch=6", "method.sampler=own"], 1, (128, 16, 6, 6)),
+    ],
+)
+def test_a_gpu_plays_its_chunks_one_after_the_other(recipe, overrides, gpus, each):
+    usual = {"prompts_per_step": "16", "rollout_batch": "64", "sampler": "batched"}
+    several = {f"method.{name}": value for name, value in usual.items()}
+    several |= dict(word.split("=") for word in overrides)
+    words = [f"{name}={value}" for name, value in several.items()]
+    phase = plan(recipe(*words), H100, gpus=gpus).rollouts.phase
+    assert each == (phase.episodes, phase.chunks, phase.at_a_time, phase.most_at_a_time)
 
 
 def test_steps_of_epochs_and_files_of_episodes(recipe):
@@ -169,7 +199,7 @@ def test_steps_of_epochs_and_files_of_episodes(recipe):
     epochs = ["train.max_steps=null", "train.num_train_epochs=3"]
     made = plan(recipe(*epochs), H100)
     assert made.work.steps == 15
-    assert plan(recipe(*epochs, "method.updates=2"), H100).work.steps == 30
+    assert plan(recipe(*epochs, "method.updates=2"), H100).work.steps == 15
     assert plan(recipe(*epochs, "data.eval_fraction=0.2"), H100).work.steps == 12
     tokens = 64 * (100 + 1024)
     assert made.rollouts.waiting == tokens * (4 + 4 + 1 + 1 + 96)
@@ -190,10 +220,11 @@ def test_fsdp2_is_neither_planned_nor_proposed(recipe):
 
 
 def test_advice_plays_fewer_at_a_time_before_it_rounds_anything(recipe):
-    made = plan(recipe("method.rollout_batch=64"), card("4090"))
+    many = "method.prompts_per_step=32"
+    made = plan(recipe(many, "method.rollout_batch=64"), card("4090"))
     assert not made.fits and made.advice[-1].fits
     assert made.overrides_that_fit == ("method.rollout_batch=16",)
-    fitting = plan(recipe("method.rollout_batch=16"), card("4090"))
+    fitting = plan(recipe(many, "method.rollout_batch=16"), card("4090"))
     assert fitting.fits and fitting.rollouts.phase.at_a_time == 16
     rows = plan(
         recipe("train.per_device_train_batch_size=8", "data.max_length=16384"), card("4090")

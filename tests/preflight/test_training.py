@@ -15,6 +15,8 @@ from gptoss_tune.recipe import load_recipe
 from gptoss_tune.recipe.load import places
 from gptoss_tune.shipped import shipped
 
+GRPO = ("method.name=grpo", "method.max_new_tokens=64", "train.learning_rate=1e-5")
+
 
 @pytest.fixture
 def look(recipe_file, monkeypatch):
@@ -64,6 +66,52 @@ def test_the_first_rows_are_read_as_the_method_reads_them(look, tmp_path):
     with pytest.raises(DataError, match=r"bad\.jsonl:1: no known columns"):
         look(f"data.train={bad}")
     look(f"data.train={bad}", "data.on_error=skip")  # which may skip them all, and says so
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "answer": "5"},
+        {"problem": "q", "answer": "5", "grader": "number"},
+        {"instruction": "i", "output": "5", "answer": "5"},
+        {"query": "q", "response": "5", "pattern": "5"},
+        {"messages": [{"role": "user", "content": "q"}], "answer": "5"},
+    ],
+)
+def test_prompts_of_grpo_are_read_in_each_format_that_an_episode_has(look, tmp_path, row):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    assert look(*GRPO, f"data.train={file}") == []
+
+
+def test_what_grades_a_prompt_is_looked_at_where_it_is_rewarded(look, tmp_path, monkeypatch):
+    (tmp_path / "till.py").write_text(
+        "class Shop:\n"
+        "    def reset(self, row, seed): return [{'role': 'user', 'content': str(row['count'])}]\n"
+        "    def tools(self): return []\n"
+        "    def reward(self, outcome): return 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "prompts.jsonl"
+    grpo = (*GRPO, f"data.train={file}")
+    file.write_text('{"count": 2, "prices": {"pear": 3}, "grader": "judge"}\n')
+    assert look(*grpo, environment="till:Shop") == [], "the class asks, and judges by itself"
+    with pytest.raises(DataError, match=r"prompts\.jsonl:1: no known columns"):
+        look(*grpo)
+    file.write_text('{"prompt": "Say a.", "grader": "judge"}\n')
+    assert look(*grpo, "method.rewards={format: 1}") == []
+    with pytest.raises(DataError, match=r"prompts\.jsonl:1: grader is 'judge'"):
+        look(*grpo)
+    file.write_text('{"prompt": "Say a."}\n')
+    with pytest.raises(DataError, match="neither answer, pattern nor grader"):
+        look(*grpo)
+    file.write_text('{"q": "Say a.", "answer": "a"}\n')
+    assert look(*GRPO, f"data.train=[{{path: {file}, columns: {{prompt: '{{{{q}}}}'}}}}]") == []
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    with pytest.raises(DataError, match=r"is a preference pair .*remove both answers") as raised:
+        look(*grpo)
+    assert "fine-tuning" not in str(raised.value)
 
 
 def test_more_processes_than_gpus_are_refused_and_a_cpu_takes_any(look, tmp_path, monkeypatch):

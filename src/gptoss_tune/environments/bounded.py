@@ -22,7 +22,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gptoss_tune.display import one_line
@@ -55,9 +55,11 @@ class Failure:
 
     Attributes:
         reason: What it raised and where, or how long it was waited for.
+        error: What it raised; ``None``: it did not.
     """
 
     reason: str
+    error: BaseException | None = field(default=None, compare=False)
 
 
 class GivenUp(SystemExit):
@@ -145,7 +147,7 @@ def _called(number: int, call: Call, done: queue.SimpleQueue[tuple[int, Any]]) -
     except GivenUp:
         return
     except BaseException as error:  # SystemExit too: it is the code's, not the run's
-        result = Failure(reason(error))
+        result = Failure(reason(error), error)
     done.put((number, result))
 
 

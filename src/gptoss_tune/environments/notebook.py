@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 _NOTEBOOK: Final = """
-import ast, contextlib, io, json, sys, traceback
+import ast, json, os, sys, traceback
 cells = json.loads({cells!r})
 space = {{"__name__": "__main__", "__builtins__": __builtins__}}
 def run(number, source, shown):
@@ -26,12 +26,17 @@ def run(number, source, shown):
         value = eval(compile(ast.Expression(last.value), f"<cell {{number}}>", "eval"), space)
         if shown and value is not None:
             print(repr(value))
+heard, silent = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+os.dup2(silent, 1), os.dup2(silent, 2)
 for number, source in enumerate(cells[:-1], 1):
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            run(number, source, False)
-        except BaseException:
-            pass
+    try:
+        run(number, source, False)
+    except BaseException:
+        pass
+sys.stdout.flush(), sys.stderr.flush()
+os.dup2(heard[0], 1), os.dup2(heard[1], 2)
+for number in (*heard, silent):
+    os.close(number)
 try:
     run(len(cells), cells[-1], True)
 except BaseException as error:

@@ -193,6 +193,11 @@ def mistake_of_tool(tool: object) -> str | None:
         return f"gave {type(tool).__name__}; expected gptoss_tune.environments.Tool"
     if not isinstance(tool.name, str) or not isinstance(tool.description, str):
         return "gave a tool whose name or description is no text"
+    if not isinstance(tool.parameters, Mapping | None):
+        got = type(tool.parameters).__name__
+        return (
+            f"gave the tool {tool.name!r} with {got} as parameters; expected a JSON schema or None"
+        )
     if not callable(tool.run) or inspect.iscoroutinefunction(tool.run):
         return f"gave the tool {tool.name!r}, whose run is no plain function"
     return None

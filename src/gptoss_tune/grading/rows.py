@@ -111,6 +111,21 @@ def read_grader(
     return None if answer is None else read_exact(answer, source)
 
 
+def require_grader(row: dict[str, Any], source: str) -> Grader:
+    """Return what ``read_grader`` does, of a row whose answer is rewarded.
+
+    Raises:
+        DataError: The row does not say how its answer is graded, or as ``read_grader``.
+    """
+    found = read_grader(row, source)
+    if found is None:
+        raise DataError(
+            f"{source}: the row has neither answer, pattern nor grader, and method.rewards weighs "
+            "answer; add one, or weigh other rewards"
+        )
+    return found
+
+
 def _kind(named: Any, source: str) -> tuple[str, dict[str, Any]]:
     """Return the kind and the settings of a grader as it is written."""
     settings = dict(named) if isinstance(named, Mapping) else {"kind": named}

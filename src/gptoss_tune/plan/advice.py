@@ -20,6 +20,7 @@ from typing import Any
 from gptoss_tune.plan.architecture import RELEASED, smaller_release
 from gptoss_tune.plan.gpus import Gpu, smallest_with
 from gptoss_tune.plan.memory import fitted, memory
+from gptoss_tune.plan.rollout.phase import phase_of
 from gptoss_tune.plan.training_setup import TrainingSetup
 from gptoss_tune.recipe.recipe import fsdp2_obstacle
 
@@ -275,7 +276,9 @@ def _changes(setup: TrainingSetup) -> Iterator[_Change]:
             fewer["train.gradient_accumulation_steps"] = batch * steps
         yield _Change(fewer, "the same optimizer steps, in smaller pieces")
     if setup.method.name == "grpo":
-        together = setup.method.rollout_batch // 2
+        phase = phase_of(setup)
+        assert phase is not None
+        together = phase.most_at_a_time // 2
         while together:
             cost = "fewer episodes are sampled together, which takes longer"
             yield _Change({"method.rollout_batch": together}, cost)

@@ -172,8 +172,7 @@ def _of_episodes(setup: TrainingSetup, flops: Flops, rate: float, efficiency: fl
         if rows is None:
             return Work(flops, None, "not known before the data is read", None, rate, efficiency)
         rows = int(rows * (1 - (data.eval_fraction or 0)))
-        phases = -(-int(rows * train.num_train_epochs) // method.prompts_per_step)
-        steps = max(1, phases) * method.updates
+        steps = max(1, -(-int(rows * train.num_train_epochs) // method.prompts_per_step))
     episode = min(prompt_tokens(data, phase.prompt)[0] + phase.answer, phase.longest)
     tokens = steps * method.prompts_per_step * method.group_size * episode
     origin = f"episodes of {episode:,} at most"

@@ -14,8 +14,8 @@ A preference is trained in one forward and backward pass, as a conversation is. 
   forward pass over them in each step and each evaluation, and in the reference's pass too.
 
 Reinforcement trains what the model itself has sampled: ``plan/rollout/`` says what playing costs.
-A step adds a forward pass where a reference holds the model, and one where a batch of episodes is
-trained on more than once, since ratios are taken to the weights that it began with.
+A step adds a forward pass where a reference holds the model, and one where a phase plays for
+several steps, since ratios are taken to the weights that drew.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ class Added:
     one fp32 probability of it: ``Added(forward_passes=1, base_copies=1, bytes_per_token=4)``.
 
     Attributes:
-        forward_passes: Over as many tokens as are trained, with no gradient; in an evaluation too;
-            a part of one where several steps share it.
+        forward_passes: Over as many tokens as are trained, with no gradient; in an evaluation too.
         head_passes: Further products with the head for each trained token, with no gradient.
         reference_passes: Over the training and the held-out data, with no gradient, once for the
             run.
@@ -53,7 +52,7 @@ class Added:
         branches: Answers of a row of the data, each of which is read after its prompt.
     """
 
-    forward_passes: float = 0
+    forward_passes: int = 0
     head_passes: int = 0
     reference_passes: int = 0
     base_copies: int = 0
@@ -92,12 +91,12 @@ def added(method: MethodSection, lora: LoraSection, choices: int = 0) -> Added:
     """
     found = METHODS[method.name]
     if method.name == "grpo":
-        # Both are computed once for a batch of episodes, and kept as an fp32 value of each token.
+        # Both are computed once for the rows of a step, and kept as an fp32 value of each token.
         passes = (reference_of(method, lora) != "none") + (method.updates > 1)
         kept = 4 * passes + (choices if method.replay_routing else 0)
         return replace(
             found,
-            forward_passes=passes / method.updates,
+            forward_passes=passes,
             bytes_per_token=found.bytes_per_token + kept,
         )
     if reference_of(method, lora) == "none":

@@ -6,14 +6,14 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gptoss_tune.errors import CheckpointError, DataError
 from gptoss_tune.harmony.dataset.kinds import SampleKind
 from gptoss_tune.harmony.reading import ReadSettings
 from gptoss_tune.harmony.sources.files import format_suffix, read_file, refuse_unreadable
 from gptoss_tune.harmony.sources.folders import find_files
-from gptoss_tune.harmony.sources.padding import clean_row
+from gptoss_tune.harmony.sources.written import written_rows
 from gptoss_tune.preflight.obstacles import Obstacles
 from gptoss_tune.recipe.data_schema import TASK_KEYS, DataSection, DataSource
 from gptoss_tune.recipe.evaluation_schema import EvaluationSection
@@ -38,7 +38,8 @@ FIRST_ROWS = 4
 """Rows of each source that are read as the method reads them."""
 _READ_WHOLE = 1 << 24
 """Bytes up to which a file is read that has to be read whole for its first row."""
-_TEMPLATES = "Name what stands in for them under data.train.columns"
+_Reader: TypeAlias = Callable[[dict[str, Any], dict[str, Any], str, ReadSettings], object]
+"""Reads a row and what templates write of it, with its place."""
 
 
 def look_at_base(model: ModelSection, obstacles: Obstacles) -> Path | None:
@@ -96,12 +97,28 @@ def look_at_start(
             choice_to_start_from(folder, lora, architecture.layers, architecture.experts)
 
 
-def look_at_data(data: DataSection, kind: SampleKind, obstacles: Obstacles) -> None:
-    """Find the files of every source, and read the first rows of each."""
+def look_at_data(
+    data: DataSection,
+    kind: SampleKind,
+    obstacles: Obstacles,
+    *,
+    graded: bool = False,
+    own: bool = False,
+) -> None:
+    """Find the files of every source, and read the first rows of each.
+
+    Args:
+        data: Names them.
+        kind: What the method reads rows as.
+        obstacles: What is found.
+        graded: Whether a prompt must say how its answer is graded.
+        own: Whether an environment of the user's own asks.
+    """
+    read = _reader(kind, graded=graded, own=own)
     for key, sources in (("data.train", data.train), ("data.eval", data.eval or [])):
         for source in sources:
             with obstacles.looking(key):
-                _look_at_source(source, data, kind)
+                _look_at_source(source, data, read)
 
 
 def look_at_questions(evaluation: EvaluationSection, obstacles: Obstacles) -> None:
@@ -143,7 +160,7 @@ def look_at_folder(
             check_disk(folder, run_files(architecture, lora, train))
 
 
-def _look_at_source(source: DataSource, data: DataSection, kind: SampleKind) -> None:
+def _look_at_source(source: DataSource, data: DataSection, read: _Reader) -> None:
     templates = None
     if source.columns is not None:
         from gptoss_tune.harmony.sources.columns import ColumnTemplates
@@ -161,11 +178,11 @@ def _look_at_source(source: DataSource, data: DataSection, kind: SampleKind) -> 
     for file, name in files:
         refuse_unreadable(file, name)
     if data.on_error == "stop":
-        _read_first_rows(files[0], templates, data, kind)
+        _read_first_rows(files[0], templates, data, read)
 
 
 def _read_first_rows(
-    file: tuple[Path, str], templates: ColumnTemplates | None, data: DataSection, kind: SampleKind
+    file: tuple[Path, str], templates: ColumnTemplates | None, data: DataSection, read: _Reader
 ) -> None:
     """Read the first rows of a file as the method does.
 
@@ -183,30 +200,36 @@ def _read_first_rows(
         ignored_keys=tuple(sorted(data.ignored_keys)),
     )
     rows = itertools.islice(read_file(path, name), FIRST_ROWS)
-    read = _reader(kind)
-    for at, raw in rows if templates is None else templates.rows(rows):
-        row, _ = clean_row(raw, at)
-        read(row, at, reading)
+    for at, row, written in written_rows(rows, templates):
+        for found in (row, written):
+            if isinstance(found, DataError):
+                raise found
+        assert isinstance(row, dict) and isinstance(written, dict)
+        read(row, written, at, reading)
 
 
-def _reader(kind: SampleKind) -> Callable[[dict[str, Any], str, ReadSettings], object]:
+def _reader(kind: SampleKind, *, graded: bool, own: bool) -> _Reader:
     """Return what reads a row as the method does; each format's reader is imported when used."""
     if kind.rows == "pair":
         from gptoss_tune.harmony.formats.preference import read_preference
 
-        return lambda row, at, reading: read_preference(row, at, reading=reading)
+        return lambda _, row, at, reading: read_preference(row, at, reading=reading)
     if kind.rows == "label":
         from gptoss_tune.harmony.formats.labelled import read_labelled
 
-        return lambda row, at, reading: read_labelled(row, at, reading=reading)
+        return lambda _, row, at, reading: read_labelled(row, at, reading=reading)
     if kind.rows == "prompt":
-        from gptoss_tune.grading.rows import read_grader
-        from gptoss_tune.harmony.formats.registry import read_unanswered
+        from gptoss_tune.grading.rows import require_grader
+        from gptoss_tune.harmony.formats.registry import read_to_play
 
-        def read(row: dict[str, Any], at: str, reading: ReadSettings) -> object:
-            return read_unanswered(row, at, reading, other_columns=_TEMPLATES), read_grader(row, at)
+        def read(
+            row: dict[str, Any], written: dict[str, Any], at: str, reading: ReadSettings
+        ) -> None:
+            read_to_play(written, at, reading, own=own)
+            if graded:
+                require_grader(row, at)
 
         return read
     from gptoss_tune.harmony.formats.registry import read_row
 
-    return read_row
+    return lambda _, row, at, reading: read_row(row, at, reading)

@@ -14,6 +14,7 @@ from gptoss_tune.preflight.changes import look_at_changes
 from gptoss_tune.preflight.obstacles import Obstacles
 from gptoss_tune.preflight.unusual import unusual_settings
 from gptoss_tune.recipe import Recipe
+from gptoss_tune.recipe.contradictions.rewards import needs_graders
 from gptoss_tune.recipe.mistakes import KeyPath, Place
 from gptoss_tune.recipe.recipe import fsdp2_obstacle, uneven_experts
 from gptoss_tune.recipe.schema import DistributedSection, MethodSection, ModelSection, TrainSection
@@ -52,7 +53,9 @@ def look_before_training(
     files.look_at_start(recipe.lora, fitting, obstacles)
     with obstacles.looking("method.name"):
         _look_at_environment(environment, recipe.method)
-    files.look_at_data(recipe.data, kind_of(recipe.method), obstacles)
+    own = environment is not None
+    graded = needs_graders(recipe.method, own=own)
+    files.look_at_data(recipe.data, kind_of(recipe.method), obstacles, graded=graded, own=own)
     files.look_at_questions(recipe.evaluation, obstacles)
     files.look_at_folder(recipe.train, recipe.lora, fitting, obstacles)
     look_at_changes(allow_change, recipe.train, recipe.model_dump(mode="json"), obstacles)

@@ -25,9 +25,10 @@ from gptoss_tune.harmony.dataset.statistics import histogram
 from gptoss_tune.harmony.places import first_of
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import RETURN
+from gptoss_tune.recipe.contradictions.rewards import needs_graders
 from gptoss_tune.rollout.play import Limits, Player
 from gptoss_tune.rollout.sampler import Request, Sampled
-from gptoss_tune.rollout.tasks import question_key, read_tasks
+from gptoss_tune.rollout.tasks import announced, prompt_length, question_key, read_tasks
 
 if TYPE_CHECKING:
     from gptoss_tune.harmony.dataset.selection import Split
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from gptoss_tune.recipe.schema import GrpoSection
 
 _NONE: Final = "none"
+_UNUSABLE: Final = "unusable"
 _MOST_LISTED: Final = 100
 
 
@@ -48,7 +50,8 @@ class PromptSplit:
         rows: Read, of all sources.
         too_long: Left out, since no answer fits behind them.
         tokens: Of each prompt, ascending; tools of an environment come on top.
-        graders: Tasks by the kind of their grader; ``none`` for those without.
+        graders: Tasks by the kind of their grader; ``none`` for those without,
+            ``unusable`` for one that nothing weighs and that could not judge.
         ungraded: The first places of those.
         with_tools: Tasks that declare functions.
         with_results: Tasks that hold the results of calls.
@@ -139,9 +142,9 @@ def look_at_prompts(
     if data.eval is not None or data.eval_fraction is not None:
         names.append("eval")
     splits = {
-        name: _split(data, name, vocabulary, seed=seed, own=own_environment) for name in names
+        name: _split(data, method, name, vocabulary, seed=seed, own=own_environment)
+        for name in names
     }
-    graded = "answer" in method.rewards and not own_environment
     problems = [f"{name}: {line}" for name, one in splits.items() for line in one.problems]
     warnings = []
     for name, one in splits.items():
@@ -150,10 +153,7 @@ def look_at_prompts(
             places = first_of(one.ungraded, count)
             all_of_them = f"{count:,} of {len(one.tasks):,} prompts"
             line = f"{name}: {all_of_them} say no way to grade their answer{places}"
-            if graded:
-                todo = "add answer, pattern or grader, or weigh other rewards"
-                problems.append(f"{line}, and method.rewards weighs answer; {todo}")
-            elif not own_environment:
+            if not own_environment:
                 warnings.append(f"{line}: form alone is rewarded, not what is said")
     asked = {question_key(task) for task in splits["train"].tasks}
     held_out = splits["eval"].tasks if "eval" in splits else []
@@ -171,16 +171,24 @@ def look_at_prompts(
 
 
 def _split(
-    data: DataSection, name: Split, vocabulary: Vocabulary, *, seed: int, own: bool
+    data: DataSection,
+    method: GrpoSection,
+    name: Split,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    own: bool,
 ) -> PromptSplit:
-    found, counts = PromptSplit(), Counter[str]()
+    found, counts, tools = PromptSplit(), Counter[str](), announced(method, own=own)
     try:
         found.tasks = read_tasks(
             data,
             name,
             vocabulary=vocabulary,
             seed=seed,
+            graded=needs_graders(method, own=own),
             own_environment=own,
+            announced=tools,
             tell=lambda line: found.told.append(line.removeprefix(f"{name}: ")),
             counts=counts,
         )
@@ -192,7 +200,7 @@ def _split(
     for task in found.tasks:
         conversation = task.conversation
         if conversation.messages:
-            found.tokens.append(len(renderer.render_prompt(conversation)))
+            found.tokens.append(prompt_length(renderer, conversation, tools))
         _count_grader(found, task)
         found.efforts[conversation.effort or data.reasoning_effort] += 1
         functions = conversation.namespaces.get("functions", {"tools": []})
@@ -207,8 +215,8 @@ def _split(
 def _count_grader(found: PromptSplit, task: Task) -> None:
     try:
         grader = read_grader(dict(task.row), task.source)
-    except DataError as error:
-        found.problems.append(str(error))
+    except DataError:  # nothing weighs it, or the row was refused
+        found.graders[_UNUSABLE] += 1
         return
     found.graders[_NONE if grader is None else grader.kind] += 1
     if grader is None:

@@ -19,12 +19,15 @@ from typing import Any, Final
 from gptoss_tune.environments.environment import Tool, ToolUse
 from gptoss_tune.environments.rows import UnknownCall
 from gptoss_tune.environments.tools import Result, as_text, check_arguments
+from gptoss_tune.errors import MachineError
 from gptoss_tune.evaluate.parse import Said
 from gptoss_tune.grading.answer import Call
 from gptoss_tune.harmony.conversation import Header, Message
 
 CODE: Final = "python"
 """The built-in tool whose argument is code, not JSON."""
+_ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+"""Who speaks in harmony by another name than a tool's."""
 _RECIPIENT: Final = re.compile(r"[\w-]{1,64}(\.[\w-]{1,64})?", re.ASCII)
 
 
@@ -68,7 +71,12 @@ class Asked:
 
         Args:
             result: Of ``work``, where that was called.
+
+        Raises:
+            MachineError: The tool found that the machine does not work.
         """
+        if result is not None and isinstance(result.error, MachineError):
+            raise result.error
         mistake, by_model = self.mistake, self.by_model
         if result is not None and isinstance(result.error, UnknownCall):
             mistake, by_model = str(result.error), True
@@ -90,9 +98,15 @@ class Asked:
 
 
 def can_be_answered(said: Said) -> bool:
-    """Whether a call has a header that a tool's message can answer, whatever it calls."""
+    """Whether a call has a header that a tool's message can answer, whatever it calls.
+
+    The answer's author is the recipient, so that a role as the name of a tool would make it a
+    message of that role.
+    """
     recipient = _RECIPIENT.fullmatch(said.recipient or "")
-    return recipient is not None and said.channel in ("analysis", "commentary")
+    if recipient is None or said.recipient in _ROLES:
+        return False
+    return said.channel in ("analysis", "commentary")
 
 
 def read_call(said: Said, offered: Mapping[str, Offered]) -> Asked:

@@ -7,6 +7,7 @@ from the ids of the messages that stay.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -192,7 +193,7 @@ class EpisodeInProgress:
         calls: list[Call] = [call for one in given for call in one.calls]
         thoughts = [one.analysis for one in given if one.analysis]
         return Outcome(
-            row=self.task.row,
+            row=copy.deepcopy(dict(self.task.row)),  # a reward may change it
             given=Given(finals[-1] if finals else None, tuple(calls), "\n\n".join(thoughts)),
             answers=tuple(given),
             uses=tuple(self._uses),

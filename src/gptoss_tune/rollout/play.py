@@ -8,6 +8,7 @@ its reward.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -134,7 +135,9 @@ class Player:
     def _begin(self, plays: Sequence[EpisodeInProgress], poll: Callable[[], None]) -> None:
         def begun(play: EpisodeInProgress) -> tuple[Any, list[Any]]:
             play.environment = self._make()
-            asked = play.environment.reset(play.task.row, play.seed)
+            # Episodes of a group begin in threads at the same time, and it may change what it gets.
+            row = copy.deepcopy(dict(play.task.row))
+            asked = play.environment.reset(row, play.seed)
             return asked, list(play.environment.tools())
 
         work = [lambda play=play: begun(play) for play in plays]
@@ -157,11 +160,14 @@ class Player:
         for tool in tools:
             if (wrong := mistake_of_tool(tool)) is not None:
                 raise DataError(f"tools() {wrong}")
+            name = tool.name if tool.builtin or "." in tool.name else f"functions.{tool.name}"
+            if name in run:
+                raise DataError(f"tools() gave {name!r} twice; give each tool a name of its own")
             if tool.builtin:
                 add_builtin_tools(conversation, [tool.name.split(".")[0]])
             elif f"functions.{tool.name}" not in conversation.recipients():
                 _declare(conversation, tool)
-            run[tool.name if tool.builtin or "." in tool.name else f"functions.{tool.name}"] = tool
+            run[name] = tool
         offered: dict[str, Offered] = {}
         for namespace, content in conversation.namespaces.items():
             for declared in content["tools"]:

@@ -9,12 +9,11 @@ line, before a model is loaded.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -22,26 +21,27 @@ from gptoss_tune.environments.environment import Task
 from gptoss_tune.environments.rows import read_script
 from gptoss_tune.environments.tools import check_schema
 from gptoss_tune.errors import DataError
-from gptoss_tune.grading.rows import read_grader
-from gptoss_tune.harmony.conversation import Conversation
+from gptoss_tune.grading.rows import require_grader
+from gptoss_tune.harmony.conversation import Conversation, add_builtin_tools
 from gptoss_tune.harmony.dataset.load import effort_of, sample_settings, split_sources
 from gptoss_tune.harmony.dataset.selection import Split
-from gptoss_tune.harmony.formats.detect import QUESTIONS, format_of
-from gptoss_tune.harmony.formats.registry import read_as, read_unanswered
-from gptoss_tune.harmony.reading import GRADING, ReadSettings
+from gptoss_tune.harmony.formats.registry import read_to_play
+from gptoss_tune.harmony.reading import ReadSettings
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.sources.open import open_source
-from gptoss_tune.harmony.sources.padding import clean_row
-from gptoss_tune.harmony.sources.rows import Located
+from gptoss_tune.harmony.sources.written import written_rows
 from gptoss_tune.harmony.vocabulary import Vocabulary
 from gptoss_tune.recipe import DataSection, DataSource
 from gptoss_tune.recipe.data_schema import TASK_KEYS
+
+if TYPE_CHECKING:
+    from gptoss_tune.harmony.sources.columns import ColumnTemplates
+    from gptoss_tune.recipe.schema import MethodSection
 
 SHORTEST_ANSWER: Final = 8
 """Tokens that a prompt must leave: a final answer of one word has six."""
 _MOST_SHOWN: Final = 20
 _STOP_AFTER: Final = 100
-_ASKING: Final = ("messages", "conversations", "prompt")
 
 
 def read_tasks(
@@ -52,6 +52,7 @@ def read_tasks(
     seed: int,
     graded: bool = False,
     own_environment: bool = False,
+    announced: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
     counts: Counter[str] | None = None,
 ) -> list[Task]:
@@ -67,6 +68,7 @@ def read_tasks(
         graded: Whether a row must say how its answer is graded.
         own_environment: Whether an environment of the user's own asks: rows need no prompt then,
             and results of tools are its own affair.
+        announced: Built-in tools of the environment; the model is told of them in each prompt.
         tell: Called with what was left out, a line each.
         counts: Is told of ``rows``, ``tasks``, ``too_long``, ``rejected``.
 
@@ -76,7 +78,9 @@ def read_tasks(
         MachineError: A library that graders need is not installed.
     """
     counted: Counter[str] = Counter() if counts is None else counts
-    reader = _Reader(data, vocabulary, graded=graded, own=own_environment, counts=counted)
+    reader = _Reader(
+        data, vocabulary, graded=graded, own=own_environment, announced=announced, counts=counted
+    )
     sources = split_sources(data, split)
     read = [reader.source(source, number) for number, source in enumerate(sources)]
     if reader.mistakes and (data.on_error == "stop" or counted["rejected"] > data.max_errors):
@@ -101,6 +105,28 @@ def read_tasks(
     return tasks
 
 
+def announced(method: MethodSection, *, own: bool = False) -> tuple[str, ...]:
+    """Return the built-in tools that the environment of a recipe tells the model of.
+
+    Args:
+        method: Of the recipe.
+        own: Whether a class of the user's own plays; its tools are known once it is asked.
+    """
+    return (
+        ("python",) if method.name == "grpo" and method.environment == "python" and not own else ()
+    )
+
+
+def prompt_length(
+    renderer: Renderer, conversation: Conversation, announced: Sequence[str] = ()
+) -> int:
+    """Return the tokens of a prompt, built-in tools of the environment included."""
+    asked = replace(conversation)
+    if announced:
+        add_builtin_tools(asked, [*announced])
+    return len(renderer.render_prompt(asked))
+
+
 class _Reader:
     """Reads rows and keeps what is wrong with them."""
 
@@ -111,6 +137,7 @@ class _Reader:
         *,
         graded: bool,
         own: bool,
+        announced: Sequence[str],
         counts: Counter[str],
     ) -> None:
         self.mistakes: list[str] = []
@@ -120,6 +147,7 @@ class _Reader:
         self._renderer = Renderer(vocabulary, settings)
         self._graded = graded
         self._own = own
+        self._announced = announced
         self._counts = counts
         self._sound: set[str] = set()
 
@@ -128,7 +156,7 @@ class _Reader:
         opened = open_source(source.model_copy(update={"columns": None}))
         reading = sample_settings(self._data, source=source).reading
         found: list[Task] = []
-        for at, row, written in _rows(opened.rows(), source):
+        for at, row, written in written_rows(opened.rows(), _templates(source)):
             self._counts["rows"] += 1
             try:
                 if isinstance(row, DataError):
@@ -161,20 +189,17 @@ class _Reader:
         dataset: int,
         reading: ReadSettings,
     ) -> Task | None:
-        conversation = self._conversation(written, at, reading)
+        conversation = read_to_play(written, at, reading, own=self._own)
         if conversation.effort is None:
             conversation.effort = effort_of(source, self._data)
-        if self._graded and read_grader(row, at) is None:
-            raise DataError(
-                f"{at}: the row has neither answer, pattern nor grader, and method.rewards weighs "
-                "answer; add one, or weigh other rewards"
-            )
+        if self._graded:
+            require_grader(row, at)
         self._check_tools(conversation)
         if not self._own:
             functions = conversation.namespaces.get("functions", {"tools": []})
             read_script(row, at, reading, [tool["name"] for tool in functions["tools"]])
         if conversation.messages:
-            length = len(self._renderer.render_prompt(conversation))
+            length = prompt_length(self._renderer, conversation, self._announced)
             if length + SHORTEST_ANSWER > self._data.max_length:
                 return self._leave_out(at, length)
         return Task(0, at, row, conversation, dataset)
@@ -189,23 +214,6 @@ class _Reader:
         self._counts["too_long"] += 1
         self.too_long.append(line)
 
-    def _conversation(self, row: dict[str, Any], at: str, reading: ReadSettings) -> Conversation:
-        there = {key for key, value in row.items() if value is not None}
-        if there & {*_ASKING, "chosen", "rejected"}:
-            return read_unanswered(row, at, reading)
-        # What grades is no column of the question: "answer" beside "output" is the right one.
-        bare = {key: value for key, value in row.items() if key not in GRADING}
-        question = _question(bare, at)
-        if question is not None:
-            return read_unanswered(question, at, reading)
-        if self._own and not _asks(row, at):
-            return Conversation(at, reading=reading)
-        row = bare if _asks(bare, at) else row
-        conversation = read_as(format_of(row, at), row, at, reading)
-        asked = [n for n, said in enumerate(conversation.messages) if said.header.role == "user"]
-        conversation.messages = conversation.messages[: asked[-1] + 1] if asked else []
-        return conversation
-
     def _check_tools(self, conversation: Conversation) -> None:
         for namespace in conversation.namespaces.values():
             for tool in namespace["tools"]:
@@ -215,48 +223,13 @@ class _Reader:
                     self._sound.add(key)
 
 
-def _question(row: dict[str, Any], at: str) -> dict[str, Any] | None:
-    """Return a row with its one column of a question as its prompt; ``None`` without one."""
-    asking = [name for name in QUESTIONS if isinstance(row.get(name), str)]
-    if len(asking) != 1 or _asks(row, at):
-        return None
-    rest = {key: value for key, value in row.items() if key != asking[0]}
-    return {**rest, "prompt": row[asking[0]]}
-
-
-def _asks(row: dict[str, Any], at: str) -> bool:
-    try:
-        return format_of(row, at) == "instruct"
-    except DataError:
-        return False
-
-
-def _rows(
-    located: Iterator[Located], source: DataSource
-) -> Iterator[tuple[str, dict[str, Any] | DataError, dict[str, Any] | DataError]]:
-    """Yield place, row and what templates wrote of it; without templates that is the row."""
+def _templates(source: DataSource) -> ColumnTemplates | None:
     if source.columns is None:
-        for at, raw in located:
-            row = _cleaned(raw, at)
-            yield at, row, row
-        return
+        return None
     from gptoss_tune.harmony.sources.columns import ColumnTemplates
 
-    raws, seen = itertools.tee(located)
     columns = {str(name): text for name, text in source.columns.items()}
-    templates = ColumnTemplates(columns, structured=TASK_KEYS)
-    for (at, raw), (_, made) in zip(raws, templates.rows(seen), strict=True):
-        row, written = _cleaned(raw, at), _cleaned(made, at)
-        if isinstance(row, dict) and isinstance(written, dict):
-            row = {**row, **written}
-        yield at, row, written
-
-
-def _cleaned(raw: Any, at: str) -> dict[str, Any] | DataError:
-    try:
-        return clean_row(raw, at)[0]
-    except DataError as error:
-        return error
+    return ColumnTemplates(columns, structured=TASK_KEYS)
 
 
 def _part(read: list[list[Task]], split: Split, fraction: float, seed: int) -> list[list[Task]]:

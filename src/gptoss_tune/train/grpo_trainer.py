@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -32,6 +33,7 @@ from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.files.digest import digest_of
 from gptoss_tune.run.folder import RunFolder
 from gptoss_tune.run.jsonl import read_lines
+from gptoss_tune.run.record import update_record
 from gptoss_tune.train.context import RunContext
 from gptoss_tune.train.distributed.signals import EvaluationLeftOut
 from gptoss_tune.train.grpo.meter import GrpoMeter
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 PHASE = "phase.safetensors"
 """Of a checkpoint between two updates on one batch of episodes: the rows of the coming ones."""
+_KEPT = "chunks of episodes that are over are kept"
 _MADE_LATER = ("old_logps", "reference_logps")
 
 
@@ -78,6 +81,7 @@ class GrpoTrainer(MethodTrainer):
         self._section, self._playing, self._context, self._loss = section, playing, context, loss
         self._max_length = context.recipe.data.max_length
         self._coming: dict[int, list[Row]] = {}
+        self._drawn_finite = True
         device = self.accelerator.device
         self._meter, self._of_step = (
             GrpoMeter(device, reference=section.kl_weight > 0) for _ in range(2)
@@ -118,15 +122,18 @@ class GrpoTrainer(MethodTrainer):
         _, weight = super().get_batch_samples(epoch_iterator, num_batches, device)
         step = self.state.global_step
         if step not in self._coming:
+            saved = "; a checkpoint is saved first" if step else ""
             try:
-                self._begin(step)
+                with self._context.stop.answering(f"leaving these rollouts, {_KEPT}{saved}"):
+                    self._begin(step)
             except Stopped:
-                self._leave(step)
+                self._leave(step, _KEPT)
                 return [], weight
         each, groups = self.args.per_device_train_batch_size, self.groups
         rows = self._coming.pop(step)
         # A KL alone has no gradient where the adapters begin: at the reference itself.
         self.teaches = any(bool(row["advantages"].any()) for row in rows)
+        self._drawn_finite = all(bool(np.isfinite(row["sampler_logps"]).all()) for row in rows)
         batches = micro_batches(rows, each, groups.data_ranks, groups.data_rank)
         return [{"micro_batches": batches}], weight
 
@@ -138,9 +145,10 @@ class GrpoTrainer(MethodTrainer):
         """
         if self.state.global_step == 0 and self.eval_dataset is not None and not self._measured():
             try:
-                self.evaluate()
+                with self._context.stop.answering("leaving the first evaluation; no step was made"):
+                    self.evaluate()
             except EvaluationLeftOut:
-                self._leave(0)
+                self._leave(0, "no episode of training was played yet")
         super()._run_epoch(*args, **kwargs)
 
     def _measured(self) -> bool:
@@ -174,30 +182,42 @@ class GrpoTrainer(MethodTrainer):
         outputs: Any = self._loss(model, inputs)
         figures = getattr(outputs, "figures", None)
         if figures is not None:  # another loss than the method's own has none
-            self._meter.add(figures)
             self._of_step.add(figures)
         return outputs.loss_sum, {"token_losses": outputs.token_losses}
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         """Stop a run whose episodes were not drawn from the weights that it trains.
 
+        A step that is not finite by the trainer's doing is the guard's to judge: it is left out.
+
         Raises:
             GuardError: The step's mismatch is beyond the limit; it makes no update.
         """
-        limit = self._section.mismatch_kl_limit
+        limit, step = self._section.mismatch_kl_limit, self.state.global_step + 1
+        if limit is not None and not self._drawn_finite:
+            raise GuardError(
+                f"step {step}: the sampler gave log-probabilities of drawn tokens that are not "
+                "finite, so nothing says whether its weights are those that are trained, and the "
+                f"step made no update. Look at sampler {self._section.sampler}, and check the base "
+                "with `gptoss-tune verify`; with method.mismatch_kl_limit null such steps are left "
+                "out as guard.max_nonfinite_steps says"
+            )
+        norm = super()._clip_grad_norm(model)
         found = self._figures(self._of_step)
         measured = found.get("mismatch_kl", 0.0)
-        if limit is not None and not measured <= limit:  # nor is NaN
+        if limit is not None and self.applied and not measured <= limit:  # nor is NaN
             raise GuardError(
-                f"step {self.state.global_step + 1}: the KL of sampler and trainer is "
-                f"{measured:.3g} nats a token over {found['trained_tokens']:.0f} drawn tokens, "
+                f"step {step}: the KL of sampler and trainer is {measured:.3g} nats a token over "
+                f"{found['trained_tokens']:.0f} drawn tokens, "
                 f"beyond method.mismatch_kl_limit {limit:g}: the episodes were not drawn from the "
                 "weights that are trained, and the step made no update. Set method.replay_routing "
                 "to true where it is not; with sampler server see that it runs this base with the "
                 "precision of the recipe; raise method.mismatch_kl_limit, or set it to null, if "
                 "the importance weights are to carry that much"
             )
-        return super()._clip_grad_norm(model)
+        if self.applied:  # or one step's NaN would be the figure of the whole line
+            self._meter.add(self._of_step.total)
+        return norm
 
     def read_losses(self, mode: Literal["train", "eval"]) -> dict[str, float]:
         """Return the figures of ``GrpoMeter`` since the last reset, of all ranks."""
@@ -280,17 +300,22 @@ class GrpoTrainer(MethodTrainer):
                     row[name] = of_row[: len(row["input_ids"])].copy()
                     row[name][1:], row[name][0] = row[name][:-1].copy(), 0
 
-    def _leave(self, step: int) -> None:
-        """End the run between two steps; what was played of the phase is in the ledger.
+    def _leave(self, step: int, kept: str) -> None:
+        """End the run between two steps; what was played of a phase is in the ledger.
+
+        Args:
+            step: Steps made so far.
+            kept: What is, where no step was made.
 
         Raises:
             RunInterrupted: No step was made that a checkpoint could hold.
         """
         run = RunFolder(self._context.run)
         if step == 0:
+            if rank() == 0:
+                update_record(self._context.run, status="stopped", steps=0)
             raise RunInterrupted(
-                "a signal ended the run in its first rollouts; the chunks that were over are kept, "
-                "the same command goes on with the others"
+                f"a signal ended the run before its first step; {kept}, the same command goes on"
             )
         self._context.stop.stopped = True
         self.control.should_training_stop = True

@@ -365,7 +365,8 @@ def _guard(context: RunContext, method: Method) -> Guard:
         seed, kind = recipe.train.seed, kind_of(recipe.method)
         return row_sources(recipe.data, rows, vocabulary=vocabulary, seed=seed, kind=kind)
 
-    return Guard(recipe.guard, context.run, context.console, method.sources or sources)
+    told, judged = method.sources or sources, recipe.method.name != "grpo"
+    return Guard(recipe.guard, context.run, context.console, told, judges_loss=judged)
 
 
 def _open_record(context: RunContext, identity: Identity) -> None:

@@ -76,9 +76,10 @@ class MethodTrainer(Trainer):
     Attributes:
         left_out: Steps whose evaluation was ended by a signal.
         teaches: Whether the step at hand has anything to learn from.
+        applied: Whether the observers left its gradients to make an update, once they were asked.
     """
 
-    teaches = True
+    teaches = applied = True
 
     def __init__(
         self,
@@ -197,7 +198,7 @@ class MethodTrainer(Trainer):
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         """Show the step's gradients to the observers, then clip what they left."""
         step = self.state.global_step + 1
-        self.observers.on_gradients(model, step, teaches=self.teaches)
+        self.applied = self.observers.on_gradients(model, step, teaches=self.teaches)
         return super()._clip_grad_norm(model)
 
     def _get_dataloader(

@@ -8,7 +8,9 @@ import pytest
 
 from gptoss_tune.environments import Tool
 from gptoss_tune.environments.environment import Rewards
+from gptoss_tune.environments.rewards.reward import RewardFunction
 from gptoss_tune.environments.rows import RowTools
+from gptoss_tune.errors import MachineError
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.rollout.play import Limits, Player
 
@@ -96,6 +98,9 @@ def test_a_malformed_call_is_answered_with_an_error_and_the_episode_goes_on(
             "goes on after its final answer",
         ),
         (call("{}", "functions.a/b"), "calls the unknown tool"),
+        (call("{}", "user"), "calls the unknown tool"),
+        (call("{}", "system"), "calls the unknown tool"),
+        (call("{}", "assistant"), "calls the unknown tool"),
         (call('{"item": "pear"}', channel="final"), "a call in channel 'final'"),
         ("<|channel|>final<|message|>3<|start|>x<|return|>", "inside a message"),
     ],
@@ -216,6 +221,37 @@ def test_a_tool_that_raises_hangs_or_gives_rubbish_costs_its_own_call(play, row)
     assert time.monotonic() - started < 10
 
 
+def test_a_tool_or_reward_that_finds_the_machine_broken_ends_the_run(play, row):
+    def broken(*_, **__):
+        raise MachineError("the sandbox cannot be set up")
+
+    with pytest.raises(MachineError, match="the sandbox cannot be set up"):
+        play(row, GOOD, FINAL, make=own(tool=staticmethod(broken)))
+    judge = RewardFunction({"environment": 1.0}, own=True).judge_many
+    with pytest.raises(MachineError, match="the sandbox cannot be set up"):
+        play(row, GOOD, FINAL, make=own(reward=broken), judge=judge)
+
+
+def test_an_environment_may_change_its_row_and_no_other_episode_sees_it(
+    renderer, scripted, task_of, judge_all
+):
+    class Takes(Own):
+        def reset(self, row, seed):
+            return [{"role": "user", "content": row.pop("ask") + row["fruits"].pop()}]
+
+    row = {"prompt": "-", "ask": "A ", "fruits": ["plum", "pear"]}
+    task = task_of(row)
+    whole = json.loads(json.dumps(row))
+    for _ in range(2):  # a group, and a later phase
+        sampler = scripted([FINAL], [FINAL])
+        player = Player(sampler, renderer, Takes, judge_all, Limits(100, 8, 2000, 5.0))
+        episodes = player.play([(task, 0, 1), (task, 1, 2)], temperature=1.0)
+        assert [e.messages[0]["content"] for e in episodes] == ["A pear", "A pear"]
+        assert [e.outcome.row for e in episodes] == [whole, whole]
+        episodes[0].outcome.row["fruits"].clear()  # as a reward may
+    assert task.row == whole
+
+
 def test_calls_of_a_round_run_at_the_same_time(renderer, scripted, task_of, row, judge_all):
     together = threading.Barrier(3)
 
@@ -249,6 +285,9 @@ def _raise(*_):
         ({"tools": lambda self: [Tool("two words", "", None, str)]}, "tools()"),
         ({"tools": lambda self: [Tool("f", "", {"type": "wrong"}, str)]}, "type is 'wrong'"),
         ({"tools": lambda self: [Tool("shell", "", None, str, builtin=True)]}, "builtin_tools"),
+        ({"tools": lambda self: [Tool("f", "", None, str)] * 2}, "gave 'functions.f' twice"),
+        ({"tools": lambda self: [Tool("f", "", [], str)]}, "the tool 'f' with list as parameters"),
+        ({"tools": lambda self: [Tool("f", "", "{}", str)]}, "the tool 'f' with str as parameters"),
         ({"tools": lambda self: None}, "TypeError"),
     ],
 )
@@ -324,8 +363,6 @@ def test_a_stop_is_heard_while_a_tool_runs(play, row):
 
 def test_a_sampler_that_changes_its_weights_or_its_counts_is_refused(play, row, scripted, renderer):
     from dataclasses import replace
-
-    from gptoss_tune.errors import MachineError
 
     def broken(**changes):
         sampler = scripted([GOOD, FINAL])

@@ -4,6 +4,7 @@ import numpy as np
 import openai_harmony as oh
 import pytest
 
+from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.vocabulary import CALL, END, RETURN
 
 THOUGHT = "<|channel|>analysis<|message|>Ask the price.<|end|>"
@@ -195,6 +196,28 @@ def test_thoughts_go_where_the_user_speaks_again(vocabulary, play, row):
     assert after.choices.shape[0] == len(after.input_ids)
     assert [given.final for given in episode.outcome.answers] == [None, "3", "6"]
     assert episode.outcome.final == "6"
+
+
+def test_two_replies_are_asked_as_training_renders_them(renderer, play):
+    class TalksTwice(Talks):
+        def reset(self, row, seed):
+            self.replies = ["And three?", "And two?"]
+            return None
+
+    said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant" + FINAL
+    asked = {"messages": [{"role": "user", "content": "One?"}]}
+    _, sampler = play(asked, said, said, said, make=TalksTwice)
+    turns = []
+    for question in ("One?", "And two?"):
+        answer = {"role": "assistant", "content": "3", "thinking": "Hm."}
+        turns += [{"role": "user", "content": question}, answer]
+    turns.append({"role": "user", "content": "And three?"})
+    told = read_prompt({"messages": turns}, "a.jsonl:1")
+    tools = {"functions": {"name": "functions", "tools": [{"name": "price", "description": ""}]}}
+    told.namespaces.update(tools)
+    assert renderer.vocabulary.decode(list(sampler.requests[2][0].prompt)) == (
+        renderer.vocabulary.decode(renderer.render_prompt(told))
+    )
 
 
 def test_final_ids_that_no_encoder_writes_stay_as_they_were_drawn(vocabulary, play, row):

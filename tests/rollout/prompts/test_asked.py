@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from gptoss_tune.cli import app
 from gptoss_tune.errors import RecipeError
+from gptoss_tune.grading.code.protection import protection
 from gptoss_tune.harmony.vocabulary import load_vocabulary
 from gptoss_tune.recipe import load_recipe
 from gptoss_tune.rollout.asked import first_prompts, look_at_prompts
@@ -104,14 +105,37 @@ def test_a_weight_repeats_prompts_and_is_no_repetition(write):
 
 def test_a_prompt_that_nothing_grades_is_a_problem_where_answers_are_rewarded(write):
     path = write([*ROWS, {"prompt": "Say hello."}])
-    found = looked(path)
-    (problem,) = found.problems
-    assert "train: 1 of 5 prompts say no way to grade their answer" in problem
-    assert "5" in problem and "method.rewards weighs answer" in problem
+    (problem,) = looked(path).problems
+    assert "a.jsonl:5: the row has neither answer, pattern nor grader" in problem
+    assert "method.rewards weighs answer" in problem
     form = looked(path, "method.rewards={format: 1}")
     assert form.problems == [] and "form alone is rewarded" in form.warnings[0]
     own = looked(path, own_environment=True)
     assert own.problems == own.warnings == [], "it is the class's own affair"
+
+
+def test_mistakes_of_rows_and_of_graders_are_told_together_and_only_where_they_count(write):
+    bad = {"prompt": "a", "grader": "nonsense"}
+    path = write([*ROWS, bad, {"other": 1}])
+    told = "\n".join(looked(path).problems)
+    assert "a.jsonl:5: grader is 'nonsense'" in told and "a.jsonl:6: no known columns" in told
+    path = write([*ROWS, bad])
+    for found in (looked(path, "method.rewards={format: 1}"), looked(path, own_environment=True)):
+        assert found.problems == [] and found.splits["train"].graders["unusable"] == 1
+
+
+def test_the_text_of_the_tool_python_counts_in_the_prompt(write):
+    plain = looked(write(ROWS)).splits["train"].tokens
+    coded = looked("a.yaml", "method.environment=python").splits["train"]
+    assert coded.tokens[0] > plain[0] + 100
+    recipe = load_recipe("a.yaml", ["method.environment=python"])
+    if protection().sufficient:
+        shown = first_prompts(coded.tasks, recipe.data, recipe.method, load_vocabulary())
+        assert sorted(len(one.token_ids) for one in shown) == coded.tokens, "as they are asked"
+    # So a prompt that would leave no room is left out before the run, and not in it.
+    short = looked("a.yaml", "method.environment=python", f"data.max_length={plain[0] + 20}")
+    assert short.splits["train"].too_long == 4
+    assert all(task.conversation.builtin_tools == () for task in coded.tasks)
 
 
 def test_rows_that_cannot_be_played_are_listed_and_not_raised(write):
@@ -165,6 +189,8 @@ def test_preview_asks_an_environment_of_the_users_own(write, tmp_path, monkeypat
     checked = run("check-data", path, "--environment", "fruit_shop:Shop")
     assert checked.exit_code == 0 and "prompts  2" in checked.stdout
     assert "0 of them asked before" in checked.stdout, "other rows, though neither has a prompt"
+    missing = run("check-data", path, "--environment", "fruit_shop:Stall")
+    assert isinstance(missing.exception, RecipeError) and "Stall" in str(missing.exception)
     alone = run("check-data", path)
     assert alone.exit_code == 2, "without the class the rows ask nothing"
 

@@ -1,6 +1,7 @@
 """The guard's watches by themselves, on a model without a run: gradients, losses, expert load."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from gptoss_tune.train.guard.checksum import checksum
 from gptoss_tune.train.guard.gradients import GradientCheck
 from gptoss_tune.train.guard.warnings import CONSTANT_LOSSES, LossWarnings
 from gptoss_tune.train.observers.expert_load import ExpertLoad, entropies
+from gptoss_tune.train.observers.observer import GradientStep, MicroBatch
+from gptoss_tune.train.run import _guard
 from gptoss_tune.weights import open_checkpoint
 
 
@@ -151,6 +154,35 @@ def test_a_loss_that_never_changes_stops_the_run(alarms):
         alarms.note_loss(2.5, number + 1, updates=True)
     with pytest.raises(GuardError, match=r"exactly 2\.5 in each of 10 updates"):
         alarms.note_loss(2.5, CONSTANT_LOSSES, updates=True)
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_a_loss_of_episodes_is_not_judged(recipe, tmp_path, method):
+    """It lies around 0: no jump of it means anything, nor does the same value in each update."""
+    more = ["method.max_new_tokens=64"] if method == "grpo" else []
+    settings = recipe(f"method.name={method}", *more)
+    context = SimpleNamespace(recipe=settings, run=tmp_path, console=Console(quiet=True))
+    rows = SimpleNamespace(sources=lambda rows: [])
+
+    def losses(*values, teaches=True):
+        guard = _guard(context, rows)
+        guard._optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}])
+        for number, value in enumerate(values):
+            batch = MicroBatch({"input_ids": torch.zeros(1, 4)}, [0], torch.zeros(1))
+            guard.before_forward(batch)
+            guard.after_forward(torch.tensor(value))
+            none = torch.zeros(1, 4)
+            guard.on_gradients(GradientStep(nn.Linear(1, 1), number + 1, none, teaches=teaches))
+        return guard.alarms.warnings
+
+    same, jump = [0.0] * CONSTANT_LOSSES, [*(0.1, 0.2) * 10, 2.0]
+    assert losses(*same, teaches=False) == losses(*[-0.1] * 9, -0.2, 0.4) == []
+    if method == "sft":
+        assert len(losses(*jump)) == 1
+        with pytest.raises(GuardError, match=r"exactly 0\.0 in each"):
+            losses(*same)
+    else:
+        assert losses(*same) == losses(*jump) == []
 
 
 def test_a_jump_of_the_loss_is_warned_of(alarms):

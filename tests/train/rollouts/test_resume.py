@@ -80,7 +80,7 @@ def act_in_call(monkeypatch, number, act):
 
 @pytest.mark.parametrize("phase", [1, 2])
 def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
-    grpo_recipe, whole, tmp_path, lucky, monkeypatch, phase
+    grpo_recipe, whole, tmp_path, lucky, monkeypatch, capfd, phase
 ):
     run = tmp_path / "run"
     # A call of the sampler is a group; the held-out prompts are one, before each phase.
@@ -97,7 +97,13 @@ def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
     )
     made = sorted(path.name for path in run.glob("checkpoint-*"))
     assert made == ([] if phase == 1 else ["checkpoint-1", "checkpoint-2"])
-    assert ("first rollouts" if phase == 1 else "checkpoint-2 is") in str(stopped.value)
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+    answer = capfd.readouterr().err
+    assert "SIGTERM: leaving these rollouts, chunks of episodes that are over are kept" in answer
+    assert ("a checkpoint is saved" in answer) == (phase == 2)
+    assert ("before its first step; chunks of" if phase == 1 else "checkpoint-2 is") in str(
+        stopped.value
+    )
     kept = sorted((run / ".rollouts").iterdir())
     assert kept and all(path.suffix == ".safetensors" for path in kept)
     calls.clear()
@@ -115,6 +121,20 @@ def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
     assert sum(read) == len(kept)
     same(run, whole)
     assert not (run / ".rollouts").exists()
+
+
+def test_a_signal_in_the_first_evaluation_promises_nothing(
+    grpo_recipe, tmp_path, lucky, monkeypatch, capfd
+):
+    run = tmp_path / "run"
+    act_in_call(monkeypatch, 1, functools.partial(os.kill, os.getpid(), signal.SIGTERM))
+    with pytest.raises(RunInterrupted, match="no episode of training was played yet"):
+        continued(grpo_recipe, run)
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["steps"]) == ("stopped", 0)
+    answer = capfd.readouterr().err
+    assert "SIGTERM: leaving the first evaluation; no step was made" in answer
+    assert "checkpoint" not in answer
 
 
 def test_a_chunk_of_other_weights_or_a_damaged_one_is_played_again(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 
 from gptoss_tune.environments.environment import Rewards
 from gptoss_tune.errors import GuardError, RecipeError
+from gptoss_tune.recipe import load_recipe
 from gptoss_tune.rollout.own import OwnSampler
+from gptoss_tune.train.grpo_trainer import GrpoTrainer
 from gptoss_tune.train.rollouts.played import finite
 from gptoss_tune.train.run import train
 
@@ -68,9 +70,11 @@ def test_held_out_prompts_are_played_greedily(whole):
         assert [one["task"] for one in held_out] == [0, 1]
         assert line["eval_reward"] == np.mean([one["rewards"]["total"] for one in held_out])
         assert line["eval_episode_tokens"] == 6
+        assert (line["eval_cut_off_share"], line["eval_failed_rewards"]) == (1, 0)
     record = json.loads((whole / "run.json").read_text())
     assert record["rollouts"]["environment"] == "lucky:Luck"
     assert record["rollouts"]["sampler"] == "own"
+    assert record["rollouts"]["held_out"] == {"step": 4, "failed_rewards": 0}
     assert record["fingerprint"]["environment"].startswith("lucky:Luck, sha256 ")
     trained = sum(len(played(whole, step)) for step in (1, 3))
     assert record["rollouts"]["episodes"] == trained
@@ -91,12 +95,22 @@ def test_the_best_weights_are_chosen_by_the_reward_of_held_out_prompts(whole):
     assert mine == chosen
 
 
-def test_a_mismatch_beyond_its_bound_stops_the_run_without_an_update(small, lucky, monkeypatch):
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        # k3 of a log-ratio of 0.5: exp(0.5) - 1 - 0.5
+        (-0.5, "step 1: the KL of sampler and trainer is 0.149 nats a token"),
+        (math.nan, "step 1: the sampler gave log-probabilities of drawn tokens that are not"),
+    ],
+)
+def test_a_mismatch_beyond_its_bound_stops_the_run_without_an_update(
+    small, lucky, monkeypatch, added, said
+):
     original = OwnSampler.sample
 
     def other_weights(self, *args):
         return [
-            type(one)(one.token_ids, one.logps - np.float32(0.5), one.choices, one.version)
+            type(one)(one.token_ids, one.logps + np.float32(added), one.choices, one.version)
             for one in original(self, *args)
         ]
 
@@ -104,11 +118,37 @@ def test_a_mismatch_beyond_its_bound_stops_the_run_without_an_update(small, luck
     recipe = small()
     with pytest.raises(GuardError) as stopped:
         train(recipe, environment="lucky:Luck")
-    # k3 of a log-ratio of 0.5: exp(0.5) - 1 - 0.5
-    assert "step 1: the KL of sampler and trainer is 0.149 nats a token" in str(stopped.value)
-    assert "method.mismatch_kl_limit 0.05" in str(stopped.value)
+    assert said in str(stopped.value)
+    assert "method.mismatch_kl_limit" in str(stopped.value)
     record = json.loads((Path(recipe.train.output_dir) / "run.json").read_text())
     assert record["status"] == "stopped by the guard"
+
+
+def test_a_step_that_the_trainer_computes_as_nan_is_left_out(
+    grpo_recipe, tmp_path, lucky, monkeypatch
+):
+    original = GrpoTrainer.loss_of
+
+    def poisoned(self, model, inputs, batch_only):
+        if self.state.global_step:
+            return original(self, model, inputs, batch_only)
+        norm = self.accelerator.unwrap_model(model).get_base_model().model.norm
+        spoiled = norm.register_forward_hook(lambda module, given, output: output * math.nan)
+        try:
+            return original(self, model, inputs, batch_only)
+        finally:
+            spoiled.remove()
+
+    monkeypatch.setattr(GrpoTrainer, "loss_of", poisoned)
+    settings = {"max_steps": 2, "logging_steps": 2, "output_dir": tmp_path / "run"}
+    settings |= dict.fromkeys(("eval_steps", "keep_best", "save_steps"), "null")
+    words = [f"train.{name}={value}" for name, value in settings.items()]
+    recipe = load_recipe(grpo_recipe, [*words, "data.eval=null", "method.updates=1"])
+    run = train(recipe, environment="lucky:Luck").folder
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished" and record["guard"]["skipped_steps"] == 1
+    (line,) = [line for line in logged(run) if "mismatch_kl" in line]
+    assert line["step"] == 2 and line["mismatch_kl"] < 1e-6 and math.isfinite(line["loss"])
 
 
 def test_rewards_that_are_no_numbers_count_as_failed(small, lucky):
@@ -128,9 +168,11 @@ def test_a_run_without_any_signal_says_so(small, lucky):
 
 
 def test_cut_answers_are_left_out_of_training_and_not_of_the_counts(small, lucky):
-    # Every answer of this base is cut: nothing is left to train.
-    with pytest.raises(GuardError, match="no group of episodes had rewards that differ"):
+    # Every answer of this base is cut: nothing is left to train, though rewards differ.
+    with pytest.raises(GuardError, match="no episode was left to train on") as stopped:
         train(small("method.overlong=masked"), environment="lucky:Luck")
+    assert "raise method.max_new_tokens" in str(stopped.value)
+    assert "rewards that differ" not in str(stopped.value)
 
 
 def test_an_environment_beside_another_method_is_refused(recipe, lucky):

@@ -105,7 +105,8 @@ def _print_playing(made: Plan, console: Console) -> None:
         "other"
     )
     console.print(
-        f"  sampled together: {phase.at_a_time} episodes, each of {phase.longest:,} tokens at most"
+        f"  sampled together: {phase.most_at_a_time} episodes, each of {phase.longest:,} tokens at "
+        "most"
     )
 
 

@@ -19,12 +19,19 @@ _BLOCK, _PLAIN_BLOCK = "\u2588", "#"
 
 
 def prompt_data(recipe: Recipe, environment: str | None) -> PromptData:
-    """Return what the prompts of a recipe amount to."""
+    """Return what the prompts of a recipe amount to.
+
+    Raises:
+        RecipeError: The environment's class cannot be had.
+    """
+    from gptoss_tune.environments.load import load_environment
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe.schema import GrpoSection
     from gptoss_tune.rollout.asked import look_at_prompts
 
     assert isinstance(recipe.method, GrpoSection)  # who calls has looked
+    if environment is not None:
+        load_environment(environment)
     return look_at_prompts(
         recipe.data,
         recipe.method,

@@ -27,11 +27,11 @@ from gptoss_tune.environments.rewards.components import (
     shortness,
     well_formed_calls,
 )
-from gptoss_tune.errors import DataError, RecipeError
+from gptoss_tune.errors import DataError, MachineError, RecipeError
 from gptoss_tune.grading.code.pool import processors
 from gptoss_tune.grading.code_grader import Code
 from gptoss_tune.grading.grader import NOT_JUDGED, Grader, Verdict
-from gptoss_tune.grading.rows import read_grader
+from gptoss_tune.grading.rows import require_grader
 from gptoss_tune.recipe.contradictions.rewards import (
     COMPONENTS,
     FLOAT,
@@ -137,6 +137,7 @@ class RewardFunction:
 
         Raises:
             RecipeError: A component has a weight and no environment gives it.
+            MachineError: A reward found that the machine does not work, such as its sandbox.
         """
         sheets = [_Sheet() for _ in asked]
         self._ask_environments(asked, sheets, waiting)
@@ -160,9 +161,8 @@ class RewardFunction:
         ]
         wanted = [name for name in self.weights if name not in COMPONENTS] if self._own else []
         answered = False
-        for (sheet, _, _), found in zip(
-            pairs, self._bounded.run(calls, AT_A_TIME, waiting), strict=True
-        ):
+        results = _sound(self._bounded.run(calls, AT_A_TIME, waiting))
+        for (sheet, _, _), found in zip(pairs, results, strict=True):
             if isinstance(found, Failure):
                 sheet.fail(FLOAT, found.reason, wanted)
                 continue
@@ -213,9 +213,8 @@ class RewardFunction:
             judged.append(sheet)
             calls.append(self._call(grader, outcome))
         # A grader ends by itself, and holds processes that an exception would leave undefined.
-        for sheet, found in zip(
-            judged, self._bounded.run(calls, processors(), waiting), strict=True
-        ):
+        results = _sound(self._bounded.run(calls, processors(), waiting))
+        for sheet, found in zip(judged, results, strict=True):
             sheet.take_verdict(found)
 
     def _call(self, grader: Grader, outcome: Outcome) -> Call:
@@ -231,15 +230,18 @@ class RewardFunction:
         key = (task.source, task.number)
         if key not in self._graders:
             try:
-                found = read_grader(dict(task.row), task.source)
+                self._graders[key] = require_grader(dict(task.row), task.source)
             except DataError as error:
                 self._graders[key] = str(error)
-            else:
-                self._graders[key] = found or (
-                    f"{task.source}: the row has neither answer, pattern nor grader, and "
-                    "method.rewards weighs answer; add one, or weigh other rewards"
-                )
         return self._graders[key]
+
+
+def _sound(results: list[Any]) -> list[Any]:
+    """Return results of which none says that the machine does not work."""
+    for found in results:
+        if isinstance(found, Failure) and isinstance(found.error, MachineError):
+            raise found.error
+    return results
 
 
 class _Sheet:

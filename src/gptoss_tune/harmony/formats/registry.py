@@ -11,14 +11,14 @@ from gptoss_tune.errors import DataError
 from gptoss_tune.harmony.conversation import Conversation, Message
 from gptoss_tune.harmony.document import Document
 from gptoss_tune.harmony.fields import shown, take_listed
-from gptoss_tune.harmony.formats.detect import PAIRS, format_of
+from gptoss_tune.harmony.formats.detect import PAIRS, QUESTIONS, format_of
 from gptoss_tune.harmony.formats.harmony import read_native
 from gptoss_tune.harmony.formats.openai_chat import read_chat
 from gptoss_tune.harmony.formats.plain.instruct import as_messages
 from gptoss_tune.harmony.formats.plain.text import read_text
 from gptoss_tune.harmony.formats.prompt import read_completion, read_prompt
 from gptoss_tune.harmony.formats.sharegpt import is_of_assistant
-from gptoss_tune.harmony.reading import AS_IT_STANDS, ReadSettings
+from gptoss_tune.harmony.reading import AS_IT_STANDS, GRADING, ReadSettings
 
 _NO_TEMPLATES: Final = (
     "Files of prompts have no templates: write the question under the key prompt, and an answer to "
@@ -105,6 +105,12 @@ def read_unanswered(
             f"prompt. {other_columns}"
         )
     name = format_of(row, source, templates=False)
+    if name in PAIRS:
+        raise DataError(
+            f"{source}: the row is a preference pair ({', '.join(PAIRS[name])}); expected a "
+            "question that is to be answered: remove both answers, or train on pairs (method.name: "
+            "dpo)"
+        )
     messages = take_listed(row.get("messages"), source, "messages")
     if name == "prompt" or (isinstance(messages, list) and not _is_answered(messages, reading)):
         return read_prompt(row, source, reading=reading)
@@ -113,6 +119,55 @@ def read_unanswered(
     if not conversation.messages:
         raise DataError(f"{source}: the row asks nothing; a prompt needs a message of the user")
     return conversation
+
+
+def read_to_play(
+    row: dict[str, Any], source: str, reading: ReadSettings = AS_IT_STANDS, *, own: bool = False
+) -> Conversation:
+    """Return what an episode of a row is asked with: as ``read_unanswered``, of more columns.
+
+    A row with a column of a question, such as ``problem``, or with question and answer asks too.
+
+    Args:
+        row: As its file has it, or as templates write it.
+        source: Its place, for messages.
+        reading: How rows are read.
+        own: Whether an environment of the user's own asks: a row without a prompt has a
+            conversation without messages then.
+
+    Raises:
+        DataError: The row is in no known format, or asks nothing.
+    """
+    there = {key for key, value in row.items() if value is not None}
+    if there & _KNOWN_COLUMNS:
+        return read_unanswered(row, source, reading)
+    # What grades is no column of the question: "answer" beside "output" is the right one.
+    bare = {key: value for key, value in row.items() if key not in GRADING}
+    question = _question(bare, source)
+    if question is not None:
+        return read_unanswered(question, source, reading)
+    if own and not _asks(row, source):
+        return Conversation(source, reading=reading)
+    row = bare if _asks(bare, source) else row
+    conversation = read_as(format_of(row, source), row, source, reading)
+    conversation.messages = _without_answer(conversation.messages)
+    return conversation
+
+
+def _question(row: dict[str, Any], source: str) -> dict[str, Any] | None:
+    """Return a row with its one column of a question as its prompt; ``None`` without one."""
+    asking = [name for name in QUESTIONS if isinstance(row.get(name), str)]
+    if len(asking) != 1 or _asks(row, source):
+        return None
+    rest = {key: value for key, value in row.items() if key != asking[0]}
+    return {**rest, "prompt": row[asking[0]]}
+
+
+def _asks(row: dict[str, Any], source: str) -> bool:
+    try:
+        return format_of(row, source) == "instruct"
+    except DataError:
+        return False
 
 
 def _is_answered(messages: list[Any], reading: ReadSettings) -> bool:

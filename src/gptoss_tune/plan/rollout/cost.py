@@ -97,6 +97,7 @@ def playing_seconds(
     *,
     episodes: int,
     prompt_tokens: int,
+    chunks: int = 1,
 ) -> float:
     """Return the seconds of playing ``episodes`` on one GPU, one answer each, at most.
 
@@ -107,15 +108,17 @@ def playing_seconds(
         read_bytes: Bytes of weights that a token of an answer moves.
         episodes: To be played.
         prompt_tokens: Of each.
+        chunks: Equal parts of them, played one after the other.
     """
     phase = phase_of(setup)
-    assert phase is not None
-    at_a_time = min(phase.at_a_time, episodes)
+    assert phase is not None and setup.method.name == "grpo"
+    of_chunk = -(-episodes // chunks)
+    at_a_time = min(setup.method.rollout_batch, of_chunk)
     # The cache grows from the prompt's to the whole episode's; half of the answer on average.
     halfway = min(prompt_tokens + phase.answer // 2, phase.longest)
     cached = cache_bytes(setup.architecture, setup.value_bytes, halfway, at_a_time)
     rate = card.memory_tb_per_s * 1e12 * work.efficiency
-    drawn = -(-episodes // max(1, at_a_time)) * phase.answer
+    drawn = chunks * -(-of_chunk // max(1, at_a_time)) * phase.answer
     reading = episodes * prompt_tokens * work.flops.forward / (card.tflops * 1e12)
     return drawn * (read_bytes + cached) / rate + reading / work.efficiency
 
@@ -141,13 +144,16 @@ def rollouts_of(
     phase, method = phase_of(setup), setup.method
     if phase is None or method.name != "grpo":
         return None
-    episodes = method.prompts_per_step * method.group_size
+    episodes = method.updates * method.prompts_per_step * method.group_size
     a, tokens = setup.architecture, min(prompt[0] + phase.answer, phase.longest)
     phases = None if work.steps is None else -(-work.steps // method.updates)
     seconds = None
     if method.sampler != "server":
         seconds = playing_seconds(
-            setup, card, work, read_bytes, episodes=phase.episodes, prompt_tokens=prompt[0]
+            *(setup, card, work, read_bytes),
+            episodes=phase.episodes,
+            prompt_tokens=prompt[0],
+            chunks=phase.chunks,
         )
     replayed = a.layers * a.experts_per_token if method.replay_routing else 0
     each = int(tokens * _TEXT_BYTES) + _LINE_BYTES

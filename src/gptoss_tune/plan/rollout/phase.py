@@ -9,6 +9,7 @@ larger one of both, and not their sum. An episode is trained in one row, so it h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,14 +29,18 @@ class Phase:
     """Episodes that one GPU plays with the same weights.
 
     Attributes:
-        episodes: Of the GPU that plays most; groups are not split.
-        at_a_time: Of them, those that are sampled together.
+        episodes: Of the GPU that plays most, in whole chunks.
+        chunks: That it plays, one after the other.
+        at_a_time: Of a chunk, those that are sampled together.
+        most_at_a_time: The same, or of held-out prompts, which are no chunks of groups.
         longest: Tokens of one, at most.
         answer: Tokens of one answer, at most.
     """
 
     episodes: int
+    chunks: int
     at_a_time: int
+    most_at_a_time: int
     longest: int
     answer: int
 
@@ -50,11 +55,16 @@ def phase_of(setup: TrainingSetup) -> Phase | None:
     method = setup.method
     if method.name != "grpo":
         return None
-    groups = -(-method.prompts_per_step // setup.num_processes)
-    episodes, longest = groups * method.group_size, setup.data.max_length
+    prompts, data = method.updates * method.prompts_per_step, setup.data
+    size = method.groups_in_chunk(prompts, setup.num_processes)
+    chunks = math.ceil(prompts / (size * setup.num_processes))
+    at_a_time, longest = min(method.rollout_batch, size * method.group_size), data.max_length
+    held_out = data.eval is not None or data.eval_fraction is not None
     return Phase(
-        episodes,
-        min(method.rollout_batch, episodes),
+        min(prompts, chunks * size) * method.group_size,
+        chunks,
+        at_a_time,
+        method.rollout_batch if held_out else at_a_time,
         longest,
         min(method.max_new_tokens, longest),
     )
@@ -123,7 +133,7 @@ def playing_bytes(setup: TrainingSetup) -> dict[str, int]:
     phase = phase_of(setup)
     if phase is None or setup.method.name != "grpo" or setup.method.sampler == "server":
         return {}
-    a, value, rows = setup.architecture, setup.value_bytes, phase.at_a_time
+    a, value, rows = setup.architecture, setup.value_bytes, phase.most_at_a_time
     logits = 2 * rows * a.vocabulary * _FP32_BYTES
     pages = setup.method.sampler == "batched"
     attention = attention_bytes(a, value, phase.longest, rows, pages=pages)

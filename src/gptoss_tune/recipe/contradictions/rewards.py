@@ -56,6 +56,16 @@ def reward_rules(method: MethodSection) -> Iterator[Contradiction]:
         )
 
 
+def needs_graders(method: MethodSection, *, own: bool) -> bool:
+    """Whether each row must say how its answer is graded.
+
+    Args:
+        method: Of the recipe.
+        own: Whether a class of the user's own plays, which may judge by itself.
+    """
+    return method.name == "grpo" and not own and "answer" in method.rewards
+
+
 def require_known(
     weights: Mapping[str, float], *, own: bool, given: Iterable[str] | None = None
 ) -> None:

@@ -9,6 +9,8 @@ from pydantic import Field
 from gptoss_tune.recipe.schema.train import Count
 from gptoss_tune.recipe.schema.value_types import FromText, PathText, Section, ServerUrl
 
+_LEAST_CHUNKS = 4
+"""Of a phase: a stop costs one of them on each rank at most."""
 _Positive = Annotated[float, Field(gt=0, le=1_000_000), FromText]
 _Clip = Annotated[float, Field(gt=0, lt=1), FromText]
 _Weight = Annotated[float, Field(ge=-1000, le=1000), FromText]
@@ -25,7 +27,7 @@ class GrpoSection(Section):
     group_size: Annotated[int, Field(ge=2, le=1024)] = 8
     """Episodes sampled for each prompt; their rewards are compared with each other."""
     updates: Annotated[int, Field(ge=1, le=64)] = 1
-    """Optimizer steps on each batch of episodes; 1 is on policy."""
+    """Steps that one phase plays for; each trains on its own prompts_per_step; 1 is on policy."""
     temperature: Annotated[float, Field(gt=0, le=10), FromText] = 1.0
     """Temperature of the drawn tokens, and of the log-probabilities that are trained."""
     max_new_tokens: Count = 1024
@@ -48,7 +50,7 @@ class GrpoSection(Section):
     sampler: Literal["own", "batched", "server"] = "own"
     """own: our loop; batched: continuous batching in process; server: an OpenAI-compatible one."""
     rollout_batch: Count = 16
-    """Episodes at a time with own, sequences with batched at most, requests with server."""
+    """Episodes at a time with own, sequences with batched, requests with server, at most."""
     server_url: ServerUrl | None = None
     """Address of the server, with sampler server alone; its key is the variable VLLM_API_KEY."""
     server_folder: PathText | None = None
@@ -84,3 +86,18 @@ class GrpoSection(Section):
     """Answers cut at a limit: not trained, trained as rewarded, or with a penalty that grows."""
     overlong_buffer: Count = 256
     """With overlong shaped: tokens before the limit over which the penalty grows to 1."""
+
+    def groups_in_chunk(self, prompts: int, processes: int) -> int:
+        """Return how many groups are played together on one rank, at least 1.
+
+        A phase has a chunk for each rank, and four at least, so up to four ranks play the same
+        chunks as one. ``own`` waits for the longest of a batch, so a chunk of it is one batch; the
+        others fill up what an ended episode leaves free, from four batches at most.
+
+        Args:
+            prompts: Of the phase.
+            processes: Ranks that play.
+        """
+        batches = 1 if self.sampler == "own" else 4
+        most = batches * self.rollout_batch // self.group_size
+        return max(1, min(most, -(-prompts // max(processes, _LEAST_CHUNKS))))

@@ -104,7 +104,7 @@ def _length(run: Run) -> str:
 def _shares(run: Run) -> str:
     return chart(
         "Cut off at a limit",
-        [Line("episodes", run.series("cut_off_share"), _BAD)],
+        _both(run, "cut_off_share"),
         unit="share of episodes",
         caption="Episodes that a limit of tokens, turns or time ended (method.overlong says what "
         "is learnt from them).",
@@ -217,16 +217,19 @@ def _sampling(run: Run) -> list[str]:
 
 def _failures(run: Run) -> str:
     failed, resampled = run.series("failed_rewards"), run.series("resampled")
+    held_out = run.series("eval_failed_rewards", held_out=True)
     lines = [
         Line("rewards that failed", failed, _BAD),
         Line("groups sampled again", resampled, colour(1), DASHES[1]),
+        Line("held out: rewards that failed", held_out, _HELD_OUT, "7 4", dots=True),
     ]
     shown = [line for line in lines if any(value for _, value in line.series)]
     return chart(
         "Counted and passed over",
         shown,
         unit="between two lines of the metrics",
-        caption="A reward that raises or hangs counts 0 for its component.",
+        caption="A reward that raises or hangs counts 0 for its component, an environment that "
+        "fails for its episode.",
         from_zero=True,
     )
 

@@ -40,6 +40,8 @@ from gptoss_tune.terminal import speaks
 from gptoss_tune.train.distributed.start_processes import CHECKED
 from gptoss_tune.train.distributed.stop_signals import stop_signals
 
+_SAVES = "stopping after this step, a checkpoint is saved first"
+
 
 class _StoppedAtOnce(BaseException):
     """A signal before the first step; no ``except Exception`` on the way may swallow it."""
@@ -70,6 +72,7 @@ class StopOnSignal(TrainerCallback):
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
         self._begins_again: str | None = None
+        self._does = _SAVES
 
     def __enter__(self) -> StopOnSignal:
         """Take over the signals; Python allows that only in the main thread."""
@@ -110,6 +113,19 @@ class StopOnSignal(TrainerCallback):
         self._begins_again = what
         yield
         self._begins_again = None
+
+    @contextlib.contextmanager
+    def answering(self, does: str) -> Iterator[None]:
+        """Do work that a signal leaves at once, and let the answer to one say so.
+
+        Args:
+            does: The run does on a signal, after its name.
+        """
+        self._does = does
+        try:
+            yield
+        finally:
+            self._does = _SAVES
 
     @property
     def requested(self) -> bool:
@@ -165,7 +181,7 @@ class StopOnSignal(TrainerCallback):
         again = f"; {self._once} more Ctrl-C stop at once" if number == signal.SIGINT else ""
         again = again.replace("1 more Ctrl-C stop ", "another Ctrl-C stops ")
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        words = f"\n{name}: stopping after this step, a checkpoint is saved first{again}\n"
+        words = f"\n{name}: {self._does}{again}\n"
         if sys.stderr.isatty():
             words += "\n"  # which the progress bar takes for its own line and draws over
         with contextlib.suppress(OSError):

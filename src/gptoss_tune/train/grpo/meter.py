@@ -86,6 +86,11 @@ class GrpoMeter:
         self.sums += figures.sums
         self.maxima = torch.maximum(self.maxima, figures.maxima)
 
+    @property
+    def total(self) -> GrpoFigures:
+        """All micro-batches since the last ``reset``."""
+        return GrpoFigures(self.sums, self.maxima)
+
     def read(self, sums: Tensor | None = None, maxima: Tensor | None = None) -> dict[str, float]:
         """Return the figures since the last ``reset``; none where nothing was trained.
 

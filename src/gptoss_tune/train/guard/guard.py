@@ -58,6 +58,8 @@ class Guard(StepObserver):
         run: Path,
         console: Console,
         row_sources: Callable[[list[int]], list[str]],
+        *,
+        judges_loss: bool = True,
     ) -> None:
         """Watch the run in the folder ``run``.
 
@@ -66,16 +68,18 @@ class Guard(StepObserver):
             run: Where batches and the record are written.
             console: Where warnings go; quiet on all ranks but the first.
             row_sources: From row numbers to ``file:line``.
+            judges_loss: Whether a loss that jumps, or never changes, means anything. That of
+                episodes lies around 0 whatever is learnt, and is 0 where answers are equally long.
         """
         self.alarms = LossWarnings(section, console)
         self.skipped_steps = 0
         self._section, self._run = section, run
-        self._row_sources = row_sources
+        self._row_sources, self._judges_loss = row_sources, judges_loss
         self._watch: GradientCheck | None = None
         self._optimizer: Any = None
         self._batches: list[tuple[list[int], Tensor]] = []
         self._loss: Tensor | None = None
-        self._in_row = self._updates = self._without_signal = 0
+        self._in_row = self._updates = self._without_signal = self._without_rows = 0
         self._updates_before = self._checked_before = 0
         self._applied = False
         self._since_log: list[float] = []
@@ -99,14 +103,16 @@ class Guard(StepObserver):
         trained = [(n, p) for n, p in step.model.named_parameters() if p.grad is not None]
         norm = _total_norm(trained).to(self._loss.device)
         fine = torch.isfinite(norm) & torch.isfinite(self._loss)
-        seen = torch.stack((~fine, torch.where(fine, self._loss, 0.0))).double()
-        bad_ranks, loss_sum = sum_over_ranks(seen).tolist()
+        rows = fine.new_tensor(sum(len(numbers) for numbers, _ in self._batches), dtype=torch.long)
+        seen = torch.stack((~fine, torch.where(fine, self._loss, 0.0), rows)).double()
+        bad_ranks, loss_sum, rows_of_all = sum_over_ranks(seen).tolist()
         loss = loss_sum / world_size()
         batches, local_loss = self._batches, float(self._loss) if bad_ranks else loss
         self._batches, self._loss = [], None
         step.applied = not bad_ranks
         self._applied = step.applied and step.teaches
-        self._without_signal += not step.teaches
+        self._without_rows += not rows_of_all
+        self._without_signal += not step.teaches and rows_of_all > 0
         lr = max(group["lr"] for group in self._optimizer.param_groups)
         if self._watch is not None and self._updates < self._section.check_steps:
             self._watch.observe(updates=self._applied and lr > 0)
@@ -115,7 +121,8 @@ class Guard(StepObserver):
             return
         self._in_row = 0
         self._since_log.append(loss)
-        self.alarms.note_loss(loss, step.number, updates=lr > 0)
+        if self._judges_loss:
+            self.alarms.note_loss(loss, step.number, updates=lr > 0 and step.teaches)
 
     def before_saving(self, model: nn.Module, step: int) -> None:
         """See that what is to be written down is finite; every rank has to ask.
@@ -222,6 +229,7 @@ class Guard(StepObserver):
             "updates": self._updates + self._updates_before,
             "steps_left_out_in_a_row": self._in_row,
             "steps_without_signal": self._without_signal,
+            "steps_without_rows": self._without_rows,
         }
 
     def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
@@ -231,6 +239,7 @@ class Guard(StepObserver):
         self._in_row = int(state["steps_left_out_in_a_row"])
         self._updates_before = int(state["updates"])
         self._without_signal = int(state.get("steps_without_signal", 0))
+        self._without_rows = int(state.get("steps_without_rows", 0))
         self._checked_before = int(state["updates_checked"])
 
     def _checked(self) -> int:
@@ -249,12 +258,27 @@ class Guard(StepObserver):
                 f"gradients were not finite: {self.alarms.warnings[-1]}. Nothing was trained; look "
                 "at those rows, and check the base with `gptoss-tune verify`"
             )
+        causes, remedies = [], []
+        if self._without_rows:
+            causes.append(
+                f"in {self._without_rows} of the {steps} steps of this run no episode was left to "
+                "train on: each was cut at a limit, which method.overlong masked leaves out, or "
+                "its environment failed"
+            )
+            remedies.append("raise method.max_new_tokens, or set method.overlong to counted")
         if self._without_signal:
-            return (
+            causes.append(
                 f"in {self._without_signal} of the {steps} steps of this run no group of episodes "
-                "had rewards that differ, and the others made no update. Nothing was trained; read "
-                f"the episodes in {RunFolder(self._run).rollouts}, and take prompts that are "
-                "answered well now and then, or rewards that tell such answers apart"
+                "had rewards that differ among those trained"
+            )
+            remedies.append(
+                "take prompts that are answered well now and then, or rewards that tell such "
+                "answers apart"
+            )
+        if causes:
+            return (
+                f"{'; '.join(causes)}; any others made no update. Nothing was trained; read the "
+                f"episodes in {RunFolder(self._run).rollouts}, and {'; '.join(remedies)}"
             )
         return (
             f"none of the {steps} steps of this run had a learning rate above 0. Nothing was "

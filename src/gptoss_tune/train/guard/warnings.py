@@ -54,7 +54,8 @@ class LossWarnings:
         factor = self._section.loss_spike
         if factor is not None and len(self._recent) >= _ENOUGH:
             mean = sum(self._recent) / len(self._recent)
-            if loss > factor * mean and loss - mean > _LEAST_RISE:
+            # A loss of one's own may be negative, and has no multiple then.
+            if mean > 0 and loss > factor * mean and loss - mean > _LEAST_RISE:
                 self.warn(
                     f"step {step}: loss {loss:.4f} is {loss / mean:.1f} times the mean of the last "
                     f"{len(self._recent)} steps; lower train.learning_rate if this goes on"

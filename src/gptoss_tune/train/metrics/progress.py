@@ -205,6 +205,10 @@ def _held_out_rewards(logs: dict[str, Any]) -> list[str]:
     found += [f"{visible(name)} {_short(value)}" for name, value in parts.items() if len(parts) > 1]
     if (tokens := logs.get("eval_episode_tokens")) is not None:
         found.append(f"{tokens:,.0f} tok")
+    if cut := logs.get("eval_cut_off_share"):
+        found.append(f"cut {cut:.0%}")
+    if failed := logs.get("eval_failed_rewards"):
+        found.append(f"{failed:.0f} rewards failed")
     return found
 
 

@@ -113,8 +113,8 @@ class StepObservers(TrainerCallback):
             observer.after_forward(loss)
         self._begun().of_tokens(None)
 
-    def on_gradients(self, model: nn.Module, step: int, *, teaches: bool = True) -> None:
-        """Show the gradients of a step before they are clipped.
+    def on_gradients(self, model: nn.Module, step: int, *, teaches: bool = True) -> bool:
+        """Show the gradients of a step before they are clipped; return whether it makes an update.
 
         Args:
             model: Whose parameters hold them.
@@ -129,6 +129,7 @@ class StepObservers(TrainerCallback):
             observer.on_gradients(event)
         for observer in self.observers:
             observer.after_gradients(event)
+        return event.applied
 
     def log(self, figures: dict[str, float], step: int, *, last: bool) -> None:
         """Add the observers' figures to a line of metrics, and let them begin the next one.

@@ -48,7 +48,13 @@ def play_held_out(
 
 
 def held_out_figures(groups: Sequence[Group]) -> dict[str, float]:
-    """Return mean reward, its components, and tokens of an episode; none without prompts."""
+    """Return what an evaluation tells; nothing without prompts.
+
+    Returns:
+        Means over the episodes: ``reward``, its components, ``episode_tokens``, ``cut_off_share``;
+        and ``failed_rewards``: components that counted 0 since they raised or hung, and episodes
+        that did since their environment failed.
+    """
     episodes = [one for group in groups for one in group.episodes]
     count = len(episodes)
     if not count:
@@ -61,4 +67,6 @@ def held_out_figures(groups: Sequence[Group]) -> dict[str, float]:
             for name in names
         },
         "episode_tokens": sum(one.tokens for one in episodes) / count,
+        "cut_off_share": sum(one.cut_off for one in episodes) / count,
+        "failed_rewards": float(sum(len(one.rewards.failed) for one in episodes)),
     }

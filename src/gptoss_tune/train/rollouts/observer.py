@@ -7,7 +7,7 @@ begin stands in the checkpoint too (``rollouts.json``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ class RolloutObserver(StepObserver):
         self._section, self._run, self._facts, self._close = section, run, facts, close
         self._totals: Counter[str] = Counter(dict.fromkeys(_TOTALS, 0))
         self._failed: Counter[str] = Counter()
+        self._held_out: dict[str, int] = {}
         self._since_log: list[Phase] = []
 
     def note(self, phase: Phase) -> None:
@@ -70,6 +71,20 @@ class RolloutObserver(StepObserver):
         )
         self.cursor = phase.cursor
         self._since_log.append(phase)
+
+    def note_held_out(self, step: int, figures: Mapping[str, float], *, write: bool) -> None:
+        """Keep what failed in the newest evaluation, and write it down: a run may end with one.
+
+        Args:
+            step: Whose weights played.
+            figures: Of ``held_out_figures``; none without prompts.
+            write: Whether this rank writes the record.
+        """
+        if not figures:
+            return
+        self._held_out = {"step": step, "failed_rewards": int(figures["failed_rewards"])}
+        if write:
+            update_record(self._run, rollouts=self._record())
 
     def figures(self, line: LogLine) -> dict[str, float]:
         """Return the means over the episodes since the last line, if a phase ended since."""
@@ -123,7 +138,8 @@ class RolloutObserver(StepObserver):
             update_record(self._run, rollouts=self._record())
 
     def _record(self) -> dict[str, Any]:
-        return {**self._facts, **self._totals, "failed_by_component": dict(self._failed)}
+        found = {**self._facts, **self._totals, "failed_by_component": dict(self._failed)}
+        return found | ({"held_out": self._held_out} if self._held_out else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and the cursor, for a checkpoint."""
@@ -131,6 +147,7 @@ class RolloutObserver(StepObserver):
             "cursor": self.cursor,
             "totals": dict(self._totals),
             "failed": dict(self._failed),
+            "held_out": self._held_out,
         }
 
     def load_state_dict(self, state: dict[str, Any], *, first_rank: bool) -> None:
@@ -144,6 +161,7 @@ class RolloutObserver(StepObserver):
             raise ValueError(f"cursor is {self.cursor}")
         self._totals = Counter({name: int(state["totals"][name]) for name in _TOTALS})
         self._failed = Counter({str(name): int(n) for name, n in state["failed"].items()})
+        self._held_out = {str(name): int(n) for name, n in state.get("held_out", {}).items()}
 
     def close(self) -> None:
         """Give back what the sampler holds."""

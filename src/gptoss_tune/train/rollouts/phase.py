@@ -1,8 +1,9 @@
 """A rollout phase: the prompts of the coming steps are played before the first of them.
 
-Episodes are played in chunks of whole groups. A chunk holds the same episodes on any number of
-ranks, which take whole chunks in turn, and is what the ledger keeps: a run that was stopped in the
-middle of a phase plays the chunks that are missing. All ranks get all episodes.
+Episodes are played in chunks of whole groups (``GrpoSection.groups_in_chunk``), which ranks take in
+turn. A chunk holds the same episodes on one to four ranks; more ranks have smaller ones, so that
+none is idle. It is what the ledger keeps: a run that was stopped in the middle of a phase plays the
+chunks that are missing. All ranks get all episodes.
 
 With dynamic sampling (DAPO), a group whose rewards are all the same gives its place to a further
 prompt, up to so many tried for one that is trained; what is left then is trained as it is.
@@ -82,9 +83,6 @@ class Rollouts:
         """
         self._section, self._order, self._play = section, order, play
         self._ledger, self._should_stop = ledger, should_stop
-        # A batch of the own loop; the others fill up what an ended episode leaves free.
-        waiting = 1 if section.sampler == "own" else 4
-        self._groups_in_chunk = max(1, waiting * section.rollout_batch // section.group_size)
 
     def phase(self, prompts: int, cursor: int, key: str) -> Phase:
         """Play a phase; every rank calls it.
@@ -100,14 +98,15 @@ class Rollouts:
         began, section = time.monotonic(), self._section
         if rank() == 0:
             self._ledger.open(key)
+        size = section.groups_in_chunk(prompts, world_size())
         most = prompts * (section.max_resampling if section.dynamic_sampling else 1)
         played: list[Group] = []
         kept: list[Group] = []
         chunks, place = 0, cursor
         while len(kept) < prompts and len(played) < most:
             wanted = min(prompts - len(kept), most - len(played))
-            wave = self._wave(range(place, place + wanted), chunks, key)
-            chunks += -(-wanted // self._groups_in_chunk)
+            wave = self._wave(range(place, place + wanted), size, chunks, key)
+            chunks += -(-wanted // size)
             place += wanted
             played += wave
             kept += [one for one in wave if not section.dynamic_sampling or one.has_signal(section)]
@@ -125,9 +124,8 @@ class Rollouts:
         if rank() == 0:
             self._ledger.clear()
 
-    def _wave(self, places: range, first: int, key: str) -> list[Group]:
-        """Return the groups at ``places``; their chunks are numbered from ``first``."""
-        size = self._groups_in_chunk
+    def _wave(self, places: range, size: int, first: int, key: str) -> list[Group]:
+        """Return the groups at ``places``; chunks of ``size`` are numbered from ``first``."""
         chunks = {
             first + n: list(places[start : start + size])
             for n, start in enumerate(range(0, len(places), size))

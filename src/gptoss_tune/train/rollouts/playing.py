@@ -127,7 +127,9 @@ class Playing:
         seed = self._context.recipe.train.seed
         play = self._plays(tasks)
         groups = play_held_out(play, len(tasks), batch, seed, self._asked_to_stop)
-        return groups, held_out_figures(groups)
+        figures = held_out_figures(groups)
+        self.observer.note_held_out(step, figures, write=rank() == 0)
+        return groups, figures
 
     def dataset_of(self, task: int) -> int:
         """Return the number of the entry of ``data.train`` that a task is from."""

@@ -15,7 +15,8 @@ from datasets import Dataset
 from gptoss_tune.display import visible
 from gptoss_tune.errors import DataError, RecipeError
 from gptoss_tune.harmony.vocabulary import load_vocabulary
-from gptoss_tune.rollout.tasks import read_tasks
+from gptoss_tune.recipe.contradictions.rewards import needs_graders
+from gptoss_tune.rollout.tasks import announced, read_tasks
 
 if TYPE_CHECKING:
     from gptoss_tune.environments.environment import Task
@@ -66,8 +67,9 @@ class Tasks:
             recipe.data,
             vocabulary=load_vocabulary(context.base.path),
             seed=recipe.train.seed,
-            graded=bool(getattr(recipe.method, "rewards", {}).get("answer")) and not own,
+            graded=needs_graders(recipe.method, own=own),
             own_environment=own,
+            announced=announced(recipe.method, own=own),
         )
         with context.state.main_process_first():  # the others find what it downloads
             self.train = read(split="train", tell=tell)
