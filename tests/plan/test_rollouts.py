@@ -49,9 +49,9 @@ def test_the_cache_of_the_released_models():
     assert cache_bytes(SMALL, 2, 100, 1) == 2048 * 24 * 100, "shorter than the window"
     assert cache_after_reading(SMALL, 2, 3072, 16) == 16 * 2048 * 24 * 3072 == 2_415_919_104
     # In pages of 128 tokens of all layers, and four more, as the sampler asks for them.
-    from gptoss_tune.rollout.batched import sampler
+    from gptoss_tune.rollout.batched import planner
 
-    assert PAGE_TOKENS == sampler.PAGE_TOKENS
+    assert PAGE_TOKENS == planner.PAGE_TOKENS
     assert paged_cache_bytes(SMALL, 2, 4096, 16) == (16 * 4096 + 512) * 24 * 2048
     assert paged_cache_bytes(SMALL, 2, 4097, 1) == (4224 + 512) * 24 * 2048
 

@@ -44,6 +44,7 @@ class OpenAIServer:
         of_model: Whether the question is about one model.
         option: Where its address was given.
         name_option: How another name of the model is given.
+        proxies: Whether proxies of the environment are asked for it.
         url: Its address, with or without ``/v1``.
         model: The name it serves the model under.
         key: What it wants as bearer token; None sends none.
@@ -57,6 +58,7 @@ class OpenAIServer:
     of_model: ClassVar[bool] = True
     option: ClassVar[str]
     name_option: ClassVar[str]
+    proxies: ClassVar[bool] = True
 
     url: str
     model: str
@@ -92,7 +94,13 @@ class OpenAIServer:
             MachineError: It does not answer, or with something that is no JSON.
         """
         return self.patiently(
-            lambda: post(self.address, wanted, key=self.key, timeout_s=self.timeout_s)
+            lambda: post(
+                self.address,
+                wanted,
+                key=self.key,
+                timeout_s=self.timeout_s,
+                proxies=self.proxies,
+            )
         )
 
     def patiently(self, ask: Callable[[], _Told]) -> _Told:
@@ -191,8 +199,18 @@ def is_address(url: str) -> bool:
         return False  # brackets, or a port that is no number
 
 
+class TooLarge(ValueError):
+    """An answer has more bytes than it may have."""
+
+
 def post(
-    address: str, wanted: Mapping[str, Any] | None, *, key: str | None = None, timeout_s: float
+    address: str,
+    wanted: Mapping[str, Any] | None,
+    *,
+    key: str | None = None,
+    timeout_s: float,
+    largest: int = LARGEST_ANSWER,
+    proxies: bool = True,
 ) -> Any:
     """Return the parsed answer to one question, asked once.
 
@@ -201,26 +219,35 @@ def post(
         wanted: Its fields; ``None``: it is asked with none.
         key: Bearer token; ``None`` sends none.
         timeout_s: For the whole answer, however slowly it drips.
+        largest: Bytes that the answer may have.
+        proxies: Whether proxies of the environment are asked.
 
     Raises:
         urllib.error.HTTPError: The status is not 200; a redirection is none.
         TimeoutError: No whole answer in time.
-        ValueError: It is no JSON, or too large.
+        TooLarge: It has more bytes than that.
+        ValueError: It is no JSON.
         OSError, http.client.HTTPException: There is no answer.
     """
 
     def ask() -> bytes:
-        with opened(address, wanted, key=key, timeout_s=timeout_s) as response:
-            raw = response.read(LARGEST_ANSWER + 1)
-        if len(raw) > LARGEST_ANSWER:
-            raise ValueError(f"more than {LARGEST_ANSWER} bytes")
+        asked = opened(address, wanted, key=key, timeout_s=timeout_s, proxies=proxies)
+        with asked as response:
+            raw = response.read(largest + 1)
+        if len(raw) > largest:
+            raise TooLarge(f"more than {largest} bytes")
         return raw
 
     return parse(_within(timeout_s, ask))
 
 
 def opened(
-    address: str, wanted: Mapping[str, Any] | None, *, key: str | None, timeout_s: float
+    address: str,
+    wanted: Mapping[str, Any] | None,
+    *,
+    key: str | None,
+    timeout_s: float,
+    proxies: bool = True,
 ) -> http.client.HTTPResponse:
     """Return the response to one question, of which nothing is read yet; close it.
 
@@ -229,6 +256,7 @@ def opened(
         wanted: Its fields; ``None``: it is asked with none.
         key: Bearer token; ``None`` sends none.
         timeout_s: For each piece of it.
+        proxies: Whether proxies of the environment are asked.
 
     Raises:
         urllib.error.HTTPError: The status is not 200; a redirection is none.
@@ -239,7 +267,8 @@ def opened(
         headers["authorization"] = f"Bearer {key}"
     data = None if wanted is None else json.dumps(dict(wanted)).encode()
     request = urllib.request.Request(address, data=data, headers=headers)
-    return urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_s)
+    direct = [] if proxies else [urllib.request.ProxyHandler({})]
+    return urllib.request.build_opener(_NoRedirect, *direct).open(request, timeout=timeout_s)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

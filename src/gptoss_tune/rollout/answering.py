@@ -33,6 +33,7 @@ class Answering:
         token_ids: Sampled so far.
         logps: Their log-probabilities, scalars on the device.
         choices: ``[tokens, L, K]`` of every forward pass, on the device.
+        chosen: Tokens in ``choices``, where ``choose`` adds them.
     """
 
     number: int
@@ -41,12 +42,18 @@ class Answering:
     token_ids: list[int] = field(default_factory=list)
     logps: list[Tensor] = field(default_factory=list)
     choices: list[Tensor] = field(default_factory=list)
+    chosen: int = 0
 
     @property
     def finished(self) -> bool:
         """Whether its last token ended it, or it is as long as it may be."""
         ids = self.token_ids
         return bool(ids) and (ids[-1] in STOP_IDS or len(ids) >= self.request.max_new_tokens)
+
+    def choose(self, choices: Tensor) -> None:
+        """Add the experts of further tokens, and count them."""
+        self.choices.append(choices)
+        self.chosen += len(choices)
 
     def sampled(self, version: int) -> Sampled:
         """Return the answer, of weights ``version``."""

@@ -13,6 +13,7 @@ from gptoss_tune.errors import MachineError
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.model.attention import ATTENTION_IMPLEMENTATION
+from gptoss_tune.rollout.batched import planner
 from gptoss_tune.rollout.batched import sampler as batched
 from gptoss_tune.rollout.batched.sampler import BatchedSampler
 from gptoss_tune.rollout.own import OwnSampler
@@ -82,15 +83,15 @@ def test_a_full_cache_lets_requests_come_again(tuned, requests_of, monkeypatch):
         replace(r, max_new_tokens=n) for r, n in zip(requests_of()[1:3], (24, 24), strict=True)
     ]
     own = OwnSampler(tuned, batch=2).sample(requests, 1.0)
-    monkeypatch.setattr(batched, "PAGE_TOKENS", 16)
+    monkeypatch.setattr(planner, "PAGE_TOKENS", 16)
     asked = []
 
-    class Small(batched.ContinuousBatchingConfig):
+    class Small(planner.ContinuousBatchingConfig):
         def __init__(self, **settings):
             asked.append(settings["num_blocks"])
             super().__init__(**{**settings, "num_blocks": 6})
 
-    monkeypatch.setattr(batched, "ContinuousBatchingConfig", Small)
+    monkeypatch.setattr(planner, "ContinuousBatchingConfig", Small)
     seen = passes_of(monkeypatch)
     assert_same(own, BatchedSampler(tuned, batch=2).sample(requests, 1.0))
     assert asked == [2 * 5 + 4], "enough is asked for, so this does not come to pass by itself"
@@ -106,7 +107,7 @@ def test_nothing_stays_and_nothing_else_moves(tuned, requests_of, monkeypatch):
             super().__init__(*args, **kwargs)
             caches.append(weakref.ref(self.cache_tensor))
 
-    monkeypatch.setattr(batched, "PagedAttentionCache", Watched)
+    monkeypatch.setattr(planner, "PagedAttentionCache", Watched)
     config = tuned.get_base_model().config
     requests = requests_of(max_new_tokens=4)
     torch.manual_seed(3)
@@ -164,3 +165,60 @@ def test_choices_and_refusals(tuned, requests_of, monkeypatch):
     monkeypatch.setattr(paged_cache.PagedAttentionMemoryHandler, "get_available_memory", tiny)
     with pytest.raises(MachineError, match="one request of 11 tokens"):
         sampler.sample([request, replace(request, seed=1)], 1.0)
+
+
+def test_memory_is_counted_as_our_attention_takes_it(tuned, monkeypatch):
+    """32 requests of 512 tokens, 64 of them in a pass: no mask, and no head of keys twice."""
+    config = tuned.get_base_model().config
+    keys = config.num_key_value_heads * config.head_dim
+    pages = 2 * 4 * (32 * 4 + 4) * 128 * keys * 4  # of all four layers, in fp32
+    read = 2 * pages / 4  # of a layer of each kind
+    made = 32 * 512 * (keys + 2 * config.num_attention_heads) * 4
+    head = 32 * (64 + 201_088) * 4
+    expected = pages + read + made + head
+
+    def room(planned):
+        told = ("cpu", int(planned / 0.6), 0, 0)  # the share that is planned with on a CPU
+        for module in (planner, paged_cache):
+            monkeypatch.setattr(module, "get_device_and_memory_breakdown", lambda: told)
+        return planner.processor_of(tuned, 512, 32, 64)[1]
+
+    assert room(1.05 * expected) == 32
+    assert room(expected - made) < 32, "what our attention makes is counted"
+    assert 24 <= room(0.9 * expected) < 32, "and no more is taken away than has to be"
+
+
+def test_a_lowered_batch_is_said_once(tuned, requests_of, monkeypatch, capsys):
+    processor_of = planner.processor_of
+    monkeypatch.setattr(batched, "processor_of", lambda m, n, b, p: processor_of(m, n, 1, p))
+    requests = requests_of(max_new_tokens=1)
+    sampler = BatchedSampler(tuned, batch=3)
+    for _ in range(2):
+        sampler.sample(requests, 0.0)
+    said = capsys.readouterr().err
+    assert said.count("of 3 requests of up to 46 tokens do not fit") == 1
+    assert "those of 1 do" in said
+
+
+def test_the_experts_of_an_answer_are_counted_as_they_come(tuned, requests_of, monkeypatch):
+    """A pass adds its tokens to a number: a sum over all passes before would grow with each."""
+    seen = []
+
+    class Counted(list):
+        def __iter__(self):
+            seen.append(len(self))
+            return super().__iter__()
+
+    begin = batched.begin
+
+    def begun(requests):
+        rows = begin(requests)
+        for row in rows:
+            row.choices = Counted()
+        return rows
+
+    monkeypatch.setattr(batched, "begin", begun)
+    (request, *_) = requests_of(max_new_tokens=6)
+    (found,) = BatchedSampler(tuned, batch=1).sample([request], 1.0)
+    assert len(found.choices) == len(request.prompt) + len(found.token_ids) - 1
+    assert not seen

@@ -10,6 +10,7 @@ import pytest
 from gptoss_tune.errors import MachineError
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.rollout.sampler import Request
+from gptoss_tune.rollout.server import completions
 
 ASKED = [Request((200006, 1428, 200008, 5501, 25), 2, seed) for seed in range(3)]
 
@@ -213,6 +214,27 @@ def test_nothing_of_the_servers_defaults_takes_part(ready, stand_in):
     }
     assert {key: fields.get(key) for key in neutral} == neutral
     assert (fields["prompt"], fields["seed"]) == (list(ASKED[0].prompt), 0)
+
+
+def test_no_proxy_of_the_environment_is_asked(open_sampler, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    sampler, _ = open_sampler()
+    sampler.update(0)
+    assert len(sampler.sample(ASKED[:1], 1.0)) == 1
+
+
+def test_the_checksums_of_many_workers_are_read(open_sampler, stand_in, monkeypatch):
+    of_one = stand_in.engine.checksum()
+    many = {f"dp0:pp0:pcp0:tp{n}:{name}": "0" * 64 for n in range(400) for name in of_one}
+    assert sum(map(len, many)) + 64 * len(many) > 1 << 20
+    stand_in.weight_checker = lambda fields: (200, {"checksums": many})
+    sampler, _ = open_sampler(merge_aware=True)
+    assert sampler._handover._checksums() == many
+    monkeypatch.setattr(completions, "LONGEST_ANSWER", 64)
+    with pytest.raises(MachineError, match=r"weight_checker \(its answer has more than 64 bytes"):
+        sampler._handover._checksums()
 
 
 def test_no_requests_are_no_answers(ready, stand_in):

@@ -163,6 +163,29 @@ def test_an_adapter_that_was_rounded_is_not_shipped_unless_the_record_says_so(
     assert not list((tmp_path / "out").iterdir()) and not stand_in.calls
 
 
+def test_a_run_that_goes_on_compares_with_what_the_server_holds(
+    open_sampler, stand_in, tmp_path, capsys
+):
+    sampler, policy = open_sampler(merge_aware=True)
+    policy.move(5)
+    sampler.update(1)
+    sampler, _ = open_sampler(merge_aware=True)
+    sampler.update(2)  # the same weights: none of the server's may change, as the base's would
+    held = stand_in.label
+    assert held.startswith("weights-v2-") and (tmp_path / "handed" / held).is_dir()
+    stand_in.loads = False
+    sampler, _ = open_sampler(merge_aware=True)
+    policy.move(6)
+    with pytest.raises(MachineError, match=r"holds the same weights as before .*\(4 such parts\)"):
+        sampler.update(3)
+    # Killed in the middle, or its folder removed: nothing to compare with, said once.
+    sampler, _ = open_sampler(merge_aware=True)
+    capsys.readouterr()
+    sampler.update(4)
+    said = capsys.readouterr().err
+    assert said.count("seen by the mismatch KL alone") == 1 and "-incomplete, which is not" in said
+
+
 @pytest.mark.parametrize(
     "merge_aware, told",
     [
@@ -178,6 +201,15 @@ def test_a_server_without_the_calls_is_refused_with_the_flags(
     with pytest.raises(MachineError, match=told):
         sampler.update(0)
     assert not list((tmp_path / "handed").glob(".*")), "nothing half-written is left"
+
+
+def test_a_folder_that_the_server_does_not_see_is_told(open_sampler, stand_in):
+    words = {"error": {"message": "Loading lora policy failed: No adapter found for /elsewhere"}}
+    stand_in.load_lora_adapter = lambda fields: (404, words)
+    sampler, _ = open_sampler()
+    told = r"No adapter found .*method\.server_folder must be at this path for the server too\)$"
+    with pytest.raises(MachineError, match=told):
+        sampler.update(0)
 
 
 def test_an_adapter_that_only_one_process_of_the_server_knows_is_refused(open_sampler, stand_in):

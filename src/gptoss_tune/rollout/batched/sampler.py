@@ -4,9 +4,9 @@ transformers' continuous batching plans the passes: which requests go on, which 
 their keys and values lie in pages. What computes is the model that is being trained, its experts,
 its attention (``paged_attention``) and its adapters, without a copy of a weight; what is drawn,
 and with which random numbers, is decided as ``own`` does. So only the sums' order differs from
-``own``: in fp32 the tokens are the same. Everything runs in the calling thread, where autocast, a
-signal and the run's random state are what they were; transformers' own loop runs in another thread
-and seeds the process.
+``own``: in fp32 the tokens are the same, unless two lie closer than the rounding of one product.
+Everything runs in the calling thread, where autocast, a signal and the run's random state are what
+they were; transformers' own loop runs in another thread and seeds the process.
 
 Requests with the same prompt, a group's first turn, prefill it once: the first of them stops one
 token before its end and is forked. (Pages cannot be shared across calls: those of a sliding window
@@ -24,29 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    ContinuousBatchingConfig,
-    GenerationConfig,
-    LogitsProcessorList,
-    __version__,
-)
-from transformers.generation.continuous_batching.cache import PagedAttentionCache
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessorList,
-)
-from transformers.generation.continuous_batching.continuous_api import (
-    BackgroundThreadStatus,
-    ContinuousBatchProcessor,
-    OutputRouter,
-)
-from transformers.generation.continuous_batching.distributed import DistributedHelper
-from transformers.generation.continuous_batching.initialization import (
-    resolve_continuous_batching_config,
-)
+from transformers import __version__
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
-from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
-from gptoss_tune.errors import MachineError
+from gptoss_tune.errors import MachineError, say_once
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.model.parallel.sharding import is_sharded
@@ -60,13 +41,12 @@ from gptoss_tune.rollout.answering import (
     unwrapped,
 )
 from gptoss_tune.rollout.batched.paged_attention import PagedPass, Piece, paged
+from gptoss_tune.rollout.batched.planner import processor_of
 from gptoss_tune.rollout.draws import choose
 from gptoss_tune.rollout.sampler import Request, Sampled
 
 NEEDED = (5, 23)
 """The first transformers whose planner is asked for passes as it is here."""
-PAGE_TOKENS = 128
-"""Tokens of a page: gpt-oss's window, which fills one."""
 _CHILD = "__child#"
 
 
@@ -106,6 +86,7 @@ class BatchedSampler:
         self.version = 0
         self._batch, self._replay = batch, replay
         self._pass_tokens = max(pass_tokens, batch)
+        self._told = False
 
     def update(self, version: int) -> None:
         """Note the number of the weights; they are the trainer's own."""
@@ -140,12 +121,24 @@ class BatchedSampler:
             paged(self._model),
         ):
             passes = _Passes(self._model, rows, self._batch, self._pass_tokens)
+            self._tell_room(passes)
             with passes.stream():
                 while passes.plan():
                     if should_stop():
                         raise Stopped
                     self._run(passes, temperature, recorded)
         return [row.sampled(self.version) for row in rows]
+
+    def _tell_room(self, passes: _Passes) -> None:
+        """Say once that fewer requests than asked for have room at a time."""
+        if passes.room < passes.wanted and not self._told:
+            self._told = True
+            say_once(
+                f"method.sampler batched: keys and values of {passes.wanted} requests of up to "
+                f"{passes.longest:,} tokens do not fit beside the model, those of {passes.room} "
+                "do: the others wait for them. For more at a time lower method.max_new_tokens or "
+                "data.max_length"
+            )
 
     def _run(self, passes: _Passes, temperature: float, recorded: Recorded | None) -> None:
         """Compute the planned pass and tell it what was drawn."""
@@ -182,6 +175,11 @@ class _Passes:
 
     A request has the number of its ``Answering`` as its name; one that was forked has its parent's
     and its place among the children, as transformers names it.
+
+    Attributes:
+        wanted: Requests at a time that were asked for and are there.
+        room: Of them, those whose keys and values fit into memory.
+        longest: Tokens that a request may have.
     """
 
     def __init__(self, model: Any, rows: list[Answering], batch: int, pass_tokens: int) -> None:
@@ -193,7 +191,8 @@ class _Passes:
         self._batch, self._device = batch, device_of(model)
         self._groups = deque(_groups(rows, batch))
         longest = max(len(row.request.prompt) + row.request.max_new_tokens for row in rows)
-        self._processor = _processor(model, longest, min(batch, len(rows)), pass_tokens)
+        self.longest, self.wanted = longest, min(batch, len(rows))
+        self._processor, self.room = processor_of(model, longest, self.wanted, pass_tokens)
         self._rows: dict[str, Answering] = {}
         self._unfinished: set[int] = set()
 
@@ -266,13 +265,11 @@ class _Passes:
         for future, chosen in zip(futures, parts, strict=True):
             name = future.state.request_id
             row, past = self._rows[name], future.state.position_offset - future.query_length
-            had = sum(map(len, row.choices))
-            if had < past:  # it was forked: what came before was computed as its parent's
+            if row.chosen < past:  # it was forked: what came before was computed as its parent's
                 parent = self._rows[name.split(_CHILD)[0]]
-                row.choices = [torch.cat(parent.choices)[:past]]
-                had = past
+                row.choices, row.chosen = [torch.cat(parent.choices)[:past]], past
             # Where the cache was full a request may have had to come again from its beginning.
-            row.choices.append(chosen[had - past :])
+            row.choose(chosen[row.chosen - past :])
 
     def tell(self, tokens: Tensor, logps: Tensor) -> None:
         """Give the drawn tokens ``[n]`` and their log-probabilities to the requests that drew."""
@@ -300,76 +297,3 @@ def _groups(rows: list[Answering], batch: int) -> list[list[Answering]]:
         for group in same.values()
         for start in range(0, len(group), batch)
     ]
-
-
-class _OneProcess(DistributedHelper):
-    """transformers' helper of tensor parallelism, without it: no rank waits for another."""
-
-    def __init__(self) -> None:
-        """Know of no mesh."""
-        super().__init__(device_mesh=None, cpu_group_timeout=None)
-
-    def set_tp_seed(self, seed: int | None, model_device: torch.device) -> None:
-        """Leave the process's random state to the run: requests have their own draws."""
-
-
-class _Processor(ContinuousBatchProcessor):
-    """transformers' planner, which is dropped without a collection of the whole process's garbage.
-
-    Nothing of it is in a circle, so its cache is free as soon as nobody holds it.
-    """
-
-    def __del__(self) -> None:
-        """Collect nothing."""
-
-
-def _processor(model: Any, longest: int, batch: int, pass_tokens: int) -> _Processor:
-    """Return what plans the passes, with a cache for ``batch`` requests of ``longest`` tokens.
-
-    Raises:
-        MachineError: Not even one of them fits into memory.
-    """
-    config, device = base_of(model).config, device_of(model)
-    dtype, helper = config.dtype, _OneProcess()
-    while True:
-        asked = ContinuousBatchingConfig(
-            page_size=PAGE_TOKENS,
-            # A page more of each kind: layers of one kind take theirs by the sector.
-            num_blocks=batch * -(-longest // PAGE_TOKENS) + 4,
-            max_batch_tokens=pass_tokens,
-            max_requests_per_batch=batch,
-            max_blocks_per_request=0,
-            use_async_batching=False,
-            use_cuda_graph=False,
-            safety_margin=0.0,
-            disable_nccl_graph_mixing=False,
-        )
-        resolved = resolve_continuous_batching_config(config, asked, None, False, device)
-        try:
-            cache = PagedAttentionCache(
-                config, resolved, device, helper, dtype, model_supports_logits_to_keep=True
-            )
-            break
-        except MemoryError as error:
-            if batch == 1:
-                raise MachineError(
-                    f"method.sampler batched: keys and values of one request of {longest:,} tokens "
-                    f"do not fit beside the model ({error}); lower method.max_new_tokens or "
-                    f"data.max_length"
-                ) from error
-            batch = batch // 2
-    return _Processor(
-        cache=cache,
-        config=config,
-        generation_config=GenerationConfig(do_sample=False),
-        continuous_batching_config=resolved,
-        logit_processor=ContinuousBatchingLogitsProcessorList(LogitsProcessorList()),
-        input_queue=None,
-        cancel_queue=None,
-        output_router=OutputRouter(),
-        background_thread_status=BackgroundThreadStatus(),
-        model_device=device,
-        model_dtype=dtype,
-        scheduler=FIFOScheduler(cache, 0.0, batch),
-        distributed_helper=helper,
-    )

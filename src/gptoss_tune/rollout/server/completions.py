@@ -19,9 +19,16 @@ from typing import Any, ClassVar
 
 from gptoss_tune.display import without_credentials
 from gptoss_tune.errors import MachineError
-from gptoss_tune.export.openai_server import ModelList, OpenAIServer, post, said, said_with
+from gptoss_tune.export.openai_server import (
+    ModelList,
+    OpenAIServer,
+    TooLarge,
+    post,
+    said,
+    said_with,
+)
 from gptoss_tune.files.strict_json import parse
-from gptoss_tune.rollout.server.connection import CutOff, Exchange, Exchanges
+from gptoss_tune.rollout.server.connection import LONGEST_ANSWER, CutOff, Exchange, Exchanges
 
 BUSY = frozenset({429, 500, 502, 503, 504})
 """What another try may end otherwise."""
@@ -29,6 +36,8 @@ _NEEDS = {
     "load_lora_adapter": "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment and --enable-lora",
     "unload_lora_adapter": "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment",
 }
+_UNSEEN = "No adapter found"
+"""vLLM's words where the folder of an adapter is not there for it."""
 _DEV_MODE = "VLLM_SERVER_DEV_MODE=1 in its environment"
 _KEY: Mapping[int, str] = dict.fromkeys(
     (401, 403), "; set the variable VLLM_API_KEY to the server's key"
@@ -49,6 +58,7 @@ class CompletionServer(OpenAIServer):
     gives: ClassVar[str] = "sampled answer"
     option: ClassVar[str] = "method.server_url"
     name_option: ClassVar[str] = "--served-model-name"
+    proxies: ClassVar[bool] = False  # as ``connection`` asks for completions
 
     def complete(
         self, fields: Mapping[str, Any], exchanges: Exchanges, seconds: float
@@ -112,16 +122,27 @@ class CompletionServer(OpenAIServer):
         """
         address = f"{self._root}{'/v1' if v1 else ''}/{call}{query}"
         try:
-            return post(address, fields, key=self.key, timeout_s=CONTROL_SECONDS)
+            return post(
+                address,
+                fields,
+                key=self.key,
+                timeout_s=CONTROL_SECONDS,
+                largest=LONGEST_ANSWER,
+                proxies=self.proxies,
+            )
         except urllib.error.HTTPError as error:
             told = said_with(error, self.key)
-            if error.code in (404, 405) and call != "unload_lora_adapter":
+            if error.code == 404 and _UNSEEN in told:
+                told += "; method.server_folder must be at this path for the server too"
+            elif error.code in (404, 405) and call != "unload_lora_adapter":
                 told += f"; start the server with {_NEEDS.get(call, _DEV_MODE)}"
             elif error.code in _KEY:
                 told += _KEY[error.code]
             raise self._not_done(call, told) from None
         except TimeoutError:
             raise self._not_done(call, f"no answer within {CONTROL_SECONDS:g} s") from None
+        except TooLarge as error:
+            raise self._not_done(call, f"its answer has {error}") from None
         except ValueError:
             return None  # a text, or nothing: the status is 200
         except (OSError, http.client.HTTPException) as error:
@@ -160,6 +181,7 @@ class _Served(ModelList):
     """The list of models of the server of a recipe."""
 
     option: ClassVar[str] = CompletionServer.option
+    proxies: ClassVar[bool] = CompletionServer.proxies
 
     def refused(self, error: urllib.error.HTTPError) -> MachineError:
         """Return the error of another status than 200; the key is not named on a command line."""

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from gptoss_tune.export.openai_server import LARGEST_ANSWER
 
 LONGEST_ANSWER = 64 * LARGEST_ANSWER
-"""Bytes of one answer at most: ids, log-probabilities and experts of 128k tokens fit."""
+"""Bytes of one answer at most: ids, log-probabilities and experts of 128k tokens fit, and the
+checksums of every tensor on every worker."""
 
 
 class CutOff(Exception):

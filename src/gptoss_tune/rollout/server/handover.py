@@ -11,9 +11,10 @@ would answer without a word. The folder has to be at the same path for the serve
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -31,6 +32,7 @@ from gptoss_tune.weights import Checkpoint, open_checkpoint
 from gptoss_tune.weights.adapter import Adapter, open_adapter
 
 _INCOMPLETE = "-incomplete"
+_SHIPPED = re.compile(rf"weights-v\d+-[0-9a-f]{{12}}({_INCOMPLETE})?")
 _IDLE_TRIES, _IDLE_SECONDS = 20, 0.5
 
 
@@ -132,8 +134,7 @@ class ShippedWeights:
             return Weights(version, model, name)
         if not out.exists():
             self._merge(opened, out)
-        held = self.base if self._before is None else open_checkpoint(self.folder / self._before)
-        self._reload(out, name, changed_parts(held, open_checkpoint(out)))
+        self._reload(out, name)
         if self._before is not None:
             shutil.rmtree(self.folder / self._before, ignore_errors=True)
         self._before = name
@@ -149,13 +150,25 @@ class ShippedWeights:
                 "(lora.merge_aware), and MXFP4 would round them now; hand the adapter over instead"
             )
 
-    def _reload(self, out: Path, label: str, changes: Collection[str]) -> None:
+    def _held(self, label: Any) -> Checkpoint | None:
+        """Return the weights that the server has by its ``label``; None where they are not here.
+
+        A run that goes on finds those of its last hand-over, unless somebody removed them, or it
+        was killed in the middle of a reload.
+        """
+        if self._before is not None:
+            return open_checkpoint(self.folder / self._before)
+        if not (isinstance(label, str) and _SHIPPED.fullmatch(label)):
+            return self.base
+        before = self.folder / label
+        return open_checkpoint(before) if before.is_dir() else None
+
+    def _reload(self, out: Path, label: str) -> None:
         """Put the weights of ``out`` into the paused server and label them.
 
         Args:
             out: What is loaded.
             label: Its name.
-            changes: Parts of the model in which they are others than those before.
 
         Raises:
             MachineError: It did not load them; it stays paused, so that nobody gets answers of
@@ -163,6 +176,13 @@ class ShippedWeights:
         """
         ask = self.server.control
         before, had = self._checksums(), _label(ask("weight_info"))
+        held = self._held(had)
+        changes = set[str]() if held is None else changed_parts(held, open_checkpoint(out))
+        if held is None:
+            say_once(
+                f"{self.server.url}: holds {had}, which is not in {self.folder}: that {label} was "
+                "loaded in its place is seen by the mismatch KL alone"
+            )
         ask("pause", {}, query="?mode=wait")
         ask("update_weight_version", {"new_version": f"{label}{_INCOMPLETE}"})
         told = {"method": "reload_weights", "kwargs": {"weights_path": str(out.absolute())}}
@@ -174,7 +194,7 @@ class ShippedWeights:
                 f"{min(untold)}: that they were loaded is seen by the mismatch KL alone"
             )
         kept = parts_kept(before, self._checksums(), changes)
-        if kept and had not in (label, f"{label}{_INCOMPLETE}"):  # a run that was killed here
+        if kept:
             raise MachineError(
                 f"{self.server.url}: loaded {out}, and holds the same weights as before in "
                 f"{kept[0]} ({len(kept)} such parts); it stays paused: see what it wrote, and "

@@ -229,4 +229,5 @@ def sampler_of(context: RunContext, model: Any, save: Callable[[Path], None]) ->
         save=save,
         merge_aware=context.recipe.lora.merge_aware,
         device=str(context.device),
+        progress=lambda done, total: context.watch.note_progress(),
     )
