@@ -61,12 +61,12 @@ def test_attention_at_work_while_tokens_are_drawn(recipe):
     assert attention_bytes(SMALL, 2, 4096, 16, pages=False) == 16 * 4096 * (512 + 128) * 4
     assert attention_bytes(SMALL, 2, 4096, 16, pages=True) == 16 * 4096 * (2560 + 4 * 1024)
     logits = 2 * 16 * 201_088 * 4
-    kinds = plan(recipe("method.sampler=batched", "method.rollout_batch=64"), H100).memory.kinds
+    # A chunk of a phase holds a quarter of its groups, so that many prompts play 64 together.
+    together = ("method.rollout_batch=64", "method.prompts_per_step=32")
+    kinds = plan(recipe("method.sampler=batched", *together), H100).memory.kinds
     assert kinds["layer at work"] == 64 * 4096 * (2560 + 4096) + 4 * logits
-    long = recipe(
-        "method.max_new_tokens=4000", "method.rollout_batch=64"
-    )  # what is read before an answer is little then
-    kinds = plan(long, H100).memory.kinds
+    # What is read before an answer is little then.
+    kinds = plan(recipe("method.max_new_tokens=4000", *together), H100).memory.kinds
     assert kinds["KV cache"] == cache_bytes(SMALL, 2, 4096, 64)
     assert kinds["layer at work"] == 64 * 4096 * 640 * 4 + 4 * logits
 

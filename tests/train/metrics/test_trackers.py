@@ -123,6 +123,8 @@ def test_rewards_reach_both_trackers_under_their_names_and_no_episode_does(tmp_p
     from gptoss_tune.train.metrics.wandb_tracker import WandbTracker
 
     monkeypatch.setenv("TRACKIO_DIR", "")  # is put back, whatever the tracker sets
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)  # it reads the folder once, when it is imported
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     (tmp_path / "rollouts").mkdir()
     (tmp_path / "rollouts" / "step-1.jsonl").write_text('{"messages": "canary"}\n')

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gptoss_tune.harmony.places import Overlap
     from gptoss_tune.harmony.render import Example
     from gptoss_tune.harmony.vocabulary import Vocabulary
-    from gptoss_tune.recipe import DataSection, Recipe
-    from gptoss_tune.recipe.schema import MethodSection
+    from gptoss_tune.recipe import DataSection
+    from gptoss_tune.recipe.schema import GrpoSection, MethodSection
     from gptoss_tune.report.token_view import ShownPreference
 
 EnvironmentClass = Annotated[
@@ -73,6 +73,7 @@ def preview(
     from gptoss_tune.harmony.dataset.pair_statistics import NOUNS
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.recipe.schema import GrpoSection
     from gptoss_tune.report.token_view import first_examples, first_preferences
 
     resolved = load_recipe(recipe, overrides or [])
@@ -81,8 +82,10 @@ def preview(
     chosen: Literal["train", "eval"] = "eval" if split == "eval" else "train"
     sources = split_sources(resolved.data, chosen)
     kind = kind_of(resolved.method)
-    if kind.rows == "prompt":
-        return _preview_prompts(resolved, chosen, n, html, environment, strict=strict)
+    if isinstance(resolved.method, GrpoSection):
+        seed = resolved.train.seed
+        asked = _Prompts(resolved.data, resolved.method, seed, environment)
+        return _preview_prompts(asked, chosen, n, html, strict=strict)
     _refuse_environment(environment)
     vocabulary = load_vocabulary()
     census = _statistics(resolved.data, resolved.method, vocabulary, seed=resolved.train.seed)
@@ -128,14 +131,14 @@ def check_data(
     from rich.console import Console
 
     from gptoss_tune.cli.recipe.prompts import print_prompt_data, prompt_data
-    from gptoss_tune.harmony.dataset.kinds import kind_of
     from gptoss_tune.harmony.vocabulary import load_vocabulary
     from gptoss_tune.recipe import load_recipe
+    from gptoss_tune.recipe.schema import GrpoSection
 
     resolved = load_recipe(recipe, overrides or [])
     console = Console(highlight=False, soft_wrap=True)
-    if kind_of(resolved.method).rows == "prompt":
-        prompts = prompt_data(resolved, environment)
+    if isinstance(resolved.method, GrpoSection):
+        prompts = prompt_data(resolved.data, resolved.method, resolved.train.seed, environment)
         report, amiss = prompts.to_json(), [*prompts.problems, *prompts.warnings]
         show = partial(print_prompt_data, console, prompts, strict=strict)
     else:
@@ -158,14 +161,17 @@ def check_data(
         raise typer.Exit(2)
 
 
+class _Prompts(NamedTuple):
+    """The prompts of a recipe of grpo, and who asks them."""
+
+    data: DataSection
+    method: GrpoSection
+    seed: int
+    environment: str | None
+
+
 def _preview_prompts(
-    recipe: Recipe,
-    split: str,
-    count: int,
-    html: Path | None,
-    environment: str | None,
-    *,
-    strict: bool,
+    asked: _Prompts, split: str, count: int, html: Path | None, *, strict: bool
 ) -> None:
     """Show the first prompts of a recipe of grpo, and what all amount to."""
     from rich.console import Console
@@ -175,9 +181,10 @@ def _preview_prompts(
 
     if html is not None:
         raise RecipeError("--html is for samples that are trained; prompts are shown here alone")
-    found = prompt_data(recipe, environment)
+    found = prompt_data(*asked)
     console = Console(highlight=False, soft_wrap=True)
-    print_first_prompts(console, recipe, found, split, count, environment)
+    tasks, (data, method, seed, environment) = found.splits[split].tasks[:count], asked
+    print_first_prompts(console, tasks, data, method, seed=seed, environment=environment)
     print_prompt_data(console, found, strict=strict)
     if strict and (found.problems or found.warnings):
         raise typer.Exit(2)

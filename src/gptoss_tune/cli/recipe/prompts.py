@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gptoss_tune.display import can_show, visible
@@ -10,15 +10,19 @@ from gptoss_tune.display import can_show, visible
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gptoss_tune.environments.environment import Task
     from gptoss_tune.harmony.vocabulary import Vocabulary
-    from gptoss_tune.recipe import Recipe
+    from gptoss_tune.recipe import DataSection
+    from gptoss_tune.recipe.schema import GrpoSection
     from gptoss_tune.rollout.asked import PromptData, PromptSplit, ShownPrompt
 
 _WIDEST_BAR = 40
 _BLOCK, _PLAIN_BLOCK = "\u2588", "#"
 
 
-def prompt_data(recipe: Recipe, environment: str | None) -> PromptData:
+def prompt_data(
+    data: DataSection, method: GrpoSection, seed: int, environment: str | None
+) -> PromptData:
     """Return what the prompts of a recipe amount to.
 
     Raises:
@@ -26,44 +30,29 @@ def prompt_data(recipe: Recipe, environment: str | None) -> PromptData:
     """
     from gptoss_tune.environments.load import environment_for
     from gptoss_tune.harmony.vocabulary import load_vocabulary
-    from gptoss_tune.recipe.schema import GrpoSection
     from gptoss_tune.rollout.asked import look_at_prompts
 
-    assert isinstance(recipe.method, GrpoSection)  # who calls has looked
-    environment_for(environment, recipe.method)
+    environment_for(environment, method)
     return look_at_prompts(
-        recipe.data,
-        recipe.method,
-        load_vocabulary(),
-        seed=recipe.train.seed,
-        own_environment=environment is not None,
+        data, method, load_vocabulary(), seed=seed, own_environment=environment is not None
     )
 
 
 def print_first_prompts(
     console: Console,
-    recipe: Recipe,
-    found: PromptData,
-    split: str,
-    count: int,
+    tasks: Sequence[Task],
+    data: DataSection,
+    method: GrpoSection,
+    *,
+    seed: int,
     environment: str | None,
 ) -> None:
-    """Print the first prompts of a split as a sampler gets them, and what grades their answers."""
+    """Print prompts as a sampler gets them, and what grades their answers."""
     from gptoss_tune.harmony.vocabulary import load_vocabulary
-    from gptoss_tune.recipe.schema import GrpoSection
     from gptoss_tune.rollout.asked import first_prompts
 
-    assert isinstance(recipe.method, GrpoSection)
     vocabulary = load_vocabulary()
-    tasks = found.splits[split].tasks[:count]
-    shown = first_prompts(
-        tasks,
-        recipe.data,
-        recipe.method,
-        vocabulary,
-        environment=environment,
-        seed=recipe.train.seed,
-    )
+    shown = first_prompts(tasks, data, method, vocabulary, environment=environment, seed=seed)
     for number, one in enumerate(shown, start=1):
         _print_prompt(console, number, one, vocabulary)
 
