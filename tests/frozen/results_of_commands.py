@@ -240,13 +240,16 @@ def rendered():
     """Return count and hash of what training reads: each file of conversations, each recipe."""
     found = {}
     for path in sorted(Path("data").glob("*/*.jsonl")):
+        no_answers = path.stem in ("tools_train", "tools_eval")  # prompts to be played
         of_preferences = path.stem.startswith(("pairs", "labels"))
-        if path.parent.name in ("conversations", "tiny") and not of_preferences:
+        if path.parent.name in ("conversations", "tiny") and not (of_preferences or no_answers):
             for packing in ("false", "true"):
                 settings = [f"data.train={path}", "data.max_length=4096", f"data.packing={packing}"]
                 name = f"{path}{' packed' if packing == 'true' else ''}"
                 found[name] = _digest(surface.rendered_rows(_TINY, settings, "train"))
     for path in _recipes():
+        if "grpo" in Path(path).stem:  # its rows are prompts: nothing is rendered before a run
+            continue
         held_out = "\n  eval:" in Path(path).read_text(encoding="utf-8")
         for split in ("train", "eval") if held_out else ("train",):
             found[f"{path} {split}"] = _digest(surface.rendered_rows(path, [], split))
