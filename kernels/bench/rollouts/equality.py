@@ -38,7 +38,7 @@ from gptoss_tune.evaluate.load import load_evaluated_model, open_evaluated_model
 from gptoss_tune.evaluate.parse import STOP_IDS
 from gptoss_tune.export.adapter_formats import write_adapter
 from gptoss_tune.export.merge.merge import MergeOptions, merge
-from gptoss_tune.export.merge.steps import WeightedAdapter
+from gptoss_tune.export.merge.steps import WeightedAdapter, is_merge_aware
 from gptoss_tune.harmony.formats.prompt import read_prompt
 from gptoss_tune.harmony.render import Renderer, RenderSettings
 from gptoss_tune.harmony.vocabulary import load_vocabulary
@@ -154,17 +154,25 @@ class Policies:
 def open_policies(
     run: Path, out: Path, dtype: str = "float32", base_name: str | None = None
 ) -> Policies:
-    """Return the policy of ``run`` in its forms; what is exported is written below ``out``."""
+    """Return the policy of ``run`` in its forms; what is exported is written below ``out``.
+
+    Raises:
+        SystemExit: It is no run with ``lora.merge_aware`` on experts in MXFP4.
+    """
     subject = open_evaluated_model(str(run), base=base_name)
     base, adapter = subject.checkpoint, subject.adapter
-    assert adapter is not None
+    if adapter is None or not is_merge_aware(base, [WeightedAdapter(adapter)]):
+        raise SystemExit(
+            f"{run}: its record does not say that it was trained with lora.merge_aware on a base "
+            "with experts in MXFP4; expected such a run: of another the export is another policy, "
+            "and there is nothing to compare"
+        )
     section = ModelSection(name_or_path=str(base.path), dtype=dtype)  # pyright: ignore[reportArgumentType]
     trained = load_evaluated_model(subject, section, torch.device("cpu"))
     packed, beside = out / "mxfp4", out / "adapter"
     for folder in (packed, beside):
         shutil.rmtree(folder, ignore_errors=True)
-    report = merge(base, [WeightedAdapter(adapter)], packed, MergeOptions("mxfp4"))
-    assert report["merge_aware"], f"{run}: was not trained with lora.merge_aware"
+    merge(base, [WeightedAdapter(adapter)], packed, MergeOptions("mxfp4"))
     write_adapter(adapter, beside, "peft")
     swapped = PeftModel.from_pretrained(plain(base.path, dtype), str(beside))
     return Policies(

@@ -13,10 +13,11 @@ from gptoss_tune.rollout.batched.sampler import BatchedSampler
 from gptoss_tune.rollout.own import OwnSampler
 from gptoss_tune.weights import open_checkpoint
 
+TEMPERATURE = 0.3
 pytestmark = pytest.mark.usefixtures("planner")
 
 
-def trained(model, request, found):
+def trained(model, request, found, temperature=1.0):
     ids = torch.tensor([[*request.prompt, *found.token_ids]], device=model.device)
     weights = torch.zeros(ids.shape, device=model.device)
     weights[0, len(request.prompt) - 1 : -1] = 1
@@ -26,6 +27,7 @@ def trained(model, request, found):
         shift_labels=ids.roll(-1, 1),
         loss_weights=weights,
         choices=choices.to(model.device),
+        temperature=temperature,
         use_cache=False,
     )
     return -out.token_losses[0, len(request.prompt) - 1 : -1].detach().cpu().numpy()
@@ -58,7 +60,11 @@ def test_two_ranks_sample_what_one_does(tuned, recipe_of, requests_of, forked_py
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_samplers_on_a_gpu(tuned, recipe_of, base, requests_of, tmp_path, dtype):
-    """fp32 says what the CPU says; bf16 agrees with its own training forward, replayed."""
+    """fp32 says what the CPU says; bf16 agrees with its own training forward, replayed.
+
+    At 0.3 a few words of 201,088 hold most of the probability: a draw among nearly equal ones may
+    fall to a neighbour by the rounding of another device.
+    """
     tuned.save_pretrained(str(tmp_path / "start"), save_embedding_layers=False)
     overrides = (f"lora.init_from={tmp_path / 'start'}", f"model.dtype={dtype}")
     there = build(load_recipe(recipe_of(), overrides), open_checkpoint(str(base)), "cuda").model
@@ -66,14 +72,14 @@ def test_samplers_on_a_gpu(tuned, recipe_of, base, requests_of, tmp_path, dtype)
     requests = requests_of(max_new_tokens=24)
     held = torch.cuda.memory_allocated()
     for sampler in (OwnSampler(there, batch=4), BatchedSampler(there, batch=4)):
-        found = sampler.sample(requests, 1.0)
+        found = sampler.sample(requests, TEMPERATURE)
         if dtype == "float32":
-            expected = OwnSampler(tuned, batch=4).sample(requests, 1.0)
+            expected = OwnSampler(tuned, batch=4).sample(requests, TEMPERATURE)
             assert [one.token_ids for one in found] == [one.token_ids for one in expected]
         narrow = dtype == "bfloat16"
         for request, one in zip(requests, found, strict=True):
             with torch.autocast("cuda", torch.bfloat16, enabled=narrow):
-                apart = np.abs(trained(there, request, one) - one.logps)
+                apart = np.abs(trained(there, request, one, TEMPERATURE) - one.logps)
             assert apart.mean() < (0.05 if narrow else 1e-4)
         del found
     torch.cuda.synchronize()
