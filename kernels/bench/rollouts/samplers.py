@@ -5,8 +5,10 @@
 
 Groups of requests share a prompt; every request has a longest answer of its own, so that some end
 long before others, as answers do. Both samplers get the same requests, batch and seeds and run in
-turns, after a round that is not counted. In fp32 they have to say the same tokens, or the exit code
-is 1; in bf16 the share that is the same is told. Without --base a tiny gpt-oss is made (released
+turns, after a round that is not counted. The share of answers with the same tokens is told: a draw
+from 201,088 nearly equal words falls to a neighbour where a product is summed in another order. In
+fp32 answers with the same tokens have to have the same log-probabilities within 1e-4, or the exit
+code is 1. Without --base a tiny gpt-oss is made (released
 layout, MXFP4, the real vocabulary). On a CPU read the CPU seconds where other work runs beside.
 """
 
@@ -39,6 +41,7 @@ from gptoss_tune.train.entrypoint import quiet_libraries
 from gptoss_tune.weights import open_checkpoint
 
 MIB = 2**20
+_ROUNDING = 1e-4
 ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 
 
@@ -90,9 +93,9 @@ def main() -> int:
             handle = model.register_forward_hook(partial(count, one))
             run(sampler, requests, arguments.temperature, device, one, counted=counted)
             handle.remove()
-    lines, same = table(seen, requests)
+    lines, apart = table(seen, requests)
     print("\n".join(lines), flush=True)
-    return int(not same and arguments.dtype == "float32")
+    return int(not apart < _ROUNDING and arguments.dtype == "float32")
 
 
 def made_requests(arguments: argparse.Namespace) -> list[Request]:
@@ -169,8 +172,8 @@ def head(arguments: argparse.Namespace, requests: Sequence[Request]) -> str:
     )
 
 
-def table(seen: Sequence[Seen], requests: Sequence[Request]) -> tuple[list[str], bool]:
-    """Return the lines to show, and whether all samplers said the same."""
+def table(seen: Sequence[Seen], requests: Sequence[Request]) -> tuple[list[str], float]:
+    """Return the lines to show, and how far log-probabilities of the same tokens are apart."""
     lines = [
         "",
         "| sampler | rollouts/s, median (least to most) | rollouts a CPU second | tokens/s "
@@ -205,7 +208,7 @@ def table(seen: Sequence[Seen], requests: Sequence[Request]) -> tuple[list[str],
         f"batched / own: {clock:.2f} by the clock, {cpu:.2f} by CPU seconds; {sum(same)} of "
         f"{len(same)} answers are the same tokens, log-probabilities {apart:.1e} apart at most",
     ]
-    return lines, all(same)
+    return lines, float(apart)
 
 
 if __name__ == "__main__":
