@@ -108,7 +108,7 @@ def kill_in_a_save(bench: Bench, run: Path, chance: random.Random) -> list[Outco
     for _ in range(chance.randint(1, 3)):
         wait_until(lambda: not bench.stack.saving(run), group)
         wait_until(lambda: bench.stack.saving(run), group)
-    group.wait_or_not(chance.uniform(0, 0.03) * bench.whole_s)
+    group.wait_or_not(chance.uniform(0, 0.01) * bench.whole_s)
     group.kill()
     return [bench.finish(run)]
 

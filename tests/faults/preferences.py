@@ -164,7 +164,7 @@ def _in_a_save(bench: Bench, run: Path, group: processes.Group, chance: random.R
     for _ in range(chance.randint(1, 3)):
         wait_until(lambda: not bench.stack.saving(run), group)
         wait_until(lambda: bench.stack.saving(run), group)
-    group.wait_or_not(chance.uniform(0, 0.03) * bench.whole_s)
+    group.wait_or_not(chance.uniform(0, 0.005) * bench.whole_s)
 
 
 def _in_the_steps(bench: Bench, run: Path, group: processes.Group, chance: random.Random) -> None:
@@ -217,7 +217,7 @@ def place(run: Path) -> str:
         return "after its end"
     if (run / "adapter").is_dir():
         return "at the end"
-    if (run / ".staging").is_dir():
+    if stacks.staged(run):
         return "inside a save"
     if lines:
         step = json.loads(lines[-1])["step"] if lines[-1].endswith("}") else 0

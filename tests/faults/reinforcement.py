@@ -24,7 +24,9 @@ from gptoss_tune.environments.environment import Outcome as Played
 
 _TIMED = ("second", "runtime", "memory")
 """What of the name of a figure says that it is measured, and another one in each run."""
-GROUPS, EPISODES = 3, 4
+GROUPS, EPISODES, UPDATES = 3, 4, 2
+CHUNKS = GROUPS * UPDATES
+"""Of a phase: a group each."""
 
 
 class Seeded:
@@ -83,14 +85,14 @@ method:
   max_new_tokens: 6
   rewards: {{environment: 1}}
   overlong: counted
-  updates: 2
+  updates: {UPDATES}
 data: {{train: {work / "prompts.jsonl"}, eval: {work / "held-out.jsonl"}, max_length: 128}}
 guard: {{check_steps: 0}}
 distributed: {{timeout_seconds: {stacks.TIMEOUT_S}}}
 train:
   output_dir: {work / "unnamed"}
   max_steps: {stacks.STEPS}
-  save_steps: {stacks.SAVE_STEPS - 1}
+  save_steps: 1
   eval_steps: {stacks.SAVE_STEPS}
   per_device_train_batch_size: 2
   learning_rate: 5e-3
@@ -191,15 +193,18 @@ def _chunks(run: Path) -> int:
 def _in_the_first_rollouts(
     bench: Bench, run: Path, group: processes.Group, chance: random.Random
 ) -> None:
-    wait_until(lambda: _chunks(run) >= chance.choice((1, 2)), group)
+    chunks = chance.randint(1, CHUNKS - 1)
+    wait_until(lambda: _chunks(run) >= chunks, group)
 
 
 def _in_later_rollouts(
     bench: Bench, run: Path, group: processes.Group, chance: random.Random
 ) -> None:
     _after_line(run, chance.choice((2, 4)), group)
-    wait_until(lambda: _chunks(run) == 1, group)
-    group.wait_or_not(chance.uniform(0, 0.03) * bench.whole_s)
+    wait_until(lambda: _chunks(run) == 0, group)
+    chunks = chance.randint(1, CHUNKS - 1)
+    wait_until(lambda: _chunks(run) >= chunks, group)
+    group.wait_or_not(chance.uniform(0, 0.01) * bench.whole_s)
 
 
 def _between_updates(
@@ -213,7 +218,7 @@ def _in_a_save(bench: Bench, run: Path, group: processes.Group, chance: random.R
     for _ in range(chance.randint(1, 4)):
         wait_until(lambda: not bench.stack.saving(run), group)
         wait_until(lambda: bench.stack.saving(run), group)
-    group.wait_or_not(chance.uniform(0, 0.03) * bench.whole_s)
+    group.wait_or_not(chance.uniform(0, 0.004) * bench.whole_s)
 
 
 def _after_line(run: Path, step: int, group: processes.Group) -> None:
@@ -231,13 +236,13 @@ def place(run: Path) -> str:
     steps = [json.loads(line)["step"] for line in lines if '"reward"' in line or '"loss"' in line]
     if (run / "adapter").is_dir():
         return "at the end"
-    if (run / ".staging").is_dir():
+    if stacks.staged(run):
         return "inside a save"
-    if _chunks(run):
-        return "in rollouts" if steps else "in the first rollouts"
-    if not run.is_dir() or not steps:
+    if 0 < _chunks(run) < CHUNKS:
+        return "in later rollouts" if steps else "in the first rollouts"
+    if not run.is_dir() or not (steps or _chunks(run)):
         return "before the rollouts"
-    return "between two updates" if steps[-1] % 2 else "after an update"
+    return "between two updates" if steps and steps[-1] % UPDATES else "between rollouts and a step"
 
 
 def _text(path: Path) -> str:

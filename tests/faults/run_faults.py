@@ -139,7 +139,11 @@ def work_off(
 def run(
     wanted: list[tuple[str, str, int, cases.Case]], seed: int, jobs: int, work: Path
 ) -> list[dict]:
-    """Run the cases, some at a time, and return their outcomes."""
+    """Run the cases, some at a time, and return their outcomes.
+
+    Raises:
+        SystemExit: A process of this script failed, so cases are missing.
+    """
     stacks.prepare(work)
     processes.settle()
     pairs = {(stack, ranks) for _, stack, ranks, _ in wanted}
@@ -162,9 +166,9 @@ def run(
             finally:
                 os._exit(code)
         pids.append(pid)
-    for pid in pids:
-        if os.waitpid(pid, 0)[1]:
-            sys.stderr.write(f"process {pid} of the fault script failed: its cases are missing\n")
+    codes = [os.waitpid(pid, 0)[1] for pid in pids]
+    if any(codes):
+        raise SystemExit(f"this script failed, and cases are missing; others are in {work}/*.jsonl")
     lines = [line for out in outs if out.exists() for line in out.read_text().splitlines()]
     return [json.loads(line) for line in lines]
 
@@ -209,10 +213,12 @@ def conditions(chosen: argparse.Namespace, cases_run: int, minutes: float) -> st
     import trl
 
     method = "" if chosen.method == "sft" else f"--method {chosen.method} "
+    every = stacks.SAVE_STEPS
     compared = "every loss and the adapter are"
     if chosen.method == "dpo":
         compared = "adapter, lines of metrics (but for what is measured) and `pairs.json` are"
     if chosen.method == "grpo":
+        every = f"step, phases of {reinforcement.UPDATES}"
         compared = "adapter, episodes, rewards and lines of metrics (but for what is measured) are"
     return (
         f"`python tests/faults/run_faults.py {method}--kills {chosen.kills} --seed {chosen.seed} "
@@ -220,7 +226,7 @@ def conditions(chosen: argparse.Namespace, cases_run: int, minutes: float) -> st
         f"{cases_run} cases in {minutes:.0f} minutes. Python {platform.python_version()}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}, TRL {trl.__version__}, "
         f"gloo; a gpt-oss with one layer and random weights, {stacks.STEPS} steps, a checkpoint "
-        f"every {stacks.SAVE_STEPS}. After the fault the same command is given once more, and "
+        f"every {every}. After the fault the same command is given once more, and "
         f"{compared} compared with those of a run without a fault. Refused: named and not used. "
         "Told: an exact adapter, with the lines of metrics that are lost named."
     )

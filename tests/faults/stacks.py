@@ -25,6 +25,14 @@ class Result:
     adapter: dict[str, bytes]
 
 
+def staged(run: Path) -> bool:
+    """Return whether files of a save of ours are in the run's staging folder, which may go."""
+    try:
+        return bool(os.listdir(run / ".staging"))
+    except FileNotFoundError:
+        return False
+
+
 class Ours:
     """``gptoss_tune.train`` of a recipe."""
 
@@ -66,8 +74,8 @@ train:
         return ["-m", "gptoss_tune.train", str(self.recipe), f"train.output_dir={run}"]
 
     def saving(self, run: Path) -> bool:
-        """Return whether a save is going on."""
-        return (run / ".staging").is_dir()
+        """Return whether a save is going on: its folder stays, empty, until the next."""
+        return staged(run)
 
     def result(self, run: Path) -> Result:
         """Read what a finished run left."""

@@ -14,7 +14,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method, faults, most", [("sft", 8, 2), ("dpo", 8, 1)])
+@pytest.mark.parametrize("method, faults, most", [("sft", 8, 2), ("dpo", 8, 1), ("grpo", 3, 1)])
 def test_a_selection_of_faults_ends_exact(tmp_path, method, faults, most):
     script, found = Path(__file__).with_name("run_faults.py"), tmp_path / "outcomes.jsonl"
     arguments = ["--selection", "--jobs", "1", "--timeout", "15", "--work", str(tmp_path / "work")]
