@@ -80,6 +80,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_no_text_takes_long_or_passes(name):
     grader, judge = read_grader(ROWS[name], "x:1"), Grading()

@@ -127,6 +127,7 @@ def rows_for(name):
     return [{"messages": [user, {"role": "assistant", "content": f"2.{n}"}]} for n in range(6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_names())
 def test_one_s_own_rows_need_no_third_override(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -128,6 +128,7 @@ def test_it_is_asked_as_it_was_trained(run, base):
     assert 0 < off < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["bf16", "mxfp4"])
 def test_what_is_merged_are_the_released_bytes_and_the_adapters(run, base, tmp_path, form):
     out = tmp_path / "merged"

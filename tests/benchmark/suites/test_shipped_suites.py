@@ -101,6 +101,7 @@ def test_each_language_is_written_in_its_script(suites):
             assert other not in names, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(rows("code"))))
 def test_code_references_pass_their_tests_and_an_empty_one_does_not(sandbox, suites, number):
     row, question = rows("code")[number], suites["code"].questions[number]

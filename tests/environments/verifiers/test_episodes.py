@@ -184,6 +184,7 @@ def test_plain_functions_and_tools_are_called_where_they_are_asked_for(vf, own, 
 
 
 # A loop that is blocked is left after some seconds, which the others need to be judged.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "seconds"), [("waits", 1.5), ("spins", 1.5), ("spins in the loop", 5.0)]
 )

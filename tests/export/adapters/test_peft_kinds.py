@@ -64,6 +64,7 @@ def test_base_and_adapter_have_pefts_logits(kind, lab, base):
     assert (got - bare).abs().max() > 1e-2 * (bare.abs().max()), "the adapter does something"
 
 
+@pytest.mark.slow
 def test_a_wrong_value_in_the_merged_file_is_seen(kind, foreign, lab, base, tmp_path):
     """One value of each tensor that the kind changes beside plain factors."""
     name, adapter, out, merged, _ = kind
@@ -94,6 +95,7 @@ def test_mxfp4_keeps_what_is_no_expert(foreign, tmp_path):
     assert all(torch.equal(packed[n], dense[n]) for n in same)
 
 
+@pytest.mark.slow
 def test_peft_reads_the_copy_and_computes_the_same(kind, foreign, lab, base, tmp_path):
     name, adapter, _, _, _ = kind
     for number, options in enumerate(([], ["--uniform"])):

@@ -129,6 +129,7 @@ def made(foreign, out, base_weights, form, *, without=()):
     return foreign.by_hand(out, weights, **config), expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form", [pytest.param(f, marks=[pytest.mark.slow] * bool(n)) for n, f in enumerate(FORMS)]
 )
@@ -153,6 +154,7 @@ def test_the_copy_for_peft_and_vllm_means_the_same(
         open_evaluated_model(str(copy), base=str(base))
 
 
+@pytest.mark.slow
 def test_experts_without_factors_stay_the_bases_and_are_counted(
     foreign, base, base_weights, lab, tmp_path
 ):

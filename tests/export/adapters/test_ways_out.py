@@ -97,6 +97,7 @@ def test_a_run_starts_from_the_copy_of_a_state_dict(foreign, lab, trainable, tmp
     init_from(trainable, tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_a_run_does_not_start_from_dora_and_says_what_to_do(foreign, base, trainable, tmp_path):
     adapter = foreign.by_peft(tmp_path / "adapter", target_modules=ATTENTION, use_dora=True)
     with pytest.raises(CheckpointError, match=r"use_dora .*name DIR as model.name_or_p") as error:
@@ -185,6 +186,7 @@ def test_factors_that_are_no_numbers_are_refused(foreign, base, lab, adapter_cop
         lab.edit_weights(adapter_copy, lambda w: {**w, name: torch.ones(4, 64)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -217,6 +219,7 @@ def test_resized_embeddings_are_called_so(foreign, base, lab, tmp_path):
         open_adapter(adapter, open_checkpoint(base))
 
 
+@pytest.mark.slow
 def test_what_has_no_sum_is_refused(foreign, base, lab, tmp_path):
     plain = foreign.by_peft(tmp_path / "plain", target_modules=["q_proj", "lm_head"])
     dora = foreign.by_peft(tmp_path / "dora", target_modules=["q_proj"], use_dora=True)

@@ -103,6 +103,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(in_terminal, stand_in):
         assert terminal.ended() == 0
 
 
+@pytest.mark.slow
 def test_what_is_typed_while_an_answer_comes_is_the_next_message(in_terminal, stand_in):
     with in_terminal(stand_in.url) as terminal:
         terminal.prompted()
@@ -142,6 +143,7 @@ def test_history_stays_between_sessions_unless_it_is_not_to(in_terminal, stand_i
     assert kept.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_is_typed_before_ctrl_c_and_after_ctrl_z_is_kept_and_unseen(in_terminal, stand_in):
     with in_terminal(stand_in.url) as terminal:
         terminal.prompted()
@@ -163,6 +165,7 @@ def test_what_is_typed_before_ctrl_c_and_after_ctrl_z_is_kept_and_unseen(in_term
         terminal.until("You said: typed ahead!")
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_waited_for_aloud_and_ctrl_c_takes_the_question_back(
     in_terminal, stand_in
 ):
@@ -202,6 +205,7 @@ def test_a_closed_standard_input_is_one_sentence(stand_in):
     assert done.returncode == 0 and b"You said: Hi" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dumb", ""])
 def test_a_terminal_that_cannot_move_its_cursor(in_terminal, stand_in, kind):
     with in_terminal(stand_in.url, TERM=kind) as terminal:

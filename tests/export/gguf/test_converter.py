@@ -21,6 +21,7 @@ def test_every_recorded_case_is_compared(golden, golden_cases):
     assert golden["converter"]["gguf-py"] == "0.19.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_file_is_the_converters_byte_for_byte(name, golden, golden_cases, gguf, tmp_path):
     expert_format, _, _ = golden_cases.CASES[name]

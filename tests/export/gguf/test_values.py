@@ -72,6 +72,7 @@ def without(report, *keys):
 CONTAINER = ("container", "name", "computed_by", "bytes", "max_shard_size")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expert_format", ["mxfp4", "bf16"])
 @pytest.mark.parametrize("packed", [True, False], ids=["mxfp4 base", "bf16 base"])
 def test_the_values_are_those_of_the_safetensors_export(

@@ -75,6 +75,7 @@ def test_a_right_file_is_green_with_a_table_by_kind(packed_gguf, light, adapter,
     assert len(result.targets) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, place, bit, said",
     [
@@ -260,6 +261,7 @@ def test_a_file_of_another_program_is_held_to_the_changes(light, adapter, lab, g
     assert checks_of(lab, out, light, adapter)["values"].passed is False
 
 
+@pytest.mark.slow
 def test_a_change_that_another_machine_rounded_is_held_to_the_changes(copy, light, adapter, lab):
     edit(copy, "blk.0.ffn_up_exps.weight", flip(3 * BLOCK + 5, 0x01))  # half a step of one value
     assert checks_of(lab, copy, light, adapter)["values"].passed is False
@@ -280,6 +282,7 @@ def test_a_file_beside_another_merges_is_not_held_to_its_hashes(packed_gguf, tmp
     assert "names other.gguf" in checks["hashes"].detail
 
 
+@pytest.mark.slow
 def test_a_merge_is_verified_before_it_gets_its_name(light, adapter, tmp_path, monkeypatch):
     from gptoss_tune.export.gguf import container
 

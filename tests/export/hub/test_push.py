@@ -145,6 +145,7 @@ def test_pushing_again_sends_nothing_twice(hub, some_files):
     assert hub.repos[REPO]["files"]["run_card.json"] == b"{}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["/api/repos/create", "/storage/", "/commit/", "/preupload/"])
 @pytest.mark.parametrize(
     "fault",

@@ -52,6 +52,7 @@ def in_dtype(folder, out, dtype, noise=0.0):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("expert_format", ["bf16", "mxfp4"])
 def test_a_base_of_another_dtype_gives_bf16(

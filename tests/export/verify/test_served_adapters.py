@@ -23,6 +23,8 @@ from gptoss_tune.weights import open_checkpoint
 
 NOWHERE = "http://127.0.0.1:1"
 
+pytestmark = pytest.mark.slow
+
 
 def answers_of(base, model):
     """The likeliest next token of every prompt with its log-probability: transformers, bf16."""

@@ -185,6 +185,7 @@ def test_a_dropped_expert_is_red(base, adapter_copy, tmp_path, lab, small):
     assert any("expert 2" in fault for target in result.targets for fault in target.faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disguise", ["dense_base", "base"], ids=["bf16", "MXFP4"])
 def test_the_base_in_disguise_is_red(base, adapter, disguise, request, lab):
     result = check(lab, base, adapter, request.getfixturevalue(disguise))

@@ -23,6 +23,8 @@ from gptoss_tune.harmony.conversation import Conversation
 
 HERE = Path(__file__).parent
 
+pytestmark = pytest.mark.slow
+
 
 def _table(file, name):
     spec = importlib.util.spec_from_file_location(file, HERE / f"{file}.py")

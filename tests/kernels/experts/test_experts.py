@@ -108,6 +108,7 @@ def test_torch_modes(layer, options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize(("layer", "options"), TRITON_MODES)
 def test_triton_modes(layer, options, device):

@@ -75,6 +75,7 @@ def test_torch_tiles_equal_the_whole_call(sizes, options, tile_tokens):
         assert_close(name, part, whole[name], 0 if tile_tokens >= TOKENS else 1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize(
     ("sizes", "options"),
@@ -147,6 +148,7 @@ def test_every_kernel_is_that_of_the_whole_call(backend, device, monkeypatch):
     assert set(asked) == ({2 * TOKENS, 2 * TOKENS // 4, None} if backend == "triton" else set())
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize("merge_aware", [False, True], ids=["split", "merge-aware"])
 @pytest.mark.parametrize("room", [True, False], ids=["both-fit", "no-room"])

@@ -110,8 +110,8 @@ CASES = [
         for merged in (False, True)
     ),
     *(
-        pytest.param("triton", mode, merged, marks=[pytest.mark.interpreter, *marks])
-        for mode, merged, marks in (("none", False, []), ("full", True, [pytest.mark.slow]))
+        pytest.param("triton", mode, merged, marks=[pytest.mark.interpreter, pytest.mark.slow])
+        for mode, merged in (("none", False), ("full", True))
     ),
 ]
 

@@ -18,7 +18,6 @@ KILLS = (
     "before the adapter",
     "after the adapter",
 )
-FAST = ("a signal in the best evaluation",)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +36,8 @@ def whole(write_recipe, overfitting, forked_python, left, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize(
-    "place",
-    [pytest.param(p, marks=[] if p in FAST else pytest.mark.slow) for p in (*KILLS, *SIGNALS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", (*KILLS, *SIGNALS))
 def test_the_end_is_that_of_the_undisturbed_run(
     place, whole, write_recipe, overfitting, forked_python, left, tmp_path
 ):

@@ -63,6 +63,7 @@ def test_an_early_end_by_answers_leaves_the_figures_of_its_last_steps(
     assert "the learning rate had come to" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_the_published_weights_are_asked_where_they_were_not(recipe, overfitting, ask, tmp_path):
     """Prompts that are asked at the end alone meet the last weights first, then the best ones."""
     others = [one for one in overfitting if not re.search("max_steps|early|output_dir", one)]

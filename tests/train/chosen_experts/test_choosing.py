@@ -172,6 +172,7 @@ def of_something_else(folder):
     (folder / "manifest.json").write_text(json.dumps({file.name: sha256_of(file)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm, message",
     [(edited, "are damaged"), (of_something_else, "belong to something else")],

@@ -13,7 +13,9 @@ def logged(run, name):
     return [line for line in map(json.loads, lines) if name in line]
 
 
-@pytest.mark.parametrize("reference", ["init_adapter", "base"])
+@pytest.mark.parametrize(
+    "reference", ["init_adapter", pytest.param("base", marks=pytest.mark.slow)]
+)
 def test_a_run_is_held_to_the_adapter_that_it_starts_from_or_to_the_base(
     grpo_recipe, whole, tmp_path, lucky, reference
 ):

@@ -96,6 +96,7 @@ def test_the_cases_are_curves_of_their_own():
     assert all(math.isfinite(rate) for curve in curves.values() for rate in curve)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[] if n == "warmup_stable_decay" else pytest.mark.slow) for n in CASES],
