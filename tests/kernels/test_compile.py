@@ -25,8 +25,6 @@ ATTENTION = [
     for layer in ("window", "full", "part of a row, window", "part of a row, full")
 ]
 LOSS = ["cross entropy", "cross entropy, by rows", "cross entropy gradient, by rows"]
-# What `make test` leaves to `make test-all`.
-LATER = ("gfx942", "sm_80", "sm_100", "sm_120")
 # The report has these, too; a test run can do without the slowest, least used ones.
 SKIPPED = ("fp32", "fp16", "r 128", "r 256", "no LoRA", "E 128", "few rows", "alone")
 
@@ -45,10 +43,8 @@ def run(code_or_script, *arguments, kernels=None):
     )
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in LATER)) for name in sorted(SHARED)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sorted(SHARED))
 def test_no_spills_pipelined_wide_and_within_the_card(architecture, tmp_path):
     file = tmp_path / "report.json"
     done = run(

@@ -118,6 +118,7 @@ def test_resume_auto_continues_bit_for_bit(recipe, losses, tmp_path):
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_the_newest_lines_and_not_all(recipe, losses, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "_LINES_KEPT", 2)
     summary = train(recipe("train.save_steps=2", "train.max_steps=6"))
@@ -165,6 +166,7 @@ def test_the_advice_how_to_train_a_finished_run_longer_works(recipe, losses, tmp
     assert min(losses(longer.folder)) == (4 if epochs else 5)
 
 
+@pytest.mark.slow
 def test_the_first_lines_say_who_computes_a_step(recipe, monkeypatch, capsys):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
@@ -209,6 +211,7 @@ def test_every_way_to_train_continues_bit_for_bit(recipe, losses, tmp_path, sett
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode",
     ["full", *(pytest.param(one, marks=pytest.mark.slow) for one in ("selective", "offload"))],
@@ -221,6 +224,7 @@ def test_checkpointing_changes_no_loss(recipe, losses, tmp_path, mode):
     assert losses(tmp_path / mode) == losses(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_bfloat16_runs_in_mixed_precision_with_fp32_adapters(recipe, losses, tmp_path):
     train(recipe("model.dtype=bfloat16", "train.max_steps=2"))
     assert all(math.isfinite(loss) for loss in losses(tmp_path / "run").values())

@@ -45,6 +45,7 @@ def kind(request, foreign, lab, tmp_path_factory):
     return request.param, adapter, folder / "out", merged, said
 
 
+@pytest.mark.slow
 def test_a_merge_is_pefts_own_rounded_once_and_is_verified(kind, foreign, lab, base):
     _, adapter, _, merged, said = kind
     foreign.assert_rounded(merged, lab.merged_by_peft(base, adapter))

@@ -76,6 +76,7 @@ def test_keys_pastes_and_commands_in_one_conversation(in_terminal, stand_in):
     assert stand_in.asked[-1]["reasoning_effort"] == "high"
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_session(in_terminal, stand_in):
     with in_terminal(stand_in.url) as terminal:
         terminal.prompted()
@@ -236,6 +237,7 @@ def test_a_terminal_that_cannot_move_its_cursor(in_terminal, stand_in, kind):
     assert stand_in.asked[0]["messages"][-1]["content"] == "one\ntwo"
 
 
+@pytest.mark.slow
 def test_no_colour_where_none_is_wanted(in_terminal, stand_in):
     with in_terminal(stand_in.url, NO_COLOR="1") as terminal:
         terminal.prompted()
@@ -246,6 +248,7 @@ def test_no_colour_where_none_is_wanted(in_terminal, stand_in):
     assert not colours.search(terminal.raw), colours.search(terminal.raw)
 
 
+@pytest.mark.slow
 def test_a_history_that_cannot_be_kept_is_said_once(in_terminal, stand_in, tmp_path):
     (tmp_path / "file").write_text("")
     with in_terminal(stand_in.url, XDG_CACHE_HOME=str(tmp_path / "file")) as terminal:

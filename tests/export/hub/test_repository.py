@@ -40,6 +40,7 @@ def test_an_adapter_then_the_merged_model_leaves_no_adapter(hub, run, merged):
     assert len(hub.repos[REPO]["commits"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before, after",
     [
@@ -71,6 +72,7 @@ def test_what_others_put_there_is_kept_where_no_loader_looks(hub):
     assert theirs.items() <= hub.repos[REPO]["files"].items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -133,6 +135,7 @@ def test_names_like_ours_that_people_added_are_kept(hub):
     assert theirs.items() <= hub.repos[REPO]["files"].items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["recipe.yaml", "loss.svg", "LICENSE", "NOTICE", "run_card.json"])
 def test_what_others_put_under_our_names_is_not_overwritten(hub, name):
     theirs = {"README.md": b"# Theirs", ".gitattributes": b"", name: b"theirs"}

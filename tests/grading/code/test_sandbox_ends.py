@@ -154,6 +154,7 @@ def test_endless_output_is_not_kept(attempt):
     assert errors.ended == "too much output" and len(errors.stderr) <= 256 * 1024
 
 
+@pytest.mark.slow
 def test_a_small_file_that_unpacks_to_a_large_one_is_stopped(attempt):
     code = """
     import zlib

@@ -117,7 +117,7 @@ def test_a_spread_row_equals_float64_autograd(name, ranks, found):
         assert_close(what, got, truth, tolerance)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_what_travels_is_what_chunks_reach_back_to(ranks, found):
     size = LENGTH // (2 * ranks)
     for name, reach in {
@@ -135,7 +135,7 @@ def test_what_travels_is_what_chunks_reach_back_to(ranks, found):
             assert rank["all"] == (both if reach else []), name
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_layer_that_runs_again_fetches_for_its_backward_only(ranks, found):
     for name in ("run again", "run again, window 8"):
         for rank in found(ranks)[name]:

@@ -180,6 +180,7 @@ def test_peft_views_give_the_same_numbers(backend, device):
         assert torch.equal(got.view(-1, rank, e).permute(2, 0, 1), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_checkpointing_changes_no_bit(backend, device):
     inputs = layer(device)

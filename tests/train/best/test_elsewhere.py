@@ -66,6 +66,7 @@ def assert_whole(run, before):
     assert all(ours[name].equal(published[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_best_found_by_an_owed_evaluation_is_saved_where_the_run_goes_on(owing, tmp_path):
     run = tmp_path / "other"
     elsewhere(owing, run)

@@ -68,6 +68,7 @@ def whole(write_recipe, rows, tmp_path_factory):
     return load_file(summary.adapter / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_after_the_last_step_the_run_ends_as_a_finished_one(
     recipe, rows, whole, signalled, capsys, place

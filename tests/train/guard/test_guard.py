@@ -73,6 +73,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "callbacks", "said"), NOTHING.values(), ids=NOTHING)
 def test_a_run_that_trained_nothing_is_none(recipe, tmp_path, overrides, callbacks, said):
     with pytest.raises(GuardError, match=said):
@@ -239,6 +240,7 @@ def test_one_nan_is_left_out_without_an_update(recipe, broken, monkeypatch, tmp_
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoiled", [2, 3], ids=["at a save", "in the last update"])
 def test_an_update_that_is_not_finite_is_never_written_down(recipe, tmp_path, spoiled):
     """Every gradient is finite: as when a divisor vanishes in fp32, or memory fails."""

@@ -13,9 +13,8 @@ def logged(run, name):
     return [line for line in map(json.loads, lines) if name in line]
 
 
-@pytest.mark.parametrize(
-    "reference", ["init_adapter", pytest.param("base", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["init_adapter", "base"])
 def test_a_run_is_held_to_the_adapter_that_it_starts_from_or_to_the_base(
     grpo_recipe, whole, tmp_path, lucky, reference
 ):
@@ -32,6 +31,7 @@ def test_a_run_is_held_to_the_adapter_that_it_starts_from_or_to_the_base(
         assert first > 1e-9 and second != first
 
 
+@pytest.mark.slow
 def test_a_run_whose_held_out_reward_gets_no_better_ends_early(grpo_recipe, tmp_path, lucky):
     stop = "train.early_stopping={metric: eval_reward, patience: 1}"
     words = ["train.eval_steps=1", "train.save_steps=null", "train.keep_best=null", stop]

@@ -105,7 +105,8 @@ def test_episodes_that_were_played_with_other_settings_are_not_trained(
     assert all(("old_logps" in one) == (recipe.method.updates > 1) for one in batches)
 
 
-@pytest.mark.parametrize("phase", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", [1, 2])
 def test_a_signal_in_the_rollouts_stops_at_once_and_costs_nothing(
     grpo_recipe, whole, tmp_path, lucky, monkeypatch, capfd, phase
 ):

@@ -105,6 +105,7 @@ def test_long_rows_get_a_length_that_holds_them(write, init):
     assert not recipe.data.packing  # each fills a row
 
 
+@pytest.mark.slow
 def test_what_the_card_cannot_hold_is_dropped_and_said(write, init):
     write("chat", 40, length=30_000)
     result = init("--data", "chat.jsonl", "--gpu", "4080", "-y")
@@ -125,6 +126,7 @@ def test_the_card_that_is_here_is_taken(write, init):
     assert "fits a100-40gb" in result.output
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_what_would(write, init, tmp_path):
     write("chat")
     result = init("--data", "chat.jsonl", "--gpu", "4090", "--model", "120b", "-y")
