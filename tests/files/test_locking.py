@@ -90,13 +90,14 @@ def test_a_disk_without_locks_says_so(no_locks, tmp_path):
         assert lock.take() == "Function not implemented"
 
 
-def test_a_run_and_the_cache_go_on_without_locks(no_locks, tmp_path):
+def test_a_run_and_the_cache_go_on_without_locks(no_locks, tmp_path, monkeypatch):
     from gptoss_tune.harmony.dataset import cache
     from gptoss_tune.run.lock import FolderLock
 
     with FolderLock() as lock:
         (told,) = lock.take(tmp_path)
     assert "cannot be locked (Function not implemented): start no second run" in told
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     building = cache.cache_folder() / f"building-{'a' * 32}-{cache._host()}-x"
     building.mkdir(parents=True)
     key = cache.cache_key(["without locks"])
