@@ -9,7 +9,6 @@ import pytest
 from gptoss_tune.environments import Tool
 from gptoss_tune.environments.environment import Rewards
 from gptoss_tune.environments.rewards.reward import RewardFunction
-from gptoss_tune.environments.rows import RowTools
 from gptoss_tune.errors import MachineError
 from gptoss_tune.evaluate.generate import Stopped
 from gptoss_tune.rollout.play import Limits, Player
@@ -359,46 +358,6 @@ def test_a_stop_is_heard_while_a_tool_runs(play, row):
         )
     gate.set()
     assert asked == ["pear"] and time.monotonic() - started < 10
-
-
-def test_a_sampler_that_changes_its_weights_or_its_counts_is_refused(play, row, scripted, renderer):
-    from dataclasses import replace
-
-    def broken(**changes):
-        sampler = scripted([GOOD, FINAL])
-        whole = sampler.sample
-        sampler.sample = lambda *a, **k: [
-            replace(found, **{k: change(found, sampler) for k, change in changes.items()})
-            for found in whole(*a, **k)
-        ]
-        return sampler
-
-    from gptoss_tune.environments.environment import Task
-    from gptoss_tune.harmony.formats.prompt import read_prompt
-
-    task = Task(0, "rows.jsonl:1", row, read_prompt(row, "rows.jsonl:1"))
-    for sampler, said in (
-        (broken(version=lambda found, sampler: sampler.rounds), "version 1 began.*by version 2"),
-        (broken(logps=lambda found, sampler: found.logps[1:]), "log-probabilities for"),
-        (broken(choices=lambda found, sampler: found.choices[1:]), "experts of"),
-    ):
-        player = Player(
-            sampler, renderer, RowTools, lambda asked, *, waiting: [], Limits(100, 8, 2000, 5.0)
-        )
-        with pytest.raises(MachineError, match=said):
-            player.play([(task, 0, 0)], temperature=1.0)
-
-
-def test_a_sampler_that_tells_no_experts_gives_samples_without(play, row, monkeypatch):
-    episode, sampler = play(row, GOOD, FINAL)
-    assert episode.samples[0].choices is not None
-    from dataclasses import replace
-
-    whole = type(sampler).sample
-    silent = lambda self, *a, **k: [replace(f, choices=None) for f in whole(self, *a, **k)]  # noqa: E731
-    monkeypatch.setattr(type(sampler), "sample", silent)
-    episode, _ = play(row, GOOD, FINAL)
-    assert episode.samples[0].choices is None
 
 
 def test_everything_of_an_episode_can_be_written_as_json(play, row):
